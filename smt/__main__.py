@@ -1,0 +1,5 @@
+"""`python -m smt`: what torchrun starts."""
+
+from smt.cli import main
+
+main()

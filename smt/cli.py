@@ -1,0 +1,80 @@
+"""The `smt` command. Commands load on first use, so that `smt --help` needs no torch."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smt import __version__
+from smt.errors import UserError, suggest
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (module, one-line help); the module has a click command `command`
+    "check": ("smt.commands.check", "Validate params/ and print what each experiment trains."),
+    "data": ("smt.commands.data", "Make demo data; check a data set and write its manifest."),
+    "train": ("smt.commands.train", "Train one run, or go on with it."),
+    "evaluate": ("smt.commands.evaluate", "Evaluate the exported weights of a run on their own."),
+    "profile": ("smt.commands.profile", "Parameters and MACs of every model."),
+    "convert": ("smt.commands.convert", "Convert weights from and to the released naming."),
+    "sync": ("smt.commands.sync", "Send journals to MLflow: only what is new."),
+    "tables": ("smt.commands.tables", "Make the paper's tables again, without torch."),
+    "figures": ("smt.commands.figures", "Draw learning curves and accuracy against MACs."),
+    "ui": ("smt.commands.ui", "Open the MLflow UI on this project's runs."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS:
+            raise UserError(f"smt: no command {args[0]!r}; {suggest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="smt")
+@click.option("--params", type=click.Path(path_type=Path), help="Folder of params [./params].")
+@click.option("--results", type=click.Path(path_type=Path), help="Folder of results [./results].")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of data sets [./data].")
+def cli(params: Path | None, results: Path | None, data: Path | None) -> None:
+    """Reproduce "Scale-Aware Modulation Meet Transformer" (ICCV 2023).
+
+    Exit codes: 0 done; 2 bad input; 3 data missing or unreadable; 4 training failed;
+    75 stopped on request with its state saved (run the same command again to go on).
+    """
+    for variable, value in (("SMT_PARAMS", params), ("SMT_RESULTS", results), ("SMT_DATA", data)):
+        if value is not None:
+            os.environ[variable] = str(value)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and an exit code."""
+    try:
+        cli(prog_name="smt", standalone_mode=False)
+    except UserError as error:
+        click.echo(f"smt: error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("smt: stopped", err=True)
+        sys.exit(130)

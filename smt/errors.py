@@ -1,0 +1,46 @@
+"""Errors that a user can cause, and the exit codes of every command."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+EXIT_BAD_INPUT = 2
+"""A wrong parameter, file, name or argument: nothing was started."""
+
+EXIT_DATA = 3
+"""A data set that is missing, incomplete or unreadable."""
+
+EXIT_TRAINING = 4
+"""A training that cannot go on: non-finite loss, failed parent, full disk."""
+
+EXIT_RESUME = 75
+"""Stopped on request with its state saved: run the same command again to go on."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; shown as one line, without a traceback.
+
+    The message says what is wrong, where (file and key), what is valid, and what to do.
+    """
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class DataError(UserError):
+    """A data set that is missing, incomplete or unreadable."""
+
+    exit_code = EXIT_DATA
+
+
+class TrainingError(UserError):
+    """A training run that cannot go on."""
+
+    exit_code = EXIT_TRAINING
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Return a phrase that helps whoever mistyped `name`: the nearest valid names, or all."""
+    names = sorted(valid)
+    close = get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"valid: {', '.join(names) or 'none'}"

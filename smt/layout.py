@@ -1,0 +1,104 @@
+"""Where everything lies on disk. No other module builds a path below `results/`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from smt.spec import Dataset, Run
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def default_params() -> Path:
+    """Return the params folder: SMT_PARAMS, else ./params, else the one beside the package."""
+    if "SMT_PARAMS" in os.environ:
+        return Path(os.environ["SMT_PARAMS"])
+    if Path("params/models.yaml").exists():
+        return Path("params")
+    return bundled_params()
+
+
+def bundled_params() -> Path:
+    """Return the params folder that came with this installation."""
+    packaged = PACKAGE / "_params"
+    return packaged if packaged.exists() else PACKAGE.parent / "params"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one scale.
+
+    A run's folder holds what the DAG declares (`metrics.json`, `model.safetensors`) and one work
+    folder a fingerprint (`work-0123456789ab/`) with journal, provenance, checkpoints and logs,
+    which Snakemake never deletes.
+    """
+
+    scale: str
+    results: Path = Path("results")
+    data: Path = Path("data")
+
+    @classmethod
+    def from_environment(cls, scale: str) -> "Layout":
+        """Return the layout that SMT_RESULTS and SMT_DATA choose (defaults: results, data)."""
+        return cls(
+            scale=scale,
+            results=Path(os.environ.get("SMT_RESULTS", "results")),
+            data=Path(os.environ.get("SMT_DATA", "data")),
+        )
+
+    @property
+    def root(self) -> Path:
+        """Folder of everything made at this scale."""
+        return self.results / self.scale
+
+    def dataset_root(self, dataset: Dataset) -> Path:
+        """Folder that holds the data set's train/ and val/."""
+        return self.data / dataset.root
+
+    def data_file(self, path: str) -> Path:
+        """A file of params that is absolute or below the data folder."""
+        return self.data / path
+
+    def manifest(self, dataset: str) -> Path:
+        """What was found in a data set: counts, classes, digest."""
+        return self.root / "data" / f"{dataset}.json"
+
+    def run_dir(self, run: Run) -> Path:
+        return self.root / "runs" / run.experiment / f"seed{run.seed}"
+
+    def metrics(self, run: Run) -> Path:
+        """Final numbers of a run, its fingerprint and the digest of its weights."""
+        return self.run_dir(run) / "metrics.json"
+
+    def weights(self, run: Run) -> Path:
+        return self.run_dir(run) / "model.safetensors"
+
+    def evaluation(self, run: Run) -> Path:
+        """The exported weights evaluated again, on their own."""
+        return self.run_dir(run) / "evaluation.json"
+
+    def work_dir(self, run: Run, fingerprint: str) -> Path:
+        return self.run_dir(run) / f"work-{fingerprint[:12]}"
+
+    @property
+    def sizes(self) -> Path:
+        """Parameters and MACs of every model."""
+        return self.root / "sizes.json"
+
+    @property
+    def sync_receipt(self) -> Path:
+        """Which run is which MLflow run."""
+        return self.root / "mlflow.json"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    def tracking_uri(self) -> str:
+        """MLFLOW_TRACKING_URI, else an SQLite file in the results folder (absolute)."""
+        database = (self.results / "mlflow.db").resolve()
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"

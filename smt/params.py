@@ -1,0 +1,354 @@
+"""Reading `params/`: inheritance, the scale's overlay, validation with file, line and key."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from smt import spec
+from smt.errors import UserError, suggest
+from smt.yamlfile import KeyPath, YamlFile
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"^[a-z0-9][a-z0-9_]{0,79}$")
+_RAND_AUGMENT = re.compile(r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")
+_OVERLAID = ("models", "recipes", "datasets", "class_maps", "experiments")
+
+
+def load_project(params: Path, scale: str) -> spec.Project:
+    """Return everything that `params` says at `scale`, checked.
+
+    Raises:
+        UserError: naming file, line and key, what is valid, and what to do.
+    """
+    files = {
+        name: YamlFile(params / f"{name}.yaml")
+        for name in ("scales", "models", "recipes", "data", "experiments", "reported", "tables")
+    }
+    drift = YamlFile(params / "drift.yaml")
+    scales = files["scales"]
+    if scale not in scales.data:
+        raise UserError(f"{scales.path}: no scale {scale!r}; {suggest(scale, scales.data)}")
+    entry = scales.data[scale]
+    if not isinstance(entry, dict):
+        raise UserError(f"{scales.where((scale,))}: expected a mapping")
+    own = {key: value for key, value in entry.items() if key not in _OVERLAID}
+    reader = _Reader(scales, scale)
+    project = spec.Project(
+        scale_name=scale,
+        scale=_validate(spec.Scale, own, [(scales, (scale,))], skip=_OVERLAID),
+        models=reader.section(files["models"], "models", spec.Model),
+        recipes=reader.section(files["recipes"], "recipes", spec.Recipe),
+        datasets=reader.section(files["data"], "datasets", spec.Dataset),
+        class_maps=reader.section(files["data"], "class_maps", spec.ClassMap),
+        experiments=reader.section(files["experiments"], "experiments", spec.Experiment),
+        reported=_validate(spec.Reported, files["reported"].data, [(files["reported"], ())]),
+        tables=reader.section(files["tables"], "tables", spec.Table),
+        findings=tuple(
+            _validate(spec.Finding, finding, [(drift, ("findings", index))])
+            for index, finding in enumerate(drift.data.get("findings", ()))
+        ),
+    )
+    _Checker(project, files).check()
+    return project
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """Return `base` with `over` laid on it: mappings key by key, everything else replaced."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}
+    return over
+
+
+class _Reader:
+    """Resolves one section at a time: an entry's base, the entry, then the scale's overlay."""
+
+    def __init__(self, scales: YamlFile, scale: str) -> None:
+        self.scales = scales
+        self.scale = scale
+
+    def section(self, file: YamlFile, section: str, kind: type[T]) -> dict[str, T]:
+        entries = file.data.get(section)
+        if not isinstance(entries, dict):
+            raise UserError(f"{file.path}: missing key {section}: expected a mapping of names")
+        for key in file.data:
+            if key not in {"models", "recipes", "datasets", "class_maps", "experiments", "tables"}:
+                raise UserError(f"{file.where((key,))}: unknown key; valid: {section}")
+        for name, entry in entries.items():
+            if not isinstance(name, str) or not _NAME.match(name):
+                raise UserError(
+                    f"{file.where((section, name))}: a name is lower-case letters, digits and _, "
+                    "80 at most"
+                )
+            if not isinstance(entry, dict):
+                raise UserError(f"{file.where((section, name))}: expected a mapping of keys")
+        overlay = self.scales.data[self.scale].get(section, {})
+        for name in overlay:
+            if name != "*" and name not in entries:
+                raise UserError(
+                    f"{self.scales.where((self.scale, section, name))}: no such entry in "
+                    f"{file.path.name}; {suggest(name, entries)}"
+                )
+        return {
+            name: _validate(
+                kind,
+                self._resolve(file, section, name, ()),
+                self._sources(file, section, name),
+            )
+            for name in entries
+        }
+
+    def _resolve(
+        self, file: YamlFile, section: str, name: str, seen: tuple[str, ...]
+    ) -> dict[str, Any]:
+        entries = file.data[section]
+        own = dict(entries[name])
+        base = own.pop("base", None)
+        resolved: dict[str, Any] = {}
+        if base is not None:
+            where = file.where((section, name, "base"))
+            if base not in entries:
+                raise UserError(f"{where}: no entry {base!r}; {suggest(str(base), entries)}")
+            if base in (*seen, name):
+                raise UserError(f"{where}: bases form a circle: {' -> '.join((*seen, name, base))}")
+            resolved = self._resolve(file, section, base, (*seen, name))
+        overlay = self.scales.data[self.scale].get(section, {})
+        for layer in (own, overlay.get("*", {}), overlay.get(name, {})):
+            resolved = _merge(resolved, layer)
+        return resolved
+
+    def _sources(self, file: YamlFile, section: str, name: str) -> list[tuple[YamlFile, KeyPath]]:
+        """Return where the keys of an entry may stand, the strongest place first."""
+        sources: list[tuple[YamlFile, KeyPath]] = []
+        current: str | None = name
+        while current is not None:
+            sources.append((self.scales, (self.scale, section, current)))
+            sources.append((self.scales, (self.scale, section, "*")))
+            sources.append((file, (section, current)))
+            current = file.data[section][current].get("base")
+        return sources
+
+
+def _validate(
+    kind: type[T],
+    data: Any,
+    sources: list[tuple[YamlFile, KeyPath]],
+    skip: tuple[str, ...] = (),
+) -> T:
+    """Return `data` as a `kind`; on the first error, say where in `sources` it stands."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location: KeyPath = tuple(part for part in first["loc"] if part != "[key]")
+        raise UserError(
+            f"{_where(location, sources)}: {_explain(kind, first, location, skip)}"
+        ) from None
+    except TypeError as error:
+        raise UserError(f"{_where((), sources)}: {error}") from None
+
+
+def _where(location: KeyPath, sources: list[tuple[YamlFile, KeyPath]]) -> str:
+    for file, prefix in sources:
+        if location and file.has((*prefix, *location)):
+            return file.where((*prefix, *location))
+    file, prefix = next((source for source in sources if source[0].has(source[1])), sources[-1])
+    return file.where((*prefix, *location))
+
+
+def _explain(kind: type[Any], error: Any, location: KeyPath, skip: tuple[str, ...]) -> str:
+    if error["type"] == "extra_forbidden":
+        valid = (*_keys_at(kind, location[:-1]), *skip)
+        return f"unknown key; {suggest(str(location[-1]), valid)}"
+    if error["type"] == "missing":
+        return "this key is missing"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{message}, found {json.dumps(error['input'])}"
+
+
+def _keys_at(kind: Any, location: KeyPath) -> tuple[str, ...]:
+    """Return the keys that the record at `location` inside `kind` may have."""
+    for part in location:
+        if isinstance(kind, type) and issubclass(kind, spec.Strict):
+            kind = kind.model_fields[str(part)].annotation
+            records = [
+                each
+                for each in getattr(kind, "__args__", ())
+                if isinstance(each, type) and issubclass(each, spec.Strict)
+            ]
+            kind = records[-1] if records else kind
+    return tuple(kind.model_fields) if hasattr(kind, "model_fields") else ()
+
+
+class _Checker:
+    """Checks what one record cannot know of itself."""
+
+    def __init__(self, project: spec.Project, files: dict[str, YamlFile]) -> None:
+        self.project = project
+        self.files = files
+
+    def check(self) -> None:
+        for name, model in self.project.models.items():
+            self._model(name, model)
+        for name, recipe in self.project.recipes.items():
+            self._recipe(name, recipe)
+        for name, class_map in self.project.class_maps.items():
+            for key in ("source", "target"):
+                self._known("data", ("class_maps", name, key), getattr(class_map, key), "datasets")
+        for name, experiment in self.project.experiments.items():
+            self._known("experiments", ("experiments", name, "model"), experiment.model, "models")
+            self._known(
+                "experiments", ("experiments", name, "recipe"), experiment.recipe, "recipes"
+            )
+        for name in self.project.experiments:
+            self._start(name)
+        self._tables()
+        self._reported()
+
+    def _fail(self, file: str, path: KeyPath, message: str) -> UserError:
+        return UserError(f"{self.files[file].where(path)}: {message}")
+
+    def _known(self, file: str, path: KeyPath, name: str, section: str) -> None:
+        valid = getattr(self.project, section)
+        if name not in valid:
+            kind = section.rstrip("s").replace("_", " ")
+            raise self._fail(file, path, f"no {kind} {name!r}; {suggest(name, valid)}")
+
+    def _model(self, name: str, model: spec.Model) -> None:
+        for stage, (width, heads) in enumerate(zip(model.widths, model.msa_heads, strict=True)):
+            mixers = model.block_mixers(stage)
+            if "msa" in mixers and width % heads:
+                raise self._fail(
+                    "models",
+                    ("models", name, "msa_heads"),
+                    f"{heads} heads do not divide the {width} channels of stage {stage + 1}; "
+                    f"valid: {_divisors(width)} (at scale {self.project.scale_name})",
+                )
+            if "sam" in mixers and model.mhmc_heads > width:
+                raise self._fail(
+                    "models",
+                    ("models", name, "mhmc_heads"),
+                    f"{model.mhmc_heads} heads for the {width} channels of stage {stage + 1}; "
+                    f"valid: 1 to {width}",
+                )
+            if model.mixers[stage] in ("alternate", "half") and len(set(mixers)) < 2:
+                raise self._fail(
+                    "models",
+                    ("models", name, "mixers"),
+                    f"stage {stage + 1} has {model.depths[stage]} block, too few to be "
+                    f"{model.mixers[stage]}; valid: 2 blocks or more, or the mixer sam or msa",
+                )
+
+    def _recipe(self, name: str, recipe: spec.Recipe) -> None:
+        path = ("recipes", name)
+        self._known("recipes", (*path, "dataset"), recipe.dataset, "datasets")
+        if recipe.global_batch % recipe.device_batch:
+            raise self._fail(
+                "recipes",
+                (*path, "device_batch"),
+                f"{recipe.device_batch} does not divide the global batch of "
+                f"{recipe.global_batch}; valid: {_divisors(recipe.global_batch)}",
+            )
+        if recipe.schedule.warmup_epochs >= recipe.schedule.epochs:
+            raise self._fail(
+                "recipes",
+                (*path, "schedule", "warmup_epochs"),
+                f"{recipe.schedule.warmup_epochs} epochs of warm-up in a run of "
+                f"{recipe.schedule.epochs}; valid: 0 to {recipe.schedule.epochs - 1}",
+            )
+        rand_augment = recipe.augment.rand_augment
+        if rand_augment is not None and not _RAND_AUGMENT.match(rand_augment):
+            raise self._fail(
+                "recipes",
+                (*path, "augment", "rand_augment"),
+                f"{rand_augment!r} is not timm's notation; valid: rand-m9-mstd0.5-inc1 and the "
+                "like (parts m, n, p, w, mstd, mmax, inc), or null",
+            )
+        augment = recipe.augment
+        if (augment.mixup or augment.cutmix) and recipe.device_batch % 2:
+            raise self._fail(
+                "recipes",
+                (*path, "device_batch"),
+                f"{recipe.device_batch} is odd: Mixup and CutMix pair the images of a batch; "
+                "valid: an even number, or mixup: 0 and cutmix: 0",
+            )
+        for key in ("scale", "ratio"):
+            low, high = getattr(augment, key)
+            if low > high:
+                raise self._fail(
+                    "recipes", (*path, "augment", key), f"[{low}, {high}] is not low, then high"
+                )
+
+    def _start(self, name: str) -> None:
+        project = self.project
+        start = project.experiments[name].start
+        path = ("experiments", name, "start")
+        if start is None:
+            return
+        self._known("experiments", (*path, "experiment"), start.experiment, "experiments")
+        chain = [name]
+        for ancestor in project.ancestors(name):
+            if ancestor in chain:
+                raise self._fail(
+                    "experiments",
+                    path,
+                    f"experiments start from each other in a circle: "
+                    f"{' -> '.join((*chain, ancestor))}",
+                )
+            chain.append(ancestor)
+        parent = project.experiments[start.experiment]
+        if parent.model != project.experiments[name].model:
+            raise self._fail(
+                "experiments",
+                path,
+                f"{start.experiment} trains {parent.model}, this one "
+                f"{project.experiments[name].model}; valid: an experiment of the same model",
+            )
+        source, target = project.dataset_of(start.experiment), project.dataset_of(name)
+        if start.class_map is None:
+            if project.datasets[source].classes != project.datasets[target].classes:
+                raise self._fail(
+                    "experiments",
+                    (*path, "class_map"),
+                    f"null, but {source} has {project.datasets[source].classes} classes and "
+                    f"{target} {project.datasets[target].classes}; name a class map of data.yaml",
+                )
+            return
+        self._known("experiments", (*path, "class_map"), start.class_map, "class_maps")
+        class_map = project.class_maps[start.class_map]
+        if (class_map.source, class_map.target) != (source, target):
+            raise self._fail(
+                "experiments",
+                (*path, "class_map"),
+                f"{start.class_map} goes from {class_map.source} to {class_map.target}, "
+                f"this experiment from {source} to {target}",
+            )
+
+    def _tables(self) -> None:
+        for name, table in self.project.tables.items():
+            for index, row in enumerate(table.rows):
+                row_path = ("tables", name, "rows", index, "experiment")
+                self._known("tables", row_path, row.experiment, "experiments")
+            if table.baseline is not None:
+                self._known("tables", ("tables", name, "baseline"), table.baseline, "experiments")
+
+    def _reported(self) -> None:
+        reported = self.project.reported
+        for section in ("experiments", "models"):
+            for name, metrics in getattr(reported, section).items():
+                self._known("reported", (section, name), name, section)
+                for metric, entry in metrics.items():
+                    if entry.source not in reported.sources:
+                        valid = suggest(entry.source, reported.sources)
+                        raise self._fail(
+                            "reported",
+                            (section, name, metric, "source"),
+                            f"no source {entry.source!r}; {valid}",
+                        )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(each) for each in range(1, number + 1) if number % each == 0)

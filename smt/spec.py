@@ -1,0 +1,340 @@
+"""The nouns of the project, read from `params/` and validated: what is trained, and how.
+
+`smt.params.load_project` is the only way in. Everything here is frozen.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,79}$")]
+"""A name from params: it becomes part of paths, shell commands and MLflow keys."""
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+Mixer = Literal["sam", "msa", "alternate", "half"]
+Aggregation = Literal["saa", "none", "conv1x1", "dense", "dense_expand"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Strict(BaseModel):
+    """A frozen record in which an unknown key or a wrong type is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Strict):
+    """An architecture: a variant of the paper or an ablation. Four values are one a stage."""
+
+    title: str
+    """How tables call it."""
+    widths: tuple[Positive, Positive, Positive, Positive]
+    """Channels."""
+    depths: tuple[Positive, Positive, Positive, Positive]
+    """Blocks."""
+    mlp_ratios: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
+    """Hidden channels of the MLP over the stage's channels."""
+    stem_kernel: Literal[3, 7]
+    """Kernel of the stem's first convolution."""
+    layer_scale: PositiveFloat | None
+    """Initial value of LayerScale, or null for none."""
+    mixers: tuple[Mixer, Mixer, Mixer, Mixer]
+    """sam, msa, alternate (SAM first) or half (first half SAM, then MSA)."""
+    mhmc_heads: Positive
+    """Heads of MHMC; head i convolves with a kernel of 3 + 2i."""
+    msa_heads: tuple[Positive, Positive, Positive, Positive]
+    """Heads of MSA; read only in stages whose mixer has MSA."""
+    aggregation: Aggregation
+    """What follows MHMC: SAA, or what an ablation puts in its place."""
+
+    def block_mixers(self, stage: int) -> tuple[Literal["sam", "msa"], ...]:
+        """Return the mixer of each block of `stage` (0 to 3)."""
+        depth, mixer = self.depths[stage], self.mixers[stage]
+        if mixer == "alternate":
+            return tuple("msa" if block % 2 else "sam" for block in range(depth))
+        if mixer == "half":
+            # With an odd depth the middle block is SAM.
+            return tuple("sam" if 2 * block < depth else "msa" for block in range(depth))
+        return (mixer,) * depth
+
+
+class Optimizer(Strict):
+    """AdamW and the gradient."""
+
+    lr: PositiveFloat
+    """Peak learning rate at a global batch of `lr_batch`; scaled linearly to the real one."""
+    lr_batch: Positive
+    """Global batch at which the three learning rates of the recipe are stated."""
+    betas: tuple[Fraction, Fraction]
+    eps: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+    """Applied to parameters of two or more dimensions; biases and norms have none."""
+    clip_norm: PositiveFloat | None
+    """Largest L2 norm of the whole gradient."""
+
+
+class Schedule(Strict):
+    """Linear warm-up, then cosine, both per step."""
+
+    epochs: Positive
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    warmup_lr: Annotated[float, Field(ge=0)]
+    """Learning rate of step 0, at `lr_batch`."""
+    min_lr: Annotated[float, Field(ge=0)]
+    """Learning rate that the cosine ends in, at `lr_batch`."""
+
+
+class Augment(Strict):
+    """Training-time augmentation, in timm's terms."""
+
+    scale: tuple[PositiveFloat, PositiveFloat]
+    """Area of the random resized crop over the image's."""
+    ratio: tuple[PositiveFloat, PositiveFloat]
+    """Aspect ratio of the random resized crop."""
+    hflip: Fraction
+    rand_augment: str | None
+    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1."""
+    color_jitter: Annotated[float, Field(ge=0)]
+    """Used only where there is no RandAugment, as timm does."""
+    random_erasing: Fraction
+    """Probability; erased pixels are noise, one draw a pixel."""
+    mixup: Annotated[float, Field(ge=0)]
+    """Alpha of Mixup's beta distribution; 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)]
+    """Alpha of CutMix's beta distribution; 0 is off."""
+    mix_prob: Fraction
+    """Probability that a batch is mixed at all."""
+    mix_switch_prob: Fraction
+    """Probability of CutMix rather than Mixup where both are on."""
+    label_smoothing: Fraction
+
+
+class Evaluation(Strict):
+    """How an image is brought to the model's resolution for evaluation."""
+
+    resize: Literal["crop", "squash"]
+    """crop: short side to resolution / crop_ratio, then the centre; squash: straight to square."""
+    crop_ratio: Annotated[float, Field(gt=0, le=1)]
+
+
+class Recipe(Strict):
+    """How a model is trained."""
+
+    title: str
+    dataset: Name
+    resolution: Annotated[int, Field(ge=32)]
+    """Side of the square that the model sees, in pixels."""
+    global_batch: Positive
+    """Images per optimizer step over all processes and accumulation steps."""
+    device_batch: Positive
+    """Images per forward pass of one process at most: BatchNorm sees this many."""
+    precision: Precision
+    optimizer: Optimizer
+    schedule: Schedule
+    augment: Augment
+    evaluation: Evaluation
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+    """Drop-path rate of the last block; an experiment may set its own."""
+    unreadable_images: Literal["stop", "skip"]
+    """skip: another image of the epoch takes the place of one that cannot be decoded."""
+    eval_every: Positive
+    """Epochs between evaluations; the last epoch is always evaluated."""
+
+
+class Dataset(Strict):
+    """Images in ImageNet's folder layout: `root/split/class/image`."""
+
+    title: str
+    root: str
+    """Folder, absolute or below the data folder (`--data`, SMT_DATA, or data/)."""
+    classes: Positive
+    train_images: Positive
+    val_images: Annotated[int, Field(ge=0)]
+    """0 where the data set has no validation split."""
+    generator: Literal["digits", "digit_pairs"] | None
+    """Demo data are made by this; null where the user brings the data."""
+
+
+class ClassMap(Strict):
+    """For each class of the target data set, the row of the source head that starts it."""
+
+    source: Name
+    """Data set of the head that is cut down."""
+    target: Name
+    """Data set of the new head."""
+    path: str
+    """Text file, one source class number a line, absolute or below the data folder."""
+
+
+class Start(Strict):
+    """Where an experiment's weights come from."""
+
+    experiment: Name
+    """Its run of the same seed, or of its only seed."""
+    class_map: Name | None
+    """Needed where the two data sets differ in classes."""
+
+
+class Experiment(Strict):
+    """A model trained by a recipe."""
+
+    title: str
+    task: Literal["classify"]
+    model: Name
+    recipe: Name
+    group: Literal["pretrain", "finetune", "ablation"]
+    """Which rule of the DAG trains it."""
+    start: Start | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """In place of the recipe's."""
+    seeds: (
+        Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] | None
+    ) = None
+    """In place of the scale's."""
+
+
+class Source(Strict):
+    """Where a published number stands."""
+
+    title: str
+    where: str
+    """Enough to find it: document, section or table."""
+
+
+class ReportedValue(Strict):
+    """A published number."""
+
+    value: float
+    source: Name
+
+
+class Reported(Strict):
+    """Every published number, by experiment or by model, then by metric."""
+
+    sources: dict[Name, Source]
+    experiments: dict[Name, dict[Name, ReportedValue]]
+    models: dict[Name, dict[Name, ReportedValue]]
+
+
+class Finding(Strict):
+    """A place where the paper, the release and this project do not agree."""
+
+    subject: str
+    paper: str
+    release: str
+    ours: str
+    """May name a measured size as {model.metric}, filled in from `smt profile`."""
+    kind: Literal["size", "recipe", "code", "missing"]
+
+
+class Row(Strict):
+    """One line of a table."""
+
+    label: str
+    experiment: Name
+    columns: dict[str, str] = {}
+    """Further cells that describe the row, such as a number of heads."""
+
+
+class Table(Strict):
+    """One of the paper's tables."""
+
+    title: str
+    caption: str
+    metrics: Annotated[tuple[Literal["top1", "top5", "loss"], ...], Field(min_length=1)]
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    baseline: Name | None = None
+    """Experiment whose result the gain column is measured from."""
+    tolerance: Annotated[float, Field(ge=0)]
+    """Points below the reported value that still count as reproduced."""
+
+
+class Scale(Strict):
+    """How big a reproduction is: the paper's, or a rehearsal on data that packages ship."""
+
+    title: str
+    notice: str | None
+    """Stands on every table and figure made at this scale."""
+    seeds: Seeds
+    threads: Positive
+    """CPU threads of a training process: they change the order of sums, so they are fixed."""
+    workers: Annotated[int, Field(ge=0)]
+    """DataLoader processes beside each training process."""
+    log_every: Positive
+    """Steps between two records of the journal."""
+
+
+class Project(Strict):
+    """All of `params/` at one scale: every reference resolved, every number checked."""
+
+    scale_name: Name
+    scale: Scale
+    models: dict[Name, Model]
+    recipes: dict[Name, Recipe]
+    datasets: dict[Name, Dataset]
+    class_maps: dict[Name, ClassMap]
+    experiments: dict[Name, Experiment]
+    reported: Reported
+    tables: dict[Name, Table]
+    findings: tuple[Finding, ...]
+
+    @cached_property
+    def runs(self) -> tuple["Run", ...]:
+        """Every run of the scale, parents before children."""
+        return tuple(
+            Run(experiment=name, seed=seed) for name in self.order for seed in self.seeds(name)
+        )
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Names of all experiments, parents before children."""
+        ordered: dict[str, None] = {}
+        for name in self.experiments:
+            for ancestor in reversed((name, *self.ancestors(name))):
+                ordered.setdefault(ancestor)
+        return tuple(ordered)
+
+    def ancestors(self, name: str) -> Iterator[str]:
+        """Yield the experiments that `name` starts from, nearest first."""
+        start = self.experiments[name].start
+        while start is not None:
+            yield start.experiment
+            start = self.experiments[start.experiment].start
+
+    def seeds(self, name: str) -> tuple[int, ...]:
+        """Return the seeds of an experiment at this scale."""
+        return self.experiments[name].seeds or self.scale.seeds
+
+    def parent(self, run: "Run") -> "Run | None":
+        """Return the run whose weights `run` starts from, or None."""
+        start = self.experiments[run.experiment].start
+        if start is None:
+            return None
+        seeds = self.seeds(start.experiment)
+        return Run(experiment=start.experiment, seed=run.seed if run.seed in seeds else seeds[0])
+
+    def drop_path(self, name: str) -> float:
+        """Return the drop-path rate that an experiment trains with."""
+        experiment = self.experiments[name]
+        if experiment.drop_path is not None:
+            return experiment.drop_path
+        return self.recipes[experiment.recipe].drop_path
+
+    def dataset_of(self, name: str) -> str:
+        """Return the name of the data set that an experiment trains on."""
+        return self.recipes[self.experiments[name].recipe].dataset
+
+
+class Run(Strict):
+    """One training: an experiment with a seed."""
+
+    experiment: Name
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.experiment}-seed{self.seed}"
