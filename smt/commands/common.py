@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from smt import params, spec
+from smt.errors import UserError, suggest
 from smt.layout import Layout, default_params
 
 scale_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
@@ -20,3 +21,22 @@ scale_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 def load(scale: str) -> tuple[spec.Project, Layout]:
     """Return the validated project at `scale` and where its files lie."""
     return params.load_project(default_params(), scale), Layout.from_environment(scale)
+
+
+def find_run(project: spec.Project, experiment: str, seed: int | None) -> spec.Run:
+    """Return the run that a user names; without a seed the first one of the scale.
+
+    Raises:
+        UserError: no such experiment, or a seed that the scale does not have.
+    """
+    if experiment not in project.experiments:
+        raise UserError(
+            f"no experiment {experiment!r} in params/experiments.yaml; "
+            f"{suggest(experiment, project.experiments)}"
+        )
+    seeds = project.seeds(experiment)
+    if seed is None:
+        return spec.Run(experiment=experiment, seed=seeds[0])
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed {seed}: valid: 0 to {2**31 - 1}")
+    return spec.Run(experiment=experiment, seed=seed)

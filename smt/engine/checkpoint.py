@@ -1,0 +1,95 @@
+"""Checkpoints: tensors and JSON in one safetensors file, named by step and digest.
+
+A file takes its name only when it is whole and on disk, and the name holds its SHA-256, so a file
+that was torn or changed is known for what it is. Nothing in it can carry code.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from smt.tracking.files import sha256, sync_folder
+
+log = logging.getLogger(__name__)
+
+KEEP = 2
+"""Checkpoints kept: the newest, and one to fall back to."""
+
+_NAME = re.compile(r"^step-(\d{10})-([0-9a-f]{64})\.safetensors$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training after `step` global steps."""
+
+    step: int
+    tensors: Mapping[str, torch.Tensor]
+    facts: Mapping[str, Any]
+    """All that is not a tensor, as JSON values."""
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint, then remove those older than the last `KEEP`.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; older checkpoints stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"facts": json.dumps({"step": checkpoint.step, **checkpoint.facts})}
+    content = save({k: v.contiguous() for k, v in checkpoint.tensors.items()}, facts)
+    digest = hashlib.sha256(content).hexdigest()
+    path = folder / f"step-{checkpoint.step:010d}-{digest}.safetensors"
+    temporary = folder / f".{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(folder)
+    for old in names(folder)[KEEP:]:
+        old.unlink()
+    return path
+
+
+def names(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, newest first, without opening them."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.match(path.name)), reverse=True)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint whose bytes are those that were written, or None.
+
+    One that fails is left where it is, said in the log, and the one before it is tried.
+    """
+    for path in names(folder):
+        match = _NAME.match(path.name)
+        assert match is not None
+        if sha256(path) != match[2]:
+            log.warning(
+                "%s is damaged (its SHA-256 is not its name's); trying the one before", path
+            )
+            continue
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                return Checkpoint(
+                    facts.pop("step"), {key: file.get_tensor(key) for key in file.keys()}, facts
+                )
+        except SafetensorError as error:
+            log.warning("%s cannot be read (%s); trying the one before", path, error)
+    return None

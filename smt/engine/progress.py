@@ -1,0 +1,101 @@
+"""What a person sees of a training: a bar in a terminal, one line an epoch elsewhere."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Mapping
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from smt.engine.distributed import Ranks
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Throughput, memory and what is left, on rank 0; silent on the others.
+
+    Use it as a context manager around a training.
+    """
+
+    def __init__(self, title: str, *, epochs: int, epoch_images: int, ranks: Ranks) -> None:
+        self._title, self._epochs, self._epoch_images = title, epochs, epoch_images
+        self._ranks = ranks
+        self._images, self._since = 0, time.monotonic()
+        self._loss = float("nan")
+        self._epoch_started, self._epoch_first = time.monotonic(), 0
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("images, loss {task.fields[loss]:.3f},"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not (ranks.is_first and sys.stderr.isatty()),
+        )
+        self._task = self._bar.add_task(title, total=epochs * epoch_images, loss=self._loss)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def start_at(self, images: int) -> None:
+        """Say how many images earlier attempts have seen."""
+        self._bar.update(self._task, completed=images)
+        self._epoch_first = self._images = images % self._epoch_images
+
+    def images(self, count: int) -> None:
+        """Count images that all ranks have seen."""
+        self._images += count
+        self._bar.advance(self._task, count)
+
+    def loss(self, value: float) -> None:
+        """Show the mean training loss since the last record."""
+        self._loss = value
+        self._bar.update(self._task, loss=value)
+
+    def system(self) -> dict[str, float]:
+        """Return images per second of the epoch so far, and peak memory in MB of this process."""
+        seconds = max(time.monotonic() - self._epoch_started, 1e-9)
+        return {
+            "system/images_per_second": (self._images - self._epoch_first) / seconds,
+            "system/memory_mb": self._memory_mb(),
+        }
+
+    def epoch(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Log the line of an epoch, evaluation included in its time."""
+        seconds = time.monotonic() - self._epoch_started
+        system = self.system()
+        numbers = "".join(f", {name} {value:.2f}" for name, value in metrics.items())
+        log.info(
+            "%s: epoch %d/%d, train loss %.4f%s, %.0f images/s, %.0f MB, %s left",
+            self._title,
+            done,
+            self._epochs,
+            self._loss,
+            numbers,
+            system["system/images_per_second"],
+            system["system/memory_mb"],
+            duration((self._epochs - done) * seconds),
+        )
+        self._epoch_started, self._epoch_first, self._images = time.monotonic(), 0, 0
+
+    def _memory_mb(self) -> float:
+        if self._ranks.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._ranks.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as `1 h 02 min`, `3 min 04 s` or `5 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

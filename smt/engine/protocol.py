@@ -1,0 +1,43 @@
+"""What the training loop asks of a task."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from smt.spec import Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward and backward pass of one process works on."""
+
+    loss_inputs: tuple[torch.Tensor, ...]
+    """Given to `Task.loss` as they are."""
+    images: int
+    key: tuple[int | str, ...]
+    """Names the batch among all of the run: the draws inside the model are keyed by it."""
+
+
+class Task(Protocol):
+    """Model, data, loss and metric of one kind of training."""
+
+    model: nn.Module
+    recipe: Recipe
+    steps_per_epoch: int
+    accumulation: int
+    """Batches of this process in one global step."""
+
+    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        """Yield this process's batches of an epoch, `accumulation` a step, from `start_step` on."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the mean loss of a batch; `model` is the task's own, wrapped for several ranks."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the metrics on the validation split, the same on every rank; empty without one."""
+        ...

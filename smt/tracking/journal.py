@@ -1,0 +1,125 @@
+"""A run's journal: the append-only record of its metrics, and the truth about them.
+
+`journal.jsonl` holds only what the mathematics gives, so that a run which was interrupted and went
+on has the same bytes as one that was not. When each line came about, and how fast the machine was,
+stands beside it in `times.jsonl`, where the first entry for a line is the one that counts.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+JOURNAL = "journal.jsonl"
+TIMES = "times.jsonl"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a journal has come: what a checkpoint keeps of it."""
+
+    bytes: int = 0
+    lines: int = 0
+
+
+class Journal:
+    """The journal of one run, open for appending.
+
+    Opening cuts it back to `position`: what was written after the checkpoint is written again.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+        ValueError: the journal is shorter than the checkpoint says, so it is not this run's.
+    """
+
+    def __init__(self, folder: Path, position: Position) -> None:
+        self._journal = (folder / JOURNAL).open("ab")
+        if self._journal.tell() < position.bytes:
+            self._journal.close()
+            raise ValueError(f"{folder / JOURNAL} is shorter than its checkpoint says")
+        self._journal.truncate(position.bytes)
+        self._journal.seek(position.bytes)
+        self._times = _open_after_whole_line(folder / TIMES)
+        self.position = position
+
+    def append(
+        self, step: int, epoch: int, metrics: Mapping[str, float], system: Mapping[str, float]
+    ) -> None:
+        """Add one line after `step` global steps and `epoch` whole epochs.
+
+        `system` (throughput, memory) goes to the times: it may differ from one try to another.
+        """
+        line = _line({"step": step, "epoch": epoch, "metrics": dict(metrics)})
+        _write(self._journal, line)
+        entry = {"line": self.position.lines, "time": time.time(), "metrics": dict(system)}
+        _write(self._times, _line(entry))
+        self.position = Position(self.position.bytes + len(line), self.position.lines + 1)
+
+    def sync(self) -> Position:
+        """Bring everything so far to disk and return the position reached."""
+        os.fsync(self._journal.fileno())
+        return self.position
+
+    def close(self) -> None:
+        self.sync()
+        self._journal.close()
+        self._times.close()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a journal with its time."""
+
+    step: int
+    epoch: int
+    metrics: dict[str, float]
+    time: float
+    """Unix seconds at which this line was first written."""
+
+
+def read(folder: Path, created: float) -> list[Record]:
+    """Return the journal of the work folder; a last line that is not whole yet is left out.
+
+    `created` (Unix seconds) dates the lines before the first one whose time is known.
+    """
+    first: dict[int, dict[str, Any]] = {}
+    for entry in _whole_lines(folder / TIMES):
+        first.setdefault(entry["line"], entry)
+    records: list[Record] = []
+    latest = created
+    for number, line in enumerate(_whole_lines(folder / JOURNAL)):
+        entry = first.get(number, {})
+        latest = entry.get("time", latest)
+        metrics = {**line["metrics"], **entry.get("metrics", {})}
+        records.append(Record(line["step"], line["epoch"], metrics, latest))
+    return records
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, separators=(",", ":")) + "\n").encode()
+
+
+def _write(file: Any, line: bytes) -> None:
+    file.write(line)
+    file.flush()
+
+
+def _open_after_whole_line(path: Path) -> Any:
+    """Open for appending; drop a last line that a crash left without its end."""
+    file = path.open("a+b")
+    file.seek(0)
+    content = file.read()
+    file.truncate(content.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]

@@ -1,0 +1,80 @@
+"""Checkpoints: whole or not there, known by digest, never code."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from smt.engine import checkpoint
+from smt.engine.checkpoint import Checkpoint
+
+
+def make(step: int) -> Checkpoint:
+    tensors = {
+        "model.w": torch.arange(6.0).reshape(2, 3) * step,
+        "optimizer.0.step": torch.ones(()),
+    }
+    return Checkpoint(step, tensors, {"loss_sum": 0.1 * step})
+
+
+def test_what_was_written_comes_back_to_the_bit(tmp_path):
+    written = make(7)
+    checkpoint.write(tmp_path, written)
+    found = checkpoint.newest(tmp_path)
+    assert (found.step, dict(found.facts)) == (7, {"loss_sum": 0.1 * 7})
+    assert found.tensors.keys() == written.tensors.keys()
+    assert all(torch.equal(found.tensors[key], value) for key, value in written.tensors.items())
+
+
+def test_channels_last_tensors_keep_their_values(tmp_path):
+    value = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    checkpoint.write(tmp_path, Checkpoint(1, {"model.w": value}, {}))
+    assert torch.equal(checkpoint.newest(tmp_path).tensors["model.w"], value)
+
+
+def test_the_last_two_are_kept(tmp_path):
+    for step in (1, 2, 3, 10):
+        checkpoint.write(tmp_path, make(step))
+    assert [int(path.name.split("-")[1]) for path in checkpoint.names(tmp_path)] == [10, 3]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, caplog):
+    checkpoint.write(tmp_path, make(1))
+    newest = checkpoint.write(tmp_path, make(2))
+    content = bytearray(newest.read_bytes())
+    if damage == "flip":
+        content[-3] ^= 1
+    newest.write_bytes({"truncate": content[:-1], "flip": content, "empty": b""}[damage])
+    assert checkpoint.newest(tmp_path).step == 1
+    assert newest.name in caplog.text
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoint.newest(tmp_path / "none") is None
+
+
+def test_a_pickle_under_a_checkpoint_name_is_not_loaded(tmp_path, caplog):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    trap = tmp_path / "trap"
+    torch.save({"model": Trap()}, trap)
+    digest = checkpoint.sha256(trap)
+    trap.rename(tmp_path / f"step-0000000009-{digest}.safetensors")
+    assert checkpoint.newest(tmp_path) is None
+    assert not (tmp_path / "ran").exists()
+    assert "cannot be read" in caplog.text
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path, small_disk):
+    small = Checkpoint(1, {"model.w": torch.zeros(1000)}, {})
+    large = Checkpoint(2, {"model.w": torch.zeros(2_000_000)}, {})
+    checkpoint.write(small_disk, small)
+    with pytest.raises(OSError) as raised:
+        checkpoint.write(small_disk, large)
+    assert raised.value.errno == errno.ENOSPC
+    assert checkpoint.newest(small_disk).step == 1
+    assert [path.name for path in small_disk.iterdir()] == [checkpoint.names(small_disk)[0].name]

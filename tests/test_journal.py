@@ -1,0 +1,83 @@
+"""The journal: the same bytes after an interruption, and times that never change."""
+
+import json
+
+import pytest
+
+from smt.tracking.journal import JOURNAL, TIMES, Journal, Position, read
+
+
+def append(journal, *steps):
+    for step in steps:
+        journal.append(step, 0, {"train/loss": 1 / step}, {"system/memory_mb": 10.0})
+
+
+def test_interrupted_journal_has_the_bytes_of_an_undisturbed_one(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    journal = Journal(whole, Position())
+    append(journal, 1, 2, 3, 4)
+    journal.close()
+
+    journal = Journal(cut, Position())
+    append(journal, 1, 2)
+    saved = journal.sync()
+    append(journal, 3)
+    journal.close()
+    journal = Journal(cut, saved)
+    append(journal, 3, 4)
+    journal.close()
+
+    assert (cut / JOURNAL).read_bytes() == (whole / JOURNAL).read_bytes()
+
+
+def test_a_line_keeps_the_time_of_its_first_writing(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2)
+    journal.close()
+    before = [record.time for record in read(tmp_path, 0)]
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2)
+    journal.close()
+    assert [record.time for record in read(tmp_path, 0)] == before
+    assert len((tmp_path / TIMES).read_text().splitlines()) == 4
+
+
+def test_reading_leaves_out_a_line_that_is_being_written(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2)
+    journal.close()
+    with (tmp_path / JOURNAL).open("ab") as file:
+        file.write(b'{"step": 3, "epo')
+    assert [record.step for record in read(tmp_path, 0)] == [1, 2]
+
+
+def test_lines_without_a_time_take_the_one_before(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2)
+    journal.close()
+    first = (tmp_path / TIMES).read_text().splitlines()[0]
+    (tmp_path / TIMES).write_text(first + "\n" + '{"line": 1, "ti')
+    records = read(tmp_path, 5.0)
+    assert records[1].time == records[0].time == json.loads(first)["time"]
+    (tmp_path / TIMES).unlink()
+    assert [record.time for record in read(tmp_path, 5.0)] == [5.0, 5.0]
+
+
+def test_a_torn_line_of_times_is_dropped_on_opening(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1)
+    position = journal.sync()
+    journal.close()
+    with (tmp_path / TIMES).open("ab") as file:
+        file.write(b'{"line": 1, "ti')
+    journal = Journal(tmp_path, position)
+    append(journal, 2)
+    journal.close()
+    assert len(read(tmp_path, 0)) == 2
+    assert all(json.loads(line) for line in (tmp_path / TIMES).read_text().splitlines())
+
+
+def test_a_journal_shorter_than_its_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="shorter than its checkpoint"):
+        Journal(tmp_path, Position(bytes=10, lines=1))
