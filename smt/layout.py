@@ -98,6 +98,16 @@ class Layout:
     def figures(self) -> Path:
         return self.root / "figures"
 
+    @property
+    def tracking_lock(self) -> Path:
+        """Held by the process that writes to MLflow: one of a results folder at a time."""
+        return self.results / "mlflow.lock"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where MLflow would put artifacts of runs, if any were sent."""
+        return self.results / "mlflow-artifacts"
+
     def tracking_uri(self) -> str:
         """MLFLOW_TRACKING_URI, else an SQLite file in the results folder (absolute)."""
         database = (self.results / "mlflow.db").resolve()

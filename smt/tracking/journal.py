@@ -85,12 +85,14 @@ def read(folder: Path, created: float) -> list[Record]:
 
     `created` (Unix seconds) dates the lines before the first one whose time is known.
     """
+    # The journal first: every line that is read then has its time, but for the very last.
+    lines = _whole_lines(folder / JOURNAL)
     first: dict[int, dict[str, Any]] = {}
     for entry in _whole_lines(folder / TIMES):
         first.setdefault(entry["line"], entry)
     records: list[Record] = []
     latest = created
-    for number, line in enumerate(_whole_lines(folder / JOURNAL)):
+    for number, line in enumerate(lines):
         entry = first.get(number, {})
         latest = entry.get("time", latest)
         metrics = {**line["metrics"], **entry.get("metrics", {})}

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from smt.tracking.files import read_json, replacing, write_json
+from smt.files import read_json, replacing, write_json
 
 PROVENANCE = "provenance.json"
 FAILURE = "failure.json"

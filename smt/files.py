@@ -1,5 +1,6 @@
 """Writing small files so that a reader, or a crash, never sees half of one."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from smt.errors import UserError
 
 
 @contextmanager
@@ -55,3 +58,25 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def explained(path: Path, remedy: str, error: type[UserError] = UserError) -> Iterator[None]:
+    """Turn a failed write in the body into one line: `path`, the cause, `remedy`.
+
+    Raises:
+        UserError: or the given kind of it, in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as problem:
+        where = problem.filename or path
+        raise error(f"{where}: {_cause(problem)}; {remedy}") from None
+
+
+def _cause(problem: OSError) -> str:
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "no permission to write there"
+    return problem.strerror or str(problem)

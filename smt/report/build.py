@@ -1,0 +1,58 @@
+"""All tables and the page that leads to them, from how the runs stand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from smt.errors import UserError, suggest
+from smt.layout import Layout
+from smt.report import drift, sizes
+from smt.report.collect import Results
+from smt.report.grid import Grid
+from smt.report.index import Overview
+from smt.report.render import write, write_text
+from smt.report.tables import ResultTable
+from smt.spec import Project
+
+FIXED = {sizes.NAME: "Sizes", drift.NAME: "Drift"}
+"""Tables of measured sizes: no run is behind them."""
+
+
+def table_names(project: Project) -> tuple[str, ...]:
+    """Return the names of all tables."""
+    return (*project.tables, *FIXED)
+
+
+def grid(results: Results, layout: Layout, name: str) -> Grid:
+    """Return one table as it stands."""
+    if name == sizes.NAME:
+        return sizes.sizes_grid(results.project, layout)
+    if name == drift.NAME:
+        return drift.drift_grid(results.project, layout)
+    return ResultTable(name, results).grid()
+
+
+def require_names(names: Sequence[str], project: Project) -> None:
+    """Raise a UserError with the nearest valid names where there is no such table."""
+    for name in names:
+        if name not in table_names(project):
+            raise UserError(
+                f"no table {name!r} in params/tables.yaml; {suggest(name, table_names(project))}"
+            )
+
+
+def build(results: Results, layout: Layout, names: Sequence[str] = ()) -> list[Path]:
+    """Write the named tables, or all, and the page that leads to them; return the files.
+
+    Raises:
+        UserError: a finding that names an unknown size, or a folder that cannot be written.
+    """
+    paths = [
+        path
+        for name in names or table_names(results.project)
+        for path in write(grid(results, layout, name), layout.tables)
+    ]
+    overview = Overview(results, FIXED.items())
+    for suffix, text in (("md", overview.markdown()), ("html", overview.html())):
+        paths.append(layout.tables / f"index.{suffix}")
+        write_text(paths[-1], text)
+    return paths

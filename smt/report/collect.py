@@ -1,0 +1,200 @@
+"""How every run of a scale stands, and its final numbers, from MLflow and checked.
+
+The numbers come from MLflow. Where a run's `metrics.json` is at hand it must say the same.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from smt import fingerprint
+from smt.data import manifest
+from smt.errors import DataError, UserError
+from smt.files import read_json
+from smt.layout import Layout
+from smt.spec import Project, Run
+from smt.tracking import server as mlflow
+from smt.tracking.provenance import PROVENANCE, failure
+from smt.tracking.server import RemoteRun, Server
+
+State = Literal["done", "pending", "running", "failed", "stale"]
+WITNESSES = {
+    "eval": "the journal's last evaluation",
+    "evaluation": "the exported weights, evaluated on their own",
+}
+"""Metrics of MLflow that come to the final numbers by another way."""
+AGREEMENT = {"top1": 0.1, "top5": 0.1, "loss": 0.01}
+"""Largest difference between a final number and a witness: another machine adds in another order,
+which can turn an image whose two best classes are nearly tied."""
+
+STATES: tuple[State, ...] = ("done", "pending", "running", "failed", "stale")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run of the project as it stands."""
+
+    run: Run
+    state: State
+    reason: str
+    """Why it is not done, in one line; empty if it is."""
+    fingerprint: str | None
+    """None while a data set that it needs has no manifest."""
+    remote: RemoteRun | None
+    """MLflow's run of this fingerprint."""
+    url: str | None
+    """Where a browser shows it."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Final numbers, by the names of metrics.json; empty unless done."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every run of a scale."""
+
+    project: Project
+    server: Server | None
+    """None where nothing was ever sent."""
+    runs: dict[Run, RunResult]
+
+    def of(self, experiment: str) -> list[RunResult]:
+        """Return the results of an experiment's runs, by seed as params give them."""
+        seeds = self.project.seeds(experiment)
+        return [self.runs[Run(experiment=experiment, seed=seed)] for seed in seeds]
+
+
+def collect(project: Project, layout: Layout) -> Results:
+    """Return how every run stands.
+
+    Raises:
+        UserError: MLflow does not answer, or it and a `metrics.json` say different numbers.
+    """
+    uri = layout.tracking_uri()
+    server = None if mlflow.is_missing(uri) else Server.of(layout)
+    remote = (
+        {run.tags.get("smt.fingerprint"): run for run in reversed(server.runs())} if server else {}
+    )
+    collector = _Collector(project, layout, server, remote)
+    for run in project.runs:
+        collector.add(run)
+    return Results(project, server, collector.runs)
+
+
+class _Collector:
+    def __init__(
+        self,
+        project: Project,
+        layout: Layout,
+        server: Server | None,
+        remote: dict[str | None, RemoteRun],
+    ) -> None:
+        self.project, self.layout, self.server, self.remote = project, layout, server, remote
+        self.runs: dict[Run, RunResult] = {}
+        self._digests: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def add(self, run: Run) -> None:
+        """Find out how `run` stands; its parent has been added before."""
+        try:
+            current = fingerprint.fingerprint(self.project, run, self._digests_of(run))
+        except DataError as error:
+            self.runs[run] = RunResult(run, "pending", str(error), None, None, None)
+            return
+        remote = self.remote.get(current)
+        url = self.server.run_url(remote) if self.server and remote else None
+        final = read_json(self.layout.metrics(run))
+        state, reason = self._state(run, current, final, remote)
+        metrics: dict[str, float] = {}
+        if state == "done" and remote is not None:
+            metrics = _section(remote, "final")
+            if final is not None:
+                self._check(run, final, remote, url)
+        self.runs[run] = RunResult(run, state, reason, current, remote, url, metrics)
+
+    def _digests_of(self, run: Run) -> dict[str, str]:
+        needed = fingerprint.inputs(self.project, run)
+        if needed not in self._digests:
+            self._digests[needed] = manifest.digests(self.project, self.layout, run)
+        return self._digests[needed]
+
+    def _state(
+        self, run: Run, current: str, final: dict[str, Any] | None, remote: RemoteRun | None
+    ) -> tuple[State, str]:
+        work_dir = self.layout.work_dir(run, current)
+        begun = (work_dir / PROVENANCE).exists()
+        if final is not None and final["fingerprint"] == current:
+            return self._state_of_finished(remote)
+        cause = failure(work_dir)
+        if cause is not None:
+            return "failed", cause
+        if remote is not None and remote.status == "FINISHED" and not begun:
+            return "done", ""  # trained elsewhere; MLflow has its numbers
+        if begun:
+            return "running", self._progress(run, remote)
+        if final is not None:
+            was = final["fingerprint"][:12]
+            return (
+                "stale",
+                f"params or data changed since it was trained (as {was}); train it again",
+            )
+        return "pending", self._waits_for(run)
+
+    def _state_of_finished(self, remote: RemoteRun | None) -> tuple[State, str]:
+        if remote is not None and remote.status == "FINISHED":
+            return "done", ""
+        command = f"smt sync --scale {self.layout.scale}"
+        return "pending", f"trained, but not in MLflow yet; run: {command}"
+
+    def _progress(self, run: Run, remote: RemoteRun | None) -> str:
+        recipe = self.project.recipes[self.project.experiments[run.experiment].recipe]
+        done = int(remote.metrics.get("epoch", 0)) if remote else 0
+        return f"begun, {done} of {recipe.schedule.epochs} epochs sent to MLflow"
+
+    def _waits_for(self, run: Run) -> str:
+        parent = self.project.parent(run)
+        if parent is None or self.runs[parent].state == "done":
+            return "not begun"
+        state = self.runs[parent].state
+        return f"waits for {parent}, which {'failed' if state == 'failed' else f'is {state}'}"
+
+    def _check(self, run: Run, final: dict[str, Any], remote: RemoteRun, url: str | None) -> None:
+        """Compare MLflow's numbers with those of `metrics.json`, and with one another."""
+        path, theirs = self.layout.metrics(run), f"MLflow run {remote.run_id} ({url})"
+        remedy = (
+            f"run `smt sync --scale {self.layout.scale}`; if that does not settle it one of them "
+            "was changed by hand: delete that MLflow run and sync again, or train the run again"
+        )
+        for name, value in final["metrics"].items():
+            sent = remote.metrics.get(f"final/{name}")
+            if not _equal(value, sent):
+                raise UserError(f"{path} says {name} = {value}, {theirs} says {sent}; {remedy}")
+        weights, sent_weights = final["weights_sha256"], remote.tags.get("smt.weights_sha256")
+        if weights != sent_weights:
+            raise UserError(
+                f"{path} is of the weights {weights}, {theirs} of {sent_weights}; {remedy}"
+            )
+        for name, section in ((name, each) for each in WITNESSES for name in AGREEMENT):
+            seen, value = remote.metrics.get(f"{section}/{name}"), final["metrics"].get(name)
+            if seen is not None and value is not None and abs(seen - value) > AGREEMENT[name]:
+                raise UserError(
+                    f"{path} says {name} = {value}, but {section}/{name} of {theirs} is {seen}; "
+                    f"{remedy}"
+                )
+
+
+def _section(remote: RemoteRun, name: str) -> dict[str, float]:
+    prefix = f"{name}/"
+    return {
+        key.removeprefix(prefix): value
+        for key, value in sorted(remote.metrics.items())
+        if key.startswith(prefix)
+    }
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(one == other or (one != one and other != other))  # NaN is equal to NaN here
+
+
+def counts(results: Iterable[RunResult]) -> dict[State, int]:
+    """Return how many runs are in each state that any is in."""
+    states = [result.state for result in results]
+    return {state: states.count(state) for state in STATES if state in states}

@@ -1,0 +1,81 @@
+"""The drift table: where the paper, the release and this project do not agree."""
+
+import re
+
+from smt.errors import UserError, suggest
+from smt.layout import Layout
+from smt.report.grid import Cell, Column, Grid
+from smt.report.sizes import PAPER, Sizes
+from smt.spec import Project
+
+NAME = "drift"
+
+_PLACE = re.compile(r"\{([a-z0-9_]+)\.([a-z0-9_]+)\}")
+_GMACS = {f"gmacs_{name}": name for name in ("conv_linear", "attention", "reported")}
+METRICS = ("params_m", *_GMACS)
+"""What `ours` may name of a model: {smt_small.params_m} and the like, MACs at 224."""
+
+
+def drift_grid(project: Project, layout: Layout) -> Grid:
+    """Return the drift table, with the sizes that findings name filled in.
+
+    Findings are about the paper's own models, so the sizes are those of its scale.
+
+    Raises:
+        UserError: a finding names a model or a size that does not exist.
+    """
+    sizes = Sizes.read(layout, PAPER)
+    ours = [
+        _fill(project, finding.ours, sizes, index) for index, finding in enumerate(project.findings)
+    ]
+    rows = [
+        (finding.subject, finding.kind, finding.paper, finding.release, text)
+        for finding, text in zip(project.findings, ours, strict=True)
+    ]
+    keys = ("subject", "kind", "paper", "release", "ours")
+    notice = project.scale.notice
+    return Grid(
+        name=NAME,
+        title="Drift",
+        caption="Where the paper, the authors' release and this project do not agree.",
+        notice=notice,
+        columns=(
+            Column("Subject", prose=True),
+            Column("Kind"),
+            *(Column(title, prose=True) for title in ("Paper", "Release", "Here")),
+        ),
+        rows=tuple(tuple(Cell.of(text) for text in row) for row in rows),
+        notes=(
+            "Sizes in the last column are measured on the paper's own models by "
+            f"smt profile --scale {PAPER}; MACs at 224.",
+        ),
+        records=tuple(
+            {"table": NAME, **dict(zip(keys, row, strict=True)), "notice": notice or ""}
+            for row in rows
+        ),
+    )
+
+
+def _fill(project: Project, text: str, sizes: Sizes, index: int) -> str:
+    """Return `text` with measured sizes in place of {model.metric}; (pending) where none is."""
+
+    def value(match: re.Match[str]) -> str:
+        model, metric = match.groups()
+        where = f"params/drift.yaml: findings.{index}.ours: {match.group()}"
+        if model not in project.models:
+            raise UserError(f"{where}: no model {model!r}; {suggest(model, project.models)}")
+        if metric not in METRICS:
+            raise UserError(f"{where}: no size {metric!r}; valid: {', '.join(METRICS)}")
+        count = _measured(sizes, model, metric)
+        return f"({sizes.pending})" if count is None else f"{count:.3f}"
+
+    return _PLACE.sub(value, text)
+
+
+def _measured(sizes: Sizes, model: str, metric: str) -> float | None:
+    """Return parameters in millions, or multiply-accumulates at 224 in billions."""
+    if metric == "params_m":
+        params = sizes.params(model)
+        return None if params is None else params / 1e6
+    macs = sizes.macs(model, 224, _GMACS[metric])
+    return None if macs is None else macs / 1e9

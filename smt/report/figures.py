@@ -1,0 +1,164 @@
+"""What the figures show, from MLflow. `smt.report.drawing` puts it on paper."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from smt.layout import Layout
+from smt.report.collect import Results, RunResult
+from smt.report.sizes import Sizes
+from smt.report.verdict import summarise
+from smt.spec import Project
+from smt.tracking.server import Point
+
+CURVES = "learning_curves"
+ACCURACY = "accuracy_vs_macs"
+
+
+@dataclass(frozen=True)
+class Band:
+    """A quantity over epochs: mean over seeds, with the spread between them."""
+
+    epochs: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """0 where there is one seed."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The learning curves of one experiment."""
+
+    label: str
+    seeds: int
+    """How many runs are in it; 0 while none has begun."""
+    loss: Band
+    """Mean training loss of each epoch."""
+    top1: Band
+    """Accuracy on the validation set, in percent."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """One experiment in accuracy against MACs."""
+
+    label: str
+    group: str
+    """pretrain, finetune or ablation."""
+    gmacs: float
+    top1: float
+    std: float
+    reported: float | None
+
+
+def titles(project: Project) -> dict[str, str]:
+    """Return the name of every figure of the project, with its title."""
+    ablations = {
+        f"{CURVES}_{name}": f"Learning curves: {table.title}"
+        for name, table in project.tables.items()
+        if any(project.experiments[row.experiment].group == "ablation" for row in table.rows)
+    }
+    return {
+        CURVES: "Learning curves: variants",
+        **ablations,
+        ACCURACY: "Accuracy against multiply-accumulates",
+    }
+
+
+def labelled(project: Project, figure: str) -> dict[str, str]:
+    """Return experiment and label of each line of a figure of learning curves."""
+    if figure != CURVES:
+        table = project.tables[figure.removeprefix(f"{CURVES}_")]
+        return {row.experiment: row.label for row in table.rows}
+    return {
+        name: experiment.title
+        for name, experiment in project.experiments.items()
+        if experiment.group != "ablation"
+    }
+
+
+def curves(results: Results, figure: str) -> list[Curve]:
+    """Return the curves of a figure, of every run that MLflow has something of."""
+    return [
+        _curve(results, experiment, label)
+        for experiment, label in labelled(results.project, figure).items()
+    ]
+
+
+def _curve(results: Results, experiment: str, label: str) -> Curve:
+    server, steps = results.server, steps_per_epoch(results.project, experiment)
+    begun = [run.remote.run_id for run in results.of(experiment) if run.remote is not None]
+    losses, accuracies = [], []
+    for run_id in begun:
+        assert server is not None  # it is where these runs were found
+        losses.append(epoch_means(server.history(run_id, "train/loss"), steps))
+        accuracy = server.history(run_id, "eval/top1")
+        accuracies.append({point.step / steps: point.value for point in accuracy})
+    return Curve(label, len(begun), _band(losses), _band(accuracies))
+
+
+def steps_per_epoch(project: Project, experiment: str) -> int:
+    """Return the global batches of an epoch; what is left of the images is dropped."""
+    recipe = project.recipes[project.experiments[experiment].recipe]
+    return max(project.datasets[recipe.dataset].train_images // recipe.global_batch, 1)
+
+
+def epoch_means(points: Iterable[Point], steps: int) -> dict[float, float]:
+    """Return the mean of a metric over each whole epoch of `steps`, by the epochs done.
+
+    A point holds the mean since the point before, so it counts by the steps between them.
+    """
+    totals: dict[int, float] = {}
+    whole: dict[float, float] = {}
+    before = 0
+    for point in points:
+        epoch = -(-point.step // steps)
+        totals[epoch] = totals.get(epoch, 0.0) + point.value * (point.step - before)
+        before = point.step
+        if point.step == epoch * steps:
+            whole[float(epoch)] = totals[epoch] / steps
+    return whole
+
+
+def _band(series: Iterable[dict[float, float]]) -> Band:
+    every = list(series)
+    epochs = sorted({epoch for each in every for epoch in each})
+    summaries = [summarise([each[epoch] for each in every if epoch in each]) for epoch in epochs]
+    known = [summary for summary in summaries if summary is not None]
+    return Band(
+        tuple(epochs),
+        tuple(summary.mean for summary in known),
+        tuple(summary.std or 0.0 for summary in known),
+    )
+
+
+def markers(results: Results, layout: Layout) -> list[Marker]:
+    """Return the experiments of the tables that have a top-1 and whose model was measured."""
+    project = results.project
+    sizes = Sizes.read(layout, project.scale_name)
+    shown = dict.fromkeys(row.experiment for table in project.tables.values() for row in table.rows)
+    found = (_marker(results, sizes, name) for name in shown)
+    return [marker for marker in found if marker is not None]
+
+
+def _marker(results: Results, sizes: Sizes, name: str) -> Marker | None:
+    project = results.project
+    experiment = project.experiments[name]
+    resolution = project.recipes[experiment.recipe].resolution
+    macs = sizes.macs(experiment.model, resolution, "reported")
+    summary = summarise(_top1(results.of(name)))
+    if macs is None or summary is None:
+        return None
+    reported = project.reported.experiments.get(name, {}).get("top1")
+    return Marker(
+        label=experiment.title,
+        group=experiment.group,
+        gmacs=macs / 1e9,
+        top1=summary.mean,
+        std=summary.std or 0.0,
+        # What is reported of the paper's models does not belong on another scale's axis.
+        reported=reported.value if reported and project.scale.notice is None else None,
+    )
+
+
+def _top1(runs: Iterable[RunResult]) -> list[float]:
+    return [run.metrics["top1"] for run in runs if "top1" in run.metrics]

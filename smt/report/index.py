@@ -1,0 +1,145 @@
+"""The page that leads to every table and figure, and says how each run stands."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from smt.report import figures
+from smt.report.collect import Results, RunResult, counts
+from smt.report.grid import Cell, Column
+from smt.report.render import markdown_table, markdown_text, page
+from smt.report.tables import joined
+from smt.tracking.server import is_http, public
+
+COLUMNS = (
+    Column("Run"),
+    Column("State"),
+    Column("Top-1 (%)", numeric=True),
+    Column("Minutes", numeric=True),
+    Column("Attempts", numeric=True),
+    Column("Commit", provenance=True),
+    Column("Fingerprint", provenance=True),
+    Column("Why not done"),
+)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A table of this folder."""
+
+    name: str
+    title: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure beside this folder."""
+
+    href: str
+    title: str
+
+
+class Overview:
+    """What the page says, worked out once for Markdown and HTML."""
+
+    def __init__(self, results: Results, fixed: Iterable[tuple[str, str]]) -> None:
+        """`fixed` holds name and title of the tables that no run is behind."""
+        self.results = results
+        self.project = results.project
+        scale = self.project.scale
+        self.title = f"Scale-Aware Modulation Meet Transformer: results at {scale.title}"
+        self.notice = scale.notice
+        self.summary = f"{len(results.runs)} runs: {stated(results.runs.values())}."
+        self.tables = [
+            *(self._link(name) for name in self.project.tables),
+            *(Link(name, title, "measured sizes") for name, title in fixed),
+        ]
+        self.figures = [
+            Figure(f"../figures/{name}.svg", title)
+            for name, title in figures.titles(self.project).items()
+        ]
+        self.figures_command = f"smt figures --scale {self.project.scale_name}"
+        self.provenance = self._provenance()
+        self.columns = COLUMNS
+        self.rows = [self._row(run) for run in results.runs.values()]
+
+    def html(self) -> str:
+        return page("index.html.j2", overview=self)
+
+    def markdown(self) -> str:
+        """Return the same as Markdown."""
+        parts = [f"# {markdown_text(self.title)}"]
+        if self.notice:
+            parts.append(f"**{markdown_text(self.notice)}**")
+        parts += [
+            markdown_text(self.summary),
+            "## Tables",
+            "\n".join(
+                f"- [{markdown_text(table.title)}]({table.name}.md): {table.summary}"
+                for table in self.tables
+            ),
+            "## Figures",
+            "\n\n".join(f"![{markdown_text(each.title)}]({each.href})" for each in self.figures),
+            "## Where it comes from",
+            "\n".join(f"- {name}: {markdown_text(value)}" for name, value in self.provenance),
+            "## Runs",
+            markdown_table(self.columns, self.rows),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def _link(self, name: str) -> Link:
+        table = self.project.tables[name]
+        experiments = dict.fromkeys(row.experiment for row in table.rows)
+        runs = [run for experiment in experiments for run in self.results.of(experiment)]
+        return Link(name, table.title, stated(runs))
+
+    def _provenance(self) -> list[tuple[str, str]]:
+        server = self.results.server
+        done = [run for run in self.results.runs.values() if run.state == "done"]
+        packages = ("torch", "torchvision", "timm", "numpy", "pillow")
+        return [
+            ("MLflow", _where(server.uri) if server else "nothing sent yet: run smt sync"),
+            ("MLflow experiment", server.experiment if server else "none"),
+            ("Code", _distinct(done, "git.commit") + _dirty(done)),
+            *((name, _distinct(done, f"package.{name}")) for name in packages),
+            ("Machines", _distinct(done, "hardware.host")),
+            ("Processors", _distinct(done, "hardware.processor")),
+            ("GPUs", _distinct(done, "hardware.gpus")),
+        ]
+
+    def _row(self, run: RunResult) -> tuple[Cell, ...]:
+        tags = run.remote.tags if run.remote else {}
+        top1, seconds = run.metrics.get("top1"), run.metrics.get("wall_seconds")
+        known = run.fingerprint or ""
+        return (
+            Cell.of(str(run.run)),
+            Cell.of(run.state, kind=run.state),
+            Cell.of("" if top1 is None else f"{top1:.2f}"),
+            Cell.of("" if seconds is None else f"{seconds / 60:.1f}"),
+            Cell.of(tags.get("smt.attempts", "")),
+            Cell.of(tags.get("smt.git.commit", "")[:10]),
+            Cell.of(known[:12], run.url, title=f"fingerprint {known}"),
+            Cell.of(run.reason),
+        )
+
+
+def stated(runs: Iterable[RunResult]) -> str:
+    """Return how many runs are in which state, in words."""
+    return ", ".join(f"{count} {state}" for state, count in counts(runs).items()) or "no runs"
+
+
+def _where(uri: str) -> str:
+    """Return the tracking URI; of an SQLite file only its name, wherever the folder lies."""
+    if is_http(uri) or not uri.startswith("sqlite:"):
+        return public(uri)
+    return f"{uri.rsplit('/', 1)[-1]} (SQLite); browse it with smt ui"
+
+
+def _distinct(runs: list[RunResult], tag: str) -> str:
+    values = {run.remote.tags.get(f"smt.{tag}", "") for run in runs if run.remote}
+    return joined(sorted(values - {""})) or "none"
+
+
+def _dirty(runs: list[RunResult]) -> str:
+    dirty = sum(bool(run.remote and run.remote.tags.get("smt.git.dirty") == "true") for run in runs)
+    return f" ({dirty} runs with changes that were not committed)" if dirty else ""

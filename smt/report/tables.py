@@ -1,0 +1,260 @@
+"""The paper's tables: reported beside reproduced, row by row."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from smt.report.collect import Results, RunResult
+from smt.report.grid import Cell, Column, Grid, Span
+from smt.report.verdict import NOISE, Summary, Verdict, delta, judge, summarise
+from smt.spec import ReportedValue, Row, Table
+
+HEADINGS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "loss": "Loss"}
+DECIMALS = {"top1": 2, "top5": 2, "loss": 4}
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One metric of one row."""
+
+    metric: str
+    reported: ReportedValue | None
+    summary: Summary | None
+    verdict: Verdict
+
+    @property
+    def delta(self) -> float | None:
+        if self.reported is None or self.summary is None:
+            return None
+        return delta(self.summary.mean, self.reported.value)
+
+
+class ResultTable:
+    """Builds one table of `params/tables.yaml` from how its runs stand."""
+
+    def __init__(self, name: str, results: Results) -> None:
+        self.name = name
+        self.results = results
+        self.project = results.project
+        self.table: Table = self.project.tables[name]
+        self.comparable = self.project.scale.notice is None
+        self.extra = tuple(dict.fromkeys(key for row in self.table.rows for key in row.columns))
+        self.sources = tuple(
+            dict.fromkeys(
+                reported.source
+                for row in self.table.rows
+                for metric in self.table.metrics
+                if (reported := self._reported(row.experiment, metric)) is not None
+            )
+        )
+
+    def grid(self) -> Grid:
+        """Return the table; cells of runs that are not done say how these stand."""
+        return Grid(
+            name=self.name,
+            title=self.table.title,
+            caption=self.table.caption,
+            notice=self.project.scale.notice,
+            columns=self._columns(),
+            rows=tuple(self._cells(row) for row in self.table.rows),
+            notes=self._notes(),
+            records=tuple(self._record(row) for row in self.table.rows),
+        )
+
+    # --- numbers -------------------------------------------------------------------------------
+
+    def _reported(self, experiment: str, metric: str) -> ReportedValue | None:
+        return self.project.reported.experiments.get(experiment, {}).get(metric)
+
+    def result(self, experiment: str, metric: str) -> MetricResult:
+        """Return what was reported of an experiment, what came out, and the verdict."""
+        runs = self.results.of(experiment)
+        summary = summarise([run.metrics[metric] for run in runs if metric in run.metrics])
+        reported = self._reported(experiment, metric)
+        verdict = judge(
+            summary,
+            reported.value if reported else None,
+            tolerance=self.table.tolerance,
+            comparable=self.comparable,
+        )
+        return MetricResult(metric, reported, summary, verdict)
+
+    def _gains(self, row: Row, metric: str) -> tuple[float | None, float | None]:
+        """Return the reported and the reproduced gain over the table's baseline."""
+        assert self.table.baseline is not None
+        own, base = self.result(row.experiment, metric), self.result(self.table.baseline, metric)
+        reported = reproduced = None
+        if own.reported and base.reported:
+            reported = delta(own.reported.value, base.reported.value)
+        if own.summary and base.summary:
+            reproduced = delta(own.summary.mean, base.summary.mean)
+        return reported, reproduced
+
+    # --- cells ---------------------------------------------------------------------------------
+
+    def _columns(self) -> tuple[Column, ...]:
+        columns = [Column("Variant"), *(Column(key) for key in self.extra)]
+        for metric in self.table.metrics:
+            heading = HEADINGS[metric]
+            columns += [
+                Column(title, heading, numeric=True)
+                for title in ("reported", "reproduced", "delta")
+            ]
+            columns.append(Column("verdict", heading))
+            if self.table.baseline is not None:
+                group = f"Gain, {heading}"
+                columns += [
+                    Column(title, group, numeric=True) for title in ("reported", "reproduced")
+                ]
+        return (*columns, Column("Seeds", numeric=True), Column("Runs", provenance=True))
+
+    def _cells(self, row: Row) -> tuple[Cell, ...]:
+        runs = self.results.of(row.experiment)
+        cells = [Cell.of(row.label), *(Cell.of(row.columns.get(key, "")) for key in self.extra)]
+        for metric in self.table.metrics:
+            cells += self._metric_cells(row, metric, runs)
+        done = sum(run.state == "done" for run in runs)
+        seeds = str(done) if done == len(runs) else f"{done} of {len(runs)}"
+        return (*cells, Cell.of(seeds), Cell(tuple(_run_span(run) for run in runs)))
+
+    def _metric_cells(self, row: Row, metric: str, runs: Sequence[RunResult]) -> list[Cell]:
+        result, decimals = self.result(row.experiment, metric), DECIMALS[metric]
+        cells = [
+            self._reported_cell(result),
+            self._reproduced_cell(result, runs),
+            Cell.of(signed(result.delta, decimals)),
+            Cell.of(result.verdict, kind=result.verdict.replace(" ", "-")),
+        ]
+        if self.table.baseline is not None:
+            cells += [Cell.of(signed(gain, decimals)) for gain in self._gains(row, metric)]
+        return cells
+
+    def _reported_cell(self, result: MetricResult) -> Cell:
+        if result.reported is None:
+            return Cell.of("")
+        mark = source_mark(self.sources.index(result.reported.source))
+        return Cell.of(f"{result.reported.value} [{mark}]")
+
+    def _reproduced_cell(self, result: MetricResult, runs: Sequence[RunResult]) -> Cell:
+        if result.summary is None:
+            states = tuple(dict.fromkeys(run.state for run in runs if run.state != "done"))
+            # A run that is done can lack a metric: a data set without a validation split.
+            state = " and ".join(states) or "not measured"
+            return Cell.of(state, _link(self.results, runs), kind=states[0] if states else "")
+        decimals = DECIMALS[result.metric]
+        text = f"{result.summary.mean:.{decimals}f}"
+        if result.summary.std is not None:
+            text += f" ± {result.summary.std:.{decimals}f}"
+        done = [run for run in runs if run.state == "done"]
+        title = "; ".join(_run_title(run) for run in done)
+        return Cell.of(text, _link(self.results, done), title=title)
+
+    # --- notes and records ---------------------------------------------------------------------
+
+    def _notes(self) -> tuple[str, ...]:
+        table, sources = self.table, self.project.reported.sources
+        notes = [
+            f"[{source_mark(index)}] {sources[name].title}: {sources[name].where}."
+            for index, name in enumerate(self.sources)
+        ]
+        notes.append(
+            "Reproduced: mean ± standard deviation (n - 1) over the seeds that are done. Verdicts: "
+            f"reproduced, within {table.tolerance:g} of the reported value; within noise, further "
+            f"away by no more than {NOISE:g} standard deviations; else below or above."
+        )
+        if table.baseline is not None:
+            label = next(
+                (row.label for row in table.rows if row.experiment == table.baseline),
+                table.baseline,
+            )
+            notes.append(f"Gain: over the row {label}.")
+        experiments = dict.fromkeys(row.experiment for row in table.rows)
+        runs = [run for name in experiments for run in self.results.of(name)]
+        notes += [f"{run.run}: {run.state}: {run.reason}." for run in runs if run.reason]
+        return tuple(note.replace("..", ".") for note in notes)
+
+    def _record(self, row: Row) -> dict[str, str]:
+        runs = self.results.of(row.experiment)
+        record = {
+            "table": self.name,
+            "label": row.label,
+            **{key: row.columns.get(key, "") for key in self.extra},
+            "experiment": row.experiment,
+            "scale": self.project.scale_name,
+            "notice": self.project.scale.notice or "",
+            "n": str(sum(run.state == "done" for run in runs)),
+        }
+        for metric in self.table.metrics:
+            record |= self._metric_record(row, metric)
+        return record | {
+            "seeds": joined(run.run.seed for run in runs),
+            "states": joined(run.state for run in runs),
+            "reasons": joined(run.reason for run in runs if run.reason),
+            "run_ids": joined(run.remote.run_id if run.remote else "" for run in runs),
+            "fingerprints": joined(run.fingerprint or "" for run in runs),
+        }
+
+    def _metric_record(self, row: Row, metric: str) -> dict[str, str]:
+        result = self.result(row.experiment, metric)
+        summary, reported = result.summary, result.reported
+        record = {
+            f"{metric}_reported": exact(reported.value if reported else None),
+            f"{metric}_source": reported.source if reported else "",
+            f"{metric}_mean": exact(summary.mean if summary else None),
+            f"{metric}_std": exact(summary.std if summary else None),
+            f"{metric}_delta": exact(result.delta),
+            f"{metric}_verdict": result.verdict,
+        }
+        if self.table.baseline is not None:
+            gain_reported, gain = self._gains(row, metric)
+            record[f"{metric}_gain_reported"] = exact(gain_reported)
+            record[f"{metric}_gain"] = exact(gain)
+        return record
+
+
+def source_mark(index: int) -> str:
+    """Return the letter of the source at `index`: a, b, ... z, aa."""
+    mark = ""
+    index += 1
+    while index:
+        index, letter = divmod(index - 1, 26)
+        mark = chr(ord("a") + letter) + mark
+    return mark
+
+
+def signed(value: float | None, decimals: int) -> str:
+    """Return a difference with its sign, or nothing; what rounds to zero has no sign."""
+    if value is None:
+        return ""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def exact(value: float | None) -> str:
+    """Return a number with every digit, or nothing."""
+    return "" if value is None else repr(float(value))
+
+
+def joined(values: Iterable[object]) -> str:
+    """Return values as one field of a CSV file, in the order of the seeds."""
+    return "; ".join(str(value) for value in values)
+
+
+def _run_title(run: RunResult) -> str:
+    remote = run.remote.run_id if run.remote else "none"
+    return f"seed {run.run.seed}: MLflow run {remote}, fingerprint {run.fingerprint}"
+
+
+def _run_span(run: RunResult) -> Span:
+    if run.url is None or run.fingerprint is None:
+        return Span(f"seed {run.run.seed}: {run.state}")
+    return Span(f"seed {run.run.seed}: {run.fingerprint[:12]}", run.url, _run_title(run))
+
+
+def _link(results: Results, runs: Sequence[RunResult]) -> str | None:
+    """Return the page of one run, or the comparison of several."""
+    remote = [run.remote for run in runs if run.remote is not None]
+    if not remote or results.server is None:
+        return None
+    if len(remote) == 1:
+        return results.server.run_url(remote[0])
+    return results.server.compare_url(remote)

@@ -1,0 +1,95 @@
+"""Figures show what MLflow has, by epoch."""
+
+import pytest
+from run_files import B, S, T
+
+from smt.report import figures
+from smt.report.collect import collect
+from smt.report.drawing import draw
+from smt.report.figures import epoch_means
+from smt.spec import Run
+from smt.tracking.mlflow_sync import sync
+from smt.tracking.server import Point
+
+pytest_plugins = ["tracking_fixtures"]
+
+
+def results(files):
+    sync(files.project, files.layout)
+    return collect(files.project, files.layout)
+
+
+def test_losses_are_averaged_over_whole_epochs():
+    """Epochs of 5 steps, a record every 2 steps and at each epoch's end."""
+    losses = {2: 1.0, 4: 3.0, 5: 8.0, 6: 9.0, 8: 2.0, 10: 2.0, 12: 7.0}
+    points = [Point("train/loss", value, step, step) for step, value in losses.items()]
+    first = (2 * 1.0 + 2 * 3.0 + 1 * 8.0) / 5
+    second = (1 * 9.0 + 2 * 2.0 + 2 * 2.0) / 5
+    assert epoch_means(points, 5) == {1.0: first, 2.0: second}
+
+
+def test_curves_are_means_over_seeds_by_epoch(make_files):
+    files = make_files(seeds=(0, 1))
+    files.finish(Run(experiment=T, seed=0), 90.0, epochs=2)
+    files.finish(Run(experiment=T, seed=1), 94.0, epochs=2)
+    files.run(Run(experiment=S, seed=1), epochs=1)
+    tiny, small, base, *_ = figures.curves(results(files), figures.CURVES)
+    assert (tiny.label, tiny.seeds, small.seeds, base.seeds) == ("SMT-T on ImageNet-1K", 2, 1, 0)
+    assert tiny.top1.epochs == (1.0, 2.0)
+    assert tiny.top1.mean == (82.0, 92.0)
+    assert tiny.top1.std == pytest.approx((8**0.5, 8**0.5))
+    assert tiny.loss.epochs == (1.0, 2.0)
+    assert small.top1.epochs == (1.0,)
+    assert base.loss.epochs == ()
+
+
+def test_accuracy_is_set_against_the_macs_at_the_resolution_trained_at(files):
+    files.finish(Run(experiment=T, seed=0), 96.0)
+    files.finish(Run(experiment="imagenet22k_smt_large", seed=0), 60.0)
+    files.write_sizes()
+    (marker,) = figures.markers(results(files), files.layout)
+    assert (marker.label, marker.gmacs, marker.top1) == ("SMT-T on ImageNet-1K", 2.399, 96.0)
+    assert marker.reported is None  # the paper's number is of another model and data set
+
+
+def test_the_same_numbers_make_the_same_bytes(files):
+    for name in (T, S, B):
+        files.finish(Run(experiment=name, seed=0))
+    files.write_sizes()
+    names = [figures.CURVES, figures.ACCURACY]
+    first = {path: path.read_bytes() for path in draw(results(files), files.layout, names)}
+    again = {path: path.read_bytes() for path in draw(results(files), files.layout, names)}
+    assert first == again
+    assert {path.name for path in first} == {
+        f"{name}.{suffix}" for name in names for suffix in ("svg", "png")
+    }
+
+
+def test_every_figure_is_drawn_before_any_run_and_says_so(files):
+    paths = draw(results(files), files.layout)
+    assert {path.stem for path in paths} == set(figures.titles(files.project))
+    for path in paths:
+        if path.suffix == ".svg":
+            text = path.read_text()  # matplotlib leaves the text of each label in a comment
+            assert files.project.scale.notice in text
+            assert "no run" in text
+
+
+def test_ablations_have_curves_of_their_own(files):
+    shown = {
+        name: list(figures.labelled(files.project, name).values())
+        for name in figures.titles(files.project)
+        if name.startswith(f"{figures.CURVES}_")
+    }
+    assert shown["learning_curves_ablation_heads"] == ["1", "2", "4 (SMT-T)", "6", "8"]
+    assert "learning_curves_imagenet1k" not in shown
+
+
+def test_the_command_draws_what_it_is_asked_for(files):
+    done = files.smt("figures", "accuracy_vs_macs", "--scale", "demo")
+    assert str(files.layout.figures) in done.stdout
+    drawn = sorted(path.name for path in files.layout.figures.iterdir())
+    assert drawn == ["accuracy_vs_macs.png", "accuracy_vs_macs.svg"]
+    wrong = files.smt("figures", "accuracy", check=False)
+    assert wrong.returncode == 2
+    assert "no figure 'accuracy'; did you mean accuracy_vs_macs?" in wrong.stderr
