@@ -71,7 +71,7 @@ def test_a_pickle_under_a_checkpoint_name_is_not_loaded(tmp_path, caplog):
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path, small_disk):
     small = Checkpoint(1, {"model.w": torch.zeros(1000)}, {})
-    large = Checkpoint(2, {"model.w": torch.zeros(2_000_000)}, {})
+    large = Checkpoint(2, {"model.w": torch.zeros(3_000_000)}, {})
     checkpoint.write(small_disk, small)
     with pytest.raises(OSError) as raised:
         checkpoint.write(small_disk, large)

@@ -25,6 +25,8 @@ ONE = Ranks(0, 1, torch.device("cpu"))
 class Regression:
     """Learns a fixed linear map through BatchNorm and dropout; all data are keyed draws."""
 
+    headline = "top1"
+
     def __init__(self, *, accumulation=1, batch_norm=True, dropout=0.1, epochs=3, lr=1e-2):
         torch.manual_seed(0)
         layers = [nn.Linear(8, 16), nn.BatchNorm1d(16) if batch_norm else nn.Identity()]
@@ -176,14 +178,33 @@ def test_checkpoints_come_in_time_as_well(tmp_path):
     task, steps = Regression(epochs=1), []
     original = checkpoint.write
 
-    def remember(folder, state):
+    def remember(folder, state, best_step):
         steps.append(state.step)
-        return original(folder, state)
+        return original(folder, state, best_step)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write", remember)
         run(task, tmp_path, seconds=0.0)
     assert steps == [0, 1, 2, 3, 4, 5, 5]
+
+
+def test_the_best_checkpoint_is_kept_with_the_last_two(tmp_path):
+    class Scored(Regression):
+        scores = iter([1.0, 5.0, 3.0, 2.0, 4.0])
+
+        def evaluate(self):
+            return {"top1": next(self.scores)}
+
+    made, _ = run(Scored(epochs=5), tmp_path)
+    kept = [checkpoint.step_of(path) for path in checkpoint.names(made.checkpoints)]
+    assert kept == [25, 20, 10]
+    assert checkpoint.newest(made.checkpoints).facts["best"] == 5.0
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="checkpoints"):
+        run(Regression(), tmp_path)
 
 
 def test_draws_inside_the_model_do_not_depend_on_history(tmp_path):

@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from smt.tracking.files import sha256, sync_folder
+from smt.files import sha256, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ class Checkpoint:
     """All that is not a tensor, as JSON values."""
 
 
-def write(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint, then remove those older than the last `KEEP`.
+def write(folder: Path, checkpoint: Checkpoint, best_step: int | None = None) -> Path:
+    """Write a checkpoint, then remove those older than the last `KEEP`, save that of `best_step`.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; older checkpoints stay.
@@ -60,8 +61,58 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
         temporary.unlink(missing_ok=True)
     sync_folder(folder)
     for old in names(folder)[KEEP:]:
-        old.unlink()
+        if step_of(old) != best_step:
+            old.unlink()
     return path
+
+
+def step_of(path: Path) -> int:
+    """Return the step in the name of a checkpoint."""
+    match = _NAME.match(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+class Writer:
+    """Writes checkpoints in a thread, one at a time and in order, while the training goes on.
+
+    A checkpoint is handed over as a copy, so the training stops for the copy alone. An error of the
+    thread is raised by the next call.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def submit(
+        self, checkpoint: Checkpoint, best_step: int | None, before: Callable[[], object]
+    ) -> None:
+        """Start writing; `before` runs first in the thread (what must be on disk earlier).
+
+        Waits for the checkpoint before this one, so that at most two are in memory.
+        """
+        self.wait()
+
+        def work() -> Path:
+            before()
+            return write(self._folder, checkpoint, best_step)
+
+        self._pending = self._thread.submit(work)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """End the thread after what it is writing."""
+        self._thread.shutdown(wait=True)
 
 
 def names(folder: Path) -> list[Path]:

@@ -29,6 +29,8 @@ class Task(Protocol):
     steps_per_epoch: int
     accumulation: int
     """Batches of this process in one global step."""
+    headline: str
+    """The metric, higher is better, that tells which checkpoint is the best."""
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yield this process's batches of an epoch, `accumulation` a step, from `start_step` on."""

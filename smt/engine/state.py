@@ -25,6 +25,9 @@ class State:
     """Global steps done."""
     epochs: int = 0
     """Epochs done and closed: evaluated if it was their turn, and in the journal."""
+    best: float | None = None
+    """Highest value so far of the task's headline metric."""
+    best_step: int | None = None
     seconds: float = 0.0
     """Wall time of all attempts up to the last save."""
     journal: Position = Position()
@@ -42,6 +45,8 @@ class State:
             {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()},
             {
                 "epochs": self.epochs,
+                "best": self.best,
+                "best_step": self.best_step,
                 "seconds": self.seconds,
                 "scaler": self.scaler.state_dict(),
                 "journal": {"bytes": self.journal.bytes, "lines": self.journal.lines},
@@ -62,6 +67,7 @@ class State:
         facts: Mapping[str, Any] = checkpoint.facts
         self.scaler.load_state_dict(facts["scaler"])
         self.step, self.epochs = checkpoint.step, facts["epochs"]
+        self.best, self.best_step = facts["best"], facts["best_step"]
         self.seconds = facts["seconds"]
         self.journal = Position(**facts["journal"])
         self.loss_sum, self.loss_steps = facts["loss_sum"], facts["loss_steps"]

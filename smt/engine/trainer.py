@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class Trainer:
         self.task, self.work_dir, self.seed = task, work_dir, seed
         self.ranks, self.settings, self.stop = ranks, settings, stop
         self.epochs = task.recipe.schedule.epochs
+        self.writer = checkpoint.Writer(self.checkpoints)
         self.state = State(
             task.model,
             optim.adamw(task.model, task.recipe.optimizer),
@@ -90,9 +91,13 @@ class Trainer:
             OSError: a checkpoint or the journal could not be written.
         """
         metrics: dict[str, float] = {}
-        while self.state.epochs < self.epochs:
-            self._finish_steps(progress)
-            metrics = self._close_epoch(progress)
+        try:
+            while self.state.epochs < self.epochs:
+                self._finish_steps(progress)
+                metrics = self._close_epoch(progress)
+            self.writer.wait()
+        finally:
+            self.writer.close()
         return metrics or self.task.evaluate()
 
     def _finish_steps(self, progress: Progress) -> None:
@@ -130,14 +135,20 @@ class Trainer:
             # Drop path and dropout of a batch are keyed by what it is, not by what came before.
             reseed(self.seed, "model", *batch.key)
             last = index == count - 1
-            wait = isinstance(self.model, DistributedDataParallel) and not last
-            with self.model.no_sync() if wait else nullcontext():
+            with self._no_sync(last):
                 with optim.autocast(self.task.recipe, self.ranks.device):
                     loss = self.task.loss(self.model, batch)
                 self.state.scaler.scale(loss / count).backward()
             loss_sum += loss.detach()
             progress.images(batch.images * self.ranks.world_size)
         return float(loss_sum / count)
+
+    def _no_sync(self, last: bool) -> AbstractContextManager[None]:
+        """Return the context of a backward pass: gradients are summed over ranks in the last."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            context: AbstractContextManager[None] = self.model.no_sync()
+            return context
+        return nullcontext()
 
     def _require_finite(self, loss: float, rate: float) -> None:
         (broken,) = self.ranks.any(not math.isfinite(loss))
@@ -157,6 +168,8 @@ class Trainer:
         if stop or due:
             self._save()
         if stop:
+            self.writer.wait()
+            self.ranks.barrier()
             raise Stopped(
                 f"stopped after step {self.state.step} of {self.total_steps}; state saved"
             )
@@ -167,6 +180,9 @@ class Trainer:
         if done % self.task.recipe.eval_every == 0 or done == self.epochs:
             metrics = self.task.evaluate()
         self.state.epochs = done
+        value = metrics.get(self.task.headline)
+        if value is not None and (self.state.best is None or value > self.state.best):
+            self.state.best, self.state.best_step = value, self.state.step
         self._record({f"eval/{name}": value for name, value in metrics.items()}, progress)
         progress.epoch(done, metrics)
         self._save()
@@ -185,15 +201,13 @@ class Trainer:
             self.journal.append(state.step, state.epochs, metrics, progress.system())
 
     def _save(self) -> None:
-        """Write a checkpoint; the journal up to it is on disk first."""
+        """Hand a copy of the state to the writer; it puts the journal on disk first."""
         now = time.monotonic()
         self.state.seconds += now - self.counted_at
-        self.counted_at = now
+        self.saved_at = self.counted_at = now
         if self.journal is not None:
-            self.state.journal = self.journal.sync()
-            checkpoint.write(self.checkpoints, self.state.snapshot())
-        self.saved_at = time.monotonic()
-        self.ranks.barrier()
+            self.state.journal = self.journal.position
+            self.writer.submit(self.state.snapshot(), self.state.best_step, self.journal.sync)
 
 
 def _wrap(model: nn.Module, ranks: Ranks) -> nn.Module:

@@ -1,6 +1,5 @@
 """The work folder of a run: one process tree at a time, and whether it is done."""
 
-import errno
 import fcntl
 import json
 import os
@@ -9,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smt.errors import TrainingError, UserError
+from smt.errors import TrainingError
+from smt.files import explained
 
 LOCK = "lock"
 
@@ -22,14 +22,9 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         TrainingError: another process trains this run; the message names its host and pid.
         UserError: the folder cannot be made or written.
     """
-    try:
+    with explained(work_dir, "give a folder that can be written: smt --results DIR"):
         work_dir.mkdir(parents=True, exist_ok=True)
         file = (work_dir / LOCK).open("a+")
-    except OSError as error:
-        raise UserError(
-            f"{work_dir}: cannot be written ({error.strerror}); give a folder that can: "
-            "smt --results DIR, or SMT_RESULTS"
-        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,16 +46,3 @@ def _holder(content: str) -> str:
         return f"process {holder['pid']} on {holder['host']}"
     except (ValueError, KeyError):
         return "another process"
-
-
-def explain_os_error(error: OSError, work_dir: Path, step: int) -> TrainingError:
-    """Return what to tell the user of a failed write during training."""
-    where = error.filename or work_dir
-    saved = f"the run stopped at step {step}; its last checkpoint is whole"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        cause = "the disk is full; make room"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        cause = "no permission to write there; mend that"
-    else:
-        cause = f"{error.strerror or error}; mend that"
-    return TrainingError(f"{where}: {cause} and run the same command again ({saved})")
