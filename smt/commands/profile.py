@@ -1,0 +1,91 @@
+"""`smt profile`: what every model costs, beside what was published."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from smt.commands.common import load, scale_option
+from smt.files import explained, write_json
+from smt.spec import Project, ReportedValue
+
+COMPARED = "paper"
+"""The scale at which published figures are of the same models."""
+
+
+@click.command()
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Where to write [results].")
+@scale_option
+def command(target: Path | None, scale: str) -> None:
+    """Count parameters and MACs of every model; print them and write them as JSON.
+
+    MACs in three conventions: convolutions and linears; those and the products of attention; and
+    as the published tables count (see `smt.models.profile`).
+    """
+    project, layout = load(scale)
+    sizes = measure(project)
+    path = target or layout.sizes
+    with explained(path, "give a file that can be written: smt profile --json FILE"):
+        write_json(path, sizes)
+    Console(width=None if Console().is_terminal else 140).print(_table(project, sizes))
+    click.echo(f"sizes of {len(sizes)} models: {path}")
+
+
+def measure(project: Project) -> dict[str, Any]:
+    """Return, by model, its title, parameters, and MACs at each resolution it is trained at.
+
+    The classifier is that of the data set that the model is evaluated on last.
+    """
+    from smt.models import profile
+
+    sizes = {}
+    for name, model in project.models.items():
+        experiments = [each for each in project.order if project.experiments[each].model == name]
+        recipes = [project.recipes[project.experiments[each].recipe] for each in experiments]
+        if not recipes:  # no experiment trains it: as the first recipe of the project would
+            recipes = list(project.recipes.values())[:1]
+        classes = project.datasets[recipes[-1].dataset].classes
+        macs = {}
+        for resolution in sorted({recipe.resolution for recipe in recipes}):
+            counts = profile.count(model, resolution, num_classes=classes)
+            macs[str(resolution)] = {
+                "conv_linear": counts.conv_linear,
+                "attention": counts.attention,
+                "reported": counts.reported,
+                "thop": counts.thop,
+            }
+        parameters = profile.parameters(model, num_classes=classes)
+        sizes[name] = {"title": model.title, "params": parameters, "macs": macs}
+    return sizes
+
+
+def _table(project: Project, sizes: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True, min_width=max(map(len, sizes)))
+    for title in ("params M", "published", "difference", "at", "conv+linear G", "+ attention G",
+                  "as published G", "published", "difference"):  # fmt: skip
+        table.add_column(title, justify="right")
+    for name, size in sizes.items():
+        published = project.reported.models.get(name, {})
+        if project.scale_name != COMPARED:
+            published = {}
+        for resolution, macs in size["macs"].items():
+            key = "gmacs" if resolution == "224" else f"gmacs_{resolution}"
+            table.add_row(
+                name,
+                f"{size['params'] / 1e6:.6f}",
+                *_beside(size["params"] / 1e6, published.get("params_m")),
+                resolution,
+                *(f"{macs[each] / 1e9:.4f}" for each in ("conv_linear", "attention", "reported")),
+                *_beside(macs["reported"] / 1e9, published.get(key)),
+            )
+    return table
+
+
+def _beside(measured: float, published: ReportedValue | None) -> tuple[str, str]:
+    if published is None:
+        return "", ""
+    return f"{published.value:g}", f"{measured - published.value:+.3f}"

@@ -1,0 +1,130 @@
+"""Weights on disk: safetensors, written whole or not at all, loaded whole or not at all."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from smt.errors import UserError
+from smt.files import replacing, sha256
+
+HEAD = ("head.weight", "head.bias")
+"""The classifier's tensors, one row a class."""
+
+_SHOWN = 8
+"""Tensors that an error names of each kind before it only counts the rest."""
+
+
+def save(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> str:
+    """Write `state` and `metadata` to `path` as safetensors and return the file's SHA-256.
+
+    The same content gives the same bytes. The file appears whole or not at all.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # One entry: safetensors writes several in an order that differs from one process to another.
+    header = {"smt": json.dumps(metadata, sort_keys=True)}
+    with replacing(path) as file:
+        file.write(safetensors.torch.save(tensors, metadata=header))
+    return sha256(path)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        UserError: no such file, or not a whole safetensors file.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be read ({error.strerror or error})") from None
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"weights {path} are not a whole safetensors file ({error}); a released .pth file is "
+            f"brought to this form by: smt convert {path} OUT.safetensors --model NAME"
+        ) from None
+
+
+def load(model: nn.Module, path: Path) -> None:
+    """Load the weights of `path` into `model`: every tensor, or none.
+
+    Raises:
+        UserError: the file cannot be read, or names the tensors that are missing, extra or of
+            another shape.
+    """
+    load_state(model, read(path), path)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load `state`, which came from `source`, into `model`: every tensor, or none.
+
+    Raises:
+        UserError: names the tensors that are missing, extra or of another shape.
+    """
+    check(shapes(model.state_dict()), shapes(state), source)
+    model.load_state_dict(state)
+
+
+def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+    """Return `state` with a classifier of len(rows) classes: class i is the old class rows[i].
+
+    Raises:
+        UserError: `state` has no classifier, or not all of the rows.
+    """
+    for name in HEAD:
+        if name not in state:
+            raise UserError(f"weights without {name}: there is no classifier to take classes from")
+    classes = len(state[HEAD[0]])
+    wrong = [row for row in rows if not 0 <= row < classes]
+    if wrong:
+        raise UserError(f"class map: row {wrong[0]} of a classifier of {classes} classes")
+    index = torch.tensor(rows)
+    return {name: each[index] if name in HEAD else each for name, each in state.items()}
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of `state`."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def check(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: Path
+) -> None:
+    """Check that names and shapes of a file are those of a model.
+
+    Raises:
+        UserError: names what is missing, extra or of another shape (the first of each kind).
+    """
+    wrong = [
+        f"{name} is {_shape(found[name])}, not {_shape(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    problems = [
+        f"{kind} {_first(names)}"
+        for kind, names in (
+            ("missing", [name for name in expected if name not in found]),
+            ("extra", [name for name in found if name not in expected]),
+            ("wrong shape:", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"weights {source} are not of this model: {'; '.join(problems)}; nothing was loaded, "
+            "check the model's name and its number of classes"
+        )
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"

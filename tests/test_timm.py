@@ -1,0 +1,109 @@
+"""SMT through timm's interface, as users of timm expect it of any backbone."""
+
+import pytest
+import timm
+import torch
+
+from smt.layout import bundled_params
+from smt.models import zoo
+from smt.models.fold import fold
+from smt.params import load_project
+
+DEMO = load_project(bundled_params(), "demo").models
+
+
+def demo(name="smt_tiny", **options):
+    torch.manual_seed(0)
+    return zoo.build(DEMO[name], **{"num_classes": 10, **options})
+
+
+def test_every_model_of_params_has_its_name_in_timm():
+    paper = load_project(bundled_params(), "paper").models
+    assert set(paper) <= set(timm.list_models("smt_*"))
+
+
+def test_create_model_takes_the_usual_arguments():
+    model = timm.create_model("smt_tiny", num_classes=7, in_chans=4, drop_path_rate=0.2)
+    assert model(torch.randn(1, 4, 64, 64)).shape == (1, 7)
+    rates = [block.drop_path_rate for stage in model.stages for block in stage.blocks]
+    assert rates[0] == 0 and rates[-1] == pytest.approx(0.2) and rates == sorted(rates)
+
+
+def test_features_only_gives_the_stages_asked_for():
+    model = timm.create_model("smt_tiny", features_only=True, out_indices=(1, 3))
+    assert model.feature_info.channels() == [128, 512]
+    assert model.feature_info.reduction() == [8, 32]
+    outputs = model(torch.randn(2, 3, 64, 96))
+    assert [tuple(each.shape) for each in outputs] == [(2, 128, 8, 12), (2, 512, 2, 3)]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (100, 64), (57, 224)])
+def test_any_size_from_32_up(size):
+    model = demo().eval()
+    with torch.inference_mode():
+        assert model(torch.randn(2, 3, *size)).shape == (2, 10)
+
+
+def test_head_and_features_make_the_whole():
+    model = demo().eval()
+    images = torch.randn(2, 3, 48, 48)
+    with torch.inference_mode():
+        features = model.forward_features(images)
+        torch.testing.assert_close(model.forward_head(features), model(images))
+        pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, model.num_features)
+
+
+def test_reset_classifier():
+    model = demo().eval()
+    images = torch.randn(2, 3, 32, 32)
+    model.reset_classifier(5)
+    assert model(images).shape == (2, 5) and model.num_classes == 5
+    model.reset_classifier(0)
+    assert model(images).shape == (2, model.num_features)
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_no_statistic():
+    plain, frugal = demo("smt_large"), demo("smt_large")
+    frugal.set_grad_checkpointing()
+    images = torch.randn(4, 3, 32, 32)
+    for model in (plain, frugal):
+        model.train()
+        model(images).square().sum().backward()
+    for (name, one), (_, other) in zip(
+        plain.named_parameters(), frugal.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+    for (name, one), (_, other) in zip(plain.named_buffers(), frugal.named_buffers(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_layout_stays_channels_last_from_stem_to_head():
+    model = demo().eval().to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    _, stages = model.forward_intermediates(images)
+    for stage in stages:
+        assert stage.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", sorted(DEMO))
+def test_folding_for_inference_changes_rounding_only(name):
+    model = demo(name).double().train()
+    for _ in range(2):
+        model(torch.randn(8, 3, 48, 48, dtype=torch.float64))  # statistics other than 0 and 1
+    images = torch.randn(2, 3, 48, 48, dtype=torch.float64)
+    with torch.inference_mode():
+        expected, folded = model.eval()(images), fold(model)(images)
+    torch.testing.assert_close(folded, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_drop_path_drops_whole_branches_in_training_only():
+    model = demo(drop_path_rate=0.5)
+    images = torch.randn(2, 3, 32, 32)
+    model.eval()
+    assert torch.equal(model(images), model(images))
+    model.train()
+    torch.manual_seed(1)
+    first = model(images)
+    torch.manual_seed(2)
+    assert not torch.equal(first, model(images))
