@@ -142,7 +142,8 @@ def _validate(
     try:
         return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A mistyped key is unknown, and the right one missing: the typing error says more.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         location: KeyPath = tuple(part for part in first["loc"] if part != "[key]")
         raise UserError(
             f"{_where(location, sources)}: {_explain(kind, first, location, skip)}"

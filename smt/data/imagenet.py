@@ -1,0 +1,87 @@
+"""Images in ImageNet's folder layout, as their manifest lists them."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from smt.data.manifest import Manifest
+from smt.errors import DataError
+
+
+class ImageFolder:
+    """The images of one split, sorted by class, then by name.
+
+    Raises:
+        DataError: the list beside the manifest is missing or not the one that the manifest names.
+    """
+
+    def __init__(self, root: Path, split: str, manifest: Manifest) -> None:
+        self.root, self.split = root, split
+        self.name, self.classes = manifest.dataset, manifest.classes
+        self.samples = SampleList(root, split, manifest)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+class SampleList(Sequence[tuple[Path, int]]):
+    """Path and class number of every image of a split.
+
+    The lines stay in a memory map that all processes of a node share, beside 8 bytes an image for
+    where they begin: ImageNet-22K's 14 million as Python objects would take gigabytes in each
+    process and each of its workers.
+    """
+
+    def __init__(self, root: Path, split: str, manifest: Manifest) -> None:
+        self._root = root
+        self._text = _read_list(split, manifest)
+        self._ends = np.flatnonzero(self._text == ord("\n"))
+        # Class c ends before image _class_ends[c].
+        self._class_ends = np.array(list(accumulate(manifest.splits[split].per_class)))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> tuple[Path, int]:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        start = self._ends[index - 1] + 1 if index else 0
+        line = self._text[start : self._ends[index]].tobytes().decode()
+        label = int(np.searchsorted(self._class_ends, index, side="right"))
+        return self._root / line.split("\t", 1)[0], label
+
+
+def _read_list(split: str, manifest: Manifest) -> np.ndarray:
+    """Return the bytes of a split's list, checked against the manifest."""
+    path = manifest.list_file(split)
+    remedy = f"run smt data manifest {manifest.dataset} again"
+    try:
+        text = np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"list of images {path} cannot be read ({error}); {remedy}") from None
+    if hashlib.sha256(text.data).hexdigest() != manifest.splits[split].sha256:
+        raise DataError(f"list of images {path} is not the one that its manifest names; {remedy}")
+    return text
+
+
+def decode(path: Path) -> Image.Image:
+    """Return an image file as RGB.
+
+    Raises:
+        DataError: the file is missing or no image that can be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            # convert() would copy what is RGB already: 5 % of the time of a photograph.
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Decoders of damaged files raise nearly anything: OSError, SyntaxError, ValueError, ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"cannot read image {path} ({reason})") from None

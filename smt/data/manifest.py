@@ -1,0 +1,246 @@
+"""What a data set holds: its files found, checked against params, and summed up in a digest.
+
+A manifest is a JSON file, and beside it one list of images a split, with a line an image:
+`split/class/file<TAB>bytes`, for data made here also `<TAB>SHA-256`. The digest is the SHA-256 of
+the lists one after the other, so `cat NAME.train.txt NAME.val.txt | sha256sum` prints it. Training
+takes its images from the lists: walking a million files on a network disk takes minutes, checking
+and reading a list of as many 0.2 s, and no run sees other files than its fingerprint says.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from smt import fingerprint
+from smt.data import class_map
+from smt.data.scan import Content, SplitScan, expected_images, scan
+from smt.errors import DataError, UserError, suggest
+from smt.files import explained, replacing, write_json
+from smt.layout import Layout
+from smt.spec import Dataset, Project, Run, Strict
+
+T = TypeVar("T", "Manifest", "ClassMapManifest")
+
+CLASS_MAP = "class_map:"
+"""What stands before the name of a class map where data sets and class maps are named together."""
+
+_REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
+
+
+class Split(Strict):
+    """The images of `train` or `val`."""
+
+    images: int
+    total_bytes: int
+    per_class: tuple[int, ...]
+    """Images of each class, in the order of the classes."""
+    listed_in: str
+    """Name of the file beside the manifest that lists them."""
+    sha256: str
+    """Of that file."""
+
+
+class Manifest(Strict):
+    """What was found in a data set."""
+
+    dataset: str
+    content: Content
+    """What the digest covers."""
+    digest: str
+    classes: tuple[str, ...]
+    """Names of the class folders, sorted: class i is the i-th."""
+    splits: dict[str, Split]
+    folder: Path = Field(exclude=True)
+    """Where the lists lie; not part of the file."""
+
+    def list_file(self, split: str) -> Path:
+        """Return the path of the list of a split's images."""
+        return self.folder / self.splits[split].listed_in
+
+
+class ClassMapManifest(Strict):
+    """The rows of a class map."""
+
+    kind: Literal["class map"] = "class map"
+    source: str
+    target: str
+    digest: str
+    rows: tuple[int, ...]
+    """For each class of the target, the class of the source."""
+
+
+def digest_file(layout: Layout, key: str) -> Path:
+    """Return the manifest's path; `key` is a data set's name or `class_map:NAME`."""
+    return layout.manifest(key.replace(CLASS_MAP, "class_map_"))
+
+
+def keys(project: Project) -> tuple[str, ...]:
+    """Return the key of every data set and class map of the scale."""
+    return (*project.datasets, *(f"{CLASS_MAP}{name}" for name in project.class_maps))
+
+
+def require_key(project: Project, key: str) -> None:
+    """Raise a UserError with the nearest valid keys where the scale has no `key`."""
+    if key not in keys(project):
+        raise UserError(
+            f"no data set or class map {key!r} in params/data.yaml; {suggest(key, keys(project))}"
+        )
+
+
+def inspect(project: Project, layout: Layout, key: str) -> Manifest | ClassMapManifest:
+    """Look at a data set or class map, check it, and return its manifest without writing it.
+
+    Raises:
+        DataError: what is missing, incomplete or wrong.
+    """
+    return _inspect(project, layout, key)[0]
+
+
+def write(project: Project, layout: Layout, key: str) -> Manifest | ClassMapManifest:
+    """Look at a data set or class map, check it, and write its manifest and lists.
+
+    Raises:
+        DataError: what is missing, incomplete or wrong; then nothing is written.
+        UserError: the results folder cannot be written.
+    """
+    manifest, scans = _inspect(project, layout, key)
+    path = digest_file(layout, key)
+    with explained(path, _REMEDY):
+        if isinstance(manifest, Manifest):
+            for split, found in scans.items():
+                with replacing(manifest.list_file(split)) as file:
+                    file.writelines(found.lines)
+        write_json(path, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _inspect(
+    project: Project, layout: Layout, key: str
+) -> tuple[Manifest | ClassMapManifest, dict[str, SplitScan]]:
+    require_key(project, key)
+    if key.startswith(CLASS_MAP):
+        return _inspect_class_map(project, layout, key.removeprefix(CLASS_MAP)), {}
+    dataset = project.datasets[key]
+    scans = scan(key, dataset, layout.dataset_root(dataset), make_command(project, key))
+    return _summary(key, dataset, scans, digest_file(layout, key)), scans
+
+
+def _summary(key: str, dataset: Dataset, scans: dict[str, SplitScan], path: Path) -> Manifest:
+    digest = hashlib.sha256()
+    splits: dict[str, Split] = {}
+    for name, found in scans.items():
+        own = hashlib.sha256()
+        for lines in found.lines:
+            digest.update(lines)
+            own.update(lines)
+        splits[name] = Split(
+            images=found.images,
+            total_bytes=found.total_bytes,
+            per_class=found.per_class,
+            listed_in=f"{path.stem}.{name}.txt",
+            sha256=own.hexdigest(),
+        )
+    return Manifest(
+        dataset=key,
+        content="bytes" if dataset.generator else "names and sizes",
+        digest=digest.hexdigest(),
+        classes=scans["train"].classes,
+        splits=splits,
+        folder=path.parent,
+    )
+
+
+def _inspect_class_map(project: Project, layout: Layout, name: str) -> ClassMapManifest:
+    entry = project.class_maps[name]
+    rows = class_map.read(
+        layout.data_file(entry.path),
+        source_classes=project.datasets[entry.source].classes,
+        target_classes=project.datasets[entry.target].classes,
+        remedy=make_command(project, f"{CLASS_MAP}{name}"),
+    )
+    return ClassMapManifest(
+        source=entry.source, target=entry.target, digest=class_map.digest(rows), rows=rows
+    )
+
+
+def make_command(project: Project, key: str) -> str | None:
+    """Return the command that makes what `key` names, or None where the user brings it."""
+    if key.startswith(CLASS_MAP):
+        entry = project.class_maps[key.removeprefix(CLASS_MAP)]
+        generators = [project.datasets[each].generator for each in (entry.source, entry.target)]
+        made = generators == ["digit_pairs", "digits"]
+    else:
+        made = project.datasets[key].generator is not None
+    return f"smt data make {key} --scale {project.scale_name}" if made else None
+
+
+def read(layout: Layout, dataset: str) -> Manifest:
+    """Return the manifest of a data set as it was written.
+
+    Raises:
+        DataError: there is none, or it is not a manifest; the message says which command makes it.
+    """
+    return _load(layout, dataset, Manifest)
+
+
+def rows(layout: Layout, name: str) -> tuple[int, ...]:
+    """Return the rows of a class map as its manifest has them: a source class a target class.
+
+    Raises:
+        DataError: there is no manifest of it; the message says which command makes it.
+    """
+    return _load(layout, f"{CLASS_MAP}{name}", ClassMapManifest).rows
+
+
+def read_any(layout: Layout, key: str) -> Manifest | ClassMapManifest:
+    """Return the manifest of a data set or class map; for errors see `read`."""
+    return _load(layout, key, ClassMapManifest) if key.startswith(CLASS_MAP) else read(layout, key)
+
+
+def digests(project: Project, layout: Layout, run: Run) -> dict[str, str]:
+    """Return the digest of everything that the fingerprint of `run` needs, by key.
+
+    Raises:
+        DataError: a manifest is missing, or was made when params said something else.
+    """
+    found: dict[str, str] = {}
+    for key in fingerprint.inputs(project, run):
+        if key.startswith(CLASS_MAP):
+            found[key] = _load(layout, key, ClassMapManifest).digest
+        else:
+            manifest = read(layout, key)
+            _require_current(manifest, project.datasets[key], layout)
+            found[key] = manifest.digest
+    return found
+
+
+def _require_current(manifest: Manifest, dataset: Dataset, layout: Layout) -> None:
+    splits = {name: split.images for name, split in manifest.splits.items()}
+    expected = expected_images(dataset)
+    if (len(manifest.classes), splits) != (dataset.classes, expected):
+        raise DataError(
+            f"{digest_file(layout, manifest.dataset)} is of {len(manifest.classes)} classes and "
+            f"{splits} images, params say {dataset.classes} and {expected}; "
+            f"run: {_manifest_command(layout, manifest.dataset)}"
+        )
+
+
+def _manifest_command(layout: Layout, key: str) -> str:
+    return f"smt data manifest {key} --scale {layout.scale}"
+
+
+def _load(layout: Layout, key: str, kind: type[T]) -> T:
+    path = digest_file(layout, key)
+    remedy = f"run: {_manifest_command(layout, key)}"
+    try:
+        content = json.loads(path.read_bytes())
+        extra = {"folder": path.parent} if kind is Manifest else {}
+        return kind.model_validate({**content, **extra})
+    except FileNotFoundError:
+        raise DataError(f"{key} has no manifest {path}; {remedy}") from None
+    except (OSError, ValueError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not a manifest ({reason}); {remedy}") from None
