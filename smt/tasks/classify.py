@@ -1,0 +1,132 @@
+"""Image classification: an SMT with its classifier on images in ImageNet's layout."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from smt.data import manifest
+from smt.data.augment import Mix
+from smt.data.imagenet import ImageFolder
+from smt.data.loader import TrainLoader, eval_batches
+from smt.data.rng import derive
+from smt.engine import optim
+from smt.engine.distributed import Ranks
+from smt.engine.protocol import Batch
+from smt.layout import Layout
+from smt.models import weights, zoo
+from smt.spec import Project, Run
+
+
+class Classification:
+    """The task of a classification run: see `smt.engine.protocol.Task`.
+
+    The model is initialised from the run's seed, or from its parent's weights, whose head is cut
+    down by the class map where the data sets differ. With `inherit` off it starts from the seed
+    all the same, for weights that are loaded into it afterwards.
+    """
+
+    headline = "top1"
+
+    def __init__(
+        self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True
+    ) -> None:
+        experiment = project.experiments[run.experiment]
+        self.recipe = project.recipes[experiment.recipe]
+        self._run, self._ranks = run, ranks
+        self._workers = project.scale.workers
+        dataset = project.datasets[self.recipe.dataset]
+        root = layout.dataset_root(dataset)
+        found = manifest.read(layout, self.recipe.dataset)
+        self._train = ImageFolder(root, "train", found)
+        self._val = ImageFolder(root, "val", found) if dataset.val_images else None
+        self._classes = dataset.classes
+        self.model = self._build(project, layout, inherit)
+        self._loader = TrainLoader(
+            self._train,
+            self.recipe,
+            seed=run.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            workers=self._workers,
+        )
+        self._mix = Mix(self.recipe.augment, self._classes)
+        self.steps_per_epoch = self._loader.steps_per_epoch
+        self.accumulation = self._loader.accumulation
+
+    def _build(self, project: Project, layout: Layout, inherit: bool) -> nn.Module:
+        experiment = project.experiments[self._run.experiment]
+        torch.manual_seed(derive(self._run.seed, "init"))
+        model = zoo.build(
+            project.models[experiment.model],
+            num_classes=self._classes,
+            drop_path_rate=project.drop_path(self._run.experiment),
+        )
+        parent = project.parent(self._run)
+        if parent is not None and inherit:
+            assert experiment.start is not None
+            source = layout.weights(parent)
+            state = weights.read(source)
+            if experiment.start.class_map is not None:
+                rows = manifest.rows(layout, experiment.start.class_map)
+                state = weights.select_head_rows(state, rows)
+            weights.load_state(model, state, source)
+        return model.to(self._ranks.device).to(memory_format=torch.channels_last)
+
+    @property
+    def validation_images(self) -> int:
+        """Images of the validation split; 0 without one."""
+        return len(self._val) if self._val is not None else 0
+
+    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's batches, mixed and on its device."""
+        for chunk in self._loader.epoch(epoch, start_step):
+            key = (epoch, chunk.step, chunk.chunk)
+            images = chunk.images.to(
+                self._ranks.device, non_blocking=True, memory_format=torch.channels_last
+            )
+            labels = chunk.labels.to(self._ranks.device, non_blocking=True)
+            images, targets = self._mix(images, labels, self._run.seed, "mix", *key)
+            yield Batch((images, targets), len(labels), key)
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the cross entropy with soft targets, in float32."""
+        images, targets = batch.loss_inputs
+        return F.cross_entropy(model(images).float(), targets)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return top1 and top5 in percent and the mean loss; every image counts once."""
+        if self._val is None:
+            return {}
+        self.model.eval()
+        counts = self._ranks.sum(*self._count_correct(self._val))
+        self.model.train()
+        top1, top5, loss, images = counts
+        return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images}
+
+    @torch.inference_mode()
+    def _count_correct(self, folder: ImageFolder) -> tuple[float, float, float, int]:
+        """Return this rank's right in one guess, in five, sum of the losses, and images."""
+        top1 = top5 = images = 0
+        loss = 0.0
+        ranks = self._ranks
+        for batch, labels in eval_batches(
+            folder,
+            self.recipe,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            workers=self._workers,
+        ):
+            labels = labels.to(ranks.device, non_blocking=True)
+            with optim.autocast(self.recipe, ranks.device):
+                logits = self.model(
+                    batch.to(ranks.device, non_blocking=True, memory_format=torch.channels_last)
+                ).float()
+            loss += F.cross_entropy(logits, labels, reduction="none").double().sum().item()
+            best = logits.topk(min(5, self._classes), dim=1).indices
+            hits = best == labels[:, None]
+            top1 += int(hits[:, 0].sum())
+            top5 += int(hits.sum())
+            images += len(labels)
+        return top1, top5, loss, images

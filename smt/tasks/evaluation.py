@@ -1,0 +1,54 @@
+"""Evaluation of exported weights, apart from the training that made them."""
+
+from smt.engine.distributed import Ranks
+from smt.errors import TrainingError
+from smt.files import read_json, sha256, write_json
+from smt.layout import Layout
+from smt.models import weights
+from smt.spec import Project, Run
+from smt.tasks.classify import Classification
+
+AGREEMENT = {"top1": 0.1, "top5": 0.1, "loss": 0.01}
+"""Largest difference between the two evaluations of one file of weights.
+
+They are equal on the machine that trained; another one adds in another order, which can turn an
+image whose two best classes are nearly tied."""
+
+
+def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[str, float]:
+    """Return the metrics of a run's exported weights, and write them to `evaluation.json`.
+
+    Raises:
+        TrainingError: the run is not done, its weights are not those it exported, or they give
+            other numbers than its `metrics.json` says.
+    """
+    said = read_json(layout.metrics(run))
+    path = layout.weights(run)
+    remedy = f"run: smt train {run.experiment} --seed {run.seed} --scale {layout.scale}"
+    if said is None or not path.exists():
+        raise TrainingError(f"{run} has not been trained: no {layout.metrics(run)}; {remedy}")
+    digest = sha256(path)
+    if digest != said["weights_sha256"]:
+        raise TrainingError(f"{path} is not the file that {layout.metrics(run)} names; {remedy}")
+    task = Classification(project, layout, run, ranks, inherit=False)
+    weights.load(task.model, path)
+    metrics = task.evaluate()
+    for name, value in metrics.items():
+        if abs(value - said["metrics"][name]) > AGREEMENT[name]:
+            raise TrainingError(
+                f"{path} gives {name} {value:.4f}, but {layout.metrics(run)} says "
+                f"{said['metrics'][name]:.4f}; {remedy} after moving the run's folder aside"
+            )
+    if ranks.is_first:
+        names = {"experiment": run.experiment, "seed": run.seed, "scale": layout.scale}
+        write_json(
+            layout.evaluation(run),
+            {
+                **names,
+                "fingerprint": said["fingerprint"],
+                "weights_sha256": digest,
+                "metrics": metrics,
+                "images": task.validation_images,
+            },
+        )
+    return metrics
