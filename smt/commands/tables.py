@@ -11,8 +11,8 @@ from smt.commands.common import load, scale_option
 def command(names: tuple[str, ...], scale: str) -> None:
     """Make the tables NAME of params/tables.yaml, sizes or drift; all by default.
 
-    Each as Markdown, CSV, LaTeX and HTML, and a page that leads to them. Runs that are not done
-    show as what they are: pending, running, failed (and why), or stale.
+    Each as Markdown, CSV, LaTeX and HTML, and a page that leads to them (index: this alone).
+    Runs that are not done show as what they are: pending, running, failed (and why), or stale.
     """
     from smt.report import build
     from smt.report.collect import collect
@@ -22,8 +22,8 @@ def command(names: tuple[str, ...], scale: str) -> None:
     build.require_names(names, project)
     results = collect(project, layout)
     paths = build.build(results, layout, names)
-    chosen = names or build.table_names(project)
-    width = max(len(name) for name in chosen)
+    chosen = [name for name in names or build.table_names(project) if name != build.INDEX]
+    width = max((len(name) for name in chosen), default=0)
     for name in chosen:
         if name in build.FIXED:
             click.echo(f"{name:<{width}}  sizes and facts, no runs")

@@ -16,6 +16,9 @@ from smt.spec import Project
 FIXED = {sizes.NAME: "Sizes", drift.NAME: "Drift"}
 """Tables of measured sizes: no run is behind them."""
 
+INDEX = "index"
+"""Stands for the page that leads to the tables, alone, where tables are named."""
+
 
 def table_names(project: Project) -> tuple[str, ...]:
     """Return the names of all tables."""
@@ -34,7 +37,7 @@ def grid(results: Results, layout: Layout, name: str) -> Grid:
 def require_names(names: Sequence[str], project: Project) -> None:
     """Raise a UserError with the nearest valid names where there is no such table."""
     for name in names:
-        if name not in table_names(project):
+        if name not in (*table_names(project), INDEX):
             raise UserError(
                 f"no table {name!r} in params/tables.yaml; {suggest(name, table_names(project))}"
             )
@@ -49,6 +52,7 @@ def build(results: Results, layout: Layout, names: Sequence[str] = ()) -> list[P
     paths = [
         path
         for name in names or table_names(results.project)
+        if name != INDEX
         for path in write(grid(results, layout, name), layout.tables)
     ]
     overview = Overview(results, FIXED.items())

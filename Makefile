@@ -1,0 +1,87 @@
+# Everything from a bare machine (Debian or Ubuntu with Python 3.11, git and make).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help env reproduce report test lint docs lock clean distclean
+
+PYTHON ?= python3.11
+VENV := .venv
+STAMP := $(VENV)/installed
+RESULTS := $(or $(SMT_RESULTS),results)/demo
+REPORT := $(RESULTS)/report.html
+# Whatever make runs finds this environment's commands first.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+help:  ## this list
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+env: $(STAMP)  ## the environment in .venv, every version as requirements.lock pins it
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "make: $(PYTHON) is not Python 3.11. Install it, as with: sudo apt-get install" \
+	    "python3.11 python3.11-venv; or name it: make env PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: $(PYTHON) cannot make environments." \
+	    "Install: sudo apt-get install python3.11-venv" >&2; exit 2; }
+	@echo "make: installing $$(grep -c == requirements.lock) packages into $(VENV)/" \
+	  "(several GB, a few minutes the first time)"
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --disable-pip-version-check $(if $(wildcard $(STAMP)),--quiet) -r requirements.lock
+	@$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps -e .
+	@touch $(STAMP)
+	@echo "make: environment is in $(VENV)/; for your shell: source $(VENV)/bin/activate"
+
+reproduce: env  ## every variant and ablation at demo scale, then tables, figures and a report
+	@echo "make: every experiment at demo scale, on this machine; what is done already is kept"
+	@snakemake --profile local all
+	@$(MAKE) --no-print-directory $(REPORT)
+	@echo "make: tables   $(RESULTS)/tables/"
+	@echo "make: figures  $(RESULTS)/figures/"
+	@echo "make: report   $(REPORT) (one file, open it in a browser)"
+
+report: env $(REPORT)  ## one HTML file with the tables and figures of the demo
+
+$(REPORT): $(wildcard $(RESULTS)/tables/*.html $(RESULTS)/figures/* workflow/report/*)
+	@snakemake --profile local --report $@ all
+
+test: env  ## all tests, two at a time
+	@echo "make: running the tests; pytest's last line says how they went"
+	@pytest -n 2
+
+lint: env  ## style, types, layers, workflow
+	@failed=; \
+	for check in "ruff check" "ruff format --check" mypy lint-imports \
+	  "snakefmt --check Snakefile workflow" "snakemake --lint"; do \
+	  echo "make: $$check"; $$check || failed="$$failed, $$check"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "make: not clean:$${failed#,}" >&2; exit 1; fi
+	@echo "make: lint is clean"
+
+docs: env  ## docs/dag.svg, and the demo's tables in README.md
+	@command -v dot >/dev/null || { \
+	  echo "make: dot draws the DAG. Install: sudo apt-get install graphviz" >&2; exit 2; }
+	@snakemake --quiet all --rulegraph dot all | tred | dot -Grankdir=LR -Tsvg > docs/dag.svg
+	@python docs/fill_readme.py README.md $(RESULTS)/tables
+	@echo "make: docs/dag.svg and the tables in README.md are up to date"
+
+lock: env  ## requirements.lock from what is in .venv
+	@{ echo "# Every package of the environment, pinned. Made by: make lock"; \
+	  pip freeze --all --exclude-editable --disable-pip-version-check | grep -v '^pip==' \
+	  | sed -E '/^(nvidia|cuda|triton)/ s/$$/ ; platform_system == "Linux" and platform_machine == "x86_64"/'; \
+	} > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+	@touch $(STAMP)
+	@echo "make: requirements.lock pins $$(grep -c == requirements.lock) packages"
+
+clean:  ## remove caches; results/, data/ and .venv stay
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	@find smt tests workflow benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "make: caches are gone; results/ and data/ are yours to remove"
+
+distclean: clean  ## remove .venv as well; results/ and data/ still stay
+	@rm -rf $(VENV)
+	@echo "make: $(VENV)/ is gone; make env installs it again"

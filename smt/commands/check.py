@@ -1,0 +1,63 @@
+"""`smt check`: params/ is valid, and this is what each experiment trains."""
+
+from collections.abc import Sequence
+
+import click
+
+from smt import fingerprint, spec
+from smt.commands.common import load, scale_option
+from smt.data import manifest
+from smt.errors import DataError
+from smt.layout import Layout
+
+HEADINGS = ("experiment", "model", "recipe", "data", "starts from", "seeds", "fingerprint")
+
+
+@click.command()
+@scale_option
+def command(scale: str) -> None:
+    """Validate params/ and print what each experiment trains.
+
+    The fingerprint shown is that of the first seed; it takes the manifests of the data.
+    """
+    project, layout = load(scale)
+    click.echo(_aligned([HEADINGS, *(_row(project, layout, name) for name in project.order)]))
+    click.echo(
+        f"params are valid at {project.scale.title}: {len(project.order)} experiments, "
+        f"{len(project.runs)} runs, {len(project.models)} models, {len(project.tables)} tables"
+    )
+    if project.scale.notice:
+        click.echo(project.scale.notice)
+
+
+def _row(project: spec.Project, layout: Layout, name: str) -> tuple[str, ...]:
+    experiment = project.experiments[name]
+    return (
+        name,
+        experiment.model,
+        experiment.recipe,
+        project.dataset_of(name),
+        experiment.start.experiment if experiment.start else "-",
+        ",".join(str(seed) for seed in project.seeds(name)),
+        _fingerprint(project, layout, spec.Run(experiment=name, seed=project.seeds(name)[0])),
+    )
+
+
+def _fingerprint(project: spec.Project, layout: Layout, run: spec.Run) -> str:
+    try:
+        digests = manifest.digests(project, layout, run)
+    except DataError:
+        keys = fingerprint.inputs(project, run)
+        absent = [key for key in keys if not manifest.digest_file(layout, key).exists()]
+        return f"data missing: {', '.join(absent)}" if absent else "data changed"
+    return fingerprint.fingerprint(project, run, digests)[:12]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return `rows` as lines, each column as wide as its widest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,360 @@
+"""What the DAG is made of: the files that each job needs and makes, from `params/`.
+
+The rule files hold patterns and commands; everything that is worked out from `params/` stands
+here. Imported at every start of Snakemake, so it imports neither torch nor pandas.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from smt import fingerprint
+from smt.data import manifest
+from smt.errors import UserError
+from smt.layout import Layout, default_params
+from smt.params import load_project
+from smt.report import figures
+from smt.report.build import FIXED, INDEX, table_names
+from smt.report.sizes import PAPER
+from smt.spec import Project, Run
+from smt.tracking import provenance
+from smt.yamlfile import YamlFile
+
+EVERYTHING = "all"
+"""Stands for all runs where others give a table's name."""
+
+
+def scales() -> tuple[str, ...]:
+    """Return the names of all scales in `params/`."""
+    return tuple(YamlFile(default_params() / "scales.yaml").data)
+
+
+def pattern(names: Iterable[str]) -> str:
+    """Return a regular expression that matches exactly `names`, or nothing at all."""
+    return "|".join(names) or "(?!)"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The DAG of one scale. Every path is a string, as Snakemake compares them."""
+
+    project: Project
+    layout: Layout
+    only_seeds: tuple[int, ...] | None = None
+    """Where given, runs of other seeds are left out."""
+
+    # --- runs ----------------------------------------------------------------------------------
+
+    def group(self, name: str) -> tuple[str, ...]:
+        """Return the experiments of a group, parents before children."""
+        experiments = self.project.experiments
+        return tuple(each for each in self.project.order if experiments[each].group == name)
+
+    def runs(self, experiments: Iterable[str] | None = None) -> tuple[Run, ...]:
+        """Return the chosen runs of `experiments` (default: all), parents before children."""
+        wanted = set(self.project.order if experiments is None else experiments)
+        return tuple(
+            run
+            for run in self.project.runs
+            if run.experiment in wanted and self._has_seed(run.seed)
+        )
+
+    def _has_seed(self, seed: int) -> bool:
+        return self.only_seeds is None or seed in self.only_seeds
+
+    def results(self, experiments: Iterable[str] | None = None) -> list[str]:
+        """Return what the tables need of each run: final numbers and independent evaluation."""
+        return [
+            str(path)
+            for run in self.runs(experiments)
+            for path in (self.layout.metrics(run), self.layout.evaluation(run))
+        ]
+
+    def training_inputs(self, run: Run) -> list[str]:
+        """Return the manifests of `run`, and its parent's numbers and weights."""
+        parent = self.project.parent(run)
+        if parent is None:
+            return self.training_manifests(run)
+        parent_files = [str(self.layout.metrics(parent)), str(self.layout.weights(parent))]
+        return self.training_manifests(run) + parent_files
+
+    def training_manifests(self, run: Run) -> list[str]:
+        """Return the manifests of the data that `run` and all its ancestors read."""
+        return [self.manifest(key) for key in fingerprint.inputs(self.project, run)]
+
+    def fingerprint(self, run: Run) -> str:
+        """Return the fingerprint of `run`.
+
+        Raises:
+            FileNotFoundError: a manifest among `training_inputs(run)` is not there yet; Snakemake
+                shows such a parameter as <TBD> and asks again before the job starts.
+        """
+        keys = fingerprint.inputs(self.project, run)
+        digests = {key: _digest(self.manifest(key)) for key in keys}
+        return fingerprint.fingerprint(self.project, run, digests)
+
+    def training_memory_mb(self) -> int:
+        """Return the memory to ask for: torch with a model and its batch, and each data worker."""
+        return 1500 * (1 + self.project.scale.workers)
+
+    def failures(self) -> dict[str, str]:
+        """Return, for each run that is not done, why its last attempt failed."""
+        causes = {}
+        for run in self.runs():
+            try:
+                work_dir = self.layout.work_dir(run, self.fingerprint(run))
+            except FileNotFoundError:
+                continue
+            cause = None if self.layout.metrics(run).exists() else provenance.failure(work_dir)
+            if cause:
+                causes[str(run)] = cause
+        return causes
+
+    # --- data ----------------------------------------------------------------------------------
+
+    @cached_property
+    def data_keys(self) -> dict[str, str]:
+        """Keys of all data sets and class maps, by the stem of their manifest's file name."""
+        return {Path(self.manifest(key)).stem: key for key in manifest.keys(self.project)}
+
+    def manifest(self, key: str) -> str:
+        """Return the manifest of a data set, or of a class map given as `class_map:NAME`."""
+        return str(manifest.digest_file(self.layout, key))
+
+    def is_generated(self, key: str) -> bool:
+        """Return whether this scale makes the data set or class map itself."""
+        return manifest.make_command(self.project, key) is not None
+
+    def manifest_inputs(self, stem: str) -> list[str]:
+        """Return the marker that data made at this scale have been made; [] for the user's."""
+        generated = self.is_generated(self.data_keys[stem])
+        return [str(self.layout.root / "data" / f"{stem}.made")] if generated else []
+
+    def data_content(self, key: str) -> dict[str, Any]:
+        """Return what a data set or class map is expected to hold; where it lies is left out."""
+        if key.startswith(manifest.CLASS_MAP):
+            class_map = self.project.class_maps[key.removeprefix(manifest.CLASS_MAP)]
+            return class_map.model_dump(mode="json", exclude={"path"})
+        return self.project.datasets[key].model_dump(mode="json", exclude={"title", "root"})
+
+    def missing_data(self, key: str) -> list[str]:
+        """Return one phrase for each folder or file of a data set that is not there at all."""
+        command = manifest.make_command(self.project, key)
+        remedy = f" (run: {command})" if command else ""
+        if key.startswith(manifest.CLASS_MAP):
+            name = key.removeprefix(manifest.CLASS_MAP)
+            path = self.layout.data_file(self.project.class_maps[name].path)
+            return [] if path.is_file() else [f"{path} of {key}{remedy}"]
+        dataset = self.project.datasets[key]
+        root = self.layout.dataset_root(dataset)
+        splits = ("train", "val") if dataset.val_images else ("train",)
+        return [f"{root / each}/ of {key}{remedy}" for each in splits if not (root / each).is_dir()]
+
+    def run_data(self, run: Run) -> list[str]:
+        """Return the keys of the data set that `run` reads, and of its class map if it has one."""
+        start = self.project.experiments[run.experiment].start
+        keys = [self.project.dataset_of(run.experiment)]
+        if start is not None and start.class_map is not None:
+            keys.append(f"{manifest.CLASS_MAP}{start.class_map}")
+        return keys
+
+    # --- report --------------------------------------------------------------------------------
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of all tables."""
+        return table_names(self.project)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of all figures."""
+        return tuple(figures.titles(self.project))
+
+    def table_experiments(self, table: str) -> tuple[str, ...]:
+        """Return the experiments whose results stand in `table`."""
+        if table in FIXED:
+            return ()
+        return tuple(dict.fromkeys(row.experiment for row in self.project.tables[table].rows))
+
+    @property
+    def tabulated(self) -> tuple[str, ...]:
+        """Experiments that stand in some table."""
+        return tuple({name: None for each in self.tables for name in self.table_experiments(each)})
+
+    def table_inputs(self, table: str) -> list[str]:
+        """Return what `table` is made from: measured sizes, or results that MLflow has as well."""
+        if table in FIXED:
+            return list(dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))))
+        return [*self.results(self.table_experiments(table)), self.synced(table)]
+
+    def index_inputs(self) -> list[str]:
+        """Return what the page that leads to the tables comes after."""
+        return [str(self.layout.tables / f"{table}.html") for table in self.tables] + [
+            self.synced(EVERYTHING)
+        ]
+
+    def sizes_of(self, scale: str) -> str:
+        """Return the sizes measured at `scale` in the same results folder."""
+        return str(Layout(scale, self.layout.results, self.layout.data).sizes)
+
+    def synced(self, selection: str) -> str:
+        """Return the marker that says that a table's runs, or all, are in MLflow."""
+        return str(self.layout.root / "sync" / f"{selection}.done")
+
+    def sync_inputs(self, selection: str) -> list[str]:
+        """Return the results that a sync of a table's runs, or of all, sends."""
+        if selection == EVERYTHING:
+            return self.results()
+        return self.results(self.table_experiments(selection))
+
+    def sync_options(self, selection: str) -> list[str]:
+        """Return the options with which `smt sync` sends the runs of a table, or all."""
+        names = () if selection == EVERYTHING else self.table_experiments(selection)
+        return [option for name in names for option in ("--experiment", name)]
+
+    def figure_inputs(self) -> list[str]:
+        """Return what the figures are drawn from."""
+        return [str(self.layout.sizes), self.synced(EVERYTHING)]
+
+    def table_content(self, table: str) -> str:
+        """Return a digest of everything in `params/` that `table` prints."""
+        project = self.project
+        names = self.table_experiments(table)
+        content: dict[str, Any] = {
+            "notice": project.scale.notice,
+            "seeds": {name: project.seeds(name) for name in names},
+            "reported": project.reported.model_dump(mode="json"),
+        }
+        if table in FIXED:
+            content["findings"] = [each.model_dump(mode="json") for each in project.findings]
+            content["models"] = self.sizes_content()
+        else:
+            content["table"] = project.tables[table].model_dump(mode="json")
+        return _hash(content)
+
+    def figures_content(self) -> str:
+        """Return a digest of everything in `params/` that the figures print."""
+        return _hash(
+            {
+                "notice": self.project.scale.notice,
+                "titles": figures.titles(self.project),
+                "labels": {name: each.title for name, each in self.project.experiments.items()},
+                "tables": [each.model_dump(mode="json") for each in self.project.tables.values()],
+                "reported": self.project.reported.model_dump(mode="json"),
+            }
+        )
+
+    def sizes_content(self) -> str:
+        """Return a digest of what `smt profile` measures: models and resolutions."""
+        resolutions = sorted({recipe.resolution for recipe in self.project.recipes.values()})
+        models = {
+            name: model.model_dump(mode="json") for name, model in self.project.models.items()
+        }
+        return _hash({"models": models, "resolutions": resolutions})
+
+
+def load(scale: str, seeds: Iterable[int | str] | None = None) -> Plan:
+    """Return the plan of `scale`, with only the runs of `seeds` where they are given.
+
+    Raises:
+        UserError: params that do not validate, or a seed that no experiment of the scale has.
+    """
+    project = load_project(default_params(), scale)
+    known = {run.seed for run in project.runs}
+    chosen = None if seeds is None else tuple(int(seed) for seed in seeds)
+    for seed in chosen or ():
+        if seed not in known:
+            valid = ", ".join(str(each) for each in sorted(known))
+            raise UserError(f"--config: seeds: scale {scale} has no seed {seed}; valid: {valid}")
+    return Plan(project, Layout.from_environment(scale), chosen)
+
+
+def plans(seeds: Iterable[int | str] | None = None) -> Callable[[str], Plan]:
+    """Return a function that gives the plan of a scale, each loaded once."""
+    return cache(lambda scale: load(scale, seeds))
+
+
+def missing_data(jobs: Iterable[Any], plan: Callable[[str], Plan]) -> str | None:
+    """Return one line on data that `jobs` of Snakemake would read and that nobody brought."""
+    jobs = list(jobs)
+    made = {(job.wildcards.scale, job.params.key) for job in jobs if job.rule.name == "demo_data"}
+    wanted = {(job.wildcards.scale, key): None for job in jobs for key in _data_of(job, plan)}
+    missing = [
+        phrase
+        for scale, key in wanted
+        if (scale, key) not in made
+        for phrase in plan(scale).missing_data(key)
+    ]
+    if not missing:
+        return None
+    return (
+        f"data not found: {', '.join(missing)}; give the folder that holds them as SMT_DATA, or "
+        "their places in params/data.yaml"
+    )
+
+
+def _data_of(job: Any, plan: Callable[[str], Plan]) -> list[str]:
+    if job.rule.name == "manifest":
+        return [job.params.key]
+    if "experiment" in job.wildcards.keys():
+        run = Run(experiment=job.wildcards.experiment, seed=int(job.wildcards.seed))
+        return plan(job.wildcards.scale).run_data(run)
+    return []
+
+
+def forbid_names(plan: Plan, taken: Iterable[str]) -> None:
+    """Refuse experiments named like a rule, for each is a target, and tables named like a page.
+
+    Raises:
+        UserError: naming the experiment or the table.
+    """
+    for name in plan.project.order:
+        if name in taken:
+            raise UserError(
+                f"params/experiments.yaml: experiments.{name}: the DAG has a rule of this name; "
+                "give the experiment another"
+            )
+    for name in plan.project.tables:
+        if name in (*FIXED, INDEX, EVERYTHING):
+            raise UserError(
+                f"params/tables.yaml: tables.{name}: this name has a meaning already; give the "
+                "table another"
+            )
+
+
+def paths() -> Mapping[str, str]:
+    """Return the patterns of all output files, with wildcards in place of names."""
+    layout = Layout.from_environment("{scale}")
+    run = Run.model_construct(experiment="{experiment}", seed="{seed}")
+    return {
+        "root": str(layout.root),
+        "manifest": str(layout.manifest("{data}")),
+        "made": str(layout.root / "data" / "{data}.made"),
+        "metrics": str(layout.metrics(run)),
+        "weights": str(layout.weights(run)),
+        "evaluation": str(layout.evaluation(run)),
+        "sizes": str(layout.sizes),
+        "synced": str(layout.root / "sync" / "{selection}.done"),
+        "tables": str(layout.tables),
+        "figures": str(layout.figures),
+    }
+
+
+def _digest(manifest: str) -> str:
+    return _read_digest(manifest, os.stat(manifest).st_mtime_ns)
+
+
+@cache
+def _read_digest(manifest: str, _mtime_ns: int) -> str:
+    digest = json.loads(Path(manifest).read_text())["digest"]
+    assert isinstance(digest, str)
+    return digest
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,75 @@
+# What the rules share: the plan that smt.dag works out from params/, and patterns of paths.
+
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+from smt import dag
+from smt.errors import EXIT_BAD_INPUT, EXIT_DATA, UserError
+from smt.spec import Run
+
+
+def stop(message, code=EXIT_BAD_INPUT):
+    print(f"smt: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+# Jobs run the `smt` of this environment, whether it is activated or not.
+os.environ.update(
+    PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PATH', '')}"
+)
+
+try:
+    validate(config, "../schemas/config.schema.yaml")
+    plan = dag.plans(config.get("seeds"))
+    PLAN = plan(config["scale"])
+    SCALES = dag.scales()
+except WorkflowError as error:
+    reason = getattr(error.__context__, "message", error)
+    stop(f"--config: {reason}; valid: scale=NAME, seeds=[0,1]")
+except UserError as error:
+    stop(error)
+
+PATHS = dag.paths()
+ROOT = PATHS["root"]
+LOGS = f"{ROOT}/logs"
+
+
+wildcard_constraints:
+    scale=dag.pattern(SCALES),
+    experiment=dag.pattern(PLAN.project.order),
+    seed=r"0|[1-9]\d{0,9}",
+    data=dag.pattern(PLAN.data_keys),
+    table=dag.pattern(PLAN.tables),
+    selection=dag.pattern([*PLAN.tables, dag.EVERYTHING]),
+
+
+def run_of(wildcards):
+    return Run(experiment=wildcards.experiment, seed=int(wildcards.seed))
+
+
+def require_data(jobs):
+    missing = dag.missing_data(jobs, plan)
+    if missing:
+        stop(missing, EXIT_DATA)
+
+
+def explain_failures():
+    for run, cause in PLAN.failures().items():
+        print(f"smt: {run} failed: {cause}", file=sys.stderr)
+    scale = PLAN.layout.scale
+    print(
+        "smt: tables of what is done, with the rest marked as failed or pending: "
+        f"smt sync --scale {scale} && smt tables --scale {scale}",
+        file=sys.stderr,
+    )
+
+
+def announce_results():
+    if PLAN.layout.tables.is_dir():
+        print(
+            f"smt: tables in {PLAN.layout.tables}/, figures in {PLAN.layout.figures}/"
+        )

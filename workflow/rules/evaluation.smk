@@ -1,0 +1,23 @@
+# Evaluation of what a training exported, on its own.
+
+
+rule evaluate:
+    input:
+        lambda w: plan(w.scale).training_manifests(run_of(w)),
+        metrics=PATHS["metrics"],
+        weights=PATHS["weights"],
+    output:
+        PATHS["evaluation"],
+    log:
+        f"{LOGS}/evaluate/{{experiment}}-seed{{seed}}.log",
+    conda:
+        "../envs/smt.yaml"
+    threads: lambda w: plan(w.scale).project.scale.threads
+    resources:
+        mem_mb=lambda w: plan(w.scale).training_memory_mb(),
+        runtime=120,
+    message:
+        "Evaluate {wildcards.experiment}, seed {wildcards.seed}"
+    shell:
+        "smt evaluate {wildcards.experiment:q} --seed {wildcards.seed:q}"
+        " --scale {wildcards.scale:q} 2>&1 | tee -i {log:q}"

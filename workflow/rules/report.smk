@@ -1,0 +1,119 @@
+# Sizes, export to MLflow, tables and figures. Each table needs only its own experiments.
+
+
+rule profile:
+    output:
+        PATHS["sizes"],
+    log:
+        f"{LOGS}/profile.log",
+    conda:
+        "../envs/smt.yaml"
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        content=lambda w: plan(w.scale).sizes_content(),
+    message:
+        "Count parameters and MACs"
+    shell:
+        "smt profile --scale {wildcards.scale:q} 2>&1 | tee -i {log:q}"
+
+
+rule export:
+    # The marker says that the runs of a selection are in MLflow. The receipt, which lists all of
+    # them, is no output: each export adds to it.
+    input:
+        lambda w: plan(w.scale).sync_inputs(w.selection),
+    output:
+        touch(PATHS["synced"]),
+    log:
+        f"{LOGS}/sync/{{selection}}.log",
+    conda:
+        "../envs/smt.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        only=lambda w: plan(w.scale).sync_options(w.selection),
+    message:
+        "Send to MLflow: runs of {wildcards.selection}"
+    shell:
+        "smt sync {params.only:q} --scale {wildcards.scale:q} 2>&1 | tee -i {log:q}"
+
+
+rule table:
+    input:
+        lambda w: plan(w.scale).table_inputs(w.table),
+    output:
+        report(
+            f"{PATHS['tables']}/{{table}}.html",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}", "scale": "{scale}"},
+        ),
+        multiext(f"{PATHS['tables']}/{{table}}", ".md", ".csv", ".tex"),
+    log:
+        f"{LOGS}/tables/{{table}}.log",
+    conda:
+        "../envs/smt.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        content=lambda w: plan(w.scale).table_content(w.table),
+    message:
+        "Make table {wildcards.table}"
+    shell:
+        "smt tables {wildcards.table:q} --scale {wildcards.scale:q} 2>&1 | tee -i {log:q}"
+
+
+rule index:
+    # The page that leads to the tables, once all of them are there.
+    input:
+        lambda w: plan(w.scale).index_inputs(),
+    output:
+        multiext(f"{PATHS['tables']}/index", ".md", ".html"),
+    log:
+        f"{LOGS}/tables/index.log",
+    conda:
+        "../envs/smt.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    message:
+        "Make the page that leads to the tables"
+    shell:
+        "smt tables index --scale {wildcards.scale:q} 2>&1 | tee -i {log:q}"
+
+
+rule draw:
+    input:
+        lambda w: plan(w.scale).figure_inputs(),
+    output:
+        report(
+            expand(
+                f"{PATHS['figures']}/{{figure}}.svg",
+                figure=PLAN.figures,
+                allow_missing=True,
+            ),
+            caption="../report/figure.rst",
+            category="Figures",
+        ),
+        expand(
+            f"{PATHS['figures']}/{{figure}}.png",
+            figure=PLAN.figures,
+            allow_missing=True,
+        ),
+    log:
+        f"{LOGS}/figures.log",
+    conda:
+        "../envs/smt.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        content=lambda w: plan(w.scale).figures_content(),
+    message:
+        "Draw figures"
+    shell:
+        "smt figures --scale {wildcards.scale:q} 2>&1 | tee -i {log:q}"

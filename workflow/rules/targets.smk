@@ -1,0 +1,91 @@
+# What may be asked for by name: `snakemake tables`, `snakemake imagenet1k_smt_tiny`. Any output
+# file may be asked for as well, by its path.
+
+
+rule data:
+    input:
+        [PLAN.manifest(key) for key in PLAN.data_keys.values()],
+
+
+rule pretraining:
+    input:
+        PLAN.results(PLAN.group("pretrain")),
+
+
+rule finetuning:
+    input:
+        PLAN.results(PLAN.group("finetune")),
+
+
+rule ablations:
+    input:
+        PLAN.results(PLAN.group("ablation")),
+
+
+rule evaluation:
+    input:
+        PLAN.results(),
+
+
+rule sizes:
+    input:
+        PLAN.layout.sizes,
+
+
+rule sync:
+    input:
+        PLAN.synced(dag.EVERYTHING),
+
+
+rule tables:
+    # The results by name, or tables that `smt tables` wrote of runs that are not done would do.
+    input:
+        PLAN.results(PLAN.tabulated),
+        expand("{folder}/{table}.html", folder=PLAN.layout.tables, table=PLAN.tables),
+        PLAN.layout.tables / "index.html",
+
+
+rule figures:
+    input:
+        expand("{folder}/{figure}.svg", folder=PLAN.layout.figures, figure=PLAN.figures),
+
+
+rule all:
+    default_target: True
+    input:
+        rules.data.input,
+        rules.evaluation.input,
+        rules.sync.input,
+        rules.tables.input,
+        rules.figures.input,
+    message:
+        "All of it is there"
+
+
+localrules:
+    all,
+    data,
+    pretraining,
+    finetuning,
+    ablations,
+    evaluation,
+    sizes,
+    sync,
+    tables,
+    figures,
+
+
+try:
+    dag.forbid_names(PLAN, {rule.name for rule in workflow.rules})
+except UserError as error:
+    sys.exit(f"smt: error: {error}")
+
+
+for name in PLAN.project.order:
+
+    rule:
+        name:
+            name
+        input:
+            PLAN.results([name]),
+        localrule: True
