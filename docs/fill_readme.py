@@ -24,7 +24,9 @@ def fill(readme: str, tables: list[str]) -> str:
 
 def shortened(table: str) -> str:
     """Return one table's page a level deeper, without links to a local server."""
-    text = re.sub(r"\[((?:\\.|[^\]\\])*)\]\(http://(?:127\.0\.0\.1|localhost)[^)]*\)", r"\1", table)
+    text = re.sub(
+        r"(?<!\\)\[((?:\\.|[^\]\\])*)\]\(http://(?:127\.0\.0\.1|localhost)[^)]*\)", r"\1", table
+    )
     lines = text.strip().splitlines()
     header = next((line for line in lines if line.startswith("|")), "")
     dropped = {number for number, cell in enumerate(_cells(header)) if cell in DROPPED}

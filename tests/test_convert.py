@@ -3,16 +3,19 @@
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import golden_fill
 import pytest
 import torch
 
+from smt.errors import UserError
 from smt.layout import bundled_params
-from smt.models import weights, zoo
+from smt.models import released, weights, zoo
 from smt.params import load_project
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,6 +67,46 @@ def test_a_released_checkpoint_comes_in_and_goes_out_to_the_bit(tmp_path, releas
     weights.load(model, ours)
 
 
+def test_the_configuration_of_the_release_is_no_obstacle(tmp_path, released_state, monkeypatch):
+    # The release pickles its yacs configuration: a mapping class of a module not installed here.
+    class CfgNode(dict):
+        def __init__(self, values):
+            super().__init__(values)
+            self.__dict__["__immutable__"] = True
+
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    package, module = ModuleType("yacs"), ModuleType("yacs.config")
+    package.config, module.CfgNode = module, CfgNode
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", package)
+        patch.setitem(sys.modules, "yacs.config", module)
+        config = CfgNode({"TRAIN": CfgNode({"EPOCHS": 300}), "TAGS": ["smt"]})
+        source = write(tmp_path / "in.pth", released_state, config=config)
+    assert "yacs" not in sys.modules
+    assert released.read(source).keys() == released_state.keys()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_checkpoint_is_refused_whatever_breaks_in_it(tmp_path, zipped):
+    state = {f"norm{stage}.weight": torch.ones(3) for stage in range(1, 5)}
+    whole = tmp_path / "whole.pth"
+    torch.save({"model": state}, whole, _use_new_zipfile_serialization=zipped)
+    content, path = whole.read_bytes(), tmp_path / "damaged.pth"
+    generator = random.Random(0)
+    refusals = 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[generator.randrange(min(len(content), 900))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            released.read(path)  # damage to a tensor's values or name cannot be seen here
+        except UserError as error:
+            refusals += 1
+            assert "\n" not in str(error) and str(path) in str(error)
+    assert refusals > 50
+
+
 def test_both_names_of_the_depthwise_convolution_give_the_same(tmp_path, released_state):
     renamed = {name.replace("local_conv.", "dw_conv."): t for name, t in released_state.items()}
     assert renamed.keys() != released_state.keys()
@@ -110,6 +153,12 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, released_state)
         "extra block9.stranger",
         "norm1.bias is 65, not 64",
     )
+
+
+def test_a_class_map_that_is_not_there_is_refused(tmp_path, released_state):
+    target, absent = tmp_path / "out.safetensors", tmp_path / "absent.txt"
+    source = write(tmp_path / "in.pth", released_state)
+    refused(convert(source, target, "--class-map", absent), target, str(absent), "a line each")
 
 
 def test_an_existing_output_survives_a_refusal(tmp_path, released_state):

@@ -14,8 +14,17 @@ ELSEWHERE = {
     # command: a test file that runs it, and the place in that file that does
     "make reproduce": ("tests/test_reproduce.py", 'snakemake("all")'),
     "make test": (".ci/run", "make test"),
+    "smt train imagenet1k_smt_tiny --seed 0": (
+        "tests/test_training.py",
+        'smt(project, "train", "imagenet1k_smt_tiny")',
+    ),
+    "smt evaluate imagenet1k_smt_tiny --seed 0": (
+        "tests/test_training.py",
+        'smt(project, "evaluate", "imagenet1k_smt_tiny")',
+    ),
+    "smt ui": ("tests/test_ui.py", '"ui"'),
 }
-"""Commands that take minutes."""
+"""Commands that take minutes, or that serve until they are stopped."""
 
 WITHOUT_DATA = {"smt data check --scale paper": 3}
 """Exit codes of commands that need data which are not here."""
@@ -77,11 +86,12 @@ def test_a_command_does_what_it_is_there_for(project, number, command):
 
 
 @pytest.mark.parametrize("command", ELSEWHERE)
-def test_a_command_that_takes_minutes_is_run_elsewhere(command):
+def test_a_command_that_takes_long_is_run_elsewhere(command):
     file, place = ELSEWHERE[command]
     assert place in (ROOT / file).read_text()
-    target = command.removeprefix("make ")
-    subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+    if command.startswith("make "):
+        target = command.removeprefix("make ")
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_the_worked_example_adds_one_run_and_its_row(tmp_path):
@@ -105,6 +115,13 @@ def test_commands_in_the_text_exist():
             subprocess.run(["make", "--dry-run", name], cwd=ROOT, check=True, capture_output=True)
 
 
+def test_the_python_in_it_runs():
+    (block,) = fences("python")
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["backbone"].feature_info.reduction() == [4, 8, 16, 32]
+
+
 def test_what_it_points_to_is_there():
     assert (ROOT / "docs" / "dag.svg").read_text().count("<svg") == 1
     for path in re.findall(r"`((?:smt|params|workflow|benchmarks|docs)/[\w./]*)`", README):
@@ -121,3 +138,46 @@ def test_the_picture_of_the_dag_shows_every_rule_that_makes_something():
     }
     assert len(rules) >= 10
     assert rules <= set(re.findall(r">([\w ]+)</text>", picture))
+
+
+FILL = ["python", str(ROOT / "docs" / "fill_readme.py")]
+
+
+def test_the_tables_of_the_demo_go_between_the_markers(project, tmp_path):
+    assert project.smt("tables").returncode == 0
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    tables = str(project.folder / "results/demo/tables")
+    assert project.run(*FILL, str(readme), tables).returncode == 0
+    filled = readme.read_text()
+    assert "### ImageNet-1K\n" in filled and "### Drift\n" in filled
+    assert "demo scale: not comparable with the paper" in filled
+    assert filled.split("<!-- demo tables")[0] == README.split("<!-- demo tables")[0]
+    assert project.run(*FILL, str(readme), tables).returncode == 0
+    assert readme.read_text() == filled
+
+
+def test_links_to_a_server_of_ones_own_are_left_out_of_the_tables(project, tmp_path):
+    link = "(http://127.0.0.1:5000/#/runs?a=%5B1%5D)"
+    (tmp_path / "index.md").write_text("- [Results](results.md): 1 done\n")
+    (tmp_path / "results.md").write_text(
+        "# Results\n\n| Variant | Reported | Top-1 | Runs |\n| --- | --- | ---: | --- |\n"
+        f"| a \\| b | 82.2 \\[a\\] | [61.57 ± 1.94]{link} | [seed 0]{link} |\n\n"
+        "\\[a\\] [The paper](https://example.org/paper).\n"
+    )
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- demo tables: begin -->\nold\n<!-- demo tables: end -->\n")
+    assert project.run(*FILL, str(readme), str(tmp_path)).returncode == 0
+    assert readme.read_text() == (
+        "<!-- demo tables: begin -->\n\n### Results\n\n"
+        "| Variant | Reported | Top-1 |\n| --- | --- | ---: |\n"
+        "| a \\| b | 82.2 \\[a\\] | 61.57 ± 1.94 |\n\n"
+        "\\[a\\] [The paper](https://example.org/paper).\n\n<!-- demo tables: end -->\n"
+    )
+
+
+def test_without_markers_or_tables_it_is_one_line(project, tmp_path):
+    (tmp_path / "README.md").write_text("# Bare\n")
+    done = project.run(*FILL, str(tmp_path / "README.md"), str(tmp_path))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "make reproduce, then make docs" in done.stderr

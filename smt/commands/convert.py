@@ -95,6 +95,10 @@ def _rows(path: Path, source_classes: int) -> tuple[int, ...]:
 
     try:
         lines = len(path.read_text().rstrip().splitlines())
-    except (OSError, UnicodeDecodeError):
-        lines = 0  # what is wrong with it is said by the reader below
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(
+            f"--class-map {path} cannot be read ({reason}); give a text file with the old class "
+            "number (from 0) of each new class, a line each"
+        ) from None
     return class_map.read(path, source_classes=source_classes, target_classes=lines, remedy=None)

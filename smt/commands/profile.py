@@ -15,6 +15,12 @@ from smt.spec import Project, ReportedValue
 COMPARED = "paper"
 """The scale at which published figures are of the same models."""
 
+CONVENTIONS = ("conv_linear", "attention", "reported")
+"""Ways to count MACs, as the table sets them out."""
+
+WIDTH = 160
+"""Columns that the table needs with every heading and figure in full."""
+
 
 @click.command()
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Where to write [results].")
@@ -30,7 +36,8 @@ def command(target: Path | None, scale: str) -> None:
     path = target or layout.sizes
     with explained(path, "give a file that can be written: smt profile --json FILE"):
         write_json(path, sizes)
-    Console(width=None if Console().is_terminal else 140).print(_table(project, sizes))
+    # Wider than the terminal it wraps there, which is better than figures cut short.
+    Console(width=max(Console().width, WIDTH)).print(_table(project, sizes))
     click.echo(f"sizes of {len(sizes)} models: {path}")
 
 
@@ -63,24 +70,26 @@ def measure(project: Project) -> dict[str, Any]:
 
 
 def _table(project: Project, sizes: dict[str, Any]) -> Table:
+    compared = project.scale_name == COMPARED
+    beside = ("published", "difference") if compared else ()
+    counts = [macs["attention"] for size in sizes.values() for macs in size["macs"].values()]
+    divisor, unit = (1e9, "G") if max(counts) >= 1e9 else (1e6, "M")
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("model", no_wrap=True, min_width=max(map(len, sizes)))
-    for title in ("params M", "published", "difference", "at", "conv+linear G", "+ attention G",
-                  "as published G", "published", "difference"):  # fmt: skip
-        table.add_column(title, justify="right")
+    table.add_column("model", no_wrap=True)
+    conventions = (f"conv+linear {unit}", f"+ attention {unit}", f"as published {unit}")
+    for title in ("params M", *beside, "at", *conventions, *beside):
+        table.add_column(title, justify="right", no_wrap=True)
     for name, size in sizes.items():
-        published = project.reported.models.get(name, {})
-        if project.scale_name != COMPARED:
-            published = {}
+        published = project.reported.models.get(name, {}) if compared else {}
         for resolution, macs in size["macs"].items():
             key = "gmacs" if resolution == "224" else f"gmacs_{resolution}"
             table.add_row(
                 name,
                 f"{size['params'] / 1e6:.6f}",
-                *_beside(size["params"] / 1e6, published.get("params_m")),
+                *(_beside(size["params"] / 1e6, published.get("params_m")) if compared else ()),
                 resolution,
-                *(f"{macs[each] / 1e9:.4f}" for each in ("conv_linear", "attention", "reported")),
-                *_beside(macs["reported"] / 1e9, published.get(key)),
+                *(f"{macs[each] / divisor:.4f}" for each in CONVENTIONS),
+                *(_beside(macs["reported"] / 1e9, published.get(key)) if compared else ()),
             )
     return table
 

@@ -82,17 +82,24 @@ def digits(split: str) -> Pictures:
 
 
 def digit_pairs(split: str) -> Pictures:
-    """Yield two digits side by side, class 10 a + b being a, then b; drawn by a fixed seed.
+    """Yield two digits side by side, class 10 a + b being a, then b."""
+    images = mnist()[split]
+    for label, first, second in draw_pairs(split):
+        yield _side_by_side(images[label // 10, first], images[label % 10, second])
 
-    No digit stands twice on the same side of the same class.
+
+def draw_pairs(split: str) -> Iterator[tuple[int, int, int]]:
+    """Yield class, number of the left digit and number of the right, in the split's own images.
+
+    Drawn by a fixed seed; no digit stands twice on the same side of the same class.
     """
-    images, pairs = mnist()[split], GENERATORS["digit_pairs"].per_class[split]
+    images, pairs = mnist()[split].shape[1], GENERATORS["digit_pairs"].per_class[split]
     for label in range(100):
         # A frozen stream: NumPy promises not to change what this class draws.
-        draw = np.random.RandomState([22, len(images[0]), label])
-        left, right = (draw.permutation(len(images[0]))[:pairs] for _ in range(2))
+        draw = np.random.RandomState([22, images, label])
+        left, right = (draw.permutation(images)[:pairs].tolist() for _ in range(2))
         for first, second in zip(left, right, strict=True):
-            yield _side_by_side(images[label // 10, first], images[label % 10, second])
+            yield label, first, second
 
 
 def _side_by_side(left: np.ndarray, right: np.ndarray) -> Image.Image:

@@ -1,7 +1,10 @@
 """Batches for training and evaluation, read in this process or in workers, with the same bytes."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -197,14 +200,17 @@ def _empty(images: int, resolution: int) -> torch.Tensor:
 
 def _read(reader: Dataset, jobs: Sequence[Any], workers: int) -> Iterator[Loaded]:
     """Yield what `reader` makes of each job, in order."""
-    loaded = map(reader.__getitem__, jobs) if workers == 0 else _in_workers(reader, jobs, workers)
-    for result in loaded:
-        if isinstance(result, DataError):
-            raise result
-        yield result
+    loaded = _in_workers(reader, jobs, workers) if workers else (reader[job] for job in jobs)
+    # Closed at once, the workers end at once: left to the garbage collector after an error, they
+    # have been seen to hold up the process for 5 s each.
+    with closing(loaded):
+        for result in loaded:
+            if isinstance(result, DataError):
+                raise result
+            yield result
 
 
-def _in_workers(reader: Dataset, jobs: Sequence[Any], workers: int) -> Iterator[Any]:
+def _in_workers(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator[Any, None, None]:
     loader = DataLoader(
         reader,
         batch_size=None,  # a job is a whole batch: one worker makes it
@@ -216,15 +222,30 @@ def _in_workers(reader: Dataset, jobs: Sequence[Any], workers: int) -> Iterator[
         generator=torch.Generator(),
     )
     try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        yield from _iterator(loader)
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # What a dead worker had sent cannot be fetched from it any more: the last two.
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker ("):
             raise
+        reason = str(error) or type(error).__name__
         raise DataError(
-            f"a process that reads images died ({str(error).splitlines()[0]}): most often memory "
-            "or /dev/shm ran out; lower `workers` of the scale in params/scales.yaml, or give the "
-            "job more memory"
+            f"a process that reads images died ({reason.splitlines()[0]}): most often memory or "
+            "/dev/shm ran out; lower `workers` of the scale in params/scales.yaml, or give the job "
+            "more memory"
         ) from None
+
+
+def _iterator(loader: DataLoader) -> Iterator[Any]:
+    """Return an iterator that reports a worker's death where it is waited for, and only there.
+
+    By itself torch answers SIGCHLD with an exception out of whatever line the process is at.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    # Only the main thread may set a handler, and one set from C cannot be set again.
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+    return iterator
 
 
 def _unchanged(loaded: Any) -> Any:

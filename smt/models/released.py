@@ -6,6 +6,7 @@ config. Only MSA is laid out in another way: released `q` and `kv`, here `query_
 
 import argparse
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,13 +68,14 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     allowed: list[Any] = [(_Config, "yacs.config.CfgNode"), argparse.Namespace]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged bytes may read as an odd pickle protocol
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error})") from None
     except UnpicklingError:
         raise UserError(f"checkpoint {path} {_refusal(path, allowed)}") from None
-    except (RuntimeError, EOFError, KeyError, ValueError):
+    except Exception:  # on damaged bytes torch's reader fails in a dozen ways
         raise UserError(
             f"checkpoint {path} is damaged or not of torch.save: copy it again"
         ) from None
@@ -103,7 +105,7 @@ def _refusal(path: Path, allowed: list[Any]) -> str:
     try:
         with torch.serialization.safe_globals(allowed):
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, UnpicklingError):
+    except Exception:  # damaged so that its list of classes cannot be read either
         unsafe = []
     if not unsafe:
         return "is damaged or not of torch.save: copy it again"

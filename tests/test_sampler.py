@@ -1,0 +1,63 @@
+"""The order of images, and which process runs which of them."""
+
+import numpy as np
+import pytest
+
+from smt.data.sampler import Schedule, epoch_order
+from smt.errors import UserError
+
+
+def jobs(rank=0, world_size=1, start_step=0, epoch=0, images=100):
+    return list(Schedule(images, 32, 8, rank, world_size).jobs(7, epoch, start_step))
+
+
+def flat(these):
+    return [(job.step, job.chunk, job.indices.tolist()) for job in these]
+
+
+def test_the_order_of_an_epoch_stays_what_it_is():
+    # Were it to change, every run would silently be another one.
+    assert epoch_order(10, seed=0, epoch=0).tolist() == [9, 1, 2, 4, 0, 5, 7, 3, 8, 6]
+    assert epoch_order(10, seed=1, epoch=0).tolist() == [5, 6, 8, 9, 1, 2, 7, 3, 4, 0]
+    assert epoch_order(10, seed=0, epoch=1).tolist() == [5, 9, 8, 2, 1, 0, 6, 7, 3, 4]
+
+
+def test_an_epoch_has_every_image_once():
+    assert sorted(epoch_order(1001, seed=3, epoch=5)) == list(range(1001))
+
+
+def test_global_batches_are_slices_of_the_order_and_the_rest_is_left_out():
+    order = epoch_order(100, seed=7, epoch=2)
+    seen = np.concatenate([job.indices for job in jobs(epoch=2)])
+    assert seen.tolist() == order[:96].tolist()
+    assert [job.step for job in jobs()] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [job.chunk for job in jobs()] == [0, 1, 2, 3] * 3
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_processes_share_the_same_chunks_whatever_their_number(world_size):
+    shares = [flat(jobs(rank, world_size)) for rank in range(world_size)]
+    assert sorted(chunk for share in shares for chunk in share) == flat(jobs())
+    accumulation = Schedule(100, 32, 8, 0, world_size).accumulation
+    assert accumulation * world_size == 4
+    for rank, share in enumerate(shares):
+        first = rank * accumulation
+        assert [chunk for _, chunk, _ in share] == [*range(first, first + accumulation)] * 3
+
+
+def test_a_later_start_yields_the_same_steps():
+    assert flat(jobs(start_step=2)) == [chunk for chunk in flat(jobs()) if chunk[0] >= 2]
+    assert jobs(start_step=3) == []
+
+
+def test_processes_that_cannot_share_a_batch_are_told_how_many_can():
+    with pytest.raises(
+        UserError, match=r"3 processes .* valid numbers of processes: 1, 2, 4 "
+    ) as e:
+        jobs(world_size=3)
+    assert "\n" not in str(e.value)
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused():
+    with pytest.raises(UserError, match="31 training images do not fill .* batch of 32"):
+        jobs(images=31)
