@@ -68,7 +68,8 @@ def cli(params: Path | None, results: Path | None, data: Path | None) -> None:
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
     try:
-        cli(prog_name="smt", standalone_mode=False)
+        # What a command returns is None; what click itself ends with (--help) is its exit code.
+        sys.exit(cli(prog_name="smt", standalone_mode=False))
     except UserError as error:
         click.echo(f"smt: error: {error}", err=True)
         sys.exit(error.exit_code)
