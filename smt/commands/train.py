@@ -37,7 +37,7 @@ def command(experiment: str, seed: int | None, checkpoint_minutes: float, scale:
 
     ranks = distributed.start(project.scale.threads)
     logging.basicConfig(
-        level=logging.INFO if ranks.is_first else logging.ERROR,
+        level=logging.INFO if ranks.is_first else logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
     )
