@@ -7,7 +7,6 @@ that was torn or changed is known for what it is. Nothing in it can carry code.
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from smt.files import sha256, sync_folder
+from smt.files import replacing, sha256
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +44,12 @@ def write(folder: Path, checkpoint: Checkpoint, best_step: int | None = None) ->
     Raises:
         OSError: the disk is full or the folder cannot be written; older checkpoints stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     facts = {"facts": json.dumps({"step": checkpoint.step, **checkpoint.facts})}
     content = save({k: v.contiguous() for k, v in checkpoint.tensors.items()}, facts)
     digest = hashlib.sha256(content).hexdigest()
     path = folder / f"step-{checkpoint.step:010d}-{digest}.safetensors"
-    temporary = folder / f".{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(folder)
+    with replacing(path) as file:
+        file.write(content)
     for old in names(folder)[KEEP:]:
         if step_of(old) != best_step:
             old.unlink()
