@@ -20,7 +20,7 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader
 
 from smt.data import manifest
-from smt.data.augment import TrainTransform
+from smt.data.augment import TrainTransform, normalise
 from smt.data.imagenet import ImageFolder, decode
 from smt.data.loader import TrainLoader
 from smt.data.rng import reseed
@@ -71,35 +71,50 @@ def timm_loader(root: Path, recipe: Recipe, prefetcher: bool) -> torch.utils.dat
     )  # fmt: skip
 
 
+PARTS = ("decode", "seed", "crop and resize", "flip and RandAugment", "normalise", "erase")
+
+
 def parts(folder: ImageFolder, recipe: Recipe) -> dict[str, float]:
-    """Return microseconds an image of decoding, transforming and seeding."""
-    paths = [folder.samples[index][0] for index in range(len(folder))]
-    pictures, transform = [decode(path) for path in paths], TrainTransform(recipe)
-    out = torch.empty(3, recipe.resolution, recipe.resolution)
-    return {
-        "decode": microseconds(lambda: [decode(path) for path in paths], len(paths)),
-        "transform": microseconds(lambda: [transform(p, out) for p in pictures], len(paths)),
-        "seed": microseconds(lambda: [reseed(0, "augment", 0, i) for i in range(1000)], 1000),
-    }
+    """Return microseconds of each part of an image's way, taken one after another.
 
+    Each image's is its median over five rounds, which draw the same; of these, the mean. The sum
+    is not the loader's time: it decodes several images before it augments them, into new memory.
+    """
+    transform, out = TrainTransform(recipe), torch.empty(3, recipe.resolution, recipe.resolution)
+    clock = time.perf_counter
 
-def microseconds(run: Callable[[], object], images: int) -> float:
-    """Return the median over five runs, an image."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) / images * 1e6
+    def one(index: int) -> np.ndarray:
+        path = folder.samples[index][0]
+        times = [clock()]
+        image = decode(path)
+        times.append(clock())
+        reseed(0, "augment", 0, index)
+        times.append(clock())
+        image = transform.crop(image)
+        times.append(clock())
+        image = transform.flip_and_colour(image)
+        times.append(clock())
+        normalise(image, out)
+        times.append(clock())
+        transform.erase(out)
+        times.append(clock())
+        return np.diff(times)
+
+    rounds = [[one(index) for index in range(len(folder))] for _ in range(5)]
+    return dict(zip(PARTS, np.median(rounds, axis=0).mean(axis=0) * 1e6, strict=True))
 
 
 def throughput(loaders: dict[str, Callable[[int], Iterator]], rounds: int) -> dict[str, float]:
-    """Return images per second of each, medians of rounds in which they take turns."""
+    """Return images per second of each, medians of rounds in which they take turns.
+
+    The turns change from round to round: each finds the memory as the one before it left it.
+    """
     rates: dict[str, list[float]] = {name: [] for name in loaders}
+    draw = np.random.default_rng(0)
     for round_ in range(rounds):
-        for name, batches in loaders.items():
+        for name in draw.permutation(list(loaders)):
             start, images = time.perf_counter(), 0
-            for batch in batches(round_):
+            for batch in loaders[name](round_):
                 images += len(batch)
             rates[name].append(images / (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in rates.items()}

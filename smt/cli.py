@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("smt.commands.data", "Make demo data; check a data set and write its manifest."),
     "train": ("smt.commands.train", "Train one run, or go on with it."),
     "evaluate": ("smt.commands.evaluate", "Evaluate the exported weights of a run on their own."),
+    "checkpoint": ("smt.commands.checkpoint", "Tell what a checkpoint holds, and verify it."),
+    "prove": ("smt.commands.prove", "Kill trainings at random; show that they end the same."),
     "profile": ("smt.commands.profile", "Parameters and MACs of every model."),
     "convert": ("smt.commands.convert", "Convert weights from and to the released naming."),
     "sync": ("smt.commands.sync", "Send journals to MLflow: only what is new."),

@@ -22,7 +22,7 @@ from smt.report import figures
 from smt.report.build import FIXED, INDEX, table_names
 from smt.report.sizes import PAPER
 from smt.spec import Project, Run
-from smt.tracking import provenance
+from smt.tracking import provenance, source
 from smt.yamlfile import YamlFile
 
 EVERYTHING = "all"
@@ -114,6 +114,22 @@ class Plan:
             if cause:
                 causes[str(run)] = cause
         return causes
+
+    def proofs(self) -> list[str]:
+        """Return the outcome of each proof that the scale asks for."""
+        proving = self.project.scale.proof
+        if proving is None:
+            return []
+        return [
+            str(self.layout.proof_record(Run(experiment=each.experiment, seed=seed), each.ranks))
+            for each in proving.runs
+            for seed in self.project.seeds(each.experiment)[:1]
+        ]
+
+    def proof_kills(self) -> int:
+        """Return how often the scale kills each run that it proves."""
+        assert self.project.scale.proof is not None
+        return self.project.scale.proof.kills
 
     # --- data ----------------------------------------------------------------------------------
 
@@ -258,6 +274,11 @@ class Plan:
         return _hash({"models": models, "resolutions": resolutions})
 
 
+def source_digest() -> str:
+    """Return a digest of the code that trains: what was proved is proved of this code."""
+    return _hash(source.digests())
+
+
 def load(scale: str, seeds: Iterable[int | str] | None = None) -> Plan:
     """Return the plan of `scale`, with only the runs of `seeds` where they are given.
 
@@ -338,6 +359,8 @@ def paths() -> Mapping[str, str]:
         "metrics": str(layout.metrics(run)),
         "weights": str(layout.weights(run)),
         "evaluation": str(layout.evaluation(run)),
+        "proof": str(layout.proof),
+        "proved": str(layout.proof_record(run, "{ranks}")),
         "sizes": str(layout.sizes),
         "synced": str(layout.root / "sync" / "{selection}.done"),
         "tables": str(layout.tables),

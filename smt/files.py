@@ -23,17 +23,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring a rename or a new name in `folder` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def publish(temporary: Path, path: Path) -> None:
+    """Give a file that is written its name, once its content is on disk; then sync the folder."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

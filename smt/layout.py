@@ -99,6 +99,15 @@ class Layout:
         return self.root / "figures"
 
     @property
+    def proof(self) -> Path:
+        """Trainings that were killed on purpose, and the table of how they ended."""
+        return self.root / "proof"
+
+    def proof_record(self, run: Run, ranks: int | str) -> Path:
+        """What became of a run that was killed on purpose, on a number of processes."""
+        return self.proof / f"{run.experiment}-seed{run.seed}-ranks{ranks}.json"
+
+    @property
     def tracking_lock(self) -> Path:
         """Held by the process that writes to MLflow: one of a results folder at a time."""
         return self.results / "mlflow.lock"

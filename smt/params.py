@@ -206,6 +206,10 @@ class _Checker:
             )
         for name in self.project.experiments:
             self._start(name)
+        proof = self.project.scale.proof
+        for index, proved in enumerate(proof.runs if proof else ()):
+            path = (self.project.scale_name, "proof", "runs", index, "experiment")
+            self._known("scales", path, proved.experiment, "experiments")
         self._tables()
         self._reported()
 

@@ -122,6 +122,18 @@ class Evaluation(Strict):
     crop_ratio: Annotated[float, Field(gt=0, le=1)]
 
 
+class Guard(Strict):
+    """What is done with a step whose loss or gradient is not finite, or whose loss jumps."""
+
+    policy: Literal["stop", "skip"]
+    """skip: leave the step out and go on, with a warning and a line in the journal."""
+    max_skips: Annotated[int, Field(ge=0)]
+    """Steps of a run that may be skipped; at the next one it stops."""
+    spike: PositiveFloat | None
+    """A loss further above its running mean than this many times its running mean deviation is
+    such a step as well, from the 100th step on; null for no such rule."""
+
+
 class Recipe(Strict):
     """How a model is trained."""
 
@@ -136,6 +148,7 @@ class Recipe(Strict):
     precision: Precision
     optimizer: Optimizer
     schedule: Schedule
+    guard: Guard
     augment: Augment
     evaluation: Evaluation
     drop_path: Annotated[float, Field(ge=0, lt=1)]
@@ -254,6 +267,22 @@ class Table(Strict):
     """Points below the reported value that still count as reproduced."""
 
 
+class ProvedRun(Strict):
+    """A run that is trained undisturbed and interrupted, to see that both end the same."""
+
+    experiment: Name
+    ranks: Positive
+    """Processes; where they cannot share a global batch, the proof lowers the device batch."""
+
+
+class Proving(Strict):
+    """What `smt prove` proves where it is not told."""
+
+    kills: Positive
+    """Kills of each run."""
+    runs: Annotated[tuple[ProvedRun, ...], Field(min_length=1)]
+
+
 class Scale(Strict):
     """How big a reproduction is: the paper's, or a rehearsal on data that packages ship."""
 
@@ -267,6 +296,14 @@ class Scale(Strict):
     """DataLoader processes beside each training process."""
     log_every: Positive
     """Steps between two records of the journal."""
+    checkpoint_minutes: PositiveFloat
+    """Longest time between two checkpoints."""
+    checkpoint_steps: Positive | None
+    """Most steps between two checkpoints, or null; each epoch ends in one in any case."""
+    stall_minutes: PositiveFloat
+    """Time without a step after which a training writes down where it stands, and ends as one that
+    can go on."""
+    proof: Proving | None = None
 
 
 class Project(Strict):

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from imagefolders import recipe_of
+from imagefolders import ROOT, open_folder, recipe_of, write_images
 from PIL import Image
 from skimage.data import astronaut
 from timm.data import create_transform
 
 from smt.data.augment import EvalTransform, Mix, TrainTransform
+from smt.data.loader import TrainLoader
 from smt.data.rng import reseed, seeded
+from smt.data.sampler import epoch_order
+from smt.params import load_project
 from smt.spec import Evaluation
 
 
@@ -33,19 +36,52 @@ def transformed(transform, image, side=32):
     return out
 
 
-@pytest.mark.parametrize("rand_augment", ["rand-m9-mstd0.5-inc1", None])
-def test_training_images_are_those_of_timm(photograph, rand_augment):
-    augment = augment_of(rand_augment=rand_augment, random_erasing=0.5)
-    own = TrainTransform(recipe_of(augment=augment))
-    theirs = create_transform(
-        32, is_training=True, color_jitter=0.4, auto_augment=rand_augment,
-        interpolation="bicubic", re_prob=0.5, re_mode="pixel",
+def timm_transform(recipe):
+    """Return what timm itself makes of an image: (3, R, R) float32."""
+    augment = recipe.augment
+    return create_transform(
+        recipe.resolution, is_training=True, scale=augment.scale, ratio=augment.ratio,
+        hflip=augment.hflip, color_jitter=augment.color_jitter,
+        auto_augment=augment.rand_augment, interpolation="bicubic",
+        re_prob=augment.random_erasing, re_mode="pixel",
     )  # fmt: skip
-    for index in range(30):
+
+
+def recipe_at_scale(scale):
+    return load_project(ROOT / "params", scale).recipes["imagenet1k"]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        recipe_at_scale("paper"),
+        recipe_at_scale("demo"),
+        recipe_of(augment=augment_of(rand_augment=None, random_erasing=0.5)),
+        recipe_of(augment=augment_of(rand_augment="rand-m9-n3-tweights", random_erasing=0.0)),
+    ],
+    ids=["paper", "demo", "color jitter", "weighted choice"],
+)
+def test_training_images_are_those_of_timm(photograph, recipe):
+    own, theirs = TrainTransform(recipe), timm_transform(recipe)
+    sizes = [(400, 300), (56, 56), (30, 200), (300, 40), (recipe.resolution,) * 2]
+    images = [photograph.resize(size) for size in sizes]
+    for index in range(250):
+        image = images[index % len(images)]
         reseed("augment", index)
-        expected = theirs(photograph)
+        expected = theirs(image)
         reseed("augment", index)
-        assert torch.equal(transformed(own, photograph), expected)
+        assert torch.equal(transformed(own, image, recipe.resolution), expected)
+
+
+def test_a_batch_is_what_timm_makes_of_each_file(tmp_path):
+    write_images(tmp_path / "tiny" / "train", classes=2, per_class=20)
+    folder = open_folder(tmp_path / "tiny", "train", 2, 40)
+    recipe = recipe_of(global_batch=40, device_batch=40)
+    (chunk,) = TrainLoader(folder, recipe, seed=3, rank=0, world_size=1, workers=0).epoch(2)
+    theirs = timm_transform(recipe)
+    for image, index in zip(chunk.images, epoch_order(40, 3, 2).tolist(), strict=True):
+        reseed(3, "augment", 2, index)
+        assert torch.equal(image, theirs(Image.open(folder.samples[index][0])))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import torch
 
 from smt.engine import checkpoint
 from smt.engine.checkpoint import Checkpoint
+from smt.engine.state import HostCopy
+from smt.errors import TrainingError
 
 
 def make(step: int) -> Checkpoint:
@@ -15,7 +17,7 @@ def make(step: int) -> Checkpoint:
         "model.w": torch.arange(6.0).reshape(2, 3) * step,
         "optimizer.0.step": torch.ones(()),
     }
-    return Checkpoint(step, tensors, {"loss_sum": 0.1 * step})
+    return Checkpoint(step, step // 5, tensors, {"loss_sum": 0.1 * step})
 
 
 def test_what_was_written_comes_back_to_the_bit(tmp_path):
@@ -29,14 +31,30 @@ def test_what_was_written_comes_back_to_the_bit(tmp_path):
 
 def test_channels_last_tensors_keep_their_values(tmp_path):
     value = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
-    checkpoint.write(tmp_path, Checkpoint(1, {"model.w": value}, {}))
+    copy = HostCopy()({"model.w": value})
+    checkpoint.write(tmp_path, Checkpoint(1, 0, copy, {}))
     assert torch.equal(checkpoint.newest(tmp_path).tensors["model.w"], value)
+
+
+def test_a_copy_takes_the_memory_of_the_one_before():
+    copy, value = HostCopy(), torch.zeros(1000)
+    first = copy({"w": value})["w"]
+    value += 1
+    second = copy({"w": value})["w"]
+    assert second.data_ptr() == first.data_ptr() and bool((second == 1).all())
+    assert copy({"w": torch.zeros(5)})["w"].shape == (5,)
 
 
 def test_the_last_two_are_kept(tmp_path):
     for step in (1, 2, 3, 10):
         checkpoint.write(tmp_path, make(step))
     assert [int(path.name.split("-")[1]) for path in checkpoint.names(tmp_path)] == [10, 3]
+
+
+def test_of_one_step_the_one_that_closes_its_epoch_is_the_newer(tmp_path):
+    for epochs in (1, 2):
+        checkpoint.write(tmp_path, Checkpoint(10, epochs, {"model.w": torch.zeros(3)}, {}))
+    assert checkpoint.newest(tmp_path).epochs == 2
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
@@ -63,15 +81,16 @@ def test_a_pickle_under_a_checkpoint_name_is_not_loaded(tmp_path, caplog):
     trap = tmp_path / "trap"
     torch.save({"model": Trap()}, trap)
     digest = checkpoint.sha256(trap)
-    trap.rename(tmp_path / f"step-0000000009-{digest}.safetensors")
-    assert checkpoint.newest(tmp_path) is None
+    trap.rename(tmp_path / f"step-0000000009-epoch-00001-{digest}.safetensors")
+    with pytest.raises(TrainingError, match="all 1 checkpoints are damaged"):
+        checkpoint.newest(tmp_path)
     assert not (tmp_path / "ran").exists()
     assert "cannot be read" in caplog.text
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path, small_disk):
-    small = Checkpoint(1, {"model.w": torch.zeros(1000)}, {})
-    large = Checkpoint(2, {"model.w": torch.zeros(3_000_000)}, {})
+    small = Checkpoint(1, 0, {"model.w": torch.zeros(1000)}, {})
+    large = Checkpoint(2, 0, {"model.w": torch.zeros(3_000_000)}, {})
     checkpoint.write(small_disk, small)
     with pytest.raises(OSError) as raised:
         checkpoint.write(small_disk, large)

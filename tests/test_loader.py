@@ -209,10 +209,23 @@ def test_an_unreadable_image_always_stops_an_evaluation(root, workers):
         list(eval_batches(folder, recipe, rank=0, world_size=1, workers=workers))
 
 
-def test_a_killed_worker_is_one_line(made):
-    epoch = loader(made, workers=1).epoch(0)
-    next(epoch)
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"a process that reads images died .*lower `workers`"):
-        list(epoch)
+def test_killed_workers_are_replaced_and_nothing_is_lost(made, caplog):
+    epoch = loader(made, workers=1).epoch(1)
+    found = []
+    for number, chunk in enumerate(epoch):
+        found.append(chunk)
+        if number in (2, 6):
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+    assert as_bytes(found) == chunks(made)
+    assert sum("a process that reads images died" in text for text in caplog.messages) == 2
+    assert "starting new ones, nothing is lost" in caplog.text
+
+
+def test_workers_that_die_again_and_again_are_one_line(made, monkeypatch):
+    def fatal(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("smt.data.loader.decode", fatal)
+    with pytest.raises(DataError, match=r"images died .*, 4 times in a row.*lower `workers`"):
+        list(loader(made, workers=1).epoch(0))

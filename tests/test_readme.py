@@ -22,6 +22,15 @@ ELSEWHERE = {
         "tests/test_training.py",
         'smt(project, "evaluate", "imagenet1k_smt_tiny")',
     ),
+    "snakemake --profile local proof": ("tests/test_proof.py", 'snakemake("proof")'),
+    "smt prove imagenet1k_smt_tiny --kills 20": (
+        "tests/test_proof.py",
+        '"prove", "imagenet1k_smt_large_224"',
+    ),
+    "smt checkpoint results/demo/runs": (
+        "tests/test_checkpoint_command.py",
+        '"checkpoint", "results"',
+    ),
     "smt ui": ("tests/test_ui.py", '"ui"'),
 }
 """Commands that take minutes, or that serve until they are stopped."""
@@ -133,7 +142,7 @@ def test_the_picture_of_the_dag_shows_every_rule_that_makes_something():
     rules = {
         name
         for file in (ROOT / "workflow" / "rules").glob("*.smk")
-        if file.name != "targets.smk"
+        if file.name not in ("targets.smk", "proof.smk")  # a proof is no part of `all`
         for name in re.findall(r"^(?:rule|use rule \w+ as) (\w+)", file.read_text(), re.M)
     }
     assert len(rules) >= 10

@@ -1,94 +1,29 @@
 """`smt train` and `smt evaluate` as a user runs them: real data, processes, signals and faults."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-import yaml
-
-ROOT = Path(__file__).resolve().parent.parent
-TINY = {
-    "widths": [8, 16, 32, 64],
-    "depths": [1, 1, 2, 1],
-    "msa_heads": [1, 2, 4, 8],
-}
+from trainings import (
+    ROOT,
+    await_step,
+    command,
+    edit_demo,
+    make_project,
+    metrics,
+    one_line,
+    run_dir,
+    smt,
+    weights,
+    work_dir,
+)
 
 
 @pytest.fixture
 def project(tmp_path, demo_data):
-    """A copy of params whose demo runs take seconds, with the real demo data beside it."""
-    shutil.copytree(ROOT / "params", tmp_path / "params")
-    edit_demo(
-        tmp_path,
-        lambda demo: (
-            demo["models"]["smt_tiny"].update(TINY),
-            demo["models"]["smt_large"].update(TINY),
-            demo["recipes"]["*"].update(device_batch=32),
-            demo["recipes"]["imagenet1k"]["schedule"].update(epochs=2),
-            demo["recipes"]["imagenet22k"]["schedule"].update(epochs=2),
-            demo["recipes"]["imagenet22k_to_1k_224"]["schedule"].update(epochs=2),
-            demo["recipes"]["imagenet22k_to_1k_384"]["schedule"].update(epochs=2),
-        ),
-    )
-    (tmp_path / "data").symlink_to(demo_data / "data")
-    shutil.copytree(demo_data / "results", tmp_path / "results")
-    return tmp_path
-
-
-def edit_demo(project, change):
-    path = project / "params" / "scales.yaml"
-    scales = yaml.safe_load(path.read_text())
-    change(scales["demo"])
-    path.write_text(yaml.safe_dump(scales))
-
-
-def command(*arguments, ranks=1):
-    if ranks == 1:
-        return [sys.executable, "-m", "smt", *arguments]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun, f"--nproc-per-node={ranks}", "-m", "smt", *arguments]
-
-
-def smt(project, *arguments, ranks=1, check=True, env=None):
-    done = subprocess.run(
-        command(*arguments, ranks=ranks),
-        cwd=project, capture_output=True, text=True, env={**os.environ, **(env or {})},
-    )  # fmt: skip
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-def run_dir(project, experiment="imagenet1k_smt_tiny", seed=0):
-    return project / "results" / "demo" / "runs" / experiment / f"seed{seed}"
-
-
-def work_dir(project, *arguments):
-    (folder,) = run_dir(project, *arguments).glob("work-*")
-    return folder
-
-
-def weights(project, *arguments):
-    return (run_dir(project, *arguments) / "model.safetensors").read_bytes()
-
-
-def metrics(project, *arguments):
-    return json.loads((run_dir(project, *arguments) / "metrics.json").read_text())
-
-
-def one_line(done, *words):
-    """Assert that the last line of stderr is the error, without a traceback, and says `words`."""
-    assert "Traceback" not in done.stderr, done.stderr
-    line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("smt: error: "), done.stderr
-    for word in words:
-        assert word in line, line
+    return make_project(tmp_path, demo_data)
 
 
 def test_a_run_leaves_weights_numbers_and_provenance(project):
@@ -134,17 +69,6 @@ def test_stopped_and_killed_it_goes_on_to_the_same_bytes(project, tmp_path):
     known = json.loads((work_dir(project) / "provenance.json").read_text())
     steps = [attempt["resumed_at_step"] for attempt in known["attempts"]]
     assert len(steps) == 4 and steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 90
-
-
-def await_step(folder, step, process):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        for path in folder.glob("work-*/journal.jsonl"):
-            lines = path.read_text().splitlines()
-            if lines and json.loads(lines[-1])["step"] >= step:
-                return
-        time.sleep(0.02)
-    pytest.fail(f"step {step} was not reached: exit {process.poll()}")
 
 
 def test_two_ranks_keep_the_global_batch_and_count_every_image_once(project):

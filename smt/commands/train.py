@@ -15,40 +15,79 @@ from smt.engine.preempt import StopRequest
 @click.option(
     "--checkpoint-minutes",
     type=click.FloatRange(min=0, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="Longest time between two checkpoints; each epoch ends in one as well.",
+    help="Longest time between two checkpoints [the scale's].",
+)
+@click.option(
+    "--checkpoint-steps",
+    type=click.IntRange(min=1),
+    help="Most steps between two checkpoints [the scale's]; each epoch ends in one as well.",
+)
+@click.option(
+    "--stall-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Time without a step after which it ends, to be started again [the scale's].",
+)
+@click.option("--workers", type=click.IntRange(min=0), help="Data workers [the scale's].")
+@click.option(
+    "--allow-change",
+    is_flag=True,
+    envvar="SMT_ALLOW_CHANGE",
+    help="Go on although the code has changed since the run was begun, or begin anew although it "
+    "is half done with other params; either is recorded.",
 )
 @scale_option
-def command(experiment: str, seed: int | None, checkpoint_minutes: float, scale: str) -> None:
+def command(
+    experiment: str,
+    seed: int | None,
+    checkpoint_minutes: float | None,
+    checkpoint_steps: int | None,
+    stall_minutes: float | None,
+    workers: int | None,
+    allow_change: bool,
+    scale: str,
+) -> None:
     """Train EXPERIMENT of params/experiments.yaml, or go on with it.
 
     A run that is done already is left as it is. Asked to stop by SIGTERM, SIGINT or SIGUSR1/2 it
-    finishes its step, saves, and exits with 75: the same command goes on from there.
+    finishes its step, saves, and exits with 75: the same command goes on from there, to the same
+    bytes. None of the options changes the result.
     """
     stop = StopRequest().install()  # before torch is imported, which takes seconds
     project, layout = load(scale)
     run = find_run(project, experiment, seed)
+    given = project.scale
 
     from smt.engine import distributed
     from smt.engine.trainer import Stopped
     from smt.errors import EXIT_RESUME
-    from smt.tasks.training import RunTraining
+    from smt.tasks.training import Options, RunTraining
 
-    ranks = distributed.start(project.scale.threads)
+    options = Options(
+        checkpoint_seconds=60 * (checkpoint_minutes or given.checkpoint_minutes),
+        checkpoint_steps=checkpoint_steps or given.checkpoint_steps,
+        stall_seconds=60 * (stall_minutes or given.stall_minutes),
+        workers=given.workers if workers is None else workers,
+        allow_change=allow_change,
+    )
+    ranks = distributed.start(given.threads)
     logging.basicConfig(
         level=logging.INFO if ranks.is_first else logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
     )
     try:
-        training = RunTraining(project, layout, run, ranks)
+        with ranks.together():
+            training = RunTraining(project, layout, run, ranks)
         if training.is_done():
-            click.echo(f"{run} is done: {layout.metrics(run)}")
+            if ranks.is_first:
+                click.echo(f"{run} is done: {layout.metrics(run)}")
             return
-        training.train(stop, checkpoint_minutes * 60)
+        training.train(stop, options)
     except Stopped as stopped:
-        click.echo(f"smt: {run} {stopped}; the same command goes on", err=True)
+        if ranks.is_first:
+            click.echo(f"smt: {run} {stopped}; the same command goes on", err=True)
         sys.exit(EXIT_RESUME)
+    except distributed.PeerFailed as failed:
+        sys.exit(failed.exit_code)
     finally:
         distributed.stop()

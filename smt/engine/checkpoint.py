@@ -1,12 +1,12 @@
-"""Checkpoints: tensors and JSON in one safetensors file, named by step and digest.
+"""Checkpoints: tensors and JSON in one safetensors file, named by position and digest.
 
 A file takes its name only when it is whole and on disk, and the name holds its SHA-256, so a file
 that was torn or changed is known for what it is. Nothing in it can carry code.
 """
 
-import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,24 +16,51 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
-from smt.files import replacing, sha256
+from smt.errors import TrainingError
+from smt.files import publish, sha256
 
 log = logging.getLogger(__name__)
 
 KEEP = 2
 """Checkpoints kept: the newest, and one to fall back to."""
 
-_NAME = re.compile(r"^step-(\d{10})-([0-9a-f]{64})\.safetensors$")
+FOLDER = "checkpoints"
+"""Where they lie in a run's work folder."""
+
+_NAME = re.compile(r"^step-(\d{10})-epoch-(\d{5})-([0-9a-f]{64})\.safetensors$")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@dataclass(frozen=True, order=True)
+class Name:
+    """What the name of a checkpoint says of it. The later of two is the greater."""
+
+    step: int
+    """Global steps done."""
+    epochs: int
+    """Epochs closed: that of `step` only after its evaluation."""
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Name | None":
+        """Return what `path` is called, or None if it is no checkpoint's name."""
+        match = _NAME.match(path.name)
+        return cls(int(match[1]), int(match[2]), match[3]) if match else None
+
+    def __str__(self) -> str:
+        return f"step-{self.step:010d}-epoch-{self.epochs:05d}-{self.sha256}.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training after `step` global steps."""
+    """The state of a training after `step` global steps and `epochs` closed epochs."""
 
     step: int
+    epochs: int
     tensors: Mapping[str, torch.Tensor]
+    """Contiguous, on the CPU."""
     facts: Mapping[str, Any]
     """All that is not a tensor, as JSON values."""
 
@@ -44,30 +71,48 @@ def write(folder: Path, checkpoint: Checkpoint, best_step: int | None = None) ->
     Raises:
         OSError: the disk is full or the folder cannot be written; older checkpoints stay.
     """
-    facts = {"facts": json.dumps({"step": checkpoint.step, **checkpoint.facts})}
-    content = save({k: v.contiguous() for k, v in checkpoint.tensors.items()}, facts)
-    digest = hashlib.sha256(content).hexdigest()
-    path = folder / f"step-{checkpoint.step:010d}-{digest}.safetensors"
-    with replacing(path) as file:
-        file.write(content)
-    for old in names(folder)[KEEP:]:
-        if step_of(old) != best_step:
-            old.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".step-{checkpoint.step:010d}.{os.getpid()}.tmp"
+    position = {"step": checkpoint.step, "epochs": checkpoint.epochs}
+    try:
+        _save(checkpoint.tensors, temporary, {**checkpoint.facts, **position})
+        path = folder / str(Name(checkpoint.step, checkpoint.epochs, sha256(temporary)))
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _prune(folder, best_step)
     return path
 
 
-def step_of(path: Path) -> int:
-    """Return the step in the name of a checkpoint."""
-    match = _NAME.match(path.name)
-    assert match is not None, path
-    return int(match[1])
+def _save(tensors: Mapping[str, torch.Tensor], path: Path, facts: Mapping[str, Any]) -> None:
+    try:
+        # It writes from the tensors' own memory, and leaves Python to the training meanwhile.
+        save_file(dict(tensors), path, {"facts": json.dumps(facts)})
+    except SafetensorError as error:
+        cause = _OS_ERROR.search(str(error))
+        if cause is None:
+            raise
+        raise OSError(int(cause[1]), os.strerror(int(cause[1])), str(path)) from None
+
+
+def _prune(folder: Path, best_step: int | None) -> None:
+    found = names(folder)
+    kept = set(found[:KEEP])
+    best = [path for path in found if _named(path).step == best_step]
+    for path in set(found) - kept - set(best[:1]):
+        path.unlink()
+
+
+def clean(folder: Path) -> None:
+    """Remove what writers that were killed left half-written. Call it when nobody writes."""
+    for path in folder.glob(".step-*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 class Writer:
     """Writes checkpoints in a thread, one at a time and in order, while the training goes on.
 
-    A checkpoint is handed over as a copy, so the training stops for the copy alone. An error of the
-    thread is raised by the next call.
+    A checkpoint is handed over as a copy, so the training stops for the copy alone.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -80,15 +125,21 @@ class Writer:
     ) -> None:
         """Start writing; `before` runs first in the thread (what must be on disk earlier).
 
-        Waits for the checkpoint before this one, so that at most two are in memory.
+        Call `wait` first: the tensors of the checkpoint before may lie in the same memory.
         """
-        self.wait()
+        assert self._pending is None
 
         def work() -> Path:
             before()
             return write(self._folder, checkpoint, best_step)
 
         self._pending = self._thread.submit(work)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last checkpoint could not be written; `wait` raises why."""
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
 
     def wait(self) -> None:
         """Return when the last checkpoint is on disk.
@@ -109,28 +160,58 @@ def names(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, newest first, without opening them."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if _NAME.match(path.name)), reverse=True)
+    return sorted((path for path in folder.iterdir() if Name.of(path)), key=_named, reverse=True)
+
+
+def _named(path: Path) -> Name:
+    name = Name.of(path)
+    assert name is not None, path
+    return name
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint whose bytes are those that were written, or None.
+    """Return the newest checkpoint whose bytes are those that were written; None without any.
 
     One that fails is left where it is, said in the log, and the one before it is tried.
+
+    Raises:
+        TrainingError: there are checkpoints, and every one of them is damaged.
     """
-    for path in names(folder):
-        match = _NAME.match(path.name)
-        assert match is not None
-        if sha256(path) != match[2]:
-            log.warning(
-                "%s is damaged (its SHA-256 is not its name's); trying the one before", path
-            )
-            continue
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                return Checkpoint(
-                    facts.pop("step"), {key: file.get_tensor(key) for key in file.keys()}, facts
-                )
-        except SafetensorError as error:
-            log.warning("%s cannot be read (%s); trying the one before", path, error)
+    found = names(folder)
+    for path in found:
+        damage = damage_of(path)
+        if damage is None:
+            return read(path)
+        log.warning("%s %s; trying the one before", path, damage)
+    if found:
+        raise TrainingError(
+            f"{folder}: all {len(found)} checkpoints are damaged; bring one back from a backup, "
+            "or move the folder aside to train from the start"
+        )
     return None
+
+
+def damage_of(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, in a phrase, or None if its bytes are right."""
+    if sha256(path) != _named(path).sha256:
+        return "is damaged (its SHA-256 is not its name's)"
+    try:
+        facts_of(path)
+    except (SafetensorError, KeyError, ValueError) as error:
+        return f"cannot be read ({error})"
+    return None
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """Return all that a checkpoint holds besides its tensors."""
+    with safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+    return facts
+
+
+def read(path: Path) -> Checkpoint:
+    """Return the content of a checkpoint whose bytes are right."""
+    facts = facts_of(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    return Checkpoint(facts.pop("step"), facts.pop("epochs"), tensors, facts)

@@ -1,10 +1,31 @@
-"""The processes of a training: who this one is, and how they agree."""
+"""The processes of a training: who this one is, how they agree, and what the loss of one means."""
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+
+from smt.errors import EXIT_RESUME, UserError
+
+
+class PeerFailed(Exception):
+    """Another process of this training has failed, and said why; this one has nothing to add."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this training failed")
+        self.exit_code = exit_code
+
+
+class PeerLost(UserError):
+    """Another process of this training is gone without a word: killed, or its node is down."""
+
+    exit_code = EXIT_RESUME
 
 
 @dataclass(frozen=True)
@@ -20,26 +41,51 @@ class Ranks:
         """Whether this is rank 0, which alone writes files."""
         return self.rank == 0
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return for each flag whether it is set on any rank."""
-        if self.world_size == 1:
-            return flags
-        tensor = torch.tensor(flags, dtype=torch.int32, device=self.device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in tensor.tolist())
-
     def sum(self, *values: float) -> tuple[float, ...]:
         """Return the sum of each value over all ranks, added in float64."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def smallest(self, *values: float) -> tuple[float, ...]:
+        """Return the smallest of each value over all ranks."""
+        return self._reduce(values, dist.ReduceOp.MIN)
+
+    def _reduce(self, values: tuple[float, ...], operation: Any) -> tuple[float, ...]:
         if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, op=operation)
         return tuple(tensor.tolist())
+
+    def equal(self, value: float) -> bool:
+        """Return whether every rank has the same value."""
+        low, high = self.smallest(value, -value)
+        return low == -high
 
     def barrier(self) -> None:
         """Wait for every rank."""
-        if self.world_size > 1:
-            dist.barrier()
+        self.sum(0.0)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run the body on every rank; where it fails on one, all of them go no further.
+
+        The body must not wait for other ranks. Its own UserError is raised on the lowest rank that
+        has one.
+
+        Raises:
+            PeerFailed: the body failed on another rank, which says why.
+        """
+        problem: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            problem = error
+        (lowest,) = self.smallest(self.rank if problem else self.world_size)
+        (code,) = self.smallest(-problem.exit_code if problem and lowest == self.rank else 0)
+        if problem is not None and lowest == self.rank:
+            raise problem
+        if lowest < self.world_size:
+            raise PeerFailed(int(-code))
 
 
 def start(threads: int) -> Ranks:
@@ -47,6 +93,9 @@ def start(threads: int) -> Ranks:
 
     NCCL where there are GPUs, one a process by LOCAL_RANK; gloo otherwise. `threads` is the number
     of CPU threads of each process: it is set here since it changes the order of sums.
+
+    Raises:
+        PeerLost: the others did not come.
     """
     torch.set_num_threads(threads)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -55,12 +104,33 @@ def start(threads: int) -> Ranks:
         torch.cuda.set_device(device)
         # What cuBLAS asks for before it promises the same bits twice.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
     else:
         device = torch.device("cpu")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # On one CPU thread there is one order to add in, whatever the algorithm.
+    if device.type != "cpu" or threads > 1:
+        be_deterministic()
     if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (dist.DistError, RuntimeError) as error:
+            if not is_loss_of_peer(error):
+                raise
+            raise PeerLost(
+                f"rank {rank} of {world_size}: the other processes did not come "
+                f"({cause_of_loss(error)}); run the same command again"
+            ) from None
     return Ranks(rank, world_size, device)
+
+
+def be_deterministic() -> None:
+    """Ask torch for deterministic algorithms where there are any, and for a warning elsewhere.
+
+    Without its habit of filling new memory with NaN then, which helps to find code that reads what
+    it has not written, and takes a part of every step.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def stop() -> None:
@@ -69,30 +139,71 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-class BatchNormAverage:
-    """Keeps the running statistics of every BatchNorm the same on all ranks: their mean.
+_LOSS_OF_PEER = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
 
-    Each rank sees its own share of a global batch. Averaged after every step, in one reduction, the
-    statistics that are evaluated, saved and resumed from never depend on which rank wrote them.
-    """
 
-    def __init__(self, model: torch.nn.Module, ranks: Ranks) -> None:
-        self._world_size = ranks.world_size
-        self._buffers = [
-            buffer
+def is_loss_of_peer(error: Exception) -> bool:
+    """Return whether an exchange between ranks failed, rather than this rank's own work."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOSS_OF_PEER)
+
+
+_CAUSE = re.compile(r"Connection (closed|reset) by peer|[Tt]imed out[^.]*|Broken pipe")
+
+
+def cause_of_loss(error: Exception) -> str:
+    """Return the few words that say why an exchange failed."""
+    found = _CAUSE.search(str(error))
+    return found[0] if found else first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an exception says, or its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+class BatchNormBuffers:
+    """Running mean, variance and step count of every BatchNorm of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [
+            module
             for module in model.modules()
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and module.running_mean is not None
+        ]
+        self._statistics = [
+            buffer
+            for module in self._modules
             for buffer in (module.running_mean, module.running_var)
             if buffer is not None
         ]
 
+    def copy(self) -> list[torch.Tensor]:
+        """Return the values as they are now."""
+        return [buffer.clone() for module in self._modules for buffer in module.buffers()]
+
     @torch.no_grad()
-    def __call__(self) -> None:
-        if self._world_size == 1 or not self._buffers:
+    def restore(self, values: list[torch.Tensor]) -> None:
+        """Put back what `copy` returned."""
+        buffers = [buffer for module in self._modules for buffer in module.buffers()]
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.copy_(value)
+
+    @torch.no_grad()
+    def average(self, world_size: int) -> None:
+        """Make the running statistics the same on all ranks: their mean.
+
+        Each rank sees its own share of a global batch. Averaged after every step, in one reduction,
+        what is evaluated, saved and resumed from never depends on which rank wrote it.
+        """
+        if world_size == 1 or not self._statistics:
             return
-        flat = torch.cat([buffer.flatten() for buffer in self._buffers])
+        flat = torch.cat([buffer.flatten() for buffer in self._statistics])
         dist.all_reduce(flat)
-        flat /= self._world_size
-        parts = flat.split([buffer.numel() for buffer in self._buffers])
-        for buffer, part in zip(self._buffers, parts, strict=True):
+        flat /= world_size
+        parts = flat.split([buffer.numel() for buffer in self._statistics])
+        for buffer, part in zip(self._statistics, parts, strict=True):
             buffer.copy_(part.view_as(buffer))

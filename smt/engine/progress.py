@@ -27,6 +27,7 @@ class Progress:
         self._ranks = ranks
         self._images, self._since = 0, time.monotonic()
         self._loss = float("nan")
+        self._pauses = 0.0
         self._epoch_started, self._epoch_first = time.monotonic(), 0
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -61,12 +62,20 @@ class Progress:
         self._loss = value
         self._bar.update(self._task, loss=value)
 
+    def paused(self, seconds: float) -> None:
+        """Count time for which training stood still so that its state could be copied."""
+        self._pauses += seconds
+
     def system(self) -> dict[str, float]:
-        """Return images per second of the epoch so far, and peak memory in MB of this process."""
+        """Return what the machine did since the epoch began.
+
+        Images per second, peak memory in MB of this process, and seconds of pauses for checkpoints.
+        """
         seconds = max(time.monotonic() - self._epoch_started, 1e-9)
         return {
             "system/images_per_second": (self._images - self._epoch_first) / seconds,
             "system/memory_mb": self._memory_mb(),
+            "system/checkpoint_pauses": self._pauses,
         }
 
     def epoch(self, done: int, metrics: Mapping[str, float]) -> None:
@@ -86,6 +95,7 @@ class Progress:
             duration((self._epochs - done) * seconds),
         )
         self._epoch_started, self._epoch_first, self._images = time.monotonic(), 0, 0
+        self._pauses = 0.0
 
     def _memory_mb(self) -> float:
         if self._ranks.device.type == "cuda":

@@ -1,6 +1,6 @@
 """What the training loop asks of a task."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,15 @@ class Batch:
     images: int
     key: tuple[int | str, ...]
     """Names the batch among all of the run: the draws inside the model are keyed by it."""
+
+
+class Interrupted(Exception):
+    """An evaluation was broken off, on every rank, since one was asked to stop."""
+
+
+def never() -> bool:
+    """Answer that nobody asks for a stop."""
+    return False
 
 
 class Task(Protocol):
@@ -40,6 +49,12 @@ class Task(Protocol):
         """Return the mean loss of a batch; `model` is the task's own, wrapped for several ranks."""
         ...
 
-    def evaluate(self) -> dict[str, float]:
-        """Return the metrics on the validation split, the same on every rank; empty without one."""
+    def evaluate(self, interrupted: Callable[[], bool] = never) -> dict[str, float]:
+        """Return the metrics on the validation split, the same on every rank; empty without one.
+
+        `interrupted` is asked between two batches whether to go on.
+
+        Raises:
+            Interrupted: it said yes, on this rank or on another.
+        """
         ...

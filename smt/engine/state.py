@@ -1,13 +1,15 @@
 """What a training is made of between two steps: all that a checkpoint keeps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from smt.engine.checkpoint import Checkpoint
+from smt.engine.guard import Trend
+from smt.errors import TrainingError
 from smt.tracking.journal import Position
 
 
@@ -32,19 +34,31 @@ class State:
     """Wall time of all attempts up to the last save."""
     journal: Position = Position()
     loss_sum: float = 0.0
-    """Sum over the steps since the last record of the mean loss of each."""
+    """Sum over the steps since the last record of the mean loss of each, over all ranks."""
     loss_steps: int = 0
+    trend: Trend = Trend()
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """Whose state this is: a checkpoint says it wherever it is moved to."""
+    _host: "HostCopy" = field(default_factory=lambda: HostCopy())
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensors of a checkpoint once the optimizer has its moments."""
+        kept = (*self.model.state_dict().values(), *self.model.parameters(),
+                *self.model.parameters())  # fmt: skip
+        return sum(value.numel() * value.element_size() for value in kept)
 
     def snapshot(self) -> Checkpoint:
-        """Return the state as it is now; its tensors are copies on the CPU."""
+        """Return the state as it is now. The next snapshot overwrites the tensors of this one."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
         return Checkpoint(
             self.step,
-            {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()},
+            self.epochs,
+            self._host(tensors),
             {
-                "epochs": self.epochs,
+                "identity": dict(self.identity),
                 "best": self.best,
                 "best_step": self.best_step,
                 "seconds": self.seconds,
@@ -52,6 +66,7 @@ class State:
                 "journal": {"bytes": self.journal.bytes, "lines": self.journal.lines},
                 "loss_sum": self.loss_sum,
                 "loss_steps": self.loss_steps,
+                "trend": self.trend.facts,
             },
         )
 
@@ -60,17 +75,24 @@ class State:
 
         Raises:
             RuntimeError: its tensors are not those of this model.
+            TrainingError: it is of another run.
         """
+        facts: Mapping[str, Any] = checkpoint.facts
+        if facts["identity"] != self.identity:
+            raise TrainingError(
+                f"the checkpoint of step {checkpoint.step} is of another run: {facts['identity']}, "
+                f"not {dict(self.identity)}; move it away"
+            )
         model, slots = _split(checkpoint.tensors)
         self.model.load_state_dict(model)
         self._restore_optimizer(slots)
-        facts: Mapping[str, Any] = checkpoint.facts
         self.scaler.load_state_dict(facts["scaler"])
-        self.step, self.epochs = checkpoint.step, facts["epochs"]
+        self.step, self.epochs = checkpoint.step, checkpoint.epochs
         self.best, self.best_step = facts["best"], facts["best_step"]
         self.seconds = facts["seconds"]
         self.journal = Position(**facts["journal"])
         self.loss_sum, self.loss_steps = facts["loss_sum"], facts["loss_steps"]
+        self.trend = Trend.of(facts["trend"])
 
     def _restore_optimizer(self, slots: dict[int, dict[str, torch.Tensor]]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -83,6 +105,30 @@ class State:
                 else value.to(parameter.device)
                 for name, value in values.items()
             }
+
+
+class HostCopy:
+    """Copies tensors to memory of the host that it keeps, so that a copy takes no new memory.
+
+    From a GPU the memory is pinned, which the copy is several times as fast into.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return contiguous copies on the CPU, which the next call overwrites."""
+        copies = {name: self._fill(name, value.detach()) for name, value in tensors.items()}
+        if any(value.is_cuda for value in tensors.values()):
+            torch.cuda.synchronize()
+        return copies
+
+    def _fill(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        kept = self._kept.get(name)
+        if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
+            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._kept[name] = kept
+        return kept.copy_(value, non_blocking=True)
 
 
 def _split(

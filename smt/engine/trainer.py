@@ -1,40 +1,39 @@
 """The training loop, one for all tasks."""
 
-import logging
 import math
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smt.data.rng import reseed
-from smt.engine import checkpoint, optim
-from smt.engine.distributed import BatchNormAverage, Ranks
+from smt.engine import checkpoint, guard, optim
+from smt.engine.distributed import BatchNormBuffers, PeerFailed, Ranks
+from smt.engine.headroom import Headroom
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
-from smt.engine.protocol import Batch, Task
+from smt.engine.protocol import Batch, Interrupted, Task
 from smt.engine.state import State
-from smt.errors import TrainingError
+from smt.engine.watchdog import Watchdog
+from smt.errors import EXIT_TRAINING, TrainingError
+from smt.files import explained
 from smt.tracking.journal import Journal
+from smt.tracking.pulse import Pulse
 
-log = logging.getLogger(__name__)
+RETRY = "mend that and run the same command again: it goes on from its last checkpoint"
+"""What to do about a file that could not be written."""
 
 
 class Stopped(Exception):
     """The training was asked to stop; its state is saved and it can go on."""
-
-
-class NotFinite(TrainingError):
-    """The loss is NaN or infinite."""
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
 
 
 @dataclass(frozen=True)
@@ -44,38 +43,79 @@ class Settings:
     log_every: int
     """Steps between two records of the journal."""
     checkpoint_seconds: float
-    """Longest time between two checkpoints; there is one at the end of every epoch too."""
+    """Longest time between two checkpoints."""
+    checkpoint_steps: int | None = None
+    """Most steps between two checkpoints; there is one at the end of every epoch in any case."""
+    stall_seconds: float = 3600.0
+    """Time without a step after which the process ends, to be started again."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the ranks tell each other once a step."""
+
+    loss: float
+    """Mean over all ranks."""
+    stop: bool
+    save: bool
 
 
 class Trainer:
-    """Trains a task from its newest checkpoint, or from the start, to its last epoch."""
+    """Trains a task from its newest checkpoint, or from the start, to its last epoch.
+
+    Raises:
+        TrainingError: all checkpoints are damaged, or they are of another run.
+    """
 
     def __init__(
         self, task: Task, work_dir: Path, *, seed: int, ranks: Ranks, settings: Settings,
-        stop: StopRequest,
+        stop: StopRequest, identity: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.task, self.work_dir, self.seed = task, work_dir, seed
         self.ranks, self.settings, self.stop = ranks, settings, stop
         self.epochs = task.recipe.schedule.epochs
-        self.writer = checkpoint.Writer(self.checkpoints)
         self.state = State(
             task.model,
             optim.adamw(task.model, task.recipe.optimizer),
             optim.loss_scaler(task.recipe, ranks.device),
+            identity=identity or {},
         )
+        self.saved: tuple[int, int] | None = None
+        """Position of the newest checkpoint: step, closed epochs."""
+        self._resume()
         self.saved_at = self.counted_at = time.monotonic()
-        found = checkpoint.newest(self.checkpoints)
-        if found is not None:
-            self.state.restore(found)
+        folder = work_dir if ranks.is_first else None
+        self.writer = checkpoint.Writer(self.checkpoints)
         self.journal = Journal(work_dir, self.state.journal) if ranks.is_first else None
+        self.pulse = Pulse(work_dir) if ranks.is_first else None
+        self.watchdog = Watchdog(work_dir / "train.log", ranks.rank, settings.stall_seconds)
+        self.headroom = Headroom(folder, self.state.bytes, ranks.device)
         self.model = _wrap(task.model, ranks)
-        self.average_batch_norm = BatchNormAverage(task.model, ranks)
+        self.batch_norm = BatchNormBuffers(task.model)
         self.parameters = [p for p in task.model.parameters() if p.requires_grad]
+        self.settled = ranks.world_size == 1
+
+    def _resume(self) -> None:
+        """Take over the newest checkpoint: every rank reads it, and all the same one."""
+        with self.ranks.together():
+            if self.ranks.is_first:
+                checkpoint.clean(self.checkpoints)
+            found = checkpoint.newest(self.checkpoints)
+            if found is not None:
+                self.state.restore(found)
+                self.saved = found.step, found.epochs
+        with self.ranks.together():
+            if not self.ranks.equal(self.state.step):
+                raise TrainingError(
+                    f"{self.checkpoints}: rank {self.ranks.rank} finds step {self.state.step}, "
+                    "another rank another one; wait until the shared folder shows all nodes the "
+                    "same files, and run the same command again"
+                )
 
     @property
     def checkpoints(self) -> Path:
         """Folder of this run's checkpoints."""
-        return self.work_dir / "checkpoints"
+        return self.work_dir / checkpoint.FOLDER
 
     @property
     def total_steps(self) -> int:
@@ -87,44 +127,64 @@ class Trainer:
 
         Raises:
             Stopped: a signal asked for it; the state is saved.
-            NotFinite: the loss is NaN or infinite; the message names step and learning rate.
+            Diverged: the recipe's guard stops; the message names step and learning rate.
             OSError: a checkpoint or the journal could not be written.
+            PeerFailed: rank 0 could not write.
         """
-        metrics: dict[str, float] = {}
-        try:
-            while self.state.epochs < self.epochs:
-                self._finish_steps(progress)
-                metrics = self._close_epoch(progress)
-            self.writer.wait()
-        finally:
-            self.writer.close()
-        return metrics or self.task.evaluate()
+        metrics: dict[str, float] | None = None
+        self.headroom.check()
+        with self.watchdog:
+            try:
+                while self.state.epochs < self.epochs:
+                    self._finish_steps(progress)
+                    metrics = self._close_epoch(progress)
+                self.writer.wait()
+                return metrics if metrics is not None else self._evaluate(progress)
+            finally:
+                self.writer.close()
 
     def _finish_steps(self, progress: Progress) -> None:
         """Take the steps that are left of the epoch."""
         start = self.state.step - self.state.epochs * self.task.steps_per_epoch
         batches = self.task.batches(self.state.epochs, start)
         for _ in range(start, self.task.steps_per_epoch):
-            self._attend()
-            self._step(batches, progress)
-        self._attend()
+            if not self.settled:
+                batches = self._settle(batches)
+            agreed = self._step(batches, progress)
+            self._beat()
+            if agreed.save or agreed.stop:
+                self._save(progress)
+            if agreed.stop:
+                self._stop()
 
-    def _step(self, batches: Iterator[Batch], progress: Progress) -> None:
-        state, task = self.state, self.task
-        rate = optim.learning_rate(task.recipe, state.step, task.steps_per_epoch)
+    def _step(self, batches: Iterator[Batch], progress: Progress) -> Agreement:
+        """Take one global step, or leave it out if the guard says so."""
+        state, recipe = self.state, self.task.recipe
+        rate = optim.learning_rate(recipe, state.step, self.task.steps_per_epoch)
         optim.set_learning_rate(state.optimizer, rate)
-        loss = self._forward_backward(batches, progress)
-        self._require_finite(loss, rate)
-        state.scaler.unscale_(state.optimizer)
-        norm = optim.clip(self.parameters, task.recipe.optimizer.clip_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+        before = self.batch_norm.copy() if recipe.guard.policy == "skip" else []
+        agreed = self._agree(self._forward_backward(batches, progress))
+        values = {"train/lr": rate}
+        problem = guard.problem_of_loss(recipe.guard, state.trend, agreed.loss)
+        if problem is None:
+            state.scaler.unscale_(state.optimizer)
+            norm = float(optim.clip(self.parameters, recipe.optimizer.clip_norm))
+            scale = state.scaler.get_scale() if state.scaler.is_enabled() else None
+            problem = guard.problem_of_gradient(norm, scale)
+            values |= {"train/grad_norm": norm} if math.isfinite(norm) else {}
+        if problem is None:
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            self.batch_norm.average(self.ranks.world_size)
+            state.trend = state.trend.after(agreed.loss)
+            state.loss_sum, state.loss_steps = state.loss_sum + agreed.loss, state.loss_steps + 1
+        else:
+            self._leave_out(problem, rate, before, progress)
         state.optimizer.zero_grad(set_to_none=True)
-        self.average_batch_norm()
         state.step += 1
-        state.loss_sum, state.loss_steps = state.loss_sum + loss, state.loss_steps + 1
         if state.step % self.settings.log_every == 0:
-            self._record({"train/lr": rate, "train/grad_norm": float(norm)}, progress)
+            self._record(values, progress)
+        return agreed
 
     def _forward_backward(self, batches: Iterator[Batch], progress: Progress) -> float:
         """Accumulate the gradient of one global step; return this rank's mean loss."""
@@ -132,16 +192,19 @@ class Trainer:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for index in range(count):
             batch = next(batches)
-            # Drop path and dropout of a batch are keyed by what it is, not by what came before.
-            reseed(self.seed, "model", *batch.key)
             last = index == count - 1
             with self._no_sync(last):
-                with optim.autocast(self.task.recipe, self.ranks.device):
-                    loss = self.task.loss(self.model, batch)
+                loss = self._loss(batch)
                 self.state.scaler.scale(loss / count).backward()
             loss_sum += loss.detach()
             progress.images(batch.images * self.ranks.world_size)
         return float(loss_sum / count)
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """Return the loss of a batch, whose drop path and dropout are keyed by what it is."""
+        reseed(self.seed, "model", *batch.key)
+        with optim.autocast(self.task.recipe, self.ranks.device):
+            return self.task.loss(self.model, batch)
 
     def _no_sync(self, last: bool) -> AbstractContextManager[None]:
         """Return the context of a backward pass: gradients are summed over ranks in the last."""
@@ -150,69 +213,125 @@ class Trainer:
             return context
         return nullcontext()
 
-    def _require_finite(self, loss: float, rate: float) -> None:
-        (broken,) = self.ranks.any(not math.isfinite(loss))
-        if broken:
-            raise NotFinite(
-                f"the loss is not finite (rank {self.ranks.rank} has {loss}) at step "
-                f"{self.state.step} of {self.total_steps}, learning rate {rate:.3g}; lower "
-                "optimizer.lr or raise schedule.warmup_epochs in params/recipes.yaml, or use "
-                "precision bf16 or fp32",
-                self.state.step,
-            )
+    def _settle(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Return `batches` as they are, after DDP has arranged the order of its sums for good.
 
-    def _attend(self) -> None:
-        """Between two steps: save when it is time, stop when it was asked for."""
+        It does so after the first backward pass of a process. Without this, a process that starts
+        at step n would add the gradients of that step in another order than one that came from
+        step n - 1: with three ranks or more, that gives other bits.
+        """
+        first, before = next(batches), self.batch_norm.copy()
+        for _ in range(2):
+            self._loss(first).backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.batch_norm.restore(before)
+        self.settled = True
+        return chain([first], batches)
+
+    def _agree(self, loss: float) -> Agreement:
+        """Exchange with all ranks the mean loss and who wants what, in one reduction.
+
+        Raises:
+            OSError: the last checkpoint could not be written.
+            PeerFailed: the same, on the ranks that do not write.
+        """
+        every, step = self.settings.checkpoint_steps, self.state.step + 1
         due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
-        stop, due = self.ranks.any(self.stop.asked, due)
-        if stop or due:
-            self._save()
-        if stop:
+        due = due or (every is not None and step % every == 0)
+        total, stop, save, failed = self.ranks.sum(loss, self.stop.asked, due, self.writer.failed)
+        if failed:
             self.writer.wait()
-            self.ranks.barrier()
-            raise Stopped(
-                f"stopped after step {self.state.step} of {self.total_steps}; state saved"
-            )
+            raise PeerFailed(EXIT_TRAINING)
+        return Agreement(total / self.ranks.world_size, stop > 0, save > 0)
+
+    def _leave_out(
+        self, problem: str, rate: float, batch_norm: list[torch.Tensor], progress: Progress
+    ) -> None:
+        """Put back what a step without use has changed, and write down that it was left out."""
+        state = self.state
+        where = f"at step {state.step} of {self.total_steps}, learning rate {rate:.3g}"
+        state.trend = guard.skip(self.task.recipe.guard, state.trend, problem, state.step, where)
+        self.batch_norm.restore(batch_norm)
+        if state.scaler.is_enabled():
+            state.scaler.update(state.scaler.get_scale() * state.scaler.get_backoff_factor())
+        if self.journal is not None:
+            skipped = {"train/skipped_steps": float(state.trend.skipped)}
+            self.journal.append(state.step, state.epochs, skipped, progress.system())
 
     def _close_epoch(self, progress: Progress) -> dict[str, float]:
         """Evaluate if it is this epoch's turn, write it down, save."""
         done, metrics = self.state.epochs + 1, {}
         if done % self.task.recipe.eval_every == 0 or done == self.epochs:
-            metrics = self.task.evaluate()
+            if time.monotonic() - self.saved_at > self.settings.checkpoint_seconds / 10:
+                self._save(progress)  # who is killed in an evaluation has lost little more than it
+            metrics = self._evaluate(progress)
         self.state.epochs = done
         value = metrics.get(self.task.headline)
         if value is not None and (self.state.best is None or value > self.state.best):
             self.state.best, self.state.best_step = value, self.state.step
         self._record({f"eval/{name}": value for name, value in metrics.items()}, progress)
         progress.epoch(done, metrics)
-        self._save()
+        self._save(progress)
+        self.headroom.check()
         return metrics
+
+    def _evaluate(self, progress: Progress) -> dict[str, float]:
+        """Return the metrics; asked to stop meanwhile, save and do it again next time."""
+
+        def interrupted() -> bool:
+            self._beat()
+            return self.stop.asked
+
+        try:
+            return self.task.evaluate(interrupted)
+        except Interrupted:
+            self._save(progress)
+            self._stop()
+            raise AssertionError("unreachable") from None
 
     def _record(self, metrics: dict[str, float], progress: Progress) -> None:
         """Add to the journal the mean loss since the last record, and `metrics`."""
         state = self.state
         if state.loss_steps:
-            (total,) = self.ranks.sum(state.loss_sum)
-            loss = total / self.ranks.world_size / state.loss_steps
+            loss = state.loss_sum / state.loss_steps
             metrics = {"train/loss": loss, **metrics}
             progress.loss(loss)
         state.loss_sum, state.loss_steps = 0.0, 0
         if self.journal is not None and metrics:
             self.journal.append(state.step, state.epochs, metrics, progress.system())
 
-    def _save(self) -> None:
+    def _beat(self) -> None:
+        """Let it be seen that something got done."""
+        self.watchdog.beat()
+        if self.pulse is not None:
+            self.pulse.beat(self.state.step)
+
+    def _save(self, progress: Progress) -> None:
         """Hand a copy of the state to the writer; it puts the journal on disk first."""
         now = time.monotonic()
         self.state.seconds += now - self.counted_at
         self.saved_at = self.counted_at = now
+        if self.saved == (self.state.step, self.state.epochs):
+            return
+        self.saved = self.state.step, self.state.epochs
         if self.journal is not None:
             self.state.journal = self.journal.position
+            self.writer.wait()
             self.writer.submit(self.state.snapshot(), self.state.best_step, self.journal.sync)
+            progress.paused(time.monotonic() - now)
+
+    def _stop(self) -> None:
+        """End the attempt, once the state is on disk."""
+        with self.ranks.together(), explained(self.checkpoints, RETRY, TrainingError):
+            self.writer.wait()
+        raise Stopped(f"stopped after step {self.state.step} of {self.total_steps}; state saved")
 
 
 def _wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.world_size == 1:
         return model
+    # A depthwise kernel (n, 1, 3, 3) has several right strides; torch warns of the one it took.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(
         model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True

@@ -27,8 +27,10 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         file = (work_dir / LOCK).open("a+")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Of this process alone: flock would pass to its data workers, which outlive it by some
+            # seconds after kill -9, and would keep the next attempt out.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             raise TrainingError(
                 f"{work_dir}: {_holder(file.read())} trains this run already; wait for it, or "

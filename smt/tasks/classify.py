@@ -1,6 +1,7 @@
 """Image classification: an SMT with its classifier on images in ImageNet's layout."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from smt.data.loader import TrainLoader, eval_batches
 from smt.data.rng import derive
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch
+from smt.engine.protocol import Batch, Interrupted, never
 from smt.layout import Layout
 from smt.models import weights, zoo
 from smt.spec import Project, Run
@@ -24,18 +25,20 @@ class Classification:
 
     The model is initialised from the run's seed, or from its parent's weights, whose head is cut
     down by the class map where the data sets differ. With `inherit` off it starts from the seed
-    all the same, for weights that are loaded into it afterwards.
+    all the same, for weights that are loaded into it afterwards. `workers` takes the place of the
+    scale's number of data workers; it does not change what is read.
     """
 
     headline = "top1"
 
     def __init__(
-        self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True
-    ) -> None:
+        self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
+        workers: int | None = None,
+    ) -> None:  # fmt: skip
         experiment = project.experiments[run.experiment]
         self.recipe = project.recipes[experiment.recipe]
         self._run, self._ranks = run, ranks
-        self._workers = project.scale.workers
+        self._workers = project.scale.workers if workers is None else workers
         dataset = project.datasets[self.recipe.dataset]
         root = layout.dataset_root(dataset)
         found = manifest.read(layout, self.recipe.dataset)
@@ -95,38 +98,54 @@ class Classification:
         images, targets = batch.loss_inputs
         return F.cross_entropy(model(images).float(), targets)
 
-    def evaluate(self) -> dict[str, float]:
-        """Return top1 and top5 in percent and the mean loss; every image counts once."""
+    def evaluate(self, interrupted: Callable[[], bool] = never) -> dict[str, float]:
+        """Return top1 and top5 in percent and the mean loss; every image counts once.
+
+        Raises:
+            Interrupted: `interrupted` said so on some rank; none has a result then.
+        """
         if self._val is None:
             return {}
         self.model.eval()
-        counts = self._ranks.sum(*self._count_correct(self._val))
+        counts = self._ranks.sum(*self._count_correct(self._val, interrupted))
         self.model.train()
-        top1, top5, loss, images = counts
+        top1, top5, loss, images, broken_off = counts
+        if broken_off:
+            raise Interrupted
         return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images}
 
     @torch.inference_mode()
-    def _count_correct(self, folder: ImageFolder) -> tuple[float, float, float, int]:
-        """Return this rank's right in one guess, in five, sum of the losses, and images."""
+    def _count_correct(
+        self, folder: ImageFolder, interrupted: Callable[[], bool]
+    ) -> tuple[int, int, float, int, bool]:
+        """Return this rank's right in one guess, in five, losses, images; and if interrupted."""
         top1 = top5 = images = 0
         loss = 0.0
         ranks = self._ranks
-        for batch, labels in eval_batches(
+        batches = eval_batches(
             folder,
             self.recipe,
             rank=ranks.rank,
             world_size=ranks.world_size,
             workers=self._workers,
-        ):
-            labels = labels.to(ranks.device, non_blocking=True)
-            with optim.autocast(self.recipe, ranks.device):
-                logits = self.model(
-                    batch.to(ranks.device, non_blocking=True, memory_format=torch.channels_last)
-                ).float()
-            loss += F.cross_entropy(logits, labels, reduction="none").double().sum().item()
-            best = logits.topk(min(5, self._classes), dim=1).indices
-            hits = best == labels[:, None]
-            top1 += int(hits[:, 0].sum())
-            top5 += int(hits.sum())
-            images += len(labels)
-        return top1, top5, loss, images
+        )
+        with closing(batches):
+            for batch, labels in batches:
+                if interrupted():
+                    return 0, 0, 0.0, 0, True
+                labels = labels.to(ranks.device, non_blocking=True)
+                logits = self._logits(batch)
+                loss += F.cross_entropy(logits, labels, reduction="none").double().sum().item()
+                best = logits.topk(min(5, self._classes), dim=1).indices
+                hits = best == labels[:, None]
+                top1 += int(hits[:, 0].sum())
+                top5 += int(hits.sum())
+                images += len(labels)
+        return top1, top5, loss, images, False
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, classes) of images (B, 3, R, R), float32, on this device."""
+        images = images.to(self._ranks.device, non_blocking=True, memory_format=torch.channels_last)
+        with optim.autocast(self.recipe, self._ranks.device):
+            logits: torch.Tensor = self.model(images)
+        return logits.float()

@@ -4,30 +4,49 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from smt import fingerprint
 from smt.data import manifest
-from smt.engine.distributed import Ranks
+from smt.engine import checkpoint, distributed
+from smt.engine.determinism import NotDeterministic
+from smt.engine.distributed import PeerFailed, PeerLost, Ranks
+from smt.engine.guard import Diverged
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress, duration
-from smt.engine.trainer import NotFinite, Settings, Trainer
+from smt.engine.trainer import RETRY, Settings, Trainer
 from smt.engine.workdir import exclusive
-from smt.errors import TrainingError, UserError
+from smt.errors import EXIT_TRAINING, TrainingError, UserError
 from smt.files import explained, read_json, sha256, write_json
 from smt.layout import Layout
 from smt.models import weights
 from smt.spec import Project, Run
+from smt.tasks import change
 from smt.tasks.classify import Classification
-from smt.tracking import journal, provenance
+from smt.tracking import journal, provenance, source
 
 log = logging.getLogger(__name__)
 
 TASKS = {"classify": Classification}
+
+_FAREWELL = 3.0
+"""Seconds in which a rank that fails leaves word of it, when others lose touch with it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is trained where that does not change its result."""
+
+    checkpoint_seconds: float
+    checkpoint_steps: int | None
+    stall_seconds: float
+    workers: int
+    allow_change: bool = False
+    """Go on although code or params have changed since the run was begun, and record it."""
 
 
 class RunTraining:
@@ -39,6 +58,13 @@ class RunTraining:
         self.content = fingerprint.content(project, run, self.digests)
         self.fingerprint = fingerprint.fingerprint(project, run, self.digests)
         self.work_dir = layout.work_dir(run, self.fingerprint)
+        self.names = {
+            "experiment": run.experiment,
+            "seed": run.seed,
+            "scale": layout.scale,
+            "fingerprint": self.fingerprint,
+        }
+        self.source: dict[str, str] = {}
 
     def is_done(self) -> bool:
         """Whether this very run has been trained, and its weights are those it exported."""
@@ -51,38 +77,56 @@ class RunTraining:
             and sha256(path) == metrics["weights_sha256"]
         )
 
-    def train(self, stop: StopRequest, checkpoint_seconds: float) -> dict[str, float]:
+    def train(self, stop: StopRequest, options: Options) -> dict[str, float]:
         """Train to the end and return the final metrics.
 
         Raises:
             Stopped: a signal asked for it; the same command goes on from there.
+            PeerLost: another process of the training was killed; the same.
+            PeerFailed: another process of the training failed, and said why.
             UserError: what stands in the way, in one line; training errors are left in
                 `failure.json` for the tables and for the runs that start from this one.
         """
-        lock = exclusive(self.work_dir) if self.ranks.is_first else nullcontext()
-        with lock, self._log_file(), self._failures_recorded():
-            started = time.time()
-            parent = self._require_parent()
-            task = TASKS[self.content["task"]](self.project, self.layout, self.run, self.ranks)
-            trainer = self._trainer(task, stop, checkpoint_seconds)
+        started = time.monotonic()
+        with ExitStack() as stack:
+            stack.enter_context(self._peers_watched())
+            with self.ranks.together():
+                if self.ranks.is_first:
+                    stack.enter_context(exclusive(self.work_dir))
+                    provenance.forget_failure(self.work_dir)
+            stack.enter_context(self._log_file())
+            stack.enter_context(self._failures_recorded())
+            with self.ranks.together():
+                parent = self._require_parent()
+                changes = self._require_unchanged(options) if self.ranks.is_first else []
+                task = TASKS[self.content["task"]](
+                    self.project, self.layout, self.run, self.ranks, workers=options.workers
+                )
+            trainer = self._trainer(task, stop, options)
             if self.ranks.is_first:
-                provenance.record_attempt(self.work_dir, self._facts(parent), trainer.state.step)
-            metrics = self._run(trainer)
+                self._record_attempt(parent, trainer, changes, options)
+            stop.begin()
+            with NotDeterministic(self._record_not_deterministic):
+                metrics = self._run(trainer)
             if self.ranks.is_first:
                 self._export(trainer, metrics, started)
             self.ranks.barrier()
         return metrics
 
-    def _trainer(
-        self, task: Classification, stop: StopRequest, checkpoint_seconds: float
-    ) -> Trainer:
+    def _trainer(self, task: Classification, stop: StopRequest, options: Options) -> Trainer:
         return Trainer(
             task,
             self.work_dir,
             seed=self.run.seed,
             ranks=self.ranks,
-            settings=Settings(self.project.scale.log_every, checkpoint_seconds),
+            settings=Settings(
+                self.project.scale.log_every,
+                options.checkpoint_seconds,
+                options.checkpoint_steps,
+                options.stall_seconds,
+            ),
             stop=stop,
+            identity=self.names,
         )
 
     def _run(self, trainer: Trainer) -> dict[str, float]:
@@ -96,30 +140,29 @@ class RunTraining:
         progress.start_at(trainer.state.step * recipe.global_batch)
         if trainer.state.step and self.ranks.is_first:
             log.info("%s: goes on after step %d", self.run, trainer.state.step)
-        remedy = "mend that and run the same command again: it goes on from its last checkpoint"
-        with progress, explained(self.work_dir, remedy, TrainingError):
+        with progress, explained(self.work_dir, RETRY, TrainingError):
             return trainer.train(progress)
 
     def _export(self, trainer: Trainer, metrics: dict[str, float], started: float) -> None:
         """Write the weights, then the numbers: the numbers are there only with their weights."""
         run, path = self.run, self.layout.weights(self.run)
-        names = {"experiment": run.experiment, "seed": run.seed, "scale": self.layout.scale}
         digest = weights.save(
             trainer.task.model.state_dict(),
             path,
-            {"fingerprint": self.fingerprint, **{key: str(value) for key, value in names.items()}},
+            {key: str(value) for key, value in self.names.items()},
         )
         recipe = trainer.task.recipe
         write_json(
             self.layout.metrics(run),
             {
-                **names,
-                "fingerprint": self.fingerprint,
+                **self.names,
                 "task": self.content["task"],
                 "metrics": metrics or {"train_loss": self._last_train_loss()},
                 "epochs": trainer.state.epochs,
                 "steps": trainer.state.step,
                 "images": trainer.state.step * recipe.global_batch,
+                "skipped_steps": trainer.state.trend.skipped,
+                "changes": self._changes(),
                 "weights_sha256": digest,
                 "wall_seconds": round(trainer.state.seconds, 3),
                 "finished": time.time(),
@@ -128,7 +171,7 @@ class RunTraining:
         log.info(
             "%s: done in %s, %s; weights in %s",
             run,
-            duration(time.time() - started),
+            duration(time.monotonic() - started),
             ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()),
             path,
         )
@@ -139,10 +182,7 @@ class RunTraining:
         recipe = self.project.recipes[experiment.recipe]
         gpus = [torch.cuda.get_device_name()] if self.ranks.device.type == "cuda" else []
         return {
-            "fingerprint": self.fingerprint,
-            "scale": self.layout.scale,
-            "experiment": self.run.experiment,
-            "seed": self.run.seed,
+            **self.names,
             "params": self.content,
             "names": {
                 "task": experiment.task,
@@ -154,13 +194,91 @@ class RunTraining:
             "data": self.digests,
             "parent": parent,
             "hardware": provenance.hardware(gpus),
-            "environment": {
-                "world_size": self.ranks.world_size,
-                "threads": torch.get_num_threads(),
-                "device": self.ranks.device.type,
-                "precision": recipe.precision,
-            },
+            "environment": {**self._environment(), "precision": recipe.precision},
+            "source": self.source,
+            "not_deterministic": [],
         }
+
+    def _environment(self) -> dict[str, Any]:
+        """Return what decides in which order sums are added."""
+        gpu = self.ranks.device.type == "cuda"
+        return {
+            "world_size": self.ranks.world_size,
+            "threads": torch.get_num_threads(),
+            "device": self.ranks.device.type,
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "processor": torch.cuda.get_device_name() if gpu else provenance.processor(),
+        }
+
+    def _record_attempt(
+        self, parent: dict[str, Any] | None, trainer: Trainer, changes: list[str], options: Options
+    ) -> None:
+        """Write down this attempt, and say what of its surroundings is not as it was."""
+        environment = self._environment()
+        attempts = (read_json(self.work_dir / provenance.PROVENANCE) or {}).get("attempts", [])
+        if trainer.state.step and attempts:
+            for sentence in change.of_environment(attempts[-1]["environment"], environment):
+                log.warning("%s: goes on with %s", self.run, sentence)
+        attempt = {
+            "resumed_at_step": trainer.state.step,
+            "environment": environment,
+            "workers": options.workers,
+            "changes": changes,
+        }
+        provenance.record_attempt(self.work_dir, self._facts(parent), attempt)
+
+    def _record_not_deterministic(self, operations: list[str]) -> None:
+        log.warning(
+            "%s: not deterministic on this device, so the last bits may differ from one try to the "
+            "next: %s", self.run, ", ".join(operations),
+        )  # fmt: skip
+        if self.ranks.is_first:
+            provenance.update(self.work_dir, not_deterministic=operations)
+
+    def _changes(self) -> list[str]:
+        """Return what was allowed to change between attempts."""
+        known = read_json(self.work_dir / provenance.PROVENANCE)
+        return [each for attempt in known["attempts"] for each in attempt["changes"]]
+
+    def _require_unchanged(self, options: Options) -> list[str]:
+        """Return what has changed since the run was begun, in phrases, if that is allowed.
+
+        Raises:
+            TrainingError: code or params are others than those that a half-done run was begun with.
+        """
+        self.source = source.digests()
+        command = f"smt train {self.run.experiment} --seed {self.run.seed}"
+        allow = (
+            f"{command} --scale {self.layout.scale} --allow-change (SMT_ALLOW_CHANGE=1 where "
+            "Snakemake runs it)"
+        )
+        saved = checkpoint.names(self.work_dir / checkpoint.FOLDER)
+        if saved:
+            known = read_json(self.work_dir / provenance.PROVENANCE) or {"source": {}}
+            changes = source.changes(known["source"], self.source)
+            if changes and not options.allow_change:
+                raise TrainingError(
+                    f"{self.work_dir}: this run was begun with other code: {_listed(changes)}; put "
+                    f"the code back to go on with it, or go on all the same, which is recorded: "
+                    f"{allow}; or move the folder aside to begin anew"
+                )
+            return changes
+        other = change.half_done(self.layout.run_dir(self.run), self.work_dir)
+        if other is None:
+            return []
+        differences = change.of_params(other.known["params"], self.content)
+        if not options.allow_change:
+            raise TrainingError(
+                f"{other.work_dir}: this run is half done, at step {other.step}, with other "
+                f"params: {_listed(differences)}; put them back to go on with it, or begin anew "
+                f"with the present ones, which is recorded: {allow}"
+            )
+        provenance.update(other.work_dir, given_up={"for": self.fingerprint, "at": time.time()})
+        log.warning(
+            "%s: begins anew; %s stays as it was, at step %d",
+            self.run, other.work_dir, other.step,
+        )  # fmt: skip
+        return []
 
     def _require_parent(self) -> dict[str, Any] | None:
         """Return who the parent is; its weights are there and are those of its fingerprint."""
@@ -195,14 +313,56 @@ class RunTraining:
 
     @contextmanager
     def _failures_recorded(self) -> Iterator[None]:
-        step: int | None = None
+        """Leave the cause of a failure in the work folder, on whatever rank it comes up."""
         try:
             yield
-        except UserError as error:
-            step = error.step if isinstance(error, NotFinite) else None
-            if self.ranks.is_first and self.work_dir.exists():
-                _record_failure(self.work_dir, str(error), step)
+        except PeerLost:
             raise
+        except UserError as error:
+            self._record_failure(error, str(error), error.exit_code)
+            raise
+        except Exception as error:
+            if not self._is_loss_of_peer(error):
+                cause = f"{type(error).__name__}: {distributed.first_line(error)}"
+                self._record_failure(error, cause, EXIT_TRAINING)
+            raise
+
+    def _record_failure(self, error: Exception, message: str, exit_code: int) -> None:
+        step = error.step if isinstance(error, Diverged) else None
+        try:
+            provenance.record_failure(self.work_dir, message, step, exit_code)
+        except OSError as problem:
+            reason = os.strerror(problem.errno or 0)
+            log.warning("the cause could not be left in %s: %s", self.work_dir, reason)
+
+    @contextmanager
+    def _peers_watched(self) -> Iterator[None]:
+        """Turn the loss of another rank into what this one can do about it."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, PeerFailed) or not self._is_loss_of_peer(error):
+                raise
+            code = self._failure_of_peer()
+            if code is not None:
+                raise PeerFailed(code) from None
+            raise PeerLost(
+                f"{self.run}: rank {self.ranks.rank} of {self.ranks.world_size} lost touch with "
+                f"another ({distributed.cause_of_loss(error)}): killed, or its node is down; "
+                "the same command goes on from the last checkpoint"
+            ) from None
+
+    def _is_loss_of_peer(self, error: Exception) -> bool:
+        return self.ranks.world_size > 1 and distributed.is_loss_of_peer(error)
+
+    def _failure_of_peer(self) -> int | None:
+        """Return the exit code of the rank that failed, or None if none has left word in time."""
+        deadline = time.monotonic() + _FAREWELL
+        while True:
+            code = provenance.failure_code(self.work_dir)
+            if code is not None or time.monotonic() > deadline:
+                return code
+            time.sleep(0.1)
 
     @contextmanager
     def _log_file(self) -> Iterator[None]:
@@ -210,7 +370,7 @@ class RunTraining:
         if not self.ranks.is_first:
             yield
             return
-        handler = logging.FileHandler(self.work_dir / "train.log")
+        handler = _LogFile(self.work_dir / "train.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root = logging.getLogger()
         root.addHandler(handler)
@@ -218,13 +378,18 @@ class RunTraining:
             yield
         finally:
             root.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):
+                handler.close()
 
 
-def _record_failure(work_dir: Path, message: str, step: int | None) -> None:
-    try:
-        provenance.record_failure(work_dir, message, step)
-    except OSError as error:
-        log.warning(
-            "the cause could not be left in %s: %s", work_dir, os.strerror(error.errno or 0)
-        )
+class _LogFile(logging.FileHandler):
+    """The run's log. A full disk costs its lines, which stderr has as well, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Let the line go."""
+
+
+def _listed(changes: list[str], most: int = 6) -> str:
+    """Return the first few of a list of changes, and how many more there are."""
+    more = f" and {len(changes) - most} more" if len(changes) > most else ""
+    return ", ".join(changes[:most]) + more

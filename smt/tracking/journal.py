@@ -77,7 +77,7 @@ class Record:
     epoch: int
     metrics: dict[str, float]
     time: float
-    """Unix seconds at which this line was first written."""
+    """Unix seconds at which this line was first written; never before the line above."""
 
 
 def read(folder: Path, created: float) -> list[Record]:
@@ -94,7 +94,7 @@ def read(folder: Path, created: float) -> list[Record]:
     latest = created
     for number, line in enumerate(lines):
         entry = first.get(number, {})
-        latest = entry.get("time", latest)
+        latest = max(latest, entry.get("time", latest))  # a clock may be set back
         metrics = {**line["metrics"], **entry.get("metrics", {})}
         records.append(Record(line["step"], line["epoch"], metrics, latest))
     return records

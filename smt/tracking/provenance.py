@@ -7,6 +7,7 @@ import platform
 import socket
 import subprocess
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,15 @@ def hardware(gpus: list[str]) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": gpus,
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -78,39 +80,78 @@ def _processor() -> str:
     return next(names, platform.machine())
 
 
-def record_attempt(work_dir: Path, facts: dict[str, Any], resumed_at_step: int) -> None:
+def record_attempt(work_dir: Path, facts: dict[str, Any], attempt: dict[str, Any]) -> None:
     """Write the provenance of a run, or add one more attempt to what is there.
 
-    `facts` are the parts that do not change between attempts; those of the first one stay.
+    `facts` are the parts that do not change between attempts; those of the first one stay, but for
+    `source` where `attempt` lists `changes` that were allowed.
     """
+    git = git_state(work_dir)
     known = read_json(work_dir / PROVENANCE)
     if known is None:
         known = {
             **facts,
-            "git": git_state(work_dir),
+            "git": git,
             "packages": packages(),
             "created": time.time(),
             "attempts": [],
         }
+    elif attempt.get("changes"):
+        known["source"] = facts["source"]
     known["attempts"].append(
         {
             "started": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "resumed_at_step": resumed_at_step,
+            "commit": git["commit"],
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            **attempt,
         }
     )
     write_json(work_dir / PROVENANCE, known)
+
+
+def update(work_dir: Path, **values: Any) -> None:
+    """Set values of a provenance that is there."""
+    write_json(work_dir / PROVENANCE, {**read_json(work_dir / PROVENANCE), **values})
+
+
+def record_failure(work_dir: Path, message: str, step: int | None, exit_code: int) -> None:
+    """Leave the cause of a failed attempt where tables, children and other ranks find it.
+
+    `step` is that of a training which going on would not mend: its own numbers are what is wrong.
+    """
+    content = {"message": message, "step": step, "time": time.time(), "exit_code": exit_code}
+    write_json(work_dir / FAILURE, content)
+
+
+def forget_failure(work_dir: Path) -> None:
+    """Take back the cause of the last attempt's failure: there is a new attempt."""
     (work_dir / FAILURE).unlink(missing_ok=True)
-
-
-def record_failure(work_dir: Path, message: str, step: int | None) -> None:
-    """Leave the cause of a failed attempt where tables and children find it."""
-    write_json(work_dir / FAILURE, {"message": message, "step": step, "time": time.time()})
 
 
 def failure(work_dir: Path) -> str | None:
     """Return the cause of the last attempt's failure, or None."""
     known = read_json(work_dir / FAILURE)
     return known["message"] if known else None
+
+
+def is_final(work_dir: Path) -> bool:
+    """Return whether the last attempt failed in a way that going on would repeat."""
+    known = read_json(work_dir / FAILURE)
+    return known is not None and known["step"] is not None
+
+
+def failure_code(work_dir: Path) -> int | None:
+    """Return the exit code of the last attempt's failure, or None."""
+    known = read_json(work_dir / FAILURE)
+    return known["exit_code"] if known else None
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values inside nested mappings, each with its keys joined by dots."""
+    if not isinstance(value, Mapping):
+        yield prefix, value
+        return
+    for key, inner in value.items():
+        yield from flatten(inner, f"{prefix}.{key}" if prefix else key)

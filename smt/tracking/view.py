@@ -14,7 +14,7 @@ from smt.files import read_json
 from smt.layout import Layout
 from smt.spec import Project, Run
 from smt.tracking import journal
-from smt.tracking.provenance import FAILURE, PROVENANCE
+from smt.tracking.provenance import FAILURE, PROVENANCE, flatten
 from smt.tracking.server import Point
 
 _KEY = re.compile(r"^[\w.\- /]{1,250}$", re.ASCII)
@@ -128,7 +128,7 @@ class RunView:
         digests = ("data", "class_map", "parent", "code", "task")
         flat = {key: value for key, value in content.items() if key not in digests}
         flat |= {"code_version": content["code"], "environment": self.provenance["environment"]}
-        flattened = {**names, **dict(_flatten("", flat))}
+        flattened = {**names, **dict(flatten(flat))}
         return {key: _text(value) for key, value in sorted(flattened.items())}
 
     def tags(self) -> dict[str, str]:
@@ -228,14 +228,6 @@ def _points_of(record: journal.Record) -> Iterator[Point]:
     at = milliseconds(record.time)
     for key, value in sorted({**record.metrics, "epoch": record.epoch}.items()):
         yield Point(key, float(value), at, record.step)
-
-
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield prefix, value
-        return
-    for key, inner in value.items():
-        yield from _flatten(f"{prefix}.{key}" if prefix else key, inner)
 
 
 def _text(value: Any) -> str:

@@ -50,6 +50,11 @@ rule figures:
         expand("{folder}/{figure}.svg", folder=PLAN.layout.figures, figure=PLAN.figures),
 
 
+rule proof:
+    input:
+        PLAN.layout.proof / "proof.html",
+
+
 rule all:
     default_target: True
     input:
@@ -73,6 +78,7 @@ localrules:
     sync,
     tables,
     figures,
+    proof,
 
 
 try:

@@ -1,0 +1,91 @@
+"""`smt prove`: trainings killed at random end with the bytes of undisturbed ones."""
+
+import logging
+from collections import Counter
+
+import click
+
+from smt.commands.common import find_run, load, scale_option
+from smt.errors import EXIT_TRAINING, UserError
+from smt.spec import Project, Run
+
+
+@click.command()
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...")
+@click.option("--seed", type=int, default=None, help="Seed of the runs [the first of the scale].")
+@click.option("--ranks", type=click.IntRange(min=1), help="Processes [1, or the scale's set].")
+@click.option("--kills", type=click.IntRange(min=1), help="Kills of each run [the scale's, or 6].")
+@click.option("--draw", type=int, default=0, show_default=True, help="Seed of the kills.")
+@click.option(
+    "--tables",
+    type=click.Choice(("after", "only", "never")),
+    default="after",
+    show_default=True,
+    help="When to make the tables of all proofs that are there.",
+)
+@scale_option
+def command(
+    experiments: tuple[str, ...],
+    seed: int | None,
+    ranks: int | None,
+    kills: int | None,
+    draw: int,
+    tables: str,
+    scale: str,
+) -> None:
+    """Train EXPERIMENTs undisturbed and killed, and compare weights and journals byte for byte.
+
+    Without EXPERIMENT: the runs that params/scales.yaml names under `proof`. Kills are real
+    signals at steps that are drawn from --draw. A run needs its manifest, and its parent trained.
+    Exit code 4 if a pair is not equal.
+    """
+    project, layout = load(scale)
+    chosen = [] if tables == "only" else _chosen(project, experiments, seed, ranks)
+    proving = project.scale.proof
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    from smt.proof import table
+    from smt.proof.launch import LocalLauncher
+    from smt.proof.run import Proof
+
+    unequal = []
+    for run, processes in chosen:
+        proof = Proof(
+            project, layout, run, LocalLauncher(), ranks=processes, draw=draw,
+            kills=kills or (proving.kills if proving else 6),
+        )  # fmt: skip
+        outcome = proof.prove()
+        count = Counter(each["signal"] for each in outcome["kills"])
+        equal = table.is_equal(outcome)
+        click.echo(
+            f"{proof.title}: {sum(count.values())} kills "
+            f"({', '.join(f'{number} {name}' for name, number in sorted(count.items()))}); "
+            f"{'equal to the byte' if equal else 'NOT EQUAL, see ' + str(proof.record)}"
+        )
+        if not equal:
+            unequal.append(run)
+    if tables != "never":
+        paths = table.write(project, layout)
+        click.echo(f"{len(paths)} files in {layout.proof}; begin with {layout.proof}/proof.html")
+    if unequal:
+        raise _NotEqual(f"not equal: {', '.join(map(str, unequal))}; see {layout.proof}/proof.md")
+
+
+class _NotEqual(UserError):
+    exit_code = EXIT_TRAINING
+
+
+def _chosen(
+    project: Project, experiments: tuple[str, ...], seed: int | None, ranks: int | None
+) -> list[tuple[Run, int]]:
+    if experiments:
+        return [(find_run(project, name, seed), ranks or 1) for name in experiments]
+    if project.scale.proof is None:
+        raise UserError(
+            f"scale {project.scale_name} names no runs to prove (params/scales.yaml: proof); name "
+            "experiments: smt prove EXPERIMENT..."
+        )
+    return [
+        (find_run(project, each.experiment, seed), ranks or each.ranks)
+        for each in project.scale.proof.runs
+    ]

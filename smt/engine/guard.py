@@ -1,0 +1,105 @@
+"""What is done with a step whose loss or gradient cannot be trusted: the recipe's guard."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from smt.errors import TrainingError
+from smt.spec import Guard
+
+log = logging.getLogger(__name__)
+
+_SETTLED = 100
+"""Steps before the running mean of the loss tells a spike from a start."""
+
+_DECAY = 0.99
+"""Of the running mean and deviation: a memory of about 100 steps."""
+
+
+class Diverged(TrainingError):
+    """Steps that cannot be trusted, more than the recipe bears. Going on would give the same."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Trend:
+    """What the guard knows of the steps so far: part of a training's state."""
+
+    mean: float = 0.0
+    """Running mean of the loss."""
+    deviation: float = 0.0
+    """Running mean of the loss's distance from its mean."""
+    steps: int = 0
+    """Steps in both."""
+    skipped: int = 0
+    """Steps that were skipped."""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Trend":
+        """Return what `facts` gave."""
+        return cls(**facts)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything in it, as JSON values."""
+        return asdict(self)
+
+    def after(self, loss: float) -> "Trend":
+        """Return the trend with one more step."""
+        if self.steps == 0:
+            return replace(self, mean=loss, steps=1)
+        distance = abs(loss - self.mean)
+        return replace(
+            self,
+            mean=_DECAY * self.mean + (1 - _DECAY) * loss,
+            deviation=_DECAY * self.deviation + (1 - _DECAY) * distance,
+            steps=self.steps + 1,
+        )
+
+    def is_spike(self, loss: float, times: float) -> bool:
+        """Return whether `loss` is further above the mean than `times` the deviation."""
+        return self.steps >= _SETTLED and loss - self.mean > times * self.deviation
+
+
+def problem_of_loss(guard: Guard, trend: Trend, loss: float) -> str | None:
+    """Return what is wrong with the mean loss of a global step, in a phrase, or None."""
+    if not math.isfinite(loss):
+        return f"the loss is not finite ({loss})"
+    if guard.spike is not None and trend.is_spike(loss, guard.spike):
+        return f"the loss jumped to {loss:.4g} from a mean of {trend.mean:.4g}"
+    return None
+
+
+def problem_of_gradient(norm: float, loss_scale: float | None) -> str | None:
+    """Return what is wrong with a gradient of L2 norm `norm`, in a phrase, or None.
+
+    With a loss scaler (`loss_scale` is its scale) an infinite gradient is everyday business: the
+    scaler leaves the step out and lowers its scale. A scale below 1 is no business of that kind.
+    """
+    if loss_scale is None:
+        return None if math.isfinite(norm) else f"the gradient is not finite (norm {norm})"
+    return None if loss_scale >= 1 else f"the loss scale of fp16 fell to {loss_scale:.3g}"
+
+
+def skip(guard: Guard, trend: Trend, problem: str, step: int, where: str) -> Trend:
+    """Return the trend after step `step` was left out; `where` says how far along that is.
+
+    Raises:
+        Diverged: the recipe's guard stops at such a step, or has skipped as many as it may.
+    """
+    if guard.policy == "skip" and trend.skipped < guard.max_skips:
+        skipped = trend.skipped + 1
+        log.warning("step skipped: %s %s; %d of at most %d", problem, where, skipped,
+                    guard.max_skips)  # fmt: skip
+        return replace(trend, skipped=skipped)
+    after = f", after {trend.skipped} skipped steps" if guard.policy == "skip" else ""
+    raise Diverged(
+        f"{problem} {where}{after}; lower optimizer.lr or raise schedule.warmup_epochs in "
+        "params/recipes.yaml, or use precision bf16 or fp32",
+        step,
+    )

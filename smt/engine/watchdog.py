@@ -1,0 +1,64 @@
+"""A training that stands still says where, and ends so that it can be started again."""
+
+import faulthandler
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from smt.errors import EXIT_RESUME
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 5.0
+"""Seconds between two looks at most, and time for other ranks to write down their stacks."""
+
+
+class Watchdog:
+    """Ends this process when `beat` has not been called for `seconds`; a context manager.
+
+    Every rank has its own. All ranks take a step together, so where one hangs all of them write
+    their stacks to `log_file` before they end: that of the one that hangs differs.
+    """
+
+    def __init__(self, log_file: Path, rank: int, seconds: float) -> None:
+        self._log_file, self._rank, self._seconds = log_file, rank, seconds
+        self._last = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+
+    def beat(self) -> None:
+        """Say that something got done."""
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        interval = min(self._seconds / 4, _PATIENCE)
+        while not self._over.wait(interval):
+            if time.monotonic() - self._last > self._seconds:
+                self._end(2 * interval)
+
+    def _end(self, grace: float) -> None:
+        log.error(
+            "rank %d: no step for %.3g minutes; where it stands is in %s; ending so that the same "
+            "command can go on",
+            self._rank, self._seconds / 60, self._log_file,
+        )  # fmt: skip
+        try:
+            with self._log_file.open("a", encoding="utf-8") as file:
+                file.write(f"stacks of rank {self._rank}, process {os.getpid()}:\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+                file.write(f"end of the stacks of rank {self._rank}\n")
+        finally:
+            # What hangs cannot be unwound: the process ends here, as after kill -9.
+            self._over.wait(grace)
+            os._exit(EXIT_RESUME)

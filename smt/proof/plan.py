@@ -1,0 +1,92 @@
+"""Which kills a proof deals out: drawn from a seed, so that a proof can be repeated."""
+
+import random
+import signal
+from dataclasses import dataclass
+from typing import Literal
+
+from smt.errors import UserError
+
+Target = Literal["all ranks", "one rank", "data worker"]
+Moment = Literal["step", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill of a running training."""
+
+    step: int
+    """Not before so many global steps are done."""
+    signal: signal.Signals
+    target: Target
+    moment: Moment
+    """checkpoint: while one is being written; step: at any time after `step`."""
+    rank: int
+    """Of the one that is meant, where not all are."""
+    workers: int
+    """Data workers of each rank of the attempt that is killed."""
+    delay: float
+    """Part of a step's time to wait, so that it falls anywhere within a step."""
+
+    @property
+    def saves(self) -> bool:
+        """Whether the training can save its state before it ends."""
+        return self.signal != signal.SIGKILL
+
+    @property
+    def ends(self) -> bool:
+        """Whether the attempt is over after it."""
+        return self.target != "data worker"
+
+    def __str__(self) -> str:
+        who = "" if self.target == "all ranks" else f" of {self.target}"
+        when = " in a checkpoint" if self.moment == "checkpoint" else ""
+        return f"{self.signal.name}{who}{when}"
+
+
+_KINDS: tuple[tuple[signal.Signals, Target, Moment], ...] = (
+    (signal.SIGTERM, "all ranks", "step"),
+    (signal.SIGKILL, "all ranks", "step"),
+    (signal.SIGKILL, "all ranks", "checkpoint"),
+    (signal.SIGUSR1, "all ranks", "step"),
+    (signal.SIGUSR2, "all ranks", "step"),
+    (signal.SIGINT, "all ranks", "step"),
+    (signal.SIGKILL, "data worker", "step"),
+)
+_KINDS_OF_SEVERAL: tuple[tuple[signal.Signals, Target, Moment], ...] = (
+    (signal.SIGKILL, "one rank", "step"),
+    (signal.SIGTERM, "one rank", "step"),
+)
+
+
+def draw(name: str, seed: int, *, steps: int, ranks: int, kills: int) -> list[Kill]:
+    """Return `kills` kills of a training of `steps` global steps by `ranks` processes.
+
+    They are a function of the arguments alone. Every kind comes once before one comes twice.
+
+    Raises:
+        UserError: the training has too few steps for so many.
+    """
+    if kills > steps - 2:
+        raise UserError(
+            f"--kills {kills}: {name} has {steps} steps; valid: 1 to {max(steps - 2, 1)}"
+        )
+    random_ = random.Random(f"{name}/{ranks}/{seed}")
+    kinds: list[tuple[signal.Signals, Target, Moment]] = []
+    while len(kinds) < kills:
+        every = [*_KINDS, *(_KINDS_OF_SEVERAL if ranks > 1 else ())]
+        kinds += random_.sample(every, len(every))
+    return [
+        Kill(
+            step=step,
+            signal=number,
+            target=target,
+            moment=moment,
+            rank=random_.randrange(ranks),
+            workers=2 if target == "data worker" else random_.choice((0, 1, 2)),
+            delay=random_.random(),
+        )
+        for step, (number, target, moment) in zip(
+            sorted(random_.sample(range(1, steps - 1), kills)), kinds, strict=False
+        )
+    ]

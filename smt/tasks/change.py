@@ -1,0 +1,72 @@
+"""Whether a half-done run may go on: what has changed since it was last worked on."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smt.engine import checkpoint
+from smt.files import read_json
+from smt.tracking import provenance
+
+
+def of_params(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return one phrase for each value that a fingerprint is taken of and that is another now."""
+    old, new = dict(provenance.flatten(then)), dict(provenance.flatten(now))
+    return [
+        f"{key} {_short(old.get(key))} -> {_short(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text  # a digest
+
+
+@dataclass(frozen=True)
+class HalfDone:
+    """A run that has begun with other params, and could go on."""
+
+    work_dir: Path
+    known: Mapping[str, Any]
+    """Its provenance."""
+    step: int
+    """Of its newest checkpoint."""
+
+
+def half_done(run_dir: Path, own: Path) -> HalfDone | None:
+    """Return the last run in `run_dir` other than `own` that was interrupted, not ended."""
+    finished = (read_json(run_dir / "metrics.json") or {}).get("fingerprint")
+    found = []
+    for path in run_dir.glob(f"work-*/{provenance.PROVENANCE}"):
+        known, saved = read_json(path), checkpoint.names(path.parent / checkpoint.FOLDER)
+        if path.parent == own or not saved or known["fingerprint"] == finished:
+            continue
+        newest = checkpoint.Name.of(saved[0])
+        assert newest is not None
+        if newest.step and not known.get("given_up") and not provenance.is_final(path.parent):
+            found.append(HalfDone(path.parent, known, newest.step))
+    return max(found, key=lambda each: each.known["attempts"][-1]["started"], default=None)
+
+
+_ORDER = (
+    "the same images with the same augmentation make up the same steps, but sums are added in "
+    "another order, so that weights will differ in their last bits from those of a run that was "
+    "not interrupted"
+)
+
+
+def of_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each thing of the machine that changes the order of sums."""
+    for key, unit in (
+        ("world_size", "processes"),
+        ("threads", "threads a process"),
+        ("device", "as device"),
+        ("processor", "as processor"),
+    ):
+        if key in then and then[key] != now[key]:
+            extra = "; BatchNorm's running statistics are averaged over processes"
+            more = extra if key == "world_size" else ""
+            yield f"{now[key]} {unit} instead of {then[key]}: {_ORDER}{more}"

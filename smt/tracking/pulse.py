@@ -1,0 +1,48 @@
+"""How far a running training is, to the step: one short line that rank 0 keeps overwriting.
+
+The journal is the record; this is for whoever watches, and is worth nothing once the run is over.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PULSE = "pulse"
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Where a training was when it last said so."""
+
+    step: int
+    """Global steps done."""
+    time: float
+    """Unix seconds."""
+
+
+class Pulse:
+    """Writes the pulse of a work folder.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = os.open(folder / PULSE, os.O_WRONLY | os.O_CREAT, 0o644)
+
+    def beat(self, step: int) -> None:
+        """Say that `step` global steps are done. Takes 2 us: it is not brought to disk."""
+        os.pwrite(self._file, b"%012d %017.6f\n" % (step, time.time()), 0)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read(folder: Path) -> Beat | None:
+    """Return the last beat of the training in a work folder, or None before the first."""
+    try:
+        step, at = (folder / PULSE).read_text(encoding="ascii").split()
+        return Beat(int(step), float(at))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,90 @@
+"""Parts of the engine on their own: warnings of what gets short, and of what is not determinate."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+
+from smt.engine import headroom
+from smt.engine.determinism import NotDeterministic
+from smt.engine.headroom import Headroom
+from smt.tracking import pulse
+
+CPU = torch.device("cpu")
+
+
+def test_operations_that_are_not_deterministic_are_named_once_each():
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    found = []
+    try:
+        with NotDeterministic(found.append):
+            for _ in range(3):
+                torch.zeros(5).put_(torch.tensor([1]), torch.tensor([2.0]))
+                torch.ones(5).cumsum(0)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert found == [["put_"]]
+
+
+def test_a_disk_that_gets_full_is_said_once(small_disk, caplog):
+    room = Headroom(small_disk, 1_000_000, CPU)
+    room.check()
+    assert caplog.messages == []
+    (small_disk / "ballast").write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 3_000_000))
+    room.check()
+    room.check()
+    (message,) = caplog.messages
+    assert (
+        str(small_disk) in message and "3 MB free, less than 4 checkpoints take (4 MB)" in message
+    )
+
+
+def made_up_group(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+VERSION_2 = {
+    "own": "0::/job/step\n",
+    "job/memory.max": "1000\n", "job/memory.current": "990\n",
+    "job/memory.stat": "anon 900\ninactive_file 40\n",
+    "job/step/memory.max": "max\n", "job/step/memory.current": "600\n",
+}  # fmt: skip
+VERSION_1 = {
+    "own": "3:cpu:/\n4:memory:/job\n0::/\n",
+    "memory/job/memory.limit_in_bytes": "1000\n", "memory/job/memory.usage_in_bytes": "990\n",
+    "memory/job/memory.stat": "cache 100\ntotal_inactive_file 40\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files", [VERSION_1, VERSION_2])
+def test_the_memory_limit_of_a_job_is_read_from_made_up_control_groups(tmp_path, files):
+    folder = made_up_group(tmp_path, files)
+    assert headroom.memory(folder, folder / "own") == (950, 1000)
+
+
+def test_without_a_limit_the_memory_is_the_machines(tmp_path):
+    used, limit = headroom.memory(tmp_path, tmp_path / "none")
+    assert 0 < used < limit and limit > 2**28
+
+
+def test_memory_that_gets_short_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(headroom, "memory", lambda: (95 * 2**20, 100 * 2**20))
+    with caplog.at_level(logging.WARNING):
+        Headroom(None, 0, CPU).check()
+    assert "95 MB of 100 MB of memory are in use" in caplog.text
+
+
+def test_the_pulse_is_the_last_beat(tmp_path):
+    assert pulse.read(tmp_path) is None
+    beats = pulse.Pulse(tmp_path)
+    assert pulse.read(tmp_path) is None
+    for step in (9, 10, 123456):
+        beats.beat(step)
+        assert pulse.read(tmp_path).step == step
+    assert len((tmp_path / pulse.PULSE).read_text().splitlines()) == 1
