@@ -96,7 +96,7 @@ def test_a_training_that_fails_in_a_proof_is_one_line(proved):
     project, _ = proved
     done = smt(project, "prove", "imagenet1k_smt_large_224", "--scale", "demo", check=False)
     assert done.returncode == 4
-    one_line(done, "has not been trained", "smt train imagenet22k_smt_large", "its logs are in")
+    one_line(done, "has no manifest", "run: smt data manifest", "its logs are in")
 
 
 def test_no_set_of_runs_is_one_line(proved):
