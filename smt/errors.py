@@ -44,3 +44,9 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"valid: {', '.join(names) or 'none'}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an exception says, or its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -19,7 +19,7 @@ from smt.data.augment import EvalTransform, TrainTransform
 from smt.data.imagenet import ImageFolder, decode
 from smt.data.rng import derive, preserved, reseed
 from smt.data.sampler import Job, Schedule
-from smt.errors import DataError
+from smt.errors import DataError, first_line
 from smt.spec import Recipe
 
 log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def _in_workers(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator
             # What a dead worker had sent cannot be fetched from it any more: the last two.
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker ("):
                 raise
-            reason = f"a process that reads images died ({_first_line(error)})"
+            reason = f"a process that reads images died ({first_line(error)})"
         deaths += 1
         if deaths > _RESTARTS:
             raise DataError(
@@ -250,10 +250,6 @@ def _in_workers(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator
                 "`workers` of the scale in params/scales.yaml, or give the job more memory"
             )
         log.warning("%s; starting new ones, nothing is lost", reason)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _worker_pool(reader: Dataset, jobs: Sequence[Any], workers: int) -> DataLoader:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from smt.errors import EXIT_RESUME, UserError
+from smt.errors import EXIT_RESUME, UserError, first_line
 
 
 class PeerFailed(Exception):
@@ -156,12 +156,6 @@ def cause_of_loss(error: Exception) -> str:
     """Return the few words that say why an exchange failed."""
     found = _CAUSE.search(str(error))
     return found[0] if found else first_line(error)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an exception says, or its kind."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 class BatchNormBuffers:

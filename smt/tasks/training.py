@@ -20,7 +20,7 @@ from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress, duration
 from smt.engine.trainer import RETRY, Settings, Trainer
 from smt.engine.workdir import exclusive
-from smt.errors import EXIT_TRAINING, TrainingError, UserError
+from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.files import explained, read_json, sha256, write_json
 from smt.layout import Layout
 from smt.models import weights
@@ -323,7 +323,7 @@ class RunTraining:
             raise
         except Exception as error:
             if not self._is_loss_of_peer(error):
-                cause = f"{type(error).__name__}: {distributed.first_line(error)}"
+                cause = f"{type(error).__name__}: {first_line(error)}"
                 self._record_failure(error, cause, EXIT_TRAINING)
             raise
 
