@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "checkpoint": ("smt.commands.checkpoint", "Tell what a checkpoint holds, and verify it."),
     "prove": ("smt.commands.prove", "Kill trainings at random; show that they end the same."),
     "profile": ("smt.commands.profile", "Parameters and MACs of every model."),
+    "plan": ("smt.commands.plan", "GPU-hours, wall time and requeues before a launch."),
     "convert": ("smt.commands.convert", "Convert weights from and to the released naming."),
     "sync": ("smt.commands.sync", "Send journals to MLflow: only what is new."),
     "tables": ("smt.commands.tables", "Make the paper's tables again, without torch."),

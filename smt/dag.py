@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from smt import fingerprint
+from smt import cost, fingerprint
 from smt.data import manifest
 from smt.errors import UserError
 from smt.layout import Layout, default_params
@@ -101,6 +101,11 @@ class Plan:
     def training_memory_mb(self) -> int:
         """Return the memory to ask for: torch with a model and its batch, and each data worker."""
         return 1500 * (1 + self.project.scale.workers)
+
+    def resources(self, run: Run) -> cost.Resources:
+        """Return what the training of `run` asks of a cluster."""
+        memory = self.training_memory_mb()
+        return cost.resources(self.project, run.experiment, task_memory_mb=memory)
 
     def failures(self) -> dict[str, str]:
         """Return, for each run that is not done, why its last attempt failed."""

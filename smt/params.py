@@ -3,11 +3,13 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
 from smt import spec
+from smt.cluster_spec import Cluster, ScaleShare
 from smt.errors import UserError, suggest
 from smt.yamlfile import KeyPath, YamlFile
 
@@ -28,7 +30,7 @@ def load_project(params: Path, scale: str) -> spec.Project:
         name: YamlFile(params / f"{name}.yaml")
         for name in ("scales", "models", "recipes", "data", "experiments", "reported", "tables")
     }
-    drift = YamlFile(params / "drift.yaml")
+    drift, cluster = YamlFile(params / "drift.yaml"), YamlFile(params / "cluster.yaml")
     scales = files["scales"]
     if scale not in scales.data:
         raise UserError(f"{scales.path}: no scale {scale!r}; {suggest(scale, scales.data)}")
@@ -51,8 +53,9 @@ def load_project(params: Path, scale: str) -> spec.Project:
             _validate(spec.Finding, finding, [(drift, ("findings", index))])
             for index, finding in enumerate(drift.data.get("findings", ()))
         ),
+        cluster=_validate(Cluster, cluster.data, [(cluster, ())]),
     )
-    _Checker(project, files).check()
+    _Checker(project, {**files, "cluster": cluster}).check()
     return project
 
 
@@ -173,14 +176,12 @@ def _explain(kind: type[Any], error: Any, location: KeyPath, skip: tuple[str, ..
 def _keys_at(kind: Any, location: KeyPath) -> tuple[str, ...]:
     """Return the keys that the record at `location` inside `kind` may have."""
     for part in location:
-        if isinstance(kind, type) and issubclass(kind, spec.Strict):
+        if hasattr(kind, "model_fields"):
             kind = kind.model_fields[str(part)].annotation
-            records = [
-                each
-                for each in getattr(kind, "__args__", ())
-                if isinstance(each, type) and issubclass(each, spec.Strict)
-            ]
-            kind = records[-1] if records else kind
+        else:  # a mapping's values, or the items of a list
+            kind = [each for each in get_args(kind) if each is not ...][-1]
+        if get_origin(kind) in (Union, UnionType):
+            kind = next(each for each in get_args(kind) if each is not NoneType)
     return tuple(kind.model_fields) if hasattr(kind, "model_fields") else ()
 
 
@@ -212,6 +213,7 @@ class _Checker:
             self._known("scales", path, proved.experiment, "experiments")
         self._tables()
         self._reported()
+        self._cluster()
 
     def _fail(self, file: str, path: KeyPath, message: str) -> UserError:
         return UserError(f"{self.files[file].where(path)}: {message}")
@@ -353,6 +355,47 @@ class _Checker:
                             (section, name, metric, "source"),
                             f"no source {entry.source!r}; {valid}",
                         )
+
+    def _cluster(self) -> None:
+        cluster, scale = self.project.cluster, self.project.scale_name
+        if cluster.gpu not in cluster.kinds:
+            valid = ", ".join(cluster.kinds)
+            raise self._fail("cluster", ("gpu",), f"no kind {cluster.gpu!r}; valid: {valid}")
+        for name, share in cluster.scales.items():
+            if name not in self.files["scales"].data:
+                valid = suggest(name, self.files["scales"].data)
+                raise self._fail("cluster", ("scales", name), f"no scale {name!r}; {valid}")
+            for section in ("recipes", "experiments"):
+                for each in getattr(share, section):
+                    self._known("cluster", ("scales", name, section, each), each, section)
+        if scale not in cluster.scales:
+            raise self._fail(
+                "cluster", ("scales", scale), "this key is missing; give it gpus, startup_minutes"
+            )
+        if cluster.useful_hours(scale) <= 0:
+            least = cluster.wall_hours - cluster.useful_hours(scale)
+            raise self._fail(
+                "cluster",
+                ("wall_hours",),
+                f"{cluster.wall_hours:g} leaves no time to train between start-up and tail "
+                f"(at scale {scale}); valid: more than {least:.3g}",
+            )
+        for name in self.project.experiments:
+            self._gpus(name, cluster.scales[scale])
+
+    def _gpus(self, name: str, share: ScaleShare) -> None:
+        """Refuse GPUs that cannot share the batches of an experiment, as training would."""
+        recipe = self.project.experiments[name].recipe
+        chunks = self.project.recipes[recipe].chunks
+        gpus, key = share.gpus_of(name, recipe)
+        if chunks % gpus:
+            raise self._fail(
+                "cluster",
+                ("scales", self.project.scale_name, *key),
+                f"{gpus} GPUs cannot share the {chunks} batches that make a global batch of "
+                f"recipe {recipe} ({name}); valid: {_divisors(chunks)}, here or for it alone "
+                f"(scales.{self.project.scale_name}.recipes.{recipe}.gpus)",
+            )
 
 
 def _divisors(number: int) -> str:

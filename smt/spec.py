@@ -7,25 +7,16 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,79}$")]
-"""A name from params: it becomes part of paths, shell commands and MLflow keys."""
+from smt.cluster_spec import Cluster
+from smt.record import Fraction, Name, Positive, PositiveFloat, Strict
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)]
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 Mixer = Literal["sam", "msa", "alternate", "half"]
 Aggregation = Literal["saa", "none", "conv1x1", "dense", "dense_expand"]
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-class Strict(BaseModel):
-    """A frozen record in which an unknown key or a wrong type is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Model(Strict):
@@ -157,6 +148,11 @@ class Recipe(Strict):
     """skip: another image of the epoch takes the place of one that cannot be decoded."""
     eval_every: Positive
     """Epochs between evaluations; the last epoch is always evaluated."""
+
+    @property
+    def chunks(self) -> int:
+        """Forward passes that make a global batch, over all processes."""
+        return self.global_batch // self.device_batch
 
 
 class Dataset(Strict):
@@ -319,6 +315,7 @@ class Project(Strict):
     reported: Reported
     tables: dict[Name, Table]
     findings: tuple[Finding, ...]
+    cluster: Cluster
 
     @cached_property
     def runs(self) -> tuple["Run", ...]:

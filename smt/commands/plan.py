@@ -1,0 +1,111 @@
+"""`smt plan`: what the runs of a scale cost on a cluster, before any is started."""
+
+from typing import Any
+
+import click
+
+from smt import fingerprint
+from smt.commands.common import load, scale_option
+from smt.data import manifest
+from smt.errors import DataError, UserError
+from smt.files import read_json
+from smt.layout import Layout
+from smt.spec import Project, Run
+
+
+@click.command()
+@click.option("--gpu", metavar="KIND", help="Kind of GPU in params/cluster.yaml [the one in use].")
+@click.option("--gpus-per-node", type=click.IntRange(min=1), help="GPUs of a node.")
+@click.option("--wall-hours", type=click.FloatRange(min=0, min_open=True), help="Limit of a job.")
+@click.option(
+    "--efficiency",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Fraction of the GPU's peak that training reaches.",
+)
+@click.option("--seeds", metavar="N,N...", help="Runs of these seeds only [all of the scale].")
+@click.option("--json", "form", flag_value="json", help="Print JSON.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV, a line an experiment.")
+@scale_option
+def command(
+    gpu: str | None,
+    gpus_per_node: int | None,
+    wall_hours: float | None,
+    efficiency: float | None,
+    seeds: str | None,
+    form: str | None,
+    scale: str,
+) -> None:
+    """Estimate GPU-hours, wall time and requeues of every experiment and table.
+
+    Options take the place of figures of params/cluster.yaml. A run counts as done where its
+    metrics.json is there; one that was trained with other params counts as to do.
+    """
+    from smt.budget import Budget
+    from smt.report import plan
+
+    project, layout = load(scale)
+    project = on_cluster(project, gpu, gpus_per_node, wall_hours, efficiency)
+    done = {run for run in project.runs if _is_done(project, layout, run)}
+    budget = Budget(project, _chosen(project, seeds), done)
+    formats = {"json": plan.as_json, "csv": plan.as_csv}
+    click.echo(formats.get(form or "", plan.text)(budget), nl=False)
+
+
+def on_cluster(
+    project: Project,
+    gpu: str | None,
+    gpus_per_node: int | None,
+    wall_hours: float | None,
+    efficiency: float | None,
+) -> Project:
+    """Return the project with what the options say of the cluster."""
+    cluster = project.cluster
+    kind = gpu or cluster.gpu
+    if kind not in cluster.kinds:
+        valid = ", ".join(cluster.kinds)
+        raise UserError(f"--gpu {kind}: no such kind in params/cluster.yaml; valid: {valid}")
+    changes: dict[str, Any] = {
+        "gpu": kind,
+        "gpus_per_node": gpus_per_node or cluster.gpus_per_node,
+        "wall_hours": wall_hours or cluster.wall_hours,
+    }
+    if efficiency is not None:
+        given = {"efficiency": efficiency, "efficiency_source": "given as --efficiency"}
+        changes["kinds"] = {kind: cluster.kinds[kind].model_copy(update=given)}
+    changed = cluster.model_copy(update=changes)
+    useful = changed.useful_hours(project.scale_name)
+    if useful <= 0:
+        raise UserError(
+            f"--wall-hours {changed.wall_hours:g}: no time to train between start-up and tail; "
+            f"valid: more than {changed.wall_hours - useful:.3g}"
+        )
+    return project.model_copy(update={"cluster": changed})
+
+
+def _chosen(project: Project, seeds: str | None) -> tuple[Run, ...]:
+    """Return the runs of `seeds`, or all."""
+    if seeds is None:
+        return project.runs
+    known = {str(run.seed) for run in project.runs}
+    wanted = {seed.strip() for seed in seeds.split(",")}
+    if not wanted <= known:
+        valid = ", ".join(sorted(known, key=int))
+        raise UserError(
+            f"--seeds {seeds}: not all of it are seeds of scale {project.scale_name}; valid: "
+            f"{valid}, with commas between"
+        )
+    return tuple(run for run in project.runs if str(run.seed) in wanted)
+
+
+def _is_done(project: Project, layout: Layout, run: Run) -> bool:
+    """Return whether a run has its numbers: of these params, as far as there are manifests."""
+    try:
+        final = read_json(layout.metrics(run))
+        if final is None:
+            return False
+        digests = manifest.digests(project, layout, run)
+    except ValueError:  # not JSON
+        return False
+    except DataError:  # no manifest to tell by
+        return True
+    return bool(final.get("fingerprint") == fingerprint.fingerprint(project, run, digests))
