@@ -4,19 +4,20 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce report test lint docs lock clean distclean
+.PHONY: help env reproduce report slurm test cluster cluster-stop lint docs lock clean distclean
 
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/installed
 RESULTS := $(or $(SMT_RESULTS),results)/demo
 REPORT := $(RESULTS)/report.html
+CLUSTER ?= .cluster
 # Whatever make runs finds this environment's commands first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 
 env: $(STAMP)  ## the environment in .venv, every version as requirements.lock pins it
 
@@ -48,9 +49,32 @@ report: env $(REPORT)  ## one HTML file with the tables and figures of the demo
 $(REPORT): $(wildcard $(RESULTS)/tables/*.html $(RESULTS)/figures/* workflow/report/*)
 	@snakemake --profile local --report $@ all
 
-test: env  ## all tests, two at a time
+slurm: env  ## SLURM from Debian's packages, where it is missing
+	@packages=$$(python -m tests.cluster missing); \
+	if [ -z "$$packages" ]; then exit 0; fi; \
+	as_root=; if [ "$$(id -u)" -ne 0 ]; then as_root="sudo -n"; fi; \
+	apt="$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q"; \
+	echo "make: SLURM is not installed, installing Debian's" $$packages; \
+	if ! $$as_root true 2>/dev/null || ! command -v apt-get >/dev/null; then \
+	  why="that takes Debian, and root or sudo without a password"; \
+	elif ! { $$apt update && $$apt -y --no-install-recommends install $$packages; }; then \
+	  why="see apt-get above"; \
+	else exit 0; fi; \
+	echo "make: SLURM cannot be installed ($$why)." \
+	  "Install: sudo apt-get install" $$packages >&2; \
+	exit 2
+
+test: env  ## all tests, two at a time, on a SLURM of their own too
+	@$(MAKE) --no-print-directory slurm || \
+	  echo "make: tests that need SLURM will be reported as not run, by name" >&2
 	@echo "make: running the tests; pytest's last line says how they went"
-	@pytest -n 2
+	@pytest -n 2 --dist loadgroup --no-fold-skipped
+
+cluster: slurm  ## a SLURM of two nodes on this machine, to play with
+	@python -m tests.cluster --folder $(CLUSTER) start
+
+cluster-stop: env  ## end it
+	@python -m tests.cluster --folder $(CLUSTER) stop
 
 lint: env  ## style, types, layers, workflow
 	@failed=; \

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster import Cluster, missing_packages, missing_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,3 +61,22 @@ def demo_data(tmp_path_factory, worker_id):
                     )  # fmt: skip
             (folder / "done").touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A real SLURM of two nodes, for tests marked xdist_group("cluster"): one worker has it.
+
+    Without SLURM they are reported as not run; in continuous integration they fail.
+    """
+    missing = missing_programs()
+    if missing:
+        reason = (
+            f"SLURM is not installed: {', '.join(missing)} missing "
+            f"(apt-get install {' '.join(missing_packages())})"
+        )
+        if os.environ.get("CI") or os.environ.get("SMT_REQUIRE_SLURM"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    with Cluster(tmp_path_factory.mktemp("slurm"), tied=True) as cluster:
+        yield cluster

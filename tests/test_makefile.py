@@ -67,6 +67,50 @@ def test_an_installed_environment_is_left_alone_until_the_lock_changes(clone):
     assert "pip install" in make(clone, "--dry-run", "env").stdout
 
 
+@pytest.fixture
+def programs(clone):
+    """The folder of what stands for this environment's programs; python says what is missing."""
+    programs = clone / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    os.utime(clone / "requirements.lock", (1, 1))
+    os.utime(clone / "pyproject.toml", (1, 1))
+    (clone / ".venv" / "installed").touch()
+    _program(programs / "python", "echo munge slurmd")
+    _program(programs / "sudo", 'shift; exec "$@"')
+    _program(programs / "apt-get", f'echo "$@" >> {clone}/apt-get.log')
+    _program(programs / "pytest", 'echo "pytest $*"')
+    return programs
+
+
+def _program(path, line):
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+
+
+def test_slurm_is_installed_from_debian_where_it_is_missing(clone, programs):
+    done = make(clone, "test")
+    assert done.returncode == 0
+    assert "SLURM is not installed, installing Debian's munge slurmd" in done.stdout
+    said = (clone / "apt-get.log").read_text()
+    assert said.splitlines()[-1].endswith("install munge slurmd")
+    _program(programs / "python", "echo")
+    make(clone, "test")
+    assert (clone / "apt-get.log").read_text() == said
+
+
+@pytest.mark.parametrize("fails", ["apt-get", "sudo"])
+def test_tests_run_without_slurm_if_it_cannot_be_installed(clone, programs, fails):
+    if fails == "sudo":
+        _program(programs / "id", "echo 1000")
+    _program(programs / fails, "exit 1")
+    done = make(clone, "test")
+    assert done.returncode == 0
+    assert "Install: sudo apt-get install munge slurmd" in done.stderr
+    assert "tests that need SLURM will be reported as not run, by name" in done.stderr
+    assert "pytest -n 2 --dist loadgroup --no-fold-skipped" in done.stdout
+    assert make(clone, "slurm").returncode != 0
+
+
 @pytest.mark.parametrize("target", ["clean", "distclean"])
 def test_cleaning_never_touches_results_and_data(clone, target):
     kept = ["results/demo/metrics.json", "data/demo/image.png", ".snakemake/metadata/x",
@@ -120,5 +164,6 @@ def test_continuous_integration_runs_the_tests_and_the_lint():
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
     lines = script.read_text().splitlines()
-    assert "make test" in lines and "make lint" in lines
+    assert lines[-3:] == ["make slurm", "make test", "make lint"]
+    assert any(line.startswith("export CI=1") for line in lines)
     assert "set -euo pipefail" in lines

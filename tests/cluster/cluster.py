@@ -1,0 +1,172 @@
+"""A SLURM of two nodes on this host, from start to end."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+from . import configuration, processes
+from .configuration import Settings
+from .daemons import Daemons
+from .errors import ClusterError
+from .folder import NODES, Folder
+from .programs import SEARCH_PATH, missing_packages, missing_programs
+
+
+class Cluster:
+    """A SLURM whose files lie in one folder, and of which nothing outside it knows.
+
+    Root or an ordinary user can start one; an ordinary user's runs jobs of this user only. Nodes n1
+    and n2 have 8 CPUs, 8000 MB and 4 GPUs each, none of them real. Partitions: `gpu` (the default),
+    whose preempted jobs are requeued; `cancel`, whose are cancelled; `grace`, whose are requeued
+    after 10 s; `high`, which preempts the others. The user's account is `research`.
+
+    A `tied` cluster ends with the process that starts it, however that ends.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Settings | None = None, *, tied: bool = False
+    ) -> None:
+        self.folder = Folder(folder.resolve())
+        self.settings = settings or Settings()
+        self._daemons = Daemons(self.folder, self.environment(), tied=tied)
+
+    def __enter__(self) -> "Cluster":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def slurm_conf(self) -> Path:
+        """What SLURM_CONF has to name for SLURM's programs to find this cluster."""
+        return self.folder.slurm_conf
+
+    def environment(self) -> dict[str, str]:
+        """Return this process's environment, made one for programs that use the cluster."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM", "SBATCH_", "SRUN_"))
+        }
+        return {**kept, "PATH": SEARCH_PATH, "SLURM_CONF": str(self.slurm_conf)}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program that uses the cluster; with `check`, raise a ClusterError if it fails."""
+        done = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
+        if check and done.returncode:
+            said = (done.stderr or done.stdout).strip() or "nothing"
+            raise ClusterError(f"{' '.join(command)}: exit code {done.returncode}, said: {said}")
+        return done
+
+    def start(self) -> None:
+        """Start an empty cluster; return when both nodes are idle.
+
+        What an earlier one left in the folder is ended and removed first.
+
+        Raises:
+            ClusterError: programs are missing, the folder is another's, or a daemon does not come
+                up; then nothing is left running.
+        """
+        self._require_programs()
+        self._clear()
+        self.folder.make()
+        configuration.write(self.folder, self.settings)
+        try:
+            self._start_daemons()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the daemons and all processes of jobs, also after a crash; the logs stay."""
+        if not self.folder.marker.exists():
+            return
+        # The controller first, so that it starts nothing; slurmd, as it may be starting something.
+        self._daemons.processes.end(["slurmctld", *NODES])
+        processes.kill(processes.of_nodes(self.folder))
+        self._daemons.processes.end(self._daemons.processes.names())
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of each daemon that runs."""
+        known = self._daemons.processes
+        found = {name: known.find(name) for name in known.names()}
+        return {name: process.pid for name, process in found.items() if process is not None}
+
+    def is_running(self) -> bool:
+        """Return whether all that was started still runs."""
+        names = self._daemons.processes.names()
+        return bool(names) and set(names) == set(self.pids())
+
+    def node_states(self) -> dict[str, str]:
+        """Return each node's state as sinfo names it; nothing while slurmctld does not answer."""
+        said = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).stdout
+        return dict(line.split() for line in said.splitlines() if len(line.split()) == 2)
+
+    def node_down(self, node: str, *, keep_jobs: bool = False) -> None:
+        """Let a node fail: what runs there is killed, and SLURM is told that the node is down.
+
+        With `keep_jobs` only its slurmd ends: the node cannot be reached, but its jobs go on.
+        """
+        self._daemons.processes.end([node])
+        if not keep_jobs:
+            processes.kill(processes.of_nodes(self.folder, node))
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+
+    def node_up(self, node: str) -> None:
+        """Bring a failed node back, which reports for service; return when it takes jobs."""
+        self._daemons.start_node(node)
+        self._await_nodes(node)
+
+    def controller_down(self) -> None:
+        """End slurmctld: SLURM's programs fail until it is back; jobs go on."""
+        self._daemons.processes.ask_to_end("slurmctld")
+
+    def controller_up(self) -> None:
+        """Start slurmctld again, with what it knew; return when it answers."""
+        self._daemons.start_controller()
+        self._daemons.wait("slurmctld", lambda: "" if self.node_states() else "no answer")
+
+    def _require_programs(self) -> None:
+        missing = missing_programs(self.settings.accounting)
+        if missing:
+            packages = " ".join(missing_packages(self.settings.accounting))
+            raise ClusterError(
+                f"not installed: {', '.join(missing)}; on Debian: sudo apt-get install {packages}"
+            )
+
+    def _clear(self) -> None:
+        folder = self.folder.path
+        if not folder.exists() or not any(folder.iterdir()):
+            return
+        if not self.folder.marker.exists():
+            raise ClusterError(f"{folder}: neither empty nor a cluster's; name another folder")
+        self.stop()
+        shutil.rmtree(folder)
+
+    def _start_daemons(self) -> None:
+        self._daemons.start_munge()
+        if self.settings.accounting:
+            self._daemons.start_database()
+            self._daemons.start_accounting()
+        self._daemons.start_controller()
+        for node in NODES:
+            self._daemons.start_node(node)
+        self._await_nodes(*NODES)
+
+    def _await_nodes(self, *names: str) -> None:
+        """Return when these nodes take jobs."""
+
+        def lacking() -> str:
+            states = self.node_states()
+            usable = all(states.get(name) in ("idle", "mixed", "allocated") for name in names)
+            return "" if usable else f"sinfo says {states or 'nothing'}"
+
+        self._daemons.wait(("slurmctld", *names), lacking)
