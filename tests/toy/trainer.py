@@ -1,0 +1,42 @@
+"""A trainer of twenty lines: counts steps, saves on SIGUSR2 or SIGTERM, and asks to go on.
+
+It follows what the plugin's README asks of a command, and knows nothing else of this project.
+Usage: trainer.py STATE STEPS [ignore | quiet | stuck]
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+state, steps, manner = Path(sys.argv[1]), int(sys.argv[2]), "".join(sys.argv[3:])
+stop: list[int] = []
+for number in (signal.SIGUSR2, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN if manner == "ignore" else lambda n, _: stop.append(n))
+
+step = int(state.read_text()) if state.exists() else 0
+with open(f"{state}.starts", "a") as starts:
+    starts.write(f"{step} {os.environ.get('SLURM_JOB_ID')}\n")
+print(f"trainer begins at step {step}", flush=True)
+
+
+def save() -> None:
+    draft = state.with_name(state.name + ".draft")
+    draft.write_text(str(step))
+    draft.replace(state)
+    if manner != "quiet":
+        Path(os.environ["SNAKEMAKE_SUBMITIT_PROGRESS"]).write_text(f"step {step}")
+
+
+while step < steps and not stop:
+    time.sleep(0.1)
+    if manner != "stuck":
+        step += 1
+    if step % 10 == 0:
+        save()
+save()
+if step < steps:
+    print(f"trainer saved step {step}", flush=True)
+    Path(os.environ["SNAKEMAKE_SUBMITIT_RESUME"]).write_text(f"step {step}")
+    sys.exit(75)

@@ -1,0 +1,293 @@
+"""The executor: jobs of Snakemake in, jobs of submitit out, and what became of them."""
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import AsyncGenerator, Iterable
+from pathlib import Path
+from typing import Any
+
+from snakemake_interface_common.exceptions import ApiError, WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.executors.real import RealExecutor
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
+from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
+from snakemake_interface_executor_plugins.utils import format_cli_arg, join_cli_args
+from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
+
+from snakemake_executor_plugin_submitit import resources
+from snakemake_executor_plugin_submitit.job_step import JobStep
+from snakemake_executor_plugin_submitit.registry import Record, Registry
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings
+
+_MANY_FILES = 20
+
+
+class Executor(RemoteExecutor):
+    """Runs jobs through submitit."""
+
+    def __init__(self, workflow: WorkflowExecutorInterface, logger: LoggerExecutorInterface):
+        # Everything has to be there before the base class starts to poll.
+        settings = workflow.executor_settings
+        assert isinstance(settings, ExecutorSettings)
+        self._settings = settings
+        self._folder = Path(settings.folder or ".snakemake/submitit").absolute()
+        self._log = logger
+        self._workflow = workflow
+        _check_names(workflow)
+        self._registry = _open(self._folder, workflow)
+        # Imported now: submitit is of no use to the many starts of Snakemake that run no jobs.
+        from snakemake_executor_plugin_submitit.tracking import Tracker
+
+        self._tracker = Tracker(settings, self._folder, self._registry, logger)
+        self._wake = threading.Event()
+        super().__init__(workflow, logger)
+        self.next_seconds_between_status_checks = settings.poll_interval
+        self._tell_of_strangers()
+
+    def _tell_of_strangers(self) -> None:
+        """Name the jobs of an earlier start that this one has no use for."""
+        wanted = {str(made) for job in self._workflow.dag.needrun_jobs() for made in _made_by(job)}
+        strangers = [each for each in self._registry.all() if not wanted & set(each.contents)]
+        running = self._tracker.sort_out(strangers)
+        if running:
+            numbers = " ".join(running)
+            self._log.warning(
+                f"submitit: {len(running)} jobs of an earlier start are still in the queue, and "
+                f"this one does not need what they make; to cancel them: scancel {numbers}"
+            )
+
+    # --- what Snakemake calls --------------------------------------------------------------------
+
+    def run_job(self, job: JobExecutorInterface) -> None:
+        """Take a job over; it is submitted, or found to run already, by the thread that polls."""
+        info = SubmittedJobInfo(job)
+        try:
+            request = resources.request(
+                job.resources, self._threads(job), self._settings.default_runtime or 60
+            )
+            record = self._record(job)
+            step = self._step(job, record, request)
+        except (ValueError, WorkflowError) as error:
+            # Anything that is raised here would end all other jobs.
+            super().report_job_submission(info, register_job=False)
+            self.report_job_error(info, msg=f"{error}. ")
+            return
+        made, logs = (list(map(str, files)) for files in (job.output, job.log))
+        info.aux = {"tracked": self._tracker.track(record, step, request, made, logs)}
+        self.report_job_submission(info, register_job=False)
+        self._wake.set()
+
+    async def check_active_jobs(
+        self, active_jobs: list[SubmittedJobInfo]
+    ) -> AsyncGenerator[SubmittedJobInfo, None]:
+        """Submit what is new, look at what runs, report what has ended; yield the rest."""
+        self._tracker.look()
+        for info in active_jobs:
+            if info.aux is None:  # reported already
+                continue
+            outcome = self._advance(info)
+            if outcome is None:
+                yield info
+            elif outcome.message is None:
+                self.report_job_success(info)
+            else:
+                self.report_job_error(info, msg=f"{outcome.message}. ")
+
+    def _advance(self, info: SubmittedJobInfo) -> Any:
+        """Return how a job ended, or None; a disk that fails for a while is no reason to end."""
+        assert info.aux is not None
+        try:
+            outcome = self._tracker.advance(info.aux["tracked"])
+            self._register(info)
+        except OSError as error:
+            self._log.warning(f"submitit: {error}; tried again")
+            return None
+        return outcome
+
+    def _register(self, info: SubmittedJobInfo) -> None:
+        """Have Snakemake mark the outputs as unfinished, once the job has its number."""
+        assert info.aux is not None
+        job_id = info.aux["tracked"].job_id
+        if job_id is not None and info.external_jobid != job_id:
+            info.external_jobid = job_id
+            info.job.register(external_jobid=job_id)
+
+    async def sleep(self) -> None:
+        """Wait until the next look, or until there is something to submit."""
+        seconds = self._settings.poll_interval or 0.5
+        await asyncio.get_running_loop().run_in_executor(None, self._wake.wait, seconds)
+        self._wake.clear()
+
+    def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
+        """Cancel everything that this Snakemake has submitted or taken over, or leave it."""
+        running = self._tracker.running()
+        if self._settings.on_interrupt == "leave":
+            self._log.info(f"submitit: {len(running)} jobs go on; start Snakemake again for them")
+        elif running and not self._tracker.cancel():
+            numbers = " ".join(running)
+            self._log.error(
+                f"submitit: SLURM does not answer; to cancel the jobs: scancel {numbers}"
+            )
+
+    def shutdown(self) -> None:
+        """Stop polling."""
+        self._wake.set()
+        super().shutdown()
+
+    # --- how a job runs on its node --------------------------------------------------------------
+
+    @property
+    def cores(self) -> int:
+        """Not used: each job has its own number."""
+        return 1
+
+    def _threads(self, job: JobExecutorInterface) -> int:
+        return max(int(job.resources.get("_cores", 1)), 1)
+
+    def get_job_args(self, job: JobExecutorInterface, **kwargs: Any) -> str:
+        """Return Snakemake's arguments for one job, with its own cores and inputs to wait for."""
+        return join_cli_args(
+            [
+                RealExecutor.get_job_args(self, job, cores=self._threads(job)),
+                self._wait_for_files(job),
+            ]
+        )
+
+    def _wait_for_files(self, job: JobExecutorInterface) -> str:
+        files = [str(each) for each in job.get_wait_for_files()]
+        if len(files) <= _MANY_FILES:
+            return str(format_cli_arg("--wait-for-files", files))
+        path = self._registry.inputs(_key(job))
+        path.write_text("\n".join(files) + "\n", encoding="utf-8")
+        return str(format_cli_arg("--wait-for-files-file", str(path)))
+
+    def additional_general_args(self) -> list[str]:
+        """Return arguments that save each job the second that Snakemake else waits at its end."""
+        return join_cli_args(["--max-jobs-per-timespan 100/0s", "--scheduler greedy"])
+
+    def _record(self, job: JobExecutorInterface) -> Record:
+        contents = {made: _content(each) for each in _members(job) for made in _made_by(each)}
+        key = _key(job)
+        return Record(key=key, name=f"{_label(job)}-{key}", contents=contents)
+
+    def _step(
+        self, job: JobExecutorInterface, record: Record, request: resources.Request
+    ) -> JobStep:
+        return JobStep(
+            command=self.format_job_exec(job),
+            folder=self._registry.folder,
+            key=record.key,
+            # Some of a short job's time has to be left to work in.
+            signal_delay=min(float(self._settings.signal_delay or 120), request.minutes * 50.0),
+            max_requeues=self._settings.max_requeues or 0,
+            max_stalls=self._settings.max_stalls or 1,
+            may_requeue=request.may_requeue,
+            marks=tuple(_marks(job, self._workflow.persistence)),
+        )
+
+
+def _open(folder: Path, workflow: WorkflowExecutorInterface) -> Registry:
+    """Return the registry of a folder that nobody else uses.
+
+    Raises:
+        ApiError: another Snakemake runs this workflow, here or on another machine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # pickles in it are run
+    registry = Registry(folder / "jobs")
+    holder = registry.lock()
+    if holder:
+        raise ApiError(
+            f"submitit: {holder} already runs this workflow (it holds {folder}/jobs/driver); wait "
+            "for it, or end it: its jobs go on and are taken over"
+        )
+    persistence = workflow.persistence
+    if getattr(persistence, "locked", False) and not _is_ours(workflow):
+        raise ApiError(
+            "submitit: another Snakemake works in this directory, with another profile; wait for "
+            "it, or if it has crashed: snakemake --unlock"
+        )
+    return registry
+
+
+def _is_ours(workflow: WorkflowExecutorInterface) -> bool:
+    """Return whether the lock is this process's own: it takes one unless told --nolock."""
+    return bool(workflow.execution_settings.lock)
+
+
+def _check_names(workflow: WorkflowExecutorInterface) -> None:
+    """Look through the rules that will run for resources that look misspelt.
+
+    Raises:
+        ApiError: naming all of them, and every valid name.
+    """
+    known = set(workflow.global_resources)
+    problems = {
+        (job.rule.name, name): likely
+        for job in workflow.dag.needrun_jobs()
+        for name, likely in resources.misspelt(job.rule.resources, known).items()
+    }
+    if problems:
+        named = ", ".join(
+            f"{name} of rule {rule} (meant: {likely}?)" for (rule, name), likely in problems.items()
+        )
+        raise ApiError(
+            f"submitit: unknown resource {named}; valid: {', '.join(resources.RESOURCES)}"
+        )
+
+
+def _members(job: JobExecutorInterface) -> Iterable[Any]:
+    """Return the jobs of a group, or the job itself."""
+    return sorted(job.jobs, key=_identity) if job.is_group() else [job]
+
+
+def _made_by(job: Any) -> list[str]:
+    """Return what a single job makes; of one that makes no file, its rule and wildcards."""
+    return [str(each) for each in job.output] or [_identity(job)]
+
+
+def _identity(job: Any) -> str:
+    return json.dumps([job.rule.name, sorted(job.wildcards_dict.items())])
+
+
+def _content(job: Any) -> str:
+    """Return a digest of what a single job is made from: rule, wildcards, inputs, parameters.
+
+    The text of its command is no part of it: a job that runs is not begun anew for a comment.
+    """
+    made_from = [_identity(job), sorted(map(str, job.input)), sorted(_parameters(job))]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+
+
+def _parameters(job: Any) -> Iterable[tuple[str, str]]:
+    named = dict(job.params.items())
+    return [(str(name), repr(value)) for name, value in named.items()] + [
+        (str(number), repr(value)) for number, value in enumerate(job.params)
+    ]
+
+
+def _key(job: JobExecutorInterface) -> str:
+    made = sorted(each for member in _members(job) for each in _made_by(member))
+    where = json.dumps([str(Path.cwd()), made])
+    return hashlib.sha256(where.encode()).hexdigest()[:16]
+
+
+def _label(job: JobExecutorInterface) -> str:
+    """Return the beginning of a job's name in SLURM: its rule, or its group."""
+    name = job.groupid if job.is_group() else job.rule.name
+    return "".join(each if each.isalnum() or each in "_." else "_" for each in str(name))[:40]
+
+
+def _marks(job: JobExecutorInterface, persistence: Any) -> Iterable[tuple[str, str]]:
+    """Return Snakemake's marks of the outputs of a job, where it keeps them in files."""
+    if not hasattr(persistence, "_incomplete_path"):
+        return
+    for member in _members(job):
+        for output in member.output:
+            path = persistence._record_path(
+                persistence._incomplete_path, persistence._get_key(output)
+            )
+            yield str(Path(path).absolute()), json.dumps({"external_jobid": None})

@@ -1,0 +1,183 @@
+"""From the resources of a Snakemake job to what submitit and sbatch are asked for."""
+
+import difflib
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+RESOURCES = {
+    "runtime": "time limit, in minutes or as 1h30m",
+    "mem_mb": "memory of each node, in MB",
+    "mem_mb_per_cpu": "memory of each CPU, in MB; in place of mem_mb",
+    "disk_mb": "known to Snakemake; SLURM is not asked for it",
+    "nodes": "nodes [1]",
+    "tasks_per_node": "tasks of each node, for srun to start [1]",
+    "cpus_per_task": "CPUs of each task [the rule's threads]",
+    "gpus": "GPUs of all nodes together",
+    "gpus_per_node": "GPUs of each node, as 8 or a100:8",
+    "gres": "generic resources of each node, as gpu:a100:4 or license:1",
+    "slurm_partition": "partition",
+    "slurm_account": "account",
+    "slurm_qos": "quality of service",
+    "slurm_constraint": "features that the nodes must have",
+    "slurm_reservation": "reservation",
+    "slurm_comment": "comment of the job in SLURM",
+    "slurm_extra": "any other flags of sbatch, as one string",
+}
+"""Every resource that means something here, and what."""
+
+_SNAKEMAKE_OWN = {"_cores", "_nodes", "tmpdir", "mem", "mem_mib", "disk", "disk_mib"}
+
+_OTHER_NAMES = {
+    "account": "slurm_account",
+    "comment": "slurm_comment",
+    "constraint": "slurm_constraint",
+    "cpus": "cpus_per_task",
+    "gpu": "gpus",
+    "hours": "runtime",
+    "mem_gb": "mem_mb",
+    "minutes": "runtime",
+    "ntasks_per_node": "tasks_per_node",
+    "partition": "slurm_partition",
+    "qos": "slurm_qos",
+    "reservation": "slurm_reservation",
+    "time": "runtime",
+    "time_min": "runtime",
+    "timeout_min": "runtime",
+    "walltime": "runtime",
+}
+"""What other tools call them. A resource of such a name would be silently without effect."""
+
+_TAKEN = {
+    "--array": "-a", "--error": "-e", "--job-name": "-J", "--open-mode": "", "--output": "-o",
+    "--signal": "", "--test-only": "", "--wait": "-W", "--wrap": "", "--parsable": "",
+    "--requeue": "", "--comment": "", "--chdir": "-D",
+}  # fmt: skip
+"""Flags of sbatch that jobs here depend on."""
+
+
+def misspelt(names: Iterable[str], known: Collection[str] = ()) -> dict[str, str]:
+    """Return each of `names` that has no effect and looks as if it should, with the likely one.
+
+    Args:
+        names: names of resources of a rule.
+        known: names that the user limits or scopes for Snakemake, and so means as they are.
+    """
+    found = {}
+    for name in names:
+        if name in RESOURCES or name in _SNAKEMAKE_OWN or name in known:
+            continue
+        close = difflib.get_close_matches(name, RESOURCES, n=1, cutoff=0.8)
+        if name in _OTHER_NAMES:
+            found[name] = _OTHER_NAMES[name]
+        elif close:
+            found[name] = close[0]
+        elif name.startswith("slurm_"):
+            found[name] = "slurm_extra"
+    return found
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job asks of the cluster.
+
+    Raises:
+        ValueError: a resource that cannot be met as it is; the message names it.
+    """
+
+    minutes: int
+    nodes: int
+    tasks_per_node: int
+    cpus_per_task: int
+    memory: str | None = None
+    """As sbatch writes it: 4000M."""
+    memory_per_cpu: str | None = None
+    gpus_per_node: str | None = None
+    gres: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    comment: str | None = None
+    extra: tuple[str, ...] = field(default=())
+    """Further arguments of sbatch."""
+
+    @property
+    def may_requeue(self) -> bool:
+        """Whether SLURM may start the job again."""
+        return "--no-requeue" not in self.extra
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of each node."""
+        return int(str(self.gpus_per_node or 0).rpartition(":")[2])
+
+
+def request(resources: Mapping[str, Any], threads: int, default_minutes: int) -> Request:
+    """Return what a job with these resources asks for."""
+    nodes = _whole(resources, "nodes", 1)
+    memory, per_cpu = (_whole(resources, name, 0) for name in ("mem_mb", "mem_mb_per_cpu"))
+    return Request(
+        minutes=_whole(resources, "runtime", default_minutes),
+        nodes=nodes,
+        tasks_per_node=_whole(resources, "tasks_per_node", 1),
+        cpus_per_task=_whole(resources, "cpus_per_task", threads),
+        memory=f"{memory}M" if memory and not per_cpu else None,
+        memory_per_cpu=f"{per_cpu}M" if per_cpu else None,
+        gpus_per_node=_gpus_per_node(resources, nodes),
+        gres=_word(resources, "gres"),
+        partition=_word(resources, "slurm_partition"),
+        account=_word(resources, "slurm_account"),
+        qos=_word(resources, "slurm_qos"),
+        constraint=_word(resources, "slurm_constraint"),
+        reservation=_word(resources, "slurm_reservation"),
+        comment=_word(resources, "slurm_comment"),
+        extra=_extra(_word(resources, "slurm_extra")),
+    )
+
+
+def _whole(resources: Mapping[str, Any], name: str, default: int) -> int:
+    value = resources.get(name, default)
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"resource {name}: {value!r} is not a whole number") from None
+    if number < (1 if default else 0):
+        raise ValueError(f"resource {name}: {number} is too small")
+    return number
+
+
+def _word(resources: Mapping[str, Any], name: str) -> str | None:
+    value = resources.get(name)
+    return str(value) if value not in (None, "") else None
+
+
+def _gpus_per_node(resources: Mapping[str, Any], nodes: int) -> str | None:
+    per_node = _word(resources, "gpus_per_node")
+    if per_node is None and resources.get("gpus"):
+        count = _whole(resources, "gpus", 0)
+        if count % nodes:
+            raise ValueError(f"resource gpus: {count} GPUs do not divide by {nodes} nodes")
+        per_node = str(count // nodes)
+    if per_node is not None and not per_node.rpartition(":")[2].isdigit():
+        raise ValueError(f"resource gpus_per_node: {per_node!r} is not a number or TYPE:NUMBER")
+    return None if per_node in (None, "0") else per_node
+
+
+def _extra(flags: str | None) -> tuple[str, ...]:
+    if flags is None:
+        return ()
+    try:
+        words = shlex.split(flags)
+    except ValueError as error:
+        raise ValueError(f"resource slurm_extra: {error}: {flags}") from None
+    for word in words:
+        name = word.partition("=")[0] if word.startswith("--") else word[:2]
+        if any(name in (long, short) for long, short in _TAKEN.items()):
+            raise ValueError(
+                f"resource slurm_extra: {name} is set by the executor; leave it out"
+                + ("; there is slurm_comment" if name == "--comment" else "")
+            )
+    return tuple(words)

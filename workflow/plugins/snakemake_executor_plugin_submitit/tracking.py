@@ -1,0 +1,415 @@
+"""Each job from its submission to its end, whatever SLURM, its nodes and Snakemake do meanwhile."""
+
+import contextlib
+import enum
+import os
+import pickle
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
+
+from snakemake_executor_plugin_submitit import backends, diagnosis, slurm
+from snakemake_executor_plugin_submitit.attempts import TO_BE_RESUMED, refusal
+from snakemake_executor_plugin_submitit.backends import NoAnswer, Refused
+from snakemake_executor_plugin_submitit.job_step import JobStep
+from snakemake_executor_plugin_submitit.registry import Record, Registry
+from snakemake_executor_plugin_submitit.resources import Request
+from snakemake_executor_plugin_submitit.settings import ExecutorSettings
+from snakemake_executor_plugin_submitit.slurm import GONE, Status
+
+BACK_OFF = 6
+"""How many times the least interval may lie between two questions to SLURM."""
+
+ANSWERS = 2
+"""How many answers of SLURM in a row it takes to believe that a job without a result is over."""
+
+FAULTS_OF_NODES = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
+"""States of a job that ended through no fault of its own, maybe before its first line."""
+
+
+class Phase(enum.Enum):
+    """What is to be done next for a job."""
+
+    PLACE = enum.auto()
+    """Find out whether an earlier start of Snakemake has submitted it."""
+    CLEAR = enum.auto()
+    """Wait until what an earlier start submitted in its place has ended."""
+    SUBMIT = enum.auto()
+    WATCH = enum.auto()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: `message` is None for success, else one line that says why not."""
+
+    message: str | None = None
+
+
+@dataclass
+class Tracked:
+    """A job of Snakemake that has not been reported yet."""
+
+    own: Record
+    """Of this start."""
+    step: JobStep
+    request: Request
+    outputs: list[str]
+    rule_logs: list[str]
+    phase: Phase = Phase.PLACE
+    since: float = 0.0
+    """When it came to its present phase; older answers of SLURM do not concern it."""
+    tried_since: float | None = None
+    """When its submission was first tried."""
+    next_try: float = 0.0
+    pause: float = 1.0
+    dead_answers: int = 0
+    last_answer: float = 0.0
+    taken_over: bool = False
+    """Whether an earlier start submitted it, and it has not been seen alive since."""
+    attempts: int = 0
+    held: bool = False
+    """Whether it was said that SLURM holds it back."""
+    in_the_way: list[Record] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.record = self.own
+        """Its own, or the one that an earlier start has submitted."""
+
+    @property
+    def job_id(self) -> str | None:
+        """SLURM's number of it, once there is one."""
+        return self.record.job_id if self.phase is Phase.WATCH else None
+
+    def go(self, phase: Phase) -> None:
+        """Begin another phase."""
+        self.phase, self.since, self.dead_answers = phase, time.monotonic(), 0
+
+
+class Tracker:
+    """All jobs of one start of Snakemake."""
+
+    def __init__(
+        self,
+        settings: ExecutorSettings,
+        folder: Path,
+        registry: Registry,
+        logger: LoggerExecutorInterface,
+    ) -> None:
+        self._settings, self._folder, self._registry, self._log = settings, folder, registry, logger
+        self._backend = backends.backend(settings, folder)
+        self._tracked: list[Tracked] = []
+        self._results: set[str] = set()
+        self._statuses: dict[str, Status] = {}
+        self._answered = 0.0
+        """When SLURM was asked what it last answered (monotonic seconds)."""
+        self._next_question = 0.0
+        self._interval = settings.status_interval or 10.0
+        self._silent = False
+
+    def track(
+        self,
+        record: Record,
+        step: JobStep,
+        request: Request,
+        outputs: list[str],
+        rule_logs: list[str],
+    ) -> Tracked:
+        """Take a job over. Nothing is done for it before the next `look` and `advance`."""
+        tracked = Tracked(record, step, request, outputs, rule_logs)
+        self._tracked.append(tracked)
+        return tracked
+
+    def running(self) -> list[str]:
+        """Return the numbers of all jobs that are in the cluster's hands."""
+        return sorted({each.job_id for each in self._tracked if each.job_id is not None})
+
+    def cancel(self) -> bool:
+        """Cancel all jobs; return whether the cluster took it."""
+        numbers = []
+        for each in self._tracked:
+            if each.phase is Phase.WATCH and each.record.job_id:
+                numbers.append(each.record.job_id)
+                self._registry.update(each.record, cancelled=True)
+            elif each.tried_since is not None:
+                numbers += self._backend.find(each.record.name) or []
+        return self._backend.cancel(numbers)
+
+    def sort_out(self, records: Iterable[Record]) -> list[str]:
+        """Forget jobs that nobody waits for and that are over; return the numbers of the others."""
+        records = list(records)
+        statuses = self._backend.statuses() if records else {}
+        if statuses is None:
+            return []
+        alive = []
+        for record in records:
+            if record.job_id and statuses.get(record.job_id, GONE).is_alive:
+                alive.append(record.job_id)
+            else:
+                self._forget(record, keep_log=False)
+        return alive
+
+    # --- once a cycle, for all jobs ---------------------------------------------------------------
+
+    def look(self) -> None:
+        """See which results are there, and ask SLURM if it is time to."""
+        if not self._tracked:
+            return
+        with contextlib.suppress(OSError):  # the results that are known stay so
+            names = (entry.name for entry in os.scandir(self._folder))
+            self._results = {name for name in names if name.endswith("_result.pkl")}
+        asking = [each for each in self._tracked if each.phase in (Phase.WATCH, Phase.CLEAR)]
+        now = time.monotonic()
+        if asking and now >= self._next_question:
+            self._ask(now)
+
+    def _ask(self, now: float) -> None:
+        least = self._settings.status_interval or 10.0
+        statuses = self._backend.statuses()
+        if statuses is None:
+            if not self._silent:
+                self._log.warning("submitit: SLURM does not answer; jobs go on, and so does this")
+            self._silent = True
+        else:
+            if self._silent:
+                self._log.info("submitit: SLURM answers again")
+            self._silent, self._answered = False, now
+        changed = statuses is not None and statuses != self._statuses
+        self._interval = least if changed else min(self._interval * 1.5, least * BACK_OFF)
+        self._statuses = self._statuses if statuses is None else statuses
+        self._next_question = time.monotonic() + self._interval
+
+    def _ask_soon(self) -> None:
+        soon = time.monotonic() + min(2.0, self._settings.status_interval or 10.0)
+        self._next_question = min(self._next_question, soon)
+
+    # --- each job ---------------------------------------------------------------------------------
+
+    def advance(self, job: Tracked) -> Outcome | None:
+        """Do what is to be done for a job; return how it ended, or None if it goes on."""
+        if job.phase is Phase.PLACE:
+            self._place(job)
+        if job.phase is Phase.CLEAR:
+            self._clear(job)
+        if job.phase is Phase.SUBMIT:
+            return self._submit(job)
+        return self._watch(job) if job.phase is Phase.WATCH else None
+
+    def _place(self, job: Tracked) -> None:
+        found = self._registry.overlapping(job.record.contents)
+        if not found:
+            job.go(Phase.SUBMIT)
+            return
+        known = [self._with_number(record) for record in found]
+        if None in known:  # nobody answers
+            return
+        records = [record for record in known if record is not None]
+        if len(records) == 1 and self._is_the_same(records[0], job):
+            self._take_over(job, records[0])
+            return
+        job.in_the_way = records
+        job.go(Phase.CLEAR)
+        self._backend.cancel(record.job_id for record in records if record.job_id)
+        self._next_question = 0.0
+
+    def _with_number(self, record: Record) -> Record | None:
+        """Return a record with the job's number, found by its name if it was never noted."""
+        if record.job_id is not None:
+            return record
+        numbers = self._backend.find(record.name)
+        if numbers is None:
+            return None
+        if not numbers:
+            return record
+        return self._registry.update(record, job_id=max(numbers, key=int))
+
+    def _is_the_same(self, record: Record, job: Tracked) -> bool:
+        """Return whether a job of an earlier start will do, or has done, what this one would."""
+        if record.job_id is None or record.cancelled or not record.covers(job.record):
+            return False
+        if backends.result_name(record.job_id) in self._results:
+            result = backends.read_result(self._folder, record.job_id)
+            return result["exit_code"] == 0 and all(os.path.exists(each) for each in job.outputs)
+        # Without this file, which follows on its number, it will never begin.
+        return backends.submitted(self._folder, record.job_id).exists()
+
+    def _take_over(self, job: Tracked, record: Record) -> None:
+        job.record, job.taken_over = record, True
+        job.attempts = len(self._registry.attempts(record).read())
+        job.go(Phase.WATCH)
+        self._log.info(
+            f"submitit: job {record.job_id} ({record.name}) is taken over from an earlier start"
+        )
+
+    def _clear(self, job: Tracked) -> None:
+        if self._answered < job.since:
+            return
+        for record in job.in_the_way:
+            if record.job_id and self._statuses.get(record.job_id, GONE).is_alive:
+                self._ask_soon()
+                return
+        for record in job.in_the_way:
+            self._forget(record, keep_log=False)
+        job.in_the_way = []
+        job.go(Phase.SUBMIT)
+
+    def _submit(self, job: Tracked) -> Outcome | None:
+        now = time.monotonic()
+        if now < job.next_try:
+            return None
+        if job.tried_since is not None and not self._cancel_unknown(job):
+            return self._try_later(job, "SLURM does not answer")
+        job.tried_since = job.tried_since or now
+        job.record = self._registry.write(job.record)
+        try:
+            job_id = self._backend.submit(job.step, job.request, job.record.name)
+        except Refused as refused:
+            self._finish(job, keep_log=True)
+            return Outcome(f"refused at submission: {refused}")
+        except NoAnswer as error:
+            return self._try_later(job, str(error))
+        job.record = self._registry.update(job.record, job_id=job_id)
+        job.tried_since, job.next_try, job.pause = None, 0.0, 1.0
+        job.go(Phase.WATCH)
+        return None
+
+    def _cancel_unknown(self, job: Tracked) -> bool:
+        """Cancel jobs of this name that an unanswered sbatch may have left; return if that is sure.
+
+        Such a job will never begin: submitit writes its file once it knows its number.
+        """
+        numbers = self._backend.find(job.record.name)
+        return numbers is not None and self._backend.cancel(numbers)
+
+    def _try_later(self, job: Tracked, why: str) -> Outcome | None:
+        assert job.tried_since is not None
+        waited = time.monotonic() - job.tried_since
+        if waited > (self._settings.submit_timeout or 0):
+            self._finish(job, keep_log=True)
+            return Outcome(f"not submitted within {waited:.0f} s (submitit-submit-timeout): {why}")
+        if job.pause == 1.0:
+            self._log.warning(f"submitit: {job.record.name} is submitted later: {why}")
+        job.pause = min(job.pause * 2, 30.0)
+        job.next_try = time.monotonic() + job.pause
+        return None
+
+    def _watch(self, job: Tracked) -> Outcome | None:
+        assert job.record.job_id is not None
+        if backends.result_name(job.record.job_id) in self._results:
+            return self._harvest(job)
+        if self._answered <= max(job.since, job.last_answer):
+            return None
+        job.last_answer = self._answered
+        status = self._statuses.get(job.record.job_id, GONE)
+        if status.is_alive:
+            job.dead_answers, job.taken_over = 0, False
+            self._attend(job, status)
+            return None
+        job.dead_answers += 1
+        self._ask_soon()
+        return self._bury(job, status) if job.dead_answers >= ANSWERS else None
+
+    def _attend(self, job: Tracked, status: Status) -> None:
+        """Do what helps a job that runs or waits, and tell of what happened to it."""
+        assert job.record.job_id is not None
+        attempts = self._registry.attempts(job.record).read()
+        if status.state == "PENDING" and status.reason == "BeginTime" and attempts:
+            slurm.start_now(job.record.job_id)
+        if "eld" in status.reason and not job.held:  # JobHeldUser, launch failed requeued held
+            job.held = True
+            self._log.warning(
+                f"submitit: job {job.record.job_id} ({job.record.name}) is held ({status.reason}); "
+                f"to let it go on: scontrol release {job.record.job_id}"
+            )
+        if len(attempts) > max(job.attempts, 1):
+            at = self._registry.attempts(job.record).progress()
+            self._log.info(
+                f"submitit: job {job.record.job_id} ({job.record.name}) goes on"
+                f"{f' from {at!r}' if at else ''}: attempt {len(attempts)}, the one before "
+                f"{attempts[-2].end}"
+            )
+        job.attempts = len(attempts)
+
+    def _harvest(self, job: Tracked) -> Outcome | None:
+        assert job.record.job_id is not None
+        try:
+            result = backends.read_result(self._folder, job.record.job_id)
+        except (EOFError, pickle.UnpicklingError):  # not all of it is seen from here yet
+            return None
+        log = backends.log_path(self._folder, job.record.job_id)
+        if result["exit_code"] == 0:
+            self._finish(job, keep_log=self._settings.keep_logs == "all")
+            return Outcome()
+        status = diagnosis.of_result(result, log)
+        message = self._explain(job, status, result["message"])
+        self._finish(job, keep_log=True)
+        return Outcome(message)
+
+    def _bury(self, job: Tracked, seen: Status) -> Outcome | None:
+        """Decide what becomes of a job that is over and has left no result."""
+        job_id = job.record.job_id
+        assert job_id is not None
+        log = backends.log_path(self._folder, job_id)
+        if job.taken_over:  # it ended while nobody looked: whoever started Snakemake wants it again
+            self._forget(job.record, keep_log=True)
+            job.record, job.taken_over = job.own, False
+            job.go(Phase.SUBMIT)
+            return None
+        status = diagnosis.final_status(job_id, seen, log)
+        why = self._why_it_is_over(job, status, log)
+        if why is None:
+            self._submit_again(job, status)
+            return None
+        self._finish(job, keep_log=True)
+        return Outcome(why)
+
+    def _why_it_is_over(self, job: Tracked, status: Status, log: Path) -> str | None:
+        """Return why a job that left no result is not submitted again, or None if it is."""
+        job_id, attempts = job.record.job_id, self._registry.attempts(job.record)
+        assert job_id is not None
+        past, progress = attempts.read(), attempts.progress()
+        if status.state in ("CANCELLED", "OUT_OF_MEMORY", "DEADLINE"):
+            return self._explain(job, status)
+        if status.state not in FAULTS_OF_NODES and not diagnosis.began(past, job_id):
+            if not log.exists():
+                return diagnosis.unseen_folder(job_id, log)
+            return self._explain(job, status, "it never reached its first line")
+        if status.state == "TIMEOUT" and progress is None and past[-1].end not in TO_BE_RESUMED:
+            return self._explain(job, status)
+        refused = refusal(past, progress, job.step.max_requeues, job.step.max_stalls)
+        if refused is None and job.record.resubmissions >= job.step.max_requeues:
+            refused = "no requeue is left (submitit-max-requeues)"
+        if refused is None and not job.request.may_requeue:
+            refused = "slurm_extra forbids to requeue it"
+        return self._explain(job, status, refused) if refused else None
+
+    def _explain(self, job: Tracked, status: Status, message: str | None = None) -> str:
+        assert job.record.job_id is not None
+        log = backends.log_path(self._folder, job.record.job_id)
+        return diagnosis.explain(job.record.job_id, status, log, message, job.rule_logs)
+
+    def _submit_again(self, job: Tracked, status: Status) -> None:
+        assert job.record.job_id is not None
+        reason = f" ({status.reason})" if status.reason else ""
+        self._log.warning(
+            f"submitit: job {job.record.job_id} ({job.record.name}) ended without a result: "
+            f"{status.state}{reason}; it is submitted again"
+        )
+        backends.remove_files(self._folder, job.record.job_id, keep_log=True)
+        job.record = self._registry.update(
+            job.record, job_id=None, resubmissions=job.record.resubmissions + 1
+        )
+        job.go(Phase.SUBMIT)
+
+    def _finish(self, job: Tracked, keep_log: bool) -> None:
+        """Leave a job behind that is going to be reported."""
+        self._tracked.remove(job)
+        if not any(each.record.key == job.record.key for each in self._tracked):
+            self._forget(job.record, keep_log)
+
+    def _forget(self, record: Record, keep_log: bool) -> None:
+        if record.job_id is not None:
+            backends.remove_files(self._folder, record.job_id, keep_log)
+        self._registry.remove(record)
