@@ -107,6 +107,14 @@ class Plan:
         memory = self.training_memory_mb()
         return cost.resources(self.project, run.experiment, task_memory_mb=memory)
 
+    def job_comment(self, run: Run) -> str:
+        """Return the comment by which `smt status` knows the job that trains `run`.
+
+        Raises:
+            FileNotFoundError: as `fingerprint` does.
+        """
+        return f"smt {self.layout.scale} {run} {self.fingerprint(run)}"
+
     def failures(self) -> dict[str, str]:
         """Return, for each run that is not done, why its last attempt failed."""
         causes = {}

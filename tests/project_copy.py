@@ -17,7 +17,7 @@ class ProjectCopy:
     def __init__(self, folder: Path, source: Path = ROOT) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("Snakefile", "local", "params", "workflow"):
+        for name in ("Snakefile", "local", "slurm", "params", "workflow"):
             _copy(source / name, folder / name)
 
     def copy(self, folder: Path) -> "ProjectCopy":
@@ -37,15 +37,27 @@ class ProjectCopy:
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the environment in this folder, as in a terminal."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SMT_")}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             command,
             cwd=self.folder,
-            env={**kept, "PATH": path, **environment},
+            env=self.environment(**environment),
             capture_output=True,
             text=True,
         )
+
+    def start(self, *command: str, log: Path, **environment: str) -> "subprocess.Popen[bytes]":
+        """Start a command in this folder; what it prints goes to a file."""
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=self.environment(**environment),
+                stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment of a terminal, with nothing set for this project but `more`."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SMT_")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**kept, "PATH": path, **more}
 
     def smt(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "smt", *arguments, **environment)

@@ -1,4 +1,5 @@
-"""The whole DAG for real, from nothing to tables, with a training that fails on the way.
+"""The whole DAG for real, from nothing to tables: here, with a training that fails on the way, and
+on a SLURM, with preemption and a killed driver on the way.
 
 Models and budgets are cut down further than the demo's; data, code and DAG are the demo's.
 """
@@ -6,10 +7,15 @@ Models and budgets are cut down further than the demo's; data, code and DAG are 
 import csv
 import json
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
 from project_copy import ProjectCopy
+
+pytestmark = pytest.mark.xdist_group("cluster")  # where the cluster is, results are compared
 
 RUNAWAY = 1e30
 """A learning rate at which the first step is the last."""
@@ -132,3 +138,129 @@ def test_the_report_is_one_page_that_loads_nothing(made):
     )
     assert loaded == []
     assert "imagenet1k.html" in page
+
+
+# --- the same on a cluster ------------------------------------------------------------------------
+
+ON_SLURM = (
+    sys.executable,
+    "-m",
+    "snakemake",
+    "--profile",
+    "slurm",
+    "all",
+    "--config",
+    "scale=demo",
+)
+
+
+@pytest.fixture(scope="module")
+def on_cluster(made, cluster, tmp_path_factory):
+    """The project made on SLURM, with trainings preempted and the driver killed meanwhile."""
+    project = ProjectCopy(tmp_path_factory.mktemp("cluster") / "project")
+    _shrink(project)
+    _set_22k_rate(project, 2e-3)
+    log = project.folder / "driver.log"
+    first = project.start(*ON_SLURM, log=log, **cluster.environment())
+    _await(lambda: _running(cluster), first, log)
+    preempted = _running(cluster)
+    cluster.run(
+        "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--time=5", "--mem=100",
+        "--output=/dev/null", "--wrap=sleep 5",
+    )  # fmt: skip
+    _await(lambda: any(_requeues(cluster, job) for job in preempted), first, log)
+    _await(lambda: _finished(project) and _running(cluster), first, log)
+    first.kill()
+    first.wait()
+    submitted = _submitted(cluster, project)
+    again = project.folder / "again.log"
+    second = project.start(*ON_SLURM, log=again, **cluster.environment())
+    assert second.wait(1200) == 0, again.read_text()
+    return project, submitted, _submitted(cluster, project), again.read_text()
+
+
+def _await(condition, process, log, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.5)
+
+
+def _squeue(cluster, form, *arguments):
+    listed = cluster.run("squeue", "--noheader", f"--format={form}", *arguments)
+    return [line.split(maxsplit=1) for line in listed.stdout.splitlines()]
+
+
+def _running(cluster):
+    """Return the numbers of trainings that run."""
+    rows = _squeue(cluster, "%A %k", "--states=running")
+    return [job for job, comment in rows if comment.startswith("smt demo ")]
+
+
+def _requeues(cluster, job):
+    shown = cluster.run("scontrol", "show", "job", job).stdout
+    return int(re.search(r"Restarts=(\d+)", shown)[1])
+
+
+def _submitted(cluster, project):
+    """Return the name of each job of a project that SLURM has been given, by number."""
+    done = cluster.run(
+        "sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-2hours",
+        "--format=JobID,JobName,WorkDir",
+    )  # fmt: skip
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    return {job: name for job, name, folder in rows if folder == str(project.folder)}
+
+
+def _finished(project):
+    return list((project.folder / "results/demo/runs").glob("*/seed*/metrics.json"))
+
+
+def _numbers(project, table):
+    """Return the rows of a table but for the names of MLflow's runs, which differ."""
+    with (_tables(project) / f"{table}.csv").open() as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return [{key: row[key] for key in row if "mlflow" not in key} for row in rows]
+
+
+def test_on_a_cluster_the_tables_are_the_same(made, on_cluster):
+    local, remote = made[0], on_cluster[0]
+    names = sorted(path.stem for path in _tables(local).glob("*.csv"))
+    assert names == sorted(path.stem for path in _tables(remote).glob("*.csv"))
+    for name in names:
+        assert _numbers(local, name) == _numbers(remote, name), name
+
+
+def test_on_a_cluster_the_weights_are_the_same_bytes_though_trainings_were_preempted(
+    made, on_cluster
+):
+    weights = sorted((made[0].folder / "results/demo/runs").glob("*/seed*/model.safetensors"))
+    assert len(weights) == 21
+    for path in weights:
+        other = on_cluster[0].folder / path.relative_to(made[0].folder)
+        assert other.read_bytes() == path.read_bytes(), path
+    attempts = [
+        len(json.loads(path.read_text())["attempts"])
+        for path in on_cluster[0].folder.glob("results/demo/runs/*/seed*/work-*/provenance.json")
+    ]
+    assert len(attempts) == 21 and max(attempts) >= 2
+
+
+def test_a_killed_driver_submits_nothing_twice(on_cluster):
+    _, before, after, said = on_cluster
+    assert "taken over from an earlier start" in said
+    names = list(after.values())
+    assert len(names) == len(set(names)), sorted(names)
+    assert set(before) <= set(after)
+
+
+def test_a_cluster_is_done_when_it_is_done(on_cluster, cluster):
+    project = on_cluster[0]
+    done = subprocess.run(
+        ON_SLURM, cwd=project.folder, env=project.environment(**cluster.environment()),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+    kept = [each.name for each in (project.folder / ".snakemake/submitit").rglob("*")]
+    assert sorted(kept) == ["driver", "jobs"]

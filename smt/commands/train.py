@@ -6,10 +6,14 @@ import sys
 import click
 
 from smt.commands.common import find_run, load, scale_option
+from smt.engine import launch, requeue
 from smt.engine.preempt import StopRequest
 
 
-@click.command(epilog="Several processes: torchrun --nproc-per-node N -m smt train EXPERIMENT ...")
+@click.command(
+    epilog="Several processes: torchrun --nproc-per-node N -m smt train EXPERIMENT ...; in a SLURM "
+    "job of several tasks this command starts itself once for each."
+)
 @click.argument("experiment")
 @click.option("--seed", type=int, default=None, help="Seed of the run [the first of the scale].")
 @click.option(
@@ -52,6 +56,7 @@ def command(
     finishes its step, saves, and exits with 75: the same command goes on from there, to the same
     bytes. None of the options changes the result.
     """
+    launch.fan_out(sys.argv[1:])
     stop = StopRequest().install()  # before torch is imported, which takes seconds
     project, layout = load(scale)
     run = find_run(project, experiment, seed)
@@ -69,13 +74,13 @@ def command(
         workers=given.workers if workers is None else workers,
         allow_change=allow_change,
     )
-    ranks = distributed.start(given.threads)
-    logging.basicConfig(
-        level=logging.INFO if ranks.is_first else logging.WARNING,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
     try:
+        ranks = distributed.start(given.threads)
+        logging.basicConfig(
+            level=logging.INFO if ranks.is_first else logging.WARNING,
+            format="%(asctime)s %(message)s",
+            datefmt="%H:%M:%S",
+        )
         with ranks.together():
             training = RunTraining(project, layout, run, ranks)
         if training.is_done():
@@ -84,10 +89,16 @@ def command(
             return
         training.train(stop, options)
     except Stopped as stopped:
+        requeue.ask_for_another_attempt()
         if ranks.is_first:
             click.echo(f"smt: {run} {stopped}; the same command goes on", err=True)
         sys.exit(EXIT_RESUME)
+    except distributed.PeerLost:
+        requeue.ask_for_another_attempt()
+        raise
     except distributed.PeerFailed as failed:
+        if failed.exit_code == EXIT_RESUME:
+            requeue.ask_for_another_attempt()
         sys.exit(failed.exit_code)
     finally:
         distributed.stop()

@@ -121,9 +121,15 @@ class Writer:
         self._pending: Future[Path] | None = None
 
     def submit(
-        self, checkpoint: Checkpoint, best_step: int | None, before: Callable[[], object]
+        self,
+        checkpoint: Checkpoint,
+        best_step: int | None,
+        before: Callable[[], object],
+        after: Callable[[], object],
     ) -> None:
         """Start writing; `before` runs first in the thread (what must be on disk earlier).
+
+        `after` runs once the checkpoint is on disk.
 
         Call `wait` first: the tensors of the checkpoint before may lie in the same memory.
         """
@@ -131,7 +137,9 @@ class Writer:
 
         def work() -> Path:
             before()
-            return write(self._folder, checkpoint, best_step)
+            path = write(self._folder, checkpoint, best_step)
+            after()
+            return path
 
         self._pending = self._thread.submit(work)
 

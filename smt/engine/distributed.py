@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from smt.engine import launch
 from smt.errors import EXIT_RESUME, UserError, first_line
 
 
@@ -98,9 +99,12 @@ def start(threads: int) -> Ranks:
         PeerLost: the others did not come.
     """
     torch.set_num_threads(threads)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    launch.meet()
+    here = launch.place()
+    rank, world_size = here.rank, here.world_size
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # Some clusters let a process see its own GPU alone.
+        device = torch.device("cuda", here.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         # What cuBLAS asks for before it promises the same bits twice.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -5,6 +5,7 @@ import signal
 import threading
 from types import FrameType
 
+from smt.engine import requeue
 from smt.errors import EXIT_RESUME
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -41,6 +42,7 @@ class StopRequest:
         while not self._begun:
             (number,) = os.read(reading, 1)
             if number in SIGNALS and not self._begun:
+                requeue.ask_for_another_attempt()
                 os._exit(EXIT_RESUME)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smt.data.rng import reseed
-from smt.engine import checkpoint, guard, optim
+from smt.engine import checkpoint, guard, optim, requeue
 from smt.engine.distributed import BatchNormBuffers, PeerFailed, Ranks
 from smt.engine.headroom import Headroom
 from smt.engine.preempt import StopRequest
@@ -317,7 +318,12 @@ class Trainer:
         if self.journal is not None:
             self.state.journal = self.journal.position
             self.writer.wait()
-            self.writer.submit(self.state.snapshot(), self.state.best_step, self.journal.sync)
+            self.writer.submit(
+                self.state.snapshot(),
+                self.state.best_step,
+                before=self.journal.sync,
+                after=partial(requeue.tell_progress, self.state.step),
+            )
             progress.paused(time.monotonic() - now)
 
     def _stop(self) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+from smt.engine import requeue
 from smt.errors import EXIT_RESUME
 
 log = logging.getLogger(__name__)
@@ -61,4 +62,5 @@ class Watchdog:
         finally:
             # What hangs cannot be unwound: the process ends here, as after kill -9.
             self._over.wait(grace)
+            requeue.ask_for_another_attempt()
             os._exit(EXIT_RESUME)

@@ -11,8 +11,8 @@ from smt.layout import PACKAGE
 _CODE = ("data", "engine", "models", "tasks", "tracking/journal.py")
 """What takes part in a training, below the package."""
 
-_APART = ("data/demo.py", "data/scan.py", "models/profile.py", "models/released.py",
-          "tasks/evaluation.py")  # fmt: skip
+_APART = ("data/demo.py", "data/scan.py", "engine/launch.py", "engine/requeue.py",
+          "models/profile.py", "models/released.py", "tasks/evaluation.py")  # fmt: skip
 """Modules of those folders that do not."""
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")

@@ -16,8 +16,10 @@ rule evaluate:
     resources:
         mem_mb=lambda w: plan(w.scale).training_memory_mb(),
         runtime=120,
+        cpus_per_task=lambda w: plan(w.scale).resources(run_of(w)).cpus_per_task,
+        gpus_per_node=1,
     message:
         "Evaluate {wildcards.experiment}, seed {wildcards.seed}"
     shell:
         "smt evaluate {wildcards.experiment:q} --seed {wildcards.seed:q}"
-        " --scale {wildcards.scale:q} 2>&1 | tee -i {log:q}"
+        " --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"

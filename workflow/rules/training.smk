@@ -1,6 +1,10 @@
 # Training: one rule, reused for each group of experiments. The fingerprint is what makes a run
 # start again: it holds model, recipe, data, seed and parent, and no title or comment.
 #
+# On a cluster a training gets nodes, GPUs and hours as params/cluster.yaml has them, one process a
+# GPU: `smt train` starts itself once for each task of its job. Stopped, it asks to be requeued. The
+# signal may reach the whole shell: tee stays for what the training still has to say.
+#
 # Checkpoints and journal lie in the run's work folder. They are no outputs: Snakemake deletes
 # outputs before a job, and an interrupted run has to go on from them.
 
@@ -19,15 +23,20 @@ rule pretrain:
         "../envs/smt.yaml"
     threads: lambda w: plan(w.scale).project.scale.threads
     resources:
-        mem_mb=lambda w: plan(w.scale).training_memory_mb(),
-        runtime=1440,  # on a cluster; a longer training stops, saves and goes on
+        mem_mb=lambda w: plan(w.scale).resources(run_of(w)).mem_mb,
+        runtime=lambda w: plan(w.scale).resources(run_of(w)).runtime,
+        nodes=lambda w: plan(w.scale).resources(run_of(w)).nodes,
+        tasks_per_node=lambda w: plan(w.scale).resources(run_of(w)).tasks_per_node,
+        cpus_per_task=lambda w: plan(w.scale).resources(run_of(w)).cpus_per_task,
+        gpus_per_node=lambda w: plan(w.scale).resources(run_of(w)).gpus_per_node,
+        slurm_comment=lambda w: plan(w.scale).job_comment(run_of(w)),
     params:
         fingerprint=lambda w: plan(w.scale).fingerprint(run_of(w)),
     message:
         "Train {wildcards.experiment}, seed {wildcards.seed}"
     shell:
         "smt train {wildcards.experiment:q} --seed {wildcards.seed:q} --scale {wildcards.scale:q}"
-        " 2>&1 | tee -i {log:q}"
+        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 use rule pretrain as finetune with:
