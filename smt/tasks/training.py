@@ -18,7 +18,7 @@ from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import Diverged
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress, duration
-from smt.engine.trainer import RETRY, Settings, Trainer
+from smt.engine.trainer import RETRY, Settings, Stopped, Trainer
 from smt.engine.workdir import exclusive
 from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.files import explained, read_json, sha256, write_json
@@ -316,7 +316,7 @@ class RunTraining:
         """Leave the cause of a failure in the work folder, on whatever rank it comes up."""
         try:
             yield
-        except PeerLost:
+        except (PeerFailed, PeerLost, Stopped):  # not this rank's own failure, or none at all
             raise
         except UserError as error:
             self._record_failure(error, str(error), error.exit_code)

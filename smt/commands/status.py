@@ -1,0 +1,65 @@
+"""`smt status`: how every run of a scale stands."""
+
+import os
+import shutil
+import sys
+import time
+
+import click
+
+from smt.commands.common import find_run, load, scale_option
+from smt.status import text
+from smt.status.states import collect
+
+
+@click.command()
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Look again after so long, until interrupted.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@scale_option
+def command(experiments: tuple[str, ...], watch: float | None, as_json: bool, scale: str) -> None:
+    """Tell how the runs of EXPERIMENT stand; all by default.
+
+    From SLURM's queue and from what trainings leave on disk: done with its metric; running with
+    step, pace and time left; pending in the queue with the reason; stopped half-way; failed with
+    the cause; waiting for data or for the run that it starts from; not started. Times left are
+    at the pace of about the last epoch. Changes nothing.
+    """
+    project, layout = load(scale)
+    for name in experiments:
+        find_run(project, name, None)
+    try:
+        while True:
+            status = collect(project, layout, experiments)
+            if watch is not None and sys.stdout.isatty():
+                click.clear()
+            if status.without_slurm:
+                click.echo(
+                    f"smt: SLURM was not heard ({status.without_slurm}): states are from what runs "
+                    "leave on disk alone",
+                    err=True,
+                )
+            if as_json:
+                click.echo(text.as_json(status), nl=False)
+            else:
+                click.echo(text.text(status, _width()), nl=False, color=_colours())
+            if watch is None:
+                return
+            time.sleep(watch)
+    except KeyboardInterrupt:
+        return  # how a watch ends
+
+
+def _width() -> int:
+    """Return the columns of the terminal, or the usual ones where there is none."""
+    return shutil.get_terminal_size((text.WIDTH, 0)).columns if sys.stdout.isatty() else text.WIDTH
+
+
+def _colours() -> bool | None:
+    """Return whether to colour: None leaves it to whether there is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
