@@ -21,6 +21,15 @@ rule one:
 """
 
 
+SECOND = """
+rule second:
+    input: "train.txt"
+    output: "second.txt"
+    resources: mem_mb=300, runtime=5
+    shell: "touch {output}"
+"""
+
+
 @pytest.fixture
 def toy(tmp_path, cluster):
     return Toy(tmp_path / "toy", cluster)
@@ -188,3 +197,23 @@ def test_a_snakemake_with_another_profile_is_not_disturbed(toy):
     assert code != 0 and "another Snakemake works in this directory" in said
     assert "snakemake --unlock" in said
     assert other.wait(60) == 0
+
+
+def test_a_job_that_ends_while_snakemake_starts_is_recorded(toy):
+    """Its outputs are there and its marks are not yet: Snakemake believes that it is done."""
+    toy.write(training_rule(steps=30, params="version=1") + SECOND)
+    process = toy.start("train.txt")
+    job = toy.await_starts(1, process)
+    process.kill()
+    process.wait()
+    await_end(lambda: toy.jobs()[job] == "COMPLETED")
+    marks = toy.folder / ".snakemake" / "incomplete"
+    (mark,) = marks.iterdir()
+    mark.unlink()  # as if Snakemake had looked just before it came back
+    toy.succeed("second.txt")
+    assert toy.records() == [] and list(marks.iterdir()) == []
+    assert len(toy.starts()) == 1
+    (toy.folder / "train.state").unlink()
+    toy.write(training_rule(steps=30, params="version=2") + SECOND)
+    toy.succeed("second.txt")
+    assert len(toy.starts()) == 2  # it is on record with what it was made

@@ -162,7 +162,7 @@ def on_cluster(made, cluster, tmp_path_factory):
     _set_22k_rate(project, 2e-3)
     log = project.folder / "driver.log"
     first = project.start(*ON_SLURM, log=log, **cluster.environment())
-    _await(lambda: _running(cluster), first, log)
+    _await(lambda: _begun(project) and _running(cluster), first, log)
     preempted = _running(cluster)
     cluster.run(
         "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--time=5", "--mem=100",
@@ -211,6 +211,10 @@ def _submitted(cluster, project):
     )  # fmt: skip
     rows = [line.split("|") for line in done.stdout.splitlines()]
     return {job: name for job, name, folder in rows if folder == str(project.folder)}
+
+
+def _begun(project):
+    return list((project.folder / "results/demo/runs").glob("*/seed*/work-*/journal.jsonl"))
 
 
 def _finished(project):

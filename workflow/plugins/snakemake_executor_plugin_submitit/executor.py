@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
 _MANY_FILES = 20
 
+_LAST_WORDS = 10.0
+"""Seconds that a job which has made its outputs may take to say so."""
+
 
 class Executor(RemoteExecutor):
     """Runs jobs through submitit."""
@@ -43,21 +47,48 @@ class Executor(RemoteExecutor):
 
         self._tracker = Tracker(settings, self._folder, self._registry, logger)
         self._wake = threading.Event()
+        self._ending: list[tuple[Record, list[Any]]] = []
+        self._sort_out_strangers()
         super().__init__(workflow, logger)
         self.next_seconds_between_status_checks = settings.poll_interval
-        self._tell_of_strangers()
 
-    def _tell_of_strangers(self) -> None:
-        """Name the jobs of an earlier start that this one has no use for."""
-        wanted = {str(made) for job in self._workflow.dag.needrun_jobs() for made in _made_by(job)}
+    def _sort_out_strangers(self) -> None:
+        """Deal with jobs of an earlier start that this one does not ask for.
+
+        One that makes what Snakemake takes to be made has ended just now: its command has removed
+        Snakemake's marks, and its step is about to put them back. What its outputs were made with
+        is recorded here in a moment. The others are forgotten, or named where they run.
+        """
+        dag = self._workflow.dag
+        wanted = {str(made) for job in dag.needrun_jobs() for made in _made_by(job)}
         strangers = [each for each in self._registry.all() if not wanted & set(each.contents)]
-        running = self._tracker.sort_out(strangers)
+        if not strangers:
+            return
+        makers = {made: job for job in dag.jobs for made in _made_by(job)}
+        ending = [each for each in strangers if set(each.contents) <= set(makers)]
+        self._ending = [
+            (record, [makers[made] for made in record.contents])
+            for record in self._tracker.those_of_use(ending)
+        ]
+        running = self._tracker.those_that_run(each for each in strangers if each not in ending)
         if running:
             numbers = " ".join(running)
             self._log.warning(
                 f"submitit: {len(running)} jobs of an earlier start are still in the queue, and "
                 f"this one does not need what they make; to cancel them: scancel {numbers}"
             )
+
+    async def _record_what_ended(self) -> None:
+        for record, jobs in list(self._ending):
+            succeeded = self._tracker.succeeded(record)
+            if succeeded is None:
+                continue
+            for job in jobs if succeeded else []:
+                # Of what was made with other parameters the mark stays: it is made again.
+                if record.contents[_made_by(job)[0]] == _content(job):
+                    await self._workflow.persistence.finished(job)
+            self._tracker.forget(record)
+            self._ending.remove((record, jobs))
 
     # --- what Snakemake calls --------------------------------------------------------------------
 
@@ -85,6 +116,7 @@ class Executor(RemoteExecutor):
     ) -> AsyncGenerator[SubmittedJobInfo, None]:
         """Submit what is new, look at what runs, report what has ended; yield the rest."""
         self._tracker.look()
+        await self._record_what_ended()
         for info in active_jobs:
             if info.aux is None:  # reported already
                 continue
@@ -133,7 +165,10 @@ class Executor(RemoteExecutor):
             )
 
     def shutdown(self) -> None:
-        """Stop polling."""
+        """Stop polling, once what was about to end has."""
+        deadline = time.monotonic() + _LAST_WORDS
+        while self._ending and time.monotonic() < deadline:
+            time.sleep(0.1)
         self._wake.set()
         super().shutdown()
 

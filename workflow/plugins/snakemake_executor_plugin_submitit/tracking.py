@@ -137,19 +137,45 @@ class Tracker:
                 numbers += self._backend.find(each.record.name) or []
         return self._backend.cancel(numbers)
 
-    def sort_out(self, records: Iterable[Record]) -> list[str]:
-        """Forget jobs that nobody waits for and that are over; return the numbers of the others."""
+    def those_of_use(self, records: Iterable[Record]) -> list[Record]:
+        """Return the records of jobs that run or have left a result; forget the others."""
         records = list(records)
-        statuses = self._backend.statuses() if records else {}
-        if statuses is None:
-            return []
-        alive = []
+        running = set(self._alive(records))
+        kept = [
+            each for each in records
+            if each.job_id and (each.job_id in running or self._result(each).exists())
+        ]  # fmt: skip
         for record in records:
-            if record.job_id and statuses.get(record.job_id, GONE).is_alive:
-                alive.append(record.job_id)
-            else:
-                self._forget(record, keep_log=False)
-        return alive
+            if record not in kept:
+                self.forget(record)
+        return kept
+
+    def those_that_run(self, records: Iterable[Record]) -> list[str]:
+        """Return the numbers of jobs that are in the cluster's hands; forget the others."""
+        records = list(records)
+        running = self._alive(records)
+        for record in records:
+            if record.job_id not in running:
+                self.forget(record)
+        return running
+
+    def _alive(self, records: list[Record]) -> list[str]:
+        """Return the numbers of those jobs that run; of all of them if nobody answers."""
+        statuses = self._backend.statuses() if records else {}
+        return [
+            each.job_id for each in records
+            if each.job_id and (statuses is None or statuses.get(each.job_id, GONE).is_alive)
+        ]  # fmt: skip
+
+    def succeeded(self, record: Record) -> bool | None:
+        """Return whether a job has succeeded, or None if it has not ended by itself yet."""
+        assert record.job_id is not None
+        if not self._result(record).exists():
+            return None
+        return bool(backends.read_result(self._folder, record.job_id)["exit_code"] == 0)
+
+    def _result(self, record: Record) -> Path:
+        return self._folder / backends.result_name(str(record.job_id))
 
     # --- once a cycle, for all jobs ---------------------------------------------------------------
 
@@ -251,7 +277,7 @@ class Tracker:
                 self._ask_soon()
                 return
         for record in job.in_the_way:
-            self._forget(record, keep_log=False)
+            self.forget(record)
         job.in_the_way = []
         job.go(Phase.SUBMIT)
 
@@ -353,7 +379,7 @@ class Tracker:
         assert job_id is not None
         log = backends.log_path(self._folder, job_id)
         if job.taken_over:  # it ended while nobody looked: whoever started Snakemake wants it again
-            self._forget(job.record, keep_log=True)
+            self.forget(job.record, keep_log=True)
             job.record, job.taken_over = job.own, False
             job.go(Phase.SUBMIT)
             return None
@@ -407,9 +433,10 @@ class Tracker:
         """Leave a job behind that is going to be reported."""
         self._tracked.remove(job)
         if not any(each.record.key == job.record.key for each in self._tracked):
-            self._forget(job.record, keep_log)
+            self.forget(job.record, keep_log)
 
-    def _forget(self, record: Record, keep_log: bool) -> None:
+    def forget(self, record: Record, keep_log: bool = False) -> None:
+        """Remove all that was kept of a job."""
         if record.job_id is not None:
             backends.remove_files(self._folder, record.job_id, keep_log)
         self._registry.remove(record)
