@@ -2,12 +2,17 @@
 
 import logging
 from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from smt import cost
 from smt.commands.common import find_run, load, scale_option
 from smt.errors import EXIT_TRAINING, UserError
 from smt.spec import Project, Run
+
+if TYPE_CHECKING:
+    from smt.proof.launch import Launcher
 
 
 @click.command()
@@ -16,6 +21,16 @@ from smt.spec import Project, Run
 @click.option("--ranks", type=click.IntRange(min=1), help="Processes [1, or the scale's set].")
 @click.option("--kills", type=click.IntRange(min=1), help="Kills of each run [the scale's, or 6].")
 @click.option("--draw", type=int, default=0, show_default=True, help="Seed of the kills.")
+@click.option(
+    "--launcher",
+    type=click.Choice(("local", "slurm")),
+    default="local",
+    show_default=True,
+    help="Processes of this machine, or of SLURM's nodes: by srun, inside of a job or without one.",
+)
+@click.option("--nodes", type=click.IntRange(min=1), help="Nodes that the processes share [1].")
+@click.option("--partition", help="SLURM's partition [SLURM_PARTITION, SBATCH_PARTITION].")
+@click.option("--account", help="SLURM's account [SLURM_ACCOUNT, SBATCH_ACCOUNT].")
 @click.option(
     "--tables",
     type=click.Choice(("after", "only", "never")),
@@ -30,6 +45,10 @@ def command(
     ranks: int | None,
     kills: int | None,
     draw: int,
+    launcher: str,
+    nodes: int | None,
+    partition: str | None,
+    account: str | None,
     tables: str,
     scale: str,
 ) -> None:
@@ -40,18 +59,19 @@ def command(
     Exit code 4 if a pair is not equal.
     """
     project, layout = load(scale)
+    slurm = {"nodes": nodes, "partition": partition, "account": account}
     chosen = [] if tables == "only" else _chosen(project, experiments, seed, ranks)
+    launchers = [_launcher(launcher, project, run, processes, slurm) for run, processes in chosen]
     proving = project.scale.proof
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
     from smt.proof import table
-    from smt.proof.launch import LocalLauncher
     from smt.proof.run import Proof
 
     unequal = []
-    for run, processes in chosen:
+    for (run, processes), starter in zip(chosen, launchers, strict=True):
         proof = Proof(
-            project, layout, run, LocalLauncher(), ranks=processes, draw=draw,
+            project, layout, run, starter, ranks=processes, draw=draw,
             kills=kills or (proving.kills if proving else 6),
         )  # fmt: skip
         outcome = proof.prove()
@@ -89,3 +109,28 @@ def _chosen(
         (find_run(project, each.experiment, seed), ranks or each.ranks)
         for each in project.scale.proof.runs
     ]
+
+
+def _launcher(
+    name: str, project: Project, run: Run, ranks: int, slurm: dict[str, Any]
+) -> "Launcher":
+    """Return what starts the trainings of a proof; `slurm` has what was given for SLURM alone."""
+    from smt.proof.launch import LocalLauncher
+    from smt.proof.plan import MOST_WORKERS
+    from smt.proof.slurm import PROCESS_MB, Request, SlurmLauncher, ranks_per_node
+
+    given = {option: value for option, value in slurm.items() if value is not None}
+    if name == "local":
+        for option, value in given.items():
+            raise UserError(f"--{option} {value}: only for SLURM; add: --launcher slurm")
+        return LocalLauncher()
+    scale, request = project.scale, {"nodes": 1, **given}
+    ranks_per_node(ranks, request["nodes"])
+    return SlurmLauncher(
+        Request(
+            cpus=max(scale.threads, scale.workers),
+            memory_mb=PROCESS_MB * (1 + max(scale.workers, MOST_WORKERS)),
+            minutes=cost.runtime_minutes(cost.estimate(project, run.experiment), project.cluster),
+            **request,
+        )
+    )

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
+
+from smt.engine import requeue
 
 _FAREWELL = 60.0
 """Seconds that ranks have to end by themselves once one of them has ended."""
@@ -41,7 +43,12 @@ class Attempt(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts `smt train` with some number of ranks. Local here; a cluster's fits in as well."""
+    """Starts `smt train` with some number of ranks. Local here; SLURM's is in `smt.proof.slurm`."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of it: `launcher`, its name, and `nodes`, how many it uses."""
+        ...
 
     def start(self, arguments: Sequence[str], ranks: int, log: Path) -> Attempt:
         """Start `smt ARGUMENTS` on `ranks` ranks; what they write goes to files beside `log`."""
@@ -51,11 +58,16 @@ class Launcher(Protocol):
 class LocalLauncher:
     """Starts the ranks as processes of this machine."""
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {"launcher": "local", "nodes": 1}
+
     def start(self, arguments: Sequence[str], ranks: int, log: Path) -> "LocalAttempt":
         """Start `smt ARGUMENTS` on `ranks` ranks; rank r writes to LOG-rank-r.log."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        logs = [log.with_name(f"{log.name}-rank{rank}.log") for rank in range(ranks)]
-        port = str(_free_port())
+        logs = [rank_log(log, rank) for rank in range(ranks)]
+        port = str(free_port())
         processes = []
         for rank, path in enumerate(logs):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
@@ -67,7 +79,7 @@ class LocalLauncher:
                         stdin=subprocess.DEVNULL,
                         stdout=file,
                         stderr=subprocess.STDOUT,
-                        env={**os.environ, **place},
+                        env={**without_job(os.environ), **place},
                     )
                 )
         return LocalAttempt(processes, logs)
@@ -78,7 +90,7 @@ class LocalAttempt:
 
     def __init__(self, processes: list["subprocess.Popen[bytes]"], logs: list[Path]) -> None:
         self._processes, self._logs = processes, logs
-        self._first_end: float | None = None
+        self._farewell = Farewell()
 
     def poll(self) -> list[int] | None:
         """Return the exit codes once all have ended; ranks that outstay the others are ended."""
@@ -86,11 +98,8 @@ class LocalAttempt:
         ended = [code for code in codes if code is not None]
         if len(ended) == len(codes):
             return ended
-        if ended:
-            self._first_end = self._first_end or time.monotonic()
-            late = time.monotonic() - self._first_end
-            if late > _FAREWELL:
-                self.kill(signal.SIGTERM if late < 2 * _FAREWELL else signal.SIGKILL, None)
+        if ended and (number := self._farewell.due()) is not None:
+            self.kill(number, None)
         return None
 
     def kill(self, number: signal.Signals, rank: int | None) -> None:
@@ -100,12 +109,7 @@ class LocalAttempt:
 
     def kill_worker(self, rank: int) -> bool:
         """Kill a data worker of a rank by SIGKILL; return whether it had one."""
-        try:
-            children = psutil.Process(self._processes[rank].pid).children()
-            children[0].kill()
-        except (psutil.NoSuchProcess, IndexError):
-            return False
-        return True
+        return kill_child(self._processes[rank].pid)
 
     def close(self) -> None:
         """End whatever of it still runs."""
@@ -115,17 +119,69 @@ class LocalAttempt:
 
     def said(self) -> str:
         """Return the last line that any rank wrote, an error if there was one."""
-        lines = [line for path in self._logs for line in _lines(path)]
-        errors = [line for line in lines if "error" in line.lower()]
-        return (errors or lines or ["nothing"])[-1]
+        return last_words(self._logs)
 
 
-def _lines(path: Path) -> list[str]:
+class Farewell:
+    """When ranks that outstay the first one to end are ended, and how."""
+
+    def __init__(self) -> None:
+        self._first_end: float | None = None
+        self._sent = 0
+
+    def due(self) -> signal.Signals | None:
+        """Return a signal when it is time to send it; ask while some ranks run and some do not."""
+        self._first_end = self._first_end or time.monotonic()
+        if time.monotonic() - self._first_end < (1 + self._sent) * _FAREWELL:
+            return None
+        self._sent += 1
+        return signal.SIGTERM if self._sent == 1 else signal.SIGKILL
+
+
+def without_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which a training does not know of the job that a proof is in.
+
+    Killed on purpose, it would ask for that job to be started again.
+    """
+    known = (requeue.PROGRESS, requeue.RESUME)
+    return {name: value for name, value in environment.items() if name not in known}
+
+
+def rank_log(log: Path, rank: int) -> Path:
+    """Return the file that a rank writes to."""
+    return log.with_name(f"{log.name}-rank{rank}.log")
+
+
+def last_words(logs: Sequence[Path]) -> str:
+    """Return the last line in the files, an error if there is one."""
+    lines = [line for path in logs for line in lines_of(path)]
+    return ([line for line in lines if is_error(line)] or lines or ["nothing"])[-1]
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a log that are not empty; none if there is no log."""
+    if not path.exists():
+        return []
     return [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
 
 
-def _free_port() -> int:
+def is_error(line: str) -> bool:
+    """Return whether a line of a log tells of an error."""
+    return "error" in line.lower()
+
+
+def kill_child(pid: int) -> bool:
+    """Kill a child of a process, a data worker of a training; return whether it had one."""
+    try:
+        psutil.Process(pid).children()[0].kill()
+    except (psutil.NoSuchProcess, IndexError):
+        return False
+    return True
+
+
+def free_port() -> int:
+    """Return a port of this machine on which nothing listens."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port

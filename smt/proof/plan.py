@@ -10,6 +10,9 @@ from smt.errors import UserError
 Target = Literal["all ranks", "one rank", "data worker"]
 Moment = Literal["step", "checkpoint"]
 
+MOST_WORKERS = 2
+"""Data workers of each rank, at most, where a proof chooses their number."""
+
 
 @dataclass(frozen=True)
 class Kill:
@@ -43,6 +46,8 @@ class Kill:
         when = " in a checkpoint" if self.moment == "checkpoint" else ""
         return f"{self.signal.name}{who}{when}"
 
+
+_WORKERS = range(MOST_WORKERS + 1)
 
 _KINDS: tuple[tuple[signal.Signals, Target, Moment], ...] = (
     (signal.SIGTERM, "all ranks", "step"),
@@ -83,7 +88,7 @@ def draw(name: str, seed: int, *, steps: int, ranks: int, kills: int) -> list[Ki
             target=target,
             moment=moment,
             rank=random_.randrange(ranks),
-            workers=2 if target == "data worker" else random_.choice((0, 1, 2)),
+            workers=MOST_WORKERS if target == "data worker" else random_.choice(_WORKERS),
             delay=random_.random(),
         )
         for step, (number, target, moment) in zip(

@@ -237,6 +237,7 @@ class Proof:
             "seed": self.run.seed,
             "scale": self.layout.scale,
             "ranks": self.ranks,
+            **self.launcher.facts,
             "fingerprint": undisturbed["fingerprint"],
             "commit": known["git"]["commit"],
             "host": socket.gethostname(),

@@ -89,7 +89,7 @@ def _row(outcome: dict[str, Any]) -> tuple[Cell, ...]:
     lost = outcome["steps_lost_when_told"]
     return (
         Cell.of(f"{outcome['experiment']}, seed {outcome['seed']}"),
-        Cell.of(str(outcome["ranks"])),
+        Cell.of(f"{outcome['ranks']}{_where(outcome)}"),
         Cell.of(str(outcome["steps"])),
         Cell.of(str(len(kills))),
         Cell.of(listed),
@@ -103,6 +103,14 @@ def _row(outcome: dict[str, Any]) -> tuple[Cell, ...]:
     )
 
 
+def _where(outcome: dict[str, Any]) -> str:
+    """Return where the processes were, unless it was on this machine as in records of old."""
+    if outcome.get("launcher", "local") == "local":
+        return ""
+    nodes = outcome["nodes"]
+    return f" on {nodes} node{'s' if nodes > 1 else ''} of {outcome['launcher'].upper()}"
+
+
 def _steps(steps: Any) -> str:
     return " ".join("-" if step is None else str(step) for step in steps)
 
@@ -114,7 +122,8 @@ def _verdict(equal: bool, why: str | None) -> Cell:
 
 
 def _record(outcome: dict[str, Any]) -> dict[str, str]:
-    plain = {key: value for key, value in outcome.items() if key not in ("kills", "one_rank")}
+    known = {"launcher": "local", "nodes": 1, **outcome}  # records of old do not say
+    plain = {key: value for key, value in known.items() if key not in ("kills", "one_rank")}
     return {
         **{
             key: value if isinstance(value, str) else json.dumps(value)
