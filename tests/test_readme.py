@@ -32,6 +32,15 @@ ELSEWHERE = {
         '"checkpoint", "results"',
     ),
     "smt ui": ("tests/test_ui.py", '"ui"'),
+    "smt doctor": ("tests/test_doctor.py", '"doctor"'),
+    "snakemake --profile slurm all --config scale=demo": (
+        "tests/test_reproduce.py",
+        '"snakemake --profile slurm all --config scale=demo"',
+    ),
+    "snakemake --profile slurm all": (
+        "tests/test_reproduce.py",
+        '"snakemake --profile slurm all --config scale=demo"',
+    ),
 }
 """Commands that take minutes, or that serve until they are stopped."""
 

@@ -142,16 +142,8 @@ def test_the_report_is_one_page_that_loads_nothing(made):
 
 # --- the same on a cluster ------------------------------------------------------------------------
 
-ON_SLURM = (
-    sys.executable,
-    "-m",
-    "snakemake",
-    "--profile",
-    "slurm",
-    "all",
-    "--config",
-    "scale=demo",
-)
+REHEARSAL = "snakemake --profile slurm all --config scale=demo"
+ON_SLURM = (sys.executable, "-m", *REHEARSAL.split())
 
 
 @pytest.fixture(scope="module")
