@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce report slurm test cluster cluster-stop lint docs lock clean distclean
+.PHONY: help env reproduce report slurm servers test cluster cluster-stop lint docs lock clean distclean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -49,26 +49,34 @@ report: env $(REPORT)  ## one HTML file with the tables and figures of the demo
 $(REPORT): $(wildcard $(RESULTS)/tables/*.html $(RESULTS)/figures/* workflow/report/*)
 	@snakemake --profile local --report $@ all
 
-slurm: env  ## SLURM from Debian's packages, where it is missing
-	@packages=$$(python -m tests.cluster missing); \
+# Debian's packages that $(1) prints, if any; $(2) is what they are for.
+define install
+	@packages=$$(python -m $(1)); \
 	if [ -z "$$packages" ]; then exit 0; fi; \
 	as_root=; if [ "$$(id -u)" -ne 0 ]; then as_root="sudo -n"; fi; \
 	apt="$$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q"; \
-	echo "make: SLURM is not installed, installing Debian's" $$packages; \
+	echo "make: $(2) not installed, installing Debian's" $$packages; \
 	if ! $$as_root true 2>/dev/null || ! command -v apt-get >/dev/null; then \
 	  why="that takes Debian, and root or sudo without a password"; \
 	elif ! { $$apt update && $$apt -y --no-install-recommends install $$packages; }; then \
 	  why="see apt-get above"; \
 	else exit 0; fi; \
-	echo "make: SLURM cannot be installed ($$why)." \
+	echo "make: $(2) not installed and cannot be ($$why)." \
 	  "Install: sudo apt-get install" $$packages >&2; \
 	exit 2
+endef
 
-test: env  ## all tests, two at a time, on a SLURM of their own too
-	@$(MAKE) --no-print-directory slurm || \
-	  echo "make: tests that need SLURM will be reported as not run, by name" >&2
+slurm: env  ## SLURM from Debian's packages, where it is missing
+	$(call install,tests.cluster missing,SLURM is)
+
+servers: env  ## whatever tests start: SLURM, PostgreSQL, a browser, LaTeX
+	$(call install,tests.debian,programs that tests start are)
+
+test: env  ## all tests, with real servers of their own
+	@$(MAKE) --no-print-directory servers || \
+	  echo "make: tests that need them will be reported as not run, by name" >&2
 	@echo "make: running the tests; pytest's last line says how they went"
-	@pytest -n 2 --dist loadgroup --no-fold-skipped
+	@pytest -n 3 --dist loadgroup --no-fold-skipped
 
 cluster: slurm  ## a SLURM of two nodes on this machine, to play with
 	@python -m tests.cluster --folder $(CLUSTER) start

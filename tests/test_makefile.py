@@ -87,27 +87,30 @@ def _program(path, line):
     path.chmod(0o755)
 
 
-def test_slurm_is_installed_from_debian_where_it_is_missing(clone, programs):
-    done = make(clone, "test")
+@pytest.mark.parametrize(
+    ("target", "what"), [("slurm", "SLURM is"), ("test", "programs that tests start are")]
+)
+def test_servers_are_installed_from_debian_where_they_are_missing(clone, programs, target, what):
+    done = make(clone, target)
     assert done.returncode == 0
-    assert "SLURM is not installed, installing Debian's munge slurmd" in done.stdout
+    assert f"{what} not installed, installing Debian's munge slurmd" in done.stdout
     said = (clone / "apt-get.log").read_text()
     assert said.splitlines()[-1].endswith("install munge slurmd")
     _program(programs / "python", "echo")
-    make(clone, "test")
+    make(clone, target)
     assert (clone / "apt-get.log").read_text() == said
 
 
 @pytest.mark.parametrize("fails", ["apt-get", "sudo"])
-def test_tests_run_without_slurm_if_it_cannot_be_installed(clone, programs, fails):
+def test_tests_run_without_servers_if_they_cannot_be_installed(clone, programs, fails):
     if fails == "sudo":
         _program(programs / "id", "echo 1000")
     _program(programs / fails, "exit 1")
     done = make(clone, "test")
     assert done.returncode == 0
     assert "Install: sudo apt-get install munge slurmd" in done.stderr
-    assert "tests that need SLURM will be reported as not run, by name" in done.stderr
-    assert "pytest -n 2 --dist loadgroup --no-fold-skipped" in done.stdout
+    assert "tests that need them will be reported as not run, by name" in done.stderr
+    assert "pytest -n 3 --dist loadgroup --no-fold-skipped" in done.stdout
     assert make(clone, "slurm").returncode != 0
 
 
@@ -164,6 +167,6 @@ def test_continuous_integration_runs_the_tests_and_the_lint():
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
     lines = script.read_text().splitlines()
-    assert lines[-3:] == ["make slurm", "make test", "make lint"]
+    assert lines[-3:] == ["make servers", "make test", "make lint"]
     assert any(line.startswith("export CI=1") for line in lines)
     assert "set -euo pipefail" in lines

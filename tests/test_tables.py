@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from debian import require
 from run_files import CHILD, PARENT, B, S, T, remote
 
 from smt.errors import UserError
@@ -305,8 +306,8 @@ def test_a_template_with_an_unknown_value_is_an_error():
         page("table.html.j2")
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
 def test_latex_compiles(paper, tmp_path):
+    pdflatex = require("pdflatex")
     paper.write_sizes()
     names = ("imagenet1k", "ablation_components", "sizes", "drift")
     build(results(paper), paper.layout, names)
@@ -318,7 +319,7 @@ def test_latex_compiles(paper, tmp_path):
     for packages in ("", ",hyperref"):
         (tmp_path / "doc.tex").write_text(document % packages)
         done = subprocess.run(
-            ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "doc.tex"],
+            [pdflatex, "-halt-on-error", "-interaction=nonstopmode", "doc.tex"],
             cwd=tmp_path, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:]
