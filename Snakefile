@@ -19,6 +19,7 @@ include: "workflow/rules/targets.smk"
 
 onstart:
     require_data(workflow.dag.needrun_jobs())
+    send_while_training(workflow.dag.needrun_jobs())
 
 
 onsuccess:

@@ -113,8 +113,18 @@ class Layout:
         return self.results / "mlflow.lock"
 
     @property
+    def sender_lock(self) -> Path:
+        """Held by the process that sends to MLflow while runs train: one of a scale at a time."""
+        return self.root / "sender.lock"
+
+    @property
+    def sender_log(self) -> Path:
+        """What that process says."""
+        return self.root / "logs" / "sync" / "sender.log"
+
+    @property
     def artifacts(self) -> Path:
-        """Where MLflow would put artifacts of runs, if any were sent."""
+        """Where MLflow keeps files of runs, unless a server has a place of its own."""
         return self.results / "mlflow-artifacts"
 
     def tracking_uri(self) -> str:

@@ -12,6 +12,7 @@ from cluster import Cluster, missing_packages, missing_programs
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SMT_SEND", "0")  # but for the tests of sending while training
 
 
 @pytest.fixture

@@ -3,14 +3,17 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from run_files import CREATED, PARENT, RunFiles, S, T, expected_rows, remote, rows
 
 from smt.errors import UserError
-from smt.files import read_json, write_json
+from smt.files import read_json, sha256, write_json
 from smt.spec import Run
 from smt.tracking import journal, provenance
 from smt.tracking.mlflow_sync import SENT_COUNT, SENT_DIGEST, SENT_FINAL, sync
@@ -193,7 +196,7 @@ def test_provenance_is_in_the_tags(files):
         "smt.requeues": "2",
         "smt.slurm_jobs": "100 101 102",
         "smt.package.timm": "1.0.31",
-        "mlflow.runName": "imagenet1k_smt_large_224-seed0",
+        "mlflow.runName": "smt_large/imagenet22k_to_1k_224/seed0",
         "mlflow.source.git.commit": "c0ffee" * 6 + "c0ff",
     }
     assert {key: tags.get(key) for key in expected} == expected
@@ -271,8 +274,8 @@ def test_one_run_a_fingerprint_even_if_another_host_made_it_as_well(files):
     run = remote(files, TINY)
     tags = {"smt.fingerprint": run.tags["smt.fingerprint"]}
     server = Server.of(files.layout)
-    server.create("twin", run.start_milliseconds + 1, tags)
-    server.create("somebody's own", 0, {})
+    server.create("imagenet1k", "twin", run.start_milliseconds + 1, tags)
+    server.create("imagenet1k", "somebody's own", 0, {})
     send(files)
     assert remote(files, TINY) == run
     assert len(Server.of(files.layout).runs()) == 2
@@ -379,3 +382,105 @@ def test_points_keep_every_digit(files):
     send(files)
     assert remote(files, TINY).metrics["train/loss"] == value
     assert json.dumps(value) == "0.30000000000000004"
+
+
+# --- as a researcher looks at them -----------------------------------------------------------
+
+
+def test_each_table_is_an_experiment_and_names_read(files):
+    for run in (TINY, SMALL, Run(experiment=PARENT, seed=0)):
+        files.run(run)
+    send(files)
+    server = Server.of(files.layout)
+    tables = {number: table for table, number in server.experiments().items()}
+    assert sorted(tables.values()) == ["imagenet1k", "pretrain"]  # no table shows the parent
+    shown = {tables[run.experiment_id]: set() for run in server.runs()}
+    with sqlite3.connect(files.layout.results / "mlflow.db") as database:
+        for number, name in database.execute("select experiment_id, name from runs"):
+            shown[tables[str(number)]].add(name)
+    assert shown == {
+        "imagenet1k": {"smt_tiny/imagenet1k/seed0", "smt_small/imagenet1k/seed0"},
+        "pretrain": {"smt_large/imagenet22k/seed0"},
+    }
+    tags = remote(files, TINY).tags
+    assert tags["smt.tables"].split()[:2] == ["imagenet1k", "ablation_components"]
+    assert tags["smt.task"] == "classify"
+
+
+def with_weights(files, run, content=b"weights"):
+    files.finish(run)
+    files.layout.weights(run).write_bytes(content)
+    final = read_json(files.layout.metrics(run))
+    write_json(
+        files.layout.metrics(run), {**final, "weights_sha256": sha256(files.layout.weights(run))}
+    )
+
+
+def artifacts(run_id, folder, uri):
+    from mlflow.artifacts import download_artifacts
+
+    found = download_artifacts(run_id=run_id, dst_path=str(folder), tracking_uri=uri)
+    return {path.name: path.read_bytes() for path in Path(found).iterdir()}
+
+
+def test_a_finished_run_has_its_files_as_artifacts(files, tmp_path):
+    with_weights(files, TINY)
+    files.run(SMALL)
+    layout = files.layout
+    assert sync(files.project, layout, files=True).files == 1
+    assert sync(files.project, layout, files=True).files == 0
+    found = artifacts(remote(files, TINY).run_id, tmp_path / "got", layout.tracking_uri())
+    assert found["model.safetensors"] == b"weights"
+    assert found["metrics.json"] == layout.metrics(TINY).read_bytes()
+    provenance_file = files.work_dir(TINY) / "provenance.json"
+    assert found["provenance.json"] == provenance_file.read_bytes()
+    assert yaml.safe_load(found["params.yaml"]) == read_json(provenance_file)["params"]
+    assert len(found) == 4
+    with_weights(files, TINY, b"others")
+    files.finish(SMALL, evaluate=False)  # its weights are not on this machine
+    assert sync(files.project, layout, files=True).files == 1
+    got = artifacts(remote(files, TINY).run_id, tmp_path / "again", layout.tracking_uri())
+    assert got["model.safetensors"] == b"others"
+
+
+def test_a_store_of_artifacts_without_room_does_not_hold_up_the_numbers(files, small_disk):
+    artifacts = files.layout.artifacts
+    artifacts.symlink_to(small_disk)
+    with_weights(files, TINY, os.urandom(9_000_000))
+    with_weights(files, SMALL)
+    done = files.smt("sync", "--scale", "demo", check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+    assert "--no-files" in done.stderr
+    assert remote(files, TINY).status == remote(files, SMALL).status == "FINISHED"
+    assert files.smt("sync", "--no-files", "--scale", "demo").returncode == 0
+    (small_disk / "room").unlink(missing_ok=True)
+
+
+def test_the_registry_gets_weights_on_request_and_once(files, tmp_path):
+    with_weights(files, TINY)
+    files.run(SMALL)
+    command = ("sync", "--register", "--experiment", T, "--scale", "demo")
+    assert f"in the model registry: smt-demo-{T}, version 1: {TINY}" in files.smt(*command).stdout
+    assert "in the model registry" not in files.smt(*command).stdout
+    with_weights(files, TINY, b"others")
+    assert "version 2" in files.smt(*command).stdout
+
+    from mlflow.artifacts import download_artifacts
+
+    for version, content in ((2, b"others"),):
+        path = download_artifacts(
+            artifact_uri=f"models:/smt-demo-{T}/{version}",
+            dst_path=str(tmp_path / f"version{version}"),
+            tracking_uri=files.layout.tracking_uri(),
+        )
+        assert Path(path).is_file() and Path(path).read_bytes() == content
+
+
+def test_registering_and_watching_need_what_they_need(files):
+    for options, word in ((("--no-files",), "--no-files"), (("--watch",), "--watch")):
+        done = files.smt("sync", "--register", *options, "--scale", "demo", check=False)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert word in done.stderr

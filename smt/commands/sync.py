@@ -1,29 +1,98 @@
 """`smt sync`: journals to MLflow, only what is new."""
 
+import time
+
 import click
 
 from smt.commands.common import load, scale_option
+from smt.errors import UserError
+from smt.layout import Layout
+from smt.spec import Project
 
 
 @click.command()
 @click.option(
     "--experiment", "experiments", multiple=True, metavar="NAME", help="Only this one; repeatable."
 )
+@click.option(
+    "--files/--no-files",
+    default=True,
+    envvar="SMT_SYNC_FILES",
+    help="Send weights, numbers and provenance of finished runs as artifacts as well [yes].",
+)
+@click.option("--register", is_flag=True, help="Enter the weights in MLflow's model registry.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0.1),
+    is_flag=False,
+    flag_value=30.0,
+    metavar="[SECONDS]",
+    help="Go on sending, every 30 seconds or as given, until stopped; one process of a folder.",
+)
+@click.option("--while-pid", type=int, hidden=True, help="Watch as long as this process lives.")
 @scale_option
-def command(experiments: tuple[str, ...], scale: str) -> None:
+def command(
+    experiments: tuple[str, ...],
+    files: bool,
+    register: bool,
+    watch: float | None,
+    while_pid: int | None,
+    scale: str,
+) -> None:
     """Send what is new in the journals of all runs to MLflow.
 
     Goes to MLFLOW_TRACKING_URI, else to mlflow.db in the results folder. May be typed at any time
-    and any number of times, while runs train or after: nothing is sent twice.
+    and any number of times, while runs train or after: nothing is sent twice. Each table is an
+    experiment of MLflow's.
     """
+    if register and not files:
+        raise UserError("--register needs the weights in MLflow: leave --no-files away")
+    project, layout = load(scale)
+    if watch is None:
+        click.echo(_once(project, layout, experiments, files, register))
+        return
+    if register:
+        raise UserError("--register enters what is done; leave --watch away")
+    _watch(project, layout, experiments, files, watch, while_pid)
+
+
+def _once(
+    project: Project, layout: Layout, experiments: tuple[str, ...], files: bool, register: bool
+) -> str:
     from smt.tracking.mlflow_sync import sync
     from smt.tracking.server import public
 
-    project, layout = load(scale)
-    outcome = sync(project, layout, experiments)
-    for name in outcome.remade:
-        click.echo(f"{name}: MLflow held another training of it; sent anew from the journal")
-    click.echo(
+    outcome = sync(project, layout, experiments, files=files, registered=register)
+    lines = [
+        f"{name}: MLflow held another training of it; sent anew from the journal"
+        for name in outcome.remade
+    ]
+    lines += [f"in the model registry: {each}" for each in outcome.registered]
+    lines.append(
         f"{outcome.runs} runs in MLflow at {public(layout.tracking_uri())}: {outcome.changed} had "
-        f"something new ({outcome.points} values); receipt: {layout.sync_receipt}"
+        f"something new ({outcome.points} values), files of {outcome.files} sent; "
+        f"receipt: {layout.sync_receipt}"
     )
+    return "\n".join(lines)
+
+
+def _watch(
+    project: Project,
+    layout: Layout,
+    experiments: tuple[str, ...],
+    files: bool,
+    period: float,
+    pid: int | None,
+) -> None:
+    from smt.tracking import sender
+
+    def once() -> str | None:
+        from smt.tracking.mlflow_sync import sync
+
+        outcome = sync(project, layout, experiments, files=files)
+        if not outcome.changed and not outcome.files:
+            return None
+        return f"sent {outcome.points} values of {outcome.changed} runs, files of {outcome.files}"
+
+    for said in sender.watch(layout, once, period, pid):
+        click.echo(f"{time.strftime('%H:%M:%S')} {said}")

@@ -8,6 +8,7 @@ import click
 from smt.commands.common import find_run, load, scale_option
 from smt.engine import launch, requeue
 from smt.engine.preempt import StopRequest
+from smt.tracking import sender
 
 
 @click.command(
@@ -39,6 +40,12 @@ from smt.engine.preempt import StopRequest
     help="Go on although the code has changed since the run was begun, or begin anew although it "
     "is half done with other params; either is recorded.",
 )
+@click.option(
+    "--send/--no-send",
+    default=sender.is_wanted,
+    help="Send the journal to MLflow while it grows, from a process that training never waits for; "
+    "`smt sync` does so later [yes, unless SMT_SEND=0].",
+)
 @scale_option
 def command(
     experiment: str,
@@ -48,6 +55,7 @@ def command(
     stall_minutes: float | None,
     workers: int | None,
     allow_change: bool,
+    send: bool,
     scale: str,
 ) -> None:
     """Train EXPERIMENT of params/experiments.yaml, or go on with it.
@@ -87,6 +95,8 @@ def command(
             if ranks.is_first:
                 click.echo(f"{run} is done: {layout.metrics(run)}")
             return
+        if send and ranks.is_first:
+            sender.start(layout)
         training.train(stop, options)
     except Stopped as stopped:
         requeue.ask_for_another_attempt()

@@ -28,7 +28,7 @@ def command(port: int, host: str, scale: str) -> None:
     uri = layout.tracking_uri()
     receipt = read_json(layout.sync_receipt) or {}
     here = receipt.get("tracking_uri") == server.public(uri)
-    synced = receipt["experiment_id"] if here else None
+    synced = list(receipt["experiments"].values()) if here else []
     if server.is_http(uri):
         click.echo(f"MLflow runs already; open {server.runs_url(server.web(uri), synced)}")
         return

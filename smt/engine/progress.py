@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -29,6 +30,7 @@ class Progress:
         self._loss = float("nan")
         self._pauses = 0.0
         self._epoch_started, self._epoch_first = time.monotonic(), 0
+        psutil.cpu_percent()  # from here on it counts
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -69,13 +71,24 @@ class Progress:
     def system(self) -> dict[str, float]:
         """Return what the machine did since the epoch began.
 
-        Images per second, peak memory in MB of this process, and seconds of pauses for checkpoints.
+        Images per second, peak memory in MB of this process, seconds of pauses for checkpoints; and
+        since the last call how busy all cores of the machine were, and now the GPU, in percent.
         """
         seconds = max(time.monotonic() - self._epoch_started, 1e-9)
         return {
             "system/images_per_second": (self._images - self._epoch_first) / seconds,
             "system/memory_mb": self._memory_mb(),
             "system/checkpoint_pauses": self._pauses,
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            **self._gpu(),
+        }
+
+    def _gpu(self) -> dict[str, float]:
+        if self._ranks.device.type != "cuda":
+            return {}
+        return {
+            "system/gpu_utilization_percentage": float(torch.cuda.utilization(self._ranks.device)),
+            "system/gpu_power_usage_watts": torch.cuda.power_draw(self._ranks.device) / 1000,
         }
 
     def epoch(self, done: int, metrics: Mapping[str, float]) -> None:

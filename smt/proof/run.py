@@ -137,7 +137,7 @@ class Proof:
         arguments = [
             "--params", str(self.folder / "params"), "--results", str(own.results),
             "--data", str(own.data), "train", self.run.experiment, "--seed", str(self.run.seed),
-            "--scale", own.scale, "--checkpoint-steps", str(CHECKPOINT_STEPS),
+            "--scale", own.scale, "--checkpoint-steps", str(CHECKPOINT_STEPS), "--no-send",
             *(["--workers", str(workers)] if workers is not None else []),
         ]  # fmt: skip
         return self.launcher.start(arguments, ranks, own.results / "logs" / f"attempt{number}")

@@ -99,7 +99,7 @@ class Overview:
         packages = ("torch", "torchvision", "timm", "numpy", "pillow")
         return [
             ("MLflow", _where(server.uri) if server else "nothing sent yet: run smt sync"),
-            ("MLflow experiment", server.experiment if server else "none"),
+            ("MLflow experiments", f"{server.family}/TABLE" if server else "none"),
             ("Code", _distinct(done, "git.commit") + _dirty(done)),
             *((name, _distinct(done, f"package.{name}")) for name in packages),
             ("Machines", _distinct(done, "hardware.host")),

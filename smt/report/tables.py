@@ -139,14 +139,16 @@ class ResultTable:
             states = tuple(dict.fromkeys(run.state for run in runs if run.state != "done"))
             # A run that is done can lack a metric: a data set without a validation split.
             state = " and ".join(states) or "not measured"
-            return Cell.of(state, _link(self.results, runs), kind=states[0] if states else "")
+            return Cell.of(
+                state, _link(self.results, runs, result.metric), kind=states[0] if states else ""
+            )
         decimals = DECIMALS[result.metric]
         text = f"{result.summary.mean:.{decimals}f}"
         if result.summary.std is not None:
             text += f" ± {result.summary.std:.{decimals}f}"
         done = [run for run in runs if run.state == "done"]
         title = "; ".join(_run_title(run) for run in done)
-        return Cell.of(text, _link(self.results, done), title=title)
+        return Cell.of(text, _link(self.results, done, result.metric), title=title)
 
     # --- notes and records ---------------------------------------------------------------------
 
@@ -250,11 +252,11 @@ def _run_span(run: RunResult) -> Span:
     return Span(f"seed {run.run.seed}: {run.fingerprint[:12]}", run.url, _run_title(run))
 
 
-def _link(results: Results, runs: Sequence[RunResult]) -> str | None:
-    """Return the page of one run, or the comparison of several."""
+def _link(results: Results, runs: Sequence[RunResult], metric: str) -> str | None:
+    """Return the page of one run, or the curves of several."""
     remote = [run.remote for run in runs if run.remote is not None]
     if not remote or results.server is None:
         return None
     if len(remote) == 1:
         return results.server.run_url(remote[0])
-    return results.server.compare_url(remote)
+    return results.server.curves_url(remote, f"eval/{metric}")

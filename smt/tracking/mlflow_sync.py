@@ -14,6 +14,7 @@ from smt.files import explained, write_json
 from smt.layout import Layout
 from smt.spec import Project
 from smt.tracking import server as mlflow
+from smt.tracking.artifacts import SENT_FILES, register, send_files
 from smt.tracking.server import Point, RemoteRun, Server
 from smt.tracking.view import RunView, digest, milliseconds, views
 
@@ -22,7 +23,7 @@ SENT_DIGEST = "smt.sent.sha256"
 SENT_FINAL = "smt.sent.final"
 SENT_EVALUATION = "smt.sent.evaluation"
 REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
-_SENT = (SENT_COUNT, SENT_DIGEST, SENT_FINAL, SENT_EVALUATION)
+_SENT = (SENT_COUNT, SENT_DIGEST, SENT_FINAL, SENT_EVALUATION, SENT_FILES)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Outcome:
     """Values of metrics sent."""
     remade: tuple[str, ...]
     """Runs that MLflow held otherwise, and that were made anew there."""
+    files: int = 0
+    """Finished runs whose files were sent."""
+    registered: tuple[str, ...] = ()
+    """What the model registry was given."""
 
 
 class _Sent(NamedTuple):
@@ -47,12 +52,22 @@ class _Sent(NamedTuple):
     remade: bool = False
 
 
-def sync(project: Project, layout: Layout, experiments: Sequence[str] = ()) -> Outcome:
+def sync(
+    project: Project,
+    layout: Layout,
+    experiments: Sequence[str] = (),
+    *,
+    files: bool = False,
+    registered: bool = False,
+) -> Outcome:
     """Bring MLflow up to the files of these experiments' runs, or of all, and leave a receipt.
 
+    Numbers come first. With `files`, finished runs then get weights and the like as artifacts; what
+    is to be `registered` in the model registry needs them there.
+
     Raises:
-        UserError: no such experiment, MLflow does not answer, or files of a run are damaged; in
-            that case all other runs have been sent.
+        UserError: no such experiment, MLflow or its store of artifacts does not answer, or files of
+            a run are damaged; in that case all other runs have been sent.
     """
     for name in experiments:
         if name not in project.experiments:
@@ -64,12 +79,13 @@ def sync(project: Project, layout: Layout, experiments: Sequence[str] = ()) -> O
     with mlflow.locked(layout, "smt: another sync is at work in this folder; waiting for it"):
         mlflow.prepare(layout, layout.tracking_uri())
         server = Server.of(layout)
-        server.make_experiment()
         known = _by_fingerprint(server)
         found = views(project, layout, chosen)
         sent, problems = _send_all(server, found, known)
         every = views(project, layout, project.order) if experiments else found
         _write_receipt(layout, server, known, every)
+        count = send_files(server, found, known) if files or registered else 0
+        entered = register(server, found, known) if registered else []
     if problems:
         others = f" (and {len(problems) - 1} more runs like it)" if problems[1:] else ""
         raise UserError(f"{problems[0]}{others}; all other runs are in MLflow")
@@ -78,6 +94,8 @@ def sync(project: Project, layout: Layout, experiments: Sequence[str] = ()) -> O
         changed=sum(each.changed for each in sent.values()),
         points=sum(each.points for each in sent.values()),
         remade=tuple(name for name, each in sent.items() if each.remade),
+        files=count,
+        registered=tuple(entered),
     )
 
 
@@ -179,7 +197,7 @@ class _Sender:
         tags = {key: self.tags[key] for key in ("smt.fingerprint", "smt.created")}
         tags["mlflow.note.content"] = self.view.description  # the user may write over it
         started = milliseconds(self.view.created)
-        return self.server.create(str(self.view.run), started, tags)
+        return self.server.create(self.view.table, self.view.name, started, tags)
 
     def _send_new(self, remote: RemoteRun) -> _Sent:
         new = self._new_points(remote)
@@ -235,8 +253,7 @@ def _write_receipt(
     ]
     receipt = {
         "tracking_uri": mlflow.public(server.uri),
-        "experiment": server.experiment,
-        "experiment_id": server.experiment_id(),
+        "experiments": server.experiments(),
         "runs": runs,
     }
     with explained(layout.sync_receipt, REMEDY):

@@ -4,14 +4,16 @@ MLflow takes two seconds to import, so it is imported where a connection is made
 """
 
 import fcntl
+import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from smt.errors import UserError
 from smt.layout import Layout
@@ -27,10 +29,14 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default tries a dead server for four minutes
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # a slow server is waited for: nobody waits for us
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "600",  # a file of weights has hundreds of MB
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+_PREPARING = 0x736D74
+"""Names the lock of a PostgreSQL server under which one process makes MLflow's tables."""
 
 TRAINING = "workflowType=machine_learning"
 """Part of a link that makes MLflow show training runs; it opens on pages for language models."""
@@ -84,10 +90,19 @@ def web(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri).rstrip("/")
 
 
-def runs_url(address: str, experiment_id: str | None) -> str:
-    """Return the page of an experiment's runs, or of all experiments."""
-    page = f"experiments/{experiment_id}/runs" if experiment_id else "experiments"
-    return f"{address}/#/{page}?{TRAINING}"
+def runs_url(address: str, experiment_ids: Sequence[str]) -> str:
+    """Return the page of these experiments' runs and curves; without any, of all experiments."""
+    if not experiment_ids:
+        return f"{address}/#/experiments?{TRAINING}"
+    page = f"experiments/{experiment_ids[0]}/runs?"
+    if len(experiment_ids) > 1:
+        page = f"compare-experiments/s?experiments={_listed(experiment_ids)}&"
+    return f"{address}/#/{page}{TRAINING}&compareRunsMode=CHART"
+
+
+def _listed(values: Iterable[str]) -> str:
+    """Return a JSON list of strings as it stands in a link."""
+    return quote(json.dumps(list(values), separators=(",", ":")), safe=",")
 
 
 @contextmanager
@@ -140,27 +155,42 @@ def prepare(layout: Layout, uri: str) -> None:
     if is_http(uri):
         return
     configure()
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from sqlalchemy import create_engine, inspect, make_url
+    from sqlalchemy import make_url
 
     artifacts = layout.artifacts.resolve().as_uri()
     with _answering(uri):
         url = make_url(uri)
-        if url.get_backend_name() != "sqlite":
-            arguments: dict[str, Any] = {"connect_timeout": 5}
-            tables = inspect(create_engine(url, connect_args=arguments)).get_table_names()
-            if not tables:
-                SqlAlchemyStore(uri, artifacts)
-            return
-        database = Path(url.database or "")
-        if database.exists():
-            return
-        database.parent.mkdir(parents=True, exist_ok=True)
-        temporary = database.with_name(f".{database.name}.new")
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        SqlAlchemyStore(f"sqlite:///{temporary}", artifacts).engine.dispose()
-        os.replace(temporary, database)
+        if url.get_backend_name() == "sqlite":
+            _prepare_file(Path(url.database or ""), artifacts)
+        else:
+            _prepare_database(uri, artifacts)
+
+
+def _prepare_file(database: Path, artifacts: str) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    if database.exists():
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    temporary = database.with_name(f".{database.name}.new")
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    SqlAlchemyStore(f"sqlite:///{temporary}", artifacts).engine.dispose()
+    os.replace(temporary, database)
+
+
+def _prepare_database(uri: str, artifacts: str) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import create_engine, inspect, text
+
+    engine = create_engine(uri, connect_args={"connect_timeout": 5})
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            # The folder's lock is of this folder alone; others may be sending to the database too.
+            connection.execute(text("select pg_advisory_lock(:key)"), {"key": _PREPARING})
+        if not inspect(connection).get_table_names():
+            SqlAlchemyStore(uri, artifacts).engine.dispose()
+    engine.dispose()  # a lock ends with its connection
 
 
 def is_missing(uri: str) -> bool:
@@ -171,64 +201,70 @@ def is_missing(uri: str) -> bool:
 class Server:
     """A connection. Every method raises UserError, in one line, if MLflow does not answer."""
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
+    def __init__(self, uri: str, family: str, artifacts: Path) -> None:
         configure()
         with _answering(uri):
             from mlflow.tracking.client import MlflowClient
 
             self._client = MlflowClient(uri)
         self.uri = uri
-        self.experiment = experiment
+        self.family = family
         self._artifacts = artifacts
-        self._experiment_id: str | None = None
+        self._ids: dict[str, str] = {}
 
     @classmethod
     def of(cls, layout: Layout) -> "Server":
-        """Return the connection for a scale's runs, all of which are in one MLflow experiment."""
+        """Return the connection for a scale's runs; experiments are `smt-SCALE/TABLE`."""
         return cls(layout.tracking_uri(), f"smt-{layout.scale}", layout.artifacts)
 
-    def experiment_id(self) -> str | None:
-        """Return the id of the scale's MLflow experiment, or None where there is none yet."""
-        if self._experiment_id is None:
-            with _answering(self.uri):
-                found = self._client.get_experiment_by_name(self.experiment)
-            if found is not None and found.lifecycle_stage != "active":
-                raise UserError(
-                    f"MLflow at {public(self.uri)}: experiment {self.experiment} was deleted "
-                    "there; restore it (mlflow experiments restore), or purge it (mlflow gc)"
-                )
-            self._experiment_id = found.experiment_id if found else None
-        return self._experiment_id
+    def experiments(self) -> dict[str, str]:
+        """Return the id of each of the scale's MLflow experiments that is there, by its table."""
+        prefix = f"{self.family}/"
+        with _answering(self.uri):
+            found = self._client.search_experiments(filter_string=f"name LIKE '{prefix}%'")
+        self._ids = {
+            each.name.removeprefix(prefix): each.experiment_id
+            for each in sorted(
+                found, key=lambda each: (len(each.experiment_id), each.experiment_id)
+            )
+        }
+        return self._ids
 
-    def make_experiment(self) -> str:
-        """Return the id of the scale's MLflow experiment, which is made if need be."""
+    def _make_experiment(self, table: str) -> str:
+        """Return the id of a table's MLflow experiment, which is made if need be."""
+        if table in self._ids:
+            return self._ids[table]
         from mlflow.exceptions import MlflowException
 
-        known = self.experiment_id()
-        if known is not None:
-            return known
+        name = f"{self.family}/{table}"
         # A server chooses where its artifacts go; for a database this side does.
-        location = None if is_http(self.uri) else self._artifacts.resolve().as_uri()
+        place = (self._artifacts / self.family / table).resolve()
+        location = None if is_http(self.uri) else place.as_uri()
         with _answering(self.uri):
             try:
-                self._client.create_experiment(self.experiment, location)
+                self._client.create_experiment(name, location)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-        known = self.experiment_id()  # another host may have been first
-        assert known is not None
-        return known
+            found = self._client.get_experiment_by_name(name)  # another host may have been first
+        if found is None or found.lifecycle_stage != "active":
+            raise UserError(
+                f"MLflow at {public(self.uri)}: experiment {name} was deleted there; restore it "
+                "(mlflow experiments restore), or purge it (mlflow gc)"
+            )
+        self._ids[table] = found.experiment_id
+        return self._ids[table]
 
     def runs(self) -> list[RemoteRun]:
         """Return every run of the scale, the first made first."""
-        experiment = self.experiment_id()
-        if experiment is None:
+        experiments = list(self.experiments().values())
+        if not experiments:
             return []
         found: list[RemoteRun] = []
         token: str | None = None
         with _answering(self.uri):
             while True:
-                page = self._client.search_runs([experiment], max_results=1000, page_token=token)
+                page = self._client.search_runs(experiments, max_results=1000, page_token=token)
                 found.extend(_remote(run) for run in page)
                 token = page.token
                 if not token:
@@ -242,9 +278,11 @@ class Server:
         points = (Point(each.key, each.value, each.timestamp, each.step) for each in found)
         return sorted(points, key=lambda point: (point.step, point.milliseconds))
 
-    def create(self, name: str, start_milliseconds: int, tags: Mapping[str, str]) -> RemoteRun:
-        """Return a new run with these tags."""
-        experiment = self.make_experiment()
+    def create(
+        self, table: str, name: str, start_milliseconds: int, tags: Mapping[str, str]
+    ) -> RemoteRun:
+        """Return a new run with these tags in a table's MLflow experiment."""
+        experiment = self._make_experiment(table)
         with _answering(self.uri):
             run = self._client.create_run(
                 experiment, start_time=start_milliseconds, tags=dict(tags), run_name=name
@@ -272,6 +310,37 @@ class Server:
             for start in range(0, len(labels), 100):
                 self._client.log_batch(run_id, tags=labels[start : start + 100])
 
+    def send_files(self, run_id: str, files: Sequence[Path]) -> None:
+        """Add files to a run's artifacts, by their names; one that is there is replaced."""
+        with _answering(self.uri):
+            for file in files:
+                self._client.log_artifact(run_id, str(file))
+
+    def send_params(self, run_id: str, name: str, params: Mapping[str, Any]) -> None:
+        """Add a file of YAML to a run's artifacts."""
+        with _answering(self.uri):
+            self._client.log_dict(run_id, dict(params), name)
+
+    def register(self, model: str, run_id: str, file: str, tags: Mapping[str, str]) -> str | None:
+        """Enter a run's artifact in the model registry; return its version, or None if it is there.
+
+        It is there if a version of `model` has the same `tags`.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with _answering(self.uri):
+            try:
+                self._client.create_registered_model(model)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            for version in self._client.search_model_versions(f"name = '{model}'"):
+                if tags.items() <= version.tags.items():
+                    return None
+            source = f"{self._client.get_run(run_id).info.artifact_uri}/{file}"
+            made = self._client.create_model_version(model, source, run_id, tags=dict(tags))
+        return str(made.version)
+
     def set_status(self, run_id: str, status: str, end_milliseconds: int | None) -> None:
         """Set a run's status and, unless it is RUNNING, its end."""
         with _answering(self.uri):
@@ -293,12 +362,13 @@ class Server:
         """Return where a browser shows a run; for a database, while `smt ui` serves it."""
         return f"{web(self.uri)}/#/experiments/{run.experiment_id}/runs/{run.run_id}?{TRAINING}"
 
-    def compare_url(self, runs: Sequence[RemoteRun]) -> str:
-        """Return where a browser shows several runs side by side."""
-        ids = ",".join(f"%22{run.run_id}%22" for run in runs)
-        experiments = f"%5B%22{runs[0].experiment_id}%22%5D"
-        pages = f"{web(self.uri)}/#/compare-runs"
-        return f"{pages}?runs=%5B{ids}%5D&experiments={experiments}&{TRAINING}"
+    def curves_url(self, runs: Sequence[RemoteRun], metric: str) -> str:
+        """Return where a browser shows a metric's curves of several runs, and compares these."""
+        key = _listed([metric])
+        ids = _listed(run.run_id for run in runs)
+        experiments = _listed(dict.fromkeys(run.experiment_id for run in runs))
+        page = f"{web(self.uri)}/#/metric/?runs={ids}&experiments={experiments}"
+        return f"{page}&metric={key[3:-3]}&plot_metric_keys={key}&{TRAINING}"
 
 
 def _remote(run: Any) -> RemoteRun:

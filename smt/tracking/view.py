@@ -42,6 +42,21 @@ class RunView:
     superseded: bool
     """Whether the run was begun again with other parameters since."""
     description: str
+    tables: tuple[str, ...]
+    """The paper's tables that show it."""
+    outputs: tuple[Path, ...]
+    """What belongs to the run once it is done: weights, numbers, provenance."""
+
+    @property
+    def name(self) -> str:
+        """What MLflow calls the run: model, recipe, seed."""
+        names = self.provenance["names"]
+        return f"{names['model']}/{names['recipe']}/seed{self.run.seed}"
+
+    @property
+    def table(self) -> str:
+        """The MLflow experiment it belongs to: its first table, or its group where no table is."""
+        return self.tables[0] if self.tables else str(self.provenance["names"]["group"])
 
     @property
     def fingerprint(self) -> str:
@@ -142,6 +157,8 @@ class RunView:
             "experiment": self.run.experiment,
             "seed": self.run.seed,
             "scale": known["scale"],
+            "task": known["names"]["task"],
+            "tables": " ".join(self.tables) or None,
             "state": self.status.lower(),
             "git.commit": git["commit"],
             "git.dirty": git["dirty"],
@@ -182,6 +199,11 @@ def _views_of(project: Project, layout: Layout, name: str, folder: Path) -> Iter
     found.sort(key=lambda each: (each[0]["created"], each[1].name))
     notice = project.scale.notice
     title = project.experiments[name].title
+    tables = tuple(
+        key
+        for key, table in project.tables.items()
+        if name in (row.experiment for row in table.rows)
+    )
     for position, (provenance, work_dir) in enumerate(found):
         run = Run(experiment=name, seed=provenance["seed"])
         final = _if_of(provenance["fingerprint"], read_json(layout.metrics(run)))
@@ -196,6 +218,8 @@ def _views_of(project: Project, layout: Layout, name: str, folder: Path) -> Iter
             failure=read_json(work_dir / FAILURE),
             superseded=position + 1 < len(found),
             description=f"{title}. {notice}" if notice else title,
+            tables=tables,
+            outputs=(layout.weights(run), layout.metrics(run), work_dir / PROVENANCE),
         )
         yield view
 

@@ -10,6 +10,7 @@ from snakemake.utils import validate
 from smt import dag
 from smt.errors import EXIT_BAD_INPUT, EXIT_DATA, UserError
 from smt.spec import Run
+from smt.tracking import sender
 
 
 def stop(message, code=EXIT_BAD_INPUT):
@@ -55,6 +56,13 @@ def require_data(jobs):
     missing = dag.missing_data(jobs, plan)
     if missing:
         stop(missing, EXIT_DATA)
+
+
+def send_while_training(jobs):
+    """Bring journals to MLflow from here, as long as this process lives."""
+    trainings = ("pretrain", "finetune", "ablation")
+    if sender.is_wanted() and any(job.rule.name in trainings for job in jobs):
+        sender.start(PLAN.layout)
 
 
 def explain_failures():

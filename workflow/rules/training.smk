@@ -5,6 +5,8 @@
 # GPU: `smt train` starts itself once for each task of its job. Stopped, it asks to be requeued. The
 # signal may reach the whole shell: tee stays for what the training still has to say.
 #
+# The driver sends the journals to MLflow, so that nodes need no network and one process writes.
+#
 # Checkpoints and journal lie in the run's work folder. They are no outputs: Snakemake deletes
 # outputs before a job, and an interrupted run has to go on from them.
 
@@ -36,7 +38,7 @@ rule pretrain:
         "Train {wildcards.experiment}, seed {wildcards.seed}"
     shell:
         "smt train {wildcards.experiment:q} --seed {wildcards.seed:q} --scale {wildcards.scale:q}"
-        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --no-send 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 use rule pretrain as finetune with:
