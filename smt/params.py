@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from smt import spec
 from smt.cluster_spec import Cluster, ScaleShare
 from smt.errors import UserError, suggest
+from smt.trajectory_spec import Trajectory
 from smt.yamlfile import KeyPath, YamlFile
 
 T = TypeVar("T")
@@ -30,7 +31,9 @@ def load_project(params: Path, scale: str) -> spec.Project:
         name: YamlFile(params / f"{name}.yaml")
         for name in ("scales", "models", "recipes", "data", "experiments", "reported", "tables")
     }
-    drift, cluster = YamlFile(params / "drift.yaml"), YamlFile(params / "cluster.yaml")
+    drift, cluster, trajectory = (
+        YamlFile(params / f"{name}.yaml") for name in ("drift", "cluster", "trajectory")
+    )
     scales = files["scales"]
     if scale not in scales.data:
         raise UserError(f"{scales.path}: no scale {scale!r}; {suggest(scale, scales.data)}")
@@ -54,8 +57,9 @@ def load_project(params: Path, scale: str) -> spec.Project:
             for index, finding in enumerate(drift.data.get("findings", ()))
         ),
         cluster=_validate(Cluster, cluster.data, [(cluster, ())]),
+        trajectory=_validate(Trajectory, trajectory.data, [(trajectory, ())]),
     )
-    _Checker(project, {**files, "cluster": cluster}).check()
+    _Checker(project, {**files, "cluster": cluster, "trajectory": trajectory}).check()
     return project
 
 
@@ -214,6 +218,7 @@ class _Checker:
         self._tables()
         self._reported()
         self._cluster()
+        self._trajectory()
 
     def _fail(self, file: str, path: KeyPath, message: str) -> UserError:
         return UserError(f"{self.files[file].where(path)}: {message}")
@@ -355,6 +360,11 @@ class _Checker:
                             (section, name, metric, "source"),
                             f"no source {entry.source!r}; {valid}",
                         )
+
+    def _trajectory(self) -> None:
+        known = (self.files["scales"].data, self.project.experiments, self.project.reported.sources)
+        for path, problem in self.project.trajectory.problems(*known):
+            raise self._fail("trajectory", path, problem)
 
     def _cluster(self) -> None:
         cluster, scale = self.project.cluster, self.project.scale_name

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from smt.cluster_spec import Cluster
 from smt.record import Fraction, Name, Positive, PositiveFloat, Strict
+from smt.trajectory_spec import Trajectory
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)]
 
@@ -260,7 +261,7 @@ class Table(Strict):
     baseline: Name | None = None
     """Experiment whose result the gain column is measured from."""
     tolerance: Annotated[float, Field(ge=0)]
-    """Points below the reported value that still count as reproduced."""
+    """Distance from the reported value, in the metric's unit, that counts as reproduced."""
 
 
 class ProvedRun(Strict):
@@ -316,6 +317,7 @@ class Project(Strict):
     tables: dict[Name, Table]
     findings: tuple[Finding, ...]
     cluster: Cluster
+    trajectory: Trajectory
 
     @cached_property
     def runs(self) -> tuple["Run", ...]:

@@ -16,7 +16,7 @@ from smt.data.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split, dige
 from smt.files import write_json
 from smt.layout import Layout
 from smt.params import load_project
-from smt.report.figures import steps_per_epoch
+from smt.report.epochs import steps_per_epoch
 from smt.spec import Project, Run
 from smt.tracking.server import Server
 from smt.yamlfile import YamlFile

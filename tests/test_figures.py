@@ -6,7 +6,7 @@ from run_files import B, S, T
 from smt.report import figures
 from smt.report.collect import collect
 from smt.report.drawing import draw
-from smt.report.figures import epoch_means
+from smt.report.epochs import epoch_means
 from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
 from smt.tracking.server import Point

@@ -3,8 +3,8 @@
 The numbers come from MLflow. Where a run's `metrics.json` is at hand it must say the same.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from smt import fingerprint
@@ -12,6 +12,7 @@ from smt.data import manifest
 from smt.errors import DataError, UserError
 from smt.files import read_json
 from smt.layout import Layout
+from smt.report.trajectory import OffTrack, off_track
 from smt.spec import Project, Run
 from smt.tracking import server as mlflow
 from smt.tracking.provenance import PROVENANCE, failure
@@ -46,6 +47,8 @@ class RunResult:
     """Where a browser shows it."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Final numbers, by the names of metrics.json; empty unless done."""
+    warning: OffTrack | None = None
+    """Where it is running and not where it should be by now."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,28 @@ def collect(project: Project, layout: Layout) -> Results:
     collector = _Collector(project, layout, server, remote)
     for run in project.runs:
         collector.add(run)
-    return Results(project, server, collector.runs)
+    return Results(project, server, _warned(project, layout, collector.runs))
+
+
+def _warned(
+    project: Project, layout: Layout, runs: Mapping[Run, RunResult]
+) -> dict[Run, RunResult]:
+    """Return the results with a warning, and with it in the reason, where one is off track."""
+    known = {
+        state: {
+            run: result.fingerprint
+            for run, result in runs.items()
+            if result.state == state and result.fingerprint is not None
+        }
+        for state in ("done", "running")
+    }
+    off = off_track(project, layout, known["done"], known["running"])
+    return {
+        run: replace(result, warning=off[run], reason=f"{result.reason}; {off[run].text}")
+        if run in off
+        else result
+        for run, result in runs.items()
+    }
 
 
 class _Collector:

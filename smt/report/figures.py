@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from smt.layout import Layout
 from smt.report.collect import Results, RunResult
+from smt.report.epochs import epoch_means, steps_per_epoch
 from smt.report.sizes import Sizes
 from smt.report.verdict import summarise
 from smt.spec import Project
-from smt.tracking.server import Point
 
 CURVES = "learning_curves"
 ACCURACY = "accuracy_vs_macs"
@@ -94,29 +94,6 @@ def _curve(results: Results, experiment: str, label: str) -> Curve:
         accuracy = server.history(run_id, "eval/top1")
         accuracies.append({point.step / steps: point.value for point in accuracy})
     return Curve(label, len(begun), _band(losses), _band(accuracies))
-
-
-def steps_per_epoch(project: Project, experiment: str) -> int:
-    """Return the global batches of an epoch; what is left of the images is dropped."""
-    recipe = project.recipes[project.experiments[experiment].recipe]
-    return max(project.datasets[recipe.dataset].train_images // recipe.global_batch, 1)
-
-
-def epoch_means(points: Iterable[Point], steps: int) -> dict[float, float]:
-    """Return the mean of a metric over each whole epoch of `steps`, by the epochs done.
-
-    A point holds the mean since the point before, so it counts by the steps between them.
-    """
-    totals: dict[int, float] = {}
-    whole: dict[float, float] = {}
-    before = 0
-    for point in points:
-        epoch = -(-point.step // steps)
-        totals[epoch] = totals.get(epoch, 0.0) + point.value * (point.step - before)
-        before = point.step
-        if point.step == epoch * steps:
-            whole[float(epoch)] = totals[epoch] / steps
-    return whole
 
 
 def _band(series: Iterable[dict[float, float]]) -> Band:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from smt.report.collect import Results, RunResult
 from smt.report.grid import Cell, Column, Grid, Span
-from smt.report.verdict import NOISE, Summary, Verdict, delta, judge, summarise
+from smt.report.verdict import Summary, Verdict, delta, explain, judge, summarise
 from smt.spec import ReportedValue, Row, Table
 
 HEADINGS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "loss": "Loss"}
@@ -65,6 +65,10 @@ class ResultTable:
     def _reported(self, experiment: str, metric: str) -> ReportedValue | None:
         return self.project.reported.experiments.get(experiment, {}).get(metric)
 
+    def _n(self, experiment: str) -> int:
+        """Return how many seeds of an experiment are done."""
+        return sum(run.state == "done" for run in self.results.of(experiment))
+
     def result(self, experiment: str, metric: str) -> MetricResult:
         """Return what was reported of an experiment, what came out, and the verdict."""
         runs = self.results.of(experiment)
@@ -112,7 +116,7 @@ class ResultTable:
         cells = [Cell.of(row.label), *(Cell.of(row.columns.get(key, "")) for key in self.extra)]
         for metric in self.table.metrics:
             cells += self._metric_cells(row, metric, runs)
-        done = sum(run.state == "done" for run in runs)
+        done = self._n(row.experiment)
         seeds = str(done) if done == len(runs) else f"{done} of {len(runs)}"
         return (*cells, Cell.of(seeds), Cell(tuple(_run_span(run) for run in runs)))
 
@@ -139,9 +143,11 @@ class ResultTable:
             states = tuple(dict.fromkeys(run.state for run in runs if run.state != "done"))
             # A run that is done can lack a metric: a data set without a validation split.
             state = " and ".join(states) or "not measured"
-            return Cell.of(
-                state, _link(self.results, runs, result.metric), kind=states[0] if states else ""
-            )
+            warned = [run.warning.text for run in runs if run.warning]
+            # One is enough for a cell; the notes have every one.
+            state = ", ".join((state, *warned[:1]))
+            link = _link(self.results, runs, result.metric)
+            return Cell.of(state, link, kind=states[0] if states else "")
         decimals = DECIMALS[result.metric]
         text = f"{result.summary.mean:.{decimals}f}"
         if result.summary.std is not None:
@@ -158,11 +164,11 @@ class ResultTable:
             f"[{source_mark(index)}] {sources[name].title}: {sources[name].where}."
             for index, name in enumerate(self.sources)
         ]
-        notes.append(
-            "Reproduced: mean ± standard deviation (n - 1) over the seeds that are done. Verdicts: "
-            f"reproduced, within {table.tolerance:g} of the reported value; within noise, further "
-            f"away by no more than {NOISE:g} standard deviations; else below or above."
-        )
+        reproduced, verdict = explain(table.tolerance)
+        single = [row.label for row in table.rows if self._n(row.experiment) == 1]
+        if single:
+            reproduced += f" One seed, so none: {joined(single)}."
+        notes += [reproduced, verdict]
         if table.baseline is not None:
             label = next(
                 (row.label for row in table.rows if row.experiment == table.baseline),
@@ -183,7 +189,7 @@ class ResultTable:
             "experiment": row.experiment,
             "scale": self.project.scale_name,
             "notice": self.project.scale.notice or "",
-            "n": str(sum(run.state == "done" for run in runs)),
+            "n": str(self._n(row.experiment)),
         }
         for metric in self.table.metrics:
             record |= self._metric_record(row, metric)

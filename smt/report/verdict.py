@@ -61,3 +61,16 @@ def judge(
     if summary.std is not None and abs(difference) <= NOISE * summary.std:
         return "within noise"
     return "below" if difference < 0 else "above"
+
+
+def explain(tolerance: float) -> tuple[str, str]:
+    """Return what stands below a table: how its numbers came about, and what verdicts mean."""
+    return (
+        "Reproduced: mean over the seeds that are done, ± their sample standard deviation (n - 1 "
+        "in its denominator).",
+        "Verdict, by the distance of that mean from the reported value. Reproduced: no more than "
+        f"{tolerance:g}. Within noise: more, but no more than {NOISE:g} standard deviations of our "
+        "seeds. Of trainings that differ by chance alone 95 in 100 lie that near to their mean, so "
+        "such a distance does not speak against the paper. A single seed has no standard "
+        "deviation, and is never within noise. Else: below or above.",
+    )

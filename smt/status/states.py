@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from smt import fingerprint
@@ -12,6 +12,7 @@ from smt.data import manifest
 from smt.errors import DataError
 from smt.files import read_json
 from smt.layout import Layout
+from smt.report.trajectory import OffTrack, off_track
 from smt.spec import Project, Run
 from smt.status import progress, queue, trail
 from smt.status.progress import Length, Progress
@@ -23,6 +24,9 @@ State = Literal["done", "running", "pending", "stopped", "failed", "waiting", "n
 run that it starts from."""
 
 STATES: tuple[State, ...] = get_args(State)
+
+UNDER_WAY: tuple[State, ...] = ("running", "pending", "stopped")
+"""States in which a run that was begun goes on, so that it is worth a warning."""
 
 FRESH = 60.0
 """Seconds for which a sign of life counts, of a training on a host whose locks are not seen."""
@@ -48,6 +52,8 @@ class RunStatus:
     """SLURM's job that trains it, will, or did last."""
     place: str = ""
     """Where it is trained now."""
+    warning: OffTrack | None = None
+    """Where it is under way and not where it should be by now."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def collect(project: Project, layout: Layout, experiments: Iterable[str] = ()) -
     except NoAnswer as answer:
         without_slurm = str(answer)
     collector = _Collector(project, layout, Queue(layout.scale, jobs), time.time())
-    every = [collector.add(run) for run in project.runs]
+    every = _warned(project, layout, [collector.add(run) for run in project.runs])
     wanted = set(experiments) or set(project.order)
     return Status(
         project=project,
@@ -90,6 +96,21 @@ def collect(project: Project, layout: Layout, experiments: Iterable[str] = ()) -
         without_slurm=without_slurm,
         problems=tuple(collector.problems),
     )
+
+
+def _warned(project: Project, layout: Layout, every: Iterable[RunStatus]) -> list[RunStatus]:
+    """Return the runs, with a warning on those that are under way and off track."""
+    known = {each.run: each for each in every}
+    done, under_way = (
+        {
+            run: each.fingerprint
+            for run, each in known.items()
+            if each.state in states and each.fingerprint is not None
+        }
+        for states in (("done",), UNDER_WAY)
+    )
+    off = off_track(project, layout, done, under_way)
+    return [replace(each, warning=off.get(each.run)) for each in known.values()]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -61,6 +62,8 @@ def _wrapped(parts: Iterable[str], width: int) -> list[str]:
 
 
 def _details(each: RunStatus, now: float) -> Iterator[str]:
+    if each.warning is not None:
+        yield each.warning.text
     if each.state == "running":
         yield from _running(each)
         return
@@ -136,6 +139,9 @@ def _hints(status: Status) -> Iterator[str]:
     for state, hint in _HINTS.items():
         if status.count(state):
             yield f"{state}: {hint}: smt train EXPERIMENT --seed N --scale {scale}"
+    off = sum(each.warning is not None for each in status.runs)
+    if off:
+        yield f"off track: {_times(off, 'run')}, a warning only: smt ui shows the curves"
     if status.project.scale.notice:
         yield status.project.scale.notice
     if status.count("done") < len(status.runs):
@@ -210,6 +216,7 @@ def _record(each: RunStatus) -> dict[str, Any]:
         "seconds_since_step": ahead.silence,
         "attempts": each.attempts,
         "place": each.place,
+        "off_track": each.warning and asdict(each.warning),
         "job": job and {
             "number": job.number,
             "state": job.state,

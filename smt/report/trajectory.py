@@ -1,0 +1,189 @@
+"""Whether runs under way are on track, from journals: the earlier it shows, the less is wasted.
+
+The last evaluation of a run is held against a band. Two or more seeds of its experiment that are
+done give it, at the same epoch: their mean less the larger of `spreads` sample standard deviations
+and a floor. With fewer, the reference points of `params/trajectory.yaml` do, with straight lines
+between them: learning curves bend the other way, so these are lenient. With neither, nothing is
+said. Only the bad side of the band counts: a low accuracy, a high loss.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import get_args
+
+from smt.layout import Layout
+from smt.report.epochs import epoch_means, steps_per_epoch
+from smt.spec import Project, Run
+from smt.tracking import journal
+from smt.tracking.server import Point
+from smt.trajectory_spec import ASSUMED, Measure, Trajectory
+
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+LABELS: Mapping[Measure, str] = {"top1": "top-1", "loss": "training loss"}
+DECIMALS: Mapping[Measure, int] = {"top1": 1, "loss": 3}
+HIGHER_IS_BETTER: Mapping[Measure, bool] = {"top1": True, "loss": False}
+
+FEWEST = 2
+"""Earlier runs that a spread can be taken of."""
+
+Series = Mapping[float, float]
+"""Values of a metric by the epochs done."""
+
+
+@dataclass(frozen=True)
+class OffTrack:
+    """A run under way that is on the wrong side of its band."""
+
+    metric: Measure
+    value: float
+    epoch: float
+    """Epochs done when it was measured."""
+    low: float
+    high: float
+    source: str
+    """What the band is made of, in a phrase."""
+
+    @property
+    def text(self) -> str:
+        """What is said of it, in one line."""
+        value, low, high = (
+            f"{each:.{DECIMALS[self.metric]}f}" for each in (self.value, self.low, self.high)
+        )
+        return (
+            f"off track: {LABELS[self.metric]} {value} at epoch {self.epoch:g}, "
+            f"reference {low} to {high} ({self.source})"
+        )
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where good runs are at one moment of their training."""
+
+    at: float
+    """Fraction of the epochs."""
+    low: float
+    high: float
+    source: str
+
+
+def off_track(
+    project: Project, layout: Layout, done: Mapping[Run, str], under_way: Mapping[Run, str]
+) -> dict[Run, OffTrack]:
+    """Return what is off track among the runs under way; both mappings hold fingerprints."""
+    journals = _Journals(project, layout, done)
+    found = {run: journals.judge(run, fingerprint) for run, fingerprint in under_way.items()}
+    return {run: verdict for run, verdict in found.items() if verdict is not None}
+
+
+class _Journals:
+    """Runs as their journals have them; each is read once."""
+
+    def __init__(self, project: Project, layout: Layout, done: Mapping[Run, str]) -> None:
+        self.project, self.layout, self.done = project, layout, done
+        self.series = cache(self._series)
+        self.bands = cache(self._bands)
+
+    def _series(self, run: Run, fingerprint: str) -> Mapping[Measure, Series]:
+        """Return what a journal has of each measure; nothing if it cannot be read."""
+        try:
+            records = journal.read(self.layout.work_dir(run, fingerprint), 0.0)
+        except (ValueError, KeyError):
+            return {}
+        losses = [
+            Point("train/loss", each.metrics["train/loss"], 0, each.step)
+            for each in records
+            if "train/loss" in each.metrics
+        ]
+        top1 = {
+            float(each.epoch): each.metrics["eval/top1"]
+            for each in records
+            if "eval/top1" in each.metrics
+        }
+        steps = steps_per_epoch(self.project, run.experiment)
+        return {"top1": top1, "loss": epoch_means(losses, steps)}
+
+    def _bands(self, experiment: str, metric: Measure) -> tuple[Band, ...]:
+        """Return the band of the seeds that are done, else that of params, else nothing."""
+        done = [
+            self.series(*each) for each in self.done.items() if each[0].experiment == experiment
+        ]
+        measured = [each[metric] for each in done if each.get(metric)]
+        if len(measured) < FEWEST:
+            return stated_bands(self.project, experiment, metric)
+        return measured_bands(measured, self._epochs(experiment), metric, self.project.trajectory)
+
+    def _epochs(self, experiment: str) -> int:
+        return self.project.recipes[self.project.experiments[experiment].recipe].schedule.epochs
+
+    def judge(self, run: Run, fingerprint: str) -> OffTrack | None:
+        """Return the first measure by which a run is off track, or None."""
+        epochs = self._epochs(run.experiment)
+        for metric in MEASURES:
+            series = self.series(run, fingerprint).get(metric)
+            if not series or max(series) < self.project.trajectory.begin * epochs:
+                continue
+            epoch = max(series)
+            band = band_at(self.bands(run.experiment, metric), epoch / epochs)
+            if band is not None and not _is_on_track(metric, series[epoch], band):
+                return OffTrack(metric, series[epoch], epoch, band.low, band.high, band.source)
+        return None
+
+
+def _is_on_track(metric: Measure, value: float, band: Band) -> bool:
+    """Return whether a value is on the good side of a band's bad edge; NaN is not."""
+    return value >= band.low if HIGHER_IS_BETTER[metric] else value <= band.high
+
+
+def measured_bands(
+    every: Sequence[Series], epochs: int, metric: Measure, rule: Trajectory
+) -> tuple[Band, ...]:
+    """Return the band around runs that are done, at each epoch for which all have a finite value.
+
+    `epochs` is how many such a run has.
+    """
+    bands = []
+    for epoch in sorted(set(every[0]).intersection(*every[1:])):
+        values = [each[epoch] for each in every]
+        if not all(map(math.isfinite, values)):
+            continue
+        mean = statistics.fmean(values)
+        half = max(rule.spreads * statistics.stdev(values), getattr(rule.floors, metric))
+        source = f"{len(values)} seeds that are done"
+        bands.append(Band(epoch / epochs, mean - half, mean + half, source))
+    return tuple(bands)
+
+
+def stated_bands(project: Project, experiment: str, metric: Measure) -> tuple[Band, ...]:
+    """Return the reference points of params for this scale, earliest first."""
+    sources = project.reported.sources
+    points = project.trajectory.points.get(project.scale_name, {}).get(experiment, ())
+    return tuple(
+        Band(
+            point.at,
+            point.value - point.tolerance,
+            point.value + point.tolerance,
+            ASSUMED if point.source == ASSUMED else sources[point.source].title,
+        )
+        for point in sorted(points, key=lambda each: each.at)
+        if point.metric == metric
+    )
+
+
+def band_at(bands: tuple[Band, ...], at: float) -> Band | None:
+    """Return the band at a fraction of the epochs, on straight lines between those that are given.
+
+    None before the first; the last one holds to the end.
+    """
+    if not bands or at < bands[0].at:
+        return None
+    for left, right in pairwise(bands):
+        if at < right.at:
+            share = (at - left.at) / (right.at - left.at)
+            low = left.low + share * (right.low - left.low)
+            high = left.high + share * (right.high - left.high)
+            return Band(at, low, high, left.source)
+    return bands[-1]
