@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sync": ("smt.commands.sync", "Send journals to MLflow: only what is new."),
     "tables": ("smt.commands.tables", "Make the paper's tables again, without torch."),
     "figures": ("smt.commands.figures", "Draw learning curves and accuracy against MACs."),
+    "report": ("smt.commands.report", "All of it on one page: tables, curves, failures, origin."),
     "ui": ("smt.commands.ui", "Open the MLflow UI on this project's runs."),
 }
 

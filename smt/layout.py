@@ -99,6 +99,11 @@ class Layout:
         return self.root / "figures"
 
     @property
+    def report(self) -> Path:
+        """The page that sets out all of it."""
+        return self.root / "report.html"
+
+    @property
     def proof(self) -> Path:
         """Trainings that were killed on purpose, and the table of how they ended."""
         return self.root / "proof"

@@ -121,7 +121,8 @@ def test_a_table_in_parts_says_what_stands_how(paper):
     text = (paper.layout.tables / "imagenet1k.md").read_text()
     assert f"{S}-seed1: failed: the loss is not finite at step 7" in text
     assert "| 1 of 3 |" in text
-    assert f"{B}-seed0: pending: not begun." in text
+    assert f"{B}-seed0, {B}-seed1, {B}-seed2: pending: not begun." in text
+    assert "One seed, so none: SMT-S." in text
 
 
 def test_a_run_whose_parent_failed_says_so(files):

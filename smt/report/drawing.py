@@ -91,6 +91,10 @@ def _learning_curves(curves: Sequence[Curve], title: str, notice: str | None) ->
         }
         _line(loss, curve.loss, style)
         _line(top1, curve.top1, style)
+        for seed in curve.apart:
+            thin = {**style, "label": f"_{seed.label}", "linewidth": 0.8}  # no entry of its own
+            _line(loss, seed.loss, thin)
+            _line(top1, seed.top1, thin)
     loss.set(xlabel="epoch", ylabel="training loss (cross-entropy, mean of the epoch)")
     top1.set(xlabel="epoch", ylabel="validation top-1 (%)")
     for axes in (loss, top1):
@@ -108,7 +112,7 @@ def _seeds(count: int) -> str:
 def _line(axes: "Axes", band: Band, style: dict[str, Any]) -> None:
     # A point for itself would not show as a line.
     marker = "o" if len(band.epochs) == 1 else None
-    axes.plot(band.epochs, band.mean, marker=marker, markersize=4, linewidth=1.6, **style)
+    axes.plot(band.epochs, band.mean, marker=marker, markersize=4, **{"linewidth": 1.6, **style})
     if any(band.std):
         low = [mean - std for mean, std in zip(band.mean, band.std, strict=True)]
         high = [mean + std for mean, std in zip(band.mean, band.std, strict=True)]

@@ -1,7 +1,7 @@
 """What the figures show, from MLflow. `smt.report.drawing` puts it on paper."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from smt.layout import Layout
 from smt.report.collect import Results, RunResult
@@ -35,6 +35,8 @@ class Curve:
     """Mean training loss of each epoch."""
     top1: Band
     """Accuracy on the validation set, in percent."""
+    apart: tuple["Curve", ...] = ()
+    """Seeds that are not done beside some that are: each for itself, in no mean."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,27 @@ def curves(results: Results, figure: str) -> list[Curve]:
 
 
 def _curve(results: Results, experiment: str, label: str) -> Curve:
-    server, steps = results.server, steps_per_epoch(results.project, experiment)
-    begun = [run.remote.run_id for run in results.of(experiment) if run.remote is not None]
+    """Return the mean over the seeds that are done, or over all that have begun if none is."""
+    begun = [run for run in results.of(experiment) if run.remote is not None]
+    done = [run for run in begun if run.state == "done"]
+    apart = tuple(
+        replace(_mean(results, (run,)), label=f"{label}, seed {run.run.seed}, {run.state}")
+        for run in begun
+        if done and run not in done
+    )
+    return replace(_mean(results, done or begun), label=label, apart=apart)
+
+
+def _mean(results: Results, runs: Sequence[RunResult]) -> Curve:
+    server = results.server
     losses, accuracies = [], []
-    for run_id in begun:
-        assert server is not None  # it is where these runs were found
-        losses.append(epoch_means(server.history(run_id, "train/loss"), steps))
-        accuracy = server.history(run_id, "eval/top1")
+    for run in runs:
+        assert server is not None and run.remote is not None  # it is where these runs were found
+        steps = steps_per_epoch(results.project, run.run.experiment)
+        losses.append(epoch_means(server.history(run.remote.run_id, "train/loss"), steps))
+        accuracy = server.history(run.remote.run_id, "eval/top1")
         accuracies.append({point.step / steps: point.value for point in accuracy})
-    return Curve(label, len(begun), _band(losses), _band(accuracies))
+    return Curve("", len(runs), _band(losses), _band(accuracies))
 
 
 def _band(series: Iterable[dict[float, float]]) -> Band:

@@ -1,6 +1,6 @@
 """The paper's tables: reported beside reproduced, row by row."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from smt.report.collect import Results, RunResult
@@ -175,10 +175,18 @@ class ResultTable:
                 table.baseline,
             )
             notes.append(f"Gain: over the row {label}.")
-        experiments = dict.fromkeys(row.experiment for row in table.rows)
-        runs = [run for name in experiments for run in self.results.of(name)]
-        notes += [f"{run.run}: {run.state}: {run.reason}." for run in runs if run.reason]
+        notes += self._reasons()
         return tuple(note.replace("..", ".") for note in notes)
+
+    def _reasons(self) -> Iterator[str]:
+        """Yield why runs are not done, once for all runs that share a reason."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for name in dict.fromkeys(row.experiment for row in self.table.rows):
+            for run in self.results.of(name):
+                if run.reason:
+                    found.setdefault((run.state, run.reason), []).append(str(run.run))
+        for (state, reason), names in found.items():
+            yield f"{', '.join(names)}: {state}: {reason}."
 
     def _record(self, row: Row) -> dict[str, str]:
         runs = self.results.of(row.experiment)

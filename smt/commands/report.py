@@ -1,0 +1,23 @@
+"""`smt report`: everything on one page, without torch."""
+
+import click
+
+from smt.commands.common import load, scale_option
+
+
+@click.command()
+@scale_option
+def command(scale: str) -> None:
+    """Write one page with tables, curves, failures and where all of it comes from.
+
+    It stands alone: no file beside it is needed, and nothing is loaded from the net. Runs that are
+    not done show as what they are, and why. The same results give the same page.
+    """
+    from smt.report.collect import collect
+    from smt.report.page import Report
+    from smt.report.render import write_text
+
+    project, layout = load(scale)
+    report = Report(collect(project, layout), layout)
+    write_text(layout.report, report.html())
+    click.echo(f"{report.summary} {layout.report}")

@@ -1,0 +1,78 @@
+"""Every published number beside ours, once, whichever tables it stands in."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from smt.report.collect import Results
+from smt.report.tables import DECIMALS, MetricResult, ResultTable
+from smt.spec import Row, Table
+
+PERCENT = {"top1": "top-1", "top5": "top-5"}
+"""Metrics whose distances can share an axis."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A published number, and what came of it."""
+
+    label: str
+    reported: float
+    delta: float | None
+    """Reproduced less reported; None while nothing is."""
+    std: float | None
+    tolerance: float
+    kind: str
+    """The verdict, or the state of a run that has none, as a word for style sheets."""
+    said: str
+    """The numbers and the verdict in a phrase."""
+
+
+def agreements(results: Results) -> list[Agreement]:
+    """Return every published number of the tables, in their order, each once."""
+    found: dict[tuple[str, str], Agreement] = {}
+    for name, table in results.project.tables.items():
+        built = ResultTable(name, results)
+        for row in table.rows:
+            for metric in table.metrics:
+                result = built.result(row.experiment, metric)
+                if result.reported is not None and metric in PERCENT:
+                    label = f"{_place(results, table, row)}, {PERCENT[metric]}"
+                    entry = _agreement(results, row.experiment, label, table.tolerance, result)
+                    found.setdefault((row.experiment, metric), entry)
+    return list(found.values())
+
+
+def _place(results: Results, table: Table, row: Row) -> str:
+    """Return what a row is called away from its table."""
+    ablation = results.project.experiments[row.experiment].group == "ablation"
+    return f"{table.title}: {row.label}" if ablation else row.label
+
+
+def _agreement(
+    results: Results, experiment: str, label: str, tolerance: float, result: MetricResult
+) -> Agreement:
+    assert result.reported is not None
+    reported, summary = result.reported.value, result.summary
+    if summary is None:
+        states = dict.fromkeys(run.state for run in results.of(experiment) if run.state != "done")
+        said = ", ".join(states) or "not measured"
+        kind = next(iter(states), "not-run")
+        return Agreement(label, reported, None, None, tolerance, kind, f"{reported}: {said}")
+    value = f"{summary.mean:.{DECIMALS[result.metric]}f}"
+    if summary.std is not None:
+        value += f" ± {summary.std:.{DECIMALS[result.metric]}f}"
+    return Agreement(
+        label,
+        reported,
+        result.delta,
+        summary.std,
+        tolerance,
+        result.verdict.replace(" ", "-"),
+        f"{reported} → {value}, {result.verdict}",
+    )
+
+
+def verdicts(rows: list[Agreement]) -> dict[str, int]:
+    """Return how many numbers have each verdict; `pending` stands for none yet."""
+    words = (each.kind.replace("-", " ") if each.delta is not None else "pending" for each in rows)
+    return dict(Counter(words))

@@ -1,0 +1,193 @@
+"""The report: one page that sets out what was reproduced, what was not, and where it comes from."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from smt.layout import Layout
+from smt.report import charts, drift, figures, sizes
+from smt.report.agreement import agreements, verdicts
+from smt.report.build import FIXED
+from smt.report.charts import Chart
+from smt.report.collect import Results, RunResult, State, counts
+from smt.report.grid import Grid
+from smt.report.index import Overview, stated
+from smt.report.render import FORMATS, page
+from smt.report.tables import ResultTable
+from smt.report.verdict import explain
+from smt.tracking.server import runs_url, web
+
+URGENT: tuple[State, ...] = ("failed", "running", "stale", "pending")
+"""States of runs that are not done, the one to look at first in front."""
+ORDER: tuple[State, ...] = ("done", "running", "failed", "stale", "pending")
+"""In which states are counted."""
+VERDICTS = ("reproduced", "within noise", "above", "below", "not comparable", "pending")
+"""In the order in which they are counted."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that stand the same for the same reason."""
+
+    state: State
+    reason: str
+    runs: tuple[str, ...]
+    """Experiments, each with its seeds."""
+    count: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of the page, and the files that hold it alone."""
+
+    grid: Grid
+    files: tuple[tuple[str, str], ...]
+    """Format and address of each that is there."""
+
+
+class Report:
+    """What the page says, worked out once."""
+
+    def __init__(self, results: Results, layout: Layout) -> None:
+        """Work it out.
+
+        Raises:
+            UserError: MLflow does not answer, or a finding names an unknown size.
+        """
+        self.results, self.layout = results, layout
+        project = self.project = results.project
+        runs = list(results.runs.values())
+        self.title = "Scale-Aware Modulation Meet Transformer, reproduced"
+        self.scale, self.notice = project.scale.title, project.scale.notice
+        states = counts(runs)
+        self.states = [
+            (state, states[state], stated_of(state)) for state in ORDER if state in states
+        ]
+        self.total = len(runs)
+        self.summary = f"{self.total} runs: {stated(runs)}."
+        rows = agreements(results)
+        known = verdicts(rows)
+        self.published = len(rows)
+        self.verdicts = [(each, known[each]) for each in VERDICTS if each in known]
+        self.unpublished = self._unpublished()
+        self.agreement = charts.agreement("Reported against reproduced", rows)
+        self.tables = [self._section(ResultTable(name, results).grid()) for name in project.tables]
+        tolerances = dict.fromkeys(table.tolerance for table in project.tables.values())
+        self.explained = [text for each in tolerances for text in explain(each)]
+        self.sizes = self._section(sizes.sizes_grid(project, layout))
+        self.drift = self._section(drift.drift_grid(project, layout))
+        self.curves = list(self._curves())
+        self.accuracy = charts.accuracy(
+            figures.titles(project)[figures.ACCURACY],
+            figures.markers(results, layout),
+            "No run is done and measured yet: smt profile --scale "
+            f"{project.scale_name} measures models.",
+        )
+        self.warnings = [(str(run.run), run.warning.text) for run in runs if run.warning]
+        self.groups = list(_groups(runs))
+        overview = Overview(results, FIXED.items())
+        self.columns, self.rows = overview.columns, overview.rows
+        self.provenance = [*overview.provenance, *self._effort(), *self._data()]
+        self.mlflow = self._mlflow()
+
+    def states_count(self, state: State) -> int:
+        """Return how many runs are in a state."""
+        return sum(count for name, count, _ in self.states if name == state)
+
+    @property
+    def reproduced(self) -> int:
+        """Published numbers that came out, exactly or by what chance explains."""
+        return sum(count for name, count in self.verdicts if name in ("reproduced", "within noise"))
+
+    def html(self) -> str:
+        return page("report.html.j2", report=self)
+
+    def _section(self, grid: Grid) -> Section:
+        """Return a table with links to its files, which `smt tables` may have made or not."""
+        names = {"md": "Markdown", "csv": "CSV", "tex": "LaTeX", "html": "HTML"}
+        folder = self.layout.tables
+        files = tuple(
+            (names[suffix], f"{folder.name}/{grid.name}.{suffix}")
+            for suffix in FORMATS
+            if (folder / f"{grid.name}.{suffix}").exists()
+        )
+        return Section(grid, files)
+
+    def _curves(self) -> Iterator[Chart]:
+        for name, title in figures.titles(self.project).items():
+            if name != figures.ACCURACY:
+                yield charts.learning_curves(title, figures.curves(self.results, name))
+
+    def _unpublished(self) -> int:
+        """Return how many experiments of the tables have no published number at all."""
+        shown = {row.experiment for table in self.project.tables.values() for row in table.rows}
+        return len(shown - self.project.reported.experiments.keys())
+
+    def _effort(self) -> list[tuple[str, str]]:
+        """Return hours and attempts of the runs that are done."""
+        done = [run for run in self.results.runs.values() if run.state == "done" and run.remote]
+        wall = sum(run.metrics.get("wall_seconds", 0.0) for run in done) / 3600
+        busy = (
+            sum(run.metrics.get("wall_seconds", 0.0) * _processes(run) for run in done) / 3600
+        )  # fmt: skip
+        requeues = sum(int(_tag(run, "requeues") or 0) for run in done)
+        return [
+            ("Training time", f"{_hours(wall)} of {len(done)} runs, one after the other"),
+            ("Time of processes", f"{_hours(busy)}; a process has one GPU where there are any"),
+            ("Interruptions", f"{requeues} times gone on from a checkpoint"),
+        ]
+
+    def _data(self) -> list[tuple[str, str]]:
+        """Return the digests of the data sets that runs were trained on."""
+        found: dict[str, set[str]] = {}
+        for run in self.results.runs.values():
+            for key, value in (run.remote.tags if run.remote else {}).items():
+                if run.state == "done" and key.startswith("smt.data."):
+                    found.setdefault(key.removeprefix("smt.data."), set()).add(value[:12])
+        return [(f"Data: {name}", ", ".join(sorted(found[name]))) for name in sorted(found)]
+
+    def _mlflow(self) -> str | None:
+        """Return the address of MLflow's pages, or None while nothing was sent."""
+        server = self.results.server
+        return runs_url(web(server.uri), None) if server is not None else None
+
+
+def stated_of(state: State) -> str:
+    """Return what a state means, for a legend."""
+    return {
+        "done": "trained, in MLflow, and both say the same",
+        "running": "begun and not done",
+        "failed": "its last attempt failed",
+        "stale": "params or data changed since",
+        "pending": "not begun, or waiting",
+    }[state]
+
+
+def _groups(runs: Iterable[RunResult]) -> Iterator[Group]:
+    """Yield the runs that are not done by state and reason, the urgent ones first."""
+    found: dict[tuple[int, str], list[RunResult]] = {}
+    for run in runs:
+        if run.state != "done":
+            found.setdefault((URGENT.index(run.state), run.reason), []).append(run)
+    for (state, reason), members in sorted(found.items(), key=lambda each: each[0][0]):
+        seeds: dict[str, list[str]] = {}
+        for run in members:
+            seeds.setdefault(run.run.experiment, []).append(str(run.run.seed))
+        names = tuple(
+            f"{name}, seed{'s' if len(each) > 1 else ''} {', '.join(each)}"
+            for name, each in seeds.items()
+        )
+        yield Group(URGENT[state], reason, names, len(members))
+
+
+def _tag(run: RunResult, name: str) -> str | None:
+    return run.remote.tags.get(f"smt.{name}") if run.remote else None
+
+
+def _processes(run: RunResult) -> int:
+    """Return on how many processes a run was trained."""
+    known = run.remote.params.get("environment.world_size", "1") if run.remote else "1"
+    return int(known)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f} h" if hours >= 10 else f"{hours:.2f} h"
