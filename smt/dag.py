@@ -250,6 +250,17 @@ class Plan:
         """Return what the figures are drawn from."""
         return [str(self.layout.sizes), self.synced(EVERYTHING)]
 
+    def report_inputs(self) -> list[str]:
+        """Return what the report is made from, and the files that it leads to."""
+        drawn = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
+        made = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *drawn]
+        return list(dict.fromkeys(made))
+
+    def report_content(self) -> str:
+        """Return a digest of everything in `params/` that the report prints."""
+        tables = {table: self.table_content(table) for table in self.tables}
+        return _hash({"tables": tables, "figures": self.figures_content()})
+
     def table_content(self, table: str) -> str:
         """Return a digest of everything in `params/` that `table` prints."""
         project = self.project
@@ -378,6 +389,7 @@ def paths() -> Mapping[str, str]:
         "synced": str(layout.root / "sync" / "{selection}.done"),
         "tables": str(layout.tables),
         "figures": str(layout.figures),
+        "report": str(layout.report),
     }
 
 

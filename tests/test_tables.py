@@ -307,23 +307,28 @@ def test_a_template_with_an_unknown_value_is_an_error():
         page("table.html.j2")
 
 
-def test_latex_compiles(paper, tmp_path):
+@pytest.mark.parametrize("packages", ["", ",hyperref"])
+def test_every_table_compiles_as_latex(paper, tmp_path, packages):
     pdflatex = require("pdflatex")
     paper.write_sizes()
-    names = ("imagenet1k", "ablation_components", "sizes", "drift")
-    build(results(paper), paper.layout, names)
+    build(results(paper), paper.layout)
+    names = table_names(paper.project)
     inputs = "\n".join(rf"\input{{{paper.layout.tables / name}.tex}}" for name in names)
     document = (
-        r"\documentclass{article}\usepackage{booktabs,graphicx,array,longtable%s}"
-        r"\begin{document}" + inputs + r"\end{document}"
+        rf"\documentclass{{article}}\usepackage{{booktabs,graphicx,array,longtable{packages}}}"
+        rf"\begin{{document}}{inputs}\end{{document}}"
     )
-    for packages in ("", ",hyperref"):
-        (tmp_path / "doc.tex").write_text(document % packages)
-        done = subprocess.run(
-            [pdflatex, "-halt-on-error", "-interaction=nonstopmode", "doc.tex"],
-            cwd=tmp_path, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-2000:]
+    (tmp_path / "tables.tex").write_text(document)
+    done = subprocess.run(
+        [pdflatex, "-halt-on-error", "-interaction=nonstopmode", "tables.tex"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "tables.log").read_text(errors="replace")
+    assert "Missing character" not in log
+    captions = [line for line in (tmp_path / "tables.aux").read_text().splitlines()
+                if "tab:" in line]  # fmt: skip
+    assert len(captions) == len(names)
 
 
 def test_differences_that_round_to_zero_have_no_sign():

@@ -206,6 +206,8 @@ def _marker_key(index: int, marker: Marker) -> Key:
 
 # --- reported against reproduced -------------------------------------------------------------
 
+_ROOM = 4.0
+"""Tolerances to either side that are in the drawing at least."""
 _ROW, _TOP, _LEFT, _RIGHT, _WIDTH = 26, 8, 220, 640, 900
 
 
@@ -215,7 +217,8 @@ def agreement(title: str, rows: Sequence[Agreement]) -> Chart:
         return Chart(title, (), nothing="No number is reported of any row.")
     bottom = _TOP + _ROW * len(rows)
     drawing = Drawing(_WIDTH, bottom + 46, title)
-    reach = [each.tolerance for each in rows] + [-each.tolerance for each in rows]
+    # Never so near that a band fills the drawing.
+    reach = [sign * _ROOM * each.tolerance for each in rows for sign in (-1, 1)]
     for each in rows:
         if each.delta is not None:
             reach += [each.delta - (each.std or 0), each.delta + (each.std or 0)]

@@ -137,7 +137,7 @@ def _where(uri: str) -> str:
 
 def _distinct(runs: list[RunResult], tag: str) -> str:
     values = {run.remote.tags.get(f"smt.{tag}", "") for run in runs if run.remote}
-    return joined(sorted(values - {""})) or "none"
+    return joined(sorted(values - {"", "[]"})) or "none"
 
 
 def _dirty(runs: list[RunResult]) -> str:

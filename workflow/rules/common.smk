@@ -79,5 +79,6 @@ def explain_failures():
 def announce_results():
     if PLAN.layout.tables.is_dir():
         print(
-            f"smt: tables in {PLAN.layout.tables}/, figures in {PLAN.layout.figures}/"
+            f"smt: tables in {PLAN.layout.tables}/, figures in {PLAN.layout.figures}/,"
+            f" all of it on one page: {PLAN.layout.report}"
         )

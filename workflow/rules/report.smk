@@ -1,4 +1,4 @@
-# Sizes, export to MLflow, tables and figures. Each table needs only its own experiments.
+# Sizes, export to MLflow, tables, figures and the report. Each table needs only its own experiments.
 
 
 rule profile:
@@ -117,3 +117,24 @@ rule draw:
         "Draw figures"
     shell:
         "smt figures --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+
+
+rule report_page:
+    # Everything on one page. Not the page of `snakemake --report`, which is about the workflow.
+    input:
+        lambda w: plan(w.scale).report_inputs(),
+    output:
+        PATHS["report"],
+    log:
+        f"{LOGS}/report.log",
+    conda:
+        "../envs/smt.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        content=lambda w: plan(w.scale).report_content(),
+    message:
+        "Write the report"
+    shell:
+        "smt report --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"

@@ -50,6 +50,13 @@ rule figures:
         expand("{folder}/{figure}.svg", folder=PLAN.layout.figures, figure=PLAN.figures),
 
 
+rule report:
+    input:
+        rules.tables.input,
+        rules.figures.input,
+        PLAN.layout.report,
+
+
 rule proof:
     input:
         PLAN.layout.proof / "proof.html",
@@ -62,7 +69,7 @@ rule all:
         rules.evaluation.input,
         rules.sync.input,
         rules.tables.input,
-        rules.figures.input,
+        rules.report.input,
     message:
         "All of it is there"
 
@@ -78,6 +85,7 @@ localrules:
     sync,
     tables,
     figures,
+    report,
     proof,
 
 
