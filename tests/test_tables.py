@@ -122,7 +122,7 @@ def test_a_table_in_parts_says_what_stands_how(paper):
     assert f"{S}-seed1: failed: the loss is not finite at step 7" in text
     assert "| 1 of 3 |" in text
     assert f"{B}-seed0, {B}-seed1, {B}-seed2: pending: not begun." in text
-    assert "One seed, so none: SMT-S." in text
+    assert "Rows of one seed have none: SMT-S." in text
 
 
 def test_a_run_whose_parent_failed_says_so(files):
@@ -311,6 +311,7 @@ def test_a_template_with_an_unknown_value_is_an_error():
 def test_every_table_compiles_as_latex(paper, tmp_path, packages):
     pdflatex = require("pdflatex")
     paper.write_sizes()
+    paper.change("tables.yaml", "[a] * new", "tables", "ablation_heads", "rows", 1, "label")
     build(results(paper), paper.layout)
     names = table_names(paper.project)
     inputs = "\n".join(rf"\input{{{paper.layout.tables / name}.tex}}" for name in names)

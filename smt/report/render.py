@@ -156,12 +156,17 @@ def _latex_long(grid: Grid) -> list[str]:
         r"\endfirsthead",
         *heading,
         r"\endhead",
-        *_latex_rows(grid),
+        *_spaced(_latex_rows(grid)),
         r"\bottomrule",
         r"\end{longtable}",
         *_latex_notes(grid),
         "}",
     ]
+
+
+def _spaced(rows: list[str]) -> list[str]:
+    """Return rows with some space between: their cells are paragraphs."""
+    return [*(row + r"\addlinespace" for row in rows[:-1]), *rows[-1:]]
 
 
 def _latex_caption(grid: Grid) -> str:
@@ -171,12 +176,15 @@ def _latex_caption(grid: Grid) -> str:
 
 
 def _latex_rows(grid: Grid) -> list[str]:
-    return [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in grid.rows]
+    rows = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in grid.rows]
+    # The end of a row takes a bracket or star that follows for its own.
+    return [f"{{}}{row}" if row.startswith(("[", "*")) else row for row in rows]
 
 
 def _latex_notes(grid: Grid) -> list[str]:
     notes = [rf"{latex_text(note)}\par" for note in grid.notes]
-    return [r"{\raggedright\footnotesize\smallskip", *notes, "}"] if notes else []
+    # Without \par a note would begin beside a narrow table.
+    return [r"\par\smallskip{\raggedright\footnotesize", *notes, "}"] if notes else []
 
 
 def _latex_heading(grid: Grid) -> list[str]:

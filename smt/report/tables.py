@@ -167,7 +167,7 @@ class ResultTable:
         reproduced, verdict = explain(table.tolerance)
         single = [row.label for row in table.rows if self._n(row.experiment) == 1]
         if single:
-            reproduced += f" One seed, so none: {joined(single)}."
+            reproduced += f" Rows of one seed have none: {joined(single)}."
         notes += [reproduced, verdict]
         if table.baseline is not None:
             label = next(
