@@ -4,13 +4,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce report slurm servers test cluster cluster-stop lint docs lock clean distclean
+.PHONY: help env reproduce workflow slurm servers test cluster cluster-stop lint docs lock clean distclean
 
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/installed
 RESULTS := $(or $(SMT_RESULTS),results)/demo
-REPORT := $(RESULTS)/report.html
+WORKFLOW := $(RESULTS)/workflow.html
 CLUSTER ?= .cluster
 # Whatever make runs finds this environment's commands first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -39,15 +39,15 @@ $(STAMP): requirements.lock pyproject.toml
 reproduce: env  ## every variant and ablation at demo scale, then tables, figures and a report
 	@echo "make: every experiment at demo scale, on this machine; what is done already is kept"
 	@snakemake --profile local all
-	@$(MAKE) --no-print-directory $(REPORT)
 	@echo "make: tables   $(RESULTS)/tables/"
 	@echo "make: figures  $(RESULTS)/figures/"
-	@echo "make: report   $(REPORT) (one file, open it in a browser)"
+	@echo "make: report   $(RESULTS)/report.html (one file, open it in a browser)"
 
-report: env $(REPORT)  ## one HTML file with the tables and figures of the demo
+workflow: env $(WORKFLOW)  ## one HTML file on the jobs of the demo: DAG, run times, outputs
 
-$(REPORT): $(wildcard $(RESULTS)/tables/*.html $(RESULTS)/figures/* workflow/report/*)
+$(WORKFLOW): $(wildcard $(RESULTS)/tables/*.html $(RESULTS)/figures/* workflow/report/*)
 	@snakemake --profile local --report $@ all
+	@echo "make: workflow $@"
 
 # Debian's packages that $(1) prints, if any; $(2) is what they are for.
 define install

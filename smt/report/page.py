@@ -148,7 +148,9 @@ class Report:
     def _mlflow(self) -> str | None:
         """Return the address of MLflow's pages, or None while nothing was sent."""
         server = self.results.server
-        return runs_url(web(server.uri), None) if server is not None else None
+        if server is None:
+            return None
+        return runs_url(web(server.uri), list(server.experiments().values()))
 
 
 def stated_of(state: State) -> str:
