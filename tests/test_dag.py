@@ -117,7 +117,7 @@ def test_a_learning_rate_trains_its_runs_and_their_children_again(done):
     assert plan.experiments == {LARGE, AT_224, AT_384}
     assert plan.tables == {"imagenet22k"}
     assert set(plan.pending.values()) == {
-        "pretrain", "finetune", "evaluate", "export", "table", "index", "draw",
+        "pretrain", "finetune", "evaluate", "export", "table", "index", "draw", "report_page",
     }  # fmt: skip
 
 
@@ -143,6 +143,7 @@ def test_a_label_makes_its_table_again_and_trains_nothing(done):
     done.edit("tables.yaml", "label: SMT-S,", "label: SMT small,")
     plan = done.plan("all")
     assert (plan.tables, plan.trainings) == ({"imagenet1k"}, {})
+    assert plan.pending["results/demo/report.html"] == "report_page"
 
 
 def test_a_new_experiment_trains_itself_alone(done):

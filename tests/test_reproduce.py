@@ -128,11 +128,22 @@ def test_tables_are_the_same_bytes_each_time(made):
     assert {path.name: path.read_bytes() for path in _tables(project).iterdir()} == before
 
 
-def test_the_report_is_one_page_that_loads_nothing(made):
+def test_the_report_is_there_and_the_same_bytes_each_time(made):
     project, _, _, _, _ = made
-    done = project.snakemake("--report", "report.html", "all")
+    page = project.folder / "results/demo/report.html"
+    before = page.read_text()
+    assert "21 <small>of 21 done</small>" in before
+    assert "Every run is done." in before
+    assert 'href="tables/imagenet1k.csv"' in before
+    assert project.smt("report").returncode == 0
+    assert page.read_text() == before
+
+
+def test_the_workflows_own_report_is_one_page_that_loads_nothing(made):
+    project, _, _, _, _ = made
+    done = project.snakemake("--report", "workflow.html", "all")
     assert done.returncode == 0, done.stderr
-    page = (project.folder / "report.html").read_text()
+    page = (project.folder / "workflow.html").read_text()
     loaded = re.findall(
         r"""<(?:script|link|img)[^>]+(?:src|href)=["'](?!data:)([^"'#][^"']*)""", page
     )
