@@ -64,6 +64,7 @@ def parts(make_files):
         finish(files, Run(experiment=S, seed=seed), {30: 54.0 + seed, 300: top1})
     begin(files, Run(experiment=S, seed=2), {30: 41.2})
     files.fail(Run(experiment=B, seed=1), "the loss is not finite at step 7 <b>&_%#</b>")
+    (files.work_dir(Run(experiment=B, seed=1)) / "train.log").write_text("epoch 0\n")
     files.fail(Run(experiment=PARENT, seed=0), "no space left on device")
     old = Run(experiment="ablation_heads_1", seed=0)
     files.finish(old, 81.0, epochs=1)
@@ -148,6 +149,8 @@ def test_it_loads_nothing_and_its_links_lead_somewhere(parts):
         elif not href.startswith("http://127.0.0.1:5000/#/"):
             assert (parts.layout.root / href).is_file(), href
     assert "tables/imagenet1k.csv" in page.hrefs
+    (log,) = [href for href in page.hrefs if href.endswith("train.log")]
+    assert log.startswith(f"runs/{B}/seed1/work-")
 
 
 def test_files_that_are_not_there_are_not_linked(parts):

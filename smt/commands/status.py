@@ -28,7 +28,8 @@ def command(experiments: tuple[str, ...], watch: float | None, as_json: bool, sc
     From SLURM's queue and from what trainings leave on disk: done with its metric; running with
     step, pace and time left; pending in the queue with the reason; stopped half-way; failed with
     the cause; waiting for data or for the run that it starts from; not started. Times left are
-    at the pace of about the last epoch. Changes nothing.
+    at the pace of about the last epoch. A run under way that is worse than seeds that are done, or
+    reference points of params/trajectory.yaml, is said to be off track. Changes nothing.
     """
     project, layout = load(scale)
     for name in experiments:

@@ -27,6 +27,7 @@ from smt.engine.watchdog import Watchdog
 from smt.errors import EXIT_TRAINING, TrainingError
 from smt.files import explained
 from smt.tracking.journal import Journal
+from smt.tracking.provenance import LOG
 from smt.tracking.pulse import Pulse
 
 RETRY = "mend that and run the same command again: it goes on from its last checkpoint"
@@ -89,7 +90,7 @@ class Trainer:
         self.writer = checkpoint.Writer(self.checkpoints)
         self.journal = Journal(work_dir, self.state.journal) if ranks.is_first else None
         self.pulse = Pulse(work_dir) if ranks.is_first else None
-        self.watchdog = Watchdog(work_dir / "train.log", ranks.rank, settings.stall_seconds)
+        self.watchdog = Watchdog(work_dir / LOG, ranks.rank, settings.stall_seconds)
         self.headroom = Headroom(folder, self.state.bytes, ranks.device)
         self.model = _wrap(task.model, ranks)
         self.batch_norm = BatchNormBuffers(task.model)

@@ -14,6 +14,7 @@ from smt.report.index import Overview, stated
 from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable
 from smt.report.verdict import explain
+from smt.tracking.provenance import LOG
 from smt.tracking.server import runs_url, web
 
 URGENT: tuple[State, ...] = ("failed", "running", "stale", "pending")
@@ -32,6 +33,8 @@ class Group:
     reason: str
     runs: tuple[str, ...]
     """Experiments, each with its seeds."""
+    logs: tuple[tuple[str, str], ...]
+    """Name of a failed run and address of its log, where that is at hand."""
     count: int
 
 
@@ -83,7 +86,7 @@ class Report:
             f"{project.scale_name} measures models.",
         )
         self.warnings = [(str(run.run), run.warning.text) for run in runs if run.warning]
-        self.groups = list(_groups(runs))
+        self.groups = list(_groups(runs, layout))
         overview = Overview(results, FIXED.items())
         self.columns, self.rows = overview.columns, overview.rows
         self.provenance = [*overview.provenance, *self._effort(), *self._data()]
@@ -164,21 +167,35 @@ def stated_of(state: State) -> str:
     }[state]
 
 
-def _groups(runs: Iterable[RunResult]) -> Iterator[Group]:
+def _groups(runs: Iterable[RunResult], layout: Layout) -> Iterator[Group]:
     """Yield the runs that are not done by state and reason, the urgent ones first."""
     found: dict[tuple[int, str], list[RunResult]] = {}
     for run in runs:
         if run.state != "done":
             found.setdefault((URGENT.index(run.state), run.reason), []).append(run)
     for (state, reason), members in sorted(found.items(), key=lambda each: each[0][0]):
-        seeds: dict[str, list[str]] = {}
-        for run in members:
-            seeds.setdefault(run.run.experiment, []).append(str(run.run.seed))
-        names = tuple(
-            f"{name}, seed{'s' if len(each) > 1 else ''} {', '.join(each)}"
-            for name, each in seeds.items()
-        )
-        yield Group(URGENT[state], reason, names, len(members))
+        logs = tuple(_logs(members, layout)) if URGENT[state] == "failed" else ()
+        yield Group(URGENT[state], reason, _with_seeds(members), logs, len(members))
+
+
+def _with_seeds(runs: Iterable[RunResult]) -> tuple[str, ...]:
+    """Return the experiments of runs, each with its seeds."""
+    seeds: dict[str, list[str]] = {}
+    for run in runs:
+        seeds.setdefault(run.run.experiment, []).append(str(run.run.seed))
+    return tuple(
+        f"{name}, seed{'s' if len(each) > 1 else ''} {', '.join(each)}"
+        for name, each in seeds.items()
+    )
+
+
+def _logs(runs: Iterable[RunResult], layout: Layout) -> Iterator[tuple[str, str]]:
+    """Yield name and log of each run that has one on disk."""
+    for run in runs:
+        if run.fingerprint is not None:
+            path = layout.work_dir(run.run, run.fingerprint) / LOG
+            if path.is_file():
+                yield str(run.run), path.relative_to(layout.root).as_posix()
 
 
 def _tag(run: RunResult, name: str) -> str | None:

@@ -370,7 +370,7 @@ class RunTraining:
         if not self.ranks.is_first:
             yield
             return
-        handler = _LogFile(self.work_dir / "train.log")
+        handler = _LogFile(self.work_dir / provenance.LOG)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root = logging.getLogger()
         root.addHandler(handler)

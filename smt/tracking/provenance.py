@@ -18,6 +18,8 @@ from smt.files import read_json, replacing, write_json
 PROVENANCE = "provenance.json"
 FAILURE = "failure.json"
 DIFF = "git.diff"
+LOG = "train.log"
+"""What every attempt at a run had to say."""
 
 
 def git_state(work_dir: Path) -> dict[str, Any]:
