@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from run_files import PARENT, B, S, T
+from run_files import PARENT, B, RunFiles, S, T
 from test_trajectory import begin, finish
 
 from smt.files import read_json, write_json
@@ -54,10 +54,17 @@ def report(files):
     return Report(collect(files.project, files.layout), files.layout)
 
 
-@pytest.fixture
-def parts(make_files):
-    """Paper scale: SMT-T done, SMT-S in parts, one off track, one failed, one stale."""
-    files = make_files(scale="paper", seeds=(0, 1, 2))
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, empty_database):
+    """Paper scale: SMT-T done, SMT-S in parts, one off track, two failed, one stale."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        files = RunFiles(tmp_path_factory.mktemp("parts"), scale="paper", seeds=(0, 1, 2))
+        shutil.copy(empty_database, files.layout.results / "mlflow.db")
+        yield fill(files)
+
+
+def fill(files):
     for seed, top1 in enumerate((82.0, 82.2, 82.4)):
         finish(files, Run(experiment=T, seed=seed), {30: 53.0 + seed, 300: top1})
     for seed, top1 in enumerate((83.0, 83.5)):
@@ -154,6 +161,7 @@ def test_it_loads_nothing_and_its_links_lead_somewhere(parts):
 
 
 def test_files_that_are_not_there_are_not_linked(parts):
+    shutil.rmtree(parts.layout.tables, ignore_errors=True)
     assert not any("tables/" in href for href in Page(report(parts).html()).hrefs)
 
 
