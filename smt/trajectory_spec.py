@@ -12,7 +12,8 @@ from smt.errors import suggest
 from smt.record import Fraction, Name, PositiveFloat, Strict
 
 Measure = Literal["top1", "loss"]
-"""top1: validation top-1 in percent; loss: mean training loss of an epoch."""
+"""top1: validation top-1 in percent; loss: mean training loss of an epoch, by which a run that is
+never evaluated is judged."""
 
 ASSUMED = "assumed"
 """Source of a reference point that nobody published: an estimate, and shown as one."""
