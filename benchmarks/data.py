@@ -50,7 +50,7 @@ def project_of(root: Path, images: int, resolution: int) -> tuple[Project, Recip
     project = load_project(bundled_params(), "paper")
     dataset = Dataset(
         title="photographs", root=str(root), classes=1, train_images=images, val_images=0,
-        generator=None,
+        source="counted", generator=None,
     )  # fmt: skip
     recipe = project.recipes["imagenet1k"].model_copy(
         update={"resolution": resolution, "global_batch": BATCH, "device_batch": BATCH}

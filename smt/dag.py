@@ -169,7 +169,9 @@ class Plan:
         if key.startswith(manifest.CLASS_MAP):
             class_map = self.project.class_maps[key.removeprefix(manifest.CLASS_MAP)]
             return class_map.model_dump(mode="json", exclude={"path"})
-        return self.project.datasets[key].model_dump(mode="json", exclude={"title", "root"})
+        return self.project.datasets[key].model_dump(
+            mode="json", exclude={"title", "root", "source"}
+        )
 
     def missing_data(self, key: str) -> list[str]:
         """Return one phrase for each folder or file of a data set that is not there at all."""

@@ -63,6 +63,14 @@ class Layout:
         """What was found in a data set: counts, classes, digest."""
         return self.root / "data" / f"{dataset}.json"
 
+    def reading(self, dataset: str, how: str = "reading") -> Path:
+        """What an unfinished reading of a data set has read so far."""
+        return self.root / "data" / f"{dataset}.{how}.txt"
+
+    def differences(self, dataset: str) -> Path:
+        """Every file of a data set that is not as its manifest says."""
+        return self.root / "data" / f"{dataset}.differences.txt"
+
     def run_dir(self, run: Run) -> Path:
         return self.root / "runs" / run.experiment / f"seed{run.seed}"
 

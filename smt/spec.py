@@ -166,6 +166,8 @@ class Dataset(Strict):
     train_images: Positive
     val_images: Annotated[int, Field(ge=0)]
     """0 where the data set has no validation split."""
+    source: str
+    """Where classes and counts are published."""
     generator: Literal["digits", "digit_pairs"] | None
     """Demo data are made by this; null where the user brings the data."""
 

@@ -28,7 +28,7 @@ def project_of(root: Path, classes: int, train: int, val: int = 0) -> Project:
     """Return the project with one data set, `tiny`."""
     dataset = Dataset(
         title="tiny", root=str(root), classes=classes, train_images=train, val_images=val,
-        generator=None,
+        source="counted", generator=None,
     )  # fmt: skip
     return load_project(ROOT / "params", "demo").model_copy(update={"datasets": {"tiny": dataset}})
 

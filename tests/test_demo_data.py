@@ -140,9 +140,9 @@ def test_manifests_of_demo_data_cover_every_byte(demo_data, copy):
     )
     layout = Layout("demo", results=copy.parent.parent / "results", data=copy.parent.parent)
     assert before.content == "bytes"
-    assert manifest.inspect(PROJECT, layout, "imagenet1k").digest == before.digest
+    assert manifest.write(PROJECT, layout, "imagenet1k").digest == before.digest
     flip_a_byte(copy)
-    assert manifest.inspect(PROJECT, layout, "imagenet1k").digest != before.digest
+    assert manifest.write(PROJECT, layout, "imagenet1k").digest != before.digest
 
 
 def flip_a_byte(root):
@@ -244,7 +244,7 @@ def test_making_data_that_the_user_brings_says_what_and_where(key, monkeypatch, 
     assert f"then run: smt data manifest {key} --scale paper" in message
 
 
-def test_check_finds_the_demo_data_whole_and_notices_a_change(demo_data, tmp_path, monkeypatch):
+def test_check_goes_by_names_and_sizes_and_verify_by_every_byte(demo_data, tmp_path, monkeypatch):
     shutil.copytree(demo_data / "data", tmp_path / "data")
     shutil.copytree(demo_data / "results", tmp_path / "results")
     for name, value in (("PARAMS", ROOT / "params"), ("DATA", tmp_path / "data")):
@@ -255,6 +255,11 @@ def test_check_finds_the_demo_data_whole_and_notices_a_change(demo_data, tmp_pat
     assert result.exit_code == 0 and len(lines) == 3
     assert all(line.startswith("ok ") and "as its manifest says" in line for line in lines)
     flip_a_byte(tmp_path / "data" / "demo" / "imagenet1k")
+    assert CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "demo"]).exit_code == 0
+    result = CliRunner().invoke(command, ["verify", "imagenet1k", "--scale", "demo"])
+    assert result.exit_code == 3
+    assert "wrong  imagenet1k: 1 files (1 changed) not as in" in result.output
+    (tmp_path / "data/demo/imagenet1k/val/n00000001/n00000001_0005.JPEG").unlink()
     result = CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "demo"])
     assert result.exit_code == 3
-    assert "wrong  imagenet1k: no longer what" in result.output
+    assert "missing     val/n00000001/n00000001_0005.JPEG" in result.output

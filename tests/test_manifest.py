@@ -53,12 +53,13 @@ def test_a_manifest_says_what_is_there(root, layout):
     assert found.splits["val"].per_class == (2, 2, 2)
     size = sum(path.stat().st_size for path in (root / "train").rglob("*.JPEG"))
     assert found.splits["train"].total_bytes == size
-    assert json.loads(layout.manifest("tiny").read_text())["content"] == "names and sizes"
+    assert json.loads(layout.manifest("tiny").read_text())["content"] == "bytes"
 
 
-def test_the_digest_is_of_the_sorted_names_and_sizes(root, layout):
+def test_the_digest_is_of_the_sorted_names_sizes_and_contents(root, layout):
     lines = [
-        f"{path.relative_to(root)}\t{path.stat().st_size}\n"
+        f"{path.relative_to(root)}\t{path.stat().st_size}\t"
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
         for split in ("train", "val")
         for path in sorted((root / split).rglob("*.JPEG"))
     ]
@@ -68,7 +69,7 @@ def test_the_digest_is_of_the_sorted_names_and_sizes(root, layout):
     assert "".join(path.read_text() for path in lists) == "".join(lines)
 
 
-def test_the_digest_follows_any_name_and_size_and_nothing_else(root, layout):
+def test_the_digest_follows_any_name_and_byte_and_nothing_else(root, layout):
     before = write(root, layout).digest
     (root / "train" / "c0" / "notes.txt").write_text("passed over")
     (root / "train" / "c0" / "._000.JPEG").write_text("passed over")
@@ -76,10 +77,11 @@ def test_the_digest_follows_any_name_and_size_and_nothing_else(root, layout):
     (root / "LICENSE").write_text("passed over")
     assert write(root, layout).digest == before
     image = root / "val" / "c1" / "001.JPEG"
-    image.write_bytes(image.read_bytes() + b"\0")
-    longer = write(root, layout).digest
+    content = image.read_bytes()
+    image.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    other = write(root, layout).digest
     image.rename(image.with_name("002.JPEG"))
-    assert len({before, longer, write(root, layout).digest}) == 3
+    assert len({before, other, write(root, layout).digest}) == 3
 
 
 def test_images_are_sorted_by_class_then_name_with_any_known_suffix(root, layout):

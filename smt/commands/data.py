@@ -1,13 +1,17 @@
 """`smt data`: make demo data, check data sets, write their manifests."""
 
 import sys
+from collections.abc import Callable, Mapping
 
 import click
 
 from smt.commands.common import load, scale_option
-from smt.data import demo, manifest
-from smt.data.manifest import CLASS_MAP, ClassMapManifest, Manifest
-from smt.data.scan import expected_images
+from smt.data import demo, imagenet, manifest, scan
+from smt.data import verify as verification
+from smt.data.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split
+from smt.data.progress import ShownMeter
+from smt.data.scan import SplitScan, expected_images
+from smt.data.verify import Verified
 from smt.errors import EXIT_DATA, DataError
 from smt.layout import Layout
 from smt.spec import Project
@@ -63,28 +67,87 @@ def _what_to_bring(project: Project, layout: Layout, key: str) -> str:
     )
 
 
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Files that are read at a time.  [default: twice the CPUs, 4 to 16]",
+)
+
+
 @command.command("manifest")
 @click.argument("key")
+@jobs_option
 @scale_option
-def write_manifest(key: str, scale: str) -> None:
-    """Check KEY and write down what it holds, for fingerprints and training."""
+def write_manifest(key: str, jobs: int | None, scale: str) -> None:
+    """Read KEY and write down what it holds, for fingerprints and training.
+
+    What was written before is replaced. A reading that was killed goes on where it was.
+    """
     project, layout = load(scale)
-    found = manifest.write(project, layout, key)
+    with ShownMeter(key) as meter:
+        found = manifest.write(project, layout, key, jobs=jobs, meter=meter)
     click.echo(f"{key}: {_summary(found)}: {manifest.digest_file(layout, key)}")
+
+
+@command.command()
+@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("--decode", is_flag=True, help="Decode each image as well, as training does.")
+@jobs_option
+@scale_option
+def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) -> None:
+    """Read every byte of each KEY, or of all, and compare with its manifest.
+
+    Names each file that is changed, missing, new or unreadable, and numbers that are not the
+    published ones, and exits with 3 if there are any. A first time writes the manifest. Killed, or
+    with something wrong, it goes on where it was: what has the size and times that it had is not
+    read again.
+    """
+    project, layout = load(scale)
+
+    def one(key: str) -> str:
+        with ShownMeter(key) as meter:
+            probe = imagenet.decode if decode else None
+            found = verification.verify(
+                project, layout, key, jobs=jobs, probe=probe, meter=meter
+            )  # fmt: skip
+        how = f"every byte as its manifest says; {_read(found)}"
+        if found.recorded:
+            how = f"written down in {manifest.digest_file(layout, key)}; {_read(found)}"
+        return _verdict(project, layout, key, found, how)
+
+    _each(project, layout, keys, one)
 
 
 @command.command()
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
 @scale_option
 def check(keys: tuple[str, ...], scale: str) -> None:
-    """Say of each KEY, or of all, whether it is whole; exit with 3 if one is not."""
+    """Say of each KEY, or of all, by names and sizes whether it is whole; exit with 3 if not."""
     project, layout = load(scale)
+
+    def one(key: str) -> str:
+        dataset = project.datasets[key]
+        if manifest.digest_file(layout, key).exists():
+            found = verification.check(project, layout, key)
+            return _verdict(project, layout, key, found, "names and sizes as its manifest says")
+        root, make = layout.dataset_root(dataset), manifest.make_command(project, key)
+        scans = scan.scan(key, dataset, root, make)
+        return f"{key}: {_numbers(scans, dataset.classes)}; no manifest yet"
+
+    _each(project, layout, keys, one)
+
+
+def _each(
+    project: Project, layout: Layout, keys: tuple[str, ...], one: Callable[[str], str]
+) -> None:
+    """Print what `one` says of each data set, and what is wrong; exit with 3 if anything is."""
     for key in keys:
         manifest.require_key(project, key)
     wrong = False
     for key in keys or manifest.keys(project):
         try:
-            click.echo(f"ok     {_check(project, layout, key)}")
+            is_map = key.startswith(CLASS_MAP)
+            click.echo(f"ok     {_check_map(project, layout, key) if is_map else one(key)}")
         except DataError as error:
             click.echo(f"wrong  {error}")
             wrong = True
@@ -92,14 +155,12 @@ def check(keys: tuple[str, ...], scale: str) -> None:
         sys.exit(EXIT_DATA)
 
 
-def _check(project: Project, layout: Layout, key: str) -> str:
-    """Return what is found of `key`; a DataError where it is not whole, or no longer the same."""
-    found = manifest.inspect(project, layout, key)
+def _check_map(project: Project, layout: Layout, key: str) -> str:
+    found = manifest.inspect_class_map(project, layout, key)
     path = manifest.digest_file(layout, key)
     if not path.exists():
         return f"{key}: {_summary(found)}; no manifest yet"
-    written = manifest.read_any(layout, key)
-    if written.digest != found.digest:
+    if manifest.read_any(layout, key).digest != found.digest:
         raise DataError(
             f"{key}: no longer what {path} says; "
             f"run: smt data manifest {key} --scale {project.scale_name}"
@@ -107,11 +168,42 @@ def _check(project: Project, layout: Layout, key: str) -> str:
     return f"{key}: {_summary(found)}; as its manifest says"
 
 
+def _verdict(project: Project, layout: Layout, key: str, found: Verified, how: str) -> str:
+    """Return the line of a data set that is whole, or raise a DataError that names what is not."""
+    if found.is_whole:
+        return f"{key}: {_summary(found.manifest)}; {how}"
+    lines = [f"       {count}" for count in found.counts]
+    lines += [f"       {each}" for each in found.wrong.first]
+    if len(found.wrong) > len(found.wrong.first):
+        more = len(found.wrong) - len(found.wrong.first)
+        lines.append(f"       and {more} more, all in {found.wrong.path}")
+    remedy = f"smt data manifest {key} --scale {project.scale_name}"
+    said = f"{len(found.wrong)} files ({found.wrong.summary()})" if found.wrong else "its counts"
+    raise DataError(
+        "\n".join(
+            [
+                f"{key}: {said} not as in {manifest.digest_file(layout, key)}; bring them back, "
+                f"or, to train on what is there: {remedy}",
+                *lines,
+            ]
+        )
+    )
+
+
+def _read(found: Verified) -> str:
+    kept = f", {found.tally.kept} by a reading before" if found.tally.kept else ""
+    return f"{found.tally.read} files read{kept}"
+
+
 def _summary(found: Manifest | ClassMapManifest) -> str:
     if isinstance(found, ClassMapManifest):
         text = f"{len(found.rows)} rows from {found.source} to {found.target}"
     else:
-        images = " and ".join(f"{each.images} {split}" for split, each in found.splits.items())
-        size = sum(each.total_bytes for each in found.splits.values())
-        text = f"{images} images in {len(found.classes)} classes, {size / 1e6:.1f} MB"
+        text = _numbers(found.splits, len(found.classes))
     return f"{text}, digest {found.digest[:12]}"
+
+
+def _numbers(splits: Mapping[str, Split | SplitScan], classes: int) -> str:
+    images = " and ".join(f"{each.images} {split}" for split, each in splits.items())
+    size = sum(each.total_bytes for each in splits.values())
+    return f"{images} images in {classes} classes, {size / 1e6:.1f} MB"

@@ -1,22 +1,26 @@
-"""What a data set holds: its files found, checked against params, and summed up in a digest.
+"""What a data set holds: its files read, checked against params, and summed up in a digest.
 
 A manifest is a JSON file, and beside it one list of images a split, with a line an image:
-`split/class/file<TAB>bytes`, for data made here also `<TAB>SHA-256`. The digest is the SHA-256 of
-the lists one after the other, so `cat NAME.train.txt NAME.val.txt | sha256sum` prints it. Training
-takes its images from the lists: walking a million files on a network disk takes minutes, checking
-and reading a list of as many 0.2 s, and no run sees other files than its fingerprint says.
+`split/class/file<TAB>bytes<TAB>SHA-256`. The digest is the SHA-256 of the lists one after the
+other, so `cat NAME.train.txt NAME.val.txt | sha256sum` prints it: a fingerprint stands for every
+byte of the data. Training takes its images from the lists: walking a million files on a network
+disk takes minutes, and no run sees other files than its fingerprint says.
 """
 
 import hashlib
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from smt import fingerprint
-from smt.data import class_map
-from smt.data.scan import Content, SplitScan, expected_images, scan
+from smt.data import class_map, lists, scan
+from smt.data.contents import Kept, Meter, Reader
+from smt.data.differences import Differences
+from smt.data.lists import SplitSum
+from smt.data.scan import SplitScan
 from smt.errors import DataError, UserError, suggest
 from smt.files import explained, replacing, write_json
 from smt.layout import Layout
@@ -27,7 +31,7 @@ T = TypeVar("T", "Manifest", "ClassMapManifest")
 CLASS_MAP = "class_map:"
 """What stands before the name of a class map where data sets and class maps are named together."""
 
-_REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
+REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
 
 
 class Split(Strict):
@@ -47,7 +51,7 @@ class Manifest(Strict):
     """What was found in a data set."""
 
     dataset: str
-    content: Content
+    content: Literal["bytes"]
     """What the digest covers."""
     digest: str
     classes: tuple[str, ...]
@@ -90,76 +94,121 @@ def require_key(project: Project, key: str) -> None:
         )
 
 
-def inspect(project: Project, layout: Layout, key: str) -> Manifest | ClassMapManifest:
-    """Look at a data set or class map, check it, and return its manifest without writing it.
+def write(
+    project: Project,
+    layout: Layout,
+    key: str,
+    *,
+    jobs: int | None = None,
+    meter: Meter | None = None,
+) -> Manifest | ClassMapManifest:
+    """Read a data set or class map, check it, and write its manifest and lists.
 
-    Raises:
-        DataError: what is missing, incomplete or wrong.
-    """
-    return _inspect(project, layout, key)[0]
-
-
-def write(project: Project, layout: Layout, key: str) -> Manifest | ClassMapManifest:
-    """Look at a data set or class map, check it, and write its manifest and lists.
+    `jobs` files are read at a time. A reading that was killed goes on where it was.
 
     Raises:
         DataError: what is missing, incomplete or wrong; then nothing is written.
-        UserError: the results folder cannot be written.
+        UserError: the results folder cannot be written, or another process reads the data set.
     """
-    manifest, scans = _inspect(project, layout, key)
-    path = digest_file(layout, key)
-    with explained(path, _REMEDY):
-        if isinstance(manifest, Manifest):
-            for split, found in scans.items():
-                with replacing(manifest.list_file(split)) as file:
-                    file.writelines(found.lines)
-        write_json(path, manifest.model_dump(mode="json"))
-    return manifest
-
-
-def _inspect(
-    project: Project, layout: Layout, key: str
-) -> tuple[Manifest | ClassMapManifest, dict[str, SplitScan]]:
     require_key(project, key)
-    if key.startswith(CLASS_MAP):
-        return _inspect_class_map(project, layout, key.removeprefix(CLASS_MAP)), {}
-    dataset = project.datasets[key]
-    scans = scan(key, dataset, layout.dataset_root(dataset), make_command(project, key))
-    return _summary(key, dataset, scans, digest_file(layout, key)), scans
+    path = digest_file(layout, key)
+    with explained(path, REMEDY):
+        if key.startswith(CLASS_MAP):
+            rows = inspect_class_map(project, layout, key)
+            write_json(path, rows.model_dump(mode="json"))
+            return rows
+        with (
+            Kept(layout.reading(key)) as kept,
+            Differences(layout.differences(key)) as wrong,
+        ):
+            shown = meter or Meter()
+            root = layout.dataset_root(project.datasets[key])
+            reader = Reader(root, kept, jobs=jobs, meter=shown)
+            made = record(project, layout, key, reader, wrong, shown)
+            kept.finish()
+        return made
 
 
-def _summary(key: str, dataset: Dataset, scans: dict[str, SplitScan], path: Path) -> Manifest:
-    digest = hashlib.sha256()
-    splits: dict[str, Split] = {}
-    for name, found in scans.items():
-        own = hashlib.sha256()
-        for lines in found.lines:
-            digest.update(lines)
-            own.update(lines)
-        splits[name] = Split(
-            images=found.images,
-            total_bytes=found.total_bytes,
-            per_class=found.per_class,
-            listed_in=f"{path.stem}.{name}.txt",
-            sha256=own.hexdigest(),
+def record(
+    project: Project, layout: Layout, key: str, reader: Reader, wrong: Differences, meter: Meter
+) -> Manifest:
+    """Read a data set by `reader`, write its manifest and lists, and return the manifest.
+
+    Images that cannot be decoded are added to `wrong`; training puts others in their place.
+
+    Raises:
+        DataError: the data set is not as params say, or files cannot be read: they are in `wrong`.
+    """
+    dataset, path = project.datasets[key], digest_file(layout, key)
+    make = make_command(project, key)
+    scans = scan.scan(key, dataset, reader.root, make)
+    meter.expect(sum(found.images for found in scans.values()))
+    listed_in = {split: f"{path.stem}.{split}.txt" for split in scans}
+    with ExitStack() as stack:
+        files = {
+            split: stack.enter_context(replacing(path.with_name(name)))
+            for split, name in listed_in.items()
+        }
+        try:
+            digest, sums = lists.make(
+                reader, scans, lambda split, text: files[split].write(text), wrong
+            )
+        except (lists.Changed, scan.Wrong) as error:
+            raise DataError(f"{key}: {error}; run this again") from None
+        _require_readable(key, reader.root, wrong, scan.remedy_for(key, dataset, make))
+    found = _manifest(key, digest, scans, sums, listed_in, path.parent)
+    write_json(path, found.model_dump(mode="json"))
+    return found
+
+
+def _require_readable(key: str, root: Path, wrong: Differences, remedy: str) -> None:
+    if count := wrong.counts["unreadable"]:
+        first = next(each for each in wrong.first if each.kind == "unreadable")
+        raise DataError(
+            f"{key}: {root / first.path} {first.what} ({count} such "
+            f"file{'s' if count > 1 else ''}, all in {wrong.path}); {remedy}"
         )
+
+
+def _manifest(
+    key: str,
+    digest: str,
+    scans: dict[str, SplitScan],
+    sums: dict[str, SplitSum],
+    listed_in: dict[str, str],
+    folder: Path,
+) -> Manifest:
     return Manifest(
         dataset=key,
-        content="bytes" if dataset.generator else "names and sizes",
-        digest=digest.hexdigest(),
+        content="bytes",
+        digest=digest,
         classes=scans["train"].classes,
-        splits=splits,
-        folder=path.parent,
+        splits={
+            split: Split(
+                images=each.images,
+                total_bytes=each.total_bytes,
+                per_class=scans[split].per_class,
+                listed_in=listed_in[split],
+                sha256=each.sha256,
+            )
+            for split, each in sums.items()
+        },
+        folder=folder,
     )
 
 
-def _inspect_class_map(project: Project, layout: Layout, name: str) -> ClassMapManifest:
-    entry = project.class_maps[name]
+def inspect_class_map(project: Project, layout: Layout, key: str) -> ClassMapManifest:
+    """Return the manifest of a class map as it is now, without writing it.
+
+    Raises:
+        DataError: the class map is missing or wrong.
+    """
+    entry = project.class_maps[key.removeprefix(CLASS_MAP)]
     rows = class_map.read(
         layout.data_file(entry.path),
         source_classes=project.datasets[entry.source].classes,
         target_classes=project.datasets[entry.target].classes,
-        remedy=make_command(project, f"{CLASS_MAP}{name}"),
+        remedy=make_command(project, key),
     )
     return ClassMapManifest(
         source=entry.source, target=entry.target, digest=class_map.digest(rows), rows=rows
@@ -219,7 +268,7 @@ def digests(project: Project, layout: Layout, run: Run) -> dict[str, str]:
 
 def _require_current(manifest: Manifest, dataset: Dataset, layout: Layout) -> None:
     splits = {name: split.images for name, split in manifest.splits.items()}
-    expected = expected_images(dataset)
+    expected = scan.expected_images(dataset)
     if (len(manifest.classes), splits) != (dataset.classes, expected):
         raise DataError(
             f"{digest_file(layout, manifest.dataset)} is of {len(manifest.classes)} classes and "

@@ -1,37 +1,44 @@
 """Walking a data set in ImageNet's layout, and saying in one line what is wrong with it."""
 
-import hashlib
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 from smt.errors import DataError
 from smt.spec import Dataset
 
-Content = Literal["names and sizes", "bytes"]
-"""What stands in an image's line: its path and size, or the SHA-256 of its bytes as well."""
-
 SUFFIXES = (".jpeg", ".jpg", ".png")
 """An image's file name ends so, in any case; other files and hidden ones are passed over."""
 
-# Class folders are read side by side, for a network disk answers each question late. On a memory
-# disk the threads cost: 100,000 files at 215,000 a second, against 370,000 with one thread.
+# Folders are listed side by side, for a network disk answers each question late. On a memory disk
+# the threads cost: 100,000 files at 215,000 a second, against 370,000 with one thread.
 _THREADS = 16
 
 
-@dataclass(frozen=True)
-class ClassScan:
-    """The images of one class folder."""
+class Found(NamedTuple):
+    """An image file as its folder lists it."""
 
-    images: int
-    total_bytes: int
-    empty: tuple[str, ...]
-    """Names of files without content."""
-    lines: bytes
-    """A line an image, sorted by name: `split/class/file<TAB>bytes[<TAB>SHA-256]`."""
+    name: str
+    size: int
+    """Bytes."""
+    times: tuple[int, int]
+    """When content and inode changed last, in nanoseconds since 1970."""
+    error: str | None = None
+    """Why nothing more than the name is known of it."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of one folder, sorted by name."""
+
+    folder: str
+    """Below the root, as in `train/n01440764`."""
+    files: tuple[Found, ...]
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,6 @@ class SplitScan:
     """Names of the class folders, sorted."""
     per_class: tuple[int, ...]
     total_bytes: int
-    lines: tuple[bytes, ...]
-    """The lines of each class."""
 
     @property
     def images(self) -> int:
@@ -58,34 +63,40 @@ def expected_images(dataset: Dataset) -> dict[str, int]:
 
 
 def scan(name: str, dataset: Dataset, root: Path, make: str | None) -> dict[str, SplitScan]:
-    """Return what each split of a data set holds, once all of it is as params say.
+    """Return what each split of a data set holds by names and sizes, once that is as params say.
 
-    A data set that the project makes itself is read to the last byte, any other by names and sizes.
     `make` is the command that makes the data set, or None where the user brings it.
 
     Raises:
-        DataError: a folder, class or image is missing or too many, empty or unreadable: one line
-            with the folder, what was expected, what was found and what to do.
+        DataError: a folder, class or image is missing or too many, or empty: one line with the
+            folder, what was expected, what was found and what to do.
     """
-    remedy = f"run: {make}" if make else _remedy(name, dataset)
-    if not root.is_dir():
-        raise DataError(f"{name}: no folder {root}; {remedy}")
-    content: Content = "bytes" if dataset.generator else "names and sizes"
+    remedy = remedy_for(name, dataset, make)
+    require_root(name, root, remedy)
     scans: dict[str, SplitScan] = {}
     for split, count in expected_images(dataset).items():
         try:
-            scans[split] = scan_split(root, split, dataset.classes, content)
-        except _Wrong as wrong:
+            scans[split] = scan_split(root, split, dataset.classes)
+        except Wrong as wrong:
             raise DataError(f"{name}: {wrong}; {remedy}") from None
         if scans[split].images != count:
             wrong_count = _count(root / split, scans[split].images, count)
-            raise DataError(f"{name}: {wrong_count}; {remedy}")
+            raise DataError(f"{name}: {wrong_count} ({dataset.source}); {remedy}")
     if "val" in scans and scans["val"].classes != scans["train"].classes:
         raise DataError(f"{name}: {_difference(root, scans)}; {remedy}")
     return scans
 
 
-def _remedy(name: str, dataset: Dataset) -> str:
+def require_root(name: str, root: Path, remedy: str) -> None:
+    """Raise a DataError where there is no folder `root`."""
+    if not root.is_dir():
+        raise DataError(f"{name}: no folder {root}; {remedy}")
+
+
+def remedy_for(name: str, dataset: Dataset, make: str | None) -> str:
+    """Return what the user is to do about a data set that is not whole."""
+    if make:
+        return f"run: {make}"
     return (
         f"bring {dataset.title} as ROOT/train/CLASS/IMAGE"
         f"{' and ROOT/val/CLASS/IMAGE' if dataset.val_images else ''}, copied whole, and name ROOT "
@@ -108,49 +119,46 @@ def _difference(root: Path, scans: dict[str, SplitScan]) -> str:
     )
 
 
-class _Wrong(Exception):
+class Wrong(Exception):
     """What is wrong with a folder."""
 
 
-def scan_split(root: Path, split: str, classes: int, content: Content) -> SplitScan:
+def scan_split(root: Path, split: str, classes: int) -> SplitScan:
     """Return what `root/split` holds: `classes` folders, none empty, no image without content."""
-    folder = root / split
-    names = _class_folders(folder, classes)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda name: _scan_class(root, f"{split}/{name}", content), names))
-    _require_images(folder, names, found)
-    return SplitScan(
-        classes=names,
-        per_class=tuple(each.images for each in found),
-        total_bytes=sum(each.total_bytes for each in found),
-        lines=tuple(each.lines for each in found),
-    )
+    names = class_folders(root / split, classes)
+    per_class, total, without, empty = [], 0, [], []
+    for listing in listings(root, (f"{split}/{name}" for name in names)):
+        for file in listing.files:
+            path = f"{listing.folder}/{file.name}"
+            if file.error is not None:
+                raise Wrong(f"{root / path} cannot be read ({file.error})")
+            if not file.size:
+                empty.append(path)
+        if not listing.files:
+            without.append(listing.folder)
+        per_class.append(len(listing.files))
+        total += sum(file.size for file in listing.files)
+    if without:
+        raise Wrong(f"{root}/{without[0]} has no images ({_alike(len(without), 'folder')})")
+    if empty:
+        raise Wrong(f"{root}/{empty[0]} is a file of 0 bytes ({_alike(len(empty), 'file')})")
+    return SplitScan(classes=names, per_class=tuple(per_class), total_bytes=total)
 
 
-def _class_folders(folder: Path, expected: int) -> tuple[str, ...]:
+def class_folders(folder: Path, expected: int | None = None) -> tuple[str, ...]:
+    """Return the names of the class folders in `folder`, sorted; Wrong if not `expected` ones."""
     try:
         with os.scandir(folder) as entries:
             inside = [(entry.name, entry.is_dir()) for entry in entries]
     except OSError as error:
-        raise _Wrong(f"{folder} cannot be read ({error.strerror})") from None
+        raise Wrong(f"{folder} cannot be read ({error.strerror})") from None
     names = tuple(sorted(n for n, is_folder in inside if is_folder and not n.startswith(".")))
     _require_plain(folder, names)
-    if len(names) != expected:
+    if expected is not None and len(names) != expected:
         loose = sum(is_image(name) for name, is_folder in inside if not is_folder)
         hint = f" beside {loose} images that are in none" if loose else ""
-        raise _Wrong(f"{folder} has {len(names)} class folders{hint}, expected {expected}")
+        raise Wrong(f"{folder} has {len(names)} class folders{hint}, expected {expected}")
     return names
-
-
-def _require_images(folder: Path, names: Sequence[str], found: Sequence[ClassScan]) -> None:
-    without = [name for name, each in zip(names, found, strict=True) if not each.images]
-    if without:
-        raise _Wrong(f"{folder}/{without[0]} has no images ({_alike(len(without), 'folder')})")
-    empty = [
-        f"{name}/{file}" for name, each in zip(names, found, strict=True) for file in each.empty
-    ]
-    if empty:
-        raise _Wrong(f"{folder}/{empty[0]} is a file of 0 bytes ({_alike(len(empty), 'file')})")
 
 
 def _alike(count: int, noun: str) -> str:
@@ -162,26 +170,37 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _scan_class(root: Path, inner: str, content: Content) -> ClassScan:
-    """Return what the class folder `root/inner` holds."""
-    folder = root / inner
+def listings(root: Path, folders: Iterable[str]) -> Iterator[Listing]:
+    """Yield what each folder below `root` holds, in the order given; a few are listed ahead.
+
+    Raises:
+        Wrong: a folder cannot be listed, or holds a name that would not stand on one line.
+    """
+    waiting = iter(folders)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        ahead = deque(pool.submit(_list, root, each) for each in islice(waiting, 2 * _THREADS))
+        while ahead:
+            listing = ahead.popleft().result()
+            ahead.extend(pool.submit(_list, root, each) for each in islice(waiting, 1))
+            yield listing
+
+
+def _list(root: Path, folder: str) -> Listing:
     try:
-        with os.scandir(folder) as entries:
-            files = sorted((e.name, e.stat().st_size) for e in entries if is_image(e.name))
-        _require_plain(folder, [name for name, _ in files])
-        digests = [f"\t{_sha256(folder / name)}" if content == "bytes" else "" for name, _ in files]
+        with os.scandir(root / folder) as entries:
+            files = sorted(_found(entry) for entry in entries if is_image(entry.name))
     except OSError as error:
-        raise _Wrong(f"{error.filename or folder} cannot be read ({error.strerror})") from None
-    lines = [
-        f"{inner}/{name}\t{size}{digest}\n"
-        for (name, size), digest in zip(files, digests, strict=True)
-    ]
-    return ClassScan(
-        images=len(files),
-        total_bytes=sum(size for _, size in files),
-        empty=tuple(name for name, size in files if not size),
-        lines="".join(lines).encode(),
-    )
+        raise Wrong(f"{root / folder} cannot be read ({error.strerror})") from None
+    _require_plain(root / folder, [file.name for file in files])
+    return Listing(folder, tuple(files))
+
+
+def _found(entry: "os.DirEntry[str]") -> Found:
+    try:
+        stat = entry.stat()
+    except OSError as error:
+        return Found(entry.name, 0, (0, 0), error.strerror)
+    return Found(entry.name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns))
 
 
 def _require_plain(folder: Path, names: Sequence[str]) -> None:
@@ -189,7 +208,7 @@ def _require_plain(folder: Path, names: Sequence[str]) -> None:
     together = "/".join(names)
     if "\t" in together or "\n" in together or not _is_utf8(together):
         bad = next(name for name in names if "\t" in name or "\n" in name or not _is_utf8(name))
-        raise _Wrong(f"{folder} has a name with a tab, a line break or no valid UTF-8: {bad!r}")
+        raise Wrong(f"{folder} has a name with a tab, a line break or no valid UTF-8: {bad!r}")
 
 
 def _is_utf8(text: str) -> bool:
@@ -198,7 +217,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -11,8 +11,10 @@ from smt.layout import PACKAGE
 _CODE = ("data", "engine", "models", "tasks", "tracking/journal.py")
 """What takes part in a training, below the package."""
 
-_APART = ("data/demo.py", "data/scan.py", "engine/launch.py", "engine/requeue.py",
-          "models/profile.py", "models/released.py", "tasks/evaluation.py")  # fmt: skip
+_APART = ("data/contents.py", "data/demo.py", "data/differences.py", "data/lists.py",
+          "data/progress.py", "data/scan.py", "data/verify.py", "engine/launch.py",
+          "engine/requeue.py", "models/profile.py", "models/released.py",
+          "tasks/evaluation.py")  # fmt: skip
 """Modules of those folders that do not."""
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")

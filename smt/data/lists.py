@@ -1,0 +1,87 @@
+"""The lists beside a manifest: a line an image, `split/class/file<TAB>bytes<TAB>SHA-256`."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from smt.data import scan
+from smt.data.contents import Digest, Reader
+from smt.data.differences import Differences, Kind
+from smt.data.scan import Listing, SplitScan
+
+
+class Line(NamedTuple):
+    """An image as a list has it."""
+
+    path: str
+    """Below the root of the data set."""
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitSum:
+    """What the list of a split amounts to."""
+
+    images: int
+    total_bytes: int
+    sha256: str
+
+
+class Changed(Exception):
+    """The data set was changed between its listing and its reading."""
+
+
+def lines(listing: Listing, digests: list[Digest]) -> bytes:
+    """Return the lines of a folder's images."""
+    return "".join(
+        f"{listing.folder}/{file.name}\t{file.size}\t{digest.sha256}\n"
+        for file, digest in zip(listing.files, digests, strict=True)
+    ).encode()
+
+
+def read(path: Path) -> Iterator[Line]:
+    """Yield what a list says, image by image."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            name, size, sha256 = line.rstrip("\n").split("\t")
+            yield Line(name, int(size), sha256)
+
+
+def make(
+    reader: Reader,
+    scans: Mapping[str, SplitScan],
+    write: Callable[[str, bytes], object],
+    wrong: Differences,
+) -> tuple[str, dict[str, SplitSum]]:
+    """Read every image; return the SHA-256 of all lists together, and what each amounts to.
+
+    `write` is given the lines of a split, a folder at a time; files that cannot be read or decoded
+    are added to `wrong`.
+
+    Raises:
+        Changed: a folder holds another number of images than it was scanned with.
+    """
+    whole = hashlib.sha256()
+    sums: dict[str, SplitSum] = {}
+    for split, found in scans.items():
+        own, images, size = hashlib.sha256(), 0, 0
+        folders = (f"{split}/{name}" for name in found.classes)
+        contents = reader.read(scan.listings(reader.root, folders))
+        for (listing, digests), expected in zip(contents, found.per_class, strict=True):
+            if len(listing.files) != expected:
+                raise Changed(f"{reader.root / listing.folder} was changed while it was read")
+            for file, digest in zip(listing.files, digests, strict=True):
+                if digest.problem is not None:
+                    kind: Kind = "undecodable" if digest.sha256 else "unreadable"
+                    wrong.add(kind, f"{listing.folder}/{file.name}", digest.problem)
+            text = lines(listing, digests)
+            whole.update(text)
+            own.update(text)
+            write(split, text)
+            images += len(listing.files)
+            size += sum(file.size for file in listing.files)
+        sums[split] = SplitSum(images, size, own.hexdigest())
+    return whole.hexdigest(), sums
