@@ -1,0 +1,382 @@
+"""What tracking costs, and how fast tables come out of a full store, each against MLflow alone.
+
+`python benchmarks/results.py` prints three things. Points a second that `smt sync` sends, against
+`log_metric` one by one and against MLflow's asynchronous logging, into SQLite and through a server.
+Then, with 1,000 runs of 300 epochs and 8 metrics that `smt sync` sent from journals on disk, how
+long `smt tables` takes, against asking MLflow's client run by run and metric by metric. And what a
+training step pays for journal and pulse, against a step of the demo's model.
+"""
+
+import argparse
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from engine import ONE, Repeated, plain_seconds
+
+from smt import fingerprint
+from smt.data import manifest
+from smt.engine.progress import Progress
+from smt.files import read_json, write_json
+from smt.layout import Layout, bundled_params
+from smt.params import load_project
+from smt.report.collect import collect
+from smt.spec import Project, Run
+from smt.tracking import provenance, server
+from smt.tracking.journal import Journal, Position
+from smt.tracking.mlflow_sync import sync
+from smt.tracking.pulse import Pulse
+
+METRICS = ("train/loss", "train/lr", "train/grad_norm", "eval/top1", "eval/top5", "eval/loss")
+"""Of a journal's line; with `system/images_per_second` and `epoch` MLflow is given 8."""
+
+KEYS = (*METRICS, "system/images_per_second", "epoch")
+STEPS = 62
+"""Steps of an epoch."""
+
+KINDS = ("smt sync", "log_metric", "log_metric, asynchronous")
+
+
+class Store:
+    """A results folder with runs that no one trained, and params that want them."""
+
+    def __init__(self, folder: Path, manifests: Path, runs: int, epochs: int) -> None:
+        self.params = folder / "params"
+        shutil.copytree(bundled_params(), self.params)
+        scales = yaml.safe_load((self.params / "scales.yaml").read_text())
+        experiments = len(load_project(bundled_params(), "demo").experiments)
+        seeds = {"seeds": list(range(math.ceil(runs / experiments)))}
+        scales["demo"] |= {**seeds, "experiments": {"*": seeds}}
+        (self.params / "scales.yaml").write_text(yaml.safe_dump(scales))
+        self.project = load_project(self.params, "demo")
+        self.layout = Layout("demo", results=folder / "results", data=folder / "data")
+        shutil.copytree(manifests, self.layout.manifest("any").parent)
+        self.runs = self.project.runs[:runs]
+        facts = _facts(folder / "facts")
+        for number, run in enumerate(self.runs):
+            _write_run(self.project, self.layout, run, facts, epochs, 70 + number % 20)
+
+    def smt(self, *arguments: str) -> str:
+        """Run the real command on this folder; return what it printed."""
+        return _output(self.command(*arguments))
+
+    def command(self, *arguments: str) -> list[str]:
+        return _command(self.params, self.layout, *arguments)
+
+
+def _command(params: Path, layout: Layout, *arguments: str) -> list[str]:
+    return [
+        sys.executable, "-m", "smt", "--params", str(params),
+        "--results", str(layout.results), "--data", str(layout.data), *arguments,
+    ]  # fmt: skip
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def make_manifests(folder: Path) -> Path:
+    """Make the demo data in `folder`; return where their manifests are."""
+    layout = Layout("demo", results=folder / "results", data=folder / "data")
+    for key in manifest.keys(load_project(bundled_params(), "demo")):
+        for action in ("make", "manifest"):
+            _output(_command(bundled_params(), layout, "data", action, key))
+    return layout.manifest("any").parent
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Return what an attempt writes into its provenance, of this machine."""
+    provenance.record_attempt(folder, {"hardware": provenance.hardware([])}, {})
+    found = read_json(folder / provenance.PROVENANCE)
+    assert isinstance(found, dict)
+    return found
+
+
+def _write_run(
+    project: Project, layout: Layout, run: Run, facts: dict[str, Any], epochs: int, top1: float
+) -> None:
+    """Write the files of a finished run: provenance, a line of the journal an epoch, numbers."""
+    digests = manifest.digests(project, layout, run)
+    name = fingerprint.fingerprint(project, run, digests)
+    experiment, work_dir = project.experiments[run.experiment], layout.work_dir(run, name)
+    common = {
+        "experiment": run.experiment, "seed": run.seed, "scale": "demo", "fingerprint": name,
+    }  # fmt: skip
+    names = {"task": experiment.task, "model": experiment.model, "recipe": experiment.recipe}
+    write_json(
+        work_dir / provenance.PROVENANCE,
+        {
+            **facts,
+            **common,
+            "params": fingerprint.content(project, run, digests),
+            "names": names,
+            "environment": {"world_size": 1, "threads": 1, "device": "cpu", "precision": "fp32"},
+            "data": digests,
+            "parent": None,
+        },
+    )
+    journal = Journal(work_dir, Position())
+    for epoch in range(1, epochs + 1):
+        loss = 7 * math.exp(-epoch / epochs) + run.seed / 100
+        now = top1 * (1 - math.exp(-6 * epoch / epochs))
+        values = (loss, 1e-3 / epoch, 1.0, now, (now + 100) / 2, loss)
+        metrics = dict(zip(METRICS, values, strict=True))
+        journal.append(STEPS * epoch, epoch, metrics, {"system/images_per_second": 800.0})
+    journal.close()
+    final = {key.removeprefix("eval/"): metrics[key] for key in METRICS if key.startswith("eval/")}
+    numbers = {
+        "task": "classify", "epochs": epochs, "steps": STEPS * epochs,
+        "images": 64 * STEPS * epochs, "wall_seconds": 60.0, "finished": time.time() + 1,
+    }  # fmt: skip
+    digest = {"weights_sha256": "ab" * 32}
+    write_json(layout.metrics(run), {**common, **numbers, **digest, "metrics": final})
+    write_json(layout.evaluation(run), {**common, **digest, "metrics": final, "images": 1000})
+
+
+def seconds(what: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    what()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def uri_of(uri: str | None) -> Iterator[None]:
+    """Let MLFLOW_TRACKING_URI be `uri`."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if uri is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@contextmanager
+def served(store: Store) -> Iterator[str]:
+    """Serve the folder's database by `smt ui`; give its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        store.command("ui", "--port", str(port)),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not _answers(f"{address}/health"):
+            if process.poll() is not None:
+                raise RuntimeError(f"{' '.join(process.args)} ended with {process.returncode}")
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def rates(folder: Path, manifests: Path, runs: int, epochs: int, few: int, rounds: int) -> None:
+    """Print points a second of each way of logging, by turns, and what `smt sync` is of each."""
+    for where in ("SQLite", "mlflow server"):
+        found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for round_ in range(rounds):
+            store = Store(folder / f"{where.split()[0]}{round_}", manifests, runs, epochs)
+            if where == "SQLite":
+                _one_round(store, None, few, found)
+            else:
+                with served(store) as address:
+                    _one_round(store, address, few, found)
+        for kind, values in found.items():
+            pairs = zip(found["smt sync"], values, strict=True)
+            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+            print(
+                f"{where}: {kind}: {statistics.median(values):.0f} points/s, "
+                f"smt sync {ratio:.1f} times as fast"
+            )
+
+
+def _one_round(store: Store, uri: str | None, few: int, found: dict[str, list[float]]) -> None:
+    with uri_of(uri):
+        server.prepare(store.layout, store.layout.tracking_uri())
+        outcome: list[int] = []
+        took = seconds(lambda: outcome.append(sync(store.project, store.layout).points))
+        found["smt sync"].append(outcome[0] / took)
+        found["log_metric"].append(_log_one_by_one(store.layout, few))
+        found["log_metric, asynchronous"].append(_log_asynchronously(store.layout, 20 * few))
+
+
+def _log_one_by_one(layout: Layout, points: int) -> float:
+    client, run_id = _client(layout)
+
+    def log() -> None:
+        for step in range(points):
+            client.log_metric(run_id, KEYS[step % 8], 0.5, 1000 + step, step // 8)
+
+    took = seconds(log)
+    _require_all(client, run_id, points)
+    return points / took
+
+
+def _log_asynchronously(layout: Layout, points: int) -> float:
+    client, run_id = _client(layout)
+
+    def log() -> None:
+        sent = [
+            client.log_metric(
+                run_id, KEYS[step % 8], 0.5, 1000 + step, step // 8, synchronous=False
+            )
+            for step in range(points)
+        ]
+        for each in sent:
+            each.wait()
+
+    took = seconds(log)
+    _require_all(client, run_id, points)
+    return points / took
+
+
+def _flush(client: Any) -> None:
+    """Wait until what was logged asynchronously is sent, as `mlflow.flush_async_logging` does."""
+    client._tracking_client.store.flush_async_logging()
+
+
+def _client(layout: Layout) -> tuple[Any, str]:
+    """Return a client of MLflow's, and a new run for it to log to."""
+    from mlflow.tracking.client import MlflowClient
+
+    client = MlflowClient(layout.tracking_uri())
+    found = client.get_experiment_by_name("theirs")
+    experiment = found.experiment_id if found else client.create_experiment("theirs")
+    return client, client.create_run(experiment).info.run_id
+
+
+def _require_all(client: Any, run_id: str, points: int) -> None:
+    kept = sum(len(client.get_metric_history(run_id, key)) for key in KEYS)
+    if kept != points:
+        raise RuntimeError(f"of {points} points {kept} are in MLflow")
+
+
+def tables(folder: Path, manifests: Path, runs: int, epochs: int) -> None:
+    """Print how long the tables of a full store take, and asking for it run by run."""
+    start = time.perf_counter()
+    store = Store(folder, manifests, runs, epochs)
+    print(
+        f"{len(store.runs)} runs of {epochs} epochs written in {time.perf_counter() - start:.0f} s"
+    )
+    with uri_of(None):
+        start = time.perf_counter()
+        said = store.smt("sync")
+        took = time.perf_counter() - start
+        points = int(re.search(r"\((\d+) values\)", said)[1])  # type: ignore[index]
+        size = store.layout.tracking_lock.with_name("mlflow.db").stat().st_size
+        print(
+            f"smt sync: {points} points in {took:.0f} s, {points / took:.0f} points/s, into "
+            f"{size / 1e6:.0f} MB of SQLite; again, with nothing new: "
+            f"{seconds(lambda: store.smt('sync')):.1f} s"
+        )
+        names = list(store.project.tables)
+        command = [seconds(lambda: store.smt("tables", *names)) for _ in range(3)]
+        reading = [seconds(lambda: collect(store.project, store.layout)) for _ in range(3)]
+        _compare_reading(store, statistics.median(command), statistics.median(reading))
+
+
+def _compare_reading(store: Store, command: float, reading: float) -> None:
+    client, _ = _client(store.layout)
+    run_ids = [run["run_id"] for run in read_json(store.layout.sync_receipt)["runs"]]
+    by_run = seconds(lambda: [client.get_run(run_id) for run_id in run_ids])
+    histories = seconds(
+        lambda: [client.get_metric_history(run_id, key) for run_id in run_ids for key in KEYS]
+    )
+    done = sum(
+        result.state == "done" for result in collect(store.project, store.layout).runs.values()
+    )
+    if done != len(store.runs):
+        raise RuntimeError(f"of {len(store.runs)} runs the tables have {done}")
+    print(
+        f"smt tables: {command:.1f} s with its start, of which all {done} runs read and checked "
+        f"{reading:.2f} s"
+    )
+    print(f"get_run run by run: {by_run:.1f} s, {by_run / reading:.1f} times the reading")
+    whole = by_run + histories
+    print(
+        f"get_run and get_metric_history run by run, metric by metric: {whole:.1f} s, "
+        f"{whole / reading:.1f} times the reading, {whole / command:.1f} times smt tables"
+    )
+
+
+def step_overhead(steps: int, rounds: int) -> None:
+    """Print what a step pays for pulse and journal, against a step of the demo's SMT-T."""
+    every = load_project(bundled_params(), "demo").scale.log_every
+    progress = Progress("", epochs=1, epoch_images=1, ranks=ONE)
+    plain, tracked, each_step = [], [], []
+    for _ in range(rounds):
+        plain.append(plain_seconds(Repeated("demo", 64, 32, steps)) / steps)
+        tracked.append(_tracking_seconds(progress, 1000 * every, every))
+        each_step.append(_tracking_seconds(progress, 10_000, 1))
+    step = statistics.median(plain)
+    for every_, times in ((every, tracked), (1, each_step)):
+        cost = statistics.median(times)
+        share = statistics.median(a / b for a, b in zip(times, plain, strict=True))
+        print(
+            f"tracking with a line every {every_} steps: {1e6 * cost:.1f} us a step, "
+            f"{100 * share:.3f} % of a step of {1000 * step:.1f} ms"
+        )
+
+
+def _tracking_seconds(progress: Progress, steps: int, every: int) -> float:
+    """Return seconds a step of what the trainer does for tracking."""
+    with tempfile.TemporaryDirectory() as name:
+        journal, pulse = Journal(Path(name), Position()), Pulse(Path(name))
+        metrics = dict.fromkeys(("train/loss", "train/lr", "train/grad_norm"), 0.123456789)
+        start = time.perf_counter()
+        for step in range(1, steps + 1):
+            pulse.beat(step)
+            if step % every == 0:
+                journal.append(step, 0, metrics, progress.system())
+        took = time.perf_counter() - start
+        journal.close()
+        pulse.close()
+    return took / steps
+
+
+def main() -> None:
+    """Measure everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=1000, help="runs of the full store [1000]")
+    parser.add_argument("--epochs", type=int, default=300, help="epochs of each [300]")
+    parser.add_argument("--sent-runs", type=int, default=8, help="runs a rate is taken of [8]")
+    parser.add_argument("--few", type=int, default=120, help="points logged one by one [120]")
+    parser.add_argument("--steps", type=int, default=100, help="training steps timed [100]")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison [3]")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    server.configure()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        step_overhead(arguments.steps, arguments.rounds)
+        made, epochs = make_manifests(folder / "demo"), arguments.epochs
+        rates(folder, made, arguments.sent_runs, epochs, arguments.few, arguments.rounds)
+        tables(folder / "full", made, arguments.runs, epochs)
+
+
+if __name__ == "__main__":
+    main()
