@@ -51,5 +51,10 @@ def content(project: Project, run: Run, digests: Mapping[str, str]) -> dict[str,
 
 def fingerprint(project: Project, run: Run, digests: Mapping[str, str]) -> str:
     """Return the fingerprint of `run`: 64 hexadecimal digits."""
-    text = json.dumps(content(project, run, digests), sort_keys=True, separators=(",", ":"))
+    return digest(content(project, run, digests))
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Return the fingerprint of what `content` returned, also when it was read from a file."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

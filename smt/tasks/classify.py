@@ -77,11 +77,6 @@ class Classification:
             weights.load_state(model, state, source)
         return model.to(self._ranks.device).to(memory_format=torch.channels_last)
 
-    @property
-    def validation_images(self) -> int:
-        """Images of the validation split; 0 without one."""
-        return len(self._val) if self._val is not None else 0
-
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yield this rank's batches, mixed and on its device."""
         for chunk in self._loader.epoch(epoch, start_step):

@@ -6,6 +6,7 @@ from smt.files import read_json, sha256, write_json
 from smt.layout import Layout
 from smt.models import weights
 from smt.spec import Project, Run
+from smt.tasks import environment
 from smt.tasks.classify import Classification
 
 AGREEMENT = {"top1": 0.1, "top5": 0.1, "loss": 0.01}
@@ -15,6 +16,28 @@ They are equal on the machine that trained; another one adds in another order, w
 image whose two best classes are nearly tied."""
 
 
+def measure(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[str, float]:
+    """Return the metrics of a run's exported weights, and write nothing.
+
+    Raises:
+        TrainingError: the run is not done, or its weights are not those it exported.
+    """
+    said, path = read_json(layout.metrics(run)), layout.weights(run)
+    if said is None or not path.exists():
+        remedy = _remedy(layout, run)
+        raise TrainingError(f"{run} has not been trained: no {layout.metrics(run)}; {remedy}")
+    if sha256(path) != said["weights_sha256"]:
+        remedy = _remedy(layout, run)
+        raise TrainingError(f"{path} is not the file that {layout.metrics(run)} names; {remedy}")
+    task = Classification(project, layout, run, ranks, inherit=False)
+    weights.load(task.model, path)
+    return task.evaluate()
+
+
+def _remedy(layout: Layout, run: Run) -> str:
+    return f"run: smt train {run.experiment} --seed {run.seed} --scale {layout.scale}"
+
+
 def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[str, float]:
     """Return the metrics of a run's exported weights, and write them to `evaluation.json`.
 
@@ -22,33 +45,28 @@ def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[s
         TrainingError: the run is not done, its weights are not those it exported, or they give
             other numbers than its `metrics.json` says.
     """
-    said = read_json(layout.metrics(run))
-    path = layout.weights(run)
-    remedy = f"run: smt train {run.experiment} --seed {run.seed} --scale {layout.scale}"
-    if said is None or not path.exists():
-        raise TrainingError(f"{run} has not been trained: no {layout.metrics(run)}; {remedy}")
-    digest = sha256(path)
-    if digest != said["weights_sha256"]:
-        raise TrainingError(f"{path} is not the file that {layout.metrics(run)} names; {remedy}")
-    task = Classification(project, layout, run, ranks, inherit=False)
-    weights.load(task.model, path)
-    metrics = task.evaluate()
+    metrics = measure(project, layout, run, ranks)
+    said, path = read_json(layout.metrics(run)), layout.weights(run)
     for name, value in metrics.items():
         if abs(value - said["metrics"][name]) > AGREEMENT[name]:
             raise TrainingError(
                 f"{path} gives {name} {value:.4f}, but {layout.metrics(run)} says "
-                f"{said['metrics'][name]:.4f}; {remedy} after moving the run's folder aside"
+                f"{said['metrics'][name]:.4f}; {_remedy(layout, run)} after moving the run's "
+                "folder aside"
             )
     if ranks.is_first:
+        dataset = project.datasets[project.dataset_of(run.experiment)]
         names = {"experiment": run.experiment, "seed": run.seed, "scale": layout.scale}
         write_json(
             layout.evaluation(run),
             {
                 **names,
                 "fingerprint": said["fingerprint"],
-                "weights_sha256": digest,
+                "weights_sha256": said["weights_sha256"],
+                "metrics_sha256": sha256(layout.metrics(run)),
                 "metrics": metrics,
-                "images": task.validation_images,
+                "images": dataset.val_images,
+                "environment": environment.of(ranks),
             },
         )
     return metrics

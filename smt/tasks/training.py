@@ -25,7 +25,7 @@ from smt.files import explained, read_json, sha256, write_json
 from smt.layout import Layout
 from smt.models import weights
 from smt.spec import Project, Run
-from smt.tasks import change
+from smt.tasks import change, environment
 from smt.tasks.classify import Classification
 from smt.tracking import journal, provenance, source
 
@@ -151,7 +151,8 @@ class RunTraining:
             path,
             {key: str(value) for key, value in self.names.items()},
         )
-        recipe = trainer.task.recipe
+        recipe, ended = trainer.task.recipe, time.time()
+        known = provenance.finish(self.work_dir, ended)
         write_json(
             self.layout.metrics(run),
             {
@@ -162,10 +163,14 @@ class RunTraining:
                 "steps": trainer.state.step,
                 "images": trainer.state.step * recipe.global_batch,
                 "skipped_steps": trainer.state.trend.skipped,
-                "changes": self._changes(),
+                "changes": [each for attempt in known["attempts"] for each in attempt["changes"]],
                 "weights_sha256": digest,
+                "journal": journal.extent(self.work_dir / journal.JOURNAL),
+                "times": journal.extent(self.work_dir / journal.TIMES),
+                "provenance_sha256": sha256(self.work_dir / provenance.PROVENANCE),
                 "wall_seconds": round(trainer.state.seconds, 3),
-                "finished": time.time(),
+                "gpu_seconds": provenance.gpu_seconds(known["attempts"]),
+                "finished": ended,
             },
         )
         log.info(
@@ -194,34 +199,23 @@ class RunTraining:
             "data": self.digests,
             "parent": parent,
             "hardware": provenance.hardware(gpus),
-            "environment": {**self._environment(), "precision": recipe.precision},
+            "environment": {**environment.of(self.ranks), "precision": recipe.precision},
             "source": self.source,
             "not_deterministic": [],
-        }
-
-    def _environment(self) -> dict[str, Any]:
-        """Return what decides in which order sums are added."""
-        gpu = self.ranks.device.type == "cuda"
-        return {
-            "world_size": self.ranks.world_size,
-            "threads": torch.get_num_threads(),
-            "device": self.ranks.device.type,
-            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-            "processor": torch.cuda.get_device_name() if gpu else provenance.processor(),
         }
 
     def _record_attempt(
         self, parent: dict[str, Any] | None, trainer: Trainer, changes: list[str], options: Options
     ) -> None:
         """Write down this attempt, and say what of its surroundings is not as it was."""
-        environment = self._environment()
+        now = environment.of(self.ranks)
         attempts = (read_json(self.work_dir / provenance.PROVENANCE) or {}).get("attempts", [])
         if trainer.state.step and attempts:
-            for sentence in change.of_environment(attempts[-1]["environment"], environment):
+            for sentence in change.of_environment(attempts[-1]["environment"], now):
                 log.warning("%s: goes on with %s", self.run, sentence)
         attempt = {
             "resumed_at_step": trainer.state.step,
-            "environment": environment,
+            "environment": now,
             "workers": options.workers,
             "changes": changes,
         }
@@ -234,11 +228,6 @@ class RunTraining:
         )  # fmt: skip
         if self.ranks.is_first:
             provenance.update(self.work_dir, not_deterministic=operations)
-
-    def _changes(self) -> list[str]:
-        """Return what was allowed to change between attempts."""
-        known = read_json(self.work_dir / provenance.PROVENANCE)
-        return [each for attempt in known["attempts"] for each in attempt["changes"]]
 
     def _require_unchanged(self, options: Options) -> list[str]:
         """Return what has changed since the run was begun, in phrases, if that is allowed.

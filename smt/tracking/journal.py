@@ -5,6 +5,7 @@ on has the same bytes as one that was not. When each line came about, and how fa
 stands beside it in `times.jsonl`, where the first entry for a line is the one that counts.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -98,6 +99,13 @@ def read(folder: Path, created: float) -> list[Record]:
         metrics = {**line["metrics"], **entry.get("metrics", {})}
         records.append(Record(line["step"], line["epoch"], metrics, latest))
     return records
+
+
+def extent(path: Path) -> dict[str, Any]:
+    """Return SHA-256, bytes and lines of a journal that is finished, or of its times."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return {"sha256": digest, "bytes": len(content), "lines": content.count(b"\n")}
 
 
 def _line(value: dict[str, Any]) -> bytes:

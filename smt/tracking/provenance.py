@@ -7,40 +7,58 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from smt.files import read_json, replacing, write_json
+from smt.tracking import pulse
 
 PROVENANCE = "provenance.json"
 FAILURE = "failure.json"
-DIFF = "git.diff"
 LOG = "train.log"
 """What every attempt at a run had to say."""
 
+UNTRACKED = 100
+"""Names of files that git does not know which are kept; how many there are is kept beside them."""
+
+_SLURM = {
+    "slurm_job_id": "SLURM_JOB_ID",  # stays the same when a job is requeued
+    "slurm_restart": "SLURM_RESTART_COUNT",
+    "slurm_nodes": "SLURM_JOB_NODELIST",
+}
+
 
 def git_state(work_dir: Path) -> dict[str, Any]:
-    """Return commit, whether the tree differs from it, and the SHA-256 of the difference.
+    """Return commit, whether the tree differs from it, the difference's SHA-256, untracked files.
 
-    The difference itself is kept in `work_dir`. Outside a git checkout every value is None.
+    The difference itself is kept in `work_dir`, in the file that `diff_file` names. Outside a git
+    checkout every value is None.
     """
     commit = _git("rev-parse", "HEAD")
     if commit is None:
-        return {"commit": None, "dirty": None, "diff_sha256": None}
+        return {"commit": None, "dirty": None, "diff_sha256": None, "untracked": None}
     difference = _git("diff", "HEAD", "--binary") or b""
-    untracked = _git("ls-files", "--others", "--exclude-standard") or b""
+    untracked = (_git("ls-files", "--others", "--exclude-standard") or b"").decode().splitlines()
     dirty = bool(difference or untracked)
-    if dirty:
-        with replacing(work_dir / DIFF) as file:
+    digest = hashlib.sha256(difference).hexdigest() if dirty else None
+    if digest is not None:
+        with replacing(diff_file(work_dir, digest)) as file:
             file.write(difference)
+    names = {"count": len(untracked), "first": sorted(untracked)[:UNTRACKED]}
     return {
         "commit": commit.decode().strip(),
         "dirty": dirty,
-        "diff_sha256": hashlib.sha256(difference).hexdigest() if dirty else None,
+        "diff_sha256": digest,
+        "untracked": names if untracked else None,
     }
+
+
+def diff_file(work_dir: Path, digest: str) -> Path:
+    """Return where the difference of that SHA-256 from a commit is kept."""
+    return work_dir / f"git-{digest[:12]}.diff"
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -100,17 +118,51 @@ def record_attempt(work_dir: Path, facts: dict[str, Any], attempt: dict[str, Any
         }
     elif attempt.get("changes"):
         known["source"] = facts["source"]
+    for last in known["attempts"][-1:]:
+        last.setdefault("ended", _last_sign_of_life(work_dir, last["started"]))
     known["attempts"].append(
         {
             "started": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "commit": git["commit"],
-            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            **{key: git[key] for key in ("commit", "dirty", "diff_sha256")},
+            **{key: os.environ.get(variable) for key, variable in _SLURM.items()},
             **attempt,
         }
     )
     write_json(work_dir / PROVENANCE, known)
+
+
+def _last_sign_of_life(work_dir: Path, started: float) -> float:
+    """Return when an attempt that left no end was last seen at work (Unix seconds)."""
+    beat = pulse.read(work_dir)
+    return max(started, beat.time) if beat else started
+
+
+def finish(work_dir: Path, at: float) -> dict[str, Any]:
+    """Write down that the run ended `at` (Unix seconds) and return its whole provenance."""
+    known: dict[str, Any] = read_json(work_dir / PROVENANCE)
+    known["attempts"][-1]["ended"] = at
+    write_json(work_dir / PROVENANCE, known)
+    return known
+
+
+def gpu_seconds(attempts: Sequence[Mapping[str, Any]]) -> float:
+    """Return the GPU-seconds of attempts that have ended, with what was done in them and lost.
+
+    Each counts from its first step to its end, or to where it was last seen at work; 0 without
+    GPUs.
+    """
+    ends = [each.get("ended", each["started"]) for each in attempts]
+    spent = (
+        (end - each["started"]) * _gpus(each["environment"])
+        for each, end in zip(attempts, ends, strict=True)
+    )
+    return round(sum(spent), 3)
+
+
+def _gpus(environment: Mapping[str, Any]) -> int:
+    return int(environment["world_size"]) if environment["device"] == "cuda" else 0
 
 
 def update(work_dir: Path, **values: Any) -> None:

@@ -96,9 +96,10 @@ class RunView:
         """The final numbers, dated by the end of the run."""
         if self.final is None:
             return []
+        totals = ("epochs", "steps", "images", "wall_seconds", "gpu_seconds")
         numbers = {
             **self.final["metrics"],
-            **{key: self.final[key] for key in ("epochs", "steps", "images", "wall_seconds")},
+            **{key: self.final[key] for key in totals if key in self.final},
         }
         return self._at_the_end("final", numbers)
 

@@ -1,0 +1,20 @@
+"""What of the machine decides in which order sums are added, and so the last bits of a result."""
+
+from typing import Any
+
+import torch
+
+from smt.engine.distributed import Ranks
+from smt.tracking import provenance
+
+
+def of(ranks: Ranks) -> dict[str, Any]:
+    """Return it as JSON values: number of processes, threads of each, device, processor."""
+    gpu = ranks.device.type == "cuda"
+    return {
+        "world_size": ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "device": ranks.device.type,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "processor": torch.cuda.get_device_name() if gpu else provenance.processor(),
+    }
