@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tables": ("smt.commands.tables", "Make the paper's tables again, without torch."),
     "figures": ("smt.commands.figures", "Draw learning curves and accuracy against MACs."),
     "report": ("smt.commands.report", "All of it on one page: tables, curves, failures, origin."),
+    "verify": ("smt.commands.verify", "Does every printed number follow from its run?"),
+    "why": ("smt.commands.why", "From a cell of a table to run, code, params, data, parents."),
     "ui": ("smt.commands.ui", "Open the MLflow UI on this project's runs."),
 }
 
@@ -64,7 +66,8 @@ def cli(params: Path | None, results: Path | None, data: Path | None) -> None:
     """Reproduce "Scale-Aware Modulation Meet Transformer" (ICCV 2023).
 
     Exit codes: 0 done; 2 bad input; 3 data missing or unreadable; 4 training failed;
-    75 stopped on request with its state saved (run the same command again to go on).
+    5 something that is written down does not follow (smt verify); 75 stopped on request with its
+    state saved (run the same command again to go on).
     """
     for variable, value in (("SMT_PARAMS", params), ("SMT_RESULTS", results), ("SMT_DATA", data)):
         if value is not None:

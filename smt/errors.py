@@ -12,6 +12,9 @@ EXIT_DATA = 3
 EXIT_TRAINING = 4
 """A training that cannot go on: non-finite loss, failed parent, full disk."""
 
+EXIT_UNVERIFIED = 5
+"""Something that is written down does not follow from what it was made from."""
+
 EXIT_RESUME = 75
 """Stopped on request with its state saved: run the same command again to go on."""
 

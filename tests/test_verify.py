@@ -1,378 +1,541 @@
-"""`smt data verify`: every byte is read once, killed or not, and whatever differs is named."""
+"""`smt verify`: whatever is changed by hand in a finished project is found, and named."""
 
-import contextlib
+import csv
 import hashlib
 import json
-import os
-import pty
+import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
+import sqlite3
 
 import pytest
-from imagefolders import ROOT, write_images
+from finished_project import (
+    CHILD,
+    DEMO,
+    PARENT,
+    T,
+    audit,
+    edit_json,
+    findings,
+    flip,
+    run_dir,
+    table,
+    work_dir,
+)
 
-from smt.data.contents import Kept
-from smt.data.scan import Found
-from smt.errors import UserError
+from smt.commands.verify import summary
+from smt.errors import EXIT_UNVERIFIED
+from smt.files import sha256
+from smt.verify import tensors
 
-CLASSES, TRAIN, VAL = 6, 30, 4
-
-# What the command under test opens for reading is told by Python itself, not by the command.
-COUNTING = """
-import os, sys, time
-SECONDS = float(os.environ.get("SLOW", 0))
-def hook(event, arguments):
-    if event == "open" and str(arguments[0]).endswith(".JPEG"):
-        time.sleep(SECONDS)  # as a slow disk would
-        with os.fdopen(os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "w") as log:
-            log.write(f"{arguments[0]}\\n")
-sys.addaudithook(hook)
-"""
-
-
-class DataSet:
-    """A data set that the user brought, its params, and the command as a user starts it."""
-
-    def __init__(self, folder):
-        self.folder, self.root = folder, folder / "data" / "tiny"
-        write_images(self.root / "train", classes=CLASSES, per_class=TRAIN)
-        write_images(self.root / "val", classes=CLASSES, per_class=VAL, seed=1)
-        shutil.copytree(ROOT / "params", folder / "params")
-        self.say(CLASSES * TRAIN)
-        (folder / "counting").mkdir()
-        self.log = folder / "opened.txt"
-        counting = COUNTING.replace("LOG", repr(str(self.log)))
-        (folder / "counting" / "sitecustomize.py").write_text(counting)
-
-    def say(self, train_images):
-        """Let params expect so many images for training."""
-        path = self.folder / "params" / "data.yaml"
-        entry = (
-            f"  tiny:\n    title: tiny\n    root: tiny\n    classes: {CLASSES}\n"
-            f"    train_images: {train_images}\n    val_images: {CLASSES * VAL}\n"
-            "    source: the maker of tiny\n    generator: null\n"
-        )
-        text = (ROOT / "params" / "data.yaml").read_text()
-        path.write_text(text.replace("datasets:\n", f"datasets:\n{entry}"))
-
-    def start(self, *arguments, prefix=(), stderr=subprocess.PIPE, **more):
-        command = [sys.executable, "-m", "smt", "data", *arguments, "--scale", "paper"]
-        paths = {name.upper(): str(self.folder / name) for name in ("params", "data", "results")}
-        environment = {
-            **os.environ,
-            **{f"SMT_{name}": path for name, path in paths.items()},
-            "PYTHONPATH": f"{self.folder / 'counting'}{os.pathsep}{ROOT}",
-            **more,
-        }
-        return subprocess.Popen(
-            [*prefix, *command], env=environment, cwd=self.folder,
-            stdout=subprocess.PIPE, stderr=stderr, text=True,
-        )  # fmt: skip
-
-    def run(self, *arguments, **how):
-        """Return exit code and output of a command, and which images it opened."""
-        self.log.unlink(missing_ok=True)
-        process = self.start(*arguments, **how)
-        output, error = process.communicate(timeout=120)
-        return process.returncode, output + error, self.opened()
-
-    def verify(self, *arguments, **how):
-        return self.run("verify", "tiny", *arguments, **how)
-
-    def opened(self):
-        return self.log.read_text().splitlines() if self.log.exists() else []
-
-    def written(self, name):
-        return self.folder / "results" / "paper" / "data" / name
-
-    def digest(self):
-        return json.loads(self.written("tiny.json").read_text())["digest"]
-
-    @property
-    def images(self):
-        return sorted(self.root.rglob("*.JPEG"))
+pytest_plugins = ["finished_project"]
+pytestmark = pytest.mark.xdist_group("finished_project")
 
 
-@pytest.fixture(scope="module")
-def verified(tmp_path_factory):
-    """A data set that was verified once."""
-    data = DataSet(tmp_path_factory.mktemp("verified"))
-    code, output, opened = data.verify()
-    assert code == 0, output
-    assert sorted(opened) == [str(path) for path in data.images]
-    return data
+def verify(project, *arguments, **environment):
+    done = project.smt("verify", *arguments, **environment)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
 
 
-@pytest.fixture
-def data(verified, tmp_path):
-    """A copy of it, to damage."""
-    shutil.copytree(verified.folder, tmp_path / "copy")
-    copy = DataSet.__new__(DataSet)
-    copy.folder, copy.root = tmp_path / "copy", tmp_path / "copy" / "data" / "tiny"
-    copy.log = verified.log  # where the hook writes to
-    return copy
+def found(project, *words):
+    """Assert that some finding has all of these words; return all findings."""
+    lines = findings(project)
+    assert any(all(word in line for word in words) for line in lines), lines
+    return lines
 
 
-def test_the_first_time_every_file_is_written_down_with_its_digest(verified):
-    lists = [verified.written(f"tiny.{split}.txt").read_text() for split in ("train", "val")]
-    assert "".join(lists) == "".join(
-        f"{path.relative_to(verified.root)}\t{path.stat().st_size}\t"
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
-        for path in verified.images
-    )
-    assert verified.digest() == hashlib.sha256("".join(lists).encode()).hexdigest()
-    names = {path.name for path in verified.written("").iterdir()}
-    assert names == {"tiny.json", "tiny.train.txt", "tiny.val.txt"}
+KINDS = ("runs ", "numbers ", "journals ", "provenance ", "weights ", "evaluations ", "tables ",
+         "checkpoints ", "data ", "sizes ", "MLflow  ")  # fmt: skip
 
 
-def test_what_is_as_it_was_is_whole_and_every_byte_was_read(data):
-    code, output, opened = data.verify()
-    assert code == 0 and len(opened) == len(set(opened)) == len(data.images)
-    assert output.startswith("ok     tiny: 180 train and 24 val images in 6 classes")
-    assert "every byte as its manifest says; 204 files read\n" in output
+def database(project, statement, *values):
+    with sqlite3.connect(project.folder / "results/mlflow.db") as connection:
+        count = connection.execute(statement, values).rowcount
+    assert count > 0, "the edit changed nothing"
 
 
-def test_a_changed_byte_of_equal_size_and_time_is_named(data):
-    path = data.root / "train" / "c3" / "007.JPEG"
-    stat, content = path.stat(), bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    before = data.digest()
-    code, output, _ = data.verify()
-    assert code == 3
-    assert "wrong  tiny: 1 files (1 changed) not as in " in output
-    assert "changed     train/c3/007.JPEG  (other bytes, as many)" in output
-    assert "smt data manifest tiny --scale paper" in output and "Traceback" not in output
-    assert data.written("tiny.differences.txt").read_text().startswith("changed\ttrain/c3/007.JPEG")
-    # Nothing was taken for true by itself; on request it is, and it is another data set then.
-    assert data.digest() == before
-    assert data.run("manifest", "tiny")[0] == 0
-    assert data.digest() != before and not data.written("tiny.differences.txt").exists()
-    assert data.verify()[0] == 0
+# --- all is well -------------------------------------------------------------------------------
 
 
-def test_missing_new_and_longer_files_are_named_also_without_reading(data):
-    (data.root / "train" / "c0" / "000.JPEG").unlink()
-    shutil.rmtree(data.root / "val" / "c5")
-    (data.root / "val" / "c50").mkdir()
-    shutil.copy(data.images[0], data.root / "val" / "c50" / "extra.jpg")
-    with (data.root / "train" / "c5" / "029.JPEG").open("ab") as file:
-        file.write(b"\0")
-    for command in ("verify", "check"):
-        code, output, opened = data.run(command, "tiny")
-        assert code == 3 and "7 files (5 missing, 1 changed, 1 new) not as in" in output
-        for line in ("missing     train/c0/000.JPEG", "missing     val/c5/003.JPEG",
-                     "new         val/c50/extra.jpg", "changed     train/c5/029.JPEG"):  # fmt: skip
-            assert line in output
-        assert "train has 179 images, published are 180 (the maker of tiny)" in output
-        assert len(data.written("tiny.differences.txt").read_text().splitlines()) == 7
-        assert bool(opened) == (command == "verify")
-
-
-def test_of_many_differences_ten_are_named_and_all_are_in_the_file(data):
-    shutil.rmtree(data.root / "train" / "c1")
-    code, output, _ = data.verify()
-    assert code == 3 and output.count("missing     ") == 10
-    file = data.written("tiny.differences.txt").relative_to(data.folder)
-    assert f"and 20 more, all in {data.folder / file}" in output
-    assert len(data.written("tiny.differences.txt").read_text().splitlines()) == 30
-    assert "train has 5 class folders, published are 6" in output
-
-
-def test_a_file_that_cannot_be_read_is_named_and_the_others_are_read(data):
-    path = data.root / "train" / "c2" / "011.JPEG"
-    path.chmod(0)
-    code, output, opened = data.verify(prefix=unprivileged())
-    assert code == 3 and len(opened) == len(data.images)
-    assert "1 files (1 unreadable)" in output
-    assert "unreadable  train/c2/011.JPEG  (cannot be read (Permission denied))" in output
-    path.chmod(0o644)
-    code, output, opened = data.verify(prefix=unprivileged())
-    assert code == 0 and opened == [str(path)], "only what was mended is read again"
-    assert "1 files read, 203 by a reading before" in output
-
-
-def unprivileged():
-    """Return what starts a command that permissions hold for, root's own as well."""
-    if os.geteuid() != 0:
-        return ()
-    if shutil.which("setpriv") is None:
-        pytest.skip("root without setpriv can read everything")
-    return ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
-
-
-def test_an_unreadable_file_leaves_no_manifest_behind(tmp_path):
-    data = DataSet(tmp_path)
-    path = data.root / "train" / "c2" / "011.JPEG"
-    path.chmod(0)
-    for command in ("verify", "manifest"):
-        code, output, _ = data.run(command, "tiny", prefix=unprivileged())
-        assert code == 3 and f"{path} cannot be read (Permission denied) (1 such file" in output
-        assert not data.written("tiny.json").exists()
-
-
-def test_counts_that_are_not_the_published_ones_are_told_with_their_source(data):
-    data.say(181)
-    code, output, _ = data.verify()
-    assert code == 3 and "its counts not as in" in output
-    assert "train has 180 images, published are 181 (the maker of tiny)" in output
-    data.written("tiny.json").unlink()
-    code, output, opened = data.verify()
-    assert code == 3 and not opened, "a data set that is not whole is refused before it is read"
-    assert "train has 180 of 181 images" in output and "(the maker of tiny)" in output
-    assert not data.written("tiny.json").exists()
-
-
-def test_a_list_that_was_changed_is_refused(data):
-    path = data.written("tiny.val.txt")
-    path.write_text(path.read_text().replace("000.JPEG", "001.JPEG", 1))
-    code, output, _ = data.verify()
-    assert code == 3 and f"list of images {path} is not the one" in output
-    path.unlink()
-    assert f"list of images {path} is missing" in data.verify()[1]
-
-
-def test_a_truncated_image_is_named_where_images_are_decoded(tmp_path):
-    data = DataSet(tmp_path)
-    path = data.root / "val" / "c1" / "002.JPEG"
-    path.write_bytes(path.read_bytes()[:300])
-    assert data.verify()[0] == 0  # what is there is what is written down
-    code, output, _ = data.verify("--decode")
-    assert code == 3 and "1 files (1 undecodable)" in output
-    assert "undecodable val/c1/002.JPEG  (cannot read image" in output
-    data.written("tiny.json").unlink()
-    code, output, _ = data.verify("--decode")
-    assert code == 3 and "1 files (1 undecodable)" in output
-    assert data.written("tiny.json").exists(), "training puts another image in its place"
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("times", [1, 3])
-def test_a_killed_reading_goes_on_and_reads_only_the_rest(tmp_path, verified, number, times):
-    data = DataSet(tmp_path)
-    reading = data.written("tiny.reading.txt")
-    for attempt in range(times):
-        kept = count_lines(reading)
-        kill_after(data, reading, more=20 * (attempt + 1), number=number)
-        assert count_lines(reading) > kept and not data.written("tiny.json").exists()
-    kept = [line.split("\t")[0] for line in whole_lines(reading)]
-    assert 20 <= len(kept) < len(data.images)
-    code, output, opened = data.verify()
-    assert code == 0, output
-    rest = {str(path) for path in data.images} - {str(data.root / path) for path in kept}
-    assert len(opened) == len(rest) and set(opened) == rest
-    assert f"{len(rest)} files read, {len(kept)} by a reading before" in output
-    assert data.digest() == verified.digest() and not reading.exists()
-
-
-def kill_after(data, reading, more, number):
-    """Start a verification of a slow disk, and end it once so many more files were read."""
-    goal = count_lines(reading) + more
-    process = data.start("verify", "tiny", "--jobs", "1", SLOW="0.005")
-    deadline = time.monotonic() + 60
-    while count_lines(reading) < goal and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode not in (0, 3), error
-    assert "Traceback" not in error
-
-
-def whole_lines(path):
-    text = path.read_text() if path.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
-def count_lines(path):
-    return len(whole_lines(path))
-
-
-def test_what_changed_between_the_kill_and_the_next_start_is_read_again(tmp_path):
-    data = DataSet(tmp_path)
-    reading = data.written("tiny.reading.txt")
-    kill_after(data, reading, more=40, number=signal.SIGKILL)
-    path = data.root / whole_lines(reading)[3].split("\t")[0]
-    stat, content = path.stat(), bytearray(path.read_bytes())
-    content[100] ^= 1
-    path.write_bytes(content)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    code, _, opened = data.verify()
-    assert code == 0 and str(path) in opened
-    digest = hashlib.sha256(content).hexdigest()
-    assert digest in data.written("tiny.train.txt").read_text()
-
-
-def test_two_at_once_are_refused(tmp_path):
-    data = DataSet(tmp_path)
-    reading = data.written("tiny.reading.txt")
-    process = data.start("verify", "tiny", "--jobs", "1", SLOW="0.02")
-    while not count_lines(reading) and process.poll() is None:
-        time.sleep(0.002)
-    code, output, _ = data.verify()
-    process.terminate()
-    process.communicate(timeout=60)
-    assert code == 2 and f"{reading}: another process reads this data set" in output
-
-
-def test_results_that_cannot_be_written_are_one_line(tmp_path, read_only_folder):
-    data = DataSet(tmp_path)
-    code, output, _ = data.verify(SMT_RESULTS=str(read_only_folder))
-    assert code == 2 and output.count("\n") == 1 and "smt --results DIR" in output
-
-
-def test_without_a_terminal_a_line_comes_now_and_then(tmp_path, monkeypatch):
-    from smt.data import progress
-
-    said = []
-    monkeypatch.setattr(progress.click, "echo", lambda text, err: said.append(text))
-    monkeypatch.setattr(progress, "EVERY", 0.0)
-    with progress.ShownMeter("tiny") as meter:
-        meter.expect(3)
-        meter(1, 5_000_000)
-    assert len(said) == 1 and said[0].startswith("tiny: 1 of 3 files, 0.0 GB, ")
-
-
-def test_what_stands_out_of_order_or_broken_is_read_again(tmp_path):
-    """Files that came between two kills stand at the end; the rest is known all the same."""
-    path, file = tmp_path / "reading.txt", Found("1.JPEG", 10, (3, 4))
-    lines = [f"a/{n}.JPEG\t10\t3\t4\td{n}\n" for n in (1, 2, 5, 3, 6)]
-    path.write_text("".join(lines) + "\0\0\nb/1.JPEG\t10\t3\t4\tdb\nb/2.JPEG\t10")
-    with Kept(path) as kept:
-        asked = [kept.digest("a", file._replace(name=f"{n}.JPEG")) for n in range(7)]
-        assert asked == [None, "d1", "d2", None, None, "d5", "d6"]
-        assert kept.digest("b", file) == "db"
-        assert kept.digest("b", file._replace(name="2.JPEG")) is None
-        with pytest.raises(UserError, match="another process reads this data set"):
-            Kept(path)
-    assert path.read_text().endswith("db\n"), "half a line is dropped"
-    with Kept(path) as kept:
-        assert kept.digest("a", file._replace(size=11)) is None
-        assert kept.digest("a", file._replace(name="2.JPEG", times=(3, 5))) is None
-
-
-def test_a_terminal_gets_a_bar(data):
-    ours, theirs = pty.openpty()
-    process = data.start("verify", "tiny", "--jobs", "1", stderr=theirs, SLOW="0.005", TERM="xterm")
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):  # so a terminal ends
-        while part := os.read(ours, 4096):
-            shown += part
-    os.close(ours)
-    assert process.wait(timeout=60) == 0
-    assert b"/204" in shown and b"MB/s" in shown
-
-
-def test_the_benchmark_of_reading_runs():
-    """It prints a line for each way and for each of two trees of other sizes; no time is held."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "verify.py", "--folders", "2", "--per-folder", "3",
-         "--rounds", "1"], capture_output=True, text=True, check=True,
-    )  # fmt: skip
+def test_what_nobody_touched_follows(finished):
+    done = verify(finished)
+    assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines[-2:]] == ["24 files", "240 files"]
-    assert sum("files/s" in line for line in lines) == 4
+    assert re.fullmatch(r"everything follows: [\d,]+ values compared", lines[-1])
+    counts = {line.split()[0]: line for line in lines[:-1] if not line.startswith(" ")}
+    assert "5 runs that are done" in counts["runs"]
+    assert counts.keys() == {each.strip() for each in KINDS}
+    for kind, files in (("journals", 5), ("weights", 5), ("evaluations", 5), ("MLflow", 5),
+                        ("checkpoints", 5), ("provenance", 5), ("data", 3), ("sizes", 2),
+                        ("tables", 18)):  # fmt: skip
+        assert re.search(rf"[1-9][\d,]* values of {files} (files|runs)", counts[kind]), kind
+    assert "not compared" not in done.stdout
+
+
+def test_it_writes_nothing(finished):
+    folder = finished.folder / "results"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert verify(finished).returncode == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_weights_and_sizes_can_be_evaluated_again(finished):
+    done = verify(finished, "--evaluate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"evaluated again +15 values of 5 runs", done.stdout)
+
+
+def test_one_experiment_alone(project):
+    edit_json(run_dir(project) / "metrics.json", lambda it: it["metrics"].update(top1=99.0))
+    done = verify(project, "--experiment", CHILD)
+    assert done.returncode == 0, done.stdout
+    assert "1 runs that are done" in done.stdout
+    done = verify(project, "--experiment", T)
+    assert done.returncode == EXIT_UNVERIFIED
+    assert "metrics.json: metrics.top1: says 99.0" in done.stdout
+    assert re.search(r"\d+ of [\d,]+ things do not follow", done.stdout)
+
+
+def test_a_name_that_does_not_exist_is_one_line(finished):
+    done = verify(finished, "--experiment", "imagenet1k_smt_tinny")
+    assert done.returncode == 2
+    assert "did you mean imagenet1k_smt_tiny" in done.stderr
+
+
+def test_without_mlflow_the_rest_is_verified_and_that_is_said(project):
+    (project.folder / "results/mlflow.db").unlink()
+    done = verify(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing to compare with: no sqlite:///" in done.stdout
+
+
+def test_a_server_that_does_not_answer_is_said(project):
+    done = verify(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not compared: MLflow at http://127.0.0.1:9 does not answer" in done.stdout
+
+
+def test_a_run_that_is_not_done_is_no_finding(project):
+    shutil.rmtree(run_dir(project, T, 1))
+    forget(project, f"{T}-seed1")
+    for suffix in ("md", "csv", "tex", "html"):
+        table(project, f"imagenet1k.{suffix}").unlink()
+        table(project, f"index.{suffix}").unlink(missing_ok=True)
+    said = "\n".join(summary(audit(project)))
+    assert "do not follow" not in said
+    assert "imagenet1k_smt_tiny-seed1 is not done" in said
+    assert "imagenet1k has not been made yet" in said
+
+
+def test_a_run_that_mlflow_alone_knows_is_found(project):
+    shutil.rmtree(run_dir(project, T, 1))
+    found(project, "imagenet1k_smt_tiny-seed1: its files are not here", "MLflow's word alone")
+
+
+def test_a_table_of_before_a_run_was_lost_is_found(project):
+    shutil.rmtree(run_dir(project, T, 1))
+    forget(project, f"{T}-seed1")
+    found(project, "tables/imagenet1k.csv: row SMT-T, column n: says 2, but 1 follows")
+
+
+def forget(project, name):
+    """Delete a run of MLflow's."""
+    database(project, "update runs set lifecycle_stage = 'deleted' where name = ?", name)
+
+
+# --- tables, in each format --------------------------------------------------------------------
+
+
+def printed(project):
+    with table(project, "imagenet1k.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    return row
+
+
+@pytest.mark.parametrize("suffix", ["md", "tex", "html"])
+def test_a_number_changed_in_a_table(project, suffix):
+    number = f"{float(printed(project)['top1_mean']):.2f}"
+    path = table(project, f"imagenet1k.{suffix}")
+    text = path.read_text()
+    assert number in text
+    path.write_text(text.replace(number, "99.99", 1))
+    lines = found(project, f"tables/imagenet1k.{suffix}: line ", "says ", "99.99", number)
+    assert len([line for line in lines if "tables/" in line]) == 1
+
+
+def test_a_number_changed_in_a_csv(project):
+    row = printed(project)
+    path = table(project, "imagenet1k.csv")
+    path.write_text(path.read_text().replace(row["top1_mean"], "99.9", 1))
+    found(project, "imagenet1k.csv: row SMT-T, column top1_mean: says 99.9", row["top1_mean"])
+
+
+@pytest.mark.parametrize("name", ["index.md", "index.html", "drift.md", "sizes.csv"])
+def test_a_word_changed_in_any_other_file(project, name):
+    path = table(project, name)
+    number = re.findall(r"\d+\.\d+", path.read_text())[-1]
+    before, _, after = path.read_text().rpartition(number)
+    path.write_text(f"{before}{float(number) + 1}{after}")
+    found(project, f"tables/{name}: ", number)
+
+
+def test_a_verdict_changed_in_a_table(project):
+    path = table(project, "imagenet1k.md")
+    path.write_text(path.read_text().replace("not comparable |", "reproduced |", 1))
+    found(project, "imagenet1k.md: line ", "(SMT-T): says ", "reproduced")
+
+
+def test_the_notice_taken_off_a_table(project):
+    path = table(project, "imagenet22k.html")
+    path.write_text(path.read_text().replace("demo scale: not comparable with the paper", ""))
+    found(project, "imagenet22k.html: line ", "not comparable with the paper")
+
+
+# --- records of a run --------------------------------------------------------------------------
+
+
+def test_a_final_number(project):
+    path = run_dir(project) / "metrics.json"
+    edit_json(path, lambda it: it["metrics"].update(top1=99.0))
+    lines = found(project, "metrics.json: metrics.top1: says 99.0", "journal.jsonl, line ",
+                  "the last evaluation")  # fmt: skip
+    assert any("evaluation.json: metrics_sha256" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("steps", 1), ("epochs", 300), ("images", 5), ("wall_seconds", 1.0), ("finished", 1.0),
+     ("gpu_seconds", 3600.0), ("skipped_steps", 2), ("changes", ["torch 1 -> 2"]),
+     ("task", "detect"), ("seed", 7), ("experiment", CHILD), ("fingerprint", "0" * 64),
+     ("provenance_sha256", "0" * 64)],
+)  # fmt: skip
+def test_any_other_value_of_the_final_record(project, key, value):
+    edit_json(run_dir(project) / "metrics.json", lambda it: it.update({key: value}))
+    found(project, "metrics.json")
+
+
+@pytest.mark.parametrize("key", ["journal", "times", "provenance_sha256"])
+def test_a_digest_taken_out(project, key):
+    edit_json(run_dir(project) / "metrics.json", lambda it: it.pop(key))
+    found(project, "metrics.json: has no digest of ")
+
+
+def test_a_record_that_is_not_json(project):
+    (run_dir(project) / "metrics.json").write_text("{")
+    found(project, "metrics.json: cannot be read")
+
+
+def test_an_evaluation(project):
+    path = run_dir(project) / "evaluation.json"
+    edit_json(path, lambda it: it["metrics"].update(loss=it["metrics"]["loss"] + 1e-6))
+    found(project, "evaluation.json: metrics.loss: says ", "the same machine")
+
+
+def test_the_images_of_an_evaluation(project):
+    edit_json(run_dir(project) / "evaluation.json", lambda it: it.update(images=50_000))
+    found(project, "evaluation.json: images: says 50000, but 1000 follows")
+
+
+# --- journal, times, provenance ----------------------------------------------------------------
+
+
+def edit_journal(project, change, experiment=T):
+    path = work_dir(project, experiment) / "journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    change(lines)
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+    path.write_text(text)
+    return path
+
+
+def test_a_line_of_the_journal(project):
+    edit_journal(project, lambda lines: lines[0]["metrics"].update({"train/loss": 0.1}))
+    found(project, "journal.jsonl: sha256: says ", "metrics.json, written when the run was done")
+
+
+def test_a_line_of_the_journal_taken_out(project):
+    edit_journal(project, lambda lines: lines.pop(0))
+    found(project, "journal.jsonl: lines: says ")
+
+
+def test_a_torn_journal(project):
+    path = work_dir(project) / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    found(project, "journal.jsonl: gives no final numbers: line ")
+
+
+def test_the_times(project):
+    path = work_dir(project) / "times.jsonl"
+    path.write_text(re.sub(r'"time":\d', '"time":9', path.read_text(), count=1))
+    found(project, "times.jsonl: sha256: says ")
+
+
+def test_a_param_in_the_provenance(project):
+    def change(known):
+        known["params"]["recipe"]["optimizer"]["lr"] = 1.0
+
+    edit_json(work_dir(project) / "provenance.json", change)
+    lines = found(project, "provenance.json: fingerprint: says ", "the params in ")
+    assert any("params.recipe.optimizer.lr: says 1.0" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda it: it["git"].update(commit="c0ffee"),
+        lambda it: it["packages"].update(torch="1.0"),
+        lambda it: it["hardware"].update(processor="an abacus"),
+        lambda it: it["attempts"][0].update(slurm_job_id="7"),
+        lambda it: it["data"].update(imagenet1k="0" * 64),
+        lambda it: it["names"].update(recipe="another"),
+    ],
+)
+def test_anything_else_in_the_provenance(project, change):
+    edit_json(work_dir(project) / "provenance.json", change)
+    found(project, "provenance.json: SHA-256: says ", "metrics.json, written when the run was done")
+
+
+def test_the_kept_difference_from_the_commit(project):
+    (path,) = work_dir(project).glob("git-*.diff")
+    assert "+# not committed" in path.read_text()
+    path.write_text(path.read_text().replace("+# not committed", "+# nothing"))
+    found(project, f"{path.name}: SHA-256: says ", "provenance.json")
+
+
+def test_the_parent_that_a_run_says_it_started_from(project):
+    def change(known):
+        known["parent"]["weights_sha256"] = "0" * 64
+
+    edit_json(work_dir(project, CHILD) / "provenance.json", change)
+    found(project, "provenance.json: parent.weights_sha256: says 0000", PARENT)
+
+
+# --- weights, checkpoints, data ----------------------------------------------------------------
+
+
+def test_a_bit_of_the_weights(project):
+    flip(run_dir(project) / "model.safetensors")
+    found(project, "model.safetensors: SHA-256: says ", "metrics.json")
+
+
+def test_the_weights_of_another_seed(project):
+    path = run_dir(project) / "model.safetensors"
+    shutil.copy(run_dir(project, T, 1) / "model.safetensors", path)
+    digest = sha256(path)
+    edit_json(run_dir(project) / "metrics.json", lambda it: it.update(weights_sha256=digest))
+    lines = found(project, "model.safetensors: seed: says 1, but 0 follows")
+    assert any("is not that of" in line and "checkpoints" in line for line in lines)
+
+
+def test_weights_that_were_replaced_along_with_their_digest(project):
+    """The last checkpoint still holds those that were trained."""
+    path = run_dir(project) / "model.safetensors"
+    flip(path)
+    digest = sha256(path)
+    edit_json(run_dir(project) / "metrics.json", lambda it: it.update(weights_sha256=digest))
+    edit_json(run_dir(project) / "evaluation.json", lambda it: it.update(weights_sha256=digest))
+    found(project, "model.safetensors: tensor ", "is not that of ", "checkpoints/step-")
+
+
+def test_a_checkpoint(project):
+    path = max((work_dir(project) / "checkpoints").iterdir())
+    flip(path)
+    found(project, "checkpoints/step-", "SHA-256: says ", "its name")
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("imagenet1k.json", "imagenet1k.json"), ("class_map_imagenet22k_to_1k.json", "class_map")],
+)
+def test_the_digest_of_a_manifest(project, name, where):
+    edit_json(project.folder / DEMO / "data" / name, lambda it: it.update(digest="0" * 64))
+    found(project, where, "digest: says 0000", "follows from its ")
+
+
+def test_the_counts_of_a_manifest(project):
+    def change(manifest):
+        manifest["splits"]["val"]["per_class"][0] += 1
+
+    edit_json(project.folder / DEMO / "data/imagenet1k.json", change)
+    found(project, "imagenet1k.json: splits.val.per_class: says ")
+
+
+def test_a_list_of_images(project):
+    path = project.folder / DEMO / "data/imagenet1k.val.txt"
+    path.write_text(path.read_text().replace("0000.", "9999.", 1))
+    found(project, "imagenet1k.val.txt: SHA-256: says ", "imagenet1k.json")
+
+
+def test_measured_sizes(project):
+    def change(sizes):
+        sizes["smt_tiny"]["params"] += 1
+        next(iter(sizes["smt_large"]["macs"].values()))["attention"] += 1
+
+    edit_json(project.folder / DEMO / "sizes.json", change)
+    lines = found(project, "sizes.json: smt_tiny.params: says ", "model.safetensors")
+    assert any("smt_large.macs.32.attention" in line and "the formula" in line for line in lines)
+
+
+def test_sizes_that_only_counting_again_can_tell(project):
+    def change(sizes):
+        sizes["smt_tiny"]["macs"]["224"]["reported"] += 1
+
+    edit_json(project.folder / "results/paper/sizes.json", change)
+    done = verify(project, "--evaluate")
+    assert done.returncode == EXIT_UNVERIFIED
+    assert "results/paper/sizes.json: smt_tiny.macs.224.reported: says " in done.stdout
+
+
+# --- MLflow ------------------------------------------------------------------------------------
+
+METRIC = "update metrics set value = 99 where key = 'eval/top1' and step = 62"
+LATEST = "update latest_metrics set value = 99 where key = ?"
+
+
+def test_a_value_too_many_in_a_metrics_history(project):
+    columns = "key, value, timestamp, run_uuid, step, is_nan"
+    database(
+        project,
+        f"insert into metrics ({columns}) select key, 50.5, timestamp + 1, run_uuid, step, is_nan "
+        "from metrics where key = 'eval/loss' and step = 62",
+    )
+    found(project, "metric eval/loss at step 62: says 50.5, but nothing follows")
+
+
+def test_a_value_in_a_metrics_history(project):
+    database(project, METRIC)
+    found(project, "MLflow run ", "metric eval/top1 at step 62: says 99.0, but ", T)
+
+
+@pytest.mark.parametrize("key", ["final/top1", "eval/top5", "evaluation/loss", "train/loss"])
+def test_the_last_value_of_a_metric(project, key):
+    database(project, LATEST, key)
+    found(project, "MLflow run ", f"metric {key}: says 99.0")
+
+
+def test_a_param(project):
+    database(project, "update params set value = '7' where key = 'recipe.optimizer.lr'")
+    found(project, "MLflow run ", "param recipe.optimizer.lr: says 7")
+
+
+@pytest.mark.parametrize("key", ["smt.git.commit", "smt.weights_sha256", "smt.hardware.host"])
+def test_a_tag(project, key):
+    database(project, "insert or replace into tags select ?, 'another', run_uuid from runs", key)
+    found(project, "MLflow run ", f"tag {key}: says another")
+
+
+def test_a_status(project):
+    database(project, "update runs set status = 'FAILED'")
+    found(project, "MLflow run ", "status: says FAILED, but FINISHED follows")
+
+
+def test_the_receipt(project):
+    edit_json(project.folder / DEMO / "mlflow.json", lambda it: it["runs"][0].update(run_id="x"))
+    found(project, "receipt of ", "run_id: says x")
+
+
+# --- an attacker who edits several places that agree ---------------------------------------------
+
+
+def forge(project, top1=99.0):
+    """Write another top-1 for SMT-T wherever it is printed, MLflow and the tables included.
+
+    This leaves the journal alone, and the digest that the evaluation has of the record.
+    """
+    for seed in (0, 1):
+        for name in ("metrics.json", "evaluation.json"):
+            edit_json(run_dir(project, T, seed) / name, lambda it: it["metrics"].update(top1=top1))
+        digest = sha256(run_dir(project, T, seed) / "metrics.json")
+        edit_json(
+            run_dir(project, T, seed) / "evaluation.json",
+            lambda it, digest=digest: it.update(metrics_sha256=digest),
+        )
+    for name in ("metrics", "latest_metrics"):
+        database(
+            project,
+            f"update {name} set value = ? where key like '%/top1' and run_uuid in "
+            "(select run_uuid from tags where key = 'smt.experiment' and value = ?)",
+            top1, T,
+        )  # fmt: skip
+    made = project.smt("tables")
+    assert made.returncode == 0, made.stderr
+    assert f"{top1:.2f}" in table(project, "imagenet1k.md").read_text()
+
+
+def test_numbers_tables_and_mlflow_forged_alike_are_found_by_the_journal(project):
+    forge(project)
+    lines = found(project, "metrics.json: metrics.top1: says 99.0", "journal.jsonl, line ")
+    assert any("imagenet1k.md: line " in line and "99.00" in line for line in lines)
+
+
+def test_the_journal_forged_with_them_is_found_by_its_digest(project):
+    for seed in (0, 1):
+        path = work_dir(project, T, seed) / "journal.jsonl"
+        path.write_text(re.sub(r'"eval/top1":[\d.]+', '"eval/top1":99.0', path.read_text()))
+    forge(project)
+    found(project, "journal.jsonl: sha256: says ", "metrics.json")
+
+
+def test_the_digest_of_the_journal_forged_as_well_is_found_by_the_checkpoint(project):
+    for seed in (0, 1):
+        path = work_dir(project, T, seed) / "journal.jsonl"
+        path.write_text(re.sub(r'"eval/top1":[\d.]+', '"eval/top1":99.0', path.read_text()))
+        content = path.read_bytes()
+        extent = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
+                  "lines": content.count(b"\n")}  # fmt: skip
+        edit_json(
+            run_dir(project, T, seed) / "metrics.json",
+            lambda it, extent=extent: it.update(journal=extent),
+        )
+    forge(project)
+    found(project, "journal.jsonl: best eval/top1: says 99.0", "checkpoints/step-")
+
+
+def test_weights_do_not_give_forged_numbers_though_all_files_agree(project):
+    """Without checkpoints nothing but the weights themselves is left to tell."""
+    for seed in (0, 1):
+        shutil.rmtree(work_dir(project, T, seed) / "checkpoints")
+        path = work_dir(project, T, seed) / "journal.jsonl"
+        path.write_text(re.sub(r'"eval/top1":[\d.]+', '"eval/top1":99.0', path.read_text()))
+        content = path.read_bytes()
+        extent = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
+                  "lines": content.count(b"\n")}  # fmt: skip
+        edit_json(
+            run_dir(project, T, seed) / "metrics.json",
+            lambda it, extent=extent: it.update(journal=extent),
+        )
+    forge(project)
+    done = verify(project)
+    assert done.returncode == 0, done.stdout  # docs/verify.md says so
+    done = verify(project, "--evaluate")
+    assert done.returncode == EXIT_UNVERIFIED
+    assert re.search(
+        r"journal\.jsonl, line \d+ \(the last evaluation\): top1: says 99\.0, but [\d.]+ follows "
+        r"from .*model\.safetensors, evaluated again",
+        done.stdout,
+    )
+
+
+# --- records of a training ---------------------------------------------------------------------
+
+
+def test_the_record_says_what_the_design_asks_for(finished):
+    final = json.loads((run_dir(finished, CHILD) / "metrics.json").read_text())
+    folder = work_dir(finished, CHILD)
+    journal = (folder / "journal.jsonl").read_bytes()
+    assert final["journal"] == {
+        "sha256": hashlib.sha256(journal).hexdigest(),
+        "bytes": len(journal),
+        "lines": journal.count(b"\n"),
+    }
+    known = json.loads((folder / "provenance.json").read_text())
+    (attempt,) = known["attempts"]
+    assert attempt["started"] < attempt["ended"] == final["finished"]
+    assert final["gpu_seconds"] == 0.0  # trained on a CPU
+    assert {"commit", "dirty", "diff_sha256", "slurm_job_id", "slurm_restart", "slurm_nodes"} <= (
+        attempt.keys()
+    )
+    parent = json.loads((run_dir(finished, PARENT) / "metrics.json").read_text())
+    assert known["parent"]["weights_sha256"] == parent["weights_sha256"]
+    header = tensors.read(run_dir(finished, CHILD) / "model.safetensors")
+    assert header.smt["fingerprint"] == final["fingerprint"]

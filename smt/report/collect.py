@@ -77,7 +77,23 @@ def collect(project: Project, layout: Layout) -> Results:
     remote = (
         {run.tags.get("smt.fingerprint"): run for run in reversed(server.runs())} if server else {}
     )
-    collector = _Collector(project, layout, server, remote)
+    return assemble(project, layout, server, remote)
+
+
+def assemble(
+    project: Project,
+    layout: Layout,
+    server: Server | None,
+    remote: Mapping[str | None, RemoteRun],
+    *,
+    checked: bool = True,
+) -> Results:
+    """Return how every run stands, given MLflow's run of each fingerprint.
+
+    Raises:
+        UserError: `checked`, and one of them and a `metrics.json` say different numbers.
+    """
+    collector = _Collector(project, layout, server, remote, checked)
     for run in project.runs:
         collector.add(run)
     return Results(project, server, _warned(project, layout, collector.runs))
@@ -110,9 +126,11 @@ class _Collector:
         project: Project,
         layout: Layout,
         server: Server | None,
-        remote: dict[str | None, RemoteRun],
+        remote: Mapping[str | None, RemoteRun],
+        checked: bool,
     ) -> None:
         self.project, self.layout, self.server, self.remote = project, layout, server, remote
+        self.checked = checked
         self.runs: dict[Run, RunResult] = {}
         self._digests: dict[tuple[str, ...], dict[str, str]] = {}
 
@@ -130,7 +148,7 @@ class _Collector:
         metrics: dict[str, float] = {}
         if state == "done" and remote is not None:
             metrics = _section(remote, "final")
-            if final is not None:
+            if final is not None and self.checked:
                 self._check(run, final, remote, url)
         self.runs[run] = RunResult(run, state, reason, current, remote, url, metrics)
 

@@ -1,0 +1,100 @@
+"""`smt verify`: does every printed number follow from its run?"""
+
+import sys
+from collections.abc import Iterator
+
+import click
+
+from smt import params, spec
+from smt.commands import profile
+from smt.commands.common import load, scale_option
+from smt.errors import EXIT_UNVERIFIED, UserError
+from smt.layout import default_params
+from smt.report.collect import AGREEMENT
+from smt.report.sizes import PAPER
+from smt.verify.audit import Audit
+from smt.verify.ledger import Ledger, same
+
+AGAIN = "evaluated again"
+NOTES = 3
+"""Notes of one kind that are shown; the rest are counted."""
+
+
+@click.command()
+@click.option(
+    "--experiment", "experiments", multiple=True, metavar="NAME", help="Only this one; repeatable."
+)
+@click.option(
+    "--evaluate", is_flag=True, help="Evaluate all weights and count all sizes again (torch)."
+)
+@scale_option
+def command(experiments: tuple[str, ...], evaluate: bool, scale: str) -> None:
+    """Work every printed number out again, from journals, weights, params and data.
+
+    Compares with them: numbers, provenance and evaluation of each run, its last checkpoint, every
+    cell of every table in every format, manifests, sizes, and MLflow if it is in reach. Writes
+    nothing. One line for each thing that does not follow, and exit code 5; docs/verify.md says
+    what cannot be found out.
+    """
+    project, layout = load(scale)
+    paper = params.load_project(default_params(), PAPER)
+    audit = Audit(project, layout, paper)
+    ledger = audit.everything(experiments, profile.measure if evaluate else None)
+    if evaluate:
+        _evaluate(audit)
+    for line in summary(ledger):
+        click.echo(line)
+    sys.exit(EXIT_UNVERIFIED if ledger.findings else 0)
+
+
+def _evaluate(audit: Audit) -> None:
+    """Compare the numbers of every run with what its weights give here and now."""
+    from smt.engine import distributed
+    from smt.tasks import environment, evaluation
+
+    ranks = distributed.start(audit.project.scale.threads)
+    try:
+        here = environment.of(ranks)
+        for run in audit.derived:
+            try:
+                metrics = evaluation.measure(audit.project, audit.layout, run, ranks)
+            except UserError as error:
+                audit.ledger.find(AGAIN, run, str(error))
+                continue
+            _compare(audit, run, metrics, exact=audit.trained_in.get(run) == here)
+    finally:
+        distributed.stop()
+
+
+def _compare(audit: Audit, run: spec.Run, metrics: dict[str, float], *, exact: bool) -> None:
+    ledger, path = audit.ledger, audit.layout.weights(run)
+    ledger.look(AGAIN, run)
+    for name, value in metrics.items():
+        said = audit.derived[run].metrics.get(name, float("nan"))
+        agrees = same(said, value) or abs(said - value) <= (0.0 if exact else AGREEMENT[name])
+        where = f"{audit.derived[run].source}: {name}"
+        ledger.expect(AGAIN, where, said, said if agrees else value, f"{path}, evaluated again")
+
+
+def summary(ledger: Ledger) -> Iterator[str]:
+    """Yield a line for each finding, then for each kind of thing that was compared."""
+    for finding in ledger.findings:
+        yield str(finding)
+    kinds = list(dict.fromkeys([*ledger.items, *ledger.checked, *ledger.notes]))
+    width = max(map(len, kinds), default=0)
+    for kind in kinds:
+        seen = len(ledger.items.get(kind, ()))
+        count = f"{ledger.checked[kind]:,} values of " if ledger.checked[kind] else ""
+        yield f"{kind:<{width}}  {count}{seen:,} {_THINGS.get(kind, 'files')}"
+        notes = ledger.notes.get(kind, [])
+        yield from (f"{'':<{width}}  {note}" for note in notes[:NOTES])
+        if notes[NOTES:]:
+            yield f"{'':<{width}}  and {len(notes) - NOTES} more like it"
+    total = ledger.checked.total()
+    if ledger.findings:
+        yield f"{len(ledger.findings)} of {total:,} things do not follow"
+    else:
+        yield f"everything follows: {total:,} values compared"
+
+
+_THINGS = {"runs": "runs that are done", "MLflow": "runs", AGAIN: "runs"}

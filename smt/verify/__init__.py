@@ -1,0 +1,1 @@
+"""Does every printed number follow from its run? And where does one come from?"""

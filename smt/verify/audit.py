@@ -1,0 +1,160 @@
+"""Everything that `smt verify` compares, in one pass over a scale's files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from smt import fingerprint
+from smt.data import manifest
+from smt.errors import DataError, UserError, suggest
+from smt.layout import Layout
+from smt.report.build import FIXED, table_names
+from smt.report.sizes import PAPER
+from smt.spec import Project, Run
+from smt.tracking.server import RemoteRun
+from smt.tracking.view import RunView, views
+from smt.verify import checkpoints, data, expected, sizes, tables, tracking
+from smt.verify.expected import Receipt
+from smt.verify.ledger import Ledger
+from smt.verify.records import Derived, RunAudit
+
+RUNS = "runs"
+
+
+@dataclass
+class Audit:
+    """Compares what is written of a scale's runs with what it follows from.
+
+    Nothing is written, and no server is needed: where MLflow is out of reach, the ledger says so.
+    """
+
+    project: Project
+    layout: Layout
+    paper: Project
+    """The same params at the paper's scale, whose sizes stand in the tables as well."""
+    ledger: Ledger = field(default_factory=Ledger)
+    derived: dict[Run, Derived] = field(default_factory=dict)
+    """Final numbers by the journals."""
+    trained_in: dict[Run, Mapping[str, Any]] = field(default_factory=dict)
+    """What of the machine decided the last bits of each run."""
+
+    def run(self, run: Run) -> None:
+        """Check the files of one run, if it is done."""
+        if not self.layout.metrics(run).exists():
+            self.ledger.note(RUNS, f"{run} is not done")
+            return
+        self.ledger.look(RUNS, run)
+        content = self._content(run)
+        check = RunAudit(self.project, self.layout, run, self.ledger)
+        derived = check.check(content)
+        if derived is None:
+            return
+        checkpoints.check(self.layout, run, check.final, check.work_dir, self.ledger)
+        if content is None or fingerprint.digest(content) != check.final["fingerprint"]:
+            self.ledger.note(RUNS, f"{run} is of other params or data than the present ones")
+        self.derived[run] = derived
+        attempts = check.provenance.get("attempts") or [{}]
+        self.trained_in[run] = attempts[-1].get("environment", {})
+
+    def _content(self, run: Run) -> dict[str, Any] | None:
+        try:
+            digests = manifest.digests(self.project, self.layout, run)
+        except DataError:
+            return None
+        return fingerprint.content(self.project, run, digests)
+
+    def everything(
+        self, experiments: Sequence[str] = (), measure: sizes.Measure | None = None
+    ) -> Ledger:
+        """Check these experiments' runs, or all, and whatever prints their numbers."""
+        project, layout, ledger = self.project, self.layout, self.ledger
+        require_experiments(project, experiments)
+        chosen = [name for name in project.order if not experiments or name in experiments]
+        runs = [run for run in project.runs if run.experiment in chosen]
+        for run in runs:
+            self.run(run)
+        keys = dict.fromkeys(key for run in runs for key in fingerprint.inputs(project, run))
+        data.check(layout, keys, ledger)
+        if not experiments:
+            self._sizes(measure)
+        self._printed(chosen, experiments)
+        return ledger
+
+    def _sizes(self, measure: sizes.Measure | None) -> None:
+        scales = {self.layout.scale: self.project, PAPER: self.paper}
+        for scale, project in scales.items():
+            layout = Layout(scale, self.layout.results, self.layout.data)
+            sizes.check(project, layout, self.ledger, measure)
+
+    def _printed(self, chosen: Sequence[str], experiments: Sequence[str]) -> None:
+        """Check tables and MLflow, unless files are in such a state that neither can be read."""
+        project, layout, ledger = self.project, self.layout, self.ledger
+        try:
+            receipt = Receipt.read(layout)
+        except ValueError as error:
+            ledger.find(tracking.MLFLOW, layout.sync_receipt, f"{error}; run smt sync")
+            receipt = None
+        try:
+            every = views(project, layout, project.order)
+            connection = tracking.connect(layout, ledger)
+            remote = connection[1] if connection else {}
+            if receipt is None and connection is not None:
+                receipt = Receipt.of(*connection)
+            if connection is not None:
+                mine = [view for view in every if view.run.experiment in chosen]
+                tracking.check(connection[0], remote, mine, receipt, ledger)
+            self._tables(every, receipt, remote, experiments)
+        except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # What is wrong with a record is a finding already; this says what it kept from view.
+            ledger.find(
+                tables.TABLES, layout.tables,
+                f"cannot be compared while records of runs are damaged ({type(error).__name__}: "
+                f"{error})",
+            )  # fmt: skip
+
+    def _tables(
+        self,
+        every: Sequence[RunView],
+        receipt: Receipt | None,
+        remote: Mapping[str, RemoteRun],
+        experiments: Sequence[str],
+    ) -> None:
+        project, layout = self.project, self.layout
+        for run in project.runs:  # those that were not chosen are in the tables as well
+            if run not in self.derived and run.experiment not in (experiments or project.order):
+                Audit(project, layout, self.paper, derived=self.derived).run(run)
+        here = {view.fingerprint for view in every}
+        elsewhere = {key: run for key, run in remote.items() if key not in here}
+        names = self._names(experiments)
+        if experiments and not names:
+            return
+        results = expected.results(project, layout, every, self.derived, receipt, elsewhere)
+        for result in results.runs.values():
+            if result.fingerprint in elsewhere and result.state == "done":
+                self.ledger.find(
+                    RUNS, result.run,
+                    "its files are not here, so its numbers are MLflow's word alone: bring them "
+                    "(dvc pull), or verify where it was trained",
+                )  # fmt: skip
+        tables.check(results, layout, names, self.ledger)
+
+    def _names(self, experiments: Sequence[str]) -> tuple[str, ...]:
+        """Return the tables that these experiments stand in; none stands for all."""
+        if not experiments:
+            return ()
+        rows = {
+            name: {row.experiment for row in self.project.tables[name].rows}
+            for name in table_names(self.project)
+            if name not in FIXED
+        }
+        return tuple(name for name, own in rows.items() if own & set(experiments))
+
+
+def require_experiments(project: Project, names: Sequence[str]) -> None:
+    """Raise a UserError with the nearest valid names where there is no such experiment."""
+    for name in names:
+        if name not in project.experiments:
+            raise UserError(
+                f"no experiment {name!r} in params/experiments.yaml; "
+                f"{suggest(name, project.experiments)}"
+            )

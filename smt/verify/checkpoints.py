@@ -1,0 +1,95 @@
+"""The last checkpoint of a run as a witness: it says how far journal, weights and accuracy were."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smt.files import sha256
+from smt.layout import Layout
+from smt.spec import Run
+from smt.tracking import journal
+from smt.verify import records, tensors
+from smt.verify.ledger import NOTHING, Ledger
+
+CHECKPOINTS = "checkpoints"
+
+_NAME = re.compile(r"^step-\d{10}-epoch-\d{5}-([0-9a-f]{64})\.safetensors$")
+"""As smt.engine.checkpoint names them, which cannot be imported without torch."""
+
+
+def check(
+    layout: Layout, run: Run, final: Mapping[str, Any], work_dir: Path, ledger: Ledger
+) -> None:
+    """Compare a run's files with its newest checkpoint, where that has been kept."""
+    found = sorted(path for path in work_dir.glob("checkpoints/*") if _NAME.match(path.name))
+    if not found:
+        ledger.note(CHECKPOINTS, f"{run} has none that was kept")
+        return
+    path = found[-1]
+    ledger.look(CHECKPOINTS, path)
+    match = _NAME.match(path.name)
+    assert match is not None
+    if not ledger.expect(CHECKPOINTS, f"{path}: SHA-256", sha256(path), match[1], "its name"):
+        return
+    try:
+        facts = tensors.read(path).facts
+    except (OSError, ValueError) as error:
+        ledger.find(CHECKPOINTS, path, str(error))
+        return
+    _facts(layout, run, final, work_dir, ledger, path, facts)
+    _weights(layout.weights(run), path, ledger)
+
+
+def _facts(
+    layout: Layout, run: Run, final: Mapping[str, Any], work_dir: Path, ledger: Ledger,
+    path: Path, facts: Mapping[str, Any],
+) -> None:  # fmt: skip
+    where = layout.metrics(run)
+    extent = final.get("journal") or {}
+    said = {
+        "epochs": final.get("epochs"),
+        "steps": final.get("steps"),
+        "skipped_steps": final.get("skipped_steps", NOTHING),
+        "wall_seconds": final.get("wall_seconds"),
+        "journal.bytes": extent.get("bytes", NOTHING),
+        "journal.lines": extent.get("lines", NOTHING),
+        **{key: final.get(key) for key in ("experiment", "seed", "scale", "fingerprint")},
+    }
+    follows = {
+        "epochs": facts["epochs"],
+        "steps": facts["step"],
+        "skipped_steps": facts["trend"]["skipped"],
+        "wall_seconds": round(facts["seconds"], 3),
+        "journal.bytes": facts["journal"]["bytes"],
+        "journal.lines": facts["journal"]["lines"],
+        **facts["identity"],
+    }
+    for key, value in follows.items():
+        ledger.expect(CHECKPOINTS, f"{where}: {key}", said.get(key, NOTHING), value, path)
+    if facts["best"] is None:
+        return
+    try:
+        accuracies = [
+            line.metrics["eval/top1"]
+            for line in records.lines(work_dir / journal.JOURNAL)
+            if "eval/top1" in line.metrics
+        ]
+    except (OSError, ValueError):
+        return  # a finding of its own
+    ledger.expect(
+        CHECKPOINTS, f"{work_dir / journal.JOURNAL}: best eval/top1", max(accuracies, default=None),
+        facts["best"], path,
+    )  # fmt: skip
+
+
+def _weights(exported: Path, path: Path, ledger: Ledger) -> None:
+    try:
+        other = tensors.differing(exported, path, "model.")
+    except (OSError, ValueError):
+        return  # a finding of its own
+    if other:
+        more = f" and {len(other) - 1} more" if other[1:] else ""
+        ledger.find(CHECKPOINTS, exported, f"tensor {other[0]}{more} is not that of {path}")
+    else:
+        ledger.checked[CHECKPOINTS] += 1

@@ -1,0 +1,60 @@
+"""Manifests of data sets and class maps: digests and counts from their lists of images."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+
+from smt.data import class_map, manifest
+from smt.data.manifest import ClassMapManifest, Manifest
+from smt.errors import DataError
+from smt.layout import Layout
+from smt.verify.ledger import Ledger
+
+DATA = "data"
+
+
+def check(layout: Layout, keys: Iterable[str], ledger: Ledger) -> None:
+    """Compare each manifest with its lists. Images are not read: `smt data check` does that."""
+    for key in keys:
+        path = manifest.digest_file(layout, key)
+        if not path.exists():
+            ledger.note(DATA, f"{key} has no manifest yet")
+            continue
+        try:
+            found = manifest.read_any(layout, key)
+        except DataError as error:
+            ledger.find(DATA, path, str(error))
+            continue
+        ledger.look(DATA, path)
+        if isinstance(found, ClassMapManifest):
+            ledger.expect(
+                DATA, f"{path}: digest", found.digest, class_map.digest(found.rows), "its rows"
+            )
+        else:
+            _lists(layout, key, found, ledger)
+
+
+def _lists(layout: Layout, key: str, found: Manifest, ledger: Ledger) -> None:
+    path, whole = manifest.digest_file(layout, key), hashlib.sha256()
+    for name, split in found.splits.items():
+        listed = found.list_file(name)
+        try:
+            content = listed.read_bytes()
+        except OSError as error:
+            ledger.find(DATA, listed, f"cannot be read ({error.strerror}), but {path} is of it")
+            return
+        whole.update(content)
+        digest = hashlib.sha256(content).hexdigest()
+        if not ledger.expect(DATA, f"{listed}: SHA-256", digest, split.sha256, path):
+            continue
+        lines = [line.split("\t") for line in content.decode().splitlines()]
+        classes = Counter(line[0].split("/")[1] for line in lines)
+        follows = {
+            "images": len(lines),
+            "total_bytes": sum(int(line[1]) for line in lines),
+            "per_class": [classes[each] for each in found.classes],
+        }
+        said = {**split.model_dump(include=set(follows)), "per_class": list(split.per_class)}
+        for part, value in follows.items():
+            ledger.expect(DATA, f"{path}: splits.{name}.{part}", said[part], value, listed)
+    ledger.expect(DATA, f"{path}: digest", found.digest, whole.hexdigest(), "its lists of images")

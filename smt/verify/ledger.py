@@ -1,0 +1,86 @@
+"""What was looked at, and what does not follow."""
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smt.tracking.provenance import flatten
+
+_DIGEST = re.compile(r"\b([0-9a-f]{16})[0-9a-f]{48}\b")
+
+NOTHING = "nothing"
+"""What a file says of a key that it does not have."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that does not follow."""
+
+    where: str
+    """A file, or a run of MLflow's, and the place in it."""
+    what: str
+    """What it says, and what follows from what."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass
+class Ledger:
+    """The outcome of `smt verify`: how much of each kind was compared, and what differs."""
+
+    checked: Counter[str] = field(default_factory=Counter)
+    """Comparisons by kind."""
+    items: dict[str, set[Hashable]] = field(default_factory=dict)
+    """What was looked at, by kind: runs, files."""
+    findings: list[Finding] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """By kind, what could not be compared, and why."""
+
+    def look(self, kind: str, item: Hashable) -> None:
+        """Count `item` among what was looked at."""
+        self.items.setdefault(kind, set()).add(item)
+
+    def note(self, kind: str, text: str) -> None:
+        """Say that something of a kind was not compared."""
+        self.notes.setdefault(kind, []).append(text)
+
+    def find(self, kind: str, where: object, what: str) -> None:
+        """Add a finding of a comparison that was made."""
+        self.checked[kind] += 1
+        self.findings.append(Finding(str(where), what))
+
+    def expect(self, kind: str, where: object, said: Any, follows: Any, source: object) -> bool:
+        """Compare what `where` says with what follows from `source`; return whether it is equal."""
+        self.checked[kind] += 1
+        if same(said, follows):
+            return True
+        what = f"says {shown(said)}, but {shown(follows)} follows from {source}"
+        self.findings.append(Finding(str(where), what))
+        return False
+
+    def expect_all(
+        self, kind: str, where: Path, said: Mapping[str, Any], follows: Mapping[str, Any],
+        source: object,
+    ) -> None:  # fmt: skip
+        """Compare every value inside two mappings, key by key."""
+        ours, theirs = dict(flatten(said)), dict(flatten(follows))
+        for key in sorted(ours.keys() | theirs.keys()):
+            self.expect(
+                kind, f"{where}: {key}", ours.get(key, NOTHING), theirs.get(key, NOTHING), source
+            )
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two values are equal; NaN is equal to NaN here."""
+    return bool(one == other or (one != one and other != other))
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """Return a value for a line of output: digests and long ones cut."""
+    text = value if isinstance(value, str) else repr(value)
+    text = _DIGEST.sub(r"\1...", " ".join(text.split()))
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,0 +1,268 @@
+"""From a row of a table to the runs behind it, and to everything that these came from."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smt import fingerprint
+from smt.data import manifest
+from smt.errors import DataError, UserError, suggest
+from smt.files import read_json
+from smt.layout import Layout
+from smt.report import build
+from smt.report.tables import DECIMALS, HEADINGS
+from smt.report.verdict import summarise
+from smt.spec import Project, Row, Run
+from smt.tracking import provenance
+from smt.tracking.journal import JOURNAL
+from smt.tracking.provenance import PROVENANCE
+from smt.verify import records
+from smt.verify.expected import Receipt
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+@dataclass
+class Node:
+    """One line of a tree, and what stands below it."""
+
+    text: str
+    children: list["Node"] = field(default_factory=list)
+
+    def add(self, text: str) -> "Node":
+        """Add a child and return it."""
+        self.children.append(Node(text))
+        return self.children[-1]
+
+    def lines(self, indent: str = "") -> Iterator[str]:
+        """Yield the tree as lines."""
+        if not indent:
+            yield self.text
+        for index, child in enumerate(self.children):
+            last = index == len(self.children) - 1
+            yield f"{indent}{'└─ ' if last else '├─ '}{child.text}"
+            yield from child.lines(f"{indent}{'   ' if last else '│  '}") if child.children else ()
+
+
+def find_row(project: Project, table: str, name: str) -> Row:
+    """Return the row of a table that has this label or experiment; case does not matter.
+
+    Raises:
+        UserError: no such table or row, with the nearest names.
+    """
+    build.require_names([table], project)
+    if table not in project.tables:
+        raise UserError(
+            f"table {table} has no runs behind it: smt profile measures what it prints; give one "
+            f"of {', '.join(project.tables)}"
+        )
+    rows = project.tables[table].rows
+    for row in rows:
+        if name.casefold() in (row.label.casefold(), row.experiment):
+            return row
+    labels = {row.label: row for row in rows}
+    close = suggest(name, [*labels, *(row.experiment for row in rows)])
+    raise UserError(f"no row {name!r} in table {table}; {close}")
+
+
+class Lineage:
+    """Walks from a row to its runs, their code, params, data, jobs and parents."""
+
+    def __init__(self, project: Project, layout: Layout) -> None:
+        self.project, self.layout = project, layout
+        try:
+            self.receipt = Receipt.read(layout)
+        except ValueError as error:
+            raise UserError(f"{layout.sync_receipt}: {error}; run smt sync") from None
+
+    def row(self, table: str, row: Row) -> Node:
+        """Return the tree of one row."""
+        project = self.project
+        root = Node(f"{project.tables[table].title}: {row.label}")
+        if project.scale.notice:
+            root.add(project.scale.notice)
+        runs = [Run(experiment=row.experiment, seed=s) for s in project.seeds(row.experiment)]
+        finals = [final for run in runs if (final := read_json(self.layout.metrics(run)))]
+        for metric in project.tables[table].metrics:
+            root.add(self._cell(row.experiment, metric, finals, len(runs)))
+        root.add(f"in {self.layout.tables}/{table}.md, .csv, .tex, .html")
+        for run in runs:
+            root.children.append(self.run(run))
+        return root
+
+    def _cell(
+        self, experiment: str, metric: str, finals: list[Mapping[str, Any]], seeds: int
+    ) -> str:
+        values = [each["metrics"][metric] for each in finals if metric in each["metrics"]]
+        decimals, summary = DECIMALS[metric], summarise(values)
+        text = f"{HEADINGS[metric]}: "
+        if summary is None:
+            text += "not run"
+        else:
+            text += f"{summary.mean:.{decimals}f}"
+            if summary.std is not None:
+                text += f" ± {summary.std:.{decimals}f}"
+            text += f", {summary.n} of {seeds} seeds"
+        reported = self.project.reported.experiments.get(experiment, {}).get(metric)
+        if reported is None:
+            return f"{text}; not reported"
+        source = self.project.reported.sources[reported.source]
+        return f"{text}; reported {reported.value} ({source.title}: {source.where})"
+
+    def run(self, run: Run, called: str = "") -> Node:
+        """Return the tree of one run; `called` says how it came to be here."""
+        final = read_json(self.layout.metrics(run))
+        name = called or f"run {run}"
+        if final is None:
+            return Node(f"{name}: not done ({self.layout.metrics(run)} is not there)")
+        node = Node(f"{name}: {_numbers(final['metrics'])}")
+        node.add(f"fingerprint {final['fingerprint']} ({self._current(run, final)})")
+        work_dir = self.layout.work_dir(run, final["fingerprint"])
+        known = read_json(work_dir / PROVENANCE)
+        node.children += self._numbers_of(run, final, work_dir)
+        if known is None:
+            node.add(f"nothing is known of it: {work_dir / PROVENANCE} is not there")
+            return node
+        node.children += [
+            _code(known, work_dir),
+            _machine(known),
+            _params(known),
+            self._data(known),
+        ]
+        node.children.append(_attempts(known, final))
+        node.add(self._mlflow(final["fingerprint"]))
+        node.children.append(self._parent(known))
+        return node
+
+    def _current(self, run: Run, final: Mapping[str, Any]) -> str:
+        try:
+            digests = manifest.digests(self.project, self.layout, run)
+        except DataError:
+            return "there is no manifest to tell if params and data are the present ones"
+        now = fingerprint.fingerprint(self.project, run, digests)
+        same = now == final["fingerprint"]
+        return "of the present params and data" if same else "params or data have changed since"
+
+    def _numbers_of(self, run: Run, final: Mapping[str, Any], work_dir: Path) -> Iterator[Node]:
+        try:
+            derived = records.derive(work_dir)
+            equal = dict(derived.metrics) == dict(final["metrics"])
+            yield Node(f"numbers: {derived.source}: {'equal' if equal else 'NOT EQUAL'}")
+        except (OSError, ValueError) as error:
+            yield Node(f"numbers: {work_dir / JOURNAL} gives none ({error})")
+        weights = self.layout.weights(run)
+        size = f"{weights.stat().st_size / 2**20:.1f} MB" if weights.exists() else "not there"
+        yield Node(f"weights: {weights}, SHA-256 {final['weights_sha256'][:16]}..., {size}")
+        again = read_json(self.layout.evaluation(run))
+        yield Node(
+            f"evaluated on their own: {_numbers(again['metrics'])}, {again['images']} images "
+            f"({self.layout.evaluation(run)})"
+            if again
+            else "evaluated on their own: not yet"
+        )
+
+    def _data(self, known: Mapping[str, Any]) -> Node:
+        node = Node("data")
+        for key, digest in known["data"].items():
+            path = manifest.digest_file(self.layout, key)
+            now = (read_json(path) or {}).get("digest")
+            state = (
+                "" if now == digest else "; NOT the present one" if now else "; no manifest here"
+            )
+            node.add(f"{key}: digest {digest[:16]}... ({path}{state})")
+        return node
+
+    def _mlflow(self, name: str) -> str:
+        known = self.receipt.runs.get(name) if self.receipt else None
+        if known is None or self.receipt is None:
+            return "MLflow: not sent yet (smt sync)"
+        uri = self.receipt.address.uri
+        return f"MLflow: run {known['run_id']}, {known['status'].lower()}, at {uri}"
+
+    def _parent(self, known: Mapping[str, Any]) -> Node:
+        parent = known["parent"]
+        if parent is None:
+            return Node("starts from: no other run; its weights are drawn from its seed")
+        run = Run(experiment=parent["experiment"], seed=parent["seed"])
+        called = f"starts from {run}, weights {parent['weights_sha256'][:16]}..."
+        final = read_json(self.layout.metrics(run))
+        if final is not None and final["weights_sha256"] != parent["weights_sha256"]:
+            return Node(f"{called}: NOT those that are there now: it has been trained again since")
+        return self.run(run, called)
+
+
+def _numbers(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in sorted(metrics.items()))
+
+
+def _code(known: Mapping[str, Any], work_dir: Path) -> Node:
+    git = known["git"]
+    if git["commit"] is None:
+        return Node("code: not in a git checkout; digests of its modules are in provenance.json")
+    node = Node(f"code: commit {git['commit']}{', with changes' if git['dirty'] else ', clean'}")
+    states = [git, *known["attempts"]]
+    for digest in dict.fromkeys(state.get("diff_sha256") for state in states):
+        if digest is not None:
+            node.add(f"changes: {provenance.diff_file(work_dir, digest)}")
+    if git.get("untracked"):
+        node.add(f"files that git does not know: {git['untracked']['count']}")
+    for attempt in known["attempts"]:
+        for change in attempt.get("changes", []):
+            node.add(f"changed on the way: {change}")
+    return node
+
+
+def _machine(known: Mapping[str, Any]) -> Node:
+    hardware, environment = known["hardware"], known["environment"]
+    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    node = Node(
+        f"machine: {hardware['host']}, {hardware['processor']}, {gpus}; "
+        f"processes: {environment['world_size']}, threads of each: {environment['threads']}, "
+        f"{environment['precision']}"
+    )
+    versions = {name.lower(): version for name, version in known["packages"].items()}
+    node.add(", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions))
+    return node
+
+
+def _params(known: Mapping[str, Any]) -> Node:
+    params, names = known["params"], known["names"]
+    node = Node(f"params: model {names['model']}, recipe {names['recipe']}, seed {params['seed']}")
+    recipe = params["recipe"]
+    node.add(
+        f"epochs: {recipe['schedule']['epochs']}, at {recipe['resolution']} pixels, global batch "
+        f"{recipe['global_batch']}, lr {recipe['optimizer']['lr']:g}, weight decay "
+        f"{recipe['optimizer']['weight_decay']:g}, drop path {params['drop_path']:g}"
+    )
+    model = params["model"]
+    node.add(
+        f"widths {model['widths']}, depths {model['depths']}, mixers {model['mixers']}, "
+        f"{model['mhmc_heads']} heads in MHMC, aggregation {model['aggregation']}"
+    )
+    return node
+
+
+def _attempts(known: Mapping[str, Any], final: Mapping[str, Any]) -> Node:
+    attempts = known["attempts"]
+    jobs = dict.fromkeys(each["slurm_job_id"] for each in attempts if each.get("slurm_job_id"))
+    where = f"SLURM jobs {' '.join(jobs)}" if jobs else "without SLURM"
+    spent = f"{final['wall_seconds']:.0f} s"
+    if final.get("gpu_seconds"):
+        spent += f", {final['gpu_seconds'] / 3600:.2f} GPU-hours"
+    node = Node(f"attempts: {len(attempts)}, {where}, {spent}")
+    for attempt in attempts:
+        job = f", job {attempt['slurm_job_id']}" if attempt.get("slurm_job_id") else ""
+        nodes = f" on {attempt['slurm_nodes']}" if attempt.get("slurm_nodes") else ""
+        node.add(
+            f"{_at(attempt['started'])} to {_at(attempt.get('ended'))}: from step "
+            f"{attempt['resumed_at_step']}, {attempt['host']}{job}{nodes}"
+        )
+    return node
+
+
+def _at(seconds: float | None) -> str:
+    if seconds is None:
+        return "(end not known)"
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

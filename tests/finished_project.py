@@ -1,0 +1,142 @@
+"""A small project in which every run is done, for tests that look at what runs leave."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from project_copy import ProjectCopy
+from trainings import TINY
+
+from smt.files import write_json
+from smt.layout import Layout
+from smt.params import load_project
+from smt.verify.audit import Audit
+
+DEMO = "results/demo"
+T, PARENT = "imagenet1k_smt_tiny", "imagenet22k_smt_large"
+CHILD, CHILD_384 = "imagenet1k_smt_large_224", "imagenet1k_smt_large_384"
+
+
+def shrink(project):
+    """Leave two tables of the demo: SMT-T with two seeds, and SMT-L from 22K to 1K."""
+
+    def tables(content):
+        kept = {name: content["tables"][name] for name in ("imagenet1k", "imagenet22k")}
+        kept["imagenet1k"]["rows"] = [{"label": "SMT-T", "experiment": T}]
+        content["tables"] = kept
+
+    def experiments(content):
+        names = (T, PARENT, CHILD, CHILD_384)
+        content["experiments"] = {name: content["experiments"][name] for name in names}
+
+    def reported(content):
+        names = (T, CHILD, CHILD_384)
+        content["experiments"] = {name: content["experiments"][name] for name in names}
+
+    def scales(content):
+        demo = content["demo"]
+        demo.pop("proof")
+        demo["models"]["smt_tiny"].update(TINY)
+        demo["models"]["smt_large"].update(TINY)
+        demo["experiments"][T] = {"seeds": [0, 1]}
+        for name, recipe in demo["recipes"].items():
+            epochs = 2 if name == "imagenet1k" else 1
+            recipe.setdefault("schedule", {}).update(epochs=epochs, warmup_epochs=0)
+
+    for change in (tables, experiments, reported, scales):
+        edit_yaml(project.folder / "params" / f"{change.__name__}.yaml", change)
+
+
+def edit_yaml(path, change):
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, demo_data):
+    """The project after every command of the DAG, in a git checkout with a change in it."""
+    folder = tmp_path_factory.mktemp("finished") / "project"
+    project = ProjectCopy(folder)
+    shrink(project)
+    shutil.copytree(demo_data / "results", folder / "results")
+    (folder / "data").symlink_to(demo_data / "data")
+    (folder / ".gitignore").write_text("results\ndata\n")
+    git = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a project"]):
+        assert project.run(*git, *command).returncode == 0
+    with (folder / "params/models.yaml").open("a") as file:
+        file.write("# not committed\n")
+    for experiment, seeds in ((T, (0, 1)), (PARENT, (0,)), (CHILD, (0,)), (CHILD_384, (0,))):
+        for seed in seeds:
+            smt(project, "train", experiment, "--seed", str(seed))
+            smt(project, "evaluate", experiment, "--seed", str(seed))
+    smt(project, "profile", "--scale", "paper")
+    for command in ("profile", "sync", "tables"):
+        smt(project, command)
+    return project
+
+
+def smt(project, *arguments):
+    done = project.smt(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of it that a test may change."""
+    return copy(finished, tmp_path / "project")
+
+
+def copy(project, folder):
+    """Return a copy of a project and its results, on the same data."""
+    other = ProjectCopy(folder, project.folder)
+    shutil.copytree(project.folder / "results", folder / "results")
+    (folder / "data").symlink_to(project.folder / "data")
+    return other
+
+
+def layout(project):
+    return Layout("demo", project.folder / "results", project.folder / "data")
+
+
+def load(project, scale="demo"):
+    return load_project(project.folder / "params", scale)
+
+
+def audit(project):
+    """Return what `smt verify` finds, without starting a process for it."""
+    return Audit(load(project), layout(project), load(project, "paper")).everything()
+
+
+def findings(project):
+    return [str(finding) for finding in audit(project).findings]
+
+
+def run_dir(project, experiment=T, seed=0) -> Path:
+    return project.folder / DEMO / "runs" / experiment / f"seed{seed}"
+
+
+def work_dir(project, experiment=T, seed=0) -> Path:
+    (folder,) = run_dir(project, experiment, seed).glob("work-*")
+    return folder
+
+
+def table(project, name) -> Path:
+    return project.folder / DEMO / "tables" / name
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    write_json(path, content)
+
+
+def flip(path):
+    """Change the last bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
