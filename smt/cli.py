@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("smt.commands.report", "All of it on one page: tables, curves, failures, origin."),
     "verify": ("smt.commands.verify", "Does every printed number follow from its run?"),
     "why": ("smt.commands.why", "From a cell of a table to run, code, params, data, parents."),
+    "release": ("smt.commands.release", "Pack final weights, model cards and results to publish."),
     "ui": ("smt.commands.ui", "Open the MLflow UI on this project's runs."),
 }
 

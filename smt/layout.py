@@ -112,6 +112,11 @@ class Layout:
         return self.root / "report.html"
 
     @property
+    def release(self) -> Path:
+        """Final weights, model cards and results, packed to be published."""
+        return self.root / "release"
+
+    @property
     def proof(self) -> Path:
         """Trainings that were killed on purpose, and the table of how they ended."""
         return self.root / "proof"

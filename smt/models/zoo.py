@@ -82,11 +82,12 @@ def _checkpoint_filter(state: dict[str, Tensor], network: SMT) -> dict[str, Tens
 def _entrypoint(name: str, model: spec.Model) -> Callable[..., Any]:
     def create(pretrained: bool = False, **options: Any) -> Any:
         out_indices = options.pop("out_indices", (0, 1, 2, 3))
+        own = options.pop("model", model)  # a release of another scale brings its own
         return build_model_with_cfg(
             SMT,
             name,
             pretrained,
-            model=model,
+            model=spec.Model.model_validate(own),
             pretrained_filter_fn=_checkpoint_filter,
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **options,

@@ -1,0 +1,74 @@
+"""`smt release`: final weights, model cards and results, packed to be published."""
+
+import re
+
+import click
+
+from smt import params
+from smt.commands.common import load, scale_option
+from smt.errors import UserError
+from smt.layout import default_params
+from smt.report.sizes import PAPER
+
+_IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.+-]{0,59}$")
+
+
+@click.command()
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...")
+@click.option(
+    "--seed",
+    default="first",
+    show_default=True,
+    metavar="first|best|N",
+    help="Which seed's weights; best is by top-1 on the validation set, and the card says so.",
+)
+@click.option(
+    "--licence",
+    default="unknown",
+    show_default=True,
+    metavar="ID",
+    help="Of the weights, by Hugging Face's list; the code's MIT is not theirs.",
+)
+@click.option("--licence-name", metavar="NAME", help="With --licence other.")
+@click.option("--licence-link", metavar="URL", help="With --licence other.")
+@scale_option
+def command(
+    experiments: tuple[str, ...],
+    seed: str,
+    licence: str,
+    licence_name: str | None,
+    licence_link: str | None,
+    scale: str,
+) -> None:
+    """Pack the final weights of EXPERIMENT (default: all) to be published.
+
+    A folder a model with weights (their digest in the name), config.json for timm and a model card
+    in Hugging Face's form; results as timm lists them; SHA256SUMS. The folder holds what the last
+    call was asked for. Runs that are not done, or whose files do not follow from each other, are
+    refused. Nothing is sent anywhere.
+    """
+    from smt.release.card import Licence
+    from smt.release.choose import choose
+    from smt.release.pack import pack
+
+    project, layout = load(scale)
+    if not _IDENTIFIER.match(licence):
+        raise UserError(
+            f"--licence {licence}: valid: an identifier of "
+            "https://huggingface.co/docs/hub/repositories-licenses: mit, cc-by-nc-4.0, other, ..."
+        )
+    given = [each for each in (licence_name, licence_link) if each]
+    if len(given) != (2 if licence == "other" else 0):
+        raise UserError(
+            "--licence other takes --licence-name and --licence-link; no other licence does"
+        )
+    paper = params.load_project(default_params(), PAPER)
+    items = choose(project, paper, layout, experiments, seed)
+    paths = pack(items, layout, Licence(licence, licence_name, licence_link))
+    for item in items:
+        click.echo(f"{item.name}: {item.how}")
+    if project.scale.notice:
+        click.echo(project.scale.notice)
+    if licence == "unknown":
+        click.echo("licence of the weights: not decided; smt release --licence ID gives one")
+    click.echo(f"{len(paths)} files in {layout.release}")

@@ -1,0 +1,1 @@
+"""Final weights, model cards and results, packed to be published."""

@@ -1,0 +1,189 @@
+"""Which runs are released: done, verified, and of the seed that was asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from smt import fingerprint
+from smt.data import manifest
+from smt.errors import EXIT_UNVERIFIED, UserError
+from smt.files import read_json
+from smt.layout import Layout
+from smt.report.verdict import Summary, summarise
+from smt.spec import Dataset, Model, Project, Recipe, Run
+from smt.tracking.provenance import PROVENANCE
+from smt.verify import data
+from smt.verify.audit import Audit, require_experiments
+
+FIRST, BEST = "first", "best"
+"""Rules for the seed; a number is a seed of its own."""
+
+
+class Unverified(UserError):
+    """A run whose files do not follow from each other is not released."""
+
+    exit_code = EXIT_UNVERIFIED
+
+
+@dataclass(frozen=True)
+class Item:
+    """One run to be released, with all that is said of it."""
+
+    project: Project
+    run: Run
+    how: str
+    """How its seed was chosen, in a sentence."""
+    final: Mapping[str, Any]
+    """Its metrics.json."""
+    provenance: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    seeds: Mapping[int, Mapping[str, float]]
+    """Final numbers of every seed of the experiment that is done."""
+
+    @property
+    def name(self) -> str:
+        """Architecture and tag, as timm names pretrained models."""
+        return f"{self.architecture}.{self.run.experiment}"
+
+    @property
+    def architecture(self) -> str:
+        return self.project.experiments[self.run.experiment].model
+
+    @property
+    def model(self) -> Model:
+        return self.project.models[self.architecture]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.project.recipes[self.project.experiments[self.run.experiment].recipe]
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.project.datasets[self.recipe.dataset]
+
+    def over_seeds(self, metric: str) -> Summary | None:
+        """Return a metric over the seeds that are done."""
+        return summarise([each[metric] for each in self.seeds.values() if metric in each])
+
+
+def choose(
+    project: Project, paper: Project, layout: Layout, experiments: Sequence[str], seed: str
+) -> list[Item]:
+    """Return what is released of these experiments, or of all.
+
+    `seed` is `first`, `best` (by top-1) or a number.
+
+    Raises:
+        UserError: no such experiment or seed, or a run that is not done.
+        Unverified: a file of a run does not follow from the others.
+    """
+    require_experiments(project, experiments)
+    chosen = [name for name in project.order if not experiments or name in experiments]
+    finals = {name: _finals(project, layout, name) for name in chosen}
+    runs = {name: _seed(project, layout, name, finals[name], seed) for name in chosen}
+    _require_verified(project, paper, layout, finals)
+    return [_item(project, layout, runs[name], finals[name], seed) for name in chosen]
+
+
+def _finals(project: Project, layout: Layout, name: str) -> dict[int, dict[str, Any]]:
+    """Return the record of every seed of an experiment that is done with the present params."""
+    found = {}
+    for seed in project.seeds(name):
+        run = Run(experiment=name, seed=seed)
+        try:
+            final = read_json(layout.metrics(run))
+        except ValueError:
+            raise Unverified(f"{layout.metrics(run)}: not JSON; smt verify shows all") from None
+        if final is None:
+            continue
+        digests = manifest.digests(project, layout, run)
+        if final.get("fingerprint") == fingerprint.fingerprint(project, run, digests):
+            found[seed] = final
+    return found
+
+
+def _seed(project: Project, layout: Layout, name: str, finals: Mapping[int, Any], seed: str) -> Run:
+    every = project.seeds(name)
+    if seed == BEST:
+        wanted = [each for each in every if each not in finals]
+        if not wanted and all("top1" in final["metrics"] for final in finals.values()):
+            best = max(every, key=lambda each: finals[each]["metrics"]["top1"])
+            return Run(experiment=name, seed=best)
+        number = (wanted or every)[0]
+        if not wanted:
+            raise UserError(
+                f"--seed best: {name} has no top-1 to choose by; give first or a number"
+            )
+    elif seed == FIRST:
+        number = every[0]
+    else:
+        number = _number(seed)
+        if number not in every:
+            valid = ", ".join(map(str, every))
+            raise UserError(f"--seed {seed}: not a seed of {name} at this scale; valid: {valid}")
+    run = Run(experiment=name, seed=number)
+    if number not in finals:
+        raise UserError(
+            f"{run} is not done with the present params, so it is not released; run: smt train "
+            f"{name} --seed {number} --scale {layout.scale}; or name the experiments that are done"
+        )
+    return run
+
+
+def _number(seed: str) -> int:
+    if not (seed.isascii() and seed.isdigit()):
+        raise UserError(f"--seed {seed}: valid: {FIRST}, {BEST} or the number of a seed")
+    return int(seed)
+
+
+def _require_verified(
+    project: Project, paper: Project, layout: Layout, finals: Mapping[str, Mapping[int, Any]]
+) -> None:
+    """Check every run whose numbers are printed, what it started from, and the manifests."""
+    audit = Audit(project, layout, paper)
+    runs: dict[Run, None] = {}
+    for name, seeds in finals.items():
+        for seed in seeds:
+            run: Run | None = Run(experiment=name, seed=seed)
+            while run is not None:
+                runs.setdefault(run)
+                run = project.parent(run)
+    for run in runs:
+        audit.run(run)
+    keys = dict.fromkeys(key for run in runs for key in fingerprint.inputs(project, run))
+    data.check(layout, keys, audit.ledger)
+    found = audit.ledger.findings
+    if found:
+        more = f" (and {len(found) - 1} more)" if found[1:] else ""
+        raise Unverified(f"nothing was released: {found[0]}{more}; smt verify shows all")
+
+
+def _item(project: Project, layout: Layout, run: Run, finals: Mapping[int, Any], rule: str) -> Item:
+    final = finals[run.seed]
+    evaluation = read_json(layout.evaluation(run))
+    if evaluation is None:
+        raise UserError(
+            f"{run} has not been evaluated on its own, so it is not released; run: smt evaluate "
+            f"{run.experiment} --seed {run.seed} --scale {layout.scale}"
+        )
+    return Item(
+        project=project,
+        run=run,
+        how=_how(len(project.seeds(run.experiment)), run.seed, rule),
+        final=final,
+        provenance=read_json(layout.work_dir(run, final["fingerprint"]) / PROVENANCE),
+        evaluation=evaluation,
+        seeds={seed: each["metrics"] for seed, each in finals.items()},
+    )
+
+
+def _how(seeds: int, seed: int, rule: str) -> str:
+    if seeds == 1:
+        return f"Seed {seed}, the only one that was trained."
+    if rule == BEST:
+        return (
+            f"Seed {seed}, the best of {seeds} by top-1 on the validation set: its numbers are "
+            "higher than what another training can expect, which is the mean."
+        )
+    which = "the first" if rule == FIRST else "as asked for"
+    return f"Seed {seed}, {which} of {seeds}, whatever its accuracy."
