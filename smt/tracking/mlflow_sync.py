@@ -253,6 +253,7 @@ def _write_receipt(
     ]
     receipt = {
         "tracking_uri": mlflow.public(server.uri),
+        "family": server.family,
         "experiments": server.experiments(),
         "runs": runs,
     }

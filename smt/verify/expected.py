@@ -18,8 +18,8 @@ FINAL = "final/"
 class Address(Server):
     """Where MLflow's pages are, without a connection: links in tables need no more."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        self.uri, self.experiment = uri, experiment
+    def __init__(self, uri: str, family: str) -> None:
+        self.uri, self.family = uri, family
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Receipt:
         if content is None:
             return None
         try:
-            address = Address(content["tracking_uri"], content["experiment"])
+            address = Address(content["tracking_uri"], content["family"])
             runs = {
                 each["fingerprint"]: {
                     key: each[key] for key in ("run_id", "experiment_id", "status")
@@ -57,7 +57,7 @@ class Receipt:
         """Return what a sync would have left: where there is no receipt, MLflow's word counts."""
         keys = ("run_id", "experiment_id", "status")
         runs = {name: {key: getattr(run, key) for key in keys} for name, run in remote.items()}
-        return cls(Address(server.uri, server.experiment), runs)
+        return cls(Address(server.uri, server.family), runs)
 
 
 def latest(points: Iterable[Point]) -> dict[str, float]:
