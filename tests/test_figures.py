@@ -56,7 +56,7 @@ def test_the_same_numbers_make_the_same_bytes(files):
     for name in (T, S, B):
         files.finish(Run(experiment=name, seed=0))
     files.write_sizes()
-    names = [figures.CURVES, figures.ACCURACY]
+    names = [figures.CURVES, figures.ACCURACY, figures.AGREEMENT]
     first = {path: path.read_bytes() for path in draw(results(files), files.layout, names)}
     again = {path: path.read_bytes() for path in draw(results(files), files.layout, names)}
     assert first == again
@@ -79,7 +79,7 @@ def test_ablations_have_curves_of_their_own(files):
     shown = {
         name: list(figures.labelled(files.project, name).values())
         for name in figures.titles(files.project)
-        if name.startswith(f"{figures.CURVES}_")
+        if figures.is_curves(name)
     }
     assert shown["learning_curves_ablation_heads"] == ["1", "2", "4 (SMT-T)", "6", "8"]
     assert "learning_curves_imagenet1k" not in shown

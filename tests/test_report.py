@@ -115,7 +115,9 @@ def test_it_has_every_table_finding_and_figure(parts):
     for finding in parts.project.findings:
         assert " ".join(finding.subject.split()) in words
     titles = figures.titles(parts.project)
-    assert {each.title for each in (*made.curves, made.accuracy)} == set(titles.values())
+    assert {each.title for each in (*made.curves, made.accuracy, made.agreement)} == set(
+        titles.values()
+    )
     assert "sample standard deviation (n - 1 in its denominator)" in words
     assert "no more than 0.2" in words
 

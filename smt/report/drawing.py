@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from smt.files import explained, replacing
 from smt.layout import Layout
 from smt.report import figures
+from smt.report.agreement import Agreement, agreements
 from smt.report.collect import Results
 from smt.report.figures import Band, Curve, Marker
 from smt.report.render import REMEDY
@@ -19,6 +20,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 """Okabe and Ito's palette, which readers of every kind of colour vision can tell apart; its yellow
 is left out, too pale for lines on white."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+VERDICTS = {
+    "reproduced": COLOURS[2],
+    "within-noise": COLOURS[0],
+    "above": COLOURS[3],
+    "below": COLOURS[1],
+}
+"""Colours of verdicts; others are grey."""
 GROUPS = {"pretrain": COLOURS[0], "finetune": COLOURS[2], "ablation": COLOURS[1]}
 
 _STYLE: Any = {
@@ -57,6 +65,8 @@ def _drawn(results: Results, layout: Layout, name: str, title: str) -> "Figure":
     if name == figures.ACCURACY:
         markers = figures.markers(results, layout)
         return _accuracy(markers, title, notice, results.project.scale_name)
+    if name == figures.AGREEMENT:
+        return _agreement(agreements(results), title, notice)
     return _learning_curves(figures.curves(results, name), title, notice)
 
 
@@ -178,3 +188,26 @@ def _logarithmic(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _agreement(rows: Sequence[Agreement], title: str, notice: str | None) -> "Figure":
+    """Draw each published number at 0 with its tolerance, and what came out beside it."""
+    figure = _canvas(10, 1.5 + 0.3 * max(len(rows), 4), title, notice)
+    axes = figure.subplots()
+    beside = axes.get_yaxis_transform()  # across in parts of the width, down in rows
+    for place, row in enumerate(rows):
+        axes.barh(
+            place, 2 * row.tolerance, left=-row.tolerance, height=0.6, color=COLOURS[2], alpha=0.2
+        )
+        colour = VERDICTS.get(row.kind, "#666666")
+        if row.delta is not None:
+            axes.errorbar(row.delta, place, xerr=row.std or None, fmt="o", color=colour, capsize=3)
+        axes.text(1.02, place, row.said, transform=beside, va="center", fontsize=9, color=colour)
+    axes.axvline(0, color="#666666", linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set(xlabel="reproduced less reported, in points", ylim=(len(rows) - 0.5, -0.5))
+    if all(row.delta is None for row in rows):
+        widest = max((row.tolerance for row in rows), default=1.0)
+        axes.set_xlim(-4 * widest, 4 * widest)
+        axes.set_title("no run is done yet", fontsize=10)
+    return figure

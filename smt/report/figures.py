@@ -12,6 +12,7 @@ from smt.spec import Project
 
 CURVES = "learning_curves"
 ACCURACY = "accuracy_vs_macs"
+AGREEMENT = "reported_vs_reproduced"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,13 @@ def titles(project: Project) -> dict[str, str]:
         CURVES: "Learning curves: variants",
         **ablations,
         ACCURACY: "Accuracy against multiply-accumulates",
+        AGREEMENT: "Reported against reproduced",
     }
+
+
+def is_curves(figure: str) -> bool:
+    """Return whether a figure is one of learning curves."""
+    return figure.startswith(CURVES)
 
 
 def labelled(project: Project, figure: str) -> dict[str, str]:

@@ -72,7 +72,8 @@ class Report:
         self.published = len(rows)
         self.verdicts = [(each, known[each]) for each in VERDICTS if each in known]
         self.unpublished = self._unpublished()
-        self.agreement = charts.agreement("Reported against reproduced", rows)
+        titles = figures.titles(project)
+        self.agreement = charts.agreement(titles[figures.AGREEMENT], rows)
         self.tables = [self._section(ResultTable(name, results).grid()) for name in project.tables]
         tolerances = dict.fromkeys(table.tolerance for table in project.tables.values())
         self.explained = [text for each in tolerances for text in explain(each)]
@@ -80,7 +81,7 @@ class Report:
         self.drift = self._section(drift.drift_grid(project, layout))
         self.curves = list(self._curves())
         self.accuracy = charts.accuracy(
-            figures.titles(project)[figures.ACCURACY],
+            titles[figures.ACCURACY],
             figures.markers(results, layout),
             "No run is done and measured yet: smt profile --scale "
             f"{project.scale_name} measures models.",
@@ -117,7 +118,7 @@ class Report:
 
     def _curves(self) -> Iterator[Chart]:
         for name, title in figures.titles(self.project).items():
-            if name != figures.ACCURACY:
+            if figures.is_curves(name):
                 yield charts.learning_curves(title, figures.curves(self.results, name))
 
     def _unpublished(self) -> int:
