@@ -59,7 +59,7 @@ class Report:
         self.results, self.layout = results, layout
         project = self.project = results.project
         runs = list(results.runs.values())
-        self.title = "Scale-Aware Modulation Meet Transformer, reproduced"
+        self.title = "Scale-Aware Modulation Meet Transformer: a reproduction"
         self.scale, self.notice = project.scale.title, project.scale.notice
         states = counts(runs)
         self.states = [
