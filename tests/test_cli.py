@@ -40,9 +40,11 @@ def test_help_lists_every_command_with_what_it_does(project):
     done = project.smt("--help")
     assert done.returncode == 0
     for command in ("check", "data", "train", "evaluate", "profile", "convert", "sync", "tables",
-                    "figures", "ui"):  # fmt: skip
+                    "figures", "verify", "why", "release", "ui"):  # fmt: skip
         assert f"\n  {command} " in done.stdout
-    assert "75 stopped on request" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "5 something that is written down does not follow" in said
+    assert "75 stopped on request" in said
 
 
 def test_an_unknown_command_is_one_line_with_the_nearest(project):

@@ -69,6 +69,11 @@ def test_stopped_and_killed_it_goes_on_to_the_same_bytes(project, tmp_path):
     known = json.loads((work_dir(project) / "provenance.json").read_text())
     steps = [attempt["resumed_at_step"] for attempt in known["attempts"]]
     assert len(steps) == 4 and steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 90
+    # Of the attempt that was killed the end is where it was last seen at work.
+    times = [(attempt["started"], attempt["ended"]) for attempt in known["attempts"]]
+    assert all(started < ended for started, ended in times)
+    assert [at for each in times for at in each] == sorted(at for each in times for at in each)
+    assert times[-1][1] == metrics(project)["finished"]
 
 
 def test_two_ranks_keep_the_global_batch_and_count_every_image_once(project):

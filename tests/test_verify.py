@@ -220,9 +220,33 @@ def test_a_digest_taken_out(project, key):
     found(project, "metrics.json: has no digest of ")
 
 
+def test_a_record_from_before_there_were_digests_is_one_finding(project):
+    def take_out(final):
+        for key in ("journal", "times", "provenance_sha256"):
+            del final[key]
+
+    edit_json(run_dir(project, T, 1) / "metrics.json", take_out)
+    edit_json(run_dir(project, T, 1) / "evaluation.json", lambda it: it.pop("metrics_sha256"))
+    (line,) = findings(project)
+    assert "seed1/metrics.json: has no digest of the files beside it" in line
+
+
 def test_a_record_that_is_not_json(project):
     (run_dir(project) / "metrics.json").write_text("{")
     found(project, "metrics.json: cannot be read")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda it: it.update(metrics=5), lambda it: it.update(metrics={"top1": "many"})]
+)
+def test_a_record_of_another_form(project, change):
+    edit_json(run_dir(project) / "metrics.json", change)
+    found(project, "metrics")
+
+
+def test_a_provenance_of_another_form(project):
+    edit_json(work_dir(project) / "provenance.json", lambda it: it.update(attempts="none"))
+    found(project, f"{T}/seed0: records are damaged (")
 
 
 def test_an_evaluation(project):

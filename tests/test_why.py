@@ -70,6 +70,11 @@ def test_wrong_names_get_the_nearest(finished):
     assert "table sizes has no runs behind it" in said and "imagenet1k" in said
 
 
+def test_a_damaged_record_is_one_line(project):
+    (run_dir(project, CHILD) / "metrics.json").write_text("{")
+    assert "metrics.json: not JSON; smt verify" in why(project, "imagenet22k", CHILD, code=2)
+
+
 def test_what_does_not_fit_together_is_said(project):
     edit_json(run_dir(project, CHILD) / "metrics.json", lambda it: it["metrics"].update(top1=99))
     edit_json(run_dir(project, PARENT) / "metrics.json", lambda it: it.update(weights_sha256="0"))

@@ -14,9 +14,10 @@ from smt.spec import Project, Run
 from smt.tracking.server import RemoteRun
 from smt.tracking.view import RunView, views
 from smt.verify import checkpoints, data, expected, sizes, tables, tracking
+from smt.verify.derive import Derived
 from smt.verify.expected import Receipt
 from smt.verify.ledger import Ledger
-from smt.verify.records import Derived, RunAudit
+from smt.verify.records import RunAudit
 
 RUNS = "runs"
 
@@ -46,10 +47,16 @@ class Audit:
         self.ledger.look(RUNS, run)
         content = self._content(run)
         check = RunAudit(self.project, self.layout, run, self.ledger)
-        derived = check.check(content)
-        if derived is None:
+        try:
+            derived = check.check(content)
+            if derived is None:
+                return
+            checkpoints.check(self.layout, run, check.final, check.work_dir, self.ledger)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            # JSON, but not of the form that trainings write: which value, the rest cannot tell.
+            what = f"records are damaged ({type(error).__name__}: {error})"
+            self.ledger.find(RUNS, self.layout.run_dir(run), f"{what}; train the run again")
             return
-        checkpoints.check(self.layout, run, check.final, check.work_dir, self.ledger)
         if content is None or fingerprint.digest(content) != check.final["fingerprint"]:
             self.ledger.note(RUNS, f"{run} is of other params or data than the present ones")
         self.derived[run] = derived

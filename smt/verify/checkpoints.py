@@ -9,7 +9,7 @@ from smt.files import sha256
 from smt.layout import Layout
 from smt.spec import Run
 from smt.tracking import journal
-from smt.verify import records, tensors
+from smt.verify import derive, tensors
 from smt.verify.ledger import NOTHING, Ledger
 
 CHECKPOINTS = "checkpoints"
@@ -65,6 +65,8 @@ def _facts(
         "journal.lines": facts["journal"]["lines"],
         **facts["identity"],
     }
+    if not extent:  # a finding of its own
+        del follows["journal.bytes"], follows["journal.lines"]
     for key, value in follows.items():
         ledger.expect(CHECKPOINTS, f"{where}: {key}", said.get(key, NOTHING), value, path)
     if facts["best"] is None:
@@ -72,7 +74,7 @@ def _facts(
     try:
         accuracies = [
             line.metrics["eval/top1"]
-            for line in records.lines(work_dir / journal.JOURNAL)
+            for line in derive.lines(work_dir / journal.JOURNAL)
             if "eval/top1" in line.metrics
         ]
     except (OSError, ValueError):

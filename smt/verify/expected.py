@@ -10,7 +10,7 @@ from smt.report.collect import Results, assemble
 from smt.spec import Project, Run
 from smt.tracking.server import Point, RemoteRun, Server
 from smt.tracking.view import RunView, milliseconds
-from smt.verify.records import Derived
+from smt.verify.derive import Derived
 
 FINAL = "final/"
 

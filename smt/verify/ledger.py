@@ -58,7 +58,8 @@ class Ledger:
         self.checked[kind] += 1
         if same(said, follows):
             return True
-        what = f"says {shown(said)}, but {shown(follows)} follows from {source}"
+        origin = _DIGEST.sub(r"\1...", str(source))
+        what = f"says {shown(said)}, but {shown(follows)} follows from {origin}"
         self.findings.append(Finding(str(where), what))
         return False
 

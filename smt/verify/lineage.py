@@ -18,7 +18,7 @@ from smt.spec import Project, Row, Run
 from smt.tracking import provenance
 from smt.tracking.journal import JOURNAL
 from smt.tracking.provenance import PROVENANCE
-from smt.verify import records
+from smt.verify.derive import derive
 from smt.verify.expected import Receipt
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
@@ -84,7 +84,7 @@ class Lineage:
         if project.scale.notice:
             root.add(project.scale.notice)
         runs = [Run(experiment=row.experiment, seed=s) for s in project.seeds(row.experiment)]
-        finals = [final for run in runs if (final := read_json(self.layout.metrics(run)))]
+        finals = [final for run in runs if (final := _read(self.layout.metrics(run)))]
         for metric in project.tables[table].metrics:
             root.add(self._cell(row.experiment, metric, finals, len(runs)))
         root.add(f"in {self.layout.tables}/{table}.md, .csv, .tex, .html")
@@ -113,14 +113,14 @@ class Lineage:
 
     def run(self, run: Run, called: str = "") -> Node:
         """Return the tree of one run; `called` says how it came to be here."""
-        final = read_json(self.layout.metrics(run))
+        final = _read(self.layout.metrics(run))
         name = called or f"run {run}"
         if final is None:
             return Node(f"{name}: not done ({self.layout.metrics(run)} is not there)")
         node = Node(f"{name}: {_numbers(final['metrics'])}")
         node.add(f"fingerprint {final['fingerprint']} ({self._current(run, final)})")
         work_dir = self.layout.work_dir(run, final["fingerprint"])
-        known = read_json(work_dir / PROVENANCE)
+        known = _read(work_dir / PROVENANCE)
         node.children += self._numbers_of(run, final, work_dir)
         if known is None:
             node.add(f"nothing is known of it: {work_dir / PROVENANCE} is not there")
@@ -147,7 +147,7 @@ class Lineage:
 
     def _numbers_of(self, run: Run, final: Mapping[str, Any], work_dir: Path) -> Iterator[Node]:
         try:
-            derived = records.derive(work_dir)
+            derived = derive(work_dir)
             equal = dict(derived.metrics) == dict(final["metrics"])
             yield Node(f"numbers: {derived.source}: {'equal' if equal else 'NOT EQUAL'}")
         except (OSError, ValueError) as error:
@@ -155,7 +155,7 @@ class Lineage:
         weights = self.layout.weights(run)
         size = f"{weights.stat().st_size / 2**20:.1f} MB" if weights.exists() else "not there"
         yield Node(f"weights: {weights}, SHA-256 {final['weights_sha256'][:16]}..., {size}")
-        again = read_json(self.layout.evaluation(run))
+        again = _read(self.layout.evaluation(run))
         yield Node(
             f"evaluated on their own: {_numbers(again['metrics'])}, {again['images']} images "
             f"({self.layout.evaluation(run)})"
@@ -167,7 +167,7 @@ class Lineage:
         node = Node("data")
         for key, digest in known["data"].items():
             path = manifest.digest_file(self.layout, key)
-            now = (read_json(path) or {}).get("digest")
+            now = (_read(path) or {}).get("digest")
             state = (
                 "" if now == digest else "; NOT the present one" if now else "; no manifest here"
             )
@@ -187,10 +187,18 @@ class Lineage:
             return Node("starts from: no other run; its weights are drawn from its seed")
         run = Run(experiment=parent["experiment"], seed=parent["seed"])
         called = f"starts from {run}, weights {parent['weights_sha256'][:16]}..."
-        final = read_json(self.layout.metrics(run))
+        final = _read(self.layout.metrics(run))
         if final is not None and final["weights_sha256"] != parent["weights_sha256"]:
             return Node(f"{called}: NOT those that are there now: it has been trained again since")
         return self.run(run, called)
+
+
+def _read(path: Path) -> Any:
+    """Return what a JSON file holds, or None without one."""
+    try:
+        return read_json(path)
+    except ValueError:
+        raise UserError(f"{path}: not JSON; smt verify names all that is damaged") from None
 
 
 def _numbers(metrics: Mapping[str, float]) -> str:

@@ -1,9 +1,7 @@
 """The files of one run: each value of them worked out again from the others."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from smt.spec import Project, Run
 from smt.tracking import journal, provenance
 from smt.tracking.provenance import PROVENANCE
 from smt.verify import tensors
+from smt.verify.derive import Derived, derive
 from smt.verify.ledger import NOTHING, Ledger, same
 
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
@@ -27,6 +26,9 @@ OLDER = (
     "trained before records held this, or it was taken out: a change would not be seen; train the "
     "run again"
 )
+
+DIGESTS = ("journal", "times", "provenance_sha256")
+"""What a record holds of the files beside it."""
 
 
 def load(ledger: Ledger, kind: str, path: Path) -> dict[str, Any] | None:
@@ -46,78 +48,6 @@ def _again(path: Path) -> str:
     return f"move {path.parent} aside and train the run again"
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a journal."""
-
-    number: int
-    """From 1."""
-    step: int
-    epoch: int
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Derived:
-    """The final numbers of a run as its journal gives them."""
-
-    metrics: Mapping[str, float]
-    """By the names of metrics.json."""
-    epochs: int
-    steps: int
-    skipped_steps: int
-    source: str
-    """The line that the metrics stand in."""
-
-
-def lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a finished journal.
-
-    Raises:
-        ValueError: one of them is damaged; the message says which.
-    """
-    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        try:
-            line = json.loads(text)
-            found = Line(number, int(line["step"]), int(line["epoch"]), dict(line["metrics"]))
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"line {number} is damaged") from None
-        if not text.endswith(b"\n"):
-            raise ValueError(f"line {number} is not whole")
-        yield found
-
-
-def derive(work_dir: Path) -> Derived:
-    """Return the final numbers: those of the last evaluation, or the last loss without any.
-
-    Raises:
-        ValueError: the journal is damaged, or ends in neither.
-        OSError: it cannot be read.
-    """
-    last = evaluated = trained = None
-    skipped = 0
-    for line in lines(work_dir / journal.JOURNAL):
-        last = line
-        evaluated = line if any(key.startswith("eval/") for key in line.metrics) else evaluated
-        trained = line if "train/loss" in line.metrics else trained
-        skipped = int(line.metrics.get("train/skipped_steps", skipped))
-    if last is None or (evaluated is None and trained is None):
-        raise ValueError("there is neither an evaluation nor a loss in it")
-    if evaluated is not None:
-        found, what = evaluated, "the last evaluation"
-        metrics = {
-            key.removeprefix("eval/"): value
-            for key, value in evaluated.metrics.items()
-            if key.startswith("eval/")
-        }
-    else:
-        assert trained is not None
-        found, what = trained, "the last loss"
-        metrics = {"train_loss": trained.metrics["train/loss"]}
-    source = f"{work_dir / journal.JOURNAL}, line {found.number} ({what})"
-    return Derived(metrics, last.epoch, last.step, skipped, source)
-
-
 class RunAudit:
     """Checks the files of one run that is done, whether with the present params or with others."""
 
@@ -126,6 +56,8 @@ class RunAudit:
         self.path = layout.metrics(run)
         self.final: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
+        self.older = False
+        """Whether the record has none of the digests, which is one finding and not many."""
         self.work_dir = self.path.parent
 
     def check(self, content: Mapping[str, Any] | None) -> Derived | None:
@@ -137,6 +69,9 @@ class RunAudit:
         if final is None:
             return None
         self.final = final
+        self.older = not set(DIGESTS) & final.keys()
+        if self.older:
+            self.ledger.find(NUMBERS, self.path, f"has no digest of the files beside it: {OLDER}")
         if not _DIGEST.match(str(final.get("fingerprint"))):
             self.ledger.find(NUMBERS, self.path, "has no fingerprint, so no run is behind it")
             return None
@@ -168,6 +103,8 @@ class RunAudit:
     def _extent(self, key: str, path: Path) -> None:
         said = self.final.get(key)
         if said is None:
+            if self.older:
+                return
             self.ledger.find(JOURNALS, self.path, f"has no digest of {path}: {OLDER}")
             return
         try:
@@ -200,9 +137,10 @@ class RunAudit:
         follows = {
             "task": self.provenance.get("params", {}).get("task"),
             "changes": changes,
-            "finished": attempts[-1].get("ended", NOTHING),
-            "gpu_seconds": provenance.gpu_seconds(attempts),
         }
+        if not self.older:
+            follows["finished"] = attempts[-1].get("ended", NOTHING)
+            follows["gpu_seconds"] = provenance.gpu_seconds(attempts)
         for key, value in follows.items():
             ledger.expect(NUMBERS, f"{path}: {key}", final.get(key, NOTHING), value, source)
 
@@ -240,9 +178,9 @@ class RunAudit:
         ledger = self.ledger
         ledger.look(PROVENANCES, path)
         said = self.final.get("provenance_sha256")
-        if said is None:
+        if said is None and not self.older:
             ledger.find(PROVENANCES, self.path, f"has no digest of {path}: {OLDER}")
-        else:
+        if said is not None:
             ledger.expect(
                 PROVENANCES, f"{path}: SHA-256", sha256(path), said,
                 f"{self.path}, written when the run was done",
@@ -359,13 +297,13 @@ class RunAudit:
             ledger.expect(
                 EVALUATIONS, f"{path}: {key}", said.get(key), self.final.get(key), self.path
             )
-        if "metrics_sha256" not in said:
-            ledger.find(EVALUATIONS, path, f"has no digest of {self.path}: {OLDER}")
-        else:
+        if "metrics_sha256" in said:
             ledger.expect(
                 EVALUATIONS, f"{path}: metrics_sha256", said["metrics_sha256"], sha256(self.path),
                 self.path,
             )  # fmt: skip
+        elif not self.older:
+            ledger.find(EVALUATIONS, path, f"has no digest of {self.path}: {OLDER}")
         self._agreement(path, said)
         dataset = self.project.datasets[self.project.dataset_of(self.run.experiment)]
         ledger.expect(
