@@ -1,6 +1,7 @@
 """`smt release`: what is packed can be loaded, says where it comes from, and is the same again."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -20,6 +21,8 @@ from finished_project import (
     edit_json,
     edit_yaml,
     flip,
+    layout,
+    load,
     run_dir,
     work_dir,
 )
@@ -29,8 +32,12 @@ from timm.data import resolve_model_data_config
 
 from smt.errors import EXIT_UNVERIFIED
 from smt.files import sha256
+from smt.layout import Layout
 from smt.models import weights, zoo
 from smt.params import load_project
+from smt.release import card
+from smt.release.choose import choose
+from smt.release.pack import pack
 
 pytest_plugins = ["finished_project"]
 pytestmark = pytest.mark.xdist_group("finished_project")
@@ -176,6 +183,23 @@ def test_the_same_run_gives_the_same_bytes(released):
     before = content(released)
     release(released)
     assert content(released) == before
+
+
+def test_a_run_without_a_validation_split_has_its_loss_in_the_card_alone(finished, tmp_path):
+    """As ImageNet-22K at the paper's scale; the demo's data all have one."""
+    paths = layout(finished)
+    (item,) = choose(load(finished), load(finished, "paper"), paths, [PARENT], "first")
+    loss = {"train_loss": 2.5}
+    item = dataclasses.replace(item, final={**item.final, "metrics": loss}, seeds={0: loss})
+    text = card.text(item, "weights.safetensors", card.Licence(), False)
+    assert "no validation split: only the last training loss is known, 2.5000" in text
+    assert "model-index" not in text
+
+    results = tmp_path / "results"
+    target = Layout("demo", results, paths.data)
+    shutil.copytree(paths.results, results)
+    files = {path.name for path in pack([item], target, card.Licence())}
+    assert "SHA256SUMS" in files and not any(name.startswith("results-") for name in files)
 
 
 # --- choices -----------------------------------------------------------------------------------

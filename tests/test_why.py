@@ -75,6 +75,22 @@ def test_a_damaged_record_is_one_line(project):
     assert "metrics.json: not JSON; smt verify" in why(project, "imagenet22k", CHILD, code=2)
 
 
+def test_a_record_of_another_form_is_one_line(project):
+    edit_json(work_dir(project, CHILD) / "provenance.json", lambda it: it.pop("params"))
+    said = why(project, "imagenet22k", CHILD, code=2)
+    assert "are damaged (KeyError: 'params'); smt verify names what is wrong" in said
+
+
+def test_a_run_that_says_it_starts_from_itself(project):
+    final = record(run_dir(project, CHILD) / "metrics.json")
+
+    def change(known):
+        known["parent"].update(experiment=CHILD, weights_sha256=final["weights_sha256"])
+
+    edit_json(work_dir(project, CHILD) / "provenance.json", change)
+    assert "that cannot be, for it starts from this one" in why(project, "imagenet22k", CHILD)
+
+
 def test_what_does_not_fit_together_is_said(project):
     edit_json(run_dir(project, CHILD) / "metrics.json", lambda it: it["metrics"].update(top1=99))
     edit_json(run_dir(project, PARENT) / "metrics.json", lambda it: it.update(weights_sha256="0"))

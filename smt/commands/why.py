@@ -3,6 +3,7 @@
 import click
 
 from smt.commands.common import load, scale_option
+from smt.errors import UserError, first_line
 
 
 @click.command()
@@ -20,5 +21,12 @@ def command(table: str, row: str, scale: str) -> None:
 
     project, layout = load(scale)
     found = find_row(project, table, row)
-    for line in Lineage(project, layout).row(table, found).lines():
+    try:
+        lines = list(Lineage(project, layout).row(table, found).lines())
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"records of {found.experiment}, or of what it started from, are damaged "
+            f"({type(error).__name__}: {first_line(error)}); smt verify names what is wrong"
+        ) from None
+    for line in lines:
         click.echo(line)

@@ -52,7 +52,9 @@ def pack(items: Sequence[Item], layout: Layout, licence: Licence) -> list[Path]:
                 _model(item, layout, new / item.name, licence)
             for dataset in dict.fromkeys(item.recipe.dataset for item in items):
                 own = [item for item in items if item.recipe.dataset == dataset]
-                _write(new / f"results-{dataset}.csv", _csv(own, layout))
+                measured = [item for item in own if "top1" in item.final["metrics"]]
+                if measured:
+                    _write(new / f"results-{dataset}.csv", _csv(measured, layout))
             _write(new / SUMS, _sums(new))
             if folder.exists():
                 shutil.rmtree(folder)
@@ -157,8 +159,8 @@ def _config(item: Item, known_to_timm: bool) -> dict[str, Any]:
 
 
 def _csv(items: Sequence[Item], layout: Layout) -> str:
-    """Return results as timm lists them, the best first; without those that were not evaluated."""
-    rows = [_row(item, layout) for item in items if "top1" in item.final["metrics"]]
+    """Return results as timm lists them, the best first."""
+    rows = [_row(item, layout) for item in items]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -217,6 +217,7 @@ class RunTraining:
             "resumed_at_step": trainer.state.step,
             "environment": now,
             "workers": options.workers,
+            "log_every": self.project.scale.log_every,
             "changes": changes,
         }
         provenance.record_attempt(self.work_dir, self._facts(parent), attempt)

@@ -111,8 +111,8 @@ class Lineage:
         source = self.project.reported.sources[reported.source]
         return f"{text}; reported {reported.value} ({source.title}: {source.where})"
 
-    def run(self, run: Run, called: str = "") -> Node:
-        """Return the tree of one run; `called` says how it came to be here."""
+    def run(self, run: Run, called: str = "", children: tuple[Run, ...] = ()) -> Node:
+        """Return the tree of one run; `called` says how it came to be here, for which children."""
         final = _read(self.layout.metrics(run))
         name = called or f"run {run}"
         if final is None:
@@ -133,7 +133,7 @@ class Lineage:
         ]
         node.children.append(_attempts(known, final))
         node.add(self._mlflow(final["fingerprint"]))
-        node.children.append(self._parent(known))
+        node.children.append(self._parent(known, (*children, run)))
         return node
 
     def _current(self, run: Run, final: Mapping[str, Any]) -> str:
@@ -181,16 +181,18 @@ class Lineage:
         uri = self.receipt.address.uri
         return f"MLflow: run {known['run_id']}, {known['status'].lower()}, at {uri}"
 
-    def _parent(self, known: Mapping[str, Any]) -> Node:
+    def _parent(self, known: Mapping[str, Any], children: tuple[Run, ...]) -> Node:
         parent = known["parent"]
         if parent is None:
             return Node("starts from: no other run; its weights are drawn from its seed")
         run = Run(experiment=parent["experiment"], seed=parent["seed"])
         called = f"starts from {run}, weights {parent['weights_sha256'][:16]}..."
+        if run in children:
+            return Node(f"{called}: that cannot be, for it starts from this one")
         final = _read(self.layout.metrics(run))
         if final is not None and final["weights_sha256"] != parent["weights_sha256"]:
             return Node(f"{called}: NOT those that are there now: it has been trained again since")
-        return self.run(run, called)
+        return self.run(run, called, children)
 
 
 def _read(path: Path) -> Any:
