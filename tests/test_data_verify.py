@@ -19,6 +19,7 @@ from smt.data.scan import Found
 from smt.errors import UserError
 
 CLASSES, TRAIN, VAL = 6, 30, 4
+LISTS = {"tiny.train.txt", "tiny.val.txt"}
 
 # What the command under test opens for reading is told by Python itself, not by the command.
 COUNTING = """
@@ -125,7 +126,7 @@ def test_the_first_time_every_file_is_written_down_with_its_digest(verified):
     )
     assert verified.digest() == hashlib.sha256("".join(lists).encode()).hexdigest()
     names = {path.name for path in verified.written("").iterdir()}
-    assert names == {"tiny.json", "tiny.train.txt", "tiny.val.txt"}
+    assert names == LISTS | {"tiny.json"}
 
 
 def test_what_is_as_it_was_is_whole_and_every_byte_was_read(data):
@@ -144,7 +145,7 @@ def test_a_changed_byte_of_equal_size_and_time_is_named(data):
     before = data.digest()
     code, output, _ = data.verify()
     assert code == 3
-    assert "wrong  tiny: 1 files (1 changed) not as in " in output
+    assert "wrong  tiny: 1 file (1 changed) not as in " in output
     assert "changed     train/c3/007.JPEG  (other bytes, as many)" in output
     assert "smt data manifest tiny --scale paper" in output and "Traceback" not in output
     assert data.written("tiny.differences.txt").read_text().startswith("changed\ttrain/c3/007.JPEG")
@@ -188,7 +189,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_read(data):
     path.chmod(0)
     code, output, opened = data.verify(prefix=unprivileged())
     assert code == 3 and len(opened) == len(data.images)
-    assert "1 files (1 unreadable)" in output
+    assert "1 file (1 unreadable)" in output
     assert "unreadable  train/c2/011.JPEG  (cannot be read (Permission denied))" in output
     path.chmod(0o644)
     code, output, opened = data.verify(prefix=unprivileged())
@@ -218,7 +219,7 @@ def test_an_unreadable_file_leaves_no_manifest_behind(tmp_path):
 def test_counts_that_are_not_the_published_ones_are_told_with_their_source(data):
     data.say(181)
     code, output, _ = data.verify()
-    assert code == 3 and "its counts not as in" in output
+    assert code == 3 and "tiny: not of the published size" in output
     assert "train has 180 images, published are 181 (the maker of tiny)" in output
     data.written("tiny.json").unlink()
     code, output, opened = data.verify()
@@ -242,12 +243,12 @@ def test_a_truncated_image_is_named_where_images_are_decoded(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     assert data.verify()[0] == 0  # what is there is what is written down
     code, output, _ = data.verify("--decode")
-    assert code == 3 and "1 files (1 undecodable)" in output
+    assert code == 3 and "1 file (1 undecodable); training stops at one, or" in output
     assert "undecodable val/c1/002.JPEG  (cannot read image" in output
     data.written("tiny.json").unlink()
     code, output, _ = data.verify("--decode")
-    assert code == 3 and "1 files (1 undecodable)" in output
-    assert data.written("tiny.json").exists(), "training puts another image in its place"
+    assert code == 3 and "1 file (1 undecodable)" in output
+    assert data.written("tiny.json").exists(), "a recipe may skip such images"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -266,7 +267,8 @@ def test_a_killed_reading_goes_on_and_reads_only_the_rest(tmp_path, verified, nu
     rest = {str(path) for path in data.images} - {str(data.root / path) for path in kept}
     assert len(opened) == len(rest) and set(opened) == rest
     assert f"{len(rest)} files read, {len(kept)} by a reading before" in output
-    assert data.digest() == verified.digest() and not reading.exists()
+    assert data.digest() == verified.digest()
+    assert {path.name for path in reading.parent.iterdir()} == LISTS | {"tiny.json"}
 
 
 def kill_after(data, reading, more, number):
@@ -365,6 +367,16 @@ def test_a_terminal_gets_a_bar(data):
     os.close(ours)
     assert process.wait(timeout=60) == 0
     assert b"/204" in shown and b"MB/s" in shown
+
+
+def test_without_keys_class_maps_are_written_down_too_and_the_rest_is_named(data):
+    rows = "".join(f"{row}\n" for row in range(1000))
+    (data.folder / "data" / "map22kto1k.txt").write_text(rows)
+    code, output, _ = data.run("verify")
+    lines = output.splitlines()
+    assert code == 3 and [line[:6] for line in lines] == ["ok    ", "wrong ", "wrong ", "ok    "]
+    assert "imagenet1k: no folder" in lines[1] and "1000 rows" in lines[3]
+    assert data.written("class_map_imagenet22k_to_1k.json").exists()
 
 
 def test_the_benchmark_of_reading_runs():

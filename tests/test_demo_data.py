@@ -258,7 +258,7 @@ def test_check_goes_by_names_and_sizes_and_verify_by_every_byte(demo_data, tmp_p
     assert CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "demo"]).exit_code == 0
     result = CliRunner().invoke(command, ["verify", "imagenet1k", "--scale", "demo"])
     assert result.exit_code == 3
-    assert "wrong  imagenet1k: 1 files (1 changed) not as in" in result.output
+    assert "wrong  imagenet1k: 1 file (1 changed) not as in" in result.output
     (tmp_path / "data/demo/imagenet1k/val/n00000001/n00000001_0005.JPEG").unlink()
     result = CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "demo"])
     assert result.exit_code == 3

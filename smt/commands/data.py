@@ -105,6 +105,10 @@ def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) ->
     project, layout = load(scale)
 
     def one(key: str) -> str:
+        if key.startswith(CLASS_MAP):
+            if not manifest.digest_file(layout, key).exists():
+                manifest.write(project, layout, key)
+            return _check_map(project, layout, key)
         with ShownMeter(key) as meter:
             probe = imagenet.decode if decode else None
             found = verification.verify(
@@ -126,6 +130,8 @@ def check(keys: tuple[str, ...], scale: str) -> None:
     project, layout = load(scale)
 
     def one(key: str) -> str:
+        if key.startswith(CLASS_MAP):
+            return _check_map(project, layout, key)
         dataset = project.datasets[key]
         if manifest.digest_file(layout, key).exists():
             found = verification.check(project, layout, key)
@@ -146,8 +152,7 @@ def _each(
     wrong = False
     for key in keys or manifest.keys(project):
         try:
-            is_map = key.startswith(CLASS_MAP)
-            click.echo(f"ok     {_check_map(project, layout, key) if is_map else one(key)}")
+            click.echo(f"ok     {one(key)}")
         except DataError as error:
             click.echo(f"wrong  {error}")
             wrong = True
@@ -177,16 +182,23 @@ def _verdict(project: Project, layout: Layout, key: str, found: Verified, how: s
     if len(found.wrong) > len(found.wrong.first):
         more = len(found.wrong) - len(found.wrong.first)
         lines.append(f"       and {more} more, all in {found.wrong.path}")
-    remedy = f"smt data manifest {key} --scale {project.scale_name}"
-    said = f"{len(found.wrong)} files ({found.wrong.summary()})" if found.wrong else "its counts"
-    raise DataError(
-        "\n".join(
-            [
-                f"{key}: {said} not as in {manifest.digest_file(layout, key)}; bring them back, "
-                f"or, to train on what is there: {remedy}",
-                *lines,
-            ]
+    raise DataError("\n".join([f"{key}: {_complaint(project, layout, key, found)}", *lines]))
+
+
+def _complaint(project: Project, layout: Layout, key: str, found: Verified) -> str:
+    """Return what is wrong with a data set, and what to do about it."""
+    if not found.wrong:
+        return (
+            "not of the published size; bring what is missing, or set the counts of datasets."
+            f"{key} in params, with their source"
         )
+    count = len(found.wrong)
+    files = f"{count} file{'s' if count > 1 else ''} ({found.wrong.summary()})"
+    if found.wrong.counts.keys() <= {"undecodable"}:
+        return f"{files}; training stops at one, or with unreadable_images: skip takes another"
+    return (
+        f"{files} not as in {manifest.digest_file(layout, key)}; bring them back, or, to train on "
+        f"what is there: smt data manifest {key} --scale {project.scale_name}"
     )
 
 

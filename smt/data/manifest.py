@@ -9,9 +9,10 @@ disk takes minutes, and no run sees other files than its fingerprint says.
 
 import hashlib
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -22,7 +23,7 @@ from smt.data.differences import Differences
 from smt.data.lists import SplitSum
 from smt.data.scan import SplitScan
 from smt.errors import DataError, UserError, suggest
-from smt.files import explained, replacing, write_json
+from smt.files import explained, publish, write_json
 from smt.layout import Layout
 from smt.spec import Dataset, Project, Run, Strict
 
@@ -134,7 +135,8 @@ def record(
 ) -> Manifest:
     """Read a data set by `reader`, write its manifest and lists, and return the manifest.
 
-    Images that cannot be decoded are added to `wrong`; training puts others in their place.
+    Images that cannot be decoded are added to `wrong`: whether training takes others in
+    their place is for its recipe to say.
 
     Raises:
         DataError: the data set is not as params say, or files cannot be read: they are in `wrong`.
@@ -146,7 +148,7 @@ def record(
     listed_in = {split: f"{path.stem}.{split}.txt" for split in scans}
     with ExitStack() as stack:
         files = {
-            split: stack.enter_context(replacing(path.with_name(name)))
+            split: stack.enter_context(_writing(path.with_name(name)))
             for split, name in listed_in.items()
         }
         try:
@@ -159,6 +161,22 @@ def record(
     found = _manifest(key, digest, scans, sums, listed_in, path.parent)
     write_json(path, found.model_dump(mode="json"))
     return found
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[BinaryIO]:
+    """Write a list under another name, and give it its own on success.
+
+    The other name is always the same, for one process at a time reads a data set: what a killed
+    one left behind, a gigabyte at ImageNet-22K's size, is overwritten.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _require_readable(key: str, root: Path, wrong: Differences, remedy: str) -> None:
