@@ -1,7 +1,8 @@
 """What tracking costs, and how fast tables come out of a full store, each against MLflow alone.
 
 `python benchmarks/results.py` prints three things. Points a second that `smt sync` sends, against
-`log_metric` one by one and against MLflow's asynchronous logging, into SQLite and through a server.
+`log_metric` one by one and against MLflow's asynchronous logging, as it is and with a buffer of a
+second (MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS=1), into SQLite and through a server.
 Then, with 1,000 runs of 300 epochs and 8 metrics that `smt sync` sent from journals on disk, how
 long `smt tables` takes, against asking MLflow's client run by run and metric by metric. And what a
 training step pays for journal and pulse, against a step of the demo's model.
@@ -49,7 +50,8 @@ KEYS = (*METRICS, "system/images_per_second", "epoch")
 STEPS = 62
 """Steps of an epoch."""
 
-KINDS = ("smt sync", "log_metric", "log_metric, asynchronous")
+BUFFERING = "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS"
+KINDS = ("smt sync", "log_metric", "log_metric, asynchronous", "log_metric, asynchronous, buffered")
 
 
 class Store:
@@ -221,7 +223,11 @@ def _one_round(store: Store, uri: str | None, few: int, found: dict[str, list[fl
         took = seconds(lambda: outcome.append(sync(store.project, store.layout).points))
         found["smt sync"].append(outcome[0] / took)
         found["log_metric"].append(_log_one_by_one(store.layout, few))
-        found["log_metric, asynchronous"].append(_log_asynchronously(store.layout, 20 * few))
+        found["log_metric, asynchronous"].append(_log_asynchronously(store.layout, 10 * few))
+        os.environ[BUFFERING] = "1"
+        buffered = _log_asynchronously(store.layout, 160 * few)
+        found["log_metric, asynchronous, buffered"].append(buffered)
+        del os.environ[BUFFERING]
 
 
 def _log_one_by_one(layout: Layout, points: int) -> float:
@@ -367,15 +373,20 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=120, help="points logged one by one [120]")
     parser.add_argument("--steps", type=int, default=100, help="training steps timed [100]")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison [3]")
+    parser.add_argument("--only", choices=("steps", "rates", "tables"), help="measure one thing")
     arguments = parser.parse_args()
+    wanted = (arguments.only,) if arguments.only else ("steps", "rates", "tables")
     torch.set_num_threads(1)
     server.configure()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        step_overhead(arguments.steps, arguments.rounds)
+        if "steps" in wanted:
+            step_overhead(arguments.steps, arguments.rounds)
         made, epochs = make_manifests(folder / "demo"), arguments.epochs
-        rates(folder, made, arguments.sent_runs, epochs, arguments.few, arguments.rounds)
-        tables(folder / "full", made, arguments.runs, epochs)
+        if "rates" in wanted:
+            rates(folder, made, arguments.sent_runs, epochs, arguments.few, arguments.rounds)
+        if "tables" in wanted:
+            tables(folder / "full", made, arguments.runs, epochs)
 
 
 if __name__ == "__main__":

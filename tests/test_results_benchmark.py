@@ -17,7 +17,8 @@ def test_the_benchmark_of_tracking_and_tables_runs():
     assert done.returncode == 0, done.stderr
     said = done.stdout
     for where in ("SQLite", "mlflow server"):
-        for way in ("smt sync", "log_metric", "log_metric, asynchronous"):
+        for way in ("smt sync", "log_metric", "log_metric, asynchronous",
+                    "log_metric, asynchronous, buffered"):  # fmt: skip
             assert re.search(rf"^{where}: {way}: \d+ points/s, smt sync [\d.]+ times", said, re.M)
     # 20 runs of 2 epochs and 8 metrics, with 7 final numbers and 3 of the evaluation each.
     assert f"smt sync: {20 * (2 * 8 + 7 + 3)} points in" in said
