@@ -39,7 +39,7 @@ from smt.release import card
 from smt.release.choose import choose
 from smt.release.pack import pack
 
-pytest_plugins = ["finished_project"]
+pytest_plugins = ["finished_fixtures"]
 pytestmark = pytest.mark.xdist_group("finished_project")
 
 NAME = f"smt_tiny.{T}"

@@ -27,7 +27,7 @@ from smt.errors import EXIT_UNVERIFIED
 from smt.files import sha256
 from smt.verify import tensors
 
-pytest_plugins = ["finished_project"]
+pytest_plugins = ["finished_fixtures"]
 pytestmark = pytest.mark.xdist_group("finished_project")
 
 

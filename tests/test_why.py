@@ -6,7 +6,7 @@ import re
 import pytest
 from finished_project import CHILD, CHILD_384, PARENT, T, edit_json, run_dir, work_dir
 
-pytest_plugins = ["finished_project"]
+pytest_plugins = ["finished_fixtures"]
 pytestmark = pytest.mark.xdist_group("finished_project")
 
 
