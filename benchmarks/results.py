@@ -3,7 +3,8 @@
 `python benchmarks/results.py` prints three things. Points a second that `smt sync` sends, against
 `log_metric` one by one and against MLflow's asynchronous logging, as it is and with a buffer of a
 second (MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS=1), into SQLite and through a server.
-Then, with 1,000 runs of 300 epochs and 8 metrics that `smt sync` sent from journals on disk, how
+Then, with 1,000 runs of 300 epochs and 8 metrics that `smt sync` sent from journals on disk (or,
+with `--rows`, whose metrics were put into the database by SQL, for only reading is measured), how
 long `smt tables` takes, against asking MLflow's client run by run and metric by metric. And what a
 training step pays for journal and pulse, against a step of the demo's model.
 """
@@ -15,14 +16,16 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,11 @@ from smt.layout import Layout, bundled_params
 from smt.params import load_project
 from smt.report.collect import collect
 from smt.spec import Project, Run
-from smt.tracking import provenance, server
+from smt.tracking import mlflow_sync, provenance, server
 from smt.tracking.journal import Journal, Position
 from smt.tracking.mlflow_sync import sync
 from smt.tracking.pulse import Pulse
+from smt.tracking.server import Point, RemoteRun
 
 METRICS = ("train/loss", "train/lr", "train/grad_norm", "eval/top1", "eval/top5", "eval/loss")
 """Of a journal's line; with `system/images_per_second` and `epoch` MLflow is given 8."""
@@ -281,7 +285,7 @@ def _require_all(client: Any, run_id: str, points: int) -> None:
         raise RuntimeError(f"of {points} points {kept} are in MLflow")
 
 
-def tables(folder: Path, manifests: Path, runs: int, epochs: int) -> None:
+def tables(folder: Path, manifests: Path, runs: int, epochs: int, rows: bool) -> None:
     """Print how long the tables of a full store take, and asking for it run by run."""
     start = time.perf_counter()
     store = Store(folder, manifests, runs, epochs)
@@ -289,20 +293,88 @@ def tables(folder: Path, manifests: Path, runs: int, epochs: int) -> None:
         f"{len(store.runs)} runs of {epochs} epochs written in {time.perf_counter() - start:.0f} s"
     )
     with uri_of(None):
+        (_fill_by_rows if rows else _fill)(store)
+        size = store.layout.tracking_lock.with_name("mlflow.db").stat().st_size
         start = time.perf_counter()
         said = store.smt("sync")
         took = time.perf_counter() - start
-        points = int(re.search(r"\((\d+) values\)", said)[1])  # type: ignore[index]
-        size = store.layout.tracking_lock.with_name("mlflow.db").stat().st_size
-        print(
-            f"smt sync: {points} points in {took:.0f} s, {points / took:.0f} points/s, into "
-            f"{size / 1e6:.0f} MB of SQLite; again, with nothing new: "
-            f"{seconds(lambda: store.smt('sync')):.1f} s"
-        )
+        if " 0 had something new" not in said:
+            raise RuntimeError(f"the store is not what a sync would make of it: {said}")
+        print(f"{size / 1e6:.0f} MB of SQLite; smt sync, with nothing new: {took:.1f} s")
         names = list(store.project.tables)
         command = [seconds(lambda: store.smt("tables", *names)) for _ in range(3)]
         reading = [seconds(lambda: collect(store.project, store.layout)) for _ in range(3)]
         _compare_reading(store, statistics.median(command), statistics.median(reading))
+
+
+class RowServer(server.Server):
+    """Puts runs straight into the tables of an SQLite file, in one transaction."""
+
+    database: sqlite3.Connection
+
+    def _rows(self, table: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
+        marks = ", ".join("?" for _ in columns.split(", "))
+        self.database.executemany(f"insert into {table} ({columns}) values ({marks})", rows)
+
+    def create(self, name: str, start_milliseconds: int, tags: Mapping[str, str]) -> RemoteRun:
+        """Make a run, as MLflow's own store does."""
+        run_id, experiment = uuid.uuid4().hex, self.make_experiment()
+        columns = (
+            "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, "
+            "start_time, lifecycle_stage, artifact_uri, experiment_id"
+        )
+        row = (
+            run_id, name, "UNKNOWN", "", "", "unknown", "RUNNING", start_milliseconds, "active",
+            f"file:///{run_id}/artifacts", int(experiment),
+        )  # fmt: skip
+        self._rows("runs", columns, [row])
+        self.send(run_id, tags={**tags, "mlflow.runName": name})
+        return RemoteRun(run_id, experiment, "RUNNING", start_milliseconds, {}, dict(tags))
+
+    def send(
+        self,
+        run_id: str,
+        points: Sequence[Point] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Put in what there is of a run."""
+        last = {point.key: point for point in sorted(points, key=lambda each: each.step)}
+        columns = "key, value, timestamp, step, run_uuid, is_nan"
+        for table, chosen in (("metrics", points), ("latest_metrics", last.values())):
+            self._rows(table, columns, ((*point, run_id, 0) for point in chosen))
+        for table, values in (("params", params), ("tags", tags)):
+            rows = [(key, value, run_id) for key, value in (values or {}).items()]
+            self._rows(table, "key, value, run_uuid", rows)
+
+    def set_status(self, run_id: str, status: str, end_milliseconds: int | None) -> None:
+        self.database.execute(
+            "update runs set status = ?, end_time = ? where run_uuid = ?",
+            (status, end_milliseconds, run_id),
+        )
+
+
+def _fill_by_rows(store: Store) -> None:
+    """Do what `smt sync` does, but for the way that runs take into the database."""
+    uri = store.layout.tracking_uri()
+    server.prepare(store.layout, uri)
+    RowServer.of(store.layout).make_experiment()
+    database = sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60)
+    with closing(database), database:
+        RowServer.database = database
+        mlflow_sync.Server = RowServer  # type: ignore[misc]
+        took = seconds(lambda: sync(store.project, store.layout))
+        mlflow_sync.Server = server.Server  # type: ignore[misc]
+    print(f"rows put straight into the database in {took:.0f} s: only reading is measured")
+
+
+def _fill(store: Store) -> None:
+    """Let `smt sync` send everything."""
+    start = time.perf_counter()
+    said = store.smt("sync")
+    took = time.perf_counter() - start
+    points = int(re.search(r"\((\d+) values\)", said)[1])  # type: ignore[index]
+    print(f"smt sync: {points} points in {took:.0f} s, {points / took:.0f} points/s")
 
 
 def _compare_reading(store: Store, command: float, reading: float) -> None:
@@ -373,6 +445,9 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=120, help="points logged one by one [120]")
     parser.add_argument("--steps", type=int, default=100, help="training steps timed [100]")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison [3]")
+    parser.add_argument(
+        "--rows", action="store_true", help="fill the full store by SQL, in minutes less"
+    )
     parser.add_argument("--only", choices=("steps", "rates", "tables"), help="measure one thing")
     arguments = parser.parse_args()
     wanted = (arguments.only,) if arguments.only else ("steps", "rates", "tables")
@@ -386,7 +461,7 @@ def main() -> None:
         if "rates" in wanted:
             rates(folder, made, arguments.sent_runs, epochs, arguments.few, arguments.rounds)
         if "tables" in wanted:
-            tables(folder / "full", made, arguments.runs, epochs)
+            tables(folder / "full", made, arguments.runs, epochs, arguments.rows)
 
 
 if __name__ == "__main__":

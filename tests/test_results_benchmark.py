@@ -25,3 +25,13 @@ def test_the_benchmark_of_tracking_and_tables_runs():
     assert "all 20 runs read and checked" in said
     assert "get_run and get_metric_history run by run, metric by metric" in said
     assert len(re.findall(r"^tracking with a line every \d+ steps: ", said, re.M)) == 2
+
+
+def test_a_store_that_was_filled_by_sql_is_what_a_sync_would_make():
+    done = subprocess.run(
+        [sys.executable, BENCHMARK, "--only", "tables", "--rows", "--runs", "5", "--epochs", "2"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr  # it syncs once more, which must find nothing new
+    assert "only reading is measured" in done.stdout
+    assert "all 5 runs read and checked" in done.stdout
