@@ -378,23 +378,21 @@ def _fill(store: Store) -> None:
 
 
 def _compare_reading(store: Store, command: float, reading: float) -> None:
-    client, _ = _client(store.layout)
-    run_ids = [run["run_id"] for run in read_json(store.layout.sync_receipt)["runs"]]
-    by_run = seconds(lambda: [client.get_run(run_id) for run_id in run_ids])
-    histories = seconds(
-        lambda: [client.get_metric_history(run_id, key) for run_id in run_ids for key in KEYS]
-    )
-    done = sum(
-        result.state == "done" for result in collect(store.project, store.layout).runs.values()
-    )
+    results = collect(store.project, store.layout).runs.values()
+    done = sum(result.state == "done" for result in results)
     if done != len(store.runs):
         raise RuntimeError(f"of {len(store.runs)} runs the tables have {done}")
     print(
         f"smt tables: {command:.1f} s with its start, of which all {done} runs read and checked "
         f"{reading:.2f} s"
     )
+    client, _ = _client(store.layout)
+    run_ids = [run["run_id"] for run in read_json(store.layout.sync_receipt)["runs"]]
+    by_run = seconds(lambda: [client.get_run(run_id) for run_id in run_ids])
     print(f"get_run run by run: {by_run:.1f} s, {by_run / reading:.1f} times the reading")
-    whole = by_run + histories
+    whole = by_run + seconds(
+        lambda: [client.get_metric_history(run_id, key) for run_id in run_ids for key in KEYS]
+    )
     print(
         f"get_run and get_metric_history run by run, metric by metric: {whole:.1f} s, "
         f"{whole / reading:.1f} times the reading, {whole / command:.1f} times smt tables"
