@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tables": ("smt.commands.tables", "Make the paper's tables again, without torch."),
     "figures": ("smt.commands.figures", "Draw learning curves and accuracy against MACs."),
     "report": ("smt.commands.report", "All of it on one page: tables, curves, failures, origin."),
+    "dvc": ("smt.commands.dvc", "Record what was made in DVC; bring it back from there."),
     "verify": ("smt.commands.verify", "Does every printed number follow from its run?"),
     "why": ("smt.commands.why", "From a cell of a table to run, code, params, data, parents."),
     "release": ("smt.commands.release", "Pack final weights, model cards and results to publish."),

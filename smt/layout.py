@@ -88,6 +88,32 @@ class Layout:
     def work_dir(self, run: Run, fingerprint: str) -> Path:
         return self.run_dir(run) / f"work-{fingerprint[:12]}"
 
+    def record(self, run: Run) -> Path:
+        """What DVC keeps of a run's work folder: journal, provenance, log, curves."""
+        return self.run_dir(run) / "record"
+
+    @property
+    def manifests(self) -> Path:
+        """Folder of what was found in every data set."""
+        return self.root / "data"
+
+    def made(self, dataset: str) -> Path:
+        """Says that this machine has made a data set of the demo."""
+        return self.manifests / f"{dataset}.made"
+
+    @property
+    def index(self) -> Path:
+        """Folder of which run is which: what DVC's stages of runs depend on."""
+        return self.root / "index"
+
+    @property
+    def printed(self) -> tuple[Path, ...]:
+        """Everything that is made of finished runs, and the receipt that says where they are."""
+        return (
+            self.tables, self.figures, self.report, self.sizes, self.root / "sync",
+            self.sync_receipt,
+        )  # fmt: skip
+
     @property
     def sizes(self) -> Path:
         """Parameters and MACs of every model."""

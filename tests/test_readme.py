@@ -41,6 +41,18 @@ ELSEWHERE = {
         "tests/test_reproduce.py",
         '"snakemake --profile slurm all --config scale=demo"',
     ),
+    "smt verify": ("tests/test_verify.py", '"verify"'),
+    "smt verify --evaluate": ("tests/test_verify.py", '"--evaluate"'),
+    'smt why imagenet22k "SMT-L at 384"': ("tests/test_why.py", '"why"'),
+    "smt release": ("tests/test_release.py", '"release"'),
+    "smt dvc record": ("tests/test_dvc.py", '"dvc", "record"'),
+    "smt dvc restore": ("tests/test_dvc.py", '"dvc", "restore"'),
+    "smt dvc restore imagenet1k_smt_tiny": ("tests/test_dvc.py", '"dvc", "restore", LARGE'),
+    "dvc push": ("tests/test_dvc.py", 'dvc("push")'),
+    "dvc repro": ("tests/test_dvc.py", 'dvc("repro")'),
+    "dvc params diff": ("tests/test_dvc.py", 'dvc("params", "diff"'),
+    "dvc metrics diff": ("tests/test_dvc.py", 'dvc("metrics", "diff"'),
+    "dvc plots show": ("tests/test_dvc.py", 'dvc("plots", "show"'),
 }
 """Commands that take minutes, or that serve until they are stopped."""
 

@@ -1,0 +1,67 @@
+"""`smt dvc`: what Snakemake has made, in DVC; and back."""
+
+import click
+
+from smt.commands.common import find_run, load, scale_option
+from smt.errors import UserError, suggest
+
+
+@click.group()
+def command() -> None:
+    """Data, runs and tables in DVC. Snakemake makes them; nothing here runs inside a job."""
+
+
+@command.command()
+@scale_option
+def record(scale: str) -> None:
+    """Record what `snakemake all` has made, without running it again.
+
+    Brings dvc.yaml up to params/ first. Then `dvc status` is clean, `dvc repro` does nothing, and
+    `dvc push` carries it away. While runs are missing, those that are done are recorded.
+    """
+    from smt.versioning import record as versioning
+
+    project, layout = load(scale)
+    count, complete, rewritten = versioning.record(project, layout)
+    if rewritten:
+        click.echo("dvc.yaml is another one, as params/ say; commit it in git with dvc.lock")
+    what = "all, with data and tables" if complete else f"of {len(project.runs)}; others not yet"
+    click.echo(f"recorded: {count} runs, {what}; commit dvc.lock in git, then: dvc push")
+
+
+@command.command()
+@click.argument("experiments", nargs=-1)
+@scale_option
+def restore(experiments: tuple[str, ...], scale: str) -> None:
+    """Bring back from DVC's remote what it has of EXPERIMENTS, or everything.
+
+    As `dvc pull`; then demo data are made again and Snakemake is told what is there, so that
+    neither has anything to do. `smt sync` fills MLflow from the journals that came along.
+    """
+    from smt.versioning import record as versioning
+
+    project, layout = load(scale)
+    for name in experiments:
+        if name not in project.experiments:
+            raise UserError(
+                f"no experiment {name!r} in params/experiments.yaml; "
+                f"{suggest(name, project.experiments)}"
+            )
+    done = versioning.restore(project, layout, experiments)
+    click.echo(f"restored: {len(done)} runs; to fill MLflow: smt sync --scale {scale}")
+
+
+@command.command(hidden=True)
+@click.argument("what", type=click.Choice(("dag", "run", "tables")))
+@click.argument("experiment", required=False)
+@click.option("--seed", type=int)
+@scale_option
+def make(what: str, experiment: str | None, seed: int | None, scale: str) -> None:
+    """Do what a stage of dvc.yaml does."""
+    from smt.versioning import record as versioning
+
+    project, layout = load(scale)
+    if what == "dag":
+        versioning.make_dag(project, layout)
+    elif what == "run" and experiment is not None:
+        versioning.make_run(project, layout, find_run(project, experiment, seed))

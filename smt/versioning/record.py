@@ -1,0 +1,190 @@
+"""What DVC keeps of a run, and taking in what Snakemake has made."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from smt import fingerprint
+from smt.data import manifest
+from smt.errors import DataError, TrainingError
+from smt.files import read_json, replacing, write_json
+from smt.layout import Layout
+from smt.spec import Project, Run
+from smt.tracking import journal, provenance
+from smt.versioning import stages
+from smt.versioning.dvc import dvc, require_repository, smt, snakemake
+
+KEPT = (journal.JOURNAL, journal.TIMES, provenance.PROVENANCE, provenance.LOG)
+"""Files of a work folder that DVC keeps; checkpoints of a finished run are not among them."""
+
+
+def write_stages(project: Project, layout: Layout) -> bool:
+    """Bring `dvc.yaml` up to the params of a scale; return whether it was another one."""
+    path, text = Path(stages.FILE), stages.text(project, layout)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    with replacing(path) as file:
+        file.write(text.encode())
+    return True
+
+
+def done_runs(project: Project, layout: Layout) -> list[Run]:
+    """Return the runs that are trained with the present params, evaluated, and have their files."""
+    return [run for run in project.runs if _is_done(project, layout, run)]
+
+
+def _is_done(project: Project, layout: Layout, run: Run) -> bool:
+    final, evaluation = read_json(layout.metrics(run)), read_json(layout.evaluation(run))
+    if final is None or evaluation is None or not layout.weights(run).exists():
+        return False
+    current = _fingerprint(project, layout, run)
+    return bool(final["fingerprint"] == evaluation["fingerprint"] == current)
+
+
+def _fingerprint(project: Project, layout: Layout, run: Run) -> str | None:
+    try:
+        digests = manifest.digests(project, layout, run)
+        return fingerprint.fingerprint(project, run, digests)
+    except DataError:
+        return None
+
+
+def keep(layout: Layout, run: Run, current: str) -> None:
+    """Copy what DVC keeps of a run's work folder; a copy that is right already stays.
+
+    After a restore there may be the copy alone: then the work folder is made of it.
+    """
+    work_dir, record = layout.work_dir(run, current), layout.record(run)
+    if not work_dir.exists():
+        _copy(record, work_dir, [each for each in KEPT if (record / each).exists()])
+        return
+    kept = [each.name for each in sorted(work_dir.iterdir()) if _is_kept(each)]
+    _copy(work_dir, record, kept)
+    with_curves = {*kept, "curves.csv"}
+    for old in record.iterdir():
+        if old.name not in with_curves:
+            old.unlink()
+    _replace(record / "curves.csv", _curves(work_dir).encode())
+
+
+def _is_kept(file: Path) -> bool:
+    return file.name in KEPT or file.suffix == ".diff"
+
+
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        _replace(target / name, (source / name).read_bytes())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    # Never written into: the file may be one with DVC's own copy.
+    if not path.exists() or path.read_bytes() != content:
+        with replacing(path) as file:
+            file.write(content)
+
+
+def _curves(work_dir: Path) -> str:
+    """Return a run's curves, a line for each whole epoch: losses and accuracies in percent."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("epoch", "step", "train_loss", "loss", "top1", "top5"))
+    last, loss = 0, ""
+    for line in journal.read(work_dir, 0):
+        loss = str(line.metrics.get("train/loss", loss))
+        if line.epoch > last:
+            last = line.epoch
+            names = ("eval/loss", "eval/top1", "eval/top5")
+            writer.writerow((last, line.step, loss, *(line.metrics.get(n, "") for n in names)))
+    return text.getvalue()
+
+
+def write_index(project: Project, layout: Layout, runs: Sequence[Run]) -> None:
+    """Say which run is which: a small file for each of these, and for no others."""
+    wanted = {f"{run}.json": run for run in runs}
+    layout.index.mkdir(parents=True, exist_ok=True)
+    for old in layout.index.iterdir():
+        if old.name not in wanted:
+            old.unlink()
+    for name, run in wanted.items():
+        final = read_json(layout.metrics(run))
+        content = {key: final[key] for key in ("experiment", "seed", "fingerprint")}
+        if read_json(layout.index / name) != content:
+            write_json(layout.index / name, content)
+
+
+def record(project: Project, layout: Layout) -> tuple[int, bool, bool]:
+    """Take in what Snakemake has made: runs that are done, and if all are, everything else.
+
+    Returns how many runs there were, whether that is all of the scale, and whether `dvc.yaml` was
+    written anew. Nothing is run. Stopped anywhere, the same command goes on.
+    """
+    require_repository(layout)
+    rewritten = write_stages(project, layout)
+    done = done_runs(project, layout)
+    complete = len(done) == len(project.runs) and all(each.exists() for each in layout.printed)
+    for run in done:
+        keep(layout, run, read_json(layout.metrics(run))["fingerprint"])
+    write_index(project, layout, done)
+    targets = [stages.run_stage(run) for run in done]
+    if complete:
+        targets += [stages.DATA, stages.DAG, stages.TABLES]
+    if targets:
+        dvc("commit", "--force", "--quiet", *targets)
+    return len(done), complete, rewritten
+
+
+def make_dag(project: Project, layout: Layout) -> None:
+    """Run the DAG, and say which run is which: the command of DVC's stage `dag`."""
+    profile = stages.profile(project)
+    snakemake(["--profile", profile, "all", "--config", f"scale={layout.scale}"])
+    write_index(project, layout, done_runs(project, layout))
+
+
+def make_run(project: Project, layout: Layout, run: Run) -> None:
+    """Take in a run that the DAG has made: the command of a run's stage.
+
+    Raises:
+        TrainingError: the DAG has not made it.
+    """
+    if not _is_done(project, layout, run):
+        raise TrainingError(
+            f"{run} has not been trained with the present params; run: dvc repro {stages.DAG}"
+        )
+    keep(layout, run, read_json(layout.metrics(run))["fingerprint"])
+
+
+def restore(project: Project, layout: Layout, experiments: Sequence[str]) -> list[Run]:
+    """Pull what DVC has of these experiments, or everything, so that Snakemake agrees.
+
+    Demo data, which are in no remote, are made again; work folders are made of what was kept of
+    them; Snakemake is told what is there. Returns the runs that are there.
+    """
+    require_repository(layout)
+    chosen = [run for run in project.runs if not experiments or run.experiment in experiments]
+    targets = [stages.run_stage(run) for run in chosen]
+    dvc("pull", *([stages.DATA, *targets] if experiments else []))
+    for key in manifest.keys(project):
+        _make_data_again(project, layout, key)
+    done = [run for run in chosen if _is_done(project, layout, run)]
+    for run in done:
+        keep(layout, run, read_json(layout.metrics(run))["fingerprint"])
+    complete = not experiments and len(done) == len(project.runs)
+    files = ["all"] if complete else list(_declared(layout, done))
+    if files:
+        scale = f"scale={layout.scale}"
+        snakemake(["--cores", "1", "--quiet", "all", "--touch", *files, "--config", scale])
+    return done
+
+
+def _declared(layout: Layout, runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        yield str(layout.evaluation(run))
+
+
+def _make_data_again(project: Project, layout: Layout, key: str) -> None:
+    if manifest.make_command(project, key) is None:
+        return
+    smt("data", "make", key, "--scale", layout.scale)
+    layout.made(manifest.digest_file(layout, key).stem).touch()

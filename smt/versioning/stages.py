@@ -1,0 +1,103 @@
+"""`dvc.yaml`, made from `params/`: a stage for the data, the DAG, each run, and the tables.
+
+One stage runs the whole DAG: `dvc repro` starts Snakemake once and jobs run side by side. The
+stages after it only take in what the DAG has made, so that each run has an entry of its own.
+"""
+
+from typing import Any
+
+import yaml
+
+from smt.layout import Layout
+from smt.spec import Project, Run
+
+FILE = "dvc.yaml"
+PARAMS = ("models", "recipes", "data", "experiments", "scales", "reported", "tables", "drift",
+          "trajectory")  # fmt: skip
+"""Files of `params/` that decide what the DAG makes."""
+
+DATA, DAG, TABLES = "data", "dag", "tables"
+HEADING = """\
+# What DVC records of a reproduction. Made from params/ by: smt dvc record
+# After `snakemake all` that command also takes in what was made, and nothing is run again.
+"""
+
+
+def run_stage(run: Run) -> str:
+    """Return the name of a run's stage."""
+    return f"run@{run}"
+
+
+def curve_file(layout: Layout, run: Run) -> str:
+    """Return the file of a run's curves that `dvc plots` reads."""
+    return str(layout.record(run) / "curves.csv")
+
+
+def text(project: Project, layout: Layout) -> str:
+    """Return the content of `dvc.yaml` for a scale."""
+    content = {"stages": _stages(project, layout), "plots": _plots(project, layout)}
+    return HEADING + yaml.safe_dump(content, sort_keys=False, width=100)
+
+
+def profile(project: Project) -> str:
+    """Return the profile by which the DAG runs: the paper's needs a cluster."""
+    return "slurm" if project.scale.notice is None else "local"
+
+
+def _stages(project: Project, layout: Layout) -> dict[str, Any]:
+    scale = layout.scale
+    runs = f"{layout.root}/runs/${{item.experiment}}/seed${{item.seed}}"
+    finals = [str(layout.metrics(run)) for run in project.runs]
+    snakemake = f"snakemake --profile {profile(project)}"
+    return {
+        DATA: {
+            "desc": "Manifests of the data sets; demo data are made first",
+            "cmd": f"{snakemake} data --config scale={scale}",
+            "params": [{"params/data.yaml": None}, {"params/scales.yaml": None}],
+            "outs": _kept(str(layout.manifests)),
+        },
+        DAG: {
+            "desc": "Every training, evaluation, table and figure, by Snakemake",
+            "cmd": f"smt dvc make {DAG} --scale {scale}",
+            "deps": [str(layout.manifests)],
+            "params": [{f"params/{name}.yaml": None} for name in PARAMS],
+            "outs": _kept(str(layout.index)),
+        },
+        "run": {
+            "foreach": {
+                str(run): {"experiment": run.experiment, "seed": run.seed} for run in project.runs
+            },
+            "do": {
+                "cmd": "smt dvc make run ${item.experiment} --seed ${item.seed} "
+                f"--scale {scale}",
+                "deps": [f"{layout.index}/${{key}}.json"],
+                "outs": _kept(
+                    f"{runs}/model.safetensors", f"{runs}/evaluation.json", f"{runs}/record"
+                ),
+                "metrics": _kept(f"{runs}/metrics.json"),
+            },
+        },
+        TABLES: {
+            "desc": "Tables, figures and the report, as the DAG has made them",
+            "cmd": f"smt dvc make {TABLES} --scale {scale}",
+            "deps": [str(layout.index), *finals],
+            "outs": _kept(*map(str, layout.printed)),
+        },
+    }
+
+
+def _kept(*paths: str) -> list[dict[str, dict[str, bool]]]:
+    # DVC deletes outputs before it runs a stage, unless they persist: runs would train again.
+    return [{path: {"persist": True}} for path in paths]
+
+
+def _plots(project: Project, layout: Layout) -> list[dict[str, dict[str, str]]]:
+    return [
+        {curve_file(layout, run): {"x": "epoch", "y": _curve(project, run), "title": str(run)}}
+        for run in project.runs
+    ]
+
+
+def _curve(project: Project, run: Run) -> str:
+    validated = project.datasets[project.dataset_of(run.experiment)].val_images > 0
+    return "top1" if validated else "train_loss"

@@ -1,0 +1,309 @@
+"""DVC and Snakemake agree: recorded after a run, remade after a change, brought back in a clone."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from project_copy import ROOT, ProjectCopy
+
+from smt.layout import Layout
+from smt.params import load_project
+from smt.versioning import stages
+
+TINY, LARGE = "imagenet1k_smt_tiny", "imagenet22k_smt_large"
+CHILD, HEADS = "imagenet1k_smt_large_224", "ablation_heads_1"
+KEPT = {TINY: [0, 1], LARGE: [0], CHILD: [0], HEADS: [0]}
+
+
+class Versioned(ProjectCopy):
+    """A copy of the project in git and DVC, cut down to a few experiments that take seconds."""
+
+    def __init__(self, folder, source=ROOT):
+        super().__init__(folder, source)
+        for name in (".dvc", ".dvcignore", ".gitignore", "dvc.yaml"):
+            with contextlib.suppress(FileNotFoundError):
+                if (source / name).is_dir():
+                    leave = shutil.ignore_patterns("tmp", "cache", "config.local")
+                    shutil.copytree(source / name, folder / name, ignore=leave)
+                else:
+                    shutil.copy2(source / name, folder / name)
+
+    def environment(self, **more):
+        site = self.folder.parent / "dvc-site"
+        return super().environment(
+            DVC_SITE_CACHE_DIR=str(site), DVC_NO_ANALYTICS="1", SMT_SEND="0",
+            GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b.c", GIT_COMMITTER_NAME="a",
+            GIT_COMMITTER_EMAIL="a@b.c", **more,
+        )  # fmt: skip
+
+    def git(self, *arguments):
+        done = self.run("git", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def dvc(self, *arguments, check=True, **environment):
+        done = self.run(sys.executable, "-m", "dvc", *arguments, **environment)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def status(self):
+        """Return what DVC says has changed."""
+        return json.loads(self.dvc("status", "--json").stdout)
+
+    def is_left_alone(self):
+        """Whether neither DVC nor Snakemake has anything to do."""
+        repro = self.dvc("repro")
+        assert "Running stage" not in repro.stdout, repro.stdout
+        assert self.status() == {}
+        done = self.snakemake("-n", "all")
+        return "Nothing to be done" in done.stdout + done.stderr
+
+    def record(self):
+        done = self.smt("dvc", "record")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def change(self, file, change):
+        path = self.folder / "params" / file
+        content = yaml.safe_load(path.read_text())
+        change(content)
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def set_rate(self, recipe, rate):
+        def change(content):
+            content["demo"]["recipes"][recipe].setdefault("optimizer", {}).update(lr=rate)
+
+        self.change("scales.yaml", change)
+
+
+def cut_down(project):
+    def experiments(content):
+        content["experiments"] = {k: v for k, v in content["experiments"].items() if k in KEPT}
+
+    def reported(content):
+        content["experiments"] = {k: v for k, v in content["experiments"].items() if k in KEPT}
+
+    def tables(content):
+        content["tables"] = {
+            name: {**table, "rows": rows}
+            for name, table in content["tables"].items()
+            if name in ("imagenet1k", "imagenet22k")
+            for rows in [[row for row in table["rows"] if row["experiment"] in KEPT]]
+        }
+
+    def scales(content):
+        demo = content["demo"]
+        demo["models"]["smt_tiny"].update(widths=[8, 16, 32, 64], msa_heads=[1, 2, 4, 8])
+        demo["models"]["smt_large"].update(widths=[8, 16, 32, 64], depths=[1, 1, 2, 1])
+        for recipe in demo["recipes"].values():
+            recipe.setdefault("schedule", {}).update(epochs=1, warmup_epochs=0)
+        demo["experiments"] = {name: {"seeds": seeds} for name, seeds in KEPT.items()}
+        demo["proof"]["runs"] = [{"experiment": TINY, "ranks": 1}]
+        content["paper"].pop("experiments", None)
+
+    project.change("experiments.yaml", experiments)
+    project.change("reported.yaml", reported)
+    project.change("tables.yaml", tables)
+    project.change("scales.yaml", scales)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A project after `snakemake all`, `smt dvc record`, a commit and `dvc push`."""
+    project = Versioned(tmp_path_factory.mktemp("dvc") / "project")
+    cut_down(project)
+    project.git("init", "-q")
+    made = project.snakemake("all")
+    assert made.returncode == 0, made.stderr[-3000:]
+    said = project.record()
+    assert "recorded: 5 runs, all, with data and tables" in said
+    assert "dvc.yaml is another one" in said
+    project.git("add", "-A")
+    project.git("commit", "-qm", "recorded")
+    project.dvc("push")
+    return project
+
+
+@pytest.fixture
+def project(recorded, tmp_path):
+    """A copy of it, with everything."""
+    return copied(recorded, tmp_path / "project")
+
+
+def copied(recorded, folder):
+    shutil.copytree(recorded.folder, folder, symlinks=True)
+    other = object.__new__(Versioned)
+    other.folder = folder
+    return other
+
+
+@pytest.fixture
+def clone(recorded, tmp_path):
+    """A fresh clone of it, with the remote where the repository says and nothing pulled."""
+    folder = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(recorded.folder), str(folder)], check=True)
+    shutil.copytree(recorded.folder / "dvc-remote", folder / "dvc-remote")
+    other = object.__new__(Versioned)
+    other.folder = folder
+    return other
+
+
+def trained(done):
+    """Experiments and seeds that Snakemake has trained."""
+    found = re.findall(r"Train (\w+), seed (\d+)", done.stdout + done.stderr)
+    return {(name, int(seed)) for name, seed in found}
+
+
+def run_folder(project, experiment=TINY, seed=0):
+    return project.folder / "results" / "demo" / "runs" / experiment / f"seed{seed}"
+
+
+def test_the_stages_in_the_repository_are_those_of_the_params():
+    known = load_project(ROOT / "params", "demo")
+    assert (ROOT / "dvc.yaml").read_text() == stages.text(known, Layout("demo"))
+
+
+def test_after_recording_neither_has_anything_to_do(project):
+    before = {path: path.stat().st_mtime_ns for path in run_folder(project).glob("m*")}
+    assert project.is_left_alone()
+    assert {path: path.stat().st_mtime_ns for path in run_folder(project).glob("m*")} == before
+    assert project.record().startswith("recorded: 5 runs, all")  # and again
+    assert project.is_left_alone()
+    kept = {path.name for path in (run_folder(project) / "record").iterdir()}
+    assert kept == {"journal.jsonl", "times.jsonl", "provenance.json", "train.log", "curves.csv"}
+    listed = project.dvc("list", ".", "results", "--recursive", "--dvc-only").stdout
+    assert "checkpoint" not in listed
+
+
+def test_a_changed_recipe_remakes_its_runs_and_no_others(project):
+    project.set_rate("imagenet22k_to_1k_224", 3e-4)
+    changed = project.status()
+    assert set(changed) == {"data", "dag"}  # that hold params/scales.yaml
+    plan = project.plan("all")
+    assert set(plan.trainings) == {(CHILD, 0)}
+    weights = run_folder(project).joinpath("model.safetensors").read_bytes()
+    done = project.dvc("repro")
+    assert trained(done) == {(CHILD, 0)}
+    ran = set(re.findall(r"Running stage '(.+?)'", done.stdout))
+    assert ran == {"data", "dag", f"run@{CHILD}-seed0", "tables"}
+    assert project.is_left_alone()
+    assert run_folder(project).joinpath("model.safetensors").read_bytes() == weights
+    told = json.loads(project.dvc("params", "diff", "--json").stdout)
+    ((key, value),) = told["params/scales.yaml"].items()
+    assert key == "demo.recipes.imagenet22k_to_1k_224.optimizer.lr" and value["new"] == 3e-4
+    metrics = json.loads(project.dvc("metrics", "diff", "--json").stdout)
+    assert {Path(path).parent.parent.name for path in metrics} == {CHILD}
+    (numbers,) = metrics.values()
+    assert {"old", "new"} <= set(numbers["metrics.loss"])
+
+
+def test_a_comment_remakes_nothing(project):
+    path = project.folder / "params" / "recipes.yaml"
+    path.write_text(f"# a remark\n{path.read_text()}")
+    assert project.is_left_alone()
+
+
+def test_a_pulled_clone_has_nothing_to_do_and_can_make_the_tables_again(clone, recorded):
+    done = clone.smt("dvc", "restore")
+    assert done.returncode == 0, done.stderr
+    assert "restored: 5 runs" in done.stdout
+    assert clone.is_left_alone()
+    tables = clone.folder / "results" / "demo" / "tables"
+    numbers = (tables / "imagenet1k.csv").read_text()
+    shutil.rmtree(tables)
+    for command in ("sync", "tables"):
+        done = clone.smt(command)
+        assert done.returncode == 0, done.stderr
+
+    def columns(text):
+        return [line.split(",")[:8] for line in text.splitlines()]
+
+    assert columns((tables / "imagenet1k.csv").read_text()) == columns(numbers)
+    theirs = recorded.folder / "results" / "demo" / "runs"
+    for path in theirs.glob("*/seed*/work-*/journal.jsonl"):
+        same = clone.folder / path.relative_to(recorded.folder)
+        assert same.read_bytes() == path.read_bytes()
+
+
+def test_one_run_can_be_had_alone(clone, recorded, tmp_path):
+    done = clone.smt("dvc", "restore", LARGE)
+    assert done.returncode == 0, done.stderr
+    assert "restored: 1 runs" in done.stdout
+    weights = run_folder(recorded, LARGE).joinpath("model.safetensors").read_bytes()
+    assert run_folder(clone, LARGE).joinpath("model.safetensors").read_bytes() == weights
+    assert not run_folder(clone).joinpath("model.safetensors").exists()
+    assert (LARGE, 0) not in clone.plan("all").trainings
+    path = run_folder(recorded).joinpath("model.safetensors").relative_to(recorded.folder)
+    clone.dvc("get", str(recorded.folder), str(path), "--out", str(tmp_path / "one"))
+    assert (tmp_path / "one").read_bytes() == (recorded.folder / path).read_bytes()
+    clone.dvc("pull", f"run@{TINY}-seed1")
+    assert run_folder(clone, TINY, 1).joinpath("metrics.json").exists()
+
+
+def test_what_is_done_is_recorded_while_the_rest_is_missing(recorded, tmp_path):
+    project = copied(recorded, tmp_path / "project")
+    shutil.rmtree(run_folder(project, HEADS))
+    assert "recorded: 4 runs, of 5; others not yet" in project.record()
+    changed = set(project.status())
+    assert f"run@{HEADS}-seed0" in changed
+    assert not changed & {f"run@{TINY}-seed0", f"run@{TINY}-seed1", f"run@{CHILD}-seed0"}
+
+
+def test_from_nothing(tmp_path):
+    """`dvc repro` is enough: data, DAG, runs, tables."""
+    project = Versioned(tmp_path / "project")
+    cut_down(project)
+    project.git("init", "-q")
+    known = load_project(project.folder / "params", "demo")
+    (project.folder / "dvc.yaml").write_text(stages.text(known, Layout("demo")))
+    done = project.dvc("repro")
+    assert len(trained(done)) == 5
+    assert project.is_left_alone()
+
+
+@pytest.mark.parametrize("seconds", [0.6, 1.2, 1.8, 2.4])
+def test_killed_while_recording_nothing_is_lost_and_the_next_one_goes_on(
+    recorded, tmp_path, seconds
+):
+    project = copied(recorded, tmp_path / "project")
+    shutil.rmtree(project.folder / ".dvc" / "cache", ignore_errors=True)
+    (project.folder / "dvc.lock").unlink()
+    before = run_folder(project).joinpath("model.safetensors").read_bytes()
+    process = project.start(
+        sys.executable, "-m", "smt", "dvc", "record", log=tmp_path / "log", PYTHONUNBUFFERED="1"
+    )
+    time.sleep(seconds)
+    subprocess.run(["pkill", "-KILL", "-P", str(process.pid)])
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert run_folder(project).joinpath("model.safetensors").read_bytes() == before
+    assert project.record().startswith("recorded: 5 runs, all")
+    assert project.is_left_alone()
+
+
+def test_results_elsewhere_are_refused_in_one_line(project, tmp_path):
+    done = project.smt("dvc", "record", SMT_RESULTS=str(tmp_path / "elsewhere"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "SMT_RESULTS" in done.stderr
+    bare = ProjectCopy(tmp_path / "bare")
+    done = bare.smt("dvc", "restore")
+    assert done.returncode == 2 and "no .dvc/config" in done.stderr
+    done = project.smt("dvc", "restore", "imagenet1k_smt_tny")
+    assert done.returncode == 2 and "did you mean imagenet1k_smt_tiny" in done.stderr
+
+
+def test_plots_have_a_curve_of_each_run(project):
+    shown = json.loads(project.dvc("plots", "show", "--json").stdout)
+    text = json.dumps(shown)
+    assert all(f"runs/{name}/seed0/record/curves.csv" in text for name in KEPT)
+    assert os.path.getsize(run_folder(project) / "record" / "curves.csv") > 40
