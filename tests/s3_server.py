@@ -1,0 +1,131 @@
+"""A real S3 endpoint on this machine (moto's server), behind a door that can be shut on it."""
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BUCKET = "smt"
+KEY, SECRET = "AKIATESTOFSMT", "secret-that-must-not-be-kept"
+NEEDED = {"dvc_s3": "dvc-s3", "moto": "moto", "py_partiql_parser": "py-partiql-parser"}
+
+
+def require_s3() -> None:
+    """Report tests as not run where S3 cannot be had; in continuous integration they fail."""
+    missing = [name for module, name in NEEDED.items() if not importlib.util.find_spec(module)]
+    if not missing:
+        return
+    reason = f"no S3 here: pip install {' '.join(missing)} (requirements.lock pins them)"
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+class S3Server:
+    """moto's server in a process of its own, and a `Door` to it whose URL is `url`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._port = _free_port()
+        self._log = (folder / "s3.log").open("wb")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)],
+            stdout=self._log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self._await()
+        self.door = Door(self._port)
+        self.url = f"http://127.0.0.1:{self.door.port}"
+        self.client().create_bucket(Bucket=BUCKET)
+
+    def _await(self) -> None:
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)):
+                return
+            assert self._process.poll() is None, Path(self._log.name).read_text()
+            assert time.monotonic() < deadline, "moto's server does not answer"
+            time.sleep(0.2)
+
+    def client(self) -> Any:
+        """Return boto3's client, past the door."""
+        import boto3
+
+        return boto3.client(
+            "s3", endpoint_url=f"http://127.0.0.1:{self._port}", region_name="us-east-1",
+            aws_access_key_id=KEY, aws_secret_access_key=SECRET,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        self.door.close()
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def environment() -> dict[str, str]:
+    """Return what a user of S3 has set; one attempt, so that a failure shows at once."""
+    return {
+        "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+    }  # fmt: skip
+
+
+class Door:
+    """Passes connections on to a port and counts requests; shut, it drops all of them."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.open()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def is_shut(self) -> bool:
+        return self.limit is not None and self.count > self.limit
+
+    def open(self, method: str = "PUT", limit: int | None = None) -> None:
+        """Count requests of a method anew; let all pass, or `limit` and then nothing at all."""
+        self._method, self.limit, self.count = f"{method} /".encode(), limit, 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._socket.accept()
+                if self.is_shut:
+                    client.close()
+                    continue
+                server = socket.create_connection(("127.0.0.1", self._target))
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(
+                        target=self._pass, args=(source, sink, source is client), daemon=True
+                    ).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, is_request: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                # A request begins its own packet: the client waits for the answer before the next.
+                self.count += is_request and data.startswith(self._method)
+                if self.is_shut:
+                    break
+                sink.sendall(data)
+        for each in (source, sink):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
