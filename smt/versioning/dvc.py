@@ -8,17 +8,19 @@ from pathlib import Path
 
 from smt.errors import TrainingError, UserError
 from smt.layout import Layout
+from smt.versioning.secrets import require_none
 
 _ENVIRONMENT = {"DVC_NO_ANALYTICS": "1"}
 
 
 def require_repository(layout: Layout) -> None:
-    """Raise a UserError unless DVC's repository is here and the results lie in it."""
+    """Raise a UserError unless DVC's repository is here, the results lie in it, and no secret."""
     here = Path.cwd().resolve()
     if not (here / ".dvc" / "config").exists():
         raise UserError(
             f"{here} is no DVC repository (no .dvc/config); run this in the root of a clone"
         )
+    require_none(here / ".dvc" / "config")
     if layout.results.resolve() != here / "results":
         raise UserError(
             f"SMT_RESULTS={layout.results}: DVC records {here / 'results'}; leave --results and "
