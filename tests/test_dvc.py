@@ -1,6 +1,5 @@
 """DVC and Snakemake agree: recorded after a run, remade after a change, brought back in a clone."""
 
-import contextlib
 import json
 import os
 import re
@@ -12,138 +11,31 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from project_copy import ROOT, ProjectCopy
+from versioned import (
+    CHILD,
+    HEADS,
+    KEPT,
+    LARGE,
+    TINY,
+    Versioned,
+    copied,
+    cut_down,
+    run_folder,
+)  # fmt: skip
 
 from smt.layout import Layout
 from smt.params import load_project
 from smt.versioning import stages
 
-TINY, LARGE = "imagenet1k_smt_tiny", "imagenet22k_smt_large"
-CHILD, HEADS = "imagenet1k_smt_large_224", "ablation_heads_1"
-KEPT = {TINY: [0, 1], LARGE: [0], CHILD: [0], HEADS: [0]}
-
-
-class Versioned(ProjectCopy):
-    """A copy of the project in git and DVC, cut down to a few experiments that take seconds."""
-
-    def __init__(self, folder, source=ROOT):
-        super().__init__(folder, source)
-        for name in (".dvc", ".dvcignore", ".gitignore", "dvc.yaml"):
-            with contextlib.suppress(FileNotFoundError):
-                if (source / name).is_dir():
-                    leave = shutil.ignore_patterns("tmp", "cache", "config.local")
-                    shutil.copytree(source / name, folder / name, ignore=leave)
-                else:
-                    shutil.copy2(source / name, folder / name)
-
-    def environment(self, **more):
-        site = self.folder.parent / "dvc-site"
-        return super().environment(
-            DVC_SITE_CACHE_DIR=str(site), DVC_NO_ANALYTICS="1", SMT_SEND="0",
-            GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b.c", GIT_COMMITTER_NAME="a",
-            GIT_COMMITTER_EMAIL="a@b.c", **more,
-        )  # fmt: skip
-
-    def git(self, *arguments):
-        done = self.run("git", *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def dvc(self, *arguments, check=True, **environment):
-        done = self.run(sys.executable, "-m", "dvc", *arguments, **environment)
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
-
-    def status(self):
-        """Return what DVC says has changed."""
-        return json.loads(self.dvc("status", "--json").stdout)
-
-    def is_left_alone(self):
-        """Whether neither DVC nor Snakemake has anything to do."""
-        repro = self.dvc("repro")
-        assert "Running stage" not in repro.stdout, repro.stdout
-        assert self.status() == {}
-        done = self.snakemake("-n", "all")
-        return "Nothing to be done" in done.stdout + done.stderr
-
-    def record(self):
-        done = self.smt("dvc", "record")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def change(self, file, change):
-        path = self.folder / "params" / file
-        content = yaml.safe_load(path.read_text())
-        change(content)
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-
-    def set_rate(self, recipe, rate):
-        def change(content):
-            content["demo"]["recipes"][recipe].setdefault("optimizer", {}).update(lr=rate)
-
-        self.change("scales.yaml", change)
-
-
-def cut_down(project):
-    def experiments(content):
-        content["experiments"] = {k: v for k, v in content["experiments"].items() if k in KEPT}
-
-    def reported(content):
-        content["experiments"] = {k: v for k, v in content["experiments"].items() if k in KEPT}
-
-    def tables(content):
-        content["tables"] = {
-            name: {**table, "rows": rows}
-            for name, table in content["tables"].items()
-            if name in ("imagenet1k", "imagenet22k")
-            for rows in [[row for row in table["rows"] if row["experiment"] in KEPT]]
-        }
-
-    def scales(content):
-        demo = content["demo"]
-        demo["models"]["smt_tiny"].update(widths=[8, 16, 32, 64], msa_heads=[1, 2, 4, 8])
-        demo["models"]["smt_large"].update(widths=[8, 16, 32, 64], depths=[1, 1, 2, 1])
-        for recipe in demo["recipes"].values():
-            recipe.setdefault("schedule", {}).update(epochs=1, warmup_epochs=0)
-        demo["experiments"] = {name: {"seeds": seeds} for name, seeds in KEPT.items()}
-        demo["proof"]["runs"] = [{"experiment": TINY, "ranks": 1}]
-        content["paper"].pop("experiments", None)
-
-    project.change("experiments.yaml", experiments)
-    project.change("reported.yaml", reported)
-    project.change("tables.yaml", tables)
-    project.change("scales.yaml", scales)
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    """A project after `snakemake all`, `smt dvc record`, a commit and `dvc push`."""
-    project = Versioned(tmp_path_factory.mktemp("dvc") / "project")
-    cut_down(project)
-    project.git("init", "-q")
-    made = project.snakemake("all")
-    assert made.returncode == 0, made.stderr[-3000:]
-    said = project.record()
-    assert "recorded: 5 runs, all, with data and tables" in said
-    assert "dvc.yaml is another one" in said
-    project.git("add", "-A")
-    project.git("commit", "-qm", "recorded")
-    project.dvc("push")
-    return project
+pytest_plugins = ["versioned_fixtures"]
+pytestmark = pytest.mark.xdist_group("versioned")  # where the recorded project is
 
 
 @pytest.fixture
 def project(recorded, tmp_path):
     """A copy of it, with everything."""
     return copied(recorded, tmp_path / "project")
-
-
-def copied(recorded, folder):
-    shutil.copytree(recorded.folder, folder, symlinks=True)
-    other = object.__new__(Versioned)
-    other.folder = folder
-    return other
 
 
 @pytest.fixture
@@ -161,10 +53,6 @@ def trained(done):
     """Experiments and seeds that Snakemake has trained."""
     found = re.findall(r"Train (\w+), seed (\d+)", done.stdout + done.stderr)
     return {(name, int(seed)) for name, seed in found}
-
-
-def run_folder(project, experiment=TINY, seed=0):
-    return project.folder / "results" / "demo" / "runs" / experiment / f"seed{seed}"
 
 
 def test_the_stages_in_the_repository_are_those_of_the_params():

@@ -48,7 +48,7 @@ ELSEWHERE = {
     "smt dvc record": ("tests/test_dvc.py", '"dvc", "record"'),
     "smt dvc restore": ("tests/test_dvc.py", '"dvc", "restore"'),
     "smt dvc restore imagenet1k_smt_tiny": ("tests/test_dvc.py", '"dvc", "restore", LARGE'),
-    "dvc push": ("tests/test_dvc.py", 'dvc("push")'),
+    "dvc push": ("tests/test_remotes.py", 'dvc("push")'),
     "dvc repro": ("tests/test_dvc.py", 'dvc("repro")'),
     "dvc params diff": ("tests/test_dvc.py", 'dvc("params", "diff"'),
     "dvc metrics diff": ("tests/test_dvc.py", 'dvc("metrics", "diff"'),

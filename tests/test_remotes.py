@@ -5,7 +5,10 @@ import subprocess
 
 import pytest
 import s3_server
-from test_dvc import CHILD, Versioned, copied, recorded, run_folder  # noqa: F401
+from versioned import CHILD, Versioned, copied, run_folder
+
+pytest_plugins = ["versioned_fixtures"]
+pytestmark = pytest.mark.xdist_group("versioned")
 
 PLACE = f"s3://{s3_server.BUCKET}/results"
 
@@ -36,7 +39,7 @@ def with_remote(project, s3):
 
 
 @pytest.fixture
-def project(recorded, tmp_path, s3):  # noqa: F811
+def project(recorded, tmp_path, s3):
     return with_remote(copied(recorded, tmp_path / "project"), s3)
 
 
