@@ -10,6 +10,8 @@ from versioned import CHILD, Versioned, copied, run_folder
 pytest_plugins = ["versioned_fixtures"]
 pytestmark = pytest.mark.xdist_group("versioned")
 
+pytestmark = pytest.mark.usefixtures("server")  # asked for before anything is trained
+
 PLACE = f"s3://{s3_server.BUCKET}/results"
 
 
