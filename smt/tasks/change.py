@@ -38,11 +38,11 @@ class HalfDone:
 
 def half_done(run_dir: Path, own: Path) -> HalfDone | None:
     """Return the last run in `run_dir` other than `own` that was interrupted, not ended."""
-    finished = (read_json(run_dir / "metrics.json") or {}).get("fingerprint")
     found = []
     for path in run_dir.glob(f"work-*/{provenance.PROVENANCE}"):
         known, saved = read_json(path), checkpoint.names(path.parent / checkpoint.FOLDER)
-        if path.parent == own or not saved or known["fingerprint"] == finished:
+        # Not told by metrics.json: Snakemake has deleted it when a run is about to be made anew.
+        if path.parent == own or not saved or "ended" in known["attempts"][-1]:
             continue
         newest = checkpoint.Name.of(saved[0])
         assert newest is not None
