@@ -8,6 +8,8 @@ from trainings import RUN_OF_DEMO, make_project, one_line, run_dir, smt, work_di
 
 from smt.engine import checkpoint
 
+pytestmark = pytest.mark.xdist_group("checkpoint_command")  # what they share is made once
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, demo_data):

@@ -9,6 +9,8 @@ from project_copy import ProjectCopy
 
 from smt.params import load_project
 
+pytestmark = pytest.mark.xdist_group("dag")  # what they share is made once
+
 LARGE = "imagenet22k_smt_large"
 AT_224, AT_384 = "imagenet1k_smt_large_224", "imagenet1k_smt_large_384"
 PAPER = ("--config", "scale=paper")

@@ -12,6 +12,8 @@ from trainings import RUN_OF_DEMO, edit_demo, one_line, shrink_demo, smt
 from smt.errors import UserError
 from smt.proof import plan, table
 
+pytestmark = pytest.mark.xdist_group("proof")  # what they share is made once
+
 RUN = RUN_OF_DEMO
 
 

@@ -8,6 +8,8 @@ from project_copy import ROOT, ProjectCopy
 
 from smt.cli import COMMANDS
 
+pytestmark = pytest.mark.xdist_group("readme")  # what they share is made once
+
 README = (ROOT / "README.md").read_text()
 
 ELSEWHERE = {

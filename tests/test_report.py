@@ -24,6 +24,7 @@ from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
 
 pytest_plugins = ["tracking_fixtures"]
+pytestmark = pytest.mark.xdist_group("report")  # what they share is made once
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
