@@ -23,8 +23,10 @@ onstart:
 
 
 onsuccess:
+    stop_sending()
     announce_results()
 
 
 onerror:
+    stop_sending()
     explain_failures()

@@ -84,7 +84,11 @@ def wait_for(condition, seconds=120):
 
 def is_over(project):
     """Whether no sender is at work: its log is closed and its lock is free."""
-    with sender._elected(layout_of(project)) as mine:
+    return is_free(layout_of(project))
+
+
+def is_free(layout):
+    with sender._elected(layout) as mine:
         return mine
 
 
@@ -215,6 +219,18 @@ def test_one_sender_of_a_folder(files):
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_sender_that_is_stopped_is_gone_and_leaves_no_half_file(files):
+    files.finish(TINY)
+    process = sender.start(files.layout)
+    wait_for(files.layout.sender_log.exists)
+    time.sleep(1)
+    sender.stop(process)
+    assert process.poll() is not None
+    assert is_free(files.layout)
+    assert list(files.layout.results.rglob("*.tmp")) == []
+    sender.stop(None)
 
 
 def test_a_sender_that_cannot_be_started_is_a_warning(files, read_only_folder, caplog):

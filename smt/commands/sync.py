@@ -1,5 +1,7 @@
 """`smt sync`: journals to MLflow, only what is new."""
 
+import signal
+import sys
 import time
 
 import click
@@ -85,6 +87,8 @@ def _watch(
     pid: int | None,
 ) -> None:
     from smt.tracking import sender
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leaves no half-written file
 
     def once() -> str | None:
         from smt.tracking.mlflow_sync import sync

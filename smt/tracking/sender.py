@@ -53,6 +53,18 @@ def start(layout: Layout) -> subprocess.Popen[bytes] | None:
         return None
 
 
+def stop(process: subprocess.Popen[bytes] | None, patience: float = 10.0) -> None:
+    """End a sender that `start` has returned; what it has not sent, a sync sends."""
+    if process is None:
+        return
+    process.terminate()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def _started(layout: Layout) -> subprocess.Popen[bytes]:
     layout.sender_log.parent.mkdir(parents=True, exist_ok=True)
     period = os.environ.get("SMT_SEND_SECONDS", str(PERIOD))

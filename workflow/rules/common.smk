@@ -58,11 +58,19 @@ def require_data(jobs):
         stop(missing, EXIT_DATA)
 
 
+SENDER = None
+
+
 def send_while_training(jobs):
-    """Bring journals to MLflow from here, as long as this process lives."""
+    """Bring journals to MLflow from here, until `stop_sending` or the end of this process."""
+    global SENDER
     trainings = ("pretrain", "finetune", "ablation")
     if sender.is_wanted() and any(job.rule.name in trainings for job in jobs):
-        sender.start(PLAN.layout)
+        SENDER = sender.start(PLAN.layout)
+
+
+def stop_sending():
+    sender.stop(SENDER)
 
 
 def explain_failures():
