@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from cluster import Cluster, missing_packages, missing_programs
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup what tests start would ignore it
 os.environ.setdefault("SMT_SEND", "0")  # but for the tests of sending while training
 
 
