@@ -117,7 +117,7 @@ def test_a_server_that_does_not_answer_is_said(project):
 
 def test_a_run_that_is_not_done_is_no_finding(project):
     shutil.rmtree(run_dir(project, T, 1))
-    forget(project, f"{T}-seed1")
+    forget(project, "smt_tiny/imagenet1k/seed1")
     for suffix in ("md", "csv", "tex", "html"):
         table(project, f"imagenet1k.{suffix}").unlink()
         table(project, f"index.{suffix}").unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def test_a_run_that_mlflow_alone_knows_is_found(project):
 
 def test_a_table_of_before_a_run_was_lost_is_found(project):
     shutil.rmtree(run_dir(project, T, 1))
-    forget(project, f"{T}-seed1")
+    forget(project, "smt_tiny/imagenet1k/seed1")
     found(project, "tables/imagenet1k.csv: row SMT-T, column n: says 2, but 1 follows")
 
 
