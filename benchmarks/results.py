@@ -46,6 +46,7 @@ from smt.tracking.journal import Journal, Position
 from smt.tracking.mlflow_sync import sync
 from smt.tracking.pulse import Pulse
 from smt.tracking.server import Point, RemoteRun
+from smt.tracking.view import views
 
 METRICS = ("train/loss", "train/lr", "train/grad_norm", "eval/top1", "eval/top5", "eval/loss")
 """Of a journal's line; with `system/images_per_second` and `epoch` MLflow is given 8."""
@@ -123,7 +124,8 @@ def _write_run(
     common = {
         "experiment": run.experiment, "seed": run.seed, "scale": "demo", "fingerprint": name,
     }  # fmt: skip
-    names = {"task": experiment.task, "model": experiment.model, "recipe": experiment.recipe}
+    names = {"task": experiment.task, "model": experiment.model, "recipe": experiment.recipe,
+             "group": experiment.group}  # fmt: skip
     write_json(
         work_dir / provenance.PROVENANCE,
         {
@@ -316,9 +318,11 @@ class RowServer(server.Server):
         marks = ", ".join("?" for _ in columns.split(", "))
         self.database.executemany(f"insert into {table} ({columns}) values ({marks})", rows)
 
-    def create(self, name: str, start_milliseconds: int, tags: Mapping[str, str]) -> RemoteRun:
+    def create(
+        self, table: str, name: str, start_milliseconds: int, tags: Mapping[str, str]
+    ) -> RemoteRun:
         """Make a run, as MLflow's own store does."""
-        run_id, experiment = uuid.uuid4().hex, self.make_experiment()
+        run_id, experiment = uuid.uuid4().hex, self.make_experiment(table)
         columns = (
             "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, "
             "start_time, lifecycle_stage, artifact_uri, experiment_id"
@@ -358,7 +362,9 @@ def _fill_by_rows(store: Store) -> None:
     """Do what `smt sync` does, but for the way that runs take into the database."""
     uri = store.layout.tracking_uri()
     server.prepare(store.layout, uri)
-    RowServer.of(store.layout).make_experiment()
+    before = RowServer.of(store.layout)
+    for view in views(store.project, store.layout, store.project.order):
+        before.make_experiment(view.table)
     database = sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60)
     with closing(database), database:
         RowServer.database = database

@@ -230,7 +230,7 @@ class Server:
         }
         return self._ids
 
-    def _make_experiment(self, table: str) -> str:
+    def make_experiment(self, table: str) -> str:
         """Return the id of a table's MLflow experiment, which is made if need be."""
         if table in self._ids:
             return self._ids[table]
@@ -282,7 +282,7 @@ class Server:
         self, table: str, name: str, start_milliseconds: int, tags: Mapping[str, str]
     ) -> RemoteRun:
         """Return a new run with these tags in a table's MLflow experiment."""
-        experiment = self._make_experiment(table)
+        experiment = self.make_experiment(table)
         with _answering(self.uri):
             run = self._client.create_run(
                 experiment, start_time=start_milliseconds, tags=dict(tags), run_name=name
