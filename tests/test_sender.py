@@ -116,7 +116,7 @@ def test_training_does_not_notice_a_server_that_never_answers(project, tmp_path)
     with mlflow_server(tmp_path / "server") as server, failing_line(server) as line:
         line.state = "hang"
         process = training(project, line.uri)
-        assert process.wait(timeout=240) == 0
+        assert process.wait(timeout=900) == 0
         assert line.requests > 0
         assert Server(server.uri, "smt-demo", tmp_path).runs() == []
         log = (work_dir(project) / "train.log").read_text()
@@ -150,7 +150,7 @@ def test_a_server_killed_and_a_training_killed_on_the_way(project, tmp_path):
             server.start()
             wait_for(lambda: is_over(project))
             process = training(project, server.uri)
-            assert process.wait(timeout=240) == 0
+            assert process.wait(timeout=900) == 0
             wait_for(lambda: is_over(project))
             sync(params, layout)
             assert_shown(params, layout)
