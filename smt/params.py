@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -61,6 +62,16 @@ def load_project(params: Path, scale: str) -> spec.Project:
     )
     _Checker(project, {**files, "cluster": cluster, "trajectory": trajectory}).check()
     return project
+
+
+def require_experiments(project: spec.Project, names: Iterable[str]) -> None:
+    """Raise a UserError with the nearest valid names where there is no such experiment."""
+    for name in names:
+        if name not in project.experiments:
+            raise UserError(
+                f"no experiment {name!r} in params/experiments.yaml; "
+                f"{suggest(name, project.experiments)}"
+            )
 
 
 def _merge(base: Any, over: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from smt import params, spec
-from smt.errors import UserError, suggest
+from smt.errors import UserError
 from smt.layout import Layout, default_params
 
 scale_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
@@ -29,11 +29,7 @@ def find_run(project: spec.Project, experiment: str, seed: int | None) -> spec.R
     Raises:
         UserError: no such experiment, or a seed that the scale does not have.
     """
-    if experiment not in project.experiments:
-        raise UserError(
-            f"no experiment {experiment!r} in params/experiments.yaml; "
-            f"{suggest(experiment, project.experiments)}"
-        )
+    params.require_experiments(project, (experiment,))
     seeds = project.seeds(experiment)
     if seed is None:
         return spec.Run(experiment=experiment, seed=seeds[0])

@@ -3,7 +3,7 @@
 import click
 
 from smt.commands.common import find_run, load, scale_option
-from smt.errors import UserError, suggest
+from smt.params import require_experiments
 
 
 @click.group()
@@ -41,12 +41,7 @@ def restore(experiments: tuple[str, ...], scale: str) -> None:
     from smt.versioning import record as versioning
 
     project, layout = load(scale)
-    for name in experiments:
-        if name not in project.experiments:
-            raise UserError(
-                f"no experiment {name!r} in params/experiments.yaml; "
-                f"{suggest(name, project.experiments)}"
-            )
+    require_experiments(project, experiments)
     done = versioning.restore(project, layout, experiments)
     click.echo(f"restored: {len(done)} runs; to fill MLflow: smt sync --scale {scale}")
 

@@ -9,11 +9,12 @@ from smt.data import manifest
 from smt.errors import EXIT_UNVERIFIED, UserError
 from smt.files import read_json
 from smt.layout import Layout
+from smt.params import require_experiments
 from smt.report.verdict import Summary, summarise
 from smt.spec import Dataset, Model, Project, Recipe, Run
 from smt.tracking.provenance import PROVENANCE
 from smt.verify import data
-from smt.verify.audit import Audit, require_experiments
+from smt.verify.audit import Audit
 
 FIRST, BEST = "first", "best"
 """Rules for the seed; a number is a seed of its own."""

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from smt.errors import UserError, suggest
+from smt.errors import UserError
 from smt.files import explained, write_json
 from smt.layout import Layout
+from smt.params import require_experiments
 from smt.spec import Project
 from smt.tracking import server as mlflow
 from smt.tracking.artifacts import SENT_FILES, register, send_files
@@ -69,12 +70,7 @@ def sync(
         UserError: no such experiment, MLflow or its store of artifacts does not answer, or files of
             a run are damaged; in that case all other runs have been sent.
     """
-    for name in experiments:
-        if name not in project.experiments:
-            raise UserError(
-                f"no experiment {name!r} in params/experiments.yaml; "
-                f"{suggest(name, project.experiments)}"
-            )
+    require_experiments(project, experiments)
     chosen = [name for name in project.order if not experiments or name in experiments]
     with mlflow.locked(layout, "smt: another sync is at work in this folder; waiting for it"):
         mlflow.prepare(layout, layout.tracking_uri())

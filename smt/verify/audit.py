@@ -6,8 +6,9 @@ from typing import Any
 
 from smt import fingerprint
 from smt.data import manifest
-from smt.errors import DataError, UserError, suggest
+from smt.errors import DataError, UserError
 from smt.layout import Layout
+from smt.params import require_experiments
 from smt.report.build import FIXED, table_names
 from smt.report.sizes import PAPER
 from smt.spec import Project, Run
@@ -155,13 +156,3 @@ class Audit:
             if name not in FIXED
         }
         return tuple(name for name, own in rows.items() if own & set(experiments))
-
-
-def require_experiments(project: Project, names: Sequence[str]) -> None:
-    """Raise a UserError with the nearest valid names where there is no such experiment."""
-    for name in names:
-        if name not in project.experiments:
-            raise UserError(
-                f"no experiment {name!r} in params/experiments.yaml; "
-                f"{suggest(name, project.experiments)}"
-            )
