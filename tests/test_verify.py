@@ -492,25 +492,31 @@ def test_numbers_tables_and_mlflow_forged_alike_are_found_by_the_journal(project
     assert any("imagenet1k.md: line " in line and "99.00" in line for line in lines)
 
 
+def forge_journal(project, seed):
+    """Let the journal say 99 at every evaluation; return its path."""
+    path = work_dir(project, T, seed) / "journal.jsonl"
+    path.write_text(re.sub(r'"eval/top1":[\d.]+', '"eval/top1":99.0', path.read_text()))
+    return path
+
+
+def forge_digest(project, seed, path):
+    """Let the final record agree with the journal."""
+    content = path.read_bytes()
+    extent = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
+              "lines": content.count(b"\n")}  # fmt: skip
+    edit_json(run_dir(project, T, seed) / "metrics.json", lambda it: it.update(journal=extent))
+
+
 def test_the_journal_forged_with_them_is_found_by_its_digest(project):
     for seed in (0, 1):
-        path = work_dir(project, T, seed) / "journal.jsonl"
-        path.write_text(re.sub(r'"eval/top1":[\d.]+', '"eval/top1":99.0', path.read_text()))
+        forge_journal(project, seed)
     forge(project)
     found(project, "journal.jsonl: sha256: says ", "metrics.json")
 
 
 def test_the_digest_of_the_journal_forged_as_well_is_found_by_the_checkpoint(project):
     for seed in (0, 1):
-        path = work_dir(project, T, seed) / "journal.jsonl"
-        path.write_text(re.sub(r'"eval/top1":[\d.]+', '"eval/top1":99.0', path.read_text()))
-        content = path.read_bytes()
-        extent = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
-                  "lines": content.count(b"\n")}  # fmt: skip
-        edit_json(
-            run_dir(project, T, seed) / "metrics.json",
-            lambda it, extent=extent: it.update(journal=extent),
-        )
+        forge_digest(project, seed, forge_journal(project, seed))
     forge(project)
     found(project, "journal.jsonl: best eval/top1: says 99.0", "checkpoints/step-")
 
@@ -519,15 +525,7 @@ def test_weights_do_not_give_forged_numbers_though_all_files_agree(project):
     """Without checkpoints nothing but the weights themselves is left to tell."""
     for seed in (0, 1):
         shutil.rmtree(work_dir(project, T, seed) / "checkpoints")
-        path = work_dir(project, T, seed) / "journal.jsonl"
-        path.write_text(re.sub(r'"eval/top1":[\d.]+', '"eval/top1":99.0', path.read_text()))
-        content = path.read_bytes()
-        extent = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
-                  "lines": content.count(b"\n")}  # fmt: skip
-        edit_json(
-            run_dir(project, T, seed) / "metrics.json",
-            lambda it, extent=extent: it.update(journal=extent),
-        )
+        forge_digest(project, seed, forge_journal(project, seed))
     forge(project)
     done = verify(project)
     assert done.returncode == 0, done.stdout  # docs/verify.md says so

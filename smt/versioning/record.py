@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from smt import fingerprint
@@ -50,22 +50,23 @@ def _fingerprint(project: Project, layout: Layout, run: Run) -> str | None:
         return None
 
 
-def keep(layout: Layout, run: Run, current: str) -> None:
-    """Copy what DVC keeps of a run's work folder; a copy that is right already stays.
+def keep(layout: Layout, run: Run) -> None:
+    """Copy what DVC keeps of a finished run's work folder; a copy that is right already stays.
 
     After a restore there may be the copy alone: then the work folder is made of it.
     """
-    work_dir, record = layout.work_dir(run, current), layout.record(run)
+    final, record = read_json(layout.metrics(run)), layout.record(run)
+    work_dir = layout.work_dir(run, final["fingerprint"])
     if not work_dir.exists():
         _copy(record, work_dir, [each for each in KEPT if (record / each).exists()])
         return
     kept = [each.name for each in sorted(work_dir.iterdir()) if _is_kept(each)]
     _copy(work_dir, record, kept)
-    with_curves = {*kept, "curves.csv"}
+    with_curves = {*kept, stages.CURVES}
     for old in record.iterdir():
         if old.name not in with_curves:
             old.unlink()
-    _replace(record / "curves.csv", _curves(work_dir).encode())
+    _replace(record / stages.CURVES, _curves(work_dir).encode())
 
 
 def _is_kept(file: Path) -> bool:
@@ -125,7 +126,7 @@ def record(project: Project, layout: Layout) -> tuple[int, bool, bool]:
     done = done_runs(project, layout)
     complete = len(done) == len(project.runs) and all(each.exists() for each in layout.printed)
     for run in done:
-        keep(layout, run, read_json(layout.metrics(run))["fingerprint"])
+        keep(layout, run)
     write_index(project, layout, done)
     targets = [stages.run_stage(run) for run in done]
     if complete:
@@ -152,7 +153,7 @@ def make_run(project: Project, layout: Layout, run: Run) -> None:
         raise TrainingError(
             f"{run} has not been trained with the present params; run: dvc repro {stages.DAG}"
         )
-    keep(layout, run, read_json(layout.metrics(run))["fingerprint"])
+    keep(layout, run)
 
 
 def restore(project: Project, layout: Layout, experiments: Sequence[str]) -> list[Run]:
@@ -169,18 +170,13 @@ def restore(project: Project, layout: Layout, experiments: Sequence[str]) -> lis
         _make_data_again(project, layout, key)
     done = [run for run in chosen if _is_done(project, layout, run)]
     for run in done:
-        keep(layout, run, read_json(layout.metrics(run))["fingerprint"])
+        keep(layout, run)
     complete = not experiments and len(done) == len(project.runs)
-    files = ["all"] if complete else list(_declared(layout, done))
+    files = ["all"] if complete else [str(layout.evaluation(run)) for run in done]
     if files:
         scale = f"scale={layout.scale}"
         snakemake(["--cores", "1", "--quiet", "all", "--touch", *files, "--config", scale])
     return done
-
-
-def _declared(layout: Layout, runs: Iterable[Run]) -> Iterator[str]:
-    for run in runs:
-        yield str(layout.evaluation(run))
 
 
 def _make_data_again(project: Project, layout: Layout, key: str) -> None:

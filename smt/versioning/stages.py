@@ -16,6 +16,9 @@ PARAMS = ("models", "recipes", "data", "experiments", "scales", "reported", "tab
           "trajectory")  # fmt: skip
 """Files of `params/` that decide what the DAG makes."""
 
+CURVES = "curves.csv"
+"""File of a run's record that `dvc plots` reads."""
+
 DATA, DAG, TABLES = "data", "dag", "tables"
 HEADING = """\
 # What DVC records of a reproduction. Made from params/ by: smt dvc record
@@ -26,11 +29,6 @@ HEADING = """\
 def run_stage(run: Run) -> str:
     """Return the name of a run's stage."""
     return f"run@{run}"
-
-
-def curve_file(layout: Layout, run: Run) -> str:
-    """Return the file of a run's curves that `dvc plots` reads."""
-    return str(layout.record(run) / "curves.csv")
 
 
 def text(project: Project, layout: Layout) -> str:
@@ -93,8 +91,9 @@ def _kept(*paths: str) -> list[dict[str, dict[str, bool]]]:
 
 def _plots(project: Project, layout: Layout) -> list[dict[str, dict[str, str]]]:
     return [
-        {curve_file(layout, run): {"x": "epoch", "y": _curve(project, run), "title": str(run)}}
+        {str(layout.record(run) / CURVES): {"x": "epoch", "y": y, "title": str(run)}}
         for run in project.runs
+        for y in [_curve(project, run)]
     ]
 
 
