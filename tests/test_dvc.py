@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from project_copy import ROOT, ProjectCopy
+from run_files import RunFiles
 from versioned import (
     CHILD,
     HEADS,
@@ -27,7 +28,9 @@ from versioned import (
 
 from smt.layout import Layout
 from smt.params import load_project
+from smt.spec import Run
 from smt.versioning import stages
+from smt.versioning.record import keep
 
 pytest_plugins = ["versioned_fixtures"]
 pytestmark = pytest.mark.xdist_group("versioned")  # where the recorded project is
@@ -183,6 +186,19 @@ def test_killed_while_recording_nothing_is_lost_and_the_next_one_goes_on(
     assert run_folder(project).joinpath("model.safetensors").read_bytes() == before
     assert project.record().startswith("recorded: 5 runs, all")
     assert project.is_left_alone()
+
+
+def test_what_was_kept_of_a_run_comes_back_whole(tmp_path):
+    files, run = RunFiles(tmp_path), Run(experiment=TINY, seed=0)
+    work_dir = files.finish(run)
+    (work_dir / "git-0123456789ab.diff").write_text("what was not committed")
+    keep(files.layout, run)
+    kept = {path.name: path.read_bytes() for path in work_dir.iterdir()}
+    shutil.rmtree(work_dir)
+    for _ in range(2):
+        keep(files.layout, run)
+        assert {path.name: path.read_bytes() for path in work_dir.iterdir()} == kept
+    assert (files.layout.record(run) / "git-0123456789ab.diff").exists()
 
 
 def test_results_elsewhere_are_refused_in_one_line(project, tmp_path):

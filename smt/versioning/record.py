@@ -58,7 +58,7 @@ def keep(layout: Layout, run: Run) -> None:
     final, record = read_json(layout.metrics(run)), layout.record(run)
     work_dir = layout.work_dir(run, final["fingerprint"])
     if not work_dir.exists():
-        _copy(record, work_dir, [each for each in KEPT if (record / each).exists()])
+        _copy(record, work_dir, [each.name for each in record.iterdir() if _is_kept(each)])
         return
     kept = [each.name for each in sorted(work_dir.iterdir()) if _is_kept(each)]
     _copy(work_dir, record, kept)
