@@ -79,14 +79,15 @@ def submitted(folder: Path, job_id: str) -> Path:
 
 
 def read_result(folder: Path, job_id: str) -> dict[str, Any]:
-    """Return exit code and message of a job that has ended by itself."""
+    """Return exit code and message of a job that has ended by itself, and whether it ever began."""
     with (folder / result_name(job_id)).open("rb") as file:
         kind, value = pickle.load(file)  # submitit's own file, in a folder of this user alone
     if kind == "success":
         assert isinstance(value, dict)
-        return value
+        return {**value, "began": True}
     last = str(value).strip().splitlines()[-1]
-    return {"exit_code": 1, "message": f"the job could not begin: {last}", "requeues": 0}
+    message = f"the job could not begin: {last}"
+    return {"exit_code": 1, "message": message, "requeues": 0, "began": False}
 
 
 def remove_files(folder: Path, job_id: str, keep_log: bool) -> None:

@@ -65,11 +65,14 @@ class JobStep:
         """Run the command once. Return exit code and message; do not return where SLURM goes on."""
         return _Supervisor(self).run()
 
-    def checkpoint(self) -> Any:
-        """Return what submitit is to run again after a signal that came before the first line."""
-        from submitit.helpers import DelayedSubmission
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Hold signals as soon as submitit has read the step, just before it sets its handlers.
 
-        return DelayedSubmission(self)
+        They would ask SLURM for a requeue that it may be at already, and fail the job if it is.
+        """
+        self.__dict__.update(state)
+        if os.environ.get("SUBMITIT_EXECUTOR") in _JOB_ID:
+            processes.hold_signals()
 
 
 class _Supervisor:

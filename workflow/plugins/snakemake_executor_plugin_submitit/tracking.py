@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
 
@@ -323,19 +324,32 @@ class Tracker:
 
     def _watch(self, job: Tracked) -> Outcome | None:
         assert job.record.job_id is not None
-        if backends.result_name(job.record.job_id) in self._results:
-            return self._harvest(job)
+        result = self._read_result(job.record.job_id)
+        if result is not None:
+            if result["began"]:
+                return self._harvest(job, result)
+            self._ask_soon()  # SLURM may be about to start it again
         if self._answered <= max(job.since, job.last_answer):
             return None
         job.last_answer = self._answered
         status = self._statuses.get(job.record.job_id, GONE)
         if status.is_alive:
+            if result is not None and status.state == "PENDING":
+                self._result(job.record).unlink(missing_ok=True)
             job.dead_answers, job.taken_over = 0, False
             self._attend(job, status)
             return None
         job.dead_answers += 1
         self._ask_soon()
-        return self._bury(job, status) if job.dead_answers >= ANSWERS else None
+        return self._bury(job, status, result) if job.dead_answers >= ANSWERS else None
+
+    def _read_result(self, job_id: str) -> dict[str, Any] | None:
+        if backends.result_name(job_id) not in self._results:
+            return None
+        try:
+            return backends.read_result(self._folder, job_id)
+        except (EOFError, pickle.UnpicklingError, FileNotFoundError):
+            return None  # not all of it is seen from here yet, or it has just been removed
 
     def _attend(self, job: Tracked, status: Status) -> None:
         """Do what helps a job that runs or waits, and tell of what happened to it."""
@@ -358,12 +372,8 @@ class Tracker:
             )
         job.attempts = len(attempts)
 
-    def _harvest(self, job: Tracked) -> Outcome | None:
+    def _harvest(self, job: Tracked, result: dict[str, Any]) -> Outcome:
         assert job.record.job_id is not None
-        try:
-            result = backends.read_result(self._folder, job.record.job_id)
-        except (EOFError, pickle.UnpicklingError):  # not all of it is seen from here yet
-            return None
         log = backends.log_path(self._folder, job.record.job_id)
         if result["exit_code"] == 0:
             self._finish(job, keep_log=self._settings.keep_logs == "all")
@@ -373,8 +383,8 @@ class Tracker:
         self._finish(job, keep_log=True)
         return Outcome(message)
 
-    def _bury(self, job: Tracked, seen: Status) -> Outcome | None:
-        """Decide what becomes of a job that is over and has left no result."""
+    def _bury(self, job: Tracked, seen: Status, result: dict[str, Any] | None) -> Outcome | None:
+        """Decide what becomes of a job that is over and has left no result, or never began."""
         job_id = job.record.job_id
         assert job_id is not None
         log = backends.log_path(self._folder, job_id)
@@ -384,6 +394,8 @@ class Tracker:
             job.go(Phase.SUBMIT)
             return None
         status = diagnosis.final_status(job_id, seen, log)
+        if result is not None and status.state not in FAULTS_OF_NODES:
+            return self._harvest(job, result)
         why = self._why_it_is_over(job, status, log)
         if why is None:
             self._submit_again(job, status)
