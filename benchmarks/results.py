@@ -314,6 +314,11 @@ class RowServer(server.Server):
 
     database: sqlite3.Connection
 
+    def experiments(self) -> dict[str, str]:
+        """Return what MLflow finds, which comes by a connection of its own."""
+        self.database.commit()  # a large transaction locks the file for others
+        return super().experiments()
+
     def _rows(self, table: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
         marks = ", ".join("?" for _ in columns.split(", "))
         self.database.executemany(f"insert into {table} ({columns}) values ({marks})", rows)
@@ -362,7 +367,7 @@ def _fill_by_rows(store: Store) -> None:
     """Do what `smt sync` does, but for the way that runs take into the database."""
     uri = store.layout.tracking_uri()
     server.prepare(store.layout, uri)
-    before = RowServer.of(store.layout)
+    before = server.Server.of(store.layout)
     for view in views(store.project, store.layout, store.project.order):
         before.make_experiment(view.table)
     database = sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60)
