@@ -91,9 +91,14 @@ def _kept(*paths: str) -> list[dict[str, dict[str, bool]]]:
 
 def _plots(project: Project, layout: Layout) -> list[dict[str, dict[str, str]]]:
     return [
-        {str(layout.record(run) / CURVES): {"x": "epoch", "y": y, "title": str(run)}}
+        {
+            str(layout.record(run) / CURVES): {
+                "x": "epoch",
+                "y": _curve(project, run),
+                "title": str(run),
+            }
+        }
         for run in project.runs
-        for y in [_curve(project, run)]
     ]
 
 
