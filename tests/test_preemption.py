@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from toy_workflow import Toy, training_rule
+from toy_workflow import Toy, await_that, training_rule
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
@@ -170,11 +170,12 @@ def test_a_command_that_cannot_go_on_is_left_alone_on_the_signal(toy, cluster):
         "rule plain:\n"
         "    output: 'plain.txt'\n"
         "    resources: mem_mb=300, runtime=5\n"
-        "    shell: 'sleep 12; touch {output}'\n"
+        "    shell: 'echo $SLURM_JOB_ID > begun; sleep 12; touch {output}'\n"
     )
     process = toy.start(signal_delay=5, keep_logs="all")
-    time.sleep(4)
-    (job,) = [number for number, state in toy.jobs().items() if state == "RUNNING"]
+    begun = toy.folder / "begun"
+    await_that(lambda: begun.exists() and begun.read_text().strip(), process, 120, toy)
+    job = begun.read_text().strip()
     cluster.run("scancel", "--batch", "--signal=USR2", job)
     said = toy.finish(process)
     assert process.returncode == 0, said

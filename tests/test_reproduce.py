@@ -178,8 +178,15 @@ def on_cluster(made, cluster, tmp_path_factory):
     submitted = _submitted(cluster, project)
     again = project.folder / "again.log"
     second = project.start(*ON_SLURM, log=again, **cluster.environment())
-    assert second.wait(1200) == 0, again.read_text()
+    assert second.wait(1200) == 0, _failures(project, again.read_text())
     return project, submitted, _submitted(cluster, project), again.read_text()
+
+
+def _failures(project, said):
+    """Return what of a driver's log, and of the logs of trainings, tells why jobs failed."""
+    lines = [line for line in said.splitlines() if re.search("submitit:|smt:|[Ee]rror", line)]
+    causes = (project.folder / "results/demo/runs").glob("*/seed*/work-*/failure.json")
+    return "\n".join([*lines[-60:], *(f"{path}: {path.read_text()}" for path in causes)])
 
 
 def _await(condition, process, log, seconds=300):
