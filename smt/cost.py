@@ -9,7 +9,7 @@ from math import ceil
 
 from smt import macs
 from smt.cluster_spec import Cluster
-from smt.spec import Precision, Project
+from smt.spec import ClassificationRecipe, DownstreamRecipe, Precision, Project, Recipe
 
 FLOPS_PER_MAC = 2
 TRAINING_PASSES = 3
@@ -23,7 +23,7 @@ class Estimate:
     """What a run of an experiment costs."""
 
     resolution: int
-    """Pixels of a side."""
+    """Pixels of the shorter side."""
     macs: int
     """Of a forward pass of one image."""
     images: int
@@ -68,10 +68,9 @@ def estimate(project: Project, experiment: str) -> Estimate:
     """Return what each run of `experiment` costs."""
     recipe = project.recipes[project.experiments[experiment].recipe]
     dataset, cluster, scale = project.datasets[recipe.dataset], project.cluster, project.scale_name
-    model, epochs = project.models[project.experiments[experiment].model], recipe.schedule.epochs
-    forward = macs.forward(model, recipe.resolution, num_classes=dataset.classes).total
+    epochs, forward = recipe.schedule.epochs, forward_macs(project, experiment)
     pass_seconds = FLOPS_PER_MAC * forward / flops_per_second(cluster, recipe.precision)
-    images = dataset.train_images // recipe.global_batch * recipe.global_batch
+    images = project.steps_per_epoch(experiment) * recipe.global_batch
     evaluated = ceil(epochs / recipe.eval_every) * dataset.val_images
     gpus = gpus_of(project, experiment)
     passes = TRAINING_PASSES * epochs * images + evaluated
@@ -79,7 +78,7 @@ def estimate(project: Project, experiment: str) -> Estimate:
     attempts = attempts_for(compute_hours, cluster, scale)
     startup_hours = cluster.startup_hours(scale)
     return Estimate(
-        resolution=recipe.resolution,
+        resolution=resolution_of(recipe),
         macs=forward,
         images=images,
         epochs=epochs,
@@ -90,6 +89,24 @@ def estimate(project: Project, experiment: str) -> Estimate:
         wall_hours=compute_hours + attempts * startup_hours + (attempts - 1) * cluster.tail_hours,
         evaluation_hours=startup_hours + dataset.val_images * pass_seconds / 3600,
     )
+
+
+def forward_macs(project: Project, experiment: str) -> int:
+    """Return the MACs of a forward pass of one image, at the size that the recipe counts at."""
+    entry = project.experiments[experiment]
+    recipe = project.recipes[entry.recipe]
+    if isinstance(recipe, ClassificationRecipe):
+        classes = project.datasets[recipe.dataset].classes
+        model = project.models[entry.model]
+        return macs.forward(model, recipe.resolution, num_classes=classes).total
+    measured = project.cluster.scales[project.scale_name].forward_gmacs
+    return round(1e9 * measured[f"{entry.head}.{entry.model}"])
+
+
+def resolution_of(recipe: Recipe) -> int:
+    """Return the shorter side, in pixels, of the images that MACs are counted at."""
+    assert isinstance(recipe, ClassificationRecipe | DownstreamRecipe)
+    return recipe.resolution
 
 
 def flops_per_second(cluster: Cluster, precision: Precision) -> float:

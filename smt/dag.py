@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smt import cost, fingerprint
-from smt.data import manifest
+from smt.data import manifest, scan
 from smt.errors import UserError
 from smt.layout import Layout, default_params
 from smt.params import load_project
@@ -151,6 +151,11 @@ class Plan:
         """Keys of all data sets and class maps, by the stem of their manifest's file name."""
         return {Path(self.manifest(key)).stem: key for key in manifest.keys(self.project)}
 
+    @property
+    def needed_data(self) -> tuple[str, ...]:
+        """Keys of what the experiments read: not everything in params has to be brought."""
+        return manifest.needed(self.project)
+
     def manifest(self, key: str) -> str:
         """Return the manifest of a data set, or of a class map given as `class_map:NAME`."""
         return str(manifest.digest_file(self.layout, key))
@@ -170,7 +175,7 @@ class Plan:
             class_map = self.project.class_maps[key.removeprefix(manifest.CLASS_MAP)]
             return class_map.model_dump(mode="json", exclude={"path"})
         return self.project.datasets[key].model_dump(
-            mode="json", exclude={"title", "root", "source"}
+            mode="json", exclude={"title", "root", "source"}, exclude_defaults=True
         )
 
     def missing_data(self, key: str) -> list[str]:
@@ -183,8 +188,16 @@ class Plan:
             return [] if path.is_file() else [f"{path} of {key}{remedy}"]
         dataset = self.project.datasets[key]
         root = self.layout.dataset_root(dataset)
-        splits = ("train", "val") if dataset.val_images else ("train",)
-        return [f"{root / each}/ of {key}{remedy}" for each in splits if not (root / each).is_dir()]
+        places = [
+            root / place
+            for split in scan.expected_images(dataset)
+            for place in scan.needed(dataset.layout, split)
+        ]
+        return [
+            f"{place}{'' if place.suffix else '/'} of {key}{remedy}"
+            for place in places
+            if not (place.is_file() if place.suffix else place.is_dir())
+        ]
 
     def run_data(self, run: Run) -> list[str]:
         """Return the keys of the data set that `run` reads, and of its class map if it has one."""
@@ -221,7 +234,8 @@ class Plan:
         """Return what `table` is made from: measured sizes, or results that MLflow has as well."""
         if table in FIXED:
             return list(dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))))
-        return [*self.results(self.table_experiments(table)), self.synced(table)]
+        sizes = [str(self.layout.sizes)] if self.project.tables[table].sizes else []
+        return [*self.results(self.table_experiments(table)), self.synced(table), *sizes]
 
     def index_inputs(self) -> list[str]:
         """Return what the page that leads to the tables comes after."""
@@ -293,11 +307,17 @@ class Plan:
 
     def sizes_content(self) -> str:
         """Return a digest of what `smt profile` measures: models and resolutions."""
-        resolutions = sorted({recipe.resolution for recipe in self.project.recipes.values()})
+        recipes = [recipe.model_dump(mode="json") for recipe in self.project.recipes.values()]
+        resolutions = sorted({recipe["resolution"] for recipe in recipes})
         models = {
             name: model.model_dump(mode="json") for name, model in self.project.models.items()
         }
-        return _hash({"models": models, "resolutions": resolutions})
+        content: dict[str, Any] = {"models": models, "resolutions": resolutions}
+        if self.project.systems:
+            heads = self.project.heads
+            content["heads"] = {name: head.model_dump(mode="json") for name, head in heads.items()}
+            content["systems"] = list(self.project.systems.values())
+        return _hash(content)
 
 
 def source_digest() -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from smt import spec
 from smt.cluster_spec import Cluster, ScaleShare
 from smt.errors import UserError, suggest
+from smt.head_spec import HEADS, NoHead, UPerNet
 from smt.trajectory_spec import Trajectory
 from smt.yamlfile import KeyPath, YamlFile
 
@@ -19,7 +20,25 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_]{0,79}$")
 _RAND_AUGMENT = re.compile(r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")
-_OVERLAID = ("models", "recipes", "datasets", "class_maps", "experiments")
+_SECTIONS: Mapping[str, tuple[str, type | Callable[[Any], type]]] = {
+    "models": ("models", spec.Model),
+    "heads": ("heads", lambda entry: HEADS.get(entry.get("kind"), NoHead)),
+    "recipes": ("recipes", spec.ClassificationRecipe),
+    "detection_recipes": ("detection", spec.DetectionRecipe),
+    "segmentation_recipes": ("segmentation", spec.SegmentationRecipe),
+    "datasets": ("data", spec.Dataset),
+    "class_maps": ("data", spec.ClassMap),
+    "experiments": ("experiments", spec.Experiment),
+    "tables": ("tables", spec.Table),
+}
+"""File of each section, and what its entries are."""
+_OVERLAID = tuple(name for name in _SECTIONS if name != "tables")
+RECIPES = {
+    "classify": "recipes",
+    "detect": "detection_recipes",
+    "segment": "segmentation_recipes",
+}
+"""Section of the recipes of each task."""
 
 
 def load_project(params: Path, scale: str) -> spec.Project:
@@ -28,10 +47,8 @@ def load_project(params: Path, scale: str) -> spec.Project:
     Raises:
         UserError: naming file, line and key, what is valid, and what to do.
     """
-    files = {
-        name: YamlFile(params / f"{name}.yaml")
-        for name in ("scales", "models", "recipes", "data", "experiments", "reported", "tables")
-    }
+    names = dict.fromkeys(("scales", *(file for file, _ in _SECTIONS.values()), "reported"))
+    files = {name: YamlFile(params / f"{name}.yaml") for name in names}
     drift, cluster, trajectory = (
         YamlFile(params / f"{name}.yaml") for name in ("drift", "cluster", "trajectory")
     )
@@ -43,16 +60,15 @@ def load_project(params: Path, scale: str) -> spec.Project:
         raise UserError(f"{scales.where((scale,))}: expected a mapping")
     own = {key: value for key, value in entry.items() if key not in _OVERLAID}
     reader = _Reader(scales, scale)
+    sections = {
+        name: reader.section(files[file], name, kind) for name, (file, kind) in _SECTIONS.items()
+    }
     project = spec.Project(
         scale_name=scale,
         scale=_validate(spec.Scale, own, [(scales, (scale,))], skip=_OVERLAID),
-        models=reader.section(files["models"], "models", spec.Model),
-        recipes=reader.section(files["recipes"], "recipes", spec.Recipe),
-        datasets=reader.section(files["data"], "datasets", spec.Dataset),
-        class_maps=reader.section(files["data"], "class_maps", spec.ClassMap),
-        experiments=reader.section(files["experiments"], "experiments", spec.Experiment),
+        recipes=_joined(files, {name: sections.pop(name) for name in RECIPES.values()}),
         reported=_validate(spec.Reported, files["reported"].data, [(files["reported"], ())]),
-        tables=reader.section(files["tables"], "tables", spec.Table),
+        **sections,
         findings=tuple(
             _validate(spec.Finding, finding, [(drift, ("findings", index))])
             for index, finding in enumerate(drift.data.get("findings", ()))
@@ -74,11 +90,27 @@ def require_experiments(project: spec.Project, names: Iterable[str]) -> None:
             )
 
 
+def _joined(files: Mapping[str, YamlFile], sections: Mapping[str, dict[str, T]]) -> dict[str, T]:
+    """Return the entries of several sections together; a name stands in one of them."""
+    joined: dict[str, T] = {}
+    for section, entries in sections.items():
+        for name in entries:
+            if name in joined:
+                where = files[_SECTIONS[section][0]].where((section, name))
+                raise UserError(f"{where}: another file has a recipe of this name; rename one")
+        joined |= entries
+    return joined
+
+
 def _merge(base: Any, over: Any) -> Any:
     """Return `base` with `over` laid on it: mappings key by key, everything else replaced."""
     if isinstance(base, dict) and isinstance(over, dict):
         return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}
     return over
+
+
+LAYOUTS = {"classify": "imagenet", "detect": "coco", "segment": "ade20k"}
+"""Layout of the data sets of each task."""
 
 
 class _Reader:
@@ -88,12 +120,15 @@ class _Reader:
         self.scales = scales
         self.scale = scale
 
-    def section(self, file: YamlFile, section: str, kind: type[T]) -> dict[str, T]:
+    def section(
+        self, file: YamlFile, section: str, kind: type | Callable[[Any], type]
+    ) -> dict[str, Any]:
+        """Return the entries of a section; where `kind` is no record, it tells which one is."""
         entries = file.data.get(section)
         if not isinstance(entries, dict):
             raise UserError(f"{file.path}: missing key {section}: expected a mapping of names")
         for key in file.data:
-            if key not in {"models", "recipes", "datasets", "class_maps", "experiments", "tables"}:
+            if key not in _SECTIONS:
                 raise UserError(f"{file.where((key,))}: unknown key; valid: {section}")
         for name, entry in entries.items():
             if not isinstance(name, str) or not _NAME.match(name):
@@ -110,14 +145,12 @@ class _Reader:
                     f"{self.scales.where((self.scale, section, name))}: no such entry in "
                     f"{file.path.name}; {suggest(name, entries)}"
                 )
-        return {
-            name: _validate(
-                kind,
-                self._resolve(file, section, name, ()),
-                self._sources(file, section, name),
-            )
-            for name in entries
-        }
+        records: dict[str, Any] = {}
+        for name in entries:
+            data = self._resolve(file, section, name, ())
+            record = kind if isinstance(kind, type) else kind(data)
+            records[name] = _validate(record, data, self._sources(file, section, name))
+        return records
 
     def _resolve(
         self, file: YamlFile, section: str, name: str, seen: tuple[str, ...]
@@ -210,6 +243,8 @@ class _Checker:
     def check(self) -> None:
         for name, model in self.project.models.items():
             self._model(name, model)
+        for name, head in self.project.heads.items():
+            self._head(name, head)
         for name, recipe in self.project.recipes.items():
             self._recipe(name, recipe)
         for name, class_map in self.project.class_maps.items():
@@ -220,6 +255,7 @@ class _Checker:
             self._known(
                 "experiments", ("experiments", name, "recipe"), experiment.recipe, "recipes"
             )
+            self._task(name, experiment)
         for name in self.project.experiments:
             self._start(name)
         proof = self.project.scale.proof
@@ -265,16 +301,103 @@ class _Checker:
                     f"{model.mixers[stage]}; valid: 2 blocks or more, or the mixer sam or msa",
                 )
 
+    def _head(self, name: str, head: spec.Detector | spec.UPerNet) -> None:
+        for path, problem in head.problems():
+            raise self._fail("heads", ("heads", name, *path), problem)
+
+    def _task(self, name: str, experiment: spec.Experiment) -> None:
+        """Refuse a recipe, a head or a data set that is not of the experiment's task."""
+        project, path = self.project, ("experiments", name)
+        recipe = project.recipes[experiment.recipe]
+        section = _section_of(recipe)
+        if section != RECIPES[experiment.task]:
+            file = _SECTIONS[RECIPES[experiment.task]][0]
+            valid = [
+                each
+                for each in project.recipes
+                if _section_of(project.recipes[each]) == RECIPES[experiment.task]
+            ]
+            raise self._fail(
+                "experiments", (*path, "recipe"),
+                f"{experiment.recipe} is of {section}, but this experiment's task is "
+                f"{experiment.task}; valid, from {file}.yaml: {', '.join(valid)}",
+            )  # fmt: skip
+        heads = [each for each, head in project.heads.items() if _is_of(head, experiment.task)]
+        if experiment.task == "classify":
+            if experiment.head is not None:
+                raise self._fail("experiments", (*path, "head"), "a classifier has none; remove it")
+        elif experiment.head not in heads:
+            raise self._fail(
+                "experiments", (*path, "head"),
+                f"no head {experiment.head!r} for the task {experiment.task}; "
+                f"{suggest(str(experiment.head), heads)}",
+            )  # fmt: skip
+        dataset = project.datasets[recipe.dataset]
+        if dataset.layout != LAYOUTS[experiment.task]:
+            raise self._fail(
+                "experiments", (*path, "recipe"),
+                f"{experiment.recipe} trains on {recipe.dataset}, whose layout is "
+                f"{dataset.layout}; the task {experiment.task} needs {LAYOUTS[experiment.task]}",
+            )  # fmt: skip
+
     def _recipe(self, name: str, recipe: spec.Recipe) -> None:
-        path = ("recipes", name)
-        self._known("recipes", (*path, "dataset"), recipe.dataset, "datasets")
+        section = _section_of(recipe)
+        file, path = _SECTIONS[section][0], (section, name)
+        self._known(file, (*path, "dataset"), recipe.dataset, "datasets")
         if recipe.global_batch % recipe.device_batch:
             raise self._fail(
-                "recipes",
+                file,
                 (*path, "device_batch"),
                 f"{recipe.device_batch} does not divide the global batch of "
                 f"{recipe.global_batch}; valid: {_divisors(recipe.global_batch)}",
             )
+        match recipe:
+            case spec.ClassificationRecipe():
+                self._classification_recipe(path, recipe)
+            case spec.DetectionRecipe():
+                self._detection_recipe(path, recipe)
+            case spec.SegmentationRecipe():
+                self._segmentation_recipe(path, recipe)
+
+    def _detection_recipe(self, path: KeyPath, recipe: spec.DetectionRecipe) -> None:
+        schedule = recipe.schedule
+        late = [each for each in schedule.milestones if each >= schedule.epochs]
+        if late:
+            raise self._fail(
+                "detection", (*path, "schedule", "milestones"),
+                f"epoch {late[0]} in a run of {schedule.epochs}; valid: 1 to "
+                f"{schedule.epochs - 1}",
+            )  # fmt: skip
+        for index, policy in enumerate(recipe.augment.policies):
+            crop = policy.crop
+            if crop is not None and crop.smallest > crop.largest:
+                raise self._fail(
+                    "detection", (*path, "augment", "policies", index, "crop", "smallest"),
+                    f"{crop.smallest} is more than largest, {crop.largest}",
+                )  # fmt: skip
+
+    def _segmentation_recipe(self, path: KeyPath, recipe: spec.SegmentationRecipe) -> None:
+        schedule = recipe.schedule
+        if schedule.steps % schedule.interval:
+            raise self._fail(
+                "segmentation", (*path, "schedule", "interval"),
+                f"{schedule.interval} does not divide the {schedule.steps} steps; valid: "
+                f"{_divisors(schedule.steps)}",
+            )  # fmt: skip
+        if schedule.warmup_steps >= schedule.steps:
+            raise self._fail(
+                "segmentation", (*path, "schedule", "warmup_steps"),
+                f"{schedule.warmup_steps} in a run of {schedule.steps}; valid: 0 to "
+                f"{schedule.steps - 1}",
+            )  # fmt: skip
+        low, high = recipe.augment.factor
+        if low > high:
+            raise self._fail(
+                "segmentation", (*path, "augment", "factor"),
+                f"[{low}, {high}] is not low, then high",
+            )  # fmt: skip
+
+    def _classification_recipe(self, path: KeyPath, recipe: spec.ClassificationRecipe) -> None:
         if recipe.schedule.warmup_epochs >= recipe.schedule.epochs:
             raise self._fail(
                 "recipes",
@@ -330,6 +453,18 @@ class _Checker:
                 f"{start.experiment} trains {parent.model}, this one "
                 f"{project.experiments[name].model}; valid: an experiment of the same model",
             )
+        if parent.task != "classify":
+            raise self._fail(
+                "experiments", (*path, "experiment"),
+                f"{start.experiment} is of the task {parent.task}; valid: one that classifies",
+            )  # fmt: skip
+        if project.experiments[name].task != "classify":
+            if start.class_map is not None:
+                raise self._fail(
+                    "experiments", (*path, "class_map"),
+                    "only the backbone is taken over, which has no classes; valid: null",
+                )  # fmt: skip
+            return
         source, target = project.dataset_of(start.experiment), project.dataset_of(name)
         if start.class_map is None:
             if project.datasets[source].classes != project.datasets[target].classes:
@@ -360,7 +495,7 @@ class _Checker:
 
     def _reported(self) -> None:
         reported = self.project.reported
-        for section in ("experiments", "models"):
+        for section in ("experiments", "models", "systems"):
             for name, metrics in getattr(reported, section).items():
                 self._known("reported", (section, name), name, section)
                 for metric, entry in metrics.items():
@@ -403,6 +538,16 @@ class _Checker:
             )
         for name in self.project.experiments:
             self._gpus(name, cluster.scales[scale])
+            self._forward_gmacs(name, cluster.scales[scale])
+
+    def _forward_gmacs(self, name: str, share: ScaleShare) -> None:
+        experiment = self.project.experiments[name]
+        key = f"{experiment.head}.{experiment.model}"
+        if experiment.head is not None and key not in share.forward_gmacs:
+            raise self._fail(
+                "cluster", ("scales", self.project.scale_name, "forward_gmacs"),
+                f"{key} is missing, which {name} trains; smt profile measures it",
+            )  # fmt: skip
 
     def _gpus(self, name: str, share: ScaleShare) -> None:
         """Refuse GPUs that cannot share the batches of an experiment, as training would."""
@@ -417,6 +562,14 @@ class _Checker:
                 f"recipe {recipe} ({name}); valid: {_divisors(chunks)}, here or for it alone "
                 f"(scales.{self.project.scale_name}.recipes.{recipe}.gpus)",
             )
+
+
+def _section_of(recipe: spec.Recipe) -> str:
+    return next(name for name in RECIPES.values() if type(recipe) is _SECTIONS[name][1])
+
+
+def _is_of(head: spec.Detector | spec.UPerNet, task: spec.Task) -> bool:
+    return task == ("segment" if isinstance(head, UPerNet) else "detect")
 
 
 def _divisors(number: int) -> str:

@@ -5,11 +5,20 @@
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from smt.augment_spec import (
+    DetectionAugment,
+    DetectionEvaluation,
+    SegmentationAugment,
+    SegmentationEvaluation,
+)
 from smt.cluster_spec import Cluster
+from smt.errors import suggest
+from smt.head_spec import Detector, UPerNet
+from smt.metrics import METRICS
 from smt.record import Fraction, Name, Positive, PositiveFloat, Strict
 from smt.trajectory_spec import Trajectory
 
@@ -70,6 +79,16 @@ class Optimizer(Strict):
     """Largest L2 norm of the whole gradient."""
 
 
+class DownstreamOptimizer(Optimizer):
+    """AdamW of detectors and segmenters."""
+
+    decay: Literal["all", "all_but_layer_norm"]
+    """What weight decay is applied to: every parameter, or all but those of LayerNorms. Biases and
+    BatchNorms decay, as they do in the released configs."""
+    backbone_rate: PositiveFloat
+    """Learning rate of the backbone over that of the head."""
+
+
 class Schedule(Strict):
     """Linear warm-up, then cosine, both per step."""
 
@@ -79,6 +98,37 @@ class Schedule(Strict):
     """Learning rate of step 0, at `lr_batch`."""
     min_lr: Annotated[float, Field(ge=0)]
     """Learning rate that the cosine ends in, at `lr_batch`."""
+
+
+class StepSchedule(Strict):
+    """Linear warm-up over the first steps, then a constant rate that drops at some epochs."""
+
+    epochs: Positive
+    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_ratio: Fraction
+    """Learning rate of step 0 over the one without warm-up."""
+    milestones: tuple[Positive, ...]
+    """Epochs after which the rate is multiplied by `gamma`."""
+    gamma: PositiveFloat
+
+
+class PolySchedule(Strict):
+    """A number of steps rather than epochs; the rate falls as a power of what is left of them."""
+
+    steps: Positive
+    interval: Positive
+    """Steps that count as an epoch: after them the model is evaluated and saved."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_ratio: Fraction
+    """Learning rate of step 0 over the one without warm-up."""
+    power: PositiveFloat
+    min_lr: Annotated[float, Field(ge=0)]
+    """Learning rate at the end, at `lr_batch`."""
+
+    @property
+    def epochs(self) -> int:
+        """Intervals of the whole run."""
+        return self.steps // self.interval
 
 
 class Augment(Strict):
@@ -131,18 +181,14 @@ class Recipe(Strict):
 
     title: str
     dataset: Name
-    resolution: Annotated[int, Field(ge=32)]
-    """Side of the square that the model sees, in pixels."""
     global_batch: Positive
     """Images per optimizer step over all processes and accumulation steps."""
     device_batch: Positive
     """Images per forward pass of one process at most: BatchNorm sees this many."""
     precision: Precision
     optimizer: Optimizer
-    schedule: Schedule
+    schedule: Schedule | StepSchedule | PolySchedule
     guard: Guard
-    augment: Augment
-    evaluation: Evaluation
     drop_path: Annotated[float, Field(ge=0, lt=1)]
     """Drop-path rate of the last block; an experiment may set its own."""
     unreadable_images: Literal["stop", "skip"]
@@ -156,20 +202,70 @@ class Recipe(Strict):
         return self.global_batch // self.device_batch
 
 
+class ClassificationRecipe(Recipe):
+    """How a classifier is trained."""
+
+    resolution: Annotated[int, Field(ge=32)]
+    """Side of the square that the model sees, in pixels."""
+    schedule: Schedule
+    augment: Augment
+    evaluation: Evaluation
+
+
+class DownstreamRecipe(Recipe):
+    """How a detector or segmenter is trained."""
+
+    optimizer: DownstreamOptimizer
+    drop_path_mode: Literal["stochastic", "dropout"]
+    """stochastic: a block's branch is dropped for an image (the paper); dropout: element by
+    element (the release's detection and segmentation code)."""
+    resolution: Annotated[int, Field(ge=32)]
+    """Shorter side of the image that sizes are counted at."""
+    resolution_long: Annotated[int, Field(ge=32)]
+    """Its longer side."""
+
+
+class DetectionRecipe(DownstreamRecipe):
+    """How a detector is trained."""
+
+    schedule: StepSchedule
+    augment: DetectionAugment
+    evaluation: DetectionEvaluation
+
+
+class SegmentationRecipe(DownstreamRecipe):
+    """How a segmenter is trained."""
+
+    schedule: PolySchedule
+    augment: SegmentationAugment
+    evaluation: SegmentationEvaluation
+
+
 class Dataset(Strict):
-    """Images in ImageNet's folder layout: `root/split/class/image`."""
+    """Images on disk, in the layout that the data set is published in."""
 
     title: str
+    layout: Literal["imagenet", "coco", "ade20k"] = "imagenet"
+    """imagenet: `train/CLASS/IMAGE`, `val/CLASS/IMAGE`. coco: `train2017/IMAGE`,
+    `val2017/IMAGE`, `annotations/instances_train2017.json` and `instances_val2017.json`. ade20k:
+    `images/training/NAME.jpg` with `annotations/training/NAME.png`, and `validation` likewise."""
     root: str
     """Folder, absolute or below the data folder (`--data`, SMT_DATA, or data/)."""
     classes: Positive
     train_images: Positive
     val_images: Annotated[int, Field(ge=0)]
     """0 where the data set has no validation split."""
+    images_with_objects: Positive | None = None
+    """Training images that show an object, of a coco data set: the others are not trained on."""
     source: str
     """Where classes and counts are published."""
-    generator: Literal["digits", "digit_pairs"] | None
+    generator: Literal["digits", "digit_pairs", "scenes_coco", "scenes_ade20k"] | None
     """Demo data are made by this; null where the user brings the data."""
+
+    @property
+    def trained_images(self) -> int:
+        """Images of an epoch."""
+        return self.images_with_objects or self.train_images
 
 
 class ClassMap(Strict):
@@ -187,20 +283,26 @@ class Start(Strict):
     """Where an experiment's weights come from."""
 
     experiment: Name
-    """Its run of the same seed, or of its only seed."""
+    """Its run of the same seed, or of its only seed. A detector or segmenter takes its backbone
+    from a classifier."""
     class_map: Name | None
-    """Needed where the two data sets differ in classes."""
+    """Needed where the two data sets differ in classes, and both runs classify."""
+
+
+Task = Literal["classify", "detect", "segment"]
 
 
 class Experiment(Strict):
     """A model trained by a recipe."""
 
     title: str
-    task: Literal["classify"]
+    task: Task
     model: Name
     recipe: Name
-    group: Literal["pretrain", "finetune", "ablation"]
+    group: Literal["pretrain", "finetune", "ablation", "detection", "segmentation"]
     """Which rule of the DAG trains it."""
+    head: Name | None = None
+    """What stands on the model in detection and segmentation."""
     start: Start | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     """In place of the recipe's."""
@@ -226,11 +328,33 @@ class ReportedValue(Strict):
 
 
 class Reported(Strict):
-    """Every published number, by experiment or by model, then by metric."""
+    """Every published number, by experiment, by model or by system, then by metric."""
 
     sources: dict[Name, Source]
     experiments: dict[Name, dict[Name, ReportedValue]]
     models: dict[Name, dict[Name, ReportedValue]]
+    systems: dict[str, dict[Name, ReportedValue]] = {}
+    """By head and model, as in `mask_rcnn.smt_small`."""
+
+
+class System(NamedTuple):
+    """A head on a model, as it is trained and measured."""
+
+    head: str
+    model: str
+    classes: int
+    size: tuple[int, int]
+    """Height and width, in pixels, of the image that its cost is counted at."""
+
+    @property
+    def name(self) -> str:
+        """What stands for it in files: head and model."""
+        return f"{self.head}.{self.model}"
+
+    @property
+    def resolution(self) -> str:
+        """The size in words."""
+        return f"{self.size[0]} x {self.size[1]}"
 
 
 class Finding(Strict):
@@ -242,6 +366,15 @@ class Finding(Strict):
     ours: str
     """May name a measured size as {model.metric}, filled in from `smt profile`."""
     kind: Literal["size", "recipe", "code", "missing"]
+
+
+def _metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"no such metric; {suggest(name, METRICS)}")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_metric)]
 
 
 class Row(Strict):
@@ -258,12 +391,14 @@ class Table(Strict):
 
     title: str
     caption: str
-    metrics: Annotated[tuple[Literal["top1", "top5", "loss"], ...], Field(min_length=1)]
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     baseline: Name | None = None
     """Experiment whose result the gain column is measured from."""
     tolerance: Annotated[float, Field(ge=0)]
     """Distance from the reported value, in the metric's unit, that counts as reproduced."""
+    sizes: bool = False
+    """Whether parameters and MACs of each row's head and model stand beside its results."""
 
 
 class ProvedRun(Strict):
@@ -311,7 +446,9 @@ class Project(Strict):
     scale_name: Name
     scale: Scale
     models: dict[Name, Model]
+    heads: dict[Name, Detector | UPerNet]
     recipes: dict[Name, Recipe]
+    """Instances of its subclasses, one a task."""
     datasets: dict[Name, Dataset]
     class_maps: dict[Name, ClassMap]
     experiments: dict[Name, Experiment]
@@ -366,6 +503,42 @@ class Project(Strict):
     def dataset_of(self, name: str) -> str:
         """Return the name of the data set that an experiment trains on."""
         return self.recipes[self.experiments[name].recipe].dataset
+
+    def steps_per_epoch(self, name: str) -> int:
+        """Return the global batches of an epoch of an experiment; an incomplete one is dropped."""
+        recipe = self.recipes[self.experiments[name].recipe]
+        if isinstance(recipe.schedule, PolySchedule):
+            return recipe.schedule.interval
+        dataset = self.datasets[recipe.dataset]
+        return max(dataset.trained_images // recipe.global_batch, 1)
+
+    @cached_property
+    def systems(self) -> dict[str, System]:
+        """Every head on every model that an experiment trains, by its name."""
+        found: dict[str, System] = {}
+        for experiment in self.experiments.values():
+            recipe = self.recipes[experiment.recipe]
+            if experiment.head is None or not isinstance(recipe, DownstreamRecipe):
+                continue
+            size = (recipe.resolution, recipe.resolution_long)
+            classes = self.datasets[recipe.dataset].classes
+            system = System(experiment.head, experiment.model, classes, size)
+            found.setdefault(system.name, system)
+        return found
+
+    def classifier_recipes(self, model: str) -> tuple[ClassificationRecipe, ...]:
+        """Return the recipes by which a model is trained to classify, the last one last.
+
+        Of a model that no experiment trains, that is the first recipe of the project.
+        """
+        names = [name for name in self.order if self.experiments[name].model == model]
+        recipes = [self.recipes[self.experiments[name].recipe] for name in names]
+        every = [each for each in recipes if isinstance(each, ClassificationRecipe)]
+        if not every:
+            first = next(iter(self.recipes.values()))
+            assert isinstance(first, ClassificationRecipe)
+            every = [first]
+        return tuple(every)
 
 
 class Run(Strict):

@@ -16,7 +16,6 @@ from smt.data.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split, dige
 from smt.files import write_json
 from smt.layout import Layout
 from smt.params import load_project
-from smt.report.epochs import steps_per_epoch
 from smt.spec import Project, Run
 from smt.tracking.server import Server
 from smt.yamlfile import YamlFile
@@ -131,7 +130,7 @@ class RunFiles:
     def lines(self, run: Run, epochs: int, top1: float = 95.0) -> list[dict]:
         """Return the journal of a run of `epochs`, at the last of which it has `top1`."""
         project = self.project
-        steps, every = steps_per_epoch(project, run.experiment), project.scale.log_every
+        steps, every = project.steps_per_epoch(run.experiment), project.scale.log_every
         validated = project.datasets[project.dataset_of(run.experiment)].val_images > 0
         lines = []
         for step in range(1, epochs * steps + 1):

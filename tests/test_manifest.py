@@ -53,7 +53,13 @@ def test_a_manifest_says_what_is_there(root, layout):
     assert found.splits["val"].per_class == (2, 2, 2)
     size = sum(path.stat().st_size for path in (root / "train").rglob("*.JPEG"))
     assert found.splits["train"].total_bytes == size
-    assert json.loads(layout.manifest("tiny").read_text())["content"] == "bytes"
+    written = json.loads(layout.manifest("tiny").read_text())
+    assert written["content"] == "bytes"
+    # As they were before there were other layouts: results are compared byte by byte.
+    assert set(written) == {"classes", "content", "dataset", "digest", "splits"}
+    assert set(written["splits"]["val"]) == {
+        "images", "listed_in", "per_class", "sha256", "total_bytes",
+    }  # fmt: skip
 
 
 def test_the_digest_is_of_the_sorted_names_sizes_and_contents(root, layout):

@@ -59,3 +59,57 @@ def test_clipping_returns_the_norm_before_it():
     assert float(weight.grad.norm()) == pytest.approx(5, rel=1e-5)
     assert math.isclose(float(optim.clip([weight], None)), 5, rel_tol=1e-5)
     assert float(weight.grad.norm()) == pytest.approx(5, rel=1e-5)
+
+
+# --- detection and segmentation -------------------------------------------------------------------
+
+
+def test_a_rate_in_steps_drops_at_its_milestones_after_a_linear_warm_up():
+    recipe, epoch = PAPER.recipes["mask_rcnn_1x"], 7329  # 117,266 // 16
+    assert optim.learning_rate(recipe, 0, epoch) == pytest.approx(2e-4 * 1e-3)
+    assert optim.learning_rate(recipe, 250, epoch) == pytest.approx(2e-4 * (1e-3 + 0.999 / 2))
+    for step, rate in ((500, 2e-4), (8 * epoch - 1, 2e-4), (8 * epoch, 2e-5), (11 * epoch, 2e-6)):
+        assert optim.learning_rate(recipe, step, epoch) == pytest.approx(rate)
+
+
+def test_a_poly_rate_falls_to_nothing_and_its_warm_up_is_a_part_of_it():
+    recipe = PAPER.recipes["upernet_160k"]
+    assert recipe.schedule.epochs == 10
+    assert optim.learning_rate(recipe, 0, 16000) == pytest.approx(6e-5 * 1e-6)
+    fallen = 6e-5 * (1 - 750 / 160000)
+    assert optim.learning_rate(recipe, 750, 16000) == pytest.approx(fallen * (1e-6 + 0.999999 / 2))
+    assert optim.learning_rate(recipe, 80000, 16000) == pytest.approx(3e-5)
+    assert optim.learning_rate(recipe, 160000, 16000) == 0
+
+
+class Downstream(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+        self.head = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.LayerNorm(3))
+
+
+def groups_of(recipe):
+    """Return decay and rate of each parameter, at a rate of 1."""
+    model = Downstream()
+    optimizer = optim.adamw(model, recipe.optimizer)
+    optim.set_learning_rate(optimizer, 1.0)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    return {
+        name: (of[id(p)]["weight_decay"], of[id(p)]["lr"]) for name, p in model.named_parameters()
+    }
+
+
+def test_everything_but_layer_norms_decays_in_mask_rcnn():
+    groups = groups_of(PAPER.recipes["mask_rcnn_1x"])
+    fixed = {name for name, (decay, _) in groups.items() if decay == 0}
+    assert fixed == {"backbone.1.weight", "backbone.1.bias", "head.2.weight", "head.2.bias"}
+    assert {decay for decay, _ in groups.values()} == {0, 0.05}
+    assert {rate for _, rate in groups.values()} == {1.0}
+
+
+def test_the_backbone_of_dino_learns_at_a_tenth_and_all_of_it_decays():
+    groups = groups_of(PAPER.recipes["dino_1x"])
+    assert {decay for decay, _ in groups.values()} == {1e-4}
+    for name, (_, rate) in groups.items():
+        assert rate == pytest.approx(0.1 if name.startswith("backbone.") else 1.0), name

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from smt.data.sampler import Schedule, epoch_order
+from smt.data.sampler import Schedule, epoch_order, grouped_order, stream
 from smt.errors import UserError
 
 
@@ -61,3 +61,52 @@ def test_processes_that_cannot_share_a_batch_are_told_how_many_can():
 def test_a_data_set_smaller_than_a_batch_is_refused():
     with pytest.raises(UserError, match="31 training images do not fill .* batch of 32"):
         jobs(images=31)
+
+
+# --- detection: neighbours of a group; segmentation: an endless row -----------------------------
+
+GROUPS = np.array([i % 3 == 0 for i in range(101)])  # 34 of one kind, 67 of the other
+
+
+def test_a_grouped_order_has_every_image_once_and_mixes_only_what_is_left():
+    order = grouped_order(GROUPS, 4, seed=3, epoch=1)
+    assert sorted(order) == list(range(101))
+    parts = [GROUPS[order[i : i + 4]] for i in range(0, 100, 4)]
+    mixed = [part for part in parts if len(set(part)) > 1]
+    # 34 = 8 x 4 + 2 and 67 = 16 x 4 + 3: of the 5 that are left, 4 make one part.
+    assert len(parts) == 25 and len(mixed) == 1
+
+
+def test_a_grouped_order_is_another_one_in_another_epoch():
+    orders = [grouped_order(GROUPS, 4, seed=3, epoch=epoch).tolist() for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    # The parts come in random order, not one kind after the other.
+    kinds = [bool(GROUPS[orders[0][i]]) for i in range(0, 100, 4)]
+    assert sum(a != b for a, b in zip(kinds, kinds[1:], strict=False)) > 5
+
+
+def test_a_schedule_of_groups_gives_chunks_of_one_kind():
+    schedule = Schedule(101, 8, 4, 0, 1, groups=GROUPS)
+    chunks = list(schedule.jobs(3, 1))
+    assert schedule.steps_per_epoch == 12 and len(chunks) == 24
+    assert sum(len(set(GROUPS[job.indices])) > 1 for job in chunks) <= 1
+
+
+def test_a_row_goes_through_all_images_again_and_again():
+    row = stream(10, seed=5, start=0, count=35)
+    for epoch in range(3):
+        assert row[10 * epoch : 10 * (epoch + 1)].tolist() == epoch_order(10, 5, epoch).tolist()
+    assert stream(10, seed=5, start=17, count=9).tolist() == row[17:26].tolist()
+
+
+def test_an_interval_counts_as_an_epoch_and_leaves_nothing_out():
+    schedule = Schedule(10, 4, 2, 0, 1, interval=7)
+    assert schedule.steps_per_epoch == 7
+    seen = [index for epoch in (0, 1) for job in schedule.jobs(5, epoch) for index in job.indices]
+    assert seen == stream(10, 5, 0, 56).tolist()
+
+
+def test_processes_share_an_endless_row_as_one_would_read_it():
+    shares = [flat(Schedule(10, 4, 2, rank, 2, interval=7).jobs(5, 1, 3)) for rank in (0, 1)]
+    alone = flat(Schedule(10, 4, 2, 0, 1, interval=7).jobs(5, 1, 3))
+    assert sorted(shares[0] + shares[1]) == alone

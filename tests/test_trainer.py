@@ -67,7 +67,7 @@ class Regression:
         inputs, targets = batch.loss_inputs
         return F.mse_loss(model(inputs), targets)
 
-    def evaluate(self, interrupted=never):
+    def evaluate(self, interrupted=never, *, final=True):
         if interrupted():
             raise Interrupted
         self.model.eval()
@@ -216,7 +216,7 @@ def test_an_evaluation_gives_way_to_a_signal_and_is_done_again(tmp_path):
     stop, first = StopRequest(), Regression()
     evaluate = first.evaluate
 
-    def asked_meanwhile(interrupted):
+    def asked_meanwhile(interrupted, *, final):
         stop.signal = 15
         return evaluate(interrupted)
 
@@ -347,7 +347,7 @@ def test_the_best_checkpoint_is_kept_with_the_last_two(tmp_path):
     class Scored(Regression):
         scores = iter([1.0, 5.0, 3.0, 2.0, 4.0])
 
-        def evaluate(self, interrupted=never):
+        def evaluate(self, interrupted=never, *, final=True):
             return {"top1": next(self.scores)}
 
     made, _ = run(Scored(epochs=5), tmp_path)

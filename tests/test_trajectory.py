@@ -13,7 +13,6 @@ from trainings import await_step, command, edit_demo, make_project, run_dir, smt
 from smt.errors import UserError
 from smt.report.build import grid
 from smt.report.collect import collect
-from smt.report.epochs import steps_per_epoch
 from smt.report.trajectory import Band, band_at, measured_bands
 from smt.spec import Run
 from smt.status import states, text
@@ -32,7 +31,7 @@ def paper(make_files):
 
 def write(files, run, top1, loss=None):
     """Write a run's journal with the trainer's own class; `top1` and `loss` go by epoch."""
-    steps = steps_per_epoch(files.project, run.experiment)
+    steps = files.project.steps_per_epoch(run.experiment)
     journal = Journal(files.work_dir(run), Position())
     for epoch in sorted({*top1, *(loss or {})}):
         metrics = {"train/loss": loss[epoch] if loss else 3.0}

@@ -1,7 +1,9 @@
 """`smt data`: make demo data, check data sets, write their manifests."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import click
 
@@ -58,12 +60,14 @@ def _what_to_bring(project: Project, layout: Layout, key: str) -> str:
     dataset = project.datasets[key]
     root = layout.dataset_root(dataset)
     splits = " and ".join(
-        f"{root}/{split}/CLASS/IMAGE ({count} images)"
+        f"{' with '.join(f'{root}/{place}' for place in scan.places_of(dataset.layout, split))} "
+        f"({count} images)"
         for split, count in expected_images(dataset).items()
     )
+    classes = "class folders each" if dataset.layout == "imagenet" else "classes"
     return (
-        f"{key} is not made here: bring {dataset.title} as {splits}, {dataset.classes} class "
-        f"folders each, or set datasets.{key}.root in params/data.yaml; {then}"
+        f"{key} is not made here: bring {dataset.title} as {splits}, {dataset.classes} {classes}, "
+        f"or set datasets.{key}.root in params/data.yaml; {then}"
     )
 
 
@@ -110,7 +114,7 @@ def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) ->
                 manifest.write(project, layout, key)
             return _check_map(project, layout, key)
         with ShownMeter(key) as meter:
-            probe = imagenet.decode if decode else None
+            probe = _decode if decode else None
             found = verification.verify(
                 project, layout, key, jobs=jobs, probe=probe, meter=meter
             )  # fmt: skip
@@ -120,6 +124,12 @@ def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) ->
         return _verdict(project, layout, key, found, how)
 
     _each(project, layout, keys, one)
+
+
+def _decode(path: Path) -> None:
+    """Decode a file if it is an image, as training does; COCO's annotations are none."""
+    if scan.is_image(path.name):
+        imagenet.decode(path)
 
 
 @command.command()
@@ -143,6 +153,13 @@ def check(keys: tuple[str, ...], scale: str) -> None:
     _each(project, layout, keys, one)
 
 
+def _needed_or_there(project: Project, layout: Layout) -> tuple[str, ...]:
+    """Return the keys of what experiments read, and of data sets that are there all the same."""
+    needed, datasets = manifest.needed(project), project.datasets
+    there = {name for name in datasets if layout.dataset_root(datasets[name]).exists()}
+    return tuple(key for key in manifest.keys(project) if key in needed or key in there)
+
+
 def _each(
     project: Project, layout: Layout, keys: tuple[str, ...], one: Callable[[str], str]
 ) -> None:
@@ -150,7 +167,7 @@ def _each(
     for key in keys:
         manifest.require_key(project, key)
     wrong = False
-    for key in keys or manifest.keys(project):
+    for key in keys or _needed_or_there(project, layout):
         try:
             click.echo(f"ok     {one(key)}")
         except DataError as error:
@@ -211,8 +228,17 @@ def _summary(found: Manifest | ClassMapManifest) -> str:
     if isinstance(found, ClassMapManifest):
         text = f"{len(found.rows)} rows from {found.source} to {found.target}"
     else:
-        text = _numbers(found.splits, len(found.classes))
+        text = f"{_numbers(found.splits, len(found.classes))}{_facts(found)}"
     return f"{text}, digest {found.digest[:12]}"
+
+
+def _facts(found: Manifest) -> str:
+    """Return what else was counted, over all splits, as in ` (9 objects, 1 crowds)`."""
+    counts: Counter[str] = Counter()
+    for split in found.splits.values():
+        counts.update(split.facts)
+    named = (f"{counts[name]} {name.replace('_', ' ')}" for name in sorted(counts))
+    return f" ({', '.join(named)})" if counts else ""
 
 
 def _numbers(splits: Mapping[str, Split | SplitScan], classes: int) -> str:

@@ -1,7 +1,7 @@
 """`smt profile`: what every model costs, beside what was published."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -10,7 +10,10 @@ from rich.table import Table
 
 from smt.commands.common import load, scale_option
 from smt.files import explained, write_json
-from smt.spec import Project, ReportedValue
+from smt.spec import Project, ReportedValue, System
+
+if TYPE_CHECKING:
+    from smt.models.profile import Counts
 
 COMPARED = "paper"
 """The scale at which published figures are of the same models."""
@@ -50,23 +53,45 @@ def measure(project: Project) -> dict[str, Any]:
 
     sizes = {}
     for name, model in project.models.items():
-        experiments = [each for each in project.order if project.experiments[each].model == name]
-        recipes = [project.recipes[project.experiments[each].recipe] for each in experiments]
-        if not recipes:  # no experiment trains it: as the first recipe of the project would
-            recipes = list(project.recipes.values())[:1]
+        recipes = project.classifier_recipes(name)
         classes = project.datasets[recipes[-1].dataset].classes
         macs = {}
         for resolution in sorted({recipe.resolution for recipe in recipes}):
             counts = profile.count(model, resolution, num_classes=classes)
-            macs[str(resolution)] = {
-                "conv_linear": counts.conv_linear,
-                "attention": counts.attention,
-                "reported": counts.reported,
-                "thop": counts.thop,
-            }
+            macs[str(resolution)] = _conventions(counts)
         parameters = profile.parameters(model, num_classes=classes)
         sizes[name] = {"title": model.title, "params": parameters, "macs": macs}
-    return sizes
+    return sizes | {name: _system(project, system) for name, system in project.systems.items()}
+
+
+def _system(project: Project, system: System) -> dict[str, Any]:
+    """Return the same of a head on a model, and what each of its parts has of it."""
+    from smt.downstream.sizes import downstream_counts
+
+    model, head = project.models[system.model], project.heads[system.head]
+    sizes = downstream_counts(model, head, system.classes, system.size)
+    parts = {
+        name: {
+            "params": part.parameters,
+            "reported": part.counts.reported if part.counts is not None else 0,
+        }
+        for name, part in sizes.parts.items()
+    }
+    return {
+        "title": f"{head.title}, {model.title}",
+        "params": sizes.parameters,
+        "macs": {system.resolution: _conventions(sizes.counts)},
+        "parts": parts,
+    }
+
+
+def _conventions(counts: "Counts") -> dict[str, int]:
+    return {
+        "conv_linear": counts.conv_linear,
+        "attention": counts.attention,
+        "reported": counts.reported,
+        "thop": counts.thop,
+    }
 
 
 def _table(project: Project, sizes: dict[str, Any]) -> Table:
@@ -80,9 +105,11 @@ def _table(project: Project, sizes: dict[str, Any]) -> Table:
     for title in ("params M", *beside, "at", *conventions, *beside):
         table.add_column(title, justify="right", no_wrap=True)
     for name, size in sizes.items():
-        published = project.reported.models.get(name, {}) if compared else {}
+        reported = project.reported.systems if name in project.systems else project.reported.models
+        published = reported.get(name, {}) if compared else {}
         for resolution, macs in size["macs"].items():
-            key = "gmacs" if resolution == "224" else f"gmacs_{resolution}"
+            first = resolution == "224" or name in project.systems
+            key = "gmacs" if first else f"gmacs_{resolution}"
             table.add_row(
                 name,
                 f"{size['params'] / 1e6:.6f}",

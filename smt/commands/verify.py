@@ -10,7 +10,7 @@ from smt.commands import profile
 from smt.commands.common import load, scale_option
 from smt.errors import EXIT_UNVERIFIED, UserError
 from smt.layout import default_params
-from smt.report.collect import AGREEMENT
+from smt.metrics import METRICS
 from smt.report.sizes import PAPER
 from smt.verify.audit import Audit
 from smt.verify.ledger import Ledger, same
@@ -71,7 +71,9 @@ def _compare(audit: Audit, run: spec.Run, metrics: dict[str, float], *, exact: b
     ledger.look(AGAIN, run)
     for name, value in metrics.items():
         said = audit.derived[run].metrics.get(name, float("nan"))
-        agrees = same(said, value) or abs(said - value) <= (0.0 if exact else AGREEMENT[name])
+        agrees = same(said, value) or abs(said - value) <= (
+            0.0 if exact else METRICS[name].agreement
+        )
         where = f"{audit.derived[run].source}: {name}"
         ledger.expect(AGAIN, where, said, said if agrees else value, f"{path}, evaluated again")
 

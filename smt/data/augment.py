@@ -21,7 +21,7 @@ from torchvision.transforms import (
 )
 
 from smt.data.rng import seeded
-from smt.spec import Augment, Recipe
+from smt.spec import Augment, ClassificationRecipe
 
 Step = Callable[[Image.Image], Image.Image]
 
@@ -57,7 +57,7 @@ class TrainTransform:
     and torch: seed all three for each image.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: ClassificationRecipe) -> None:
         augment = recipe.augment
         crop, colour, _ = create_transform(
             recipe.resolution,
@@ -118,7 +118,7 @@ def _rand_augment(step: RandAugment, image: Image.Image) -> Image.Image:
 class EvalTransform:
     """The recipe's way to bring an image to the model's resolution for evaluation (bicubic)."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: ClassificationRecipe) -> None:
         side, bicubic = recipe.resolution, InterpolationMode.BICUBIC
         if recipe.evaluation.resize == "squash":
             self._resize = Compose([Resize((side, side), bicubic)])

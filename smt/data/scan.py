@@ -1,4 +1,4 @@
-"""Walking a data set in ImageNet's layout, and saying in one line what is wrong with it."""
+"""Walking a data set in its layout, and saying in one line what is wrong with it."""
 
 import os
 from collections import deque
@@ -7,13 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from smt.errors import DataError
 from smt.spec import Dataset
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 """An image's file name ends so, in any case; other files and hidden ones are passed over."""
+
+Arrangement = Literal["imagenet", "coco", "ade20k"]
+"""How a data set lies on disk: `layout` of params."""
+
+_ADE20K = {"train": "training", "val": "validation"}
+"""Names of folders, by split."""
 
 # Folders are listed side by side, for a network disk answers each question late. On a memory disk
 # the threads cost: 100,000 files at 215,000 a second, against 370,000 with one thread.
@@ -43,17 +49,53 @@ class Listing:
 
 @dataclass(frozen=True)
 class SplitScan:
-    """The images of `train` or `val`."""
+    """The files of `train` or `val`."""
 
+    parts: tuple[str, ...]
+    """Its folders below the root, in the order of its list; see `parts`."""
+    files: tuple[int, ...]
+    """Of each part."""
     classes: tuple[str, ...]
-    """Names of the class folders, sorted."""
-    per_class: tuple[int, ...]
+    """Names of the class folders, sorted; none where annotations say what the classes are."""
+    images: int
     total_bytes: int
 
-    @property
-    def images(self) -> int:
-        """Images of all classes."""
-        return sum(self.per_class)
+
+def image_folder(layout: Arrangement, split: str) -> str:
+    """Return the folder below the root that holds the images of a split."""
+    if layout == "coco":
+        return f"{split}2017"
+    return f"images/{_ADE20K[split]}" if layout == "ade20k" else split
+
+
+def annotation_file(split: str) -> str:
+    """Return the file below the root that holds COCO's annotations of a split."""
+    return f"annotations/instances_{split}2017.json"
+
+
+def map_folder(split: str) -> str:
+    """Return the folder below the root that holds ADE20K's label maps of a split."""
+    return f"annotations/{_ADE20K[split]}"
+
+
+def needed(layout: Arrangement, split: str) -> tuple[str, ...]:
+    """Return the files and folders below the root without which there is no such split."""
+    images = image_folder(layout, split)
+    if layout == "coco":
+        return annotation_file(split), images
+    return (map_folder(split), images) if layout == "ade20k" else (images,)
+
+
+def parts(root: Path, layout: Arrangement, split: str) -> tuple[str, ...]:
+    """Return what a split consists of now, in the order of its list: folders, and COCO's file.
+
+    Raises:
+        Wrong: ImageNet's class folders cannot be listed.
+    """
+    if layout != "imagenet":
+        return tuple(each for each in needed(layout, split) if (root / each).exists())
+    names = class_folders(root / split) if (root / split).is_dir() else ()
+    return tuple(f"{split}/{name}" for name in names)
 
 
 def expected_images(dataset: Dataset) -> dict[str, int]:
@@ -76,11 +118,12 @@ def scan(name: str, dataset: Dataset, root: Path, make: str | None) -> dict[str,
     scans: dict[str, SplitScan] = {}
     for split, count in expected_images(dataset).items():
         try:
-            scans[split] = scan_split(root, split, dataset.classes)
+            scans[split] = scan_split(root, dataset.layout, split, dataset.classes)
         except Wrong as wrong:
             raise DataError(f"{name}: {wrong}; {remedy}") from None
         if scans[split].images != count:
-            wrong_count = _count(root / split, scans[split].images, count)
+            folder = root / image_folder(dataset.layout, split)
+            wrong_count = _count(folder, scans[split].images, count)
             raise DataError(f"{name}: {wrong_count} ({dataset.source}); {remedy}")
     if "val" in scans and scans["val"].classes != scans["train"].classes:
         raise DataError(f"{name}: {_difference(root, scans)}; {remedy}")
@@ -97,11 +140,25 @@ def remedy_for(name: str, dataset: Dataset, make: str | None) -> str:
     """Return what the user is to do about a data set that is not whole."""
     if make:
         return f"run: {make}"
+    places = " and ".join(
+        f"ROOT/{place}"
+        for split in expected_images(dataset)
+        for place in places_of(dataset.layout, split)
+    )
     return (
-        f"bring {dataset.title} as ROOT/train/CLASS/IMAGE"
-        f"{' and ROOT/val/CLASS/IMAGE' if dataset.val_images else ''}, copied whole, and name ROOT "
+        f"bring {dataset.title} as {places}, copied whole, and name ROOT "
         f"and its counts in params/data.yaml, datasets.{name} (below --data, or absolute)"
     )
+
+
+def places_of(layout: Arrangement, split: str) -> tuple[str, ...]:
+    """Return where the files of a split lie below the root, as a message calls them."""
+    images = image_folder(layout, split)
+    if layout == "coco":
+        return f"{images}/IMAGE", annotation_file(split)
+    if layout == "ade20k":
+        return f"{images}/NAME.jpg", f"{map_folder(split)}/NAME.png"
+    return (f"{images}/CLASS/IMAGE",)
 
 
 def _count(folder: Path, found: int, expected: int) -> str:
@@ -123,11 +180,12 @@ class Wrong(Exception):
     """What is wrong with a folder."""
 
 
-def scan_split(root: Path, split: str, classes: int) -> SplitScan:
-    """Return what `root/split` holds: `classes` folders, none empty, no image without content."""
-    names = class_folders(root / split, classes)
-    per_class, total, without, empty = [], 0, [], []
-    for listing in listings(root, (f"{split}/{name}" for name in names)):
+def scan_split(root: Path, layout: Arrangement, split: str, classes: int) -> SplitScan:
+    """Return what a split holds: `classes` class folders, none empty, no file without content."""
+    names = class_folders(root / split, classes) if layout == "imagenet" else ()
+    of_split = tuple(f"{split}/{name}" for name in names) or needed(layout, split)
+    counts, total, without, empty = [], 0, [], []
+    for listing in listings(root, of_split):
         for file in listing.files:
             path = f"{listing.folder}/{file.name}"
             if file.error is not None:
@@ -136,13 +194,20 @@ def scan_split(root: Path, split: str, classes: int) -> SplitScan:
                 empty.append(path)
         if not listing.files:
             without.append(listing.folder)
-        per_class.append(len(listing.files))
+        counts.append(len(listing.files))
         total += sum(file.size for file in listing.files)
     if without:
         raise Wrong(f"{root}/{without[0]} has no images ({_alike(len(without), 'folder')})")
     if empty:
         raise Wrong(f"{root}/{empty[0]} is a file of 0 bytes ({_alike(len(empty), 'file')})")
-    return SplitScan(classes=names, per_class=tuple(per_class), total_bytes=total)
+    return SplitScan(
+        parts=of_split,
+        files=tuple(counts),
+        classes=names,
+        # Annotations stand before the images that they are of.
+        images=sum(counts) if layout == "imagenet" else counts[-1],
+        total_bytes=total,
+    )
 
 
 def class_folders(folder: Path, expected: int | None = None) -> tuple[str, ...]:
@@ -170,8 +235,23 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
+def image_names(folder: Path) -> list[str]:
+    """Return the names of the images in a folder, sorted; nothing else is asked of them.
+
+    Raises:
+        Wrong: the folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if is_image(entry.name))
+    except OSError as error:
+        raise Wrong(f"{folder} cannot be read ({error.strerror})") from None
+
+
 def listings(root: Path, folders: Iterable[str]) -> Iterator[Listing]:
     """Yield what each folder below `root` holds, in the order given; a few are listed ahead.
+
+    Of the folder of COCO's annotations the file that is named in its place is listed alone.
 
     Raises:
         Wrong: a folder cannot be listed, or holds a name that would not stand on one line.
@@ -186,6 +266,8 @@ def listings(root: Path, folders: Iterable[str]) -> Iterator[Listing]:
 
 
 def _list(root: Path, folder: str) -> Listing:
+    if folder in (annotation_file("train"), annotation_file("val")):
+        return _list_alone(root, folder)
     try:
         with os.scandir(root / folder) as entries:
             files = sorted(_found(entry) for entry in entries if is_image(entry.name))
@@ -193,6 +275,16 @@ def _list(root: Path, folder: str) -> Listing:
         raise Wrong(f"{root / folder} cannot be read ({error.strerror})") from None
     _require_plain(root / folder, [file.name for file in files])
     return Listing(folder, tuple(files))
+
+
+def _list_alone(root: Path, path: str) -> Listing:
+    """Return the folder of a file with nothing else in it."""
+    try:
+        stat = (root / path).stat()
+    except OSError as error:
+        raise Wrong(f"{root / path} cannot be read ({error.strerror})") from None
+    folder, _, name = path.rpartition("/")
+    return Listing(folder, (Found(name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)),))
 
 
 def _found(entry: "os.DirEntry[str]") -> Found:

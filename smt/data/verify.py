@@ -12,7 +12,7 @@ from smt.data.lists import Line
 from smt.data.manifest import Manifest
 from smt.data.scan import Found, Listing, Wrong
 from smt.errors import DataError
-from smt.files import explained, sha256
+from smt.files import explained
 from smt.layout import Layout
 from smt.spec import Dataset, Project
 
@@ -37,7 +37,7 @@ class Verified:
 
 
 class _Seen(NamedTuple):
-    """An image as it is now."""
+    """A file as it is now."""
 
     path: str
     file: Found
@@ -107,27 +107,38 @@ def _compare(
     dataset, written = project.datasets[key], manifest.read(layout, key)
     root, make = layout.dataset_root(dataset), manifest.make_command(project, key)
     scan.require_root(key, root, scan.remedy_for(key, dataset, make))
-    meter.expect(sum(split.images for split in written.splits.values()))
+    meter.expect(_files(written))
     counts: list[str] = []
     try:
         for split in dict.fromkeys((*written.splits, *scan.expected_images(dataset))):
-            folders, images = _compare_split(root, split, written, reader, wrong)
-            counts += _miscounts(root / split, split, dataset, folders, images)
+            folders, images = _compare_split(root, dataset, split, written, reader, wrong)
+            counts += _miscounts(root, split, dataset, folders, images)
     except Wrong as error:
         raise DataError(f"{key}: {error}; mend it and run this again") from None
     tally = reader.tally if reader else Tally()
     return Verified(written, False, wrong, tuple(counts), tally)
 
 
+def _files(written: Manifest) -> int:
+    """Return how many files the lists of a manifest hold."""
+    images = sum(split.images for split in written.splits.values())
+    return images + {"imagenet": 0, "coco": len(written.splits), "ade20k": images}[written.layout]
+
+
 def _compare_split(
-    root: Path, split: str, written: Manifest, reader: Reader | None, wrong: Differences
-) -> tuple[int, int]:
-    """Return how many class folders and images there are now."""
-    names = scan.class_folders(root / split) if (root / split).is_dir() else ()
-    listings = scan.listings(root, (f"{split}/{name}" for name in names))
+    root: Path, dataset: Dataset, split: str, written: Manifest, reader: Reader | None,
+    wrong: Differences,
+) -> tuple[int, int]:  # fmt: skip
+    """Return how many folders and images there are now."""
+    parts = scan.parts(root, dataset.layout, split)
+    listings = scan.listings(root, parts)
     seen = _seen(reader.read(listings) if reader else _unread(listings))
-    recorded = _recorded(written, split) if split in written.splits else iter(())
-    return len(names), _merge(recorded, seen, wrong)
+    recorded: Iterator[Line] = iter(())
+    if split in written.splits:
+        recorded = lists.recorded(
+            written.list_file(split), written.splits[split].sha256, written.dataset
+        )
+    return len(parts), _merge(recorded, seen, wrong, scan.image_folder(dataset.layout, split))
 
 
 def _unread(listings: Iterable[Listing]) -> Iterator[tuple[Listing, list[Digest | None]]]:
@@ -136,32 +147,25 @@ def _unread(listings: Iterable[Listing]) -> Iterator[tuple[Listing, list[Digest 
 
 
 def _seen(
-    contents: Iterable[tuple[Listing, list[Digest]]] | Iterable[tuple[Listing, list[Digest | None]]],
+    contents: Iterable[tuple[Listing, list[Digest]]]
+    | Iterable[tuple[Listing, list[Digest | None]]],
 ) -> Iterator[_Seen]:
     for listing, digests in contents:
         for file, digest in zip(listing.files, digests, strict=True):
             yield _Seen(f"{listing.folder}/{file.name}", file, digest)
 
 
-def _recorded(written: Manifest, split: str) -> Iterator[Line]:
-    """Return what the list of a split says, once it is the one that the manifest names."""
-    path = written.list_file(split)
-    remedy = f"bring it back (git, dvc), or run smt data manifest {written.dataset} again"
-    if not path.is_file():
-        raise DataError(f"list of images {path} is missing; {remedy}")
-    if sha256(path) != written.splits[split].sha256:
-        raise DataError(
-            f"list of images {path} is not the one that its manifest names; {remedy}"
-        )
-    return lists.read(path)
+def _merge(
+    recorded: Iterator[Line], seen: Iterable[_Seen], wrong: Differences, image_folder: str
+) -> int:
+    """Note every difference of two streams that are in the same order; return how many images came.
 
-
-def _merge(recorded: Iterator[Line], seen: Iterable[_Seen], wrong: Differences) -> int:
-    """Note every difference of two streams that are in the same order; return how many were seen."""
+    Files outside of `image_folder` are annotations.
+    """
     images = 0
     line = next(recorded, None)
     for image in seen:
-        images += 1
+        images += image.path.startswith(f"{image_folder}/")
         parts = image.path.split("/")
         while line is not None and line.path.split("/") < parts:
             wrong.add("missing", line.path)
@@ -195,12 +199,13 @@ def _judge(line: Line, image: _Seen, wrong: Differences) -> None:
 
 
 def _miscounts(
-    folder: Path, split: str, dataset: Dataset, folders: int, images: int
+    root: Path, split: str, dataset: Dataset, folders: int, images: int
 ) -> Iterator[str]:
+    folder = root / scan.image_folder(dataset.layout, split)
     expected = scan.expected_images(dataset).get(split, 0)
-    for noun, found, published in (
-        ("class folders", folders, dataset.classes if expected else 0),
-        ("images", images, expected),
-    ):
+    numbers = [("images", images, expected)]
+    if dataset.layout == "imagenet":
+        numbers.insert(0, ("class folders", folders, dataset.classes if expected else 0))
+    for noun, found, published in numbers:
         if found != published:
             yield f"{folder} has {found} {noun}, published are {published} ({dataset.source})"

@@ -30,7 +30,7 @@ def data(project: spec.Project, layout: Layout, missing: Sequence[str]) -> Findi
         )
     if missing:
         return
-    keys = manifest.keys(project)
+    keys = manifest.needed(project)
     uncounted = [key for key in keys if not manifest.digest_file(layout, key).exists()]
     if uncounted:
         yield ok("data", f"to be made where missing, and counted: {', '.join(uncounted)}")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ from torch import nn
 
 from smt.engine import launch
 from smt.errors import EXIT_RESUME, UserError, first_line
+
+T = TypeVar("T")
 
 
 class PeerFailed(Exception):
@@ -61,6 +63,22 @@ class Ranks:
         """Return whether every rank has the same value."""
         low, high = self.smallest(value, -value)
         return low == -high
+
+    def gather(self, value: T) -> list[T] | None:
+        """Return the value of each rank on rank 0, in their order, and None on the others."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.world_size if self.is_first else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def from_first(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, device=self.device)
+        return values[0]
 
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -2,23 +2,35 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from smt.spec import Optimizer, Recipe
+from smt.spec import (
+    DownstreamOptimizer,
+    Optimizer,
+    PolySchedule,
+    Recipe,
+    Schedule,
+    StepSchedule,
+)
+
+BACKBONE = "backbone."
+"""What the names of a downstream model's trunk begin with."""
 
 
 def adamw(model: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on parameters of two or more dimensions only."""
+    """Return AdamW with the weight decay and the learning rates of the optimizer's groups.
+
+    A group with a rate of its own holds it under `lr_scale`, over that of the others.
+    """
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    groups = [
-        {
-            "params": [value for _, value in named if value.ndim > 1],
-            "weight_decay": optimizer.weight_decay,
-        },
-        {"params": [value for _, value in named if value.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = (
+        _downstream_groups(model, named, optimizer)
+        if isinstance(optimizer, DownstreamOptimizer)
+        else _matrices_decay(named, optimizer.weight_decay)
+    )
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=optimizer.lr,
@@ -28,16 +40,67 @@ def adamw(model: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
     )
 
 
+Named = list[tuple[str, nn.Parameter]]
+
+
+def _matrices_decay(named: Named, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups: parameters of two or more dimensions decay, biases and norms do not."""
+    return [
+        {"params": [value for _, value in named if value.ndim > 1], "weight_decay": weight_decay},
+        {"params": [value for _, value in named if value.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _downstream_groups(
+    model: nn.Module, named: Named, optimizer: DownstreamOptimizer
+) -> list[dict[str, Any]]:
+    """Return four groups: those that decay and those that do not, of the head and the backbone."""
+    kept = set()
+    if optimizer.decay == "all_but_layer_norm":
+        norms = [each for each in model.modules() if isinstance(each, nn.LayerNorm)]
+        kept = {id(value) for norm in norms for value in norm.parameters()}
+    return [
+        {
+            "params": [
+                value
+                for name, value in named
+                if name.startswith(BACKBONE) == backbone and (id(value) in kept) == fixed
+            ],
+            "weight_decay": 0.0 if fixed else optimizer.weight_decay,
+            "lr_scale": optimizer.backbone_rate if backbone else 1.0,
+        }
+        for backbone in (False, True)
+        for fixed in (False, True)
+    ]
+
+
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of global step `step`, counted from 0.
 
-    Linear from `warmup_lr` to `lr` over the warm-up, then the cosine of the whole run (the warm-up
-    included in its argument, as the release has it) down to `min_lr`; all three scaled by
-    global batch / lr_batch.
+    All rates of the recipe are scaled by global batch / lr_batch.
     """
-    schedule = recipe.schedule
     factor = recipe.global_batch / recipe.optimizer.lr_batch
-    peak, low = recipe.optimizer.lr * factor, schedule.min_lr * factor
+    peak = recipe.optimizer.lr * factor
+    match recipe.schedule:
+        case Schedule() as cosine:
+            return _cosine(cosine, peak, factor, step, steps_per_epoch)
+        case StepSchedule() as steps:
+            drops = sum(step >= epoch * steps_per_epoch for epoch in steps.milestones)
+            return _warmed_up(steps, step) * peak * steps.gamma**drops
+        case PolySchedule() as poly:
+            low = poly.min_lr * factor
+            left = (1 - step / poly.steps) ** poly.power
+            return _warmed_up(poly, step) * (low + (peak - low) * left)
+
+
+def _cosine(
+    schedule: Schedule, peak: float, factor: float, step: int, steps_per_epoch: int
+) -> float:
+    """Return a rate that is linear over the warm-up, then the cosine of the whole run.
+
+    The warm-up is included in the cosine's argument, as the release has it.
+    """
+    low = schedule.min_lr * factor
     warmup = schedule.warmup_epochs * steps_per_epoch
     if step < warmup:
         first = schedule.warmup_lr * factor
@@ -46,10 +109,17 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
+def _warmed_up(schedule: StepSchedule | PolySchedule, step: int) -> float:
+    """Return the part of the rate that the warm-up leaves at a step: linear up to 1 (mmcv)."""
+    if step >= schedule.warmup_steps:
+        return 1.0
+    return schedule.warmup_ratio + (1 - schedule.warmup_ratio) * step / schedule.warmup_steps
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group the same learning rate."""
+    """Give every parameter group the learning rate, or its own part of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> torch.Tensor:

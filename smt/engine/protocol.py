@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from smt.spec import Recipe
 class Batch:
     """What one forward and backward pass of one process works on."""
 
-    loss_inputs: tuple[torch.Tensor, ...]
+    loss_inputs: tuple[Any, ...]
     """Given to `Task.loss` as they are."""
     images: int
     key: tuple[int | str, ...]
@@ -33,13 +33,21 @@ def never() -> bool:
 class Task(Protocol):
     """Model, data, loss and metric of one kind of training."""
 
-    model: nn.Module
-    recipe: Recipe
     steps_per_epoch: int
     accumulation: int
     """Batches of this process in one global step."""
     headline: str
     """The metric, higher is better, that tells which checkpoint is the best."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained, on this rank's device."""
+        ...
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        ...
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yield this process's batches of an epoch, `accumulation` a step, from `start_step` on."""
@@ -49,10 +57,13 @@ class Task(Protocol):
         """Return the mean loss of a batch; `model` is the task's own, wrapped for several ranks."""
         ...
 
-    def evaluate(self, interrupted: Callable[[], bool] = never) -> dict[str, float]:
+    def evaluate(
+        self, interrupted: Callable[[], bool] = never, *, final: bool = True
+    ) -> dict[str, float]:
         """Return the metrics on the validation split, the same on every rank; empty without one.
 
-        `interrupted` is asked between two batches whether to go on.
+        `interrupted` is asked between two batches whether to go on. What costs much more than the
+        rest is measured only where it is `final`: at the end of a training, and on its own.
 
         Raises:
             Interrupted: it said yes, on this rank or on another.

@@ -266,7 +266,7 @@ class Trainer:
         if done % self.task.recipe.eval_every == 0 or done == self.epochs:
             if time.monotonic() - self.saved_at > self.settings.checkpoint_seconds / 10:
                 self._save(progress)  # who is killed in an evaluation has lost little more than it
-            metrics = self._evaluate(progress)
+            metrics = self._evaluate(progress, final=done == self.epochs)
         self.state.epochs = done
         value = metrics.get(self.task.headline)
         if value is not None and (self.state.best is None or value > self.state.best):
@@ -277,7 +277,7 @@ class Trainer:
         self.headroom.check()
         return metrics
 
-    def _evaluate(self, progress: Progress) -> dict[str, float]:
+    def _evaluate(self, progress: Progress, *, final: bool = True) -> dict[str, float]:
         """Return the metrics; asked to stop meanwhile, save and do it again next time."""
 
         def interrupted() -> bool:
@@ -285,7 +285,7 @@ class Trainer:
             return self.stop.asked
 
         try:
-            return self.task.evaluate(interrupted)
+            return self.task.evaluate(interrupted, final=final)
         except Interrupted:
             self._save(progress)
             self._stop()

@@ -197,6 +197,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(channels, eps=BLOCK_NORM_EPS)
         self.mlp = MLP(channels, hidden)
         self.drop_path_rate = drop
+        self.drops_elements = False
+        """Whether elements are dropped in place of whole branches, as the release's detection and
+        segmentation code has it under the name of drop path."""
         for name in ("scale1", "scale2"):
             scale = None if layer_scale is None else torch.full((channels,), layer_scale)
             self.register_parameter(name, None if scale is None else nn.Parameter(scale))
@@ -208,7 +211,9 @@ class Block(nn.Module):
 
     def _add(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         """Return x + branch, scaled a channel and dropped an image: one pass over the memory."""
-        if self.training and self.drop_path_rate:
+        if self.training and self.drop_path_rate and self.drops_elements:
+            branch = F.dropout(branch, self.drop_path_rate)
+        elif self.training and self.drop_path_rate:
             keep = 1 - self.drop_path_rate
             kept = x.new_empty(len(x), 1, 1, 1).bernoulli_(keep).div_(keep)
             scale = kept if scale is None else kept * scale

@@ -1,15 +1,16 @@
 """Parameters and multiply-accumulates (MACs) of a model, counted without computing anything."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from smt.models.blocks import MHMC, MSA
+from smt.models.blocks import MHMC
 from smt.models.smt import SMT
 from smt.spec import Model
 
@@ -23,10 +24,17 @@ class Counts:
     """Outputs of convolutions that have a bias: one addition each."""
     linear_macs: int
     norm_elements: int
-    """Elements of LayerNorm and BatchNorm."""
+    """Elements of LayerNorm, BatchNorm and GroupNorm."""
     relu_elements: int
+    """Of ReLU layers; as published tables count, a ReLU that is a function has none."""
     attention_macs: int
-    """Of the products QK and AV."""
+    """Of the products QK and AV, and of all others outside of the layers above: projections inside
+    torch's multi-head attention, dynamic convolutions."""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            **{each.name: getattr(self, each.name) + getattr(other, each.name) for each in _FIELDS}
+        )
 
     @property
     def conv_linear(self) -> int:
@@ -57,6 +65,9 @@ class Counts:
         return self.conv_linear + 4 * self.norm_elements
 
 
+_FIELDS = fields(Counts)
+
+
 def parameters(model: Model, *, num_classes: int = 1000) -> int:
     """Return the number of parameters of `model`."""
     return sum(each.numel() for each in _on_meta(model, num_classes).parameters())
@@ -64,10 +75,8 @@ def parameters(model: Model, *, num_classes: int = 1000) -> int:
 
 def count(model: Model, resolution: int, *, num_classes: int = 1000) -> Counts:
     """Return what one image of `resolution` x `resolution` pixels costs `model`."""
-    network = _on_meta(model, num_classes)
-    with _counting(network) as counter, torch.inference_mode():
-        network(torch.empty(1, 3, resolution, resolution, device="meta"))
-    return Counts(**{name: counter[name] for name in Counts.__dataclass_fields__})
+    images = torch.empty(1, 3, resolution, resolution, device="meta")
+    return count_forward(_on_meta(model, num_classes), images)
 
 
 def _on_meta(model: Model, num_classes: int) -> SMT:
@@ -75,20 +84,62 @@ def _on_meta(model: Model, num_classes: int) -> SMT:
         return SMT(model, num_classes=num_classes).eval()
 
 
+def count_forward(
+    network: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = None
+) -> Counts:
+    """Return what `network` does with `inputs`, or its modules where a `forward` runs some of them.
+
+    All is on the meta device, where nothing is computed. Where modules are given views of
+    parameters, those must not require a gradient: torch's counter of operations cannot follow them.
+
+    Raises:
+        ValueError: a parameter is on another device, where not all operations are counted.
+    """
+    if not all(each.is_meta for each in network.parameters()):
+        raise ValueError("a network is counted on the meta device")
+    with _counting(network) as counter, torch.no_grad():
+        (forward or network)(*inputs)
+    return Counts(**{each.name: counter[each.name] for each in _FIELDS})
+
+
 @contextmanager
 def _counting(network: nn.Module) -> Iterator[Counter[str]]:
-    """Count in forward hooks. A layer is counted for what it is, not for how it is computed."""
+    """Count in forward hooks. A layer is counted for what it is, not for how it is computed.
+
+    What else is multiplied while a module of `network` runs, torch's counter of operations sees.
+    """
     counter: Counter[str] = Counter()
+    operations = FlopCounterMode(display=False)
+    depth = others = 0  # others: operations that no layer accounts for
 
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        counter.update(_cost(module, inputs[0], output))
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal depth, others
+        depth += 1
+        others += operations.get_total_flops() * (isinstance(module, _LAYERS) - (depth == 1))
 
-    handles = [module.register_forward_hook(hook) for module in network.modules()]
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal depth, others
+        others -= operations.get_total_flops() * (isinstance(module, _LAYERS) - (depth == 1))
+        depth -= 1
+        if inputs:
+            counter.update(_cost(module, inputs[0], output))
+        if depth == 0:
+            counter["attention_macs"] += others // 2  # a product and a sum each
+            others = 0
+
+    handles = [module.register_forward_pre_hook(enter) for module in network.modules()]
+    handles += [module.register_forward_hook(leave) for module in network.modules()]
     try:
-        yield counter
+        with operations:
+            yield counter
     finally:
         for handle in handles:
             handle.remove()
+
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_LAYERS = (MHMC, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+"""What accounts for all that it multiplies."""
 
 
 def _cost(module: nn.Module, x: Tensor, output: Tensor) -> dict[str, int]:
@@ -96,17 +147,15 @@ def _cost(module: nn.Module, x: Tensor, output: Tensor) -> dict[str, int]:
     if isinstance(module, MHMC):
         per_pixel = sum(head.weight.numel() for head in module.convolutions())
         return {"conv_macs": output[..., 0].numel() * per_pixel, "conv_outputs": output.numel()}
-    if isinstance(module, nn.Conv2d):
-        macs = output.numel() * module.weight[0].numel()
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        # A cell meets the weights of one output, or if transposed of one input.
+        cells = x if isinstance(module, nn.ConvTranspose2d) else output
         biased = output.numel() if module.bias is not None else 0
-        return {"conv_macs": macs, "conv_outputs": biased}
+        return {"conv_macs": cells.numel() * module.weight[0].numel(), "conv_outputs": biased}
     if isinstance(module, nn.Linear):
         return {"linear_macs": x.numel() * module.out_features}
-    if isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
+    if isinstance(module, _NORMS):
         return {"norm_elements": output.numel()}
-    if isinstance(module, MSA):
-        tokens = x.shape[1] * x.shape[2]
-        return {"attention_macs": 2 * tokens * x.numel()}
     if isinstance(module, nn.ReLU):
         return {"relu_elements": output.numel()}
     return {}

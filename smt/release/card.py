@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
+from smt.metrics import METRICS
 from smt.release.choose import Item
 from smt.report.render import markdown_text
-from smt.report.tables import DECIMALS, HEADINGS, signed
+from smt.report.tables import signed
 from smt.report.verdict import delta, judge
 
 UNDECIDED = "unknown"
@@ -124,7 +125,7 @@ def _introduction(item: Item) -> str:
 
 
 def _results(item: Item) -> str:
-    measured = [metric for metric in HEADINGS if metric in item.final["metrics"]]
+    measured = [metric for metric in METRICS if metric in item.final["metrics"]]
     if not measured:
         loss = item.final["metrics"]["train_loss"]
         return (
@@ -141,7 +142,7 @@ def _results(item: Item) -> str:
 
 
 def _result(item: Item, metric: str) -> str:
-    decimals, summary = DECIMALS[metric], item.over_seeds(metric)
+    decimals, summary = METRICS[metric].decimals, item.over_seeds(metric)
     assert summary is not None
     reported = item.project.reported.experiments.get(item.run.experiment, {}).get(metric)
     value = reported.value if reported else None
@@ -152,7 +153,7 @@ def _result(item: Item, metric: str) -> str:
     if summary.std is not None:
         mean += f" ± {summary.std:.{decimals}f}"
     cells = [
-        HEADINGS[metric],
+        METRICS[metric].heading,
         "" if value is None else str(value),
         f"{item.final['metrics'][metric]:.{decimals}f}",
         f"{mean} (n = {summary.n})",

@@ -11,7 +11,7 @@ from smt.files import read_json
 from smt.layout import Layout
 from smt.params import require_experiments
 from smt.report.verdict import Summary, summarise
-from smt.spec import Dataset, Model, Project, Recipe, Run
+from smt.spec import ClassificationRecipe, Dataset, Model, Project, Run
 from smt.tracking.provenance import PROVENANCE
 from smt.verify import data
 from smt.verify.audit import Audit
@@ -55,8 +55,10 @@ class Item:
         return self.project.models[self.architecture]
 
     @property
-    def recipe(self) -> Recipe:
-        return self.project.recipes[self.project.experiments[self.run.experiment].recipe]
+    def recipe(self) -> ClassificationRecipe:
+        recipe = self.project.recipes[self.project.experiments[self.run.experiment].recipe]
+        assert isinstance(recipe, ClassificationRecipe)
+        return recipe
 
     @property
     def dataset(self) -> Dataset:
@@ -79,11 +81,26 @@ def choose(
         Unverified: a file of a run does not follow from the others.
     """
     require_experiments(project, experiments)
-    chosen = [name for name in project.order if not experiments or name in experiments]
+    _require_classifiers(project, experiments)
+    chosen = [
+        name
+        for name in project.order
+        if (name in experiments if experiments else project.experiments[name].task == "classify")
+    ]
     finals = {name: _finals(project, layout, name) for name in chosen}
     runs = {name: _seed(project, layout, name, finals[name], seed) for name in chosen}
     _require_verified(project, paper, layout, finals)
     return [_item(project, layout, runs[name], finals[name], seed) for name in chosen]
+
+
+def _require_classifiers(project: Project, experiments: Sequence[str]) -> None:
+    for name in experiments:
+        if project.experiments[name].task != "classify":
+            valid = (each for each in project.order if project.experiments[each].task == "classify")
+            raise UserError(
+                f"{name}: a release is loaded by timm, which knows classifiers; valid: "
+                f"{', '.join(valid)}"
+            )
 
 
 def _finals(project: Project, layout: Layout, name: str) -> dict[int, dict[str, Any]]:

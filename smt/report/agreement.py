@@ -3,12 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from smt.metrics import METRICS
 from smt.report.collect import Results
-from smt.report.tables import DECIMALS, MetricResult, ResultTable
+from smt.report.tables import MetricResult, ResultTable
 from smt.spec import Row, Table
-
-PERCENT = {"top1": "top-1", "top5": "top-5"}
-"""Metrics whose distances can share an axis."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ def agreements(results: Results) -> list[Agreement]:
         for row in table.rows:
             for metric in table.metrics:
                 result = built.result(row.experiment, metric)
-                if result.reported is not None and metric in PERCENT:
-                    label = f"{_place(results, table, row)}, {PERCENT[metric]}"
+                if result.reported is not None and METRICS[metric].percent:
+                    label = f"{_place(results, table, row)}, {METRICS[metric].name}"
                     entry = _agreement(results, row.experiment, label, table.tolerance, result)
                     found.setdefault((row.experiment, metric), entry)
     return list(found.values())
@@ -58,9 +56,9 @@ def _agreement(
         said = ", ".join(states) or "not measured"
         kind = next(iter(states), "not-run")
         return Agreement(label, reported, None, None, tolerance, kind, f"{reported}: {said}")
-    value = f"{summary.mean:.{DECIMALS[result.metric]}f}"
+    value = f"{summary.mean:.{METRICS[result.metric].decimals}f}"
     if summary.std is not None:
-        value += f" ± {summary.std:.{DECIMALS[result.metric]}f}"
+        value += f" ± {summary.std:.{METRICS[result.metric].decimals}f}"
     return Agreement(
         label,
         reported,

@@ -31,7 +31,10 @@ def grid(results: Results, layout: Layout, name: str) -> Grid:
         return sizes.sizes_grid(results.project, layout)
     if name == drift.NAME:
         return drift.drift_grid(results.project, layout)
-    return ResultTable(name, results).grid()
+    measured = None
+    if results.project.tables[name].sizes:
+        measured = sizes.Sizes.read(layout, results.project.scale_name)
+    return ResultTable(name, results, measured).grid()
 
 
 def require_names(names: Sequence[str], project: Project) -> None:

@@ -12,6 +12,7 @@ from smt.data import manifest
 from smt.errors import DataError, UserError
 from smt.files import read_json
 from smt.layout import Layout
+from smt.metrics import METRICS
 from smt.report.trajectory import OffTrack, off_track
 from smt.spec import Project, Run
 from smt.tracking import server as mlflow
@@ -24,9 +25,6 @@ WITNESSES = {
     "evaluation": "the exported weights, evaluated on their own",
 }
 """Metrics of MLflow that come to the final numbers by another way."""
-AGREEMENT = {"top1": 0.1, "top5": 0.1, "loss": 0.01}
-"""Largest difference between a final number and a witness: another machine adds in another order,
-which can turn an image whose two best classes are nearly tied."""
 
 STATES: tuple[State, ...] = ("done", "pending", "running", "failed", "stale")
 
@@ -214,9 +212,13 @@ class _Collector:
             raise UserError(
                 f"{path} is of the weights {weights}, {theirs} of {sent_weights}; {remedy}"
             )
-        for name, section in ((name, each) for each in WITNESSES for name in AGREEMENT):
+        for name, section in ((name, each) for each in WITNESSES for name in METRICS):
             seen, value = remote.metrics.get(f"{section}/{name}"), final["metrics"].get(name)
-            if seen is not None and value is not None and abs(seen - value) > AGREEMENT[name]:
+            if (
+                seen is not None
+                and value is not None
+                and abs(seen - value) > METRICS[name].agreement
+            ):
                 raise UserError(
                     f"{path} says {name} = {value}, but {section}/{name} of {theirs} is {seen}; "
                     f"{remedy}"

@@ -2,14 +2,7 @@
 
 from collections.abc import Iterable
 
-from smt.spec import Project
 from smt.tracking.server import Point
-
-
-def steps_per_epoch(project: Project, experiment: str) -> int:
-    """Return the global batches of an epoch; what is left of the images is dropped."""
-    recipe = project.recipes[project.experiments[experiment].recipe]
-    return max(project.datasets[recipe.dataset].train_images // recipe.global_batch, 1)
 
 
 def epoch_means(points: Iterable[Point], steps: int) -> dict[float, float]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from smt.layout import Layout
 from smt.report.collect import Results, RunResult
-from smt.report.epochs import epoch_means, steps_per_epoch
+from smt.report.epochs import epoch_means
 from smt.report.sizes import Sizes
 from smt.report.verdict import summarise
-from smt.spec import Project
+from smt.spec import ClassificationRecipe, Project
 
 CURVES = "learning_curves"
 ACCURACY = "accuracy_vs_macs"
@@ -110,7 +110,7 @@ def _mean(results: Results, runs: Sequence[RunResult]) -> Curve:
     losses, accuracies = [], []
     for run in runs:
         assert server is not None and run.remote is not None  # it is where these runs were found
-        steps = steps_per_epoch(results.project, run.run.experiment)
+        steps = results.project.steps_per_epoch(run.run.experiment)
         losses.append(epoch_means(server.history(run.remote.run_id, "train/loss"), steps))
         accuracy = server.history(run.remote.run_id, "eval/top1")
         accuracies.append({point.step / steps: point.value for point in accuracy})
@@ -141,8 +141,10 @@ def markers(results: Results, layout: Layout) -> list[Marker]:
 def _marker(results: Results, sizes: Sizes, name: str) -> Marker | None:
     project = results.project
     experiment = project.experiments[name]
-    resolution = project.recipes[experiment.recipe].resolution
-    macs = sizes.macs(experiment.model, resolution, "reported")
+    recipe = project.recipes[experiment.recipe]
+    if not isinstance(recipe, ClassificationRecipe):
+        return None
+    macs = sizes.macs(experiment.model, recipe.resolution, "reported")
     summary = summarise(_top1(results.of(name)))
     if macs is None or summary is None:
         return None

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from smt.metrics import METRICS, headline
 from smt.report import figures
 from smt.report.collect import Results, RunResult, counts
 from smt.report.grid import Cell, Column
@@ -13,7 +14,7 @@ from smt.tracking.server import is_http, public
 COLUMNS = (
     Column("Run"),
     Column("State"),
-    Column("Top-1 (%)", numeric=True),
+    Column("Result (%)", numeric=True),
     Column("Minutes", numeric=True),
     Column("Attempts", numeric=True),
     Column("Commit", provenance=True),
@@ -109,12 +110,13 @@ class Overview:
 
     def _row(self, run: RunResult) -> tuple[Cell, ...]:
         tags = run.remote.tags if run.remote else {}
-        top1, seconds = run.metrics.get("top1"), run.metrics.get("wall_seconds")
+        name, seconds = headline(run.metrics), run.metrics.get("wall_seconds")
+        result = "" if name is None else f"{METRICS[name].name} {run.metrics[name]:.2f}"
         known = run.fingerprint or ""
         return (
             Cell.of(str(run.run)),
             Cell.of(run.state, kind=run.state),
-            Cell.of("" if top1 is None else f"{top1:.2f}"),
+            Cell.of(result),
             Cell.of("" if seconds is None else f"{seconds / 60:.1f}"),
             Cell.of(tags.get("smt.attempts", "")),
             Cell.of(tags.get("smt.git.commit", "")[:10]),

@@ -1,5 +1,6 @@
 """The table of sizes: parameters and multiply-accumulates, measured and published."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class Sizes:
         entry = self._entry(model)
         return int(entry["params"]) if entry else None
 
-    def macs(self, model: str, resolution: int, convention: str) -> int | None:
+    def macs(self, model: str, resolution: int | str, convention: str) -> int | None:
         entry = self._entry(model)
         if entry is None or str(resolution) not in entry["macs"]:
             return None
@@ -57,6 +58,11 @@ class Sizes:
         """Return the resolutions that the model was measured at, lowest first."""
         entry = self._entry(model)
         return tuple(sorted(int(each) for each in entry["macs"])) if entry else ()
+
+    def size_of_image(self, system: str) -> str | None:
+        """Return the size of the image that a head on a model was measured at, None if not yet."""
+        entry = self._entry(system)
+        return next(iter(entry["macs"])) if entry else None
 
     def _entry(self, model: str) -> dict[str, Any] | None:
         if self.models is None or not isinstance(self.models.get(model), dict):
@@ -87,19 +93,31 @@ class _SizesTable:
 
     def add(self, sizes: Sizes, *, published: bool) -> None:
         """Add a row for each model and resolution."""
-        for model in self.project.models:
+        reported = self.project.reported
+        for model, spec in self.project.models.items():
+            own = reported.models.get(model, {}) if published else {}
             for resolution in sizes.resolutions(model) or (None,):
-                self._add_row(sizes, model, resolution, published)
+                self._add_row(sizes, model, spec.title, resolution, own)
+        for name, system in self.project.systems.items():
+            titles = self.project.heads[system.head].title, self.project.models[system.model].title
+            own = reported.systems.get(name, {}) if published else {}
+            self._add_row(sizes, name, ", ".join(titles), sizes.size_of_image(name), own)
 
-    def _add_row(self, sizes: Sizes, model: str, resolution: int | None, published: bool) -> None:
-        title = self.project.models[model].title
-        own = self.project.reported.models.get(model, {}) if published else {}
+    def _add_row(
+        self,
+        sizes: Sizes,
+        model: str,
+        title: str,
+        resolution: int | str | None,
+        own: Mapping[str, ReportedValue],
+    ) -> None:
         params = sizes.params(model)
         counts = {
             name: sizes.macs(model, resolution, name) if resolution else None
             for name in CONVENTIONS
         }
-        key = "gmacs" if resolution in (224, None) else f"gmacs_{resolution}"
+        first = resolution == 224 or not isinstance(resolution, int)
+        key = "gmacs" if first else f"gmacs_{resolution}"
         params_m, gmacs = own.get("params_m"), own.get(key)
         waiting = "" if params is not None else "pending"
         self.rows.append(

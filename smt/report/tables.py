@@ -2,14 +2,25 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from smt.metrics import METRICS
 from smt.report.collect import Results, RunResult
 from smt.report.grid import Cell, Column, Grid, Span
 from smt.report.verdict import Summary, Verdict, delta, explain, judge, summarise
 from smt.spec import ReportedValue, Row, Table
 
-HEADINGS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "loss": "Loss"}
-DECIMALS = {"top1": 2, "top5": 2, "loss": 4}
+if TYPE_CHECKING:
+    from smt.report.sizes import Sizes
+
+
+SIZES = ("params_m", "gmacs")
+"""Published sizes of a head on a model."""
+
+COUNTED = (
+    "MACs in 1e9 multiply-accumulates of one image: as the published figures were counted, and "
+    "with the products of attention; the table of sizes says of which size the image is."
+)
 
 
 @dataclass(frozen=True)
@@ -31,19 +42,18 @@ class MetricResult:
 class ResultTable:
     """Builds one table of `params/tables.yaml` from how its runs stand."""
 
-    def __init__(self, name: str, results: Results) -> None:
+    def __init__(self, name: str, results: Results, sizes: "Sizes | None" = None) -> None:
+        """`sizes` are those measured at the scale, where the table shows them."""
         self.name = name
         self.results = results
+        self.sizes = sizes
         self.project = results.project
         self.table: Table = self.project.tables[name]
         self.comparable = self.project.scale.notice is None
         self.extra = tuple(dict.fromkeys(key for row in self.table.rows for key in row.columns))
         self.sources = tuple(
             dict.fromkeys(
-                reported.source
-                for row in self.table.rows
-                for metric in self.table.metrics
-                if (reported := self._reported(row.experiment, metric)) is not None
+                reported.source for row in self.table.rows for reported in self._every_reported(row)
             )
         )
 
@@ -61,6 +71,29 @@ class ResultTable:
         )
 
     # --- numbers -------------------------------------------------------------------------------
+
+    def _every_reported(self, row: Row) -> Iterator[ReportedValue]:
+        """Yield the published numbers of a row, in the order of its cells."""
+        if self.sizes is not None:
+            sizes = self.project.reported.systems.get(self._system(row), {})
+            yield from (sizes[key] for key in SIZES if key in sizes)
+        found = (self._reported(row.experiment, metric) for metric in self.table.metrics)
+        yield from (each for each in found if each is not None)
+
+    def _system(self, row: Row) -> str:
+        """Return the name of the head and model that a row is of."""
+        experiment = self.project.experiments[row.experiment]
+        return f"{experiment.head}.{experiment.model}"
+
+    def _measured(self, row: Row) -> dict[str, int]:
+        """Return parameters and MACs of a row, as far as they have been measured, by convention."""
+        name = self._system(row)
+        size = self.sizes.size_of_image(name) if self.sizes is not None else None
+        if self.sizes is None or size is None:
+            return {}
+        counts = {key: self.sizes.macs(name, size, key) for key in ("reported", "attention")}
+        found = {"params": self.sizes.params(name), **counts}
+        return {key: value for key, value in found.items() if value is not None}
 
     def _reported(self, experiment: str, metric: str) -> ReportedValue | None:
         return self.project.reported.experiments.get(experiment, {}).get(metric)
@@ -97,8 +130,17 @@ class ResultTable:
 
     def _columns(self) -> tuple[Column, ...]:
         columns = [Column("Variant"), *(Column(key) for key in self.extra)]
+        if self.sizes is not None:
+            columns += [
+                Column(title, group, numeric=True)
+                for group, titles in (
+                    ("Parameters (M)", ("reported", "measured")),
+                    ("MACs (G)", ("reported", "as published", "with attention")),
+                )
+                for title in titles
+            ]
         for metric in self.table.metrics:
-            heading = HEADINGS[metric]
+            heading = METRICS[metric].heading
             columns += [
                 Column(title, heading, numeric=True)
                 for title in ("reported", "reproduced", "delta")
@@ -114,6 +156,8 @@ class ResultTable:
     def _cells(self, row: Row) -> tuple[Cell, ...]:
         runs = self.results.of(row.experiment)
         cells = [Cell.of(row.label), *(Cell.of(row.columns.get(key, "")) for key in self.extra)]
+        if self.sizes is not None:
+            cells += self._size_cells(row)
         for metric in self.table.metrics:
             cells += self._metric_cells(row, metric, runs)
         done = self._n(row.experiment)
@@ -121,7 +165,7 @@ class ResultTable:
         return (*cells, Cell.of(seeds), Cell(tuple(_run_span(run) for run in runs)))
 
     def _metric_cells(self, row: Row, metric: str, runs: Sequence[RunResult]) -> list[Cell]:
-        result, decimals = self.result(row.experiment, metric), DECIMALS[metric]
+        result, decimals = self.result(row.experiment, metric), METRICS[metric].decimals
         cells = [
             self._reported_cell(result),
             self._reproduced_cell(result, runs),
@@ -132,11 +176,28 @@ class ResultTable:
             cells += [Cell.of(signed(gain, decimals)) for gain in self._gains(row, metric)]
         return cells
 
+    def _size_cells(self, row: Row) -> list[Cell]:
+        published = self.project.reported.systems.get(self._system(row), {})
+        measured = self._measured(row)
+        millions, giga = (
+            lambda key, unit=unit: f"{measured[key] / unit:.2f}" if key in measured else "pending"
+            for unit in (1e6, 1e9)
+        )
+        return [
+            self._published(published.get("params_m")),
+            Cell.of(millions("params")),
+            self._published(published.get("gmacs")),
+            Cell.of(giga("reported")),
+            Cell.of(giga("attention")),
+        ]
+
     def _reported_cell(self, result: MetricResult) -> Cell:
-        if result.reported is None:
+        return self._published(result.reported)
+
+    def _published(self, value: ReportedValue | None) -> Cell:
+        if value is None:
             return Cell.of("")
-        mark = source_mark(self.sources.index(result.reported.source))
-        return Cell.of(f"{result.reported.value} [{mark}]")
+        return Cell.of(f"{value.value} [{source_mark(self.sources.index(value.source))}]")
 
     def _reproduced_cell(self, result: MetricResult, runs: Sequence[RunResult]) -> Cell:
         if result.summary is None:
@@ -148,7 +209,7 @@ class ResultTable:
             state = ", ".join((state, *warned[:1]))
             link = _link(self.results, runs, result.metric)
             return Cell.of(state, link, kind=states[0] if states else "")
-        decimals = DECIMALS[result.metric]
+        decimals = METRICS[result.metric].decimals
         text = f"{result.summary.mean:.{decimals}f}"
         if result.summary.std is not None:
             text += f" ± {result.summary.std:.{decimals}f}"
@@ -169,6 +230,8 @@ class ResultTable:
         if single:
             reproduced += f" Rows of one seed have none: {joined(single)}."
         notes += [reproduced, verdict]
+        if self.sizes is not None:
+            notes.append(COUNTED)
         if table.baseline is not None:
             label = next(
                 (row.label for row in table.rows if row.experiment == table.baseline),
@@ -199,6 +262,19 @@ class ResultTable:
             "notice": self.project.scale.notice or "",
             "n": str(self._n(row.experiment)),
         }
+        if self.sizes is not None:
+            published, measured = (
+                self.project.reported.systems.get(self._system(row), {}),
+                self._measured(row),
+            )
+            record |= {
+                f"{key}_reported": exact(published[key].value if key in published else None)
+                for key in SIZES
+            }
+            record["params"] = str(measured.get("params", ""))
+            record |= {
+                f"macs_{key}": str(measured.get(key, "")) for key in ("reported", "attention")
+            }
         for metric in self.table.metrics:
             record |= self._metric_record(row, metric)
         return record | {

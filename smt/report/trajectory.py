@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import get_args
 
 from smt.layout import Layout
-from smt.report.epochs import epoch_means, steps_per_epoch
+from smt.report.epochs import epoch_means
 from smt.spec import Project, Run
 from smt.tracking import journal
 from smt.tracking.server import Point
@@ -109,7 +109,7 @@ class _Journals:
             for each in records
             if "eval/top1" in each.metrics
         }
-        steps = steps_per_epoch(self.project, run.experiment)
+        steps = self.project.steps_per_epoch(run.experiment)
         return {"top1": top1, "loss": epoch_means(losses, steps)}
 
     def _bands(self, experiment: str, metric: Measure) -> tuple[Band, ...]:

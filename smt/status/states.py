@@ -262,8 +262,7 @@ def _final(layout: Layout, run: Run) -> Mapping[str, Any] | None:
 
 def _length(project: Project, run: Run) -> Length:
     recipe = project.recipes[project.experiments[run.experiment].recipe]
-    images = project.datasets[recipe.dataset].train_images
-    steps = max(images // recipe.global_batch, 1)
+    steps = project.steps_per_epoch(run.experiment)
     return Length(steps, recipe.schedule.epochs, recipe.global_batch)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from smt.metrics import headline
 from smt.status.progress import Progress
 from smt.status.states import STATES, RunStatus, State, Status
 
@@ -125,8 +126,11 @@ def _position(ahead: Progress) -> str:
 
 def _headline(metrics: Mapping[str, float]) -> str:
     """Return the metric by which runs are compared, which is the first that is written down."""
-    name = "top1" if "top1" in metrics else next(iter(metrics))
-    return f"{name} {metrics[name]:.2f}" if name == "top1" else f"{name} {metrics[name]:.4g}"
+    name = headline(metrics)
+    if name is not None:
+        return f"{name} {metrics[name]:.2f}"
+    first = next(iter(metrics))
+    return f"{first} {metrics[first]:.4g}"
 
 
 def _numbers(metrics: Mapping[str, float]) -> str:

@@ -17,7 +17,7 @@ from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, Interrupted, never
 from smt.layout import Layout
 from smt.models import weights, zoo
-from smt.spec import Project, Run
+from smt.spec import ClassificationRecipe, Project, Run
 
 
 class Classification:
@@ -36,7 +36,9 @@ class Classification:
         workers: int | None = None,
     ) -> None:  # fmt: skip
         experiment = project.experiments[run.experiment]
-        self.recipe = project.recipes[experiment.recipe]
+        recipe = project.recipes[experiment.recipe]
+        assert isinstance(recipe, ClassificationRecipe)
+        self.recipe = recipe
         self._run, self._ranks = run, ranks
         self._workers = project.scale.workers if workers is None else workers
         dataset = project.datasets[self.recipe.dataset]
@@ -93,7 +95,9 @@ class Classification:
         images, targets = batch.loss_inputs
         return F.cross_entropy(model(images).float(), targets)
 
-    def evaluate(self, interrupted: Callable[[], bool] = never) -> dict[str, float]:
+    def evaluate(
+        self, interrupted: Callable[[], bool] = never, *, final: bool = True
+    ) -> dict[str, float]:
         """Return top1 and top5 in percent and the mean loss; every image counts once.
 
         Raises:

@@ -4,16 +4,11 @@ from smt.engine.distributed import Ranks
 from smt.errors import TrainingError
 from smt.files import read_json, sha256, write_json
 from smt.layout import Layout
+from smt.metrics import METRICS
 from smt.models import weights
 from smt.spec import Project, Run
 from smt.tasks import environment
-from smt.tasks.classify import Classification
-
-AGREEMENT = {"top1": 0.1, "top5": 0.1, "loss": 0.01}
-"""Largest difference between the two evaluations of one file of weights.
-
-They are equal on the machine that trained; another one adds in another order, which can turn an
-image whose two best classes are nearly tied."""
+from smt.tasks.kinds import task_of
 
 
 def measure(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[str, float]:
@@ -29,7 +24,7 @@ def measure(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[st
     if sha256(path) != said["weights_sha256"]:
         remedy = _remedy(layout, run)
         raise TrainingError(f"{path} is not the file that {layout.metrics(run)} names; {remedy}")
-    task = Classification(project, layout, run, ranks, inherit=False)
+    task = task_of(project, layout, run, ranks, inherit=False)
     weights.load(task.model, path)
     return task.evaluate()
 
@@ -48,7 +43,7 @@ def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[s
     metrics = measure(project, layout, run, ranks)
     said, path = read_json(layout.metrics(run)), layout.weights(run)
     for name, value in metrics.items():
-        if abs(value - said["metrics"][name]) > AGREEMENT[name]:
+        if abs(value - said["metrics"][name]) > METRICS[name].agreement:
             raise TrainingError(
                 f"{path} gives {name} {value:.4f}, but {layout.metrics(run)} says "
                 f"{said['metrics'][name]:.4f}; {_remedy(layout, run)} after moving the run's "

@@ -18,6 +18,7 @@ from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import Diverged
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress, duration
+from smt.engine.protocol import Task
 from smt.engine.trainer import RETRY, Settings, Stopped, Trainer
 from smt.engine.workdir import exclusive
 from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
@@ -26,12 +27,10 @@ from smt.layout import Layout
 from smt.models import weights
 from smt.spec import Project, Run
 from smt.tasks import change, environment
-from smt.tasks.classify import Classification
+from smt.tasks.kinds import task_of
 from smt.tracking import journal, provenance, source
 
 log = logging.getLogger(__name__)
-
-TASKS = {"classify": Classification}
 
 _FAREWELL = 3.0
 """Seconds in which a rank that fails leaves word of it, when others lose touch with it."""
@@ -99,7 +98,7 @@ class RunTraining:
             with self.ranks.together():
                 parent = self._require_parent()
                 changes = self._require_unchanged(options) if self.ranks.is_first else []
-                task = TASKS[self.content["task"]](
+                task = task_of(
                     self.project, self.layout, self.run, self.ranks, workers=options.workers
                 )
             trainer = self._trainer(task, stop, options)
@@ -113,7 +112,7 @@ class RunTraining:
             self.ranks.barrier()
         return metrics
 
-    def _trainer(self, task: Classification, stop: StopRequest, options: Options) -> Trainer:
+    def _trainer(self, task: Task, stop: StopRequest, options: Options) -> Trainer:
         return Trainer(
             task,
             self.work_dir,

@@ -8,13 +8,16 @@ from pathlib import Path
 
 from smt.layout import PACKAGE
 
-_CODE = ("data", "engine", "models", "tasks", "tracking/journal.py")
+_CODE = (
+    "data", "detection", "engine", "models", "segmentation", "tasks", "tracking/journal.py",
+)  # fmt: skip
 """What takes part in a training, below the package."""
 
 _APART = ("data/contents.py", "data/demo.py", "data/differences.py", "data/lists.py",
           "data/progress.py", "data/scan.py", "data/verify.py", "engine/launch.py",
           "engine/requeue.py", "models/profile.py", "models/released.py",
-          "tasks/evaluation.py")  # fmt: skip
+          "tasks/evaluation.py", "data/inspection.py", "data/outline.py",
+          "data/scenes.py")  # fmt: skip
 """Modules of those folders that do not."""
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")

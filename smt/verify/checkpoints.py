@@ -7,6 +7,7 @@ from typing import Any
 
 from smt.files import sha256
 from smt.layout import Layout
+from smt.metrics import HEADLINES
 from smt.spec import Run
 from smt.tracking import journal
 from smt.verify import derive, tensors
@@ -72,17 +73,15 @@ def _facts(
     if facts["best"] is None:
         return
     try:
-        accuracies = [
-            line.metrics["eval/top1"]
-            for line in derive.lines(work_dir / journal.JOURNAL)
-            if "eval/top1" in line.metrics
-        ]
+        lines = [line.metrics for line in derive.lines(work_dir / journal.JOURNAL)]
     except (OSError, ValueError):
         return  # a finding of its own
-    ledger.expect(
-        CHECKPOINTS, f"{work_dir / journal.JOURNAL}: best eval/top1", max(accuracies, default=None),
-        facts["best"], path,
-    )  # fmt: skip
+    evaluated = {name for metrics in lines for name in metrics}
+    compared = (f"eval/{name}" for name in HEADLINES.values())
+    name = next((each for each in compared if each in evaluated), "metric")
+    best = max((metrics[name] for metrics in lines if name in metrics), default=None)
+    source = f"{work_dir / journal.JOURNAL}: best {name}"
+    ledger.expect(CHECKPOINTS, source, best, facts["best"], path)
 
 
 def _weights(exported: Path, path: Path, ledger: Ledger) -> None:

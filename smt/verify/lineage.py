@@ -11,8 +11,8 @@ from smt.data import manifest
 from smt.errors import DataError, UserError, suggest
 from smt.files import read_json
 from smt.layout import Layout
+from smt.metrics import METRICS
 from smt.report import build
-from smt.report.tables import DECIMALS, HEADINGS
 from smt.report.verdict import summarise
 from smt.spec import Project, Row, Run
 from smt.tracking import provenance
@@ -96,8 +96,8 @@ class Lineage:
         self, experiment: str, metric: str, finals: list[Mapping[str, Any]], seeds: int
     ) -> str:
         values = [each["metrics"][metric] for each in finals if metric in each["metrics"]]
-        decimals, summary = DECIMALS[metric], summarise(values)
-        text = f"{HEADINGS[metric]}: "
+        decimals, summary = METRICS[metric].decimals, summarise(values)
+        text = f"{METRICS[metric].heading}: "
         if summary is None:
             text += "not run"
         else:

@@ -8,8 +8,7 @@ from typing import Any
 from smt import fingerprint
 from smt.files import read_json, sha256
 from smt.layout import Layout
-from smt.report.collect import AGREEMENT
-from smt.report.figures import steps_per_epoch
+from smt.metrics import METRICS
 from smt.spec import Project, Run
 from smt.tracking import journal, provenance
 from smt.tracking.provenance import PROVENANCE
@@ -224,7 +223,7 @@ class RunAudit:
             self.layout.manifest(follows["dataset"]),
         )  # fmt: skip
         recipe = self.project.recipes[experiment.recipe]
-        steps = steps_per_epoch(self.project, self.run.experiment) * recipe.schedule.epochs
+        steps = self.project.steps_per_epoch(self.run.experiment) * recipe.schedule.epochs
         ledger.expect(
             NUMBERS, f"{self.path}: steps", self.final.get("steps"), steps,
             "epochs, images and global batch in params/",
@@ -317,8 +316,8 @@ class RunAudit:
         final, ours = self.final.get("metrics", {}), said.get("metrics", {})
         attempts = self.provenance.get("attempts") or [{}]
         exact = said.get("environment") == attempts[-1].get("environment", NOTHING)
-        for name in sorted(set(final) & set(AGREEMENT)):
-            value, allowed = ours.get(name), 0.0 if exact else AGREEMENT[name]
+        for name in sorted(set(final) & set(METRICS)):
+            value, allowed = ours.get(name), 0.0 if exact else METRICS[name].agreement
             agrees = value is not None and (
                 same(value, final[name]) or abs(value - final[name]) <= allowed
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from smt import macs
 from smt.layout import Layout
-from smt.spec import Project
+from smt.spec import Project, System
 from smt.verify import tensors
 from smt.verify.ledger import NOTHING, Ledger
 from smt.verify.records import load
@@ -31,7 +31,9 @@ def check(project: Project, layout: Layout, ledger: Ledger, measure: Measure | N
         ledger.expect_all(SIZES, path, said, measure(project), "counting them again")
         return
     for name, entry in said.items():
-        if name not in project.models:
+        if name in project.systems and isinstance(entry, dict):
+            _system_parameters(project, layout, project.systems[name], entry, ledger)
+        elif name not in project.models:
             ledger.find(SIZES, f"{path}: {name}", "no such model in params/models.yaml")
         elif isinstance(entry, dict):
             _macs(project, layout, name, entry, ledger)
@@ -60,7 +62,7 @@ def _parameters(
     for run in project.runs:
         experiment = project.experiments[run.experiment]
         path = layout.weights(run)
-        if experiment.model != name or not path.exists():
+        if experiment.model != name or experiment.head is not None or not path.exists():
             continue
         if project.datasets[project.dataset_of(run.experiment)].classes != _classes(project, name):
             continue
@@ -69,6 +71,28 @@ def _parameters(
         except (OSError, ValueError):
             continue  # a finding of its own
         ledger.expect(SIZES, f"{layout.sizes}: {name}.params", entry.get("params"), count, path)
+        return
+
+
+def _system_parameters(
+    project: Project, layout: Layout, system: System, entry: Mapping[str, Any], ledger: Ledger
+) -> None:
+    """Compare with the weights of a run of this head on this model, and with the sum of its parts.
+
+    Its MACs are not worked out by formula: `smt verify --evaluate` counts them again.
+    """
+    where, said = f"{layout.sizes}: {system.name}", entry.get("params")
+    parts = sum(part["params"] for part in entry.get("parts", {}).values())
+    ledger.expect(SIZES, f"{where}.params", said, parts, "the sum of its parts")
+    for run in project.runs:
+        experiment, path = project.experiments[run.experiment], layout.weights(run)
+        if (experiment.head, experiment.model) != (system.head, system.model) or not path.exists():
+            continue
+        try:
+            count = parameters(tensors.read(path))
+        except (OSError, ValueError):
+            continue  # a finding of its own
+        ledger.expect(SIZES, f"{where}.params", said, count, path)
         return
 
 
@@ -82,10 +106,4 @@ def parameters(header: tensors.Header) -> int:
 
 def _classes(project: Project, name: str) -> int:
     """Return the classes that `smt profile` counts a model with: those it is evaluated on last."""
-    recipes = [
-        project.recipes[project.experiments[each].recipe]
-        for each in project.order
-        if project.experiments[each].model == name
-    ]
-    last = recipes[-1] if recipes else next(iter(project.recipes.values()))
-    return project.datasets[last.dataset].classes
+    return project.datasets[project.classifier_recipes(name)[-1].dataset].classes

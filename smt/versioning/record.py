@@ -66,7 +66,7 @@ def keep(layout: Layout, run: Run) -> None:
     for old in record.iterdir():
         if old.name not in with_curves:
             old.unlink()
-    _replace(record / stages.CURVES, _curves(work_dir).encode())
+    _replace(record / stages.CURVES, _curves(work_dir, final["task"]).encode())
 
 
 def _is_kept(file: Path) -> bool:
@@ -86,17 +86,25 @@ def _replace(path: Path, content: bytes) -> None:
             file.write(content)
 
 
-def _curves(work_dir: Path) -> str:
-    """Return a run's curves, a line for each whole epoch: losses and accuracies in percent."""
+CURVES_OF = {
+    "classify": ("loss", "top1", "top5"),
+    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
+    "segment": ("miou", "mean_accuracy", "pixel_accuracy"),
+}
+"""What is evaluated after each epoch and drawn, by task."""
+
+
+def _curves(work_dir: Path, task: str) -> str:
+    """Return a run's curves, a line for each whole epoch: losses, and the rest in percent."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("epoch", "step", "train_loss", "loss", "top1", "top5"))
+    writer.writerow(("epoch", "step", "train_loss", *CURVES_OF[task]))
     last, loss = 0, ""
     for line in journal.read(work_dir, 0):
         loss = str(line.metrics.get("train/loss", loss))
         if line.epoch > last:
             last = line.epoch
-            names = ("eval/loss", "eval/top1", "eval/top5")
+            names = [f"eval/{name}" for name in CURVES_OF[task]]
             writer.writerow((last, line.step, loss, *(line.metrics.get(n, "") for n in names)))
     return text.getvalue()
 
@@ -166,7 +174,7 @@ def restore(project: Project, layout: Layout, experiments: Sequence[str]) -> lis
     chosen = [run for run in project.runs if not experiments or run.experiment in experiments]
     targets = [stages.run_stage(run) for run in chosen]
     dvc("pull", *([stages.DATA, *targets] if experiments else []))
-    for key in manifest.keys(project):
+    for key in manifest.needed(project):
         _make_data_again(project, layout, key)
     done = [run for run in chosen if _is_done(project, layout, run)]
     for run in done:

@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 
 from smt.layout import Layout
+from smt.metrics import HEADLINES
 from smt.spec import Project, Run
 
 FILE = "dvc.yaml"
-PARAMS = ("models", "recipes", "data", "experiments", "scales", "reported", "tables", "drift",
-          "trajectory")  # fmt: skip
+PARAMS = ("models", "heads", "recipes", "detection", "segmentation", "data", "experiments",
+          "scales", "reported", "tables", "drift", "trajectory")  # fmt: skip
 """Files of `params/` that decide what the DAG makes."""
 
 CURVES = "curves.csv"
@@ -104,4 +105,5 @@ def _plots(project: Project, layout: Layout) -> list[dict[str, dict[str, str]]]:
 
 def _curve(project: Project, run: Run) -> str:
     validated = project.datasets[project.dataset_of(run.experiment)].val_images > 0
-    return "top1" if validated else "train_loss"
+    task = project.experiments[run.experiment].task
+    return HEADLINES[task] if validated else "train_loss"

@@ -4,7 +4,7 @@
 
 rule data:
     input:
-        [PLAN.manifest(key) for key in PLAN.data_keys.values()],
+        [PLAN.manifest(key) for key in PLAN.needed_data],
 
 
 rule pretraining:

@@ -1,0 +1,139 @@
+"""A split of COCO, or of a data set in its layout: images, boxes and masks."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from smt.data import instances, lists, masks
+from smt.data.imagenet import decode
+from smt.data.manifest import Manifest
+from smt.data.scan import Wrong, annotation_file, image_folder
+from smt.errors import DataError
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """An image as the annotations have it."""
+
+    id: int
+    path: Path
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The objects of an image that are trained on: no crowds, nothing without an area."""
+
+    boxes: np.ndarray
+    """(N, 4) float32, x1 y1 x2 y2 in pixels, inside the image."""
+    labels: np.ndarray
+    """(N,) int64."""
+
+
+class CocoSplit:
+    """`train` or `val`, images sorted by id.
+
+    The annotations stay in a memory map of their file that all processes of a node share, beside a
+    few arrays: COCO's 860,000 as Python objects would take gigabytes in each process.
+
+    Raises:
+        DataError: the annotations are not those that the manifest is of, or cannot be read.
+    """
+
+    def __init__(self, root: Path, split: str, manifest: Manifest) -> None:
+        self.name, self.classes = manifest.dataset, manifest.classes
+        self.annotation_file = root / annotation_file(split)
+        """COCO's JSON file, which the evaluation reads."""
+        self._text = _mapped(self.annotation_file, split, manifest)
+        try:
+            self._instances = instances.read(self.annotation_file, self._text.data)
+        except Wrong as wrong:
+            raise DataError(f"{wrong}; {_remedy(manifest)}") from None
+        self.category_ids = self._instances.category_ids
+        """COCO's id of each class."""
+        self.images = CocoImages(root / image_folder("coco", split), self._instances)
+        self.trainable = np.flatnonzero(self._instances.is_trainable())
+        """(T,) int64: images that are trained on, for they show an object and are not tiny."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def picture(self, index: int) -> Image.Image:
+        """Return an image as RGB.
+
+        Raises:
+            DataError: it cannot be read, or is not of the size that its annotations are of.
+        """
+        image = self.images[index]
+        picture = decode(image.path)
+        if picture.size != (image.width, image.height):
+            raise DataError(
+                f"image {image.path} is {picture.height} x {picture.width} pixels, but "
+                f"{self.annotation_file} says {image.height} x {image.width}"
+            )
+        return picture
+
+    def annotation(self, index: int) -> Annotation:
+        """Return boxes and labels of the objects in an image."""
+        objects = self._objects(index)
+        height, width = self._instances.sizes[index]
+        boxes = self._instances.boxes[objects]
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        inside = corners.clip(0, [width, height, width, height])
+        return Annotation(inside.astype(np.float32), self._instances.labels[objects])
+
+    def masks(self, index: int) -> np.ndarray:
+        """Return the masks of an image's objects, (N, height, width) bool, in the same order."""
+        height, width = self._instances.sizes[index].tolist()
+        spans = self._instances.spans[self._objects(index)].tolist()
+        entries = (json.loads(self._text[start:end].tobytes()) for start, end in spans)
+        return masks.draw([entry["segmentation"] for entry in entries], height, width)
+
+    def _objects(self, index: int) -> np.ndarray:
+        """Return the numbers of an image's objects among all of the split."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        first, last = self._instances.first[index : index + 2]
+        return first + np.flatnonzero(self._instances.is_usable[first:last])
+
+
+class CocoImages(Sequence[CocoImage]):
+    """The images of a split, sorted by id."""
+
+    def __init__(self, folder: Path, found: instances.Instances) -> None:
+        self._folder, self._found = folder, found
+
+    def __len__(self) -> int:
+        return len(self._found.image_ids)
+
+    def __getitem__(self, index: int) -> CocoImage:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        height, width = self._found.sizes[index].tolist()
+        path = self._folder / str(self._found.file_names[index])
+        return CocoImage(int(self._found.image_ids[index]), path, height, width)
+
+
+def _mapped(path: Path, split: str, manifest: Manifest) -> np.ndarray:
+    """Return the bytes of a split's annotations, once they are those that the manifest lists."""
+    remedy = _remedy(manifest)
+    try:
+        text = np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"annotations {path} cannot be read ({error}); {remedy}") from None
+    name, listed_in = annotation_file(split), manifest.list_file(split)
+    recorded = lists.recorded(listed_in, manifest.splits[split].sha256, manifest.dataset)
+    listed = next((line for line in recorded if line.path == name), None)
+    if listed is None or listed.sha256 != hashlib.sha256(text.data).hexdigest():
+        raise DataError(f"annotations {path} are not those that {listed_in} names; {remedy}")
+    return text
+
+
+def _remedy(manifest: Manifest) -> str:
+    return f"bring back what was there, or run smt data manifest {manifest.dataset} again"

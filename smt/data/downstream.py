@@ -1,0 +1,270 @@
+"""Batches for detection and segmentation, read in this process or in workers, with the same bytes.
+
+What a batch holds depends on seed, recipe and data set; the number of workers and of processes only
+changes who reads what. Evaluation sees one image at a time, so that no image's result depends on
+its neighbours.
+"""
+
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from smt.data.ade20k import ADE20KSplit
+from smt.data.coco import CocoSplit
+from smt.data.detection_augment import (
+    DetectionEvalTransform,
+    DetectionInput,
+    DetectionSample,
+    DetectionTrainTransform,
+)
+from smt.data.rng import preserved, reseed
+from smt.data.sampler import Job, Schedule
+from smt.data.segmentation_augment import SegmentationTrainTransform
+from smt.data.workers import MEND, Substitute, errors_returned, read_all
+from smt.errors import DataError
+from smt.spec import DetectionRecipe, DownstreamRecipe, PolySchedule, SegmentationRecipe
+
+log = logging.getLogger(__name__)
+
+STRIDE = 32
+"""Pixels that the sides of a detector's batch are multiples of: the coarsest stage's stride."""
+
+
+@dataclass(frozen=True)
+class DetectionBatch:
+    """What one process runs through a detector at once."""
+
+    images: Tensor
+    """(B, 3, H, W) float32, normalised, each padded with zeros at its right and bottom."""
+    samples: list[DetectionSample]
+    """The objects of each image, and its size without padding; `image` is a view of `images`."""
+
+
+@dataclass(frozen=True)
+class SegmentationBatch:
+    """What one process runs through a segmenter at once."""
+
+    images: Tensor
+    """(B, 3, H, W) float32, normalised."""
+    labels: Tensor
+    """(B, H, W) int64, 255 where there is no class."""
+
+
+B = TypeVar("B", DetectionBatch, SegmentationBatch)
+
+
+class Loader(Generic[B]):
+    """The training batches of this process, epoch by epoch."""
+
+    def __init__(self, reader: Dataset, schedule: Schedule, seed: int, workers: int) -> None:
+        self._reader, self._schedule = reader, schedule
+        self._seed, self._workers = seed, workers
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global steps of an epoch."""
+        return self._schedule.steps_per_epoch
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of this process in a global step."""
+        return self._schedule.accumulation
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Job, B]]:
+        """Yield this process's batches from `start_step` on; the steps before are not read.
+
+        Raises:
+            DataError: an image cannot be read and the recipe says stop, or a worker died.
+        """
+        jobs = list(self._schedule.jobs(self._seed, epoch, start_step))
+        loaded = read_all(self._reader, jobs, self._workers)
+        for job, (batch, warnings) in zip(jobs, loaded, strict=True):
+            for warning in warnings:
+                log.warning("%s", warning)
+            yield job, batch
+
+
+def detection_loader(
+    split: CocoSplit, recipe: DetectionRecipe, *, masks: bool, seed: int, rank: int,
+    world_size: int, workers: int,
+) -> Loader[DetectionBatch]:  # fmt: skip
+    """Return the batches of a detector, landscapes beside landscapes; with `masks` or without.
+
+    Raises:
+        UserError: `world_size` processes cannot share a global batch equally.
+    """
+    shapes = [split.images[index] for index in split.trainable.tolist()]
+    upright = np.array([image.height > image.width for image in shapes])
+    schedule = _schedule(len(shapes), recipe, rank, world_size, upright)
+    return Loader(_DetectionReader(split, recipe, seed, masks), schedule, seed, workers)
+
+
+def segmentation_loader(
+    split: ADE20KSplit, recipe: SegmentationRecipe, *, seed: int, rank: int, world_size: int,
+    workers: int,
+) -> Loader[SegmentationBatch]:  # fmt: skip
+    """Return the batches of a segmenter.
+
+    Raises:
+        UserError: `world_size` processes cannot share a global batch equally.
+    """
+    schedule = _schedule(len(split), recipe, rank, world_size, None)
+    return Loader(_SegmentationReader(split, recipe, seed), schedule, seed, workers)
+
+
+def _schedule(
+    images: int, recipe: DownstreamRecipe, rank: int, world_size: int, groups: np.ndarray | None
+) -> Schedule:
+    schedule = recipe.schedule
+    interval = schedule.interval if isinstance(schedule, PolySchedule) else None
+    return Schedule(
+        images, recipe.global_batch, recipe.device_batch, rank, world_size, interval, groups
+    )
+
+
+class _Reader(Dataset):
+    """Reads and augments the images of a job; each image's draws are its own."""
+
+    def __init__(self, images: int, recipe: DownstreamRecipe, seed: int) -> None:
+        self._seed = seed
+        skip = recipe.unreadable_images == "skip"
+        self._substitute = Substitute(images, self._path, seed=seed, allowed=skip)
+
+    def _path(self, index: int) -> Path:
+        raise NotImplementedError
+
+
+class _DetectionReader(_Reader):
+    def __init__(self, split: CocoSplit, recipe: DetectionRecipe, seed: int, masks: bool) -> None:
+        super().__init__(len(split.trainable), recipe, seed)
+        self._split, self._masks = split, masks
+        self._transform = DetectionTrainTransform(recipe.augment)
+
+    @errors_returned
+    def __getitem__(self, job: Job) -> tuple[DetectionBatch, list[str]]:
+        warnings: list[str] = []
+        samples = []
+        with preserved():
+            for place, index in enumerate(job.indices.tolist()):
+                arrays = self._substitute.read(self._read, job.epoch, index, warnings)
+                reseed(self._seed, "augment", job.epoch, job.step, job.chunk, place)
+                samples.append(self._transform(*arrays))
+        images = padded([sample.image for sample in samples])
+        # A view, so that a worker sends each image once.
+        samples = [
+            replace(each, image=image[:, : each.size[0], : each.size[1]])
+            for each, image in zip(samples, images, strict=True)
+        ]
+        return DetectionBatch(images, samples), warnings
+
+    def _path(self, index: int) -> Path:
+        return self._split.images[int(self._split.trainable[index])].path
+
+    def _read(self, index: int) -> tuple:
+        image = int(self._split.trainable[index])
+        found = self._split.annotation(image)
+        masks = self._split.masks(image) if self._masks else None
+        return self._split.picture(image), found.boxes, found.labels, masks
+
+
+class _SegmentationReader(_Reader):
+    def __init__(self, split: ADE20KSplit, recipe: SegmentationRecipe, seed: int) -> None:
+        super().__init__(len(split), recipe, seed)
+        self._split = split
+        self._transform = SegmentationTrainTransform(recipe.augment)
+
+    @errors_returned
+    def __getitem__(self, job: Job) -> tuple[SegmentationBatch, list[str]]:
+        warnings: list[str] = []
+        crops = []
+        with preserved():
+            for place, index in enumerate(job.indices.tolist()):
+                pair = self._substitute.read(self._read, job.epoch, index, warnings)
+                # An image may come twice in one epoch of an endless row, with other draws.
+                reseed(self._seed, "augment", job.epoch, job.step, job.chunk, place)
+                crops.append(self._transform(*pair))
+        images, labels = zip(*crops, strict=True)
+        return SegmentationBatch(torch.stack(images), torch.stack(labels)), warnings
+
+    def _path(self, index: int) -> Path:
+        return self._split.images[index].image
+
+    def _read(self, index: int) -> tuple:
+        return self._split.picture(index), self._split.label_map(index)
+
+
+def padded(images: Sequence[Tensor]) -> Tensor:
+    """Return images (3, H_i, W_i) as one batch (B, 3, H, W): zeros at right and bottom.
+
+    H and W are the smallest multiples of 32 that hold all of them.
+    """
+    height, width = (
+        -(-max(image.shape[axis] for image in images) // STRIDE) * STRIDE for axis in (1, 2)
+    )
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    for out, image in zip(batch, images, strict=True):
+        out[:, : image.shape[1], : image.shape[2]] = image
+    return batch
+
+
+def detection_inputs(
+    split: CocoSplit, recipe: DetectionRecipe, *, rank: int, world_size: int, workers: int
+) -> Generator[tuple[int, DetectionInput], None, None]:
+    """Yield number and input of each image that this process evaluates.
+
+    Over all processes every image comes once.
+
+    Raises:
+        DataError: an image cannot be read (whatever the recipe says of training), or a worker died.
+    """
+    own = range(rank, len(split), world_size)
+    reader = _DetectionInputs(split, DetectionEvalTransform(recipe.evaluation))
+    yield from zip(own, read_all(reader, own, workers), strict=True)
+
+
+class _DetectionInputs(Dataset):
+    def __init__(self, split: CocoSplit, transform: DetectionEvalTransform) -> None:
+        self._split, self._transform = split, transform
+
+    @errors_returned
+    def __getitem__(self, index: int) -> DetectionInput:
+        return self._transform(_needed(self._split, index))
+
+
+def segmentation_inputs(
+    split: ADE20KSplit, *, rank: int, world_size: int, workers: int
+) -> Generator[tuple[int, np.ndarray, np.ndarray], None, None]:
+    """Yield number, pixels (H, W, 3) uint8 and classes (H, W) uint8 of each image, as on disk.
+
+    They are those that this process evaluates: over all processes every image comes once.
+
+    Raises:
+        DataError: an image cannot be read (whatever the recipe says of training), or a worker died.
+    """
+    own = range(rank, len(split), world_size)
+    for index, arrays in zip(own, read_all(_SegmentationInputs(split), own, workers), strict=True):
+        yield index, *arrays
+
+
+class _SegmentationInputs(Dataset):
+    def __init__(self, split: ADE20KSplit) -> None:
+        self._split = split
+
+    @errors_returned
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(_needed(self._split, index)), self._split.label_map(index)
+
+
+def _needed(split: CocoSplit | ADE20KSplit, index: int) -> Image.Image:
+    try:
+        return split.picture(index)
+    except DataError as error:
+        raise DataError(f"{error}; {MEND}: an evaluation needs every image") from None

@@ -1,0 +1,117 @@
+"""Masks as COCO's annotations hold them: polygons, or the lengths of runs of pixels.
+
+Runs go down the columns, the first one of pixels outside; they stand as a list of numbers, or
+packed into a string, six bits a character.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_CORNERS = 3
+"""Fewest corners of a polygon that has an area."""
+
+
+class NoMask(Exception):
+    """A segmentation that is none; the message says why, in a phrase."""
+
+
+class Measure(NamedTuple):
+    """What is known of a segmentation without drawing it."""
+
+    is_drawn: bool
+    """False where no polygon has an area: then there is no mask."""
+    lowest: float = 0.0
+    """Of all coordinates, in pixels."""
+    highest: float = 0.0
+    size: tuple[int, int] | None = None
+    """Height and width that runs are of; None for polygons."""
+
+
+def measure(segmentation: Any) -> Measure:
+    """Return what is known of a segmentation as it stands in an annotation.
+
+    Raises:
+        NoMask: it is none.
+    """
+    if isinstance(segmentation, dict):
+        return _measure_runs(segmentation)
+    if not isinstance(segmentation, list):
+        raise NoMask("its segmentation is neither polygons nor runs")
+    try:
+        drawn = _polygons(segmentation)
+        if not drawn:
+            return Measure(is_drawn=False)
+        # What is not finite stays so in a sum, while min and max may pass over it.
+        if not math.isfinite(sum(map(sum, drawn))):
+            raise NoMask("a corner of its polygons is not a finite number")
+        return Measure(True, min(map(min, drawn)), max(map(max, drawn)))
+    except TypeError:
+        raise NoMask("its polygons are not lists of numbers") from None
+
+
+def _polygons(segmentation: Sequence[list[float]]) -> list[list[float]]:
+    """Return the polygons that have an area; COCO's readers pass over others as well."""
+    return [each for each in segmentation if len(each) >= 2 * _CORNERS and len(each) % 2 == 0]
+
+
+def _measure_runs(segmentation: dict[str, Any]) -> Measure:
+    try:
+        height, width = segmentation["size"]
+        counts = segmentation["counts"]
+        runs = _unpack(counts) if isinstance(counts, str) else counts
+        total, shortest = sum(runs), min(runs, default=0)
+    except (KeyError, TypeError, ValueError):
+        raise NoMask("its runs are not {size: [height, width], counts: [...]}") from None
+    if total != height * width or shortest < 0:
+        raise NoMask(f"its runs make {total} pixels, not the {height} x {width} of its size")
+    return Measure(True, size=(height, width))
+
+
+def _unpack(counts: str) -> list[int]:
+    """Return the lengths of runs from COCO's packed form.
+
+    A number takes as many characters as it needs, five bits each, lowest first; bit 5 says that
+    another follows, and bit 4 of the last is its sign. From the fourth on, a number stands for
+    what a run is longer than the last but one.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError("no such character")
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        runs.append(number + runs[-2] if len(runs) > 2 else number)
+        number = shift = 0
+    if shift:
+        raise ValueError("the last number has no end")
+    return runs
+
+
+def draw(segmentations: Sequence[Any], height: int, width: int) -> np.ndarray:
+    """Return masks (N, height, width) bool of segmentations that `measure` says are drawn."""
+    from faster_coco_eval.core import mask
+
+    if not segmentations:
+        return np.zeros((0, height, width), bool)
+    runs = [_runs(each, height, width) for each in segmentations]
+    return np.ascontiguousarray(mask.decode(runs).transpose(2, 0, 1)).view(bool)
+
+
+def _runs(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Return a mask in the packed form."""
+    from faster_coco_eval.core import mask
+
+    if isinstance(segmentation, list):
+        return mask.merge(mask.frPyObjects(_polygons(segmentation), height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask.frPyObjects(segmentation, height, width)
+    return segmentation

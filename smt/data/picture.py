@@ -1,0 +1,89 @@
+"""An image that is scaled, cut and mirrored together with what is drawn on it, by mmcv's rules."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def rescaled(size: Size, short: int, long: int) -> Size:
+    """Return the largest size of the same proportions whose sides keep to both limits, rounded."""
+    factor = min(long / max(size), short / min(size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in size)
+    return height, width
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Return (3, H, W) float32 of `pixels` (3, H, W) uint8: less ImageNet's mean, over deviation.
+
+    The bits are those of timm's ToTensor and Normalize.
+    """
+    mean = torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
+    deviation = torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
+    values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return values.div_(255).sub_(mean).div_(deviation)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, and where in the original each of its rows and columns comes from.
+
+    Maps of the original (masks, labels) are not touched until the end: then `follow` reads each
+    pixel once, at the place where one nearest-neighbour step after another would have found it.
+    """
+
+    pixels: Tensor
+    """(1, 3, H, W) uint8."""
+    rows: np.ndarray
+    """(H,) int64."""
+    columns: np.ndarray
+    """(W,) int64."""
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Picture":
+        """Return the picture of an RGB image as it is."""
+        pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
+        return cls(pixels, np.arange(image.height), np.arange(image.width))
+
+    @property
+    def size(self) -> Size:
+        """Height and width now."""
+        return len(self.rows), len(self.columns)
+
+    def flip(self) -> "Picture":
+        """Return the mirror image, left for right."""
+        return Picture(self.pixels.flip(-1), self.rows, self.columns[::-1])
+
+    def resize(self, size: Size) -> "Picture":
+        """Return the picture scaled to `size`: bilinear, without smoothing before it is shrunk.
+
+        This is OpenCV's INTER_LINEAR, which mmcv uses, to within a level of 255; maps follow
+        OpenCV's INTER_NEAREST.
+        """
+        if size == self.size:
+            return self
+        # torch is fastest where the three channels of a pixel lie together.
+        together = self.pixels.contiguous(memory_format=torch.channels_last)
+        pixels = F.interpolate(together, size=size, mode="bilinear", align_corners=False)
+        return Picture(pixels, _nearest(self.rows, size[0]), _nearest(self.columns, size[1]))
+
+    def crop(self, top: int, left: int, height: int, width: int) -> "Picture":
+        """Return the rectangle from row `top` and column `left` on; it lies inside the picture."""
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        return Picture(self.pixels[..., rows, columns], self.rows[rows], self.columns[columns])
+
+    def follow(self, maps: np.ndarray) -> np.ndarray:
+        """Return what became of maps (..., height, width) of the original: (..., H, W)."""
+        return maps.take(self.columns, axis=-1).take(self.rows, axis=-2)
+
+
+def _nearest(places: np.ndarray, length: int) -> np.ndarray:
+    """Return the `length` of `places` that scaling along their axis picks: floor(i * ratio)."""
+    return places[np.arange(length) * len(places) // length]

@@ -1,0 +1,157 @@
+"""Worker processes that read: what they make of a job is a pure function of what it names."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from smt.data.rng import derive
+from smt.errors import DataError, first_line
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MEND = "copy it again from the source of the data set"
+
+_RESTARTS = 3
+"""Times in a row that dead workers are replaced without a batch in between."""
+
+_REPLACEMENTS = 10
+"""Images tried in place of one that cannot be read, before the data set is given up."""
+
+
+def errors_returned(read: Callable[..., T]) -> Callable[..., T | DataError]:
+    """Return a DataError as a value: raised in a worker, it would come wrapped in tracebacks."""
+
+    @wraps(read)
+    def wrapped(*arguments: Any) -> T | DataError:
+        try:
+            return read(*arguments)
+        except DataError as error:
+            return error
+
+    return wrapped
+
+
+class Substitute:
+    """Other images in place of those that cannot be read, where a recipe says so.
+
+    `path` tells an image's file by its number below `images`, for the warning.
+    """
+
+    def __init__(
+        self, images: int, path: Callable[[int], object], *, seed: int, allowed: bool
+    ) -> None:
+        self._images, self._path, self._seed, self._allowed = images, path, seed, allowed
+
+    def read(self, read: Callable[[int], T], epoch: int, index: int, warnings: list[str]) -> T:
+        """Return what `read` makes of image `index`, or of another one, which is warned of.
+
+        Raises:
+            DataError: the image cannot be read and none may take its place, or none can be read.
+        """
+        try:
+            return read(index)
+        except DataError as error:
+            if not self._allowed:
+                raise DataError(f"{error}; {MEND} or set unreadable_images: skip") from None
+            return self._other(read, epoch, index, error, warnings)
+
+    def _other(
+        self,
+        read: Callable[[int], T],
+        epoch: int,
+        index: int,
+        error: DataError,
+        warnings: list[str],
+    ) -> T:
+        for attempt in range(_REPLACEMENTS):
+            other = derive(self._seed, "replacement", epoch, index, attempt) % self._images
+            try:
+                found = read(other)
+            except DataError as another:
+                error = another
+                continue
+            warnings.append(f"{error}; {self._path(other)} takes its place in epoch {epoch}")
+            return found
+        raise DataError(f"{error}, nor {_REPLACEMENTS} others drawn in its place; {MEND}")
+
+
+def read_all(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator[Any, None, None]:
+    """Yield what `reader` makes of each job, in order; `workers` 0 reads in this process.
+
+    Raises:
+        DataError: the reader returned it, or a worker died again and again.
+    """
+    loaded = _in_workers(reader, jobs, workers) if workers else (reader[job] for job in jobs)
+    # Closed at once, the workers end at once: left to the garbage collector after an error, they
+    # have been seen to hold up the process for 5 s each.
+    with closing(loaded):
+        for result in loaded:
+            if isinstance(result, DataError):
+                raise result
+            yield result
+
+
+def _in_workers(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator[Any, None, None]:
+    """Yield what worker processes make of each job, in order.
+
+    A job is a pure function of what it names, so when a worker dies, new ones begin at the first
+    job that has not been handed on. Only when that happens again and again at one job is it told.
+    """
+    done = deaths = 0
+    while done < len(jobs):
+        try:
+            for result in _iterator(_worker_pool(reader, jobs[done:], workers)):
+                yield result
+                done, deaths = done + 1, 0
+            return
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # What a dead worker had sent cannot be fetched from it any more: the last two.
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker ("):
+                raise
+            reason = f"a process that reads images died ({first_line(error)})"
+        deaths += 1
+        if deaths > _RESTARTS:
+            raise DataError(
+                f"{reason}, {deaths} times in a row: most often memory or /dev/shm ran out; lower "
+                "`workers` of the scale in params/scales.yaml, or give the job more memory"
+            )
+        log.warning("%s; starting new ones, nothing is lost", reason)
+
+
+def _worker_pool(reader: Dataset, jobs: Sequence[Any], workers: int) -> DataLoader:
+    return DataLoader(
+        reader,
+        batch_size=None,  # a job is a whole batch: one worker makes it
+        sampler=jobs,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=torch.cuda.is_available(),
+        # Without one of its own, the loader would draw from torch's global generator.
+        generator=torch.Generator(),
+    )
+
+
+def _iterator(loader: DataLoader) -> Iterator[Any]:
+    """Return an iterator that reports a worker's death where it is waited for, and only there.
+
+    By itself torch answers SIGCHLD with an exception out of whatever line the process is at.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    # Only the main thread may set a handler, and one set from C cannot be set again.
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+    return iterator
+
+
+def _unchanged(loaded: Any) -> Any:
+    return loaded

@@ -1,0 +1,50 @@
+"""The objects of a batch as DINO counts them: boxes as fractions of the unpadded image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from smt.detection.structures import Size, Target
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The N objects of a batch, image by image."""
+
+    labels: Tensor
+    """(N,) int64."""
+    boxes: Tensor
+    """(N, 4): centre and sides, as fractions of the unpadded image."""
+    image: Tensor
+    """(N,) int64: the object's image in the batch."""
+    number: Tensor
+    """(N,) int64: which of its image's objects it is."""
+    counts: list[int]
+    """Objects of each image."""
+
+
+def objects_of(targets: Sequence[Target]) -> Objects:
+    """Return the objects of a batch."""
+    device = targets[0].boxes.device
+    counts = [len(each.labels) for each in targets]
+    image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]).long()
+    number = torch.tensor([i for count in counts for i in range(count)]).long()
+    image, number = image.to(device), number.to(device)
+    pixels = torch.cat([each.boxes for each in targets]).float()  # (N, 4)
+    fractions = pixels / extents([each.size for each in targets], device)[image]
+    return Objects(
+        labels=torch.cat([each.labels for each in targets]),
+        boxes=box_convert(fractions, "xyxy", "cxcywh"),
+        image=image,
+        number=number,
+        counts=counts,
+    )
+
+
+def extents(sizes: Sequence[Size], device: torch.device) -> Tensor:
+    """Return what boxes as fractions are multiplied by: (B, 4), width and height twice."""
+    sides = torch.tensor(sizes, dtype=torch.float32).flip(-1)  # (B, 2)
+    return sides.repeat(1, 2).to(device)

@@ -1,0 +1,46 @@
+"""Features of boxes, cut out of a pyramid: each box from the level of its size (RoIAlign)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+FINEST_SIDE = 56
+"""Boxes of sides up to twice this, in pixels, are cut out of the finest level; each level above
+has those twice as large (Lin et al., 2017, equation 1: 224 pixels belong to stride 16)."""
+
+
+def by_image(boxes: Sequence[Tensor]) -> Tensor:
+    """Return the boxes (N_i, 4) of each image as one (sum of N_i, 5): image, x1, y1, x2, y2."""
+    return torch.cat(
+        [torch.cat([each.new_full((len(each), 1), i), each], 1) for i, each in enumerate(boxes)]
+    )
+
+
+def level_of(boxes: Tensor, levels: int) -> Tensor:
+    """Return the level (N,) int64 out of which each box (N, 4) is cut; 0 is the finest."""
+    width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
+    octave = torch.log2((width * height).sqrt() / FINEST_SIDE + 1e-6).floor()
+    return octave.clamp(0, levels - 1).long()
+
+
+def pool(
+    levels: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, resolution: int
+) -> Tensor:
+    """Return features (N, C, resolution, resolution) of boxes (N, 5), which `by_image` gives.
+
+    `levels` are (B, C, H_i, W_i), finest first. Boxes are not rounded: pixel i spans i to i + 1
+    (aligned RoIAlign), and a bin has as many samples as it covers cells of the level.
+    """
+    level = level_of(boxes[:, 1:], len(levels))
+    counts = torch.bincount(level, minlength=len(levels)).tolist()
+    rows = level.argsort(stable=True).split(counts)
+    pooled = levels[0].new_zeros(len(boxes), levels[0].shape[1], resolution, resolution)
+    for features, stride, chosen in zip(levels, strides, rows, strict=True):
+        # In float32 under autocast as well: half precision cannot place a box.
+        aligned = roi_align(
+            features.float(), boxes[chosen], resolution, 1 / stride, sampling_ratio=-1, aligned=True
+        )
+        pooled = pooled.index_copy(0, chosen, aligned.to(pooled.dtype))
+    return pooled

@@ -1,0 +1,158 @@
+"""The region proposal network (RPN): boxes that may hold an object, of whatever class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from smt import head_spec
+from smt.detection.anchors import grid_anchors
+from smt.detection.boxes import clip, decode, encode
+from smt.detection.fpn import flatten
+from smt.detection.matching import LEFT_OUT, match, sample
+from smt.detection.structures import Size, Target
+from smt.detection.suppression import strongest
+
+PADDING = 32
+"""An image alone is padded to a multiple of it, in pixels; in a batch it may have more."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the network says of each anchor; in the order of anchors."""
+
+    objectness: Tensor
+    """(B, anchors): logits."""
+    offsets: Tensor
+    """(B, anchors, 4)."""
+    anchors: Tensor
+    """(anchors, 4)."""
+    counts: list[int]
+    """Anchors of each level."""
+
+
+class RegionProposalNetwork(nn.Module):
+    """A convolution and two predictors that all levels share (Ren et al., 2015), as in mmdet 2.28.
+
+    All weights start from a normal distribution of deviation 0.01, all biases from zero.
+    """
+
+    def __init__(self, spec: head_spec.RPN, channels: int, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.strides = strides
+        anchors = len(spec.anchors.scales) * len(spec.anchors.ratios)
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, anchors, 1)
+        self.offsets = nn.Conv2d(channels, 4 * anchors, 1)
+        for layer in (self.convolution, self.objectness, self.offsets):
+            nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, levels: Sequence[Tensor]) -> Predictions:
+        """Return what is said of the anchors of all levels (B, channels, H_i, W_i)."""
+        # A function, not a layer: counts of published sizes do not see this ReLU.
+        hidden = [F.relu(self.convolution(level)) for level in levels]
+        shapes = [(level.shape[2], level.shape[3]) for level in levels]
+        anchors = grid_anchors(self.spec.anchors, shapes, self.strides, levels[0].device)
+        return Predictions(
+            objectness=flatten([self.objectness(x) for x in hidden], 1)[..., 0],
+            offsets=flatten([self.offsets(x) for x in hidden], 4),
+            anchors=torch.cat(anchors),
+            counts=[len(each) for each in anchors],
+        )
+
+    def losses(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Return rpn_class and rpn_box: cross entropy of drawn anchors, L1 of positive offsets.
+
+        Both are sums over the batch, over the number of drawn anchors. An image without a positive
+        one, or without background, counts one for it all the same, as in mmdet.
+        """
+        logits, labels, offsets, goals, drawn = [], [], [], [], 0
+        for i, target in enumerate(targets):
+            matches = self.matches(predictions.anchors, target)
+            chosen = sample(matches, self.spec.sampling)
+            for rows, label in ((chosen.positive, 1.0), (chosen.negative, 0.0)):
+                logits.append(predictions.objectness[i, rows].float())
+                labels.append(torch.full_like(logits[-1], label))
+                drawn += max(len(rows), 1)
+            anchors = predictions.anchors[chosen.positive]
+            objects = target.boxes[matches[chosen.positive]]
+            offsets.append(predictions.offsets[i, chosen.positive].float())
+            goals.append(encode(objects, anchors, self.spec.deviations))
+        objectness = F.binary_cross_entropy_with_logits(
+            torch.cat(logits), torch.cat(labels), reduction="sum"
+        )
+        distance = F.smooth_l1_loss(
+            torch.cat(offsets),
+            torch.cat(goals),
+            reduction="sum",
+            beta=self.spec.smooth_l1 or 0.0,  # 0 is L1
+        )
+        return {"rpn_class": objectness / drawn, "rpn_box": distance / drawn}
+
+    def matches(self, anchors: Tensor, target: Target) -> Tensor:
+        """Return the object (anchors,) that each anchor is to find, or what `match` says else.
+
+        Anchors of places that the image would not have alone are left out; so are, where the head
+        says so, all that are not inside the image.
+        """
+        used = _own(anchors, target.size)
+        if self.spec.inside_only:
+            height, width = target.size
+            x1, y1, x2, y2 = anchors.unbind(1)
+            used &= (x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)
+        # An anchor that is left out must not be an object's best one either.
+        overlaps = torch.where(used, box_iou(target.boxes, anchors), -1.0)
+        return torch.where(used, match(overlaps, self.spec.matching), LEFT_OUT)
+
+    @torch.no_grad()
+    def propose(
+        self, predictions: Predictions, sizes: Sequence[Size], selection: head_spec.Selection
+    ) -> list[Tensor]:
+        """Return the proposals (at most `keep`, 4) of each image, best first, without gradients.
+
+        The best `before` anchors of each level are decoded and cut to the image; boxes without an
+        area go; each level is suppressed by itself. Only places that an image would have alone
+        propose, so that it does not depend on how far its batch is padded; mmdet, which tests
+        images one by one, has no such rule.
+        """
+        own = torch.stack([_own(predictions.anchors, size) for size in sizes])
+        objectness = predictions.objectness.masked_fill(~own, -torch.inf)
+        rows = _best_of_levels(objectness, predictions.counts, selection.before)
+        level = torch.cat([each.new_full(each.shape[1:], i) for i, each in enumerate(rows)])
+        best = torch.cat(rows, dim=1)  # (B, K)
+        scores = objectness.gather(1, best)
+        offsets = predictions.offsets.gather(1, best[..., None].expand(-1, -1, 4)).float()
+        boxes = decode(offsets, predictions.anchors[best], self.spec.deviations)  # (B, K, 4)
+        proposals = []
+        for of_image, score, size in zip(boxes, scores, sizes, strict=True):
+            cut = clip(of_image, size)
+            real = (cut[:, 2:] > cut[:, :2]).all(dim=1) & (score > -torch.inf)
+            cut = cut[real]
+            kept = strongest(cut, score[real], level[real], nms=selection.nms, keep=selection.keep)
+            proposals.append(cut[kept])
+        return proposals
+
+
+def _own(anchors: Tensor, size: Size) -> Tensor:
+    """Return which anchors (N,) are at places that an image of `size` would have without a batch.
+
+    Their centres are whole pixels but for rounding.
+    """
+    height, width = (-(-side // PADDING) * PADDING for side in size)
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).round().unbind(1)
+    return (x < width) & (y < height)
+
+
+def _best_of_levels(objectness: Tensor, counts: list[int], count: int) -> list[Tensor]:
+    """Return the anchors (B, at most `count`) of each level whose `objectness` is highest."""
+    rows, start = [], 0
+    for logits in objectness.split(counts, dim=1):
+        rows.append(logits.topk(min(count, logits.shape[1]), dim=1).indices + start)
+        start += logits.shape[1]
+    return rows

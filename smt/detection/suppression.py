@@ -1,0 +1,38 @@
+"""Non-maximum suppression (NMS): of boxes that find the same thing, the best stays."""
+
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+
+def strongest(boxes: Tensor, scores: Tensor, groups: Tensor, *, nms: float, keep: int) -> Tensor:
+    """Return the indices of the at most `keep` boxes that survive, best first.
+
+    A box (N, 4) goes where a better one of its own group (N,), a class or a level, overlaps it by
+    an IoU above `nms`.
+    """
+    return batched_nms(boxes.float(), scores.float(), groups, nms)[:keep]
+
+
+def multiclass_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    score: float,
+    nms: float,
+    keep: int,
+    factors: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return boxes (K, 4), scores, labels and rows (K,) of the predictions that are kept.
+
+    `boxes` are (N, 4), or (N, classes, 4) with a box for each class, and `scores` (N, classes),
+    without background. Only scores above `score` are looked at; after that they are multiplied by
+    the `factors` (N,) of their rows. Each class is suppressed by itself, then the best `keep` of
+    all classes stay, best first. The rows say where in `boxes` each came from.
+    """
+    rows, labels = (scores > score).nonzero(as_tuple=True)
+    boxes = boxes[rows] if boxes.dim() == 2 else boxes[rows, labels]
+    kept_scores = scores[rows, labels].float()
+    if factors is not None:
+        kept_scores = kept_scores * factors[rows]
+    best = strongest(boxes, kept_scores, labels, nms=nms, keep=keep)
+    return boxes[best], kept_scores[best], labels[best], rows[best]

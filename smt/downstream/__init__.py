@@ -1,0 +1,1 @@
+"""What detectors and segmenters have in common."""

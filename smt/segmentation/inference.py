@@ -1,0 +1,58 @@
+"""From an image to its label map: whole images, at one scale or at several (mmseg 0.30)."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from smt.augment_spec import SegmentationEvaluation
+from smt.data.segmentation_augment import SegmentationEvalTransform
+from smt.segmentation.resample import Size, resize
+from smt.segmentation.upernet import UPerNet
+
+
+def predict(
+    model: UPerNet,
+    image: np.ndarray,
+    evaluation: SegmentationEvaluation,
+    *,
+    factors: Sequence[float] = (1.0,),
+    hflip: bool = False,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Return the class of each pixel, (H, W) uint8, of an RGB image (H, W, 3) uint8.
+
+    It is the class of the largest probability, averaged over scales of `factors` and, with `hflip`,
+    over the image and its mirror image at each. `model` is on `device`, in evaluation mode.
+    """
+    transform, picture = SegmentationEvalTransform(evaluation), Image.fromarray(image)
+    size = (picture.height, picture.width)
+    with torch.inference_mode():
+        views = _views(model, (transform(picture, each) for each in factors), hflip, device, size)
+        total = next(views)
+        for view in views:
+            total += view
+        return total[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def _views(
+    model: UPerNet, images: Iterable[Tensor], hflip: bool, device: torch.device | str, size: Size
+) -> Iterator[Tensor]:
+    """Yield probabilities (1, classes, *size) of each image (3, H, W), and of its mirror image."""
+    for image in images:
+        seen = image[None].to(device)
+        yield probabilities(model, seen, size)
+        if hflip:
+            yield probabilities(model, seen.flip(-1), size).flip(-1)
+
+
+def probabilities(model: UPerNet, images: Tensor, size: Size) -> Tensor:
+    """Return (B, classes, *size) of images (B, 3, H, W), in the way that mmseg enlarges logits.
+
+    They are enlarged to the images' size, then to `size`.
+    """
+    height, width = images.shape[-2:]
+    logits = resize(resize(model.logits(images).float(), (height, width)), size)
+    return logits.softmax(1)

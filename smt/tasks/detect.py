@@ -1,0 +1,166 @@
+"""Object detection: a detector on images and annotations in COCO's layout."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from smt.data import manifest
+from smt.data.coco import CocoSplit
+from smt.data.detection_augment import DetectionInput
+from smt.data.downstream import DetectionBatch, detection_inputs, detection_loader, padded
+from smt.detection import build, coco_eval, results
+from smt.detection.results import ImageResult
+from smt.detection.structures import Target
+from smt.engine import optim
+from smt.engine.distributed import Ranks
+from smt.engine.protocol import Batch, Interrupted, never
+from smt.head_spec import TwoStage, UPerNet
+from smt.layout import Layout
+from smt.spec import DetectionRecipe, Project, Run
+from smt.tasks import backbone
+
+
+class Detection:
+    """The task of a detection run: see `smt.engine.protocol.Task`.
+
+    The backbone starts from its parent's weights, the head from the run's seed; with `inherit` off
+    both start from the seed, for weights that are loaded into them afterwards. `workers` takes the
+    place of the scale's number of data workers; it does not change what is read.
+    """
+
+    headline = "box_ap"
+
+    def __init__(
+        self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
+        workers: int | None = None,
+    ) -> None:  # fmt: skip
+        experiment = project.experiments[run.experiment]
+        recipe = project.recipes[experiment.recipe]
+        assert isinstance(recipe, DetectionRecipe) and experiment.head is not None
+        self.recipe = recipe
+        self._ranks = ranks
+        self._workers = project.scale.workers if workers is None else workers
+        root = layout.dataset_root(project.datasets[recipe.dataset])
+        found = manifest.read(layout, recipe.dataset)
+        self._val = CocoSplit(root, "val", found)
+        head = project.heads[experiment.head]
+        assert not isinstance(head, UPerNet)
+        self._kinds: tuple[results.Kind, ...] = ("bbox",)
+        self._threshold = 0.0
+        if isinstance(head, TwoStage):
+            self._kinds, self._threshold = ("bbox", "segm"), head.mask_threshold
+        backbone.seeded(run)
+        trunk = backbone.trunk(project, layout, run, inherit=inherit)
+        self.model = build.build(trunk, head, len(found.classes)).to(ranks.device)
+        self._loader = detection_loader(
+            CocoSplit(root, "train", found),
+            recipe,
+            masks="segm" in self._kinds,
+            seed=run.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            workers=self._workers,
+        )
+        self.steps_per_epoch = self._loader.steps_per_epoch
+        self.accumulation = self._loader.accumulation
+
+    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's batches, on its device."""
+        for job, batch in self._loader.epoch(epoch, start_step):
+            key = (epoch, job.step, job.chunk)
+            yield Batch(self._on_device(batch), len(batch.images), key)
+
+    def _on_device(self, batch: DetectionBatch) -> tuple[torch.Tensor, list[Target]]:
+        device = self._ranks.device
+        targets = [
+            Target(
+                sample.boxes.to(device, non_blocking=True),
+                sample.labels.to(device, non_blocking=True),
+                sample.size,
+                None if sample.masks is None else sample.masks.to(device, non_blocking=True),
+            )
+            for sample in batch.samples
+        ]
+        return batch.images.to(device, non_blocking=True), targets
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the sum of the detector's losses, in float32."""
+        losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
+        return torch.stack([each.float() for each in losses.values()]).sum()
+
+    def evaluate(
+        self, interrupted: Callable[[], bool] = never, *, final: bool = True
+    ) -> dict[str, float]:
+        """Return COCO's average precisions and recalls in percent, of boxes and of masks.
+
+        Raises:
+            Interrupted: `interrupted` said so on some rank; none has a result then.
+        """
+        return self.average_precision(self.detections(interrupted))
+
+    def average_precision(self, detections: list[ImageResult] | None) -> dict[str, float]:
+        """Return the metrics of what rank 0 has of all ranks, the same on every rank."""
+        found: dict[str, float] = {}
+        with self._ranks.together():
+            if detections is not None:
+                found = coco_eval.evaluate(self._val.annotation_file, detections, kinds=self._kinds)
+        return self._ranks.from_first(found)
+
+    def detections(self, interrupted: Callable[[], bool] = never) -> list[ImageResult] | None:
+        """Return what is found in each validation image, by id, on rank 0; None on the others.
+
+        Raises:
+            Interrupted: as `evaluate` does.
+        """
+        self.model.eval()
+        try:
+            own, broken_off = self._detect(interrupted)
+        finally:
+            self.model.train()
+        (stopped,) = self._ranks.sum(broken_off)
+        if stopped:
+            raise Interrupted
+        gathered = self._ranks.gather(own)
+        if gathered is None:
+            return None
+        every = [each for part in gathered for each in part]
+        return sorted(every, key=lambda each: each.image_id)
+
+    def write_predictions(self, folder: Path) -> None:
+        """Write what is found in the validation images, as COCO's test server takes it."""
+        detections = self.detections()
+        if detections is not None:
+            results.write(folder, detections, self._kinds)
+
+    def _detect(self, interrupted: Callable[[], bool]) -> tuple[list[ImageResult], bool]:
+        """Return the results of this rank's images, and whether that was interrupted."""
+        found = []
+        inputs = detection_inputs(
+            self._val,
+            self.recipe,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            workers=self._workers,
+        )
+        with closing(inputs), torch.inference_mode():
+            for index, given in inputs:
+                if interrupted():
+                    return [], True
+                found.append(self._result(index, given))
+        return found, False
+
+    def _result(self, index: int, given: DetectionInput) -> ImageResult:
+        images = padded([given.image]).to(self._ranks.device, non_blocking=True)
+        with optim.autocast(self.recipe, self._ranks.device):
+            (detections,) = self.model.predict(images, [given.size])
+        return results.image_result(
+            detections,
+            self._val.images[index].id,
+            seen=given.size,
+            size=given.original,
+            categories=self._val.category_ids,
+            mask_threshold=self._threshold,
+        )

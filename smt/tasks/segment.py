@@ -1,0 +1,150 @@
+"""Semantic segmentation: a segmenter on images and label maps in ADE20K's layout."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from smt.data import manifest
+from smt.data.ade20k import ADE20KSplit
+from smt.data.downstream import segmentation_inputs, segmentation_loader
+from smt.engine import optim
+from smt.engine.distributed import Ranks
+from smt.engine.protocol import Batch, Interrupted, never
+from smt.head_spec import UPerNet as Head
+from smt.layout import Layout
+from smt.segmentation import inference, metrics
+from smt.segmentation.upernet import UPerNet
+from smt.spec import Project, Run, SegmentationRecipe
+from smt.tasks import backbone
+
+
+class Segmentation:
+    """The task of a segmentation run: see `smt.engine.protocol.Task`.
+
+    The backbone starts from its parent's weights, the head from the run's seed; with `inherit` off
+    both start from the seed, for weights that are loaded into them afterwards. `workers` takes the
+    place of the scale's number of data workers; it does not change what is read.
+    """
+
+    headline = "miou"
+
+    def __init__(
+        self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
+        workers: int | None = None,
+    ) -> None:  # fmt: skip
+        experiment = project.experiments[run.experiment]
+        recipe = project.recipes[experiment.recipe]
+        assert isinstance(recipe, SegmentationRecipe) and experiment.head is not None
+        self.recipe = recipe
+        self._ranks = ranks
+        self._workers = project.scale.workers if workers is None else workers
+        root = layout.dataset_root(project.datasets[recipe.dataset])
+        found = manifest.read(layout, recipe.dataset)
+        self._val, self._classes = ADE20KSplit(root, "val", found), len(found.classes)
+        head = project.heads[experiment.head]
+        assert isinstance(head, Head)
+        backbone.seeded(run)
+        trunk = backbone.trunk(project, layout, run, inherit=inherit)
+        self.model = UPerNet(trunk, head=head, classes=self._classes).to(ranks.device)
+        self._loader = segmentation_loader(
+            ADE20KSplit(root, "train", found),
+            recipe,
+            seed=run.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            workers=self._workers,
+        )
+        self.steps_per_epoch = self._loader.steps_per_epoch
+        self.accumulation = self._loader.accumulation
+
+    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        """Yield this rank's batches, on its device."""
+        device = self._ranks.device
+        for job, batch in self._loader.epoch(epoch, start_step):
+            images = batch.images.to(device, non_blocking=True)
+            labels = batch.labels.to(device, non_blocking=True)
+            yield Batch((images, labels), len(images), (epoch, job.step, job.chunk))
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the sum of the segmenter's losses, in float32."""
+        losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
+        return torch.stack([each.float() for each in losses.values()]).sum()
+
+    def evaluate(
+        self, interrupted: Callable[[], bool] = never, *, final: bool = True
+    ) -> dict[str, float]:
+        """Return mean IoU, mean accuracy and pixel accuracy in percent, of a single scale.
+
+        Where it is `final`, those of the multi-scale test as well, under names that end in _ms.
+
+        Raises:
+            Interrupted: `interrupted` said so on some rank; none has a result then.
+        """
+        measured = self._scores("", (1.0,), False, interrupted)
+        if final:
+            evaluation = self.recipe.evaluation
+            measured |= self._scores("_ms", evaluation.factors, evaluation.hflip, interrupted)
+        return measured
+
+    def _scores(
+        self, suffix: str, factors: tuple[float, ...], hflip: bool, interrupted: Callable[[], bool]
+    ) -> dict[str, float]:
+        counts = np.zeros((self._classes, self._classes), np.int64)
+        broken_off = False
+        for _, prediction, truth in self._predictions(factors, hflip):
+            if interrupted():
+                broken_off = True
+                break
+            counts += metrics.confusion(prediction, truth, self._classes)
+        (stopped,) = self._ranks.sum(broken_off)
+        if stopped:
+            raise Interrupted
+        gathered = self._ranks.gather(counts) or [counts]
+        scores = metrics.scores(self._ranks.from_first(np.sum(gathered, axis=0)))
+        return {
+            f"miou{suffix}": scores.miou,
+            f"mean_accuracy{suffix}": scores.mean_accuracy,
+            f"pixel_accuracy{suffix}": scores.pixel_accuracy,
+        }
+
+    def _predictions(
+        self, factors: tuple[float, ...], hflip: bool
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield number, predicted and true classes (H, W) of this rank's validation images."""
+        inputs = segmentation_inputs(
+            self._val,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            workers=self._workers,
+        )
+        self.model.eval()
+        try:
+            with closing(inputs), torch.inference_mode():
+                for index, pixels, truth in inputs:
+                    with optim.autocast(self.recipe, self._ranks.device):
+                        prediction = inference.predict(
+                            self.model,
+                            pixels,
+                            self.recipe.evaluation,
+                            factors=factors,
+                            hflip=hflip,
+                            device=self._ranks.device,
+                        )
+                    yield index, prediction, truth
+        finally:
+            self.model.train()
+
+    def write_predictions(self, folder: Path) -> None:
+        """Write the predicted classes of the validation images as ADE20K's test server takes them.
+
+        A PNG an image, under its name: class c is c + 1. From one scale.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, prediction, _ in self._predictions((1.0,), False):
+            name = self._val.images[index].map.name
+            Image.fromarray((prediction + 1).astype(np.uint8)).save(folder / name)
