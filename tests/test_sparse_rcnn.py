@@ -179,24 +179,29 @@ def distance(one, other, size):
     return sum(abs(a - b) / side for a, b, side in pairs)
 
 
-def best_pairs(logits, boxes, each, cost, alpha, gamma):
-    """Return the proposal of every object, by trying all."""
+def prices(logits, boxes, each, spec):
+    """Return what the matcher takes of each proposal (P lists) for every object."""
 
-    def price(proposal, column):
-        logit = logits[proposal][int(each.labels[column])]
-        box, real = boxes[proposal], each.boxes[column].tolist()
-        classes = focal(logit, True, alpha, gamma) - focal(logit, False, alpha, gamma)
+    def price(logit, box, real):
+        classes = [focal(logit, there, spec.focal_alpha, spec.focal_gamma) for there in (1, 0)]
         return (
-            cost.classes * classes
-            + cost.l1 * distance(box, real, each.size)
-            - cost.giou * giou(box, real)
+            spec.cost.classes * (classes[0] - classes[1])
+            + spec.cost.l1 * distance(box, real, each.size)
+            - spec.cost.giou * giou(box, real)
         )
 
-    count = len(each.labels)
-    prices = [[price(row, column) for column in range(count)] for row in range(len(boxes))]
+    objects = list(zip(each.labels.tolist(), each.boxes.tolist(), strict=True))
+    return [
+        [price(row[label], box, real) for label, real in objects]
+        for row, box in zip(logits, boxes, strict=True)
+    ]
+
+
+def best_pairs(table):
+    """Return the proposal of every object of a table of prices, by trying all."""
     return min(
-        itertools.permutations(range(len(boxes)), count),
-        key=lambda rows: sum(prices[row][column] for column, row in enumerate(rows)),
+        itertools.permutations(range(len(table)), len(table[0])),
+        key=lambda rows: sum(table[row][column] for column, row in enumerate(rows)),
     )
 
 
@@ -207,7 +212,7 @@ def losses_by_hand(prediction, targets, spec):
     for image, each in enumerate(targets):
         logits = prediction.logits[image].double().tolist()
         boxes = prediction.boxes[image].double().tolist()
-        chosen = best_pairs(logits, boxes, each, spec.cost, alpha, gamma)
+        chosen = best_pairs(prices(logits, boxes, each, spec))
         classes = dict(zip(chosen, each.labels.tolist(), strict=True))
         for row, label in itertools.product(range(len(boxes)), range(len(logits[0]))):
             loss = focal(logits[row][label], classes.get(row) == label, alpha, gamma)
@@ -219,10 +224,10 @@ def losses_by_hand(prediction, targets, spec):
 
 
 ODD = {
-    "cost": SetWeights(classes=1, l1=7, giou=3),
+    "cost": SetWeights(classes=9, l1=2, giou=1),
     "loss": SetWeights(classes=4, l1=5, giou=6),
-    "focal_alpha": 0.3,
-    "focal_gamma": 1.5,
+    "focal_alpha": 0.9,
+    "focal_gamma": 0.5,
 }
 """Weights of which no two are alike."""
 
@@ -244,15 +249,18 @@ def test_losses_are_those_of_the_cheapest_pairs(objects, changes):
     assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_matcher_looks_at_classes_as_well():
-    model = small(seed=1)
+@pytest.mark.parametrize("changes", [{}, ODD], ids=["paper", "odd"])
+def test_pairs_are_priced_with_the_matchers_own_weights(changes):
+    model = small(seed=1, **changes)
     images, targets = batch_of(TWO_AND_ONE)
     with torch.no_grad():
         prediction = model._refine(images, SIZES)[-1]
-    logits, boxes = prediction.logits[0].tolist(), prediction.boxes[0].tolist()
-    weights = [SetWeights(classes=classes, l1=5, giou=2) for classes in (0, 2000)]
-    pairs = [best_pairs(logits, boxes, targets[0], each, 0.25, 2) for each in weights]
-    assert pairs[0] != pairs[1]  # or the comparison above would show little
+    found = model._costs(prediction, targets)
+    for cost, logits, boxes, each in zip(
+        found, prediction.logits.tolist(), prediction.boxes.tolist(), targets, strict=True
+    ):
+        expected = torch.tensor(prices(logits, boxes, each, model.head))
+        assert torch.allclose(cost, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_more_objects_than_proposals_leave_some_without():

@@ -125,12 +125,12 @@ class SparseRCNNDetector(DetectionModel):
         classes = focal_loss(logits, labels, alpha=head.focal_alpha, gamma=head.focal_gamma)
         distance = ((boxes[chosen] - objects) / extents).abs().sum()
         overlap = giou_loss(boxes[chosen], objects).sum()
-        # Boxes without an object have a gradient all the same, and no unseen infinity.
+        # Boxes without an object have a gradient all the same, and what is not finite shows.
         nothing = 0 * boxes.sum()
         return {
             "class": head.loss.classes * classes,
             "box": head.loss.l1 * distance + nothing,
-            "giou": head.loss.giou * overlap + nothing,
+            "giou": head.loss.giou * overlap,
         }
 
 
