@@ -25,6 +25,7 @@ from smt.data.detection_augment import (
     DetectionSample,
     DetectionTrainTransform,
 )
+from smt.data.picture import padded_size
 from smt.data.rng import preserved, reseed
 from smt.data.sampler import Job, Schedule
 from smt.data.segmentation_augment import SegmentationTrainTransform
@@ -33,9 +34,6 @@ from smt.errors import DataError
 from smt.spec import DetectionRecipe, DownstreamRecipe, PolySchedule, SegmentationRecipe
 
 log = logging.getLogger(__name__)
-
-STRIDE = 32
-"""Pixels that the sides of a detector's batch are multiples of: the coarsest stage's stride."""
 
 
 @dataclass(frozen=True)
@@ -206,9 +204,8 @@ def padded(images: Sequence[Tensor]) -> Tensor:
 
     H and W are the smallest multiples of 32 that hold all of them.
     """
-    height, width = (
-        -(-max(image.shape[axis] for image in images) // STRIDE) * STRIDE for axis in (1, 2)
-    )
+    largest = [max(image.shape[axis] for image in images) for axis in (1, 2)]
+    height, width = padded_size((largest[0], largest[1]))
     batch = images[0].new_zeros(len(images), 3, height, width)
     for out, image in zip(batch, images, strict=True):
         out[:, : image.shape[1], : image.shape[2]] = image

@@ -13,7 +13,7 @@ from smt.data.scan import Wrong
 from smt.errors import first_line
 
 NO_CLASS = 255
-"""Label of pixels that take no part, once the others count from 0."""
+"""Label of pixels that take no part in losses and metrics, once the others count from 0."""
 
 CLASS_NAMES = "objectInfo150.txt"
 """File below the root that may name the classes: a table with tabs and columns `Idx` and `Name`."""

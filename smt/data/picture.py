@@ -13,6 +13,17 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 
+PADDED_TO = 32
+"""Pixels that the sides of a detector's images are padded to multiples of: the coarsest stage's
+stride."""
+
+
+def padded_size(size: Size) -> Size:
+    """Return the size to which an image of `size` is padded by itself."""
+    height, width = (-(-side // PADDED_TO) * PADDED_TO for side in size)
+    return height, width
+
+
 def rescaled(size: Size, short: int, long: int) -> Size:
     """Return the largest size of the same proportions whose sides keep to both limits, rounded."""
     factor = min(long / max(size), short / min(size))

@@ -7,11 +7,9 @@ from torch import Tensor
 
 from smt.augment_spec import Rescale, SegmentationAugment, SegmentationEvaluation
 from smt.data import draw
+from smt.data.label_maps import NO_CLASS
 from smt.data.photometric import distort
 from smt.data.picture import Picture, normalised, rescaled
-
-NO_CLASS = 255
-"""The label of pixels that neither losses nor metrics look at."""
 
 _TRIES = 10
 """Crops that are looked at before the next one is taken as it is (mmseg)."""

@@ -56,6 +56,15 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
+def extents(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """Return what boxes as fractions of images are multiplied by (B, 4).
+
+    `sizes` are heights and widths; the result has width and height twice.
+    """
+    sides = torch.tensor(sizes, dtype=torch.float32).flip(-1)  # (B, 2)
+    return sides.repeat(1, 2).to(device)
+
+
 def _centres(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return centres x and y, widths and heights."""
     x1, y1, x2, y2 = boxes.unbind(-1)

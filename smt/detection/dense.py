@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smt.data.picture import padded_size
 from smt.detection.anchors import grid_anchors
 from smt.detection.boxes import decode
 from smt.detection.fpn import FeaturePyramid, flatten
+from smt.detection.losses import start_at_prior
 from smt.detection.matching import BACKGROUND, LEFT_OUT
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
 from smt.detection.suppression import strongest
@@ -18,10 +20,6 @@ from smt.head_spec import Anchors, Selection
 
 STRIDES = (8, 16, 32, 64, 128)
 """Of the levels: three of the backbone's and two coarser ones."""
-PADDED_TO = 32
-"""An image by itself is padded to a multiple of it, in pixels."""
-PRIOR = 0.01
-"""Probability of each class before training (Lin et al., 2017, section 4.1)."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class DenseDetector(DetectionModel):
 
 def own_grids(size: Size) -> list[tuple[int, int]]:
     """Return the rows and columns of each level, for an image of `size` that is padded alone."""
-    height, width = (math.ceil(side / PADDED_TO) * PADDED_TO for side in size)
+    height, width = padded_size(size)
     return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in STRIDES]
 
 
@@ -154,8 +152,7 @@ def initialise(head: nn.Module, classifier: nn.Conv2d) -> None:
             nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    assert classifier.bias is not None
-    nn.init.constant_(classifier.bias, math.log(PRIOR / (1 - PRIOR)))
+    start_at_prior(classifier.bias)
 
 
 def joined(images: Iterable[list[Tensor]]) -> Tensor:

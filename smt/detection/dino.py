@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from smt.detection.boxes import clip
+from smt.detection.boxes import clip, extents
 from smt.detection.denoising import Noised, attention_mask, noised_objects
 from smt.detection.dino_neck import Levels, Neck, levels_of
-from smt.detection.dino_objects import Objects, extents, objects_of
+from smt.detection.dino_objects import Objects, objects_of
 from smt.detection.dino_transformer import Predictions, Queries, Transformer, logit
 from smt.detection.hungarian import Pairs, costs, match_all
 from smt.detection.losses import focal_loss, giou_loss

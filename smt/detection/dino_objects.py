@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from smt.detection.structures import Size, Target
+from smt.detection.boxes import extents
+from smt.detection.structures import Target
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,3 @@ def objects_of(targets: Sequence[Target]) -> Objects:
         number=number,
         counts=counts,
     )
-
-
-def extents(sizes: Sequence[Size], device: torch.device) -> Tensor:
-    """Return what boxes as fractions are multiplied by: (B, 4), width and height twice."""
-    sides = torch.tensor(sizes, dtype=torch.float32).flip(-1)  # (B, 2)
-    return sides.repeat(1, 2).to(device)

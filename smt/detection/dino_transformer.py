@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smt.detection.deformable import DeformableAttention
 from smt.detection.dino_neck import Levels
+from smt.detection.losses import start_at_prior
 from smt.head_spec import DINO
 
 PLACE_TEMPERATURE = 20
@@ -25,8 +26,6 @@ PROPOSAL_SIDE = 0.05
 """Of the finest level's proposals; each coarser level's are twice as large (Deformable DETR)."""
 PROPOSAL_MARGIN = 0.01
 """Places whose proposal has a number nearer to 0 or 1 propose nothing (Deformable DETR)."""
-PRIOR = 0.01
-"""Probability of every class at the start (focal loss, Lin et al., 2017)."""
 
 
 def sine(numbers: Tensor, channels: int, temperature: float) -> Tensor:
@@ -67,6 +66,25 @@ def _attention(head: DINO) -> DeformableAttention:
     )
 
 
+def _look(
+    attention: DeformableAttention,
+    queries: Tensor,
+    references: Tensor,
+    memory: Tensor,
+    levels: Levels,
+) -> Tensor:
+    """Return what queries (B, Q, C) see around their references in the memory of all levels."""
+    seen: Tensor = attention(
+        queries,
+        references,
+        memory,
+        shapes=levels.shapes,
+        sides=levels.sides,
+        padding=levels.padding,
+    )
+    return seen
+
+
 class EncoderLayer(nn.Module):
     """Each place attends to a few others on every level."""
 
@@ -80,14 +98,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, levels: Levels) -> Tensor:
         """Return features (B, S, C) of features and their positions (B, S, C)."""
-        attended = self.attention(
-            x + positions,
-            references,
-            x,
-            shapes=levels.shapes,
-            sides=levels.sides,
-            padding=levels.padding,
-        )
+        attended = _look(self.attention, x + positions, references, x, levels)
         x = self.attention_norm(x + attended)
         output: Tensor = self.feedforward_norm(x + self.feedforward(x))
         return output
@@ -141,14 +152,7 @@ class DecoderLayer(nn.Module):
         located = x + positions
         attended, _ = self.self_attention(located, located, x, attn_mask=mask, need_weights=False)
         x = self.self_norm(x + attended)
-        attended = self.attention(
-            x + positions,
-            references,
-            memory,
-            shapes=levels.shapes,
-            sides=levels.sides,
-            padding=levels.padding,
-        )
+        attended = _look(self.attention, x + positions, references, memory, levels)
         x = self.attention_norm(x + attended)
         output: Tensor = self.feedforward_norm(x + self.feedforward(x))
         return output
@@ -281,7 +285,7 @@ class Transformer(nn.Module):
     def __init__(self, head: DINO, classes: int) -> None:
         super().__init__()
         class_head = nn.Linear(head.channels, classes)
-        nn.init.constant_(class_head.bias, -math.log((1 - PRIOR) / PRIOR))
+        start_at_prior(class_head.bias)
         box_head = perceptron(head.channels, head.channels, 4, 3)
         for parameter in box_head[-1].parameters():
             nn.init.zeros_(parameter)

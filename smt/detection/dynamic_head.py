@@ -1,11 +1,9 @@
 """A stage of Sparse R-CNN: each proposal looks at its region with weights that it makes itself."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from smt.detection.dense import PRIOR
+from smt.detection.losses import start_at_prior
 from smt.head_spec import SparseRCNN
 
 
@@ -74,7 +72,7 @@ class DynamicHead(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        nn.init.constant_(self.classes.bias, -math.log((1 - PRIOR) / PRIOR))
+        start_at_prior(self.classes.bias)
         nn.init.zeros_(self.offsets.bias)
 
 

@@ -1,11 +1,21 @@
 """Losses that several detectors share; whoever calls them says what their sums are divided by."""
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+PRIOR = 0.01
+"""Probability of each class before training (Lin et al., 2017, section 4.1)."""
 SMALLEST_AREA = 1e-7
 """Areas below it are taken for it, so that boxes without an area divide nothing by zero."""
+
+
+def start_at_prior(bias: Tensor | None) -> None:
+    """Fill a classifier's bias, so that every class starts with the probability `PRIOR`."""
+    assert bias is not None
+    nn.init.constant_(bias, -math.log((1 - PRIOR) / PRIOR))
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:

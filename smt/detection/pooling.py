@@ -25,13 +25,21 @@ def level_of(boxes: Tensor, levels: int) -> Tensor:
     return octave.clamp(0, levels - 1).long()
 
 
+ADAPTIVE = -1
+"""Sampling ratio of RoIAlign by which a bin has as many samples as it covers cells of its level."""
+
+
 def pool(
-    levels: Sequence[Tensor], strides: Sequence[int], boxes: Tensor, resolution: int
+    levels: Sequence[Tensor],
+    strides: Sequence[int],
+    boxes: Tensor,
+    resolution: int,
+    sampling_ratio: int = ADAPTIVE,
 ) -> Tensor:
     """Return features (N, C, resolution, resolution) of boxes (N, 5), which `by_image` gives.
 
     `levels` are (B, C, H_i, W_i), finest first. Boxes are not rounded: pixel i spans i to i + 1
-    (aligned RoIAlign), and a bin has as many samples as it covers cells of the level.
+    (aligned RoIAlign), and a bin has `sampling_ratio` samples along each axis.
     """
     level = level_of(boxes[:, 1:], len(levels))
     counts = torch.bincount(level, minlength=len(levels)).tolist()
@@ -40,7 +48,7 @@ def pool(
     for features, stride, chosen in zip(levels, strides, rows, strict=True):
         # In float32 under autocast as well: half precision cannot place a box.
         aligned = roi_align(
-            features.float(), boxes[chosen], resolution, 1 / stride, sampling_ratio=-1, aligned=True
+            features.float(), boxes[chosen], resolution, 1 / stride, sampling_ratio, aligned=True
         )
         pooled = pooled.index_copy(0, chosen, aligned.to(pooled.dtype))
     return pooled

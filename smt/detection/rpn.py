@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from smt import head_spec
+from smt.data.picture import padded_size
 from smt.detection.anchors import grid_anchors
 from smt.detection.boxes import clip, decode, encode
 from smt.detection.fpn import flatten
 from smt.detection.matching import LEFT_OUT, match, sample
 from smt.detection.structures import Size, Target
 from smt.detection.suppression import strongest
-
-PADDING = 32
-"""An image alone is padded to a multiple of it, in pixels; in a batch it may have more."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def _own(anchors: Tensor, size: Size) -> Tensor:
 
     Their centres are whole pixels but for rounding.
     """
-    height, width = (-(-side // PADDING) * PADDING for side in size)
+    height, width = padded_size(size)
     x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).round().unbind(1)
     return (x < width) & (y < height)
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert, roi_align
+from torchvision.ops import box_convert
 
-from smt.detection.boxes import clip, decode
+from smt.detection.boxes import clip, decode, extents
 from smt.detection.dynamic_head import DynamicHead
 from smt.detection.fpn import FeaturePyramid
 from smt.detection.hungarian import Pairs, costs, match_all
 from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.normaliser import mean_over_ranks
-from smt.detection.pooling import by_image, level_of
+from smt.detection.pooling import by_image, pool
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
 from smt.head_spec import SparseRCNN
 
@@ -71,8 +71,8 @@ class SparseRCNNDetector(DetectionModel):
     def _refine(self, images: Tensor, sizes: Sequence[Size]) -> list[Prediction]:
         """Return what each stage predicts."""
         levels = self.pyramid(self.backbone(images))
-        extents = _extents(sizes, images.device)[:, None]  # (B, 1, 4)
-        boxes = box_convert(self.proposal_boxes, "cxcywh", "xyxy") * extents  # (B, P, 4)
+        pixels = extents(sizes, images.device)[:, None]  # (B, 1, 4)
+        boxes = box_convert(self.proposal_boxes, "cxcywh", "xyxy") * pixels  # (B, P, 4)
         features = self.proposal_features.expand(len(images), -1, -1)  # (B, P, C)
         predictions = []
         for stage in self.stages:
@@ -88,7 +88,8 @@ class SparseRCNNDetector(DetectionModel):
         # inside out has no level. The loss sees `boxes` as they are.
         is_box = boxes.isfinite().all(-1) & (boxes[..., 2:] >= boxes[..., :2]).all(-1)
         seen = torch.where(is_box[..., None], boxes, 0)  # (B, P, 4)
-        return _pool(levels, by_image(list(seen)), self.head.resolution, self.head.sampling_ratio)
+        head = self.head
+        return pool(levels, STRIDES, by_image(list(seen)), head.resolution, head.sampling_ratio)
 
     def _costs(self, prediction: Prediction, targets: Sequence[Target]) -> list[Tensor]:
         """Return what pairing proposals with objects costs in each image (P, N_i)."""
@@ -120,10 +121,10 @@ class SparseRCNNDetector(DetectionModel):
         objects = torch.cat([target.boxes[index] for target, index in found])  # (M, 4)
         labels = torch.full((len(logits),), logits.shape[1], device=logits.device)
         labels[chosen] = torch.cat([target.labels[index] for target, index in found])
-        extents = _extents([target.size for target in targets], boxes.device)  # (B, 4)
-        extents = extents.repeat_interleave(head.proposals, dim=0)[chosen]  # (M, 4)
+        pixels = extents([target.size for target in targets], boxes.device)  # (B, 4)
+        pixels = pixels.repeat_interleave(head.proposals, dim=0)[chosen]  # (M, 4)
         classes = focal_loss(logits, labels, alpha=head.focal_alpha, gamma=head.focal_gamma)
-        distance = ((boxes[chosen] - objects) / extents).abs().sum()
+        distance = ((boxes[chosen] - objects) / pixels).abs().sum()
         overlap = giou_loss(boxes[chosen], objects).sum()
         # Boxes without an object have a gradient all the same, and what is not finite shows.
         nothing = 0 * boxes.sum()
@@ -132,25 +133,3 @@ class SparseRCNNDetector(DetectionModel):
             "box": head.loss.l1 * distance + nothing,
             "giou": head.loss.giou * overlap,
         }
-
-
-def _pool(levels: Sequence[Tensor], boxes: Tensor, resolution: int, samples: int) -> Tensor:
-    """Return features (N, C, resolution, resolution) of boxes (N, 5), which `by_image` gives.
-
-    As `pooling.pool`, but for a bin that has `samples` x `samples` samples whatever its size.
-    """
-    level = level_of(boxes[:, 1:], len(levels))
-    counts = torch.bincount(level, minlength=len(levels)).tolist()
-    rows = level.argsort(stable=True).split(counts)
-    pooled = levels[0].new_zeros(len(boxes), levels[0].shape[1], resolution, resolution)
-    for features, stride, chosen in zip(levels, STRIDES, rows, strict=True):
-        aligned = roi_align(
-            features.float(), boxes[chosen], resolution, 1 / stride, samples, aligned=True
-        )
-        pooled = pooled.index_copy(0, chosen, aligned.to(pooled.dtype))
-    return pooled
-
-
-def _extents(sizes: Sequence[Size], device: torch.device) -> Tensor:
-    """Return width, height, width, height (B, 4) of images."""
-    return torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float32, device=device)

@@ -12,8 +12,9 @@ from torch import Tensor, distributed, nn
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm of images (B, C, H, W) whose statistics are of every process's batch.
 
-    With one process, or in evaluation mode, it is `nn.BatchNorm2d`. Processes may have batches of
-    other sizes; each must take part in every step.
+    With one process, or in evaluation mode, it is `nn.BatchNorm2d`, but that a channel's only value
+    is its own mean: torch refuses to train on one. Processes may have batches of other sizes; each
+    must take part in every step.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
@@ -23,6 +24,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         self._check_input_dim(input)
         if not self.training or not _several_processes():
+            if self.training and input[:, 0].numel() == 1:
+                return super().forward(input.expand(2, -1, -1, -1))[:1]
             return super().forward(input)
         assert self.running_mean is not None
         x = input.to(self.running_mean.dtype)  # not in half precision

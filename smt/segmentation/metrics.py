@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smt.data.segmentation_augment import NO_CLASS
+from smt.data.label_maps import NO_CLASS
 
 
 @dataclass(frozen=True)

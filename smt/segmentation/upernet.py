@@ -7,25 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smt import head_spec
-from smt.data.segmentation_augment import NO_CLASS
+from smt.data.label_maps import NO_CLASS
 from smt.models.pyramid import Pyramid
-from smt.models.sync_norm import SyncBatchNorm, _several_processes
+from smt.models.sync_norm import SyncBatchNorm
 from smt.segmentation.resample import average, resize
 
 AUXILIARY_LEVEL = 2
 """Which of the backbone's levels the auxiliary head sees: stage 3."""
-
-
-class Norm(SyncBatchNorm):
-    """Synchronised BatchNorm for which a channel's only value is its own mean.
-
-    torch refuses to train on one value; pooling to 1 x 1 leaves no more of a batch of one image.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if self.training and input[:, 0].numel() == 1 and not _several_processes():
-            return super().forward(input.expand(2, -1, -1, -1))[:1]
-        return super().forward(input)
 
 
 class ConvNorm(nn.Module):
@@ -34,7 +22,7 @@ class ConvNorm(nn.Module):
     def __init__(self, channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = Norm(out_channels)
+        self.norm = SyncBatchNorm(out_channels)
         self.relu = nn.ReLU(inplace=True)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
