@@ -109,6 +109,11 @@ class CocoImages(Sequence[CocoImage]):
     def __init__(self, folder: Path, found: instances.Instances) -> None:
         self._folder, self._found = folder, found
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """(I, 2) int64: height and width of each image in pixels."""
+        return self._found.sizes
+
     def __len__(self) -> int:
         return len(self._found.image_ids)
 

@@ -5,11 +5,10 @@ changes who reads what. Evaluation sees one image at a time, so that no image's 
 its neighbours.
 """
 
-import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +28,9 @@ from smt.data.picture import padded_size
 from smt.data.rng import preserved, reseed
 from smt.data.sampler import Job, Schedule
 from smt.data.segmentation_augment import SegmentationTrainTransform
-from smt.data.workers import MEND, Substitute, errors_returned, read_all
+from smt.data.workers import MEND, Loader, Substitute, errors_returned, read_all
 from smt.errors import DataError
 from smt.spec import DetectionRecipe, DownstreamRecipe, PolySchedule, SegmentationRecipe
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,40 +53,6 @@ class SegmentationBatch:
     """(B, H, W) int64, 255 where there is no class."""
 
 
-B = TypeVar("B", DetectionBatch, SegmentationBatch)
-
-
-class Loader(Generic[B]):
-    """The training batches of this process, epoch by epoch."""
-
-    def __init__(self, reader: Dataset, schedule: Schedule, seed: int, workers: int) -> None:
-        self._reader, self._schedule = reader, schedule
-        self._seed, self._workers = seed, workers
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global steps of an epoch."""
-        return self._schedule.steps_per_epoch
-
-    @property
-    def accumulation(self) -> int:
-        """Batches of this process in a global step."""
-        return self._schedule.accumulation
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Job, B]]:
-        """Yield this process's batches from `start_step` on; the steps before are not read.
-
-        Raises:
-            DataError: an image cannot be read and the recipe says stop, or a worker died.
-        """
-        jobs = list(self._schedule.jobs(self._seed, epoch, start_step))
-        loaded = read_all(self._reader, jobs, self._workers)
-        for job, (batch, warnings) in zip(jobs, loaded, strict=True):
-            for warning in warnings:
-                log.warning("%s", warning)
-            yield job, batch
-
-
 def detection_loader(
     split: CocoSplit, recipe: DetectionRecipe, *, masks: bool, seed: int, rank: int,
     world_size: int, workers: int,
@@ -99,9 +62,8 @@ def detection_loader(
     Raises:
         UserError: `world_size` processes cannot share a global batch equally.
     """
-    shapes = [split.images[index] for index in split.trainable.tolist()]
-    upright = np.array([image.height > image.width for image in shapes])
-    schedule = _schedule(len(shapes), recipe, rank, world_size, upright)
+    height, width = split.images.sizes[split.trainable].T
+    schedule = _schedule(len(split.trainable), recipe, rank, world_size, height > width)
     return Loader(_DetectionReader(split, recipe, seed, masks), schedule, seed, workers)
 
 
@@ -131,12 +93,36 @@ def _schedule(
 class _Reader(Dataset):
     """Reads and augments the images of a job; each image's draws are its own."""
 
+    _augment: Callable[..., Any]
+    """Makes a sample of what `_read` returns, with draws from the global generators."""
+
     def __init__(self, images: int, recipe: DownstreamRecipe, seed: int) -> None:
         self._seed = seed
         skip = recipe.unreadable_images == "skip"
         self._substitute = Substitute(images, self._path, seed=seed, allowed=skip)
 
+    @errors_returned
+    def __getitem__(self, job: Job) -> tuple[Any, list[str]]:
+        warnings: list[str] = []
+        samples = []
+        with preserved():
+            for place, index in enumerate(job.indices.tolist()):
+                arrays = self._substitute.read(self._read, job.epoch, index, warnings)
+                # An image may come twice in one epoch of an endless row, with other draws.
+                reseed(self._seed, "augment", job.epoch, job.step, job.chunk, place)
+                samples.append(self._augment(*arrays))
+        return self._batch(samples), warnings
+
     def _path(self, index: int) -> Path:
+        """Return an image's file, by its number among those that are trained on."""
+        raise NotImplementedError
+
+    def _read(self, index: int) -> tuple[Any, ...]:
+        """Return what `_augment` takes."""
+        raise NotImplementedError
+
+    def _batch(self, samples: list[Any]) -> Any:
+        """Return samples as one batch."""
         raise NotImplementedError
 
 
@@ -144,59 +130,42 @@ class _DetectionReader(_Reader):
     def __init__(self, split: CocoSplit, recipe: DetectionRecipe, seed: int, masks: bool) -> None:
         super().__init__(len(split.trainable), recipe, seed)
         self._split, self._masks = split, masks
-        self._transform = DetectionTrainTransform(recipe.augment)
-
-    @errors_returned
-    def __getitem__(self, job: Job) -> tuple[DetectionBatch, list[str]]:
-        warnings: list[str] = []
-        samples = []
-        with preserved():
-            for place, index in enumerate(job.indices.tolist()):
-                arrays = self._substitute.read(self._read, job.epoch, index, warnings)
-                reseed(self._seed, "augment", job.epoch, job.step, job.chunk, place)
-                samples.append(self._transform(*arrays))
-        images = padded([sample.image for sample in samples])
-        # A view, so that a worker sends each image once.
-        samples = [
-            replace(each, image=image[:, : each.size[0], : each.size[1]])
-            for each, image in zip(samples, images, strict=True)
-        ]
-        return DetectionBatch(images, samples), warnings
+        self._augment = DetectionTrainTransform(recipe.augment)
 
     def _path(self, index: int) -> Path:
         return self._split.images[int(self._split.trainable[index])].path
 
-    def _read(self, index: int) -> tuple:
+    def _read(self, index: int) -> tuple[Any, ...]:
         image = int(self._split.trainable[index])
         found = self._split.annotation(image)
         masks = self._split.masks(image) if self._masks else None
         return self._split.picture(image), found.boxes, found.labels, masks
+
+    def _batch(self, samples: list[DetectionSample]) -> DetectionBatch:
+        images = padded([sample.image for sample in samples])
+        # A view, so that a worker sends each image once.
+        views = [
+            replace(each, image=image[:, : each.size[0], : each.size[1]])
+            for each, image in zip(samples, images, strict=True)
+        ]
+        return DetectionBatch(images, views)
 
 
 class _SegmentationReader(_Reader):
     def __init__(self, split: ADE20KSplit, recipe: SegmentationRecipe, seed: int) -> None:
         super().__init__(len(split), recipe, seed)
         self._split = split
-        self._transform = SegmentationTrainTransform(recipe.augment)
-
-    @errors_returned
-    def __getitem__(self, job: Job) -> tuple[SegmentationBatch, list[str]]:
-        warnings: list[str] = []
-        crops = []
-        with preserved():
-            for place, index in enumerate(job.indices.tolist()):
-                pair = self._substitute.read(self._read, job.epoch, index, warnings)
-                # An image may come twice in one epoch of an endless row, with other draws.
-                reseed(self._seed, "augment", job.epoch, job.step, job.chunk, place)
-                crops.append(self._transform(*pair))
-        images, labels = zip(*crops, strict=True)
-        return SegmentationBatch(torch.stack(images), torch.stack(labels)), warnings
+        self._augment = SegmentationTrainTransform(recipe.augment)
 
     def _path(self, index: int) -> Path:
         return self._split.images[index].image
 
-    def _read(self, index: int) -> tuple:
+    def _read(self, index: int) -> tuple[Any, ...]:
         return self._split.picture(index), self._split.label_map(index)
+
+    def _batch(self, samples: list[tuple[Tensor, Tensor]]) -> SegmentationBatch:
+        images, labels = zip(*samples, strict=True)
+        return SegmentationBatch(torch.stack(images), torch.stack(labels))
 
 
 def padded(images: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,5 @@
 """Batches for training and evaluation, read in this process or in workers, with the same bytes."""
 
-import logging
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,9 @@ from smt.data.augment import EvalTransform, TrainTransform
 from smt.data.imagenet import ImageFolder, decode
 from smt.data.rng import preserved, reseed
 from smt.data.sampler import Job, Schedule
-from smt.data.workers import MEND, Substitute, errors_returned, read_all
+from smt.data.workers import MEND, Loader, Substitute, errors_returned, read_all
 from smt.errors import DataError
 from smt.spec import ClassificationRecipe
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,11 @@ class Chunk:
     """Number of the chunk in its global batch, over all processes."""
 
 
-Loaded = tuple[torch.Tensor, torch.Tensor, list[str]]
-"""Images, labels, and what to tell of images that were replaced."""
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Images and labels."""
 
 
-class TrainLoader:
+class TrainLoader(Loader[Pair]):
     """The training images of this process, epoch by epoch.
 
     What an epoch yields depends on the seed, the recipe and the data set; `workers` (0: read in
@@ -59,23 +56,10 @@ class TrainLoader:
         world_size: int,
         workers: int,
     ) -> None:
-        self._schedule = Schedule(
+        schedule = Schedule(
             len(folder), recipe.global_batch, recipe.device_batch, rank, world_size
         )
-        self._reader = _TrainReader(folder, recipe, seed)
-        self._seed, self._workers = seed, workers
-        self.replaced = 0
-        """Unreadable images that others have taken the place of so far, on this process."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global steps of an epoch."""
-        return self._schedule.steps_per_epoch
-
-    @property
-    def accumulation(self) -> int:
-        """Chunks of this process in a global step."""
-        return self._schedule.accumulation
+        super().__init__(_TrainReader(folder, recipe, seed), schedule, seed, workers)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Chunk]:
         """Yield this process's chunks from `start_step` on; the steps before are not read.
@@ -83,12 +67,7 @@ class TrainLoader:
         Raises:
             DataError: an image cannot be read and the recipe says stop, or a worker died.
         """
-        jobs = list(self._schedule.jobs(self._seed, epoch, start_step))
-        loaded = read_all(self._reader, jobs, self._workers)
-        for job, (images, labels, warnings) in zip(jobs, loaded, strict=True):
-            self.replaced += len(warnings)
-            for warning in warnings:
-                log.warning("%s", warning)
+        for job, (images, labels) in self.read(epoch, start_step):
             yield Chunk(images, labels, job.step, job.chunk)
 
 
@@ -104,8 +83,7 @@ def eval_batches(
     """
     own = np.arange(rank, len(folder), world_size)
     batches = [own[i : i + recipe.device_batch] for i in range(0, len(own), recipe.device_batch)]
-    for images, labels, _ in read_all(_EvalReader(folder, recipe), batches, workers):
-        yield images, labels
+    yield from read_all(_EvalReader(folder, recipe), batches, workers)
 
 
 _TOGETHER = 16
@@ -123,7 +101,7 @@ class _TrainReader(Dataset):
         self._substitute = Substitute(len(folder), self._path, seed=seed, allowed=skip)
 
     @errors_returned
-    def __getitem__(self, job: Job) -> Loaded:
+    def __getitem__(self, job: Job) -> tuple[Pair, list[str]]:
         indices = job.indices.tolist()
         images = _empty(len(indices), self._recipe.resolution)
         labels: list[int] = []
@@ -141,7 +119,7 @@ class _TrainReader(Dataset):
                 ):
                     reseed(self._seed, "augment", job.epoch, index)
                     self._transform(image, out)
-        return images, torch.tensor(labels), warnings
+        return (images, torch.tensor(labels)), warnings
 
     def _path(self, index: int) -> Path:
         return self._folder.samples[index][0]
@@ -159,7 +137,7 @@ class _EvalReader(Dataset):
         self._transform = EvalTransform(recipe)
 
     @errors_returned
-    def __getitem__(self, indices: np.ndarray) -> Loaded:
+    def __getitem__(self, indices: np.ndarray) -> Pair:
         images = _empty(len(indices), self._resolution)
         samples = [self._folder.samples[index] for index in indices.tolist()]
         for out, (path, _) in zip(images, samples, strict=True):
@@ -167,7 +145,7 @@ class _EvalReader(Dataset):
                 self._transform(decode(path), out)
             except DataError as error:
                 raise DataError(f"{error}; {MEND}: an evaluation needs every image") from None
-        return images, torch.tensor([label for _, label in samples]), []
+        return images, torch.tensor([label for _, label in samples])
 
 
 def _empty(images: int, resolution: int) -> torch.Tensor:

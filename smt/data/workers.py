@@ -6,16 +6,18 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from smt.data.rng import derive
+from smt.data.sampler import Job, Schedule
 from smt.errors import DataError, first_line
 
 log = logging.getLogger(__name__)
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 MEND = "copy it again from the source of the data set"
@@ -82,6 +84,44 @@ class Substitute:
             warnings.append(f"{error}; {self._path(other)} takes its place in epoch {epoch}")
             return found
         raise DataError(f"{error}, nor {_REPLACEMENTS} others drawn in its place; {MEND}")
+
+
+class Loader(Generic[C]):
+    """The training batches of this process, epoch by epoch.
+
+    `reader` makes of a job its content, and a list of what to tell of images that were replaced.
+    `workers` (0: read in this process) only changes who reads what.
+    """
+
+    def __init__(self, reader: Dataset, schedule: Schedule, seed: int, workers: int) -> None:
+        self._reader, self._schedule = reader, schedule
+        self._seed, self._workers = seed, workers
+        self.replaced = 0
+        """Unreadable images that others have taken the place of so far, on this process."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global steps of an epoch."""
+        return self._schedule.steps_per_epoch
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of this process in a global step."""
+        return self._schedule.accumulation
+
+    def read(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Job, C]]:
+        """Yield this process's batches from `start_step` on; the steps before are not read.
+
+        Raises:
+            DataError: an image cannot be read and the recipe says stop, or a worker died.
+        """
+        jobs = list(self._schedule.jobs(self._seed, epoch, start_step))
+        loaded = read_all(self._reader, jobs, self._workers)
+        for job, (content, warnings) in zip(jobs, loaded, strict=True):
+            self.replaced += len(warnings)
+            for warning in warnings:
+                log.warning("%s", warning)
+            yield job, content
 
 
 def read_all(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator[Any, None, None]:

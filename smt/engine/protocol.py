@@ -33,11 +33,18 @@ def never() -> bool:
 class Task(Protocol):
     """Model, data, loss and metric of one kind of training."""
 
-    steps_per_epoch: int
-    accumulation: int
-    """Batches of this process in one global step."""
     headline: str
     """The metric, higher is better, that tells which checkpoint is the best."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global steps of an epoch."""
+        ...
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of this process in one global step."""
+        ...
 
     @property
     def model(self) -> nn.Module:

@@ -5,9 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from smt.data import manifest
 from smt.data.coco import CocoSplit
 from smt.data.detection_augment import DetectionInput
 from smt.data.downstream import DetectionBatch, detection_inputs, detection_loader, padded
@@ -16,20 +14,15 @@ from smt.detection.results import ImageResult
 from smt.detection.structures import Target
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, Interrupted, never
+from smt.engine.protocol import Batch, never
 from smt.head_spec import TwoStage, UPerNet
 from smt.layout import Layout
 from smt.spec import DetectionRecipe, Project, Run
-from smt.tasks import backbone
+from smt.tasks.downstream import Downstream
 
 
-class Detection:
-    """The task of a detection run: see `smt.engine.protocol.Task`.
-
-    The backbone starts from its parent's weights, the head from the run's seed; with `inherit` off
-    both start from the seed, for weights that are loaded into them afterwards. `workers` takes the
-    place of the scale's number of data workers; it does not change what is read.
-    """
+class Detection(Downstream):
+    """The task of a detection run: see `smt.engine.protocol.Task`."""
 
     headline = "box_ap"
 
@@ -37,39 +30,28 @@ class Detection:
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
         workers: int | None = None,
     ) -> None:  # fmt: skip
-        experiment = project.experiments[run.experiment]
-        recipe = project.recipes[experiment.recipe]
-        assert isinstance(recipe, DetectionRecipe) and experiment.head is not None
+        super().__init__(project, layout, run, ranks, inherit=inherit, workers=workers)
+        recipe = project.recipes[project.experiments[run.experiment].recipe]
+        assert isinstance(recipe, DetectionRecipe) and not isinstance(self._head, UPerNet)
         self.recipe = recipe
-        self._ranks = ranks
-        self._workers = project.scale.workers if workers is None else workers
-        root = layout.dataset_root(project.datasets[recipe.dataset])
-        found = manifest.read(layout, recipe.dataset)
-        self._val = CocoSplit(root, "val", found)
-        head = project.heads[experiment.head]
-        assert not isinstance(head, UPerNet)
         self._kinds: tuple[results.Kind, ...] = ("bbox",)
         self._threshold = 0.0
-        if isinstance(head, TwoStage):
-            self._kinds, self._threshold = ("bbox", "segm"), head.mask_threshold
-        backbone.seeded(run)
-        trunk = backbone.trunk(project, layout, run, inherit=inherit)
-        self.model = build.build(trunk, head, len(found.classes)).to(ranks.device)
+        if isinstance(self._head, TwoStage):
+            self._kinds, self._threshold = ("bbox", "segm"), self._head.mask_threshold
+        classes = len(self._manifest.classes)
+        self.model = build.build(self._trunk, self._head, classes).to(ranks.device)
+        self._val = CocoSplit(self._root, "val", self._manifest)
         self._loader = detection_loader(
-            CocoSplit(root, "train", found),
+            CocoSplit(self._root, "train", self._manifest),
             recipe,
             masks="segm" in self._kinds,
             seed=run.seed,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            workers=self._workers,
+            **self._readers,
         )
-        self.steps_per_epoch = self._loader.steps_per_epoch
-        self.accumulation = self._loader.accumulation
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yield this rank's batches, on its device."""
-        for job, batch in self._loader.epoch(epoch, start_step):
+        for job, batch in self._loader.read(epoch, start_step):
             key = (epoch, job.step, job.chunk)
             yield Batch(self._on_device(batch), len(batch.images), key)
 
@@ -85,11 +67,6 @@ class Detection:
             for sample in batch.samples
         ]
         return batch.images.to(device, non_blocking=True), targets
-
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the sum of the detector's losses, in float32."""
-        losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
-        return torch.stack([each.float() for each in losses.values()]).sum()
 
     def evaluate(
         self, interrupted: Callable[[], bool] = never, *, final: bool = True
@@ -120,9 +97,7 @@ class Detection:
             own, broken_off = self._detect(interrupted)
         finally:
             self.model.train()
-        (stopped,) = self._ranks.sum(broken_off)
-        if stopped:
-            raise Interrupted
+        self._agree(broken_off)
         gathered = self._ranks.gather(own)
         if gathered is None:
             return None
@@ -138,13 +113,7 @@ class Detection:
     def _detect(self, interrupted: Callable[[], bool]) -> tuple[list[ImageResult], bool]:
         """Return the results of this rank's images, and whether that was interrupted."""
         found = []
-        inputs = detection_inputs(
-            self._val,
-            self.recipe,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-            workers=self._workers,
-        )
+        inputs = detection_inputs(self._val, self.recipe, **self._readers)
         with closing(inputs), torch.inference_mode():
             for index, given in inputs:
                 if interrupted():

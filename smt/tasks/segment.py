@@ -7,29 +7,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
-from smt.data import manifest
 from smt.data.ade20k import ADE20KSplit
 from smt.data.downstream import segmentation_inputs, segmentation_loader
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, Interrupted, never
+from smt.engine.protocol import Batch, never
 from smt.head_spec import UPerNet as Head
 from smt.layout import Layout
 from smt.segmentation import inference, metrics
 from smt.segmentation.upernet import UPerNet
 from smt.spec import Project, Run, SegmentationRecipe
-from smt.tasks import backbone
+from smt.tasks.downstream import Downstream
 
 
-class Segmentation:
-    """The task of a segmentation run: see `smt.engine.protocol.Task`.
-
-    The backbone starts from its parent's weights, the head from the run's seed; with `inherit` off
-    both start from the seed, for weights that are loaded into them afterwards. `workers` takes the
-    place of the scale's number of data workers; it does not change what is read.
-    """
+class Segmentation(Downstream):
+    """The task of a segmentation run: see `smt.engine.protocol.Task`."""
 
     headline = "miou"
 
@@ -37,43 +30,27 @@ class Segmentation:
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
         workers: int | None = None,
     ) -> None:  # fmt: skip
-        experiment = project.experiments[run.experiment]
-        recipe = project.recipes[experiment.recipe]
-        assert isinstance(recipe, SegmentationRecipe) and experiment.head is not None
+        super().__init__(project, layout, run, ranks, inherit=inherit, workers=workers)
+        recipe = project.recipes[project.experiments[run.experiment].recipe]
+        assert isinstance(recipe, SegmentationRecipe) and isinstance(self._head, Head)
         self.recipe = recipe
-        self._ranks = ranks
-        self._workers = project.scale.workers if workers is None else workers
-        root = layout.dataset_root(project.datasets[recipe.dataset])
-        found = manifest.read(layout, recipe.dataset)
-        self._val, self._classes = ADE20KSplit(root, "val", found), len(found.classes)
-        head = project.heads[experiment.head]
-        assert isinstance(head, Head)
-        backbone.seeded(run)
-        trunk = backbone.trunk(project, layout, run, inherit=inherit)
-        self.model = UPerNet(trunk, head=head, classes=self._classes).to(ranks.device)
+        self._classes = len(self._manifest.classes)
+        self.model = UPerNet(self._trunk, head=self._head, classes=self._classes).to(ranks.device)
+        self._val = ADE20KSplit(self._root, "val", self._manifest)
         self._loader = segmentation_loader(
-            ADE20KSplit(root, "train", found),
+            ADE20KSplit(self._root, "train", self._manifest),
             recipe,
             seed=run.seed,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            workers=self._workers,
+            **self._readers,
         )
-        self.steps_per_epoch = self._loader.steps_per_epoch
-        self.accumulation = self._loader.accumulation
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yield this rank's batches, on its device."""
         device = self._ranks.device
-        for job, batch in self._loader.epoch(epoch, start_step):
+        for job, batch in self._loader.read(epoch, start_step):
             images = batch.images.to(device, non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
             yield Batch((images, labels), len(images), (epoch, job.step, job.chunk))
-
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the sum of the segmenter's losses, in float32."""
-        losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
-        return torch.stack([each.float() for each in losses.values()]).sum()
 
     def evaluate(
         self, interrupted: Callable[[], bool] = never, *, final: bool = True
@@ -101,9 +78,7 @@ class Segmentation:
                 broken_off = True
                 break
             counts += metrics.confusion(prediction, truth, self._classes)
-        (stopped,) = self._ranks.sum(broken_off)
-        if stopped:
-            raise Interrupted
+        self._agree(broken_off)
         gathered = self._ranks.gather(counts) or [counts]
         scores = metrics.scores(self._ranks.from_first(np.sum(gathered, axis=0)))
         return {
@@ -116,12 +91,7 @@ class Segmentation:
         self, factors: tuple[float, ...], hflip: bool
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield number, predicted and true classes (H, W) of this rank's validation images."""
-        inputs = segmentation_inputs(
-            self._val,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-            workers=self._workers,
-        )
+        inputs = segmentation_inputs(self._val, **self._readers)
         self.model.eval()
         try:
             with closing(inputs), torch.inference_mode():

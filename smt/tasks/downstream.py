@@ -1,0 +1,79 @@
+"""What the tasks of detection and segmentation have in common."""
+
+from typing import Any, TypedDict
+
+import torch
+from torch import nn
+
+from smt.data import manifest
+from smt.data.rng import derive
+from smt.data.workers import Loader
+from smt.engine.distributed import Ranks
+from smt.engine.protocol import Batch, Interrupted
+from smt.layout import Layout
+from smt.models.pyramid import Pyramid, start_from_classifier
+from smt.spec import DownstreamRecipe, Project, Run
+
+
+class Readers(TypedDict):
+    """Who reads the images of a run."""
+
+    rank: int
+    world_size: int
+    workers: int
+
+
+class Downstream:
+    """A head on an SMT trunk, data with annotations, and a sum of named losses.
+
+    The trunk starts from the parent's weights, the head from the run's seed; with `inherit` off
+    both start from the seed, for weights that are loaded into them afterwards. `workers` takes the
+    place of the scale's number of data workers; it does not change what is read.
+    """
+
+    _loader: Loader[Any]
+    """The training batches, which a task sets when its model is there."""
+
+    def __init__(
+        self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
+        workers: int | None = None,
+    ) -> None:  # fmt: skip
+        experiment = project.experiments[run.experiment]
+        recipe = project.recipes[experiment.recipe]
+        assert isinstance(recipe, DownstreamRecipe) and experiment.head is not None
+        self._ranks = ranks
+        self._readers = Readers(
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            workers=project.scale.workers if workers is None else workers,
+        )
+        self._root = layout.dataset_root(project.datasets[recipe.dataset])
+        self._manifest = manifest.read(layout, recipe.dataset)
+        self._head = project.heads[experiment.head]
+        torch.manual_seed(derive(run.seed, "init"))  # of the trunk, then of the head
+        rate = project.drop_path(run.experiment)
+        self._trunk = Pyramid(project.models[experiment.model], rate, recipe.drop_path_mode)
+        parent = project.parent(run)
+        if parent is not None and inherit:
+            start_from_classifier(self._trunk, layout.weights(parent))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global steps of an epoch."""
+        return self._loader.steps_per_epoch
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of this process in a global step."""
+        return self._loader.accumulation
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the sum of the head's losses, in float32."""
+        losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
+        return torch.stack([each.float() for each in losses.values()]).sum()
+
+    def _agree(self, broken_off: bool) -> None:
+        """Raise Interrupted on every rank where an evaluation was broken off on one of them."""
+        (stopped,) = self._ranks.sum(broken_off)
+        if stopped:
+            raise Interrupted
