@@ -9,7 +9,7 @@ from math import ceil
 
 from smt import macs
 from smt.cluster_spec import Cluster
-from smt.spec import ClassificationRecipe, DownstreamRecipe, Precision, Project, Recipe
+from smt.spec import ClassificationRecipe, Precision, Project
 
 FLOPS_PER_MAC = 2
 TRAINING_PASSES = 3
@@ -78,7 +78,7 @@ def estimate(project: Project, experiment: str) -> Estimate:
     attempts = attempts_for(compute_hours, cluster, scale)
     startup_hours = cluster.startup_hours(scale)
     return Estimate(
-        resolution=resolution_of(recipe),
+        resolution=recipe.resolution,
         macs=forward,
         images=images,
         epochs=epochs,
@@ -100,13 +100,7 @@ def forward_macs(project: Project, experiment: str) -> int:
         model = project.models[entry.model]
         return macs.forward(model, recipe.resolution, num_classes=classes).total
     measured = project.cluster.scales[project.scale_name].forward_gmacs
-    return round(1e9 * measured[f"{entry.head}.{entry.model}"])
-
-
-def resolution_of(recipe: Recipe) -> int:
-    """Return the shorter side, in pixels, of the images that MACs are counted at."""
-    assert isinstance(recipe, ClassificationRecipe | DownstreamRecipe)
-    return recipe.resolution
+    return round(1e9 * measured[entry.system])
 
 
 def flops_per_second(cluster: Cluster, precision: Precision) -> float:

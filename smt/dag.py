@@ -307,8 +307,7 @@ class Plan:
 
     def sizes_content(self) -> str:
         """Return a digest of what `smt profile` measures: models and resolutions."""
-        recipes = [recipe.model_dump(mode="json") for recipe in self.project.recipes.values()]
-        resolutions = sorted({recipe["resolution"] for recipe in recipes})
+        resolutions = sorted({recipe.resolution for recipe in self.project.recipes.values()})
         models = {
             name: model.model_dump(mode="json") for name, model in self.project.models.items()
         }

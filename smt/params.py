@@ -542,7 +542,7 @@ class _Checker:
 
     def _forward_gmacs(self, name: str, share: ScaleShare) -> None:
         experiment = self.project.experiments[name]
-        key = f"{experiment.head}.{experiment.model}"
+        key = experiment.system
         if experiment.head is not None and key not in share.forward_gmacs:
             raise self._fail(
                 "cluster", ("scales", self.project.scale_name, "forward_gmacs"),

@@ -181,6 +181,9 @@ class Recipe(Strict):
 
     title: str
     dataset: Name
+    resolution: Annotated[int, Field(ge=32)]
+    """Side of the square that a classifier sees, in pixels; of a detector or segmenter, the shorter
+    side of the image that its size is counted at."""
     global_batch: Positive
     """Images per optimizer step over all processes and accumulation steps."""
     device_batch: Positive
@@ -205,8 +208,6 @@ class Recipe(Strict):
 class ClassificationRecipe(Recipe):
     """How a classifier is trained."""
 
-    resolution: Annotated[int, Field(ge=32)]
-    """Side of the square that the model sees, in pixels."""
     schedule: Schedule
     augment: Augment
     evaluation: Evaluation
@@ -219,10 +220,8 @@ class DownstreamRecipe(Recipe):
     drop_path_mode: Literal["stochastic", "dropout"]
     """stochastic: a block's branch is dropped for an image (the paper); dropout: element by
     element (the release's detection and segmentation code)."""
-    resolution: Annotated[int, Field(ge=32)]
-    """Shorter side of the image that sizes are counted at."""
     resolution_long: Annotated[int, Field(ge=32)]
-    """Its longer side."""
+    """Longer side of the image that its size is counted at."""
 
 
 class DetectionRecipe(DownstreamRecipe):
@@ -292,6 +291,11 @@ class Start(Strict):
 Task = Literal["classify", "detect", "segment"]
 
 
+def system_name(head: str | None, model: str) -> str:
+    """Return what stands in files for a head on a model."""
+    return f"{head}.{model}"
+
+
 class Experiment(Strict):
     """A model trained by a recipe."""
 
@@ -310,6 +314,11 @@ class Experiment(Strict):
         Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] | None
     ) = None
     """In place of the scale's."""
+
+    @property
+    def system(self) -> str:
+        """Name of its head and model, as in `mask_rcnn.smt_small`."""
+        return system_name(self.head, self.model)
 
 
 class Source(Strict):
@@ -349,7 +358,7 @@ class System(NamedTuple):
     @property
     def name(self) -> str:
         """What stands for it in files: head and model."""
-        return f"{self.head}.{self.model}"
+        return system_name(self.head, self.model)
 
     @property
     def resolution(self) -> str:

@@ -1,6 +1,6 @@
 """The paper's tables: reported beside reproduced, row by row."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,15 +75,17 @@ class ResultTable:
     def _every_reported(self, row: Row) -> Iterator[ReportedValue]:
         """Yield the published numbers of a row, in the order of its cells."""
         if self.sizes is not None:
-            sizes = self.project.reported.systems.get(self._system(row), {})
+            sizes = self._reported_sizes(row)
             yield from (sizes[key] for key in SIZES if key in sizes)
         found = (self._reported(row.experiment, metric) for metric in self.table.metrics)
         yield from (each for each in found if each is not None)
 
     def _system(self, row: Row) -> str:
         """Return the name of the head and model that a row is of."""
-        experiment = self.project.experiments[row.experiment]
-        return f"{experiment.head}.{experiment.model}"
+        return self.project.experiments[row.experiment].system
+
+    def _reported_sizes(self, row: Row) -> Mapping[str, ReportedValue]:
+        return self.project.reported.systems.get(self._system(row), {})
 
     def _measured(self, row: Row) -> dict[str, int]:
         """Return parameters and MACs of a row, as far as they have been measured, by convention."""
@@ -167,7 +169,7 @@ class ResultTable:
     def _metric_cells(self, row: Row, metric: str, runs: Sequence[RunResult]) -> list[Cell]:
         result, decimals = self.result(row.experiment, metric), METRICS[metric].decimals
         cells = [
-            self._reported_cell(result),
+            self._published(result.reported),
             self._reproduced_cell(result, runs),
             Cell.of(signed(result.delta, decimals)),
             Cell.of(result.verdict, kind=result.verdict.replace(" ", "-")),
@@ -177,22 +179,14 @@ class ResultTable:
         return cells
 
     def _size_cells(self, row: Row) -> list[Cell]:
-        published = self.project.reported.systems.get(self._system(row), {})
-        measured = self._measured(row)
-        millions, giga = (
-            lambda key, unit=unit: f"{measured[key] / unit:.2f}" if key in measured else "pending"
-            for unit in (1e6, 1e9)
-        )
+        published, measured = self._reported_sizes(row), self._measured(row)
         return [
             self._published(published.get("params_m")),
-            Cell.of(millions("params")),
+            _count(measured.get("params"), 1e6),
             self._published(published.get("gmacs")),
-            Cell.of(giga("reported")),
-            Cell.of(giga("attention")),
+            _count(measured.get("reported"), 1e9),
+            _count(measured.get("attention"), 1e9),
         ]
-
-    def _reported_cell(self, result: MetricResult) -> Cell:
-        return self._published(result.reported)
 
     def _published(self, value: ReportedValue | None) -> Cell:
         if value is None:
@@ -263,10 +257,7 @@ class ResultTable:
             "n": str(self._n(row.experiment)),
         }
         if self.sizes is not None:
-            published, measured = (
-                self.project.reported.systems.get(self._system(row), {}),
-                self._measured(row),
-            )
+            published, measured = self._reported_sizes(row), self._measured(row)
             record |= {
                 f"{key}_reported": exact(published[key].value if key in published else None)
                 for key in SIZES
@@ -301,6 +292,11 @@ class ResultTable:
             record[f"{metric}_gain_reported"] = exact(gain_reported)
             record[f"{metric}_gain"] = exact(gain)
         return record
+
+
+def _count(number: int | None, unit: float) -> Cell:
+    """Return a measured size in `unit`, or that it is pending."""
+    return Cell.of("pending" if number is None else f"{number / unit:.2f}")
 
 
 def source_mark(index: int) -> str:

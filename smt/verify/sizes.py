@@ -86,7 +86,7 @@ def _system_parameters(
     ledger.expect(SIZES, f"{where}.params", said, parts, "the sum of its parts")
     for run in project.runs:
         experiment, path = project.experiments[run.experiment], layout.weights(run)
-        if (experiment.head, experiment.model) != (system.head, system.model) or not path.exists():
+        if experiment.system != system.name or not path.exists():
             continue
         try:
             count = parameters(tensors.read(path))
