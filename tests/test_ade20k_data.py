@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from imagefolders import ROOT
 from PIL import Image
+from tiny_data import TinyData
 
 from smt import dag
 from smt.data import manifest, verify
@@ -24,7 +25,7 @@ def labels_of(*values):
     return np.resize(np.array(values, np.uint8), (1, SIZE[1])).repeat(SIZE[0], 0)
 
 
-class ADE20K:
+class ADE20K(TinyData):
     """Three images for training and one for validation."""
 
     def __init__(self, folder):
@@ -49,17 +50,6 @@ class ADE20K:
             val_images=1, source="counted", generator=None,
         )  # fmt: skip
         return PROJECT.model_copy(update={"datasets": {"tiny": dataset}})
-
-    def manifest(self):
-        return manifest.write(self.project, self.layout, "tiny")
-
-    def refusal(self):
-        """Return what is said of the data set, and make sure that nothing was written."""
-        with pytest.raises(DataError) as error:
-            self.manifest()
-        assert not self.layout.manifest("tiny").exists()
-        assert "\n" not in str(error.value) and "datasets.tiny" in str(error.value)
-        return str(error.value)
 
 
 @pytest.fixture
