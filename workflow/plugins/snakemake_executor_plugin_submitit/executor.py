@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import shlex
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterable
@@ -24,6 +25,14 @@ from snakemake_executor_plugin_submitit.registry import Record, Registry
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
 _MANY_FILES = 20
+
+_START = (
+    "import gc; gc.disable(); from snakemake.cli import main; gc.enable(); gc.freeze(); main()"
+)
+"""What `python -m snakemake` does, without collecting garbage while it imports a thousand modules.
+
+Importing is most of what a short job does, and all that it makes there lasts until the end.
+"""
 
 _LAST_WORDS = 10.0
 """Seconds that a job which has made its outputs may take to say so."""
@@ -198,6 +207,11 @@ class Executor(RemoteExecutor):
         path = self._registry.inputs(_key(job))
         path.write_text("\n".join(files) + "\n", encoding="utf-8")
         return str(format_cli_arg("--wait-for-files-file", str(path)))
+
+    def format_job_exec(self, job: JobExecutorInterface) -> str:
+        """Return Snakemake's command line for a job, which starts quicker than it would alone."""
+        command = str(super().format_job_exec(job))
+        return command.replace(" -m snakemake ", f" -c {shlex.quote(_START)} ", 1)
 
     def additional_general_args(self) -> list[str]:
         """Return arguments that save each job the second that Snakemake else waits at its end."""
