@@ -59,6 +59,19 @@ def test_the_plugin_imports_nothing_of_this_project():
             assert not [name for name in names if name and name.split(".")[0] == "smt"], path
 
 
+def test_a_job_starts_without_collecting_garbage_and_runs_with_it(tmp_path):
+    """Importing Snakemake is most of a short job; a rule's own Python is like any other."""
+    toy = Toy(tmp_path, None)
+    toy.write(
+        "rule r:\n    output: 'r.txt'\n    resources: mem_mb=300, runtime=5\n    run:\n"
+        "        import gc\n"
+        "        with open(output[0], 'w') as file:\n"
+        "            print(gc.isenabled(), gc.get_freeze_count() > 10000, file=file)\n"
+    )
+    toy.succeed(cluster="local")
+    assert (tmp_path / "r.txt").read_text() == "True True\n"
+
+
 # --- resources ------------------------------------------------------------------------------------
 
 
