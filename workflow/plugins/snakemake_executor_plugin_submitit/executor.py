@@ -26,9 +26,7 @@ from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
 _MANY_FILES = 20
 
-_START = (
-    "import gc; gc.disable(); from snakemake.cli import main; gc.enable(); gc.freeze(); main()"
-)
+_START = "import gc; gc.disable(); from snakemake.cli import main; gc.enable(); gc.freeze(); main()"
 """What `python -m snakemake` does, without collecting garbage while it imports a thousand modules.
 
 Importing is most of what a short job does, and all that it makes there lasts until the end.
