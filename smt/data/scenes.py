@@ -1,6 +1,7 @@
 """Demo scenes: handwritten digits on photographs, in COCO's form and in ADE20K's.
 
-The digits are MNIST's, of the split's own; the photographs are those that scikit-image ships. A
+The digits are MNIST's, of the split's own, bright as the classifiers of the demo know them; the
+photographs are those that scikit-image ships, darkened. A
 digit that comes later covers the earlier, and what stays visible of each is its mask. A few scenes
 hold a crowd of small digits as well, and a few hold none at all. Both forms are of the same scenes.
 """
@@ -33,7 +34,11 @@ _CROWD = (10, 16)
 """Lowest and highest digit of a crowd, in pixels."""
 _EVERY = 40
 """Of so many scenes one is empty and one has a crowd."""
-_CONTRAST = 70
+_DARKENED = 0.4
+"""What is left of a photograph's brightness."""
+_BRIGHT = 128
+"""Least value of each channel of a digit's colour, of 255."""
+_CONTRAST = 40
 """Least difference of a digit's brightness and that of what it covers, of 255."""
 _TRIES = 4
 """Places that are drawn for a digit."""
@@ -53,7 +58,7 @@ _TABLE = "Idx\tName\n"
 """How the files of annotations begin."""
 
 BACKGROUND = len(DIGITS) + 1
-"""Label of a photograph's pixels in ADE20K's form, where digits are 1 to 10."""
+"""Label of a photograph without digits in ADE20K's form, where digits are 1 to 10."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,8 @@ def _ink(image: np.ndarray, height: int, thickened: int | None = None) -> np.nda
     by = (1 if height < 48 else 2) if thickened is None else thickened
     strokes = image[np.ix_(*(np.flatnonzero((image >= 128).any(axis)) for axis in (1, 0)))]
     inner = height - 2 * by
-    width = max(round(strokes.shape[1] * inner / strokes.shape[0]), 2)
+    width = round(strokes.shape[1] * inner / strokes.shape[0])
+    width = min(max(width, 2), SIDE - 2 * by)  # a digit may lie on its side
     large = Image.fromarray(strokes).resize((width, inner), Image.Resampling.BICUBIC)
     ink = np.pad(np.asarray(large) >= 128, by)
     return _thickened(ink, by)
@@ -178,14 +184,14 @@ def _paint(draw: np.random.RandomState, pixels: np.ndarray, mask: np.ndarray) ->
     """Give a mask's pixels a colour that stands out; a little of what was there shines through."""
     brightness = np.array([0.299, 0.587, 0.114])
     below = (pixels[mask] @ brightness).mean()
-    colour = draw.randint(256, size=3)
+    colour = draw.randint(_BRIGHT, 256, size=3)
     while abs(colour @ brightness - below) < _CONTRAST:
-        colour = draw.randint(256, size=3)
+        colour = draw.randint(_BRIGHT, 256, size=3)
     pixels[mask] = (0.85 * colour + 0.15 * pixels[mask]).astype(np.uint8)
 
 
 def _background(draw: np.random.RandomState) -> np.ndarray:
-    """Return a part of a photograph (SIDE, SIDE, 3) uint8, one in four of them grey."""
+    """Return a part of a photograph (SIDE, SIDE, 3) uint8, darkened, one in four of them grey."""
     photograph = photographs()[draw.randint(len(_PHOTOGRAPHS))]
     side = draw.randint(SIDE, min(*photograph.size, 2 * SIDE) + 1)
     left, top = (draw.randint(length - side + 1) for length in photograph.size)
@@ -193,7 +199,7 @@ def _background(draw: np.random.RandomState) -> np.ndarray:
     part = part.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     if draw.randint(4) == 0:
         part = part.convert("L").convert("RGB")
-    return np.array(part)
+    return (np.asarray(part) * _DARKENED).astype(np.uint8)
 
 
 @cache
@@ -288,12 +294,14 @@ def write_ade20k(folder: Path, counts: dict[str, int], digits: dict[str, np.ndar
 
 
 def label_map(each: Scene) -> np.ndarray:
-    """Return the labels of a scene (SIDE, SIDE) uint8; a rim of a pixel around digits has none."""
-    labels = np.full((SIDE, SIDE), BACKGROUND, np.uint8)
-    ink = np.zeros((SIDE, SIDE), bool)
-    for thing in each.things:
-        ink |= thing.mask
-    labels[_thickened(ink, 1)] = 0
+    """Return the labels of a scene (SIDE, SIDE) uint8.
+
+    Beside digits the photograph has no label: they are a tenth of the pixels, and a demo is too
+    short to learn classes so rare. It is background where there are none.
+    """
+    if not each.things:
+        return np.full((SIDE, SIDE), BACKGROUND, np.uint8)
+    labels = np.zeros((SIDE, SIDE), np.uint8)
     for thing in each.things:
         labels[thing.mask] = thing.digit + 1
     return labels
