@@ -9,7 +9,7 @@ from math import ceil
 
 from smt import macs
 from smt.cluster_spec import Cluster
-from smt.spec import ClassificationRecipe, Precision, Project
+from smt.spec import ClassificationRecipe, Precision, Project, Recipe, SegmentationRecipe
 
 FLOPS_PER_MAC = 2
 TRAINING_PASSES = 3
@@ -73,7 +73,8 @@ def estimate(project: Project, experiment: str) -> Estimate:
     images = project.steps_per_epoch(experiment) * recipe.global_batch
     evaluated = ceil(epochs / recipe.eval_every) * dataset.val_images
     gpus = gpus_of(project, experiment)
-    passes = TRAINING_PASSES * epochs * images + evaluated
+    trained = TRAINING_PASSES * epochs * images * trained_area(recipe)
+    passes = trained + evaluated + (final_passes(recipe) - 1) * dataset.val_images
     compute_hours = passes * pass_seconds / gpus / 3600
     attempts = attempts_for(compute_hours, cluster, scale)
     startup_hours = cluster.startup_hours(scale)
@@ -83,12 +84,36 @@ def estimate(project: Project, experiment: str) -> Estimate:
         images=images,
         epochs=epochs,
         gpus=gpus,
-        images_per_second=1 / (TRAINING_PASSES * pass_seconds),
+        images_per_second=1 / (TRAINING_PASSES * trained_area(recipe) * pass_seconds),
         compute_hours=compute_hours,
         attempts=attempts,
         wall_hours=compute_hours + attempts * startup_hours + (attempts - 1) * cluster.tail_hours,
-        evaluation_hours=startup_hours + dataset.val_images * pass_seconds / 3600,
+        evaluation_hours=startup_hours
+        + final_passes(recipe) * dataset.val_images * pass_seconds / 3600,
     )
+
+
+def trained_area(recipe: Recipe) -> float:
+    """Return the area of a training image over that of the image that the recipe counts at.
+
+    A segmenter trains on crops. Of other recipes both count as equal; convolutions and linears,
+    which are most of the MACs, go with the area.
+    """
+    if not isinstance(recipe, SegmentationRecipe):
+        return 1.0
+    return recipe.augment.crop**2 / (recipe.resolution * recipe.resolution_long)
+
+
+def final_passes(recipe: Recipe) -> float:
+    """Return how many forward passes the last evaluation takes for each image, by their area.
+
+    That of a segmenter is one at a single scale, and one at each of several, with their mirror
+    images.
+    """
+    if not isinstance(recipe, SegmentationRecipe):
+        return 1.0
+    several = sum(factor**2 for factor in recipe.evaluation.factors)
+    return 1 + several * (2 if recipe.evaluation.hflip else 1)
 
 
 def forward_macs(project: Project, experiment: str) -> int:

@@ -55,6 +55,13 @@ class Plan:
         experiments = self.project.experiments
         return tuple(each for each in self.project.order if experiments[each].group == name)
 
+    def with_head(self, wanted: bool) -> tuple[str, ...]:
+        """Return the detectors and segmenters, or the classifiers, which have no head of theirs."""
+        experiments = self.project.experiments
+        return tuple(
+            each for each in self.project.order if (experiments[each].head is not None) is wanted
+        )
+
     def runs(self, experiments: Iterable[str] | None = None) -> tuple[Run, ...]:
         """Return the chosen runs of `experiments` (default: all), parents before children."""
         wanted = set(self.project.order if experiments is None else experiments)
@@ -269,6 +276,7 @@ class Plan:
     def report_inputs(self) -> list[str]:
         """Return what the report is made from, and the files that it leads to."""
         drawn = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
+        drawn += [str(self.layout.samples(run)) for run in self.runs(self.with_head(True))]
         made = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *drawn]
         return list(dict.fromkeys(made))
 
@@ -404,6 +412,7 @@ def paths() -> Mapping[str, str]:
         "metrics": str(layout.metrics(run)),
         "weights": str(layout.weights(run)),
         "evaluation": str(layout.evaluation(run)),
+        "samples": str(layout.samples(run)),
         "proof": str(layout.proof),
         "proved": str(layout.proof_record(run, "{ranks}")),
         "sizes": str(layout.sizes),

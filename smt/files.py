@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,29 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def unfinished(folder: Path) -> Path:
+    """Return where a folder is filled before it takes its place: the same for every process."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def fresh_folder(folder: Path) -> None:
+    """Make an empty `unfinished` folder, whatever an earlier attempt has left there."""
+    shutil.rmtree(unfinished(folder), ignore_errors=True)
+    unfinished(folder).mkdir(parents=True)
+
+
+def publish_folder(folder: Path) -> None:
+    """Give a filled folder its name, once its files are on disk, in place of what had it before."""
+    filled, before = unfinished(folder), folder.with_name(f".{folder.name}.old")
+    for path in sorted(filled.iterdir()):
+        _sync(path)
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, before)
+    publish(filled, folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

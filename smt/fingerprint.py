@@ -35,9 +35,12 @@ def content(project: Project, run: Run, digests: Mapping[str, str]) -> dict[str,
     parent = project.parent(run)
     start = experiment.start
     class_map = start.class_map if start else None
+    # A classifier has none, and its content no such entry.
+    head = {} if experiment.head is None else {"head": _without_title(project, experiment.head)}
     return {
         "code": CODE_VERSION,
         "task": experiment.task,
+        **head,
         "model": project.models[experiment.model].model_dump(mode="json", exclude={"title"}),
         "recipe": recipe.model_dump(mode="json", exclude={"title", "drop_path"}),
         "drop_path": project.drop_path(run.experiment),
@@ -47,6 +50,11 @@ def content(project: Project, run: Run, digests: Mapping[str, str]) -> dict[str,
         "seed": run.seed,
         "parent": fingerprint(project, parent, digests) if parent else None,
     }
+
+
+def _without_title(project: Project, head: str) -> dict[str, Any]:
+    content: dict[str, Any] = project.heads[head].model_dump(mode="json", exclude={"title"})
+    return content
 
 
 def fingerprint(project: Project, run: Run, digests: Mapping[str, str]) -> str:

@@ -25,6 +25,16 @@ def bundled_params() -> Path:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What an evaluation of a detector or segmenter leaves beside its numbers."""
+
+    samples: Path
+    """Picture of some validation images, as annotated and as predicted."""
+    predictions: Path
+    """Folder of what is predicted of all of them, as the test servers take it."""
+
+
+@dataclass(frozen=True)
 class Layout:
     """Paths of one scale.
 
@@ -84,6 +94,18 @@ class Layout:
     def evaluation(self, run: Run) -> Path:
         """The exported weights evaluated again, on their own."""
         return self.run_dir(run) / "evaluation.json"
+
+    def samples(self, run: Run) -> Path:
+        """Some validation images, as annotated and as a detector or segmenter predicts them."""
+        return self.run_dir(run) / "samples.jpg"
+
+    def predictions(self, run: Run) -> Path:
+        """Folder of what a detector or segmenter predicts of every validation image."""
+        return self.run_dir(run) / "predictions"
+
+    def kept(self, run: Run) -> Kept:
+        """What the evaluation of a detector or segmenter keeps."""
+        return Kept(self.samples(run), self.predictions(run))
 
     def work_dir(self, run: Run, fingerprint: str) -> Path:
         return self.run_dir(run) / f"work-{fingerprint[:12]}"

@@ -22,6 +22,10 @@ class Metric:
     percent: bool = True
     """Whether its distances can share an axis with those of others."""
 
+    def said(self, value: float) -> str:
+        """Return its name and a value, as in `top-1 82.20`."""
+        return f"{self.name} {value:.{self.decimals}f}"
+
 
 def _average_precision(kind: str, name: str) -> dict[str, Metric]:
     """Return COCO's averages of boxes or of masks."""
@@ -58,6 +62,17 @@ METRICS: Mapping[str, Metric] = {
         "Pixel accuracy, multi-scale (%)", "multi-scale pixel accuracy", 2, 0.1
     ),
 }
+
+MEASURED: Mapping[str, tuple[str, ...]] = {
+    "classify": ("top1", "top5", "loss"),
+    "detect": tuple(name for name in METRICS if name.startswith("box_")),
+    "segment": tuple(
+        f"{name}{suffix}"
+        for suffix in ("", "_ms")
+        for name in ("miou", "mean_accuracy", "pixel_accuracy")
+    ),
+}
+"""What an evaluation of each task gives; a detector with a mask head gives those of masks too."""
 
 HEADLINES: Mapping[str, str] = {"classify": "top1", "detect": "box_ap", "segment": "miou"}
 """Metric of each task by which its runs are compared; higher is better."""

@@ -490,6 +490,13 @@ class _Checker:
             for index, row in enumerate(table.rows):
                 row_path = ("tables", name, "rows", index, "experiment")
                 self._known("tables", row_path, row.experiment, "experiments")
+                measured = self.project.metrics_of(row.experiment)
+                if not set(measured) & set(table.metrics):
+                    raise self._fail(
+                        "tables", row_path,
+                        f"{row.experiment} has none of this table's metrics, "
+                        f"{', '.join(table.metrics)}; it has: {', '.join(measured)}",
+                    )  # fmt: skip
             if table.baseline is not None:
                 self._known("tables", ("tables", name, "baseline"), table.baseline, "experiments")
 
@@ -499,6 +506,8 @@ class _Checker:
             for name, metrics in getattr(reported, section).items():
                 self._known("reported", (section, name), name, section)
                 for metric, entry in metrics.items():
+                    if section == "experiments":
+                        self._measured(name, metric)
                     if entry.source not in reported.sources:
                         valid = suggest(entry.source, reported.sources)
                         raise self._fail(
@@ -506,6 +515,15 @@ class _Checker:
                             (section, name, metric, "source"),
                             f"no source {entry.source!r}; {valid}",
                         )
+
+    def _measured(self, name: str, metric: str) -> None:
+        """Refuse a published number of what our evaluation does not measure."""
+        valid = self.project.metrics_of(name)
+        if metric not in valid:
+            raise self._fail(
+                "reported", ("experiments", name, metric),
+                f"{name} is not measured so; {suggest(metric, valid)}",
+            )  # fmt: skip
 
     def _trajectory(self) -> None:
         known = (self.files["scales"].data, self.project.experiments, self.project.reported.sources)

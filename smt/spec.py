@@ -17,8 +17,8 @@ from smt.augment_spec import (
 )
 from smt.cluster_spec import Cluster
 from smt.errors import suggest
-from smt.head_spec import Detector, UPerNet
-from smt.metrics import METRICS
+from smt.head_spec import Detector, TwoStage, UPerNet
+from smt.metrics import MEASURED, METRICS
 from smt.record import Fraction, Name, Positive, PositiveFloat, Strict
 from smt.trajectory_spec import Trajectory
 
@@ -303,7 +303,7 @@ class Experiment(Strict):
     task: Task
     model: Name
     recipe: Name
-    group: Literal["pretrain", "finetune", "ablation", "detection", "segmentation"]
+    group: Literal["pretrain", "finetune", "ablation", "detect", "segment"]
     """Which rule of the DAG trains it."""
     head: Name | None = None
     """What stands on the model in detection and segmentation."""
@@ -534,6 +534,18 @@ class Project(Strict):
             system = System(experiment.head, experiment.model, classes, size)
             found.setdefault(system.name, system)
         return found
+
+    def metrics_of(self, name: str) -> tuple[str, ...]:
+        """Return what an evaluation of an experiment measures."""
+        experiment = self.experiments[name]
+        if experiment.task == "detect" and isinstance(self._head(name), TwoStage):
+            return tuple(each for each in METRICS if each.startswith(("box_", "mask_")))
+        return MEASURED[experiment.task]
+
+    def _head(self, name: str) -> Detector | UPerNet:
+        head = self.experiments[name].head
+        assert head is not None
+        return self.heads[head]
 
     def classifier_recipes(self, model: str) -> tuple[ClassificationRecipe, ...]:
         """Return the recipes by which a model is trained to classify, the last one last.

@@ -11,6 +11,7 @@ import pytest
 from cluster import Cluster, missing_packages, missing_programs
 
 ROOT = Path(__file__).resolve().parent.parent
+DEMO_DATA = ("imagenet1k", "imagenet22k", "class_map:imagenet22k_to_1k", "coco", "ade20k")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup what tests start would ignore it
@@ -56,7 +57,7 @@ def demo_data(tmp_path_factory, worker_id):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
             for action in ("make", "manifest"):
-                for key in ("imagenet1k", "imagenet22k", "class_map:imagenet22k_to_1k"):
+                for key in DEMO_DATA:
                     subprocess.run(
                         [sys.executable, "-m", "smt", "--params", str(ROOT / "params"),
                          "--data", str(folder / "data"), "--results", str(folder / "results"),

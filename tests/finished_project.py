@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import yaml
+from kept import keep
 from project_copy import ProjectCopy
 from trainings import TINY
 
@@ -22,17 +23,8 @@ def shrink(project):
     """Leave two tables of the demo: SMT-T with two seeds, and SMT-L from 22K to 1K."""
 
     def tables(content):
-        kept = {name: content["tables"][name] for name in ("imagenet1k", "imagenet22k")}
-        kept["imagenet1k"]["rows"] = [{"label": "SMT-T", "experiment": T}]
-        content["tables"] = kept
-
-    def experiments(content):
-        names = (T, PARENT, CHILD, CHILD_384)
-        content["experiments"] = {name: content["experiments"][name] for name in names}
-
-    def reported(content):
-        names = (T, CHILD, CHILD_384)
-        content["experiments"] = {name: content["experiments"][name] for name in names}
+        names = ("imagenet1k", "imagenet22k")
+        content["tables"] = {name: content["tables"][name] for name in names}
 
     def scales(content):
         demo = content["demo"]
@@ -44,7 +36,8 @@ def shrink(project):
             epochs = 2 if name == "imagenet1k" else 1
             recipe.setdefault("schedule", {}).update(epochs=epochs, warmup_epochs=0)
 
-    for change in (tables, experiments, reported, scales):
+    keep(project.folder / "params", (T, PARENT, CHILD, CHILD_384))
+    for change in (tables, scales):
         edit_yaml(project.folder / "params" / f"{change.__name__}.yaml", change)
 
 

@@ -15,6 +15,7 @@ from smt import fingerprint
 from smt.data.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split, digest_file, digests
 from smt.files import write_json
 from smt.layout import Layout
+from smt.metrics import HEADLINES
 from smt.params import load_project
 from smt.spec import Project, Run
 from smt.tracking.server import Server
@@ -34,9 +35,11 @@ class RunFiles:
         self.params = folder / "params"
         if not self.params.exists():
             shutil.copytree(ROOT / "params", self.params)
+        overlays = YamlFile(self.params / "scales.yaml").data[scale].get("experiments", {})
         self.change("scales.yaml", list(seeds), scale, "seeds")
-        for overlay in YamlFile(self.params / "scales.yaml").data[scale].get("experiments", {}):
-            self.change("scales.yaml", list(seeds), scale, "experiments", overlay, "seeds")
+        if overlays:
+            chosen = {name: {**each, "seeds": list(seeds)} for name, each in overlays.items()}
+            self.change("scales.yaml", chosen, scale, "experiments")
         self.layout = Layout(scale, folder / "results", folder / "data")
         self.manifests()
 
@@ -128,7 +131,10 @@ class RunFiles:
         return work_dir
 
     def lines(self, run: Run, epochs: int, top1: float = 95.0) -> list[dict]:
-        """Return the journal of a run of `epochs`, at the last of which it has `top1`."""
+        """Return the journal of a run of `epochs`, at the last of which it has `top1`.
+
+        Of a detector that is its box AP, of a segmenter its mIoU.
+        """
         project = self.project
         steps, every = project.steps_per_epoch(run.experiment), project.scale.log_every
         validated = project.datasets[project.dataset_of(run.experiment)].val_images > 0
@@ -143,9 +149,18 @@ class RunFiles:
                 metrics = {"train/loss": loss} if step % every else {}
                 if validated:
                     now = top1 - 20 * (epochs - epoch) / epochs
-                    metrics |= {"eval/top1": now, "eval/top5": (now + 100) / 2, "eval/loss": loss}
+                    metrics |= self._measured(run, now, loss, final=epoch == epochs)
                 lines.append({"step": step, "epoch": epoch, "metrics": metrics})
         return lines
+
+    def _measured(self, run: Run, score: float, loss: float, *, final: bool) -> dict[str, float]:
+        """Return what an evaluation measures of a run's task, at several scales in the end."""
+        known = {HEADLINES[self.project.experiments[run.experiment].task]: score, "loss": loss}
+        return {
+            f"eval/{name}": known.get(name, (score + 100) / 2)
+            for name in self.project.metrics_of(run.experiment)
+            if final or not name.endswith("_ms")
+        }
 
     def write_journal(self, work_dir: Path, lines: list[dict], *, timed: int | None = None) -> None:
         """Write these lines as the whole journal; the first `timed` of them with their times."""
@@ -180,7 +195,7 @@ class RunFiles:
         lines = self.lines(run, epochs, top1)
         self.write_journal(work_dir, lines)
         last = lines[-1]["metrics"]
-        names = ("top1", "top5", "loss")
+        names = self.project.metrics_of(run.experiment)
         metrics = {name: last[f"eval/{name}"] for name in names if f"eval/{name}" in last}
         common = {
             "experiment": run.experiment,
@@ -194,7 +209,7 @@ class RunFiles:
             self.layout.metrics(run),
             {
                 **common,
-                "task": "classify",
+                "task": self.project.experiments[run.experiment].task,
                 "metrics": metrics or {"train_loss": last["train/loss"]},
                 "epochs": epochs,
                 "steps": steps,
@@ -212,12 +227,15 @@ class RunFiles:
             self.finish(run, 90 + number / 8, epochs=epochs)
 
     def write_sizes(self) -> None:
-        """Measured sizes of both scales, of which SMT-T's and SMT-S's are the real ones."""
+        """Measured sizes of both scales, of which SMT-T's and SMT-S's are the real ones.
+
+        Those of detectors and segmenters are made up.
+        """
         real = {"smt_tiny": (11_506_536, 2.3802, 2.4613, 2.399),
                 "smt_small": (22_550_952, 4.6569, 4.8388, 4.689)}  # fmt: skip
         for scale in ("paper", "demo"):
-            models = {}
-            for number, (name, model) in enumerate(self.project.models.items()):
+            project, models = load_project(self.params, scale), {}
+            for number, (name, model) in enumerate(project.models.items()):
                 params, *macs = real.get(name, (10_000_000 + number, 2.0, 2.1, 2.05))
                 counts = dict(
                     zip(
@@ -231,6 +249,14 @@ class RunFiles:
                     "title": model.title,
                     "params": params,
                     "macs": {resolution: counts for resolution in resolutions},
+                }
+            for number, (name, system) in enumerate(project.systems.items()):
+                counts = {"conv_linear": 200 * 10**9, "attention": 210 * 10**9,
+                          "reported": (205 + number) * 10**9}  # fmt: skip
+                models[name] = {
+                    "title": name,
+                    "params": 40_000_000 + number,
+                    "macs": {system.resolution: counts},
                 }
             write_json(Layout(scale, self.layout.results).sizes, models)
 

@@ -13,6 +13,8 @@ pytestmark = pytest.mark.xdist_group("dag")  # what they share is made once
 
 LARGE = "imagenet22k_smt_large"
 AT_224, AT_384 = "imagenet1k_smt_large_224", "imagenet1k_smt_large_384"
+DETECTOR, SEGMENTER = "coco_mask_rcnn_1x_smt_base", "ade20k_upernet_smt_base"
+STARTS = {"imagenet1k_smt_small", "imagenet1k_smt_base"}
 PAPER = ("--config", "scale=paper")
 
 
@@ -44,9 +46,15 @@ def test_paper_scale_shows_every_run_with_every_seed_and_needs_no_data(bare):
     project = load_project(bare.folder / "params", "paper")
     plan = bare.plan("all", *PAPER)
     assert set(plan.trainings) == {(run.experiment, run.seed) for run in project.runs}
-    assert len(plan.trainings) == 51
+    assert len(plan.trainings) == 62
     assert {f"results/paper/runs/{run.experiment}/seed{run.seed}/evaluation.json"
             for run in project.runs} <= set(plan.pending)  # fmt: skip
+    pictures = {path for path in plan.pending if path.endswith("/samples.jpg")}
+    assert pictures == {
+        f"results/paper/runs/{run.experiment}/seed{run.seed}/samples.jpg"
+        for run in project.runs
+        if project.experiments[run.experiment].head is not None
+    }
     assert not (bare.folder / "results").exists()
 
 
@@ -65,12 +73,36 @@ def test_each_group_of_experiments_is_trained_by_its_own_rule(bare):
         ("imagenet1k_smt_tiny", {"imagenet1k_smt_tiny"}),
         (AT_384, {LARGE, AT_384}),
         ("finetuning", {LARGE, AT_224, AT_384}),
+        (DETECTOR, {"imagenet1k_smt_base", DETECTOR}),
+        ("segmentation", {*STARTS, "ade20k_upernet_smt_small", SEGMENTER}),
         ("results/demo/tables/imagenet22k.md", {LARGE, AT_224, AT_384}),
+        (f"results/demo/runs/{SEGMENTER}/seed0/samples.jpg", {"imagenet1k_smt_base", SEGMENTER}),
         ("results/demo/tables/drift.html", set()),
     ],
 )
 def test_a_target_trains_what_it_needs_and_nothing_else(bare, target, trained):
     assert bare.plan(target).experiments == trained
+
+
+def test_detection_is_every_detector_and_what_they_start_from(bare):
+    project = load_project(bare.folder / "params", "demo")
+    detectors = {name for name, each in project.experiments.items() if each.task == "detect"}
+    plan = bare.plan("detection")
+    assert len(detectors) == 9 and plan.experiments == STARTS | detectors
+    assert "results/demo/sizes.json" not in plan.outputs
+
+
+def test_a_detector_is_evaluated_by_a_rule_that_keeps_pictures_and_a_classifier_by_another(bare):
+    plan = bare.plan(DETECTOR)
+    assert {
+        path.removeprefix("results/demo/runs/"): rule
+        for path, rule in plan.pending.items()
+        if rule.startswith("evaluate")
+    } == {
+        f"{DETECTOR}/seed0/evaluation.json": "evaluate_downstream",
+        f"{DETECTOR}/seed0/samples.jpg": "evaluate_downstream",
+    }
+    assert set(bare.plan("imagenet1k_smt_base").pending.values()) >= {"pretrain", "evaluate"}
 
 
 def test_a_single_seed_of_any_scale_by_its_path(bare):
@@ -94,7 +126,7 @@ def test_tables_written_of_what_is_not_done_yet_do_not_count_as_made(tmp_path):
 def test_chosen_seeds_leave_the_others_out(bare):
     plan = bare.plan("all", "--config", "scale=paper", "seeds=[0,2]")
     assert {seed for _, seed in plan.trainings} == {0, 2}
-    assert len(plan.trainings) == 16 * 2 + 3
+    assert len(plan.trainings) == 16 * 2 + 3 + 11
 
 
 # --- what is made again ------------------------------------------------------------------------
@@ -123,6 +155,22 @@ def test_a_learning_rate_trains_its_runs_and_their_children_again(done):
     }  # fmt: skip
 
 
+def test_a_head_trains_its_runs_again_and_no_classifier(done):
+    done.edit("heads.yaml", "    dropout: 0.1\n", "    dropout: 0.2\n")
+    plan = done.plan("all")
+    assert plan.trainings == {
+        ("ade20k_upernet_smt_small", 0): "segment",
+        (SEGMENTER, 0): "segment",
+    }
+    # Every table with measured sizes is made again, as they are measured together.
+    assert plan.tables == {"ade20k", "coco_mask_rcnn", "coco_detectors", "sizes", "drift"}
+
+
+def test_the_title_of_a_head_trains_nothing(done):
+    done.edit("heads.yaml", "    title: UPerNet\n", "    title: Unified perceptual parsing\n")
+    assert done.plan("all").trainings == {}
+
+
 def test_a_child_alone_is_trained_again_when_its_own_recipe_changes(done):
     done.edit("recipes.yaml", "      lr: 2e-5\n", "      lr: 2e-5\n      eps: 1e-7\n")
     assert done.plan("all").experiments == {AT_384}
@@ -142,7 +190,8 @@ def test_the_same_data_in_another_place_train_nothing(done):
 
 
 def test_a_label_makes_its_table_again_and_trains_nothing(done):
-    done.edit("tables.yaml", "label: SMT-S,", "label: SMT small,")
+    row = "{label: SMT-S, experiment: imagenet1k_smt_small}"
+    done.edit("tables.yaml", row, row.replace("SMT-S", "SMT small"))
     plan = done.plan("all")
     assert (plan.tables, plan.trainings) == ({"imagenet1k"}, {})
     assert plan.pending["results/demo/report.html"] == "report_page"
@@ -198,7 +247,8 @@ def test_data_that_were_deleted_since_their_manifest_are_named_with_the_command(
 
 
 def test_params_are_checked_before_anything_runs(done):
-    line = done.edit("experiments.yaml", "model: smt_small\n", "model: smt_smal\n")
+    title = "SMT-S on ImageNet-1K\n    model: "
+    line = 1 + done.edit("experiments.yaml", f"{title}smt_small\n", f"{title}smt_smal\n")
     message = refusal(done.snakemake("all"))
     assert f"params/experiments.yaml:{line}: " in message and "did you mean smt_small" in message
 

@@ -374,8 +374,10 @@ def test_without_keys_class_maps_are_written_down_too_and_the_rest_is_named(data
     (data.folder / "data" / "map22kto1k.txt").write_text(rows)
     code, output, _ = data.run("verify")
     lines = output.splitlines()
-    assert code == 3 and [line[:6] for line in lines] == ["ok    ", "wrong ", "wrong ", "ok    "]
-    assert "imagenet1k: no folder" in lines[1] and "1000 rows" in lines[3]
+    assert code == 3
+    assert [line[:6] for line in lines] == ["ok    ", *["wrong "] * 4, "ok    "]
+    assert "imagenet1k: no folder" in lines[1] and "ade20k: no folder" in lines[4]
+    assert "1000 rows" in lines[5]
     assert data.written("class_map_imagenet22k_to_1k.json").exists()
 
 

@@ -309,7 +309,7 @@ def test_a_disk_too_small_for_the_runs(project, small_disk, tmp_path):
     report = doctor(project, "--scale", "demo", PATH=str(tmp_path), SMT_RESULTS=str(small_disk))
     level, text = report.of("disk")
     assert level == "error"
-    assert re.match(rf"0\.008\d+ GB free in {small_disk}, where 21 runs take about 0\.\d+ GB", text)
+    assert re.match(rf"0\.008\d+ GB free in {small_disk}, where 32 runs take about 0\.\d+ GB", text)
 
 
 def test_a_results_folder_that_cannot_be_written(project, read_only_folder, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from project_copy import ROOT, ProjectCopy
 from run_files import RunFiles
 from versioned import (
@@ -62,6 +63,19 @@ def trained(done):
 def test_the_stages_in_the_repository_are_those_of_the_params():
     known = load_project(ROOT / "params", "demo")
     assert (ROOT / "dvc.yaml").read_text() == stages.text(known, Layout("demo"))
+
+
+def test_a_detectors_stage_has_its_picture_as_well_and_a_classifiers_has_none():
+    known = load_project(ROOT / "params", "demo")
+    found = yaml.safe_load(stages.text(known, Layout("demo")))["stages"]
+    own, others = found["downstream"], found["run"]
+    heads = {str(run) for run in known.runs if known.experiments[run.experiment].head is not None}
+    assert set(own["foreach"]) == heads and len(heads) == 11
+    assert set(others["foreach"]) == {str(run) for run in known.runs} - heads
+    picture = "results/demo/runs/${item.experiment}/seed${item.seed}/samples.jpg"
+    assert own["do"]["outs"] == [*others["do"]["outs"], {picture: {"persist": True}}]
+    shown = {key: value for key, value in own["do"].items() if key != "outs"}
+    assert shown == {key: value for key, value in others["do"].items() if key != "outs"}
 
 
 def test_after_recording_neither_has_anything_to_do(project):

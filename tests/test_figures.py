@@ -3,7 +3,7 @@
 import pytest
 from run_files import B, S, T
 
-from smt.report import figures
+from smt.report import charts, figures
 from smt.report.collect import collect
 from smt.report.drawing import draw
 from smt.report.epochs import epoch_means
@@ -11,12 +11,23 @@ from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
 from smt.tracking.server import Point
 
+DETECTOR = "coco_mask_rcnn_1x_smt_small"
+
 pytest_plugins = ["tracking_fixtures"]
 
 
 def results(files):
     sync(files.project, files.layout)
     return collect(files.project, files.layout)
+
+
+def finish_detector(files, run, box_ap):
+    """A detector's run that is done, with box AP in place of top-1."""
+    work_dir = files.finish(run, box_ap)
+    said = files.layout.metrics(run), files.layout.evaluation(run)
+    for path in (work_dir / "journal.jsonl", *said):
+        text = path.read_text().replace("top1", "box_ap").replace("top5", "box_ap50")
+        path.write_text(text.replace('"classify"', '"detect"'))
 
 
 def test_losses_are_averaged_over_whole_epochs():
@@ -35,12 +46,40 @@ def test_curves_are_means_over_seeds_by_epoch(make_files):
     files.run(Run(experiment=S, seed=1), epochs=1)
     tiny, small, base, *_ = figures.curves(results(files), figures.CURVES)
     assert (tiny.label, tiny.seeds, small.seeds, base.seeds) == ("SMT-T on ImageNet-1K", 2, 1, 0)
-    assert tiny.top1.epochs == (1.0, 2.0)
-    assert tiny.top1.mean == (82.0, 92.0)
-    assert tiny.top1.std == pytest.approx((8**0.5, 8**0.5))
+    assert tiny.score.epochs == (1.0, 2.0)
+    assert tiny.score.mean == (82.0, 92.0)
+    assert tiny.score.std == pytest.approx((8**0.5, 8**0.5))
     assert tiny.loss.epochs == (1.0, 2.0)
-    assert small.top1.epochs == (1.0,)
+    assert small.score.epochs == (1.0,)
     assert base.loss.epochs == ()
+
+
+def test_curves_of_detectors_show_box_ap(files):
+    finish_detector(files, Run(experiment=DETECTOR, seed=0), 40.0)
+    found = results(files)
+    name = f"{figures.CURVES}_coco_mask_rcnn"
+    first, *others = figures.curves(found, name)
+    assert (first.label, first.metric) == ("SMT-S, 1x", "box_ap")
+    assert first.score.mean == (30.0, 40.0)
+    assert first.loss.epochs == (1.0, 2.0)
+    assert [each.seeds for each in others] == [0, 0, 0]
+    title = figures.titles(files.project)[name]
+    panels = charts.learning_curves(title, [first]).panels
+    assert [heading for heading, _ in panels] == ["training loss", "validation box AP (%)"]
+    text = next(path for path in draw(found, files.layout, [name]) if path.suffix == ".svg")
+    assert "validation box AP (%)" in text.read_text()
+
+
+def test_classifiers_and_detectors_share_no_figure(files):
+    project = files.project
+    shown = {
+        name: {project.experiments[each].task for each in figures.labelled(project, name)}
+        for name in figures.titles(project)
+        if figures.is_curves(name)
+    }
+    assert shown[figures.CURVES] == {"classify"}
+    assert shown[f"{figures.CURVES}_coco_detectors"] == {"detect"}
+    assert shown[f"{figures.CURVES}_ade20k"] == {"segment"}
 
 
 def test_accuracy_is_set_against_the_macs_at_the_resolution_trained_at(files):

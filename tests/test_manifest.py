@@ -256,9 +256,11 @@ def test_check_says_what_is_wrong_with_each_and_exits_with_3(tmp_path, monkeypat
     monkeypatch.setenv("SMT_DATA", str(tmp_path / "none"))
     result = CliRunner().invoke(command, ["check", "--scale", "paper"])
     lines = result.output.splitlines()
-    assert result.exit_code == 3 and len(lines) == 3
+    assert result.exit_code == 3 and len(lines) == 5
     assert all(line.startswith("wrong ") for line in lines)
-    assert "imagenet1k: no folder" in lines[0] and "map22kto1k.txt" in lines[2]
+    for line, name in zip(lines, ("imagenet1k", "imagenet22k", "coco", "ade20k"), strict=False):
+        assert f"{name}: no folder" in line
+    assert "map22kto1k.txt" in lines[4]
 
 
 def test_commands_on_data_do_not_wait_for_torch():

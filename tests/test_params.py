@@ -25,8 +25,10 @@ class Mistake:
 
 MISTAKES = {
     "unknown model": Mistake(
-        "experiments.yaml", "model: smt_small\n", "model: smt_smal\n",
+        "experiments.yaml", "on ImageNet-1K\n    model: smt_small\n",
+        "on ImageNet-1K\n    model: smt_smal\n",
         "experiments.imagenet1k_smt_small.model", "no model 'smt_smal'; did you mean smt_small",
+        line=1,
     ),
     "unknown recipe": Mistake(
         "experiments.yaml", "recipe: imagenet22k\n", "recipe: imagenet21k\n",
@@ -131,10 +133,21 @@ MISTAKES = {
         "tables.yaml", "experiment: ablation_heads_8}", "experiment: ablation_head_8}",
         "tables.ablation_heads.rows.4.experiment", "did you mean ablation_heads_8",
     ),
+    "row of an experiment of another task": Mistake(
+        "tables.yaml", "experiment: ablation_heads_8}", "experiment: ade20k_upernet_smt_base}",
+        "tables.ablation_heads.rows.4.experiment",
+        "ade20k_upernet_smt_base has none of this table's metrics, top1; it has: miou, "
+        "mean_accuracy, pixel_accuracy, miou_ms, mean_accuracy_ms, pixel_accuracy_ms",
+    ),
     "published number without its source": Mistake(
         "reported.yaml", "top1: {value: 88.1, source: release_readme}",
         "top1: {value: 88.1, source: hearsay}",
         "experiments.imagenet1k_smt_large_384.top1.source", "no source 'hearsay'",
+    ),
+    "published number of what is not measured": Mistake(
+        "reported.yaml", "box_ap: {value: 47.3,", "mask_ap: {value: 47.3,",
+        "experiments.coco_retinanet_smt_small.mask_ap",
+        "coco_retinanet_smt_small is not measured so; valid: box_ap, box_ap50, ",
     ),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from project_copy import ROOT, ProjectCopy
@@ -21,8 +22,11 @@ from smt.params import load_project
 from smt.report import plan
 from smt.spec import Run
 
-TINY, SMALL, STAGE3 = "imagenet1k_smt_tiny", "imagenet1k_smt_small", "ablation_stage3_msa"
-LARGE, AT_384 = "imagenet22k_smt_large", "imagenet1k_smt_large_384"
+TINY, SMALL, BASE = (f"imagenet1k_smt_{variant}" for variant in ("tiny", "small", "base"))
+STAGE3, LARGE = "ablation_stage3_msa", "imagenet22k_smt_large"
+AT_384 = "imagenet1k_smt_large_384"
+DETECTOR, SEGMENTER = "coco_mask_rcnn_1x_smt_small", "ade20k_upernet_smt_small"
+SHARED = (TINY, SMALL, BASE, STAGE3)
 PAPER = load_project(ROOT / "params", "paper")
 DEMO = load_project(ROOT / "params", "demo")
 CLUSTER = PAPER.cluster
@@ -72,6 +76,46 @@ def test_data_resolution_and_classes_are_those_of_each_experiment():
     assert (at_384.resolution, at_384.images, at_384.epochs) == (384, 2502 * 512, 30)
     assert at_384.macs == 55_060_985_856
     assert large.macs == 17_907_127_296 + 768 * (21_841 - 1000)
+
+
+def pass_hours(gmacs):
+    """Hours of a forward pass on one of the paper scale's GPUs, in single precision."""
+    return gmacs * 1e9 * 2 / (312e12 * 0.024 / 2) / 3600
+
+
+def test_one_detector_by_hand():
+    # 7329 steps of 16 images x 12 epochs x 3 passes, and 5,000 images after each epoch.
+    hours = (3 * 12 * 7329 * 16 + 12 * 5000) * pass_hours(340.8) / 8
+    found = cost.estimate(PAPER, DETECTOR)
+    assert (found.images, found.macs) == (117_264, 340_800_000_000)
+    assert found.compute_hours == pytest.approx(hours, rel=1e-12)
+    assert found.evaluation_hours == pytest.approx(5 / 60 + 5000 * pass_hours(340.8))
+
+
+def test_a_segmenter_trains_on_crops_and_is_evaluated_at_several_scales_in_the_end():
+    # A crop of 512 x 512 is a quarter of the 512 x 2048 that MACs are counted at. The last
+    # evaluation has a single scale, and 0.5, 0.75, 1, 1.25, 1.5 and 1.75 with their mirror images:
+    # 1 + 2 (0.25 + 0.5625 + 1 + 1.5625 + 2.25 + 3.0625) = 1 + 17.375 areas.
+    recipe = PAPER.recipes["upernet_160k"]
+    assert (cost.trained_area(recipe), cost.final_passes(recipe)) == (0.25, 18.375)
+    for name in ("imagenet1k", "mask_rcnn_3x"):
+        other = PAPER.recipes[name]
+        assert (cost.trained_area(other), cost.final_passes(other)) == (1, 1)
+    # 160,000 steps of 16 crops x 3 passes; 2,000 images at each of 10 intervals, and the rest of
+    # the last evaluation.
+    passes = 3 * 160_000 * 16 * 0.25 + 10 * 2000 + 17.375 * 2000
+    found = cost.estimate(PAPER, SEGMENTER)
+    assert (found.images, found.epochs) == (16_000 * 16, 10)
+    assert found.compute_hours == pytest.approx(passes * pass_hours(1019.1) / 8, rel=1e-12)
+    assert found.evaluation_hours == pytest.approx(5 / 60 + 18.375 * 2000 * pass_hours(1019.1))
+    assert found.images_per_second == pytest.approx(1 / (0.75 * 3600 * pass_hours(1019.1)))
+
+
+def test_without_mirror_images_the_last_evaluation_has_half_of_the_several_scales():
+    recipe = PAPER.recipes["upernet_160k"]
+    evaluation = recipe.evaluation.model_copy(update={"hflip": False})
+    plain = recipe.model_copy(update={"evaluation": evaluation})
+    assert cost.final_passes(plain) == 1 + 17.375 / 2
 
 
 def test_single_precision_is_half_as_fast():
@@ -155,19 +199,21 @@ def test_a_table_has_what_its_rows_start_from_and_the_total_has_everything_once(
     assert {run.experiment for run in found.table("imagenet22k").runs} == {
         LARGE, "imagenet1k_smt_large_224", AT_384,
     }  # fmt: skip
-    assert found.shared == (TINY, STAGE3)
+    assert found.shared == SHARED
     tables = sum(found.table(name).gpu_hours for name in PAPER.tables)
-    # smt_tiny stands in four tables besides one, stage3_msa in one besides one.
+    # smt_tiny stands in four tables besides one, stage3_msa in one besides one. Three tables have
+    # heads that start from a run of smt_small, two from one of smt_base.
     twice = 4 * found.experiment(TINY).gpu_hours + found.experiment(STAGE3).gpu_hours
-    assert found.total.gpu_hours == pytest.approx(tables - twice)
-    assert len(found.total.runs) == len(PAPER.runs) == 51
+    started = 3 * found.estimates[SMALL].gpu_hours + 2 * found.estimates[BASE].gpu_hours
+    assert found.total.gpu_hours == pytest.approx(tables - twice - started)
+    assert len(found.total.runs) == len(PAPER.runs) == 62
 
 
 def test_what_is_done_is_left_out_of_what_is_to_do():
     runs = [Run(experiment=TINY, seed=0), Run(experiment=LARGE, seed=0)]
     before, after = budget(), budget(done=runs)
     tiny, large = (before.estimates[name].gpu_hours for name in (TINY, LARGE))
-    assert after.total.done == 2 and after.total.to_do == 49
+    assert after.total.done == 2 and after.total.to_do == 60
     assert after.total.gpu_hours == before.total.gpu_hours
     assert after.total.gpu_hours_to_do == pytest.approx(before.total.gpu_hours - tiny - large)
     assert after.experiment(LARGE).gpu_hours_to_do == 0
@@ -227,7 +273,7 @@ def test_it_prints_every_experiment_and_table_and_what_is_assumed(project, scale
     kind = loaded.cluster.kind
     for said in (kind.title, kind.source, kind.efficiency_source, "params/cluster.yaml"):
         assert said in words
-    assert f"Tables share {TINY}, {STAGE3}: in each of them, and once in the last line" in words
+    assert f"Tables share {', '.join(SHARED)}: in each of them, and once in the last line" in words
     assert (loaded.scale.notice or "an estimate") in words
 
 
@@ -245,7 +291,7 @@ def test_the_line_of_an_experiment_says_what_it_takes(project):
     assert line[1:6] == ["17.9G", "14.2M", "90", "2x8", "13.4"]
     assert line[-4:-1] == ["13", "1", "1"]
     total = next(line for line in out.splitlines() if line.startswith("all, each run once"))
-    assert total.split()[4:7] == ["19", "51", "51"]
+    assert total.split()[4:7] == ["30", "62", "62"]
     assert total.split()[7] == total.split()[8] == f"{budget().total.gpu_hours:,.0f}"
 
 
@@ -256,7 +302,7 @@ def test_figures_given_as_options_change_the_plan(project):
         return {row["experiment"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
 
     plain = experiments()
-    assert plain[TINY]["requeues"] == "1" and len(plain) == 19
+    assert plain[TINY]["requeues"] == "1" and len(plain) == 30
     assert experiments("--wall-hours", "48")[TINY]["requeues"] == "0"
     assert experiments("--wall-hours", "12")[TINY]["requeues"] == "2"
     assert experiments("--gpus-per-node", "4")[LARGE]["nodes"] == "4"
@@ -276,7 +322,7 @@ def test_json_holds_what_the_text_says(project):
     assert document["total"]["gpu_hours"] == pytest.approx(found.total.gpu_hours, abs=0.001)
     assert [each["experiment"] for each in document["experiments"]] == list(found.estimates)
     assert {each["table"] for each in document["tables"]} == set(PAPER.tables)
-    assert document["shared"] == [TINY, STAGE3]
+    assert document["shared"] == list(SHARED)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +427,10 @@ def test_a_mistake_in_the_cluster_is_one_line_with_file_line_and_key(mistake, tm
 
 def test_a_scale_that_the_cluster_does_not_have_is_asked_for(tmp_path):
     project = ProjectCopy(tmp_path)
-    project.edit("cluster.yaml", "  demo:\n    gpus: 1\n    startup_minutes: 1 ", "  # none: ")
+    path = tmp_path / "params" / "cluster.yaml"
+    content = yaml.safe_load(path.read_text())
+    del content["scales"]["demo"]
+    path.write_text(yaml.safe_dump(content))
     done = project.smt("plan", "--scale", "demo")
     assert done.returncode == 2
     assert "scales.demo: this key is missing; give it gpus, startup_minutes" in done.stderr
@@ -406,7 +455,7 @@ def test_an_experiment_s_share_comes_before_its_recipe_s(tmp_path):
 
 
 def test_no_edit_of_the_cluster_changes_a_fingerprint(tmp_path):
-    digests = dict.fromkeys(("imagenet1k", "imagenet22k", "class_map:imagenet22k_to_1k"), "0" * 64)
+    digests = dict.fromkeys((*PAPER.datasets, "class_map:imagenet22k_to_1k"), "0" * 64)
 
     def fingerprints(folder: Path):
         loaded = load_project(folder, "paper")

@@ -27,6 +27,7 @@ from finished_project import (
     work_dir,
 )
 from huggingface_hub import ModelCard
+from project_copy import ProjectCopy
 from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
@@ -299,6 +300,15 @@ def test_files_of_somebody_else_are_not_replaced(project):
     done = release(project, T, code=2)
     assert "LICENSE: smt release did not write it" in done.stderr
     assert (folder(project) / "LICENSE").read_text() == "mine"
+
+
+def test_a_detector_is_refused_for_timm_loads_classifiers(tmp_path):
+    done = ProjectCopy(tmp_path / "project").smt("release", "coco_dino_smt_small")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "coco_dino_smt_small: a release is loaded by timm, which knows classifiers; valid: " in (
+        done.stderr
+    )
 
 
 # --- the paper's own models ----------------------------------------------------------------------

@@ -1,24 +1,29 @@
 """The report: one page, which stands alone and says how everything is."""
 
+import base64
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 from run_files import PARENT, B, RunFiles, S, T
+from test_figures import DETECTOR, finish_detector
 from test_trajectory import begin, finish
 
 from smt.files import read_json, write_json
 from smt.report import charts, figures
-from smt.report.agreement import Agreement, agreements, verdicts
+from smt.report.agreement import Agreement, agreements, places, verdicts
 from smt.report.build import build
 from smt.report.collect import collect
 from smt.report.drawing import draw
 from smt.report.figures import Band, Curve
 from smt.report.page import Report
+from smt.report.predictions import predictions
 from smt.report.svg import Scale
 from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
@@ -89,9 +94,9 @@ def fill(files):
 
 def test_it_counts_runs_and_published_numbers_on_top(parts):
     words = Page(report(parts).html()).words
-    assert "5 of 51 done" in words
-    assert "5 done 1 running 2 failed 1 stale 42 pending" in words
-    assert "2 of 13 reproduced or within noise" in words  # top-1 of SMT-T and SMT-S
+    assert "5 of 62 done" in words
+    assert "5 done 1 running 2 failed 1 stale 53 pending" in words
+    assert "2 of 27 reproduced or within noise" in words  # top-1 of SMT-T and SMT-S
     assert "2 failed 1 off track" in words
 
 
@@ -133,10 +138,73 @@ def test_it_says_where_results_come_from(parts):
 
 def test_a_published_number_stands_once_whichever_tables_it_is_in(parts):
     rows = agreements(collect(parts.project, parts.layout))
-    assert len(rows) == len({each.label for each in rows}) == 13
+    assert len(rows) == len({each.label for each in rows}) == 27
     first = rows[0]
     assert (first.label, first.reported, first.kind) == ("SMT-T, top-1", 82.2, "reproduced")
-    assert verdicts(rows) == {"reproduced": 1, "below": 2, "within noise": 1, "pending": 9}
+    assert verdicts(rows) == {"reproduced": 1, "below": 2, "within noise": 1, "pending": 23}
+
+
+def test_away_from_its_table_a_detector_says_which_it_is_of(parts):
+    names = places(parts.project)
+    assert names["coco_mask_rcnn_3x_smt_small"] == "COCO, Mask R-CNN: SMT-S, 3x"
+    assert names[T] == "SMT-T"
+    labels = [each.label for each in agreements(collect(parts.project, parts.layout))]
+    assert "COCO, Mask R-CNN: SMT-S, 3x, mask AP" in labels
+
+
+# --- predictions -------------------------------------------------------------------------------
+
+
+def keep_samples(files, run):
+    picture = Image.new("RGB", (40, 30), "teal")
+    picture.save(files.layout.samples(run), "JPEG")
+    return base64.b64encode(files.layout.samples(run).read_bytes()).decode()
+
+
+def test_pictures_of_detectors_are_in_the_page_itself(files):
+    run = Run(experiment=DETECTOR, seed=0)
+    finish_detector(files, run, 41.23)
+    content = keep_samples(files, run)
+    other = Run(experiment="coco_retinanet_smt_small", seed=0)
+    finish_detector(files, other, 38.0)
+    sync(files.project, files.layout)
+    page = Page(report(files).html())
+    assert [value for tag, name, value in page.attributes if tag == "img" and name == "src"] == [
+        f"data:image/jpeg;base64,{content}"
+    ]
+    (alt,) = (value for tag, name, value in page.attributes if tag == "img" and name == "alt")
+    assert "COCO, Mask R-CNN: SMT-S, 1x: box AP 41.2" in alt
+    assert "#predictions" in page.hrefs and "predictions" in page.ids
+    assert "COCO, Mask R-CNN: SMT-S, 1x: box AP 41.2" in page.words
+    assert f"of {other}, which smt evaluate draws" in page.words
+
+
+def test_a_picture_of_former_weights_is_not_shown(files):
+    run = Run(experiment=DETECTOR, seed=0)
+    finish_detector(files, run, 41.23)
+    keep_samples(files, run)
+    former = read_json(files.layout.evaluation(run)) | {"fingerprint": "f" * 64}
+    write_json(files.layout.evaluation(run), former)
+    sync(files.project, files.layout)
+    page = Page(report(files).html())
+    assert "img" not in page.tags
+    assert f"of {run}, which smt evaluate draws" in page.words
+
+
+def test_before_any_is_done_the_section_says_how_many_are_not(parts):
+    runs = [run for run in parts.project.runs if has_head(parts.project, run)]
+    words = Page(report(parts).html()).words
+    assert f"Predictions No picture yet of {len(runs)} runs, which are not done." in words
+
+
+def test_a_project_of_classifiers_has_no_section_of_predictions(parts):
+    found = collect(parts.project, parts.layout)
+    runs = {run: each for run, each in found.runs.items() if not has_head(parts.project, run)}
+    assert predictions(replace(found, runs=runs), parts.layout) is None
+
+
+def has_head(project, run):
+    return project.experiments[run.experiment].head is not None
 
 
 # --- how it stands alone -----------------------------------------------------------------------
@@ -200,7 +268,7 @@ def test_at_a_scale_with_a_notice_nothing_is_compared(files):
     sync(files.project, files.layout)
     words = Page(report(files).html()).words
     assert files.project.scale.notice in words
-    assert "13 that this scale is not compared with" in words
+    assert "27 that this scale is not compared with" in words
     assert "reproduced or within noise" not in words
 
 
@@ -255,8 +323,8 @@ def test_a_seed_under_way_has_a_thin_line_of_its_own_and_no_part_in_the_mean(par
     assert (small.seeds, [each.label for each in small.apart]) == (
         2, ["SMT-S on ImageNet-1K, seed 2, running"]
     )  # fmt: skip
-    assert small.top1.mean[:2] == (54.0, 54.5)
-    assert small.apart[0].top1.mean == (41.0, 41.2)
+    assert small.score.mean[:2] == (54.0, 54.5)
+    assert small.apart[0].score.mean == (41.0, 41.2)
     html = report(parts).html()
     assert "SMT-S on ImageNet-1K, seed 2, running, validation top-1 (%) at epoch 30: 41.20" in html
 
@@ -264,7 +332,7 @@ def test_a_seed_under_way_has_a_thin_line_of_its_own_and_no_part_in_the_mean(par
 def test_long_lines_answer_to_a_mouse_at_some_points_and_at_the_last():
     epochs = tuple(float(epoch) for epoch in range(1, 301))
     band = Band(epochs, epochs, (0.0,) * 300)
-    chart = charts.learning_curves("title", [Curve("a", 1, band, band)])
+    chart = charts.learning_curves("title", [Curve("a", 1, band, band, "top1")])
     hovers = circles(chart.panels[0][1], "hover")
     assert len(hovers) <= charts.HOVERED + 1
     assert hovers[-1].find("title").text == "a, training loss at epoch 300: 300.000"

@@ -1,7 +1,8 @@
 """The whole DAG for real, from nothing to tables: here, with a training that fails on the way, and
 on a SLURM, with preemption and a killed driver on the way.
 
-Models and budgets are cut down further than the demo's; data, code and DAG are the demo's.
+Models and budgets are cut down further than the demo's, and of detectors and segmenters three are
+left, with few scenes; code and DAG are the demo's.
 """
 
 import csv
@@ -13,10 +14,16 @@ import time
 
 import pytest
 import yaml
+from kept import cut_down_scenes, keep
 from project_copy import ProjectCopy
+
+from smt.params import load_project
 
 pytestmark = pytest.mark.xdist_group("cluster")  # where the cluster is, results are compared
 
+DOWNSTREAM = (
+    "coco_mask_rcnn_1x_smt_small", "coco_retinanet_smt_small", "ade20k_upernet_smt_small",
+)  # fmt: skip
 RUNAWAY = 1e30
 """A learning rate at which the first step is the last."""
 
@@ -43,13 +50,40 @@ def _edit_demo(project, change):
 
 
 def _shrink(project):
+    params = project.folder / "params"
+    experiments = load_project(params, "demo").experiments
+    classifiers = [name for name, each in experiments.items() if each.head is None]
+    keep(params, [*classifiers, *DOWNSTREAM])
+
     def change(demo):
         demo["models"]["smt_tiny"].update(widths=[8, 16, 32, 64], msa_heads=[1, 2, 4, 8])
         demo["models"]["smt_large"].update(widths=[8, 16, 32, 64], depths=[1, 1, 2, 1])
         for recipe in demo["recipes"].values():
             recipe.setdefault("schedule", {}).update(epochs=1, warmup_epochs=0)
+        _shrink_downstream(demo)
 
     _edit_demo(project, change)
+
+
+def _shrink_downstream(demo):
+    """Leave of each detector an epoch of a few steps on images of 64 pixels, and so on."""
+    cut_down_scenes(demo)
+    small = {"short": [64], "long": 64}
+    size = {"resolution": 64, "resolution_long": 64}
+    for recipe in demo["detection_recipes"].values():
+        recipe.setdefault("schedule", {}).update(epochs=1, warmup_steps=2, milestones=[])
+        recipe.setdefault("augment", {}).update(policies=[{"last": small}])
+        recipe.update(size, evaluation={"rescale": small})
+    recipe = demo["segmentation_recipes"]["upernet_160k"]
+    recipe["schedule"].update(steps=8, interval=4, warmup_steps=2)
+    recipe["augment"].update(rescale=small, crop=64)
+    recipe["evaluation"].update(rescale=small, factors=[0.75, 1.0])
+    recipe.update(size)
+    for head in ("mask_rcnn", "retinanet", "upernet"):
+        demo["heads"][head].update(channels=16)
+    demo["heads"]["mask_rcnn"]["box"].update(width=32)
+    demo["heads"]["mask_rcnn"]["mask"].update(convolutions=1)
+    demo["heads"]["retinanet"].update(convolutions=1)
 
 
 def _set_22k_rate(project, rate):
@@ -90,26 +124,31 @@ def test_after_mending_only_what_was_missing_is_trained(made):
 def test_every_table_stands_in_every_format(made):
     project, _, _, _, _ = made
     names = ["imagenet1k", "imagenet22k", "ablation_components", "ablation_heads",
-             "ablation_stacking", "ablation_aggregation", "sizes", "drift"]  # fmt: skip
+             "ablation_stacking", "ablation_aggregation", "coco_mask_rcnn", "coco_detectors",
+             "ade20k", "sizes", "drift"]  # fmt: skip
     for name in names:
         for suffix in (".md", ".csv", ".tex", ".html"):
             assert (_tables(project) / f"{name}{suffix}").stat().st_size > 100, name + suffix
     assert not any("pending" in (_tables(project) / f"{n}.md").read_text() for n in names)
 
 
-def test_every_number_of_a_table_is_that_of_its_runs(made):
+@pytest.mark.parametrize(
+    ("table", "metric", "count"),
+    [("imagenet1k", "top1", 3), ("coco_mask_rcnn", "mask_ap", 1), ("ade20k", "miou_ms", 1)],
+)
+def test_every_number_of_a_table_is_that_of_its_runs(made, table, metric, count):
     project, _, _, _, _ = made
-    with (_tables(project) / "imagenet1k.csv").open() as file:
+    with (_tables(project) / f"{table}.csv").open() as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
-    assert len(rows) == 3
+    assert len(rows) == count
     runs = project.folder / "results/demo/runs"
     for row in rows:
         said = [
             json.loads(path.read_text())
             for path in (runs / row["experiment"]).glob("seed*/metrics.json")
         ]
-        mean = sum(each["metrics"]["top1"] for each in said) / len(said)
-        assert float(row["top1_mean"]) == pytest.approx(mean, abs=1e-9)
+        mean = sum(each["metrics"][metric] for each in said) / len(said)
+        assert float(row[f"{metric}_mean"]) == pytest.approx(mean, abs=1e-9)
         assert int(row["n"]) == len(said)
         assert all(each["fingerprint"][:12] in str(row) for each in said)
 
@@ -132,9 +171,10 @@ def test_the_report_is_there_and_the_same_bytes_each_time(made):
     project, _, _, _, _ = made
     page = project.folder / "results/demo/report.html"
     before = page.read_text()
-    assert "21 <small>of 21 done</small>" in before
+    assert "24 <small>of 24 done</small>" in before
     assert "Every run is done." in before
     assert 'href="tables/imagenet1k.csv"' in before
+    assert before.count('src="data:image/jpeg;base64,') == len(DOWNSTREAM)
     assert project.smt("report").returncode == 0
     assert page.read_text() == before
 
@@ -249,9 +289,11 @@ def test_on_a_cluster_the_tables_are_the_same(made, on_cluster):
 def test_on_a_cluster_the_weights_are_the_same_bytes_though_trainings_were_preempted(
     made, on_cluster
 ):
-    weights = sorted((made[0].folder / "results/demo/runs").glob("*/seed*/model.safetensors"))
-    assert len(weights) == 21
-    for path in weights:
+    runs = made[0].folder / "results/demo/runs"
+    weights = sorted(runs.glob("*/seed*/model.safetensors"))
+    pictures = sorted(runs.glob("*/seed*/samples.jpg"))
+    assert (len(weights), len(pictures)) == (24, 3)
+    for path in (*weights, *pictures):
         other = on_cluster[0].folder / path.relative_to(made[0].folder)
         assert other.read_bytes() == path.read_bytes(), path
 

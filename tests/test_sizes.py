@@ -10,7 +10,8 @@ from smt.layout import bundled_params
 from smt.models import profile
 from smt.params import load_project
 
-MODELS = load_project(bundled_params(), "paper").models
+PAPER = load_project(bundled_params(), "paper")
+MODELS = PAPER.models
 
 # Parameters M, conv + linear G, with attention G, thop G at 224. The reference has 2.3802 for the
 # first conv + linear: the difference of its rounded 2.4613 and 0.0811, where the sum is 2.380134.
@@ -87,7 +88,9 @@ def test_profile_prints_the_published_figure_and_the_difference(tmp_path):
     )  # fmt: skip
     line = next(line for line in done.stdout.splitlines() if " smt_small " in line)
     assert "22.550952" in line and "20.5" in line and "+2.051" in line
+    line = next(line for line in done.stdout.splitlines() if " upernet.smt_base " in line)
+    assert "512 x 2048" in line and " 62 " in line and " 1004 " in line
     sizes = json.loads(target.read_text())
-    assert set(sizes) == set(MODELS)
+    assert set(sizes) == {*MODELS, *PAPER.systems} and len(PAPER.systems) == 9
     assert sizes["smt_large"]["params"] == 80_620_264
     assert set(sizes["smt_large"]["macs"]) == {"224", "384"}

@@ -23,6 +23,7 @@ from smt.status import queue, text, trail
 from smt.status.states import collect
 
 HEADS, HALF = "ablation_heads_1", "ablation_stage3_half"
+SEGMENTER = "ade20k_upernet_smt_base"
 STEPS = 6 * 62
 """Of a demo run on 4000 images in global batches of 64."""
 
@@ -124,13 +125,14 @@ def test_every_state_from_files_alone(files, no_slurm):
     checkpoint(files.run(run(B)), 62)
     files.run(run(HEADS))
     said = lines(files)
-    assert len(said) == 19
+    assert len(said) == 30
     assert said[T] == "done top1 95.25"
     assert said[S] == "failed loss is not finite at step 7 of 372"
     assert said[B] == "stopped step 62 of 372"
     assert said[HEADS] == "stopped before its first checkpoint"
     assert said[PARENT] == "not started"
     assert said[CHILD] == f"waiting for {PARENT}-seed0, which is not started"
+    assert said[SEGMENTER] == f"waiting for {B}-seed0, which is stopped"
 
 
 def test_without_slurm_it_says_so_in_one_line_and_sums_up(files, no_slurm):
@@ -146,7 +148,7 @@ def test_without_slurm_it_says_so_in_one_line_and_sums_up(files, no_slurm):
     assert hours.startswith("to go: about 0.") and hours.endswith(
         " GPU-hours on NVIDIA A100 SXM4 80 GB"
     )
-    assert summary == "19 runs: 1 done, 18 to go (1 stopped, 2 waiting, 15 not started)"
+    assert summary == "30 runs: 1 done, 29 to go (1 stopped, 13 waiting, 15 not started)"
 
 
 def test_hours_left_shrink_by_what_is_done(files, no_slurm):

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import yaml
+from kept import keep
 from project_copy import ROOT, ProjectCopy
 
 TINY, LARGE = "imagenet1k_smt_tiny", "imagenet22k_smt_large"
@@ -75,19 +76,9 @@ class Versioned(ProjectCopy):
 
 
 def cut_down(project):
-    def experiments(content):
-        content["experiments"] = {k: v for k, v in content["experiments"].items() if k in KEPT}
-
-    def reported(content):
-        content["experiments"] = {k: v for k, v in content["experiments"].items() if k in KEPT}
-
     def tables(content):
-        content["tables"] = {
-            name: {**table, "rows": rows}
-            for name, table in content["tables"].items()
-            if name in ("imagenet1k", "imagenet22k")
-            for rows in [[row for row in table["rows"] if row["experiment"] in KEPT]]
-        }
+        names = ("imagenet1k", "imagenet22k")
+        content["tables"] = {name: content["tables"][name] for name in names}
 
     def scales(content):
         demo = content["demo"]
@@ -99,8 +90,7 @@ def cut_down(project):
         demo["proof"]["runs"] = [{"experiment": TINY, "ranks": 1}]
         content["paper"].pop("experiments", None)
 
-    project.change("experiments.yaml", experiments)
-    project.change("reported.yaml", reported)
+    keep(project.folder / "params", KEPT)
     project.change("tables.yaml", tables)
     project.change("scales.yaml", scales)
 

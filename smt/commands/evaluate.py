@@ -24,4 +24,7 @@ def command(experiment: str, seed: int | None, scale: str) -> None:
         distributed.stop()
     if ranks.is_first:
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        click.echo(f"{run}: {numbers or 'no validation split'}; {layout.evaluation(run)}")
+        files = [str(layout.evaluation(run))]
+        if project.experiments[run.experiment].head is not None:
+            files += [str(layout.samples(run)), f"{layout.predictions(run)}/"]
+        click.echo(f"{run}: {numbers or 'no validation split'}; {', '.join(files)}")

@@ -31,12 +31,12 @@ class BoxHead(nn.Module):
         self.convolutions = nn.Sequential()
         for _ in range(spec.convolutions):
             convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-            self.convolutions.extend([convolution, SyncBatchNorm(channels), nn.ReLU()])
+            self.convolutions.extend([convolution, SyncBatchNorm(channels), nn.ReLU(inplace=True)])
             _start_convolution(convolution)
         self.layers = nn.Sequential()
         inputs = channels * resolution**2
         for _ in range(spec.layers):
-            self.layers.extend([nn.Linear(inputs, spec.width), nn.ReLU()])
+            self.layers.extend([nn.Linear(inputs, spec.width), nn.ReLU(inplace=True)])
             inputs = spec.width
         self.classifier = nn.Linear(inputs, classes + 1)  # the last is background
         self.regression = nn.Linear(inputs, 4 * classes)
@@ -64,8 +64,12 @@ class MaskHead(nn.Module):
         super().__init__()
         self.convolutions = nn.Sequential()
         for _ in range(spec.convolutions):
-            self.convolutions.extend([nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()])
-        self.upsample = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, 2), nn.ReLU())
+            self.convolutions.extend(
+                [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
+            )
+        self.upsample = nn.Sequential(
+            nn.ConvTranspose2d(channels, channels, 2, 2), nn.ReLU(inplace=True)
+        )
         self.masks = nn.Conv2d(channels, classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from smt.metrics import METRICS
 from smt.report.collect import Results
 from smt.report.tables import MetricResult, ResultTable
-from smt.spec import Row, Table
+from smt.spec import Project, Row, Table
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,26 @@ def agreements(results: Results) -> list[Agreement]:
             for metric in table.metrics:
                 result = built.result(row.experiment, metric)
                 if result.reported is not None and METRICS[metric].percent:
-                    label = f"{_place(results, table, row)}, {METRICS[metric].name}"
+                    label = f"{_place(results.project, table, row)}, {METRICS[metric].name}"
                     entry = _agreement(results, row.experiment, label, table.tolerance, result)
                     found.setdefault((row.experiment, metric), entry)
     return list(found.values())
 
 
-def _place(results: Results, table: Table, row: Row) -> str:
-    """Return what a row is called away from its table."""
-    ablation = results.project.experiments[row.experiment].group == "ablation"
-    return f"{table.title}: {row.label}" if ablation else row.label
+def places(project: Project) -> dict[str, str]:
+    """Return what each experiment of the tables is called away from them."""
+    found: dict[str, str] = {}
+    for table in project.tables.values():
+        for row in table.rows:
+            found.setdefault(row.experiment, _place(project, table, row))
+    return found
+
+
+def _place(project: Project, table: Table, row: Row) -> str:
+    """Return what a row is called away from its table: only a variant's name says enough alone."""
+    experiment = project.experiments[row.experiment]
+    is_part = experiment.group == "ablation" or experiment.head is not None
+    return f"{table.title}: {row.label}" if is_part else row.label
 
 
 def _agreement(

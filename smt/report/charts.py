@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from smt.metrics import METRICS
 from smt.report.agreement import Agreement
-from smt.report.figures import Band, Curve, Marker
+from smt.report.figures import Band, Curve, Marker, metric_of
 from smt.report.svg import FONT, Drawing, Scale, element, padded, points
 from smt.report.tables import signed
 
@@ -48,19 +49,18 @@ class Chart:
 
 
 def learning_curves(title: str, curves: Sequence[Curve]) -> Chart:
-    """Return training loss and validation accuracy over epochs, a line each experiment."""
+    """Return training loss and validation scores over epochs, a line each experiment."""
     every = [
         (number, each) for number, curve in enumerate(curves) for each in (curve, *curve.apart)
     ]
+    losses = [(number, each.label, each.loss) for number, each in every]
+    scores = [(number, each.label, each.score) for number, each in every]
+    metric = metric_of(curves)
     panels = [
         _panel(f"{title}: {name}", name, bands, decimals)
         for name, decimals, bands in (
-            ("training loss", 3, [(number, each.label, each.loss) for number, each in every]),
-            (
-                "validation top-1 (%)",
-                2,
-                [(number, each.label, each.top1) for number, each in every],
-            ),
+            ("training loss", 3, losses),
+            (f"validation {metric.name} (%)", metric.decimals, scores),
         )
     ]
     return Chart(
@@ -81,9 +81,9 @@ def _curve_key(index: int, curve: Curve) -> Key:
     line = element("line", x1=0, y1=5, x2=26, y2=5, class_=f"curve {colour}", stroke_dasharray=dash)
     swatch = element("svg", line, viewBox="0 0 26 10", class_="swatch", aria_hidden="true")
     seeds = {0: "pending", 1: "1 seed"}.get(curve.seeds, f"{curve.seeds} seeds, ± 1 std")
-    last = f", top-1 {curve.top1.mean[-1]:.2f}" if curve.top1.mean else ""
+    last = [f", {METRICS[curve.metric].said(score)}" for score in curve.score.mean[-1:]]
     apart = f"; {len(curve.apart)} not done, thin" if curve.apart else ""
-    return Key(swatch, curve.label, seeds + last + apart)
+    return Key(swatch, curve.label, "".join((seeds, *last, apart)))
 
 
 def _panel(
@@ -208,7 +208,12 @@ def _marker_key(index: int, marker: Marker) -> Key:
 
 _ROOM = 4.0
 """Tolerances to either side that are in the drawing at least."""
-_ROW, _TOP, _LEFT, _RIGHT, _WIDTH = 26, 8, 220, 640, 900
+_ROW, _TOP, _WIDTH = 26, 8, 420
+"""Height of a row and of what is above it, and width of the middle."""
+_SAID = 260
+"""Room at the right, for numbers and verdicts."""
+_LETTER = 7.2
+"""Room for a letter of a label."""
 
 
 def agreement(title: str, rows: Sequence[Agreement]) -> Chart:
@@ -216,13 +221,14 @@ def agreement(title: str, rows: Sequence[Agreement]) -> Chart:
     if not rows:
         return Chart(title, (), nothing="No number is reported of any row.")
     bottom = _TOP + _ROW * len(rows)
-    drawing = Drawing(_WIDTH, bottom + 46, title)
     # Never so near that a band fills the drawing.
     reach = [sign * _ROOM * each.tolerance for each in rows for sign in (-1, 1)]
     for each in rows:
         if each.delta is not None:
             reach += [each.delta - (each.std or 0), each.delta + (each.std or 0)]
-    x = Scale(*padded(reach, 0.08), _LEFT, _RIGHT)
+    left = 10 + _LETTER * max(len(each.label) for each in rows)
+    x = Scale(*padded(reach, 0.08), left, left + _WIDTH)
+    drawing = Drawing(x.end + _SAID, bottom + 46, title)
     drawing.line(x(0), _TOP, x(0), bottom, "zero")
     for index, row in enumerate(rows):
         _agreement_row(drawing, x, _TOP + _ROW * (index + 0.5), row)
@@ -242,8 +248,8 @@ def _agreement_row(drawing: Drawing, x: Scale, y: float, row: Agreement) -> None
         height=16.0,
         class_="band",
     )
-    drawing.text(_LEFT - 10, y + FONT / 3, row.label, "row", "end")
-    drawing.text(_RIGHT + 14, y + FONT / 3, row.said, f"row {colour}")
+    drawing.text(x.start - 10, y + FONT / 3, row.label, "row", "end")
+    drawing.text(x.end + 14, y + FONT / 3, row.said, f"row {colour}")
     if row.delta is None:
         return
     if row.std:

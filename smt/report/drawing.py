@@ -9,7 +9,7 @@ from smt.layout import Layout
 from smt.report import figures
 from smt.report.agreement import Agreement, agreements
 from smt.report.collect import Results
-from smt.report.figures import Band, Curve, Marker
+from smt.report.figures import Band, Curve, Marker, metric_of
 from smt.report.render import REMEDY
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _canvas(width: float, height: float, title: str, notice: str | None) -> "Fig
 
 def _learning_curves(curves: Sequence[Curve], title: str, notice: str | None) -> "Figure":
     figure = _canvas(10, 4.4 + 0.11 * len(curves), title, notice)
-    loss, top1 = figure.subplots(1, 2)
+    loss, score = figure.subplots(1, 2)
     for index, curve in enumerate(curves):
         style: dict[str, Any] = {
             "color": COLOURS[index % len(COLOURS)],
@@ -100,14 +100,14 @@ def _learning_curves(curves: Sequence[Curve], title: str, notice: str | None) ->
             "label": curve.label + _seeds(curve.seeds),
         }
         _line(loss, curve.loss, style)
-        _line(top1, curve.top1, style)
+        _line(score, curve.score, style)
         for seed in curve.apart:
             thin = {**style, "label": f"_{seed.label}", "linewidth": 0.8}  # no entry of its own
             _line(loss, seed.loss, thin)
-            _line(top1, seed.top1, thin)
-    loss.set(xlabel="epoch", ylabel="training loss (cross-entropy, mean of the epoch)")
-    top1.set(xlabel="epoch", ylabel="validation top-1 (%)")
-    for axes in (loss, top1):
+            _line(score, seed.score, thin)
+    loss.set(xlabel="epoch", ylabel="training loss (mean of the epoch)")
+    score.set(xlabel="epoch", ylabel=f"validation {metric_of(curves).name} (%)")
+    for axes in (loss, score):
         _say_if_empty(axes, "no run has begun")
     handles, labels = loss.get_legend_handles_labels()
     columns = 2 if len(labels) > 3 else len(labels) or 1
@@ -192,7 +192,7 @@ def _logarithmic(axes: "Axes") -> None:
 
 def _agreement(rows: Sequence[Agreement], title: str, notice: str | None) -> "Figure":
     """Draw each published number at 0 with its tolerance, and what came out beside it."""
-    figure = _canvas(10, 1.5 + 0.3 * max(len(rows), 4), title, notice)
+    figure = _canvas(11, 1.5 + 0.3 * max(len(rows), 4), title, notice)
     axes = figure.subplots()
     beside = axes.get_yaxis_transform()  # across in parts of the width, down in rows
     for place, row in enumerate(rows):

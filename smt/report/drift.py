@@ -10,10 +10,11 @@ from smt.spec import Project
 
 NAME = "drift"
 
-_PLACE = re.compile(r"\{([a-z0-9_]+)\.([a-z0-9_]+)\}")
+_PLACE = re.compile(r"\{([a-z0-9_]+(?:\.[a-z0-9_]+)?)\.([a-z0-9_]+)\}")
 _GMACS = {f"gmacs_{name}": name for name in ("conv_linear", "attention", "reported")}
 METRICS = ("params_m", *_GMACS)
-"""What `ours` may name of a model: {smt_small.params_m} and the like, MACs at 224."""
+"""What `ours` may name of a model or system: {smt_small.params_m}, {mask_rcnn.smt_small.params_m}
+and the like."""
 
 
 def drift_grid(project: Project, layout: Layout) -> Grid:
@@ -47,7 +48,7 @@ def drift_grid(project: Project, layout: Layout) -> Grid:
         rows=tuple(tuple(Cell.of(text) for text in row) for row in rows),
         notes=(
             "Sizes in the last column are measured on the paper's own models by "
-            f"smt profile --scale {PAPER}; MACs at 224.",
+            f"smt profile --scale {PAPER}; MACs of classifiers at 224.",
         ),
         records=tuple(
             {"table": NAME, **dict(zip(keys, row, strict=True)), "notice": notice or ""}
@@ -58,12 +59,14 @@ def drift_grid(project: Project, layout: Layout) -> Grid:
 
 def _fill(project: Project, text: str, sizes: Sizes, index: int) -> str:
     """Return `text` with measured sizes in place of {model.metric}; (pending) where none is."""
+    known = (*project.models, *project.systems)
 
     def value(match: re.Match[str]) -> str:
         model, metric = match.groups()
         where = f"params/drift.yaml: findings.{index}.ours: {match.group()}"
-        if model not in project.models:
-            raise UserError(f"{where}: no model {model!r}; {suggest(model, project.models)}")
+        if model not in known:
+            kind = "system" if "." in model else "model"
+            raise UserError(f"{where}: no {kind} {model!r}; {suggest(model, known)}")
         if metric not in METRICS:
             raise UserError(f"{where}: no size {metric!r}; valid: {', '.join(METRICS)}")
         count = _measured(sizes, model, metric)
@@ -73,9 +76,10 @@ def _fill(project: Project, text: str, sizes: Sizes, index: int) -> str:
 
 
 def _measured(sizes: Sizes, model: str, metric: str) -> float | None:
-    """Return parameters in millions, or multiply-accumulates at 224 in billions."""
+    """Return parameters in millions, or multiply-accumulates in billions: a classifier's at 224."""
     if metric == "params_m":
         params = sizes.params(model)
         return None if params is None else params / 1e6
-    macs = sizes.macs(model, 224, _GMACS[metric])
+    size = sizes.size_of_image(model) if "." in model else "224"
+    macs = None if size is None else sizes.macs(model, size, _GMACS[metric])
     return None if macs is None else macs / 1e9

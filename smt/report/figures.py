@@ -4,11 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from smt.layout import Layout
+from smt.metrics import HEADLINES, METRICS, Metric
 from smt.report.collect import Results, RunResult
 from smt.report.epochs import epoch_means
 from smt.report.sizes import Sizes
 from smt.report.verdict import summarise
-from smt.spec import ClassificationRecipe, Project
+from smt.spec import ClassificationRecipe, Experiment, Project
 
 CURVES = "learning_curves"
 ACCURACY = "accuracy_vs_macs"
@@ -34,8 +35,10 @@ class Curve:
     """How many runs are in it; 0 while none has begun."""
     loss: Band
     """Mean training loss of each epoch."""
-    top1: Band
-    """Accuracy on the validation set, in percent."""
+    score: Band
+    """What is measured on the validation set, in percent."""
+    metric: str
+    """Name of what that is."""
     apart: tuple["Curve", ...] = ()
     """Seeds that are not done beside some that are: each for itself, in no mean."""
 
@@ -55,17 +58,22 @@ class Marker:
 
 def titles(project: Project) -> dict[str, str]:
     """Return the name of every figure of the project, with its title."""
-    ablations = {
+    others = {
         f"{CURVES}_{name}": f"Learning curves: {table.title}"
         for name, table in project.tables.items()
-        if any(project.experiments[row.experiment].group == "ablation" for row in table.rows)
+        if not all(_is_variant(project.experiments[row.experiment]) for row in table.rows)
     }
     return {
         CURVES: "Learning curves: variants",
-        **ablations,
+        **others,
         ACCURACY: "Accuracy against multiply-accumulates",
         AGREEMENT: "Reported against reproduced",
     }
+
+
+def _is_variant(experiment: Experiment) -> bool:
+    """Whether an experiment is a classifier of the paper, and not one of an ablation."""
+    return experiment.group in ("pretrain", "finetune")
 
 
 def is_curves(figure: str) -> bool:
@@ -81,7 +89,7 @@ def labelled(project: Project, figure: str) -> dict[str, str]:
     return {
         name: experiment.title
         for name, experiment in project.experiments.items()
-        if experiment.group != "ablation"
+        if _is_variant(experiment)
     }
 
 
@@ -93,28 +101,36 @@ def curves(results: Results, figure: str) -> list[Curve]:
     ]
 
 
+def metric_of(curves: Sequence[Curve]) -> Metric:
+    """Return what the curves of a figure show, which are all of one task."""
+    return METRICS[curves[0].metric if curves else HEADLINES["classify"]]
+
+
 def _curve(results: Results, experiment: str, label: str) -> Curve:
     """Return the mean over the seeds that are done, or over all that have begun if none is."""
     begun = [run for run in results.of(experiment) if run.remote is not None]
     done = [run for run in begun if run.state == "done"]
     apart = tuple(
-        replace(_mean(results, (run,)), label=f"{label}, seed {run.run.seed}, {run.state}")
+        replace(
+            _mean(results, experiment, (run,)), label=f"{label}, seed {run.run.seed}, {run.state}"
+        )
         for run in begun
         if done and run not in done
     )
-    return replace(_mean(results, done or begun), label=label, apart=apart)
+    return replace(_mean(results, experiment, done or begun), label=label, apart=apart)
 
 
-def _mean(results: Results, runs: Sequence[RunResult]) -> Curve:
-    server = results.server
-    losses, accuracies = [], []
+def _mean(results: Results, experiment: str, runs: Sequence[RunResult]) -> Curve:
+    server, project = results.server, results.project
+    metric = HEADLINES[project.experiments[experiment].task]
+    steps = project.steps_per_epoch(experiment)
+    losses, scores = [], []
     for run in runs:
         assert server is not None and run.remote is not None  # it is where these runs were found
-        steps = results.project.steps_per_epoch(run.run.experiment)
         losses.append(epoch_means(server.history(run.remote.run_id, "train/loss"), steps))
-        accuracy = server.history(run.remote.run_id, "eval/top1")
-        accuracies.append({point.step / steps: point.value for point in accuracy})
-    return Curve("", len(runs), _band(losses), _band(accuracies))
+        score = server.history(run.remote.run_id, f"eval/{metric}")
+        scores.append({point.step / steps: point.value for point in score})
+    return Curve("", len(runs), _band(losses), _band(scores), metric)
 
 
 def _band(series: Iterable[dict[float, float]]) -> Band:

@@ -11,6 +11,7 @@ from smt.report.charts import Chart
 from smt.report.collect import Results, RunResult, State, counts
 from smt.report.grid import Grid
 from smt.report.index import Overview, stated
+from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable
 from smt.report.verdict import explain
@@ -80,6 +81,7 @@ class Report:
         self.sizes = self._section(sizes.sizes_grid(project, layout))
         self.drift = self._section(drift.drift_grid(project, layout))
         self.curves = list(self._curves())
+        self.predictions = predictions(results, layout)
         self.accuracy = charts.accuracy(
             titles[figures.ACCURACY],
             figures.markers(results, layout),

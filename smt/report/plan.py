@@ -107,8 +107,8 @@ def _aligned(rows: Rows) -> str:
 
 
 def _count(number: int) -> str:
-    """Return a count to three digits: 2.46G, 1.28M."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+    """Return a count to three digits: 1.02T, 2.46G, 1.28M."""
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:#.3g}".rstrip(".") + unit
     return str(number)

@@ -97,6 +97,10 @@ class ResultTable:
         found = {"params": self.sizes.params(name), **counts}
         return {key: value for key, value in found.items() if value is not None}
 
+    def _is_measured(self, row: Row, metric: str) -> bool:
+        """Return whether a row has a metric at all: not every detector draws masks."""
+        return metric in self.project.metrics_of(row.experiment)
+
     def _reported(self, experiment: str, metric: str) -> ReportedValue | None:
         return self.project.reported.experiments.get(experiment, {}).get(metric)
 
@@ -167,6 +171,8 @@ class ResultTable:
         return (*cells, Cell.of(seeds), Cell(tuple(_run_span(run) for run in runs)))
 
     def _metric_cells(self, row: Row, metric: str, runs: Sequence[RunResult]) -> list[Cell]:
+        if not self._is_measured(row, metric):
+            return [Cell.of("")] * (4 if self.table.baseline is None else 6)
         result, decimals = self.result(row.experiment, metric), METRICS[metric].decimals
         cells = [
             self._published(result.reported),
@@ -285,7 +291,7 @@ class ResultTable:
             f"{metric}_mean": exact(summary.mean if summary else None),
             f"{metric}_std": exact(summary.std if summary else None),
             f"{metric}_delta": exact(result.delta),
-            f"{metric}_verdict": result.verdict,
+            f"{metric}_verdict": result.verdict if self._is_measured(row, metric) else "",
         }
         if self.table.baseline is not None:
             gain_reported, gain = self._gains(row, metric)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 
 import torch
 
@@ -12,11 +11,12 @@ from smt.data.downstream import DetectionBatch, detection_inputs, detection_load
 from smt.detection import build, coco_eval, results
 from smt.detection.results import ImageResult
 from smt.detection.structures import Target
+from smt.downstream.keeping import keep_detections
 from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, never
 from smt.head_spec import TwoStage, UPerNet
-from smt.layout import Layout
+from smt.layout import Kept, Layout
 from smt.spec import DetectionRecipe, Project, Run
 from smt.tasks.downstream import Downstream
 
@@ -69,14 +69,24 @@ class Detection(Downstream):
         return batch.images.to(device, non_blocking=True), targets
 
     def evaluate(
-        self, interrupted: Callable[[], bool] = never, *, final: bool = True
-    ) -> dict[str, float]:
+        self, interrupted: Callable[[], bool] = never, *, final: bool = True,
+        kept: Kept | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """Return COCO's average precisions and recalls in percent, of boxes and of masks.
+
+        With `kept`, what is found is written there, as COCO's test server takes it.
 
         Raises:
             Interrupted: `interrupted` said so on some rank; none has a result then.
+            UserError: what is found cannot be written.
         """
-        return self.average_precision(self.detections(interrupted))
+        detections = self.detections(interrupted)
+        measured = self.average_precision(detections)
+        if kept is not None:
+            with self._ranks.together():
+                if detections is not None:
+                    keep_detections(kept, self._val, detections, self._kinds)
+        return measured
 
     def average_precision(self, detections: list[ImageResult] | None) -> dict[str, float]:
         """Return the metrics of what rank 0 has of all ranks, the same on every rank."""
@@ -103,12 +113,6 @@ class Detection(Downstream):
             return None
         every = [each for part in gathered for each in part]
         return sorted(every, key=lambda each: each.image_id)
-
-    def write_predictions(self, folder: Path) -> None:
-        """Write what is found in the validation images, as COCO's test server takes it."""
-        detections = self.detections()
-        if detections is not None:
-            results.write(folder, detections, self._kinds)
 
     def _detect(self, interrupted: Callable[[], bool]) -> tuple[list[ImageResult], bool]:
         """Return the results of this rank's images, and whether that was interrupted."""

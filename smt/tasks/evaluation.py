@@ -8,7 +8,10 @@ from smt.metrics import METRICS
 from smt.models import weights
 from smt.spec import Project, Run
 from smt.tasks import environment
+from smt.tasks.classify import Classification
+from smt.tasks.detect import Detection
 from smt.tasks.kinds import task_of
+from smt.tasks.segment import Segmentation
 
 
 def measure(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[str, float]:
@@ -17,6 +20,13 @@ def measure(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[st
     Raises:
         TrainingError: the run is not done, or its weights are not those it exported.
     """
+    return _trained(project, layout, run, ranks).evaluate()
+
+
+def _trained(
+    project: Project, layout: Layout, run: Run, ranks: Ranks
+) -> Classification | Detection | Segmentation:
+    """Return a run's task with the weights that it exported."""
     said, path = read_json(layout.metrics(run)), layout.weights(run)
     if said is None or not path.exists():
         remedy = _remedy(layout, run)
@@ -26,7 +36,7 @@ def measure(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[st
         raise TrainingError(f"{path} is not the file that {layout.metrics(run)} names; {remedy}")
     task = task_of(project, layout, run, ranks, inherit=False)
     weights.load(task.model, path)
-    return task.evaluate()
+    return task
 
 
 def _remedy(layout: Layout, run: Run) -> str:
@@ -36,11 +46,17 @@ def _remedy(layout: Layout, run: Run) -> str:
 def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[str, float]:
     """Return the metrics of a run's exported weights, and write them to `evaluation.json`.
 
+    What a detector or segmenter predicts is kept beside it.
+
     Raises:
         TrainingError: the run is not done, its weights are not those it exported, or they give
             other numbers than its `metrics.json` says.
     """
-    metrics = measure(project, layout, run, ranks)
+    task = _trained(project, layout, run, ranks)
+    if isinstance(task, Classification):
+        metrics = task.evaluate()
+    else:
+        metrics = task.evaluate(kept=layout.kept(run))
     said, path = read_json(layout.metrics(run)), layout.weights(run)
     for name, value in metrics.items():
         if abs(value - said["metrics"][name]) > METRICS[name].agreement:

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from smt.data.ade20k import ADE20KSplit
 from smt.data.downstream import segmentation_inputs, segmentation_loader
+from smt.downstream.keeping import LabelMaps
 from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, never
 from smt.head_spec import UPerNet as Head
-from smt.layout import Layout
+from smt.layout import Kept, Layout
 from smt.segmentation import inference, metrics
 from smt.segmentation.upernet import UPerNet
 from smt.spec import Project, Run, SegmentationRecipe
@@ -53,30 +52,51 @@ class Segmentation(Downstream):
             yield Batch((images, labels), len(images), (epoch, job.step, job.chunk))
 
     def evaluate(
-        self, interrupted: Callable[[], bool] = never, *, final: bool = True
-    ) -> dict[str, float]:
+        self, interrupted: Callable[[], bool] = never, *, final: bool = True,
+        kept: Kept | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """Return mean IoU, mean accuracy and pixel accuracy in percent, of a single scale.
 
         Where it is `final`, those of the multi-scale test as well, under names that end in _ms.
+        With `kept`, what is predicted from a single scale is written there, as ADE20K's test server
+        takes it.
 
         Raises:
             Interrupted: `interrupted` said so on some rank; none has a result then.
+            UserError: what is predicted cannot be written.
         """
-        measured = self._scores("", (1.0,), False, interrupted)
+        measured = self._single_scale(interrupted, kept)
         if final:
             evaluation = self.recipe.evaluation
             measured |= self._scores("_ms", evaluation.factors, evaluation.hflip, interrupted)
         return measured
 
+    def _single_scale(self, interrupted: Callable[[], bool], kept: Kept | None) -> dict[str, float]:
+        if kept is None:
+            return self._scores("", (1.0,), False, interrupted)
+        maps = LabelMaps(kept, self._val)
+        with self._ranks.together():
+            if self._ranks.is_first:
+                maps.begin()
+        measured = self._scores("", (1.0,), False, interrupted, maps.add)
+        shown = self._ranks.gather(maps.shown)
+        with self._ranks.together():
+            if shown is not None:
+                maps.end(shown)
+        return measured
+
     def _scores(
-        self, suffix: str, factors: tuple[float, ...], hflip: bool, interrupted: Callable[[], bool]
-    ) -> dict[str, float]:
+        self, suffix: str, factors: tuple[float, ...], hflip: bool,
+        interrupted: Callable[[], bool], keep: Callable[[int, np.ndarray], None] | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         counts = np.zeros((self._classes, self._classes), np.int64)
         broken_off = False
-        for _, prediction, truth in self._predictions(factors, hflip):
+        for index, prediction, truth in self._predictions(factors, hflip):
             if interrupted():
                 broken_off = True
                 break
+            if keep is not None:
+                keep(index, prediction)
             counts += metrics.confusion(prediction, truth, self._classes)
         self._agree(broken_off)
         gathered = self._ranks.gather(counts) or [counts]
@@ -108,13 +128,3 @@ class Segmentation(Downstream):
                     yield index, prediction, truth
         finally:
             self.model.train()
-
-    def write_predictions(self, folder: Path) -> None:
-        """Write the predicted classes of the validation images as ADE20K's test server takes them.
-
-        A PNG an image, under its name: class c is c + 1. From one scale.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, prediction, _ in self._predictions((1.0,), False):
-            name = self._val.images[index].map.name
-            Image.fromarray((prediction + 1).astype(np.uint8)).save(folder / name)

@@ -38,6 +38,8 @@ def _is_done(project: Project, layout: Layout, run: Run) -> bool:
     final, evaluation = read_json(layout.metrics(run)), read_json(layout.evaluation(run))
     if final is None or evaluation is None or not layout.weights(run).exists():
         return False
+    if project.experiments[run.experiment].head is not None and not layout.samples(run).exists():
+        return False
     current = _fingerprint(project, layout, run)
     return bool(final["fingerprint"] == evaluation["fingerprint"] == current)
 
@@ -136,7 +138,7 @@ def record(project: Project, layout: Layout) -> tuple[int, bool, bool]:
     for run in done:
         keep(layout, run)
     write_index(project, layout, done)
-    targets = [stages.run_stage(run) for run in done]
+    targets = [stages.run_stage(project, run) for run in done]
     if complete:
         targets += [stages.DATA, stages.DAG, stages.TABLES]
     if targets:
@@ -172,7 +174,7 @@ def restore(project: Project, layout: Layout, experiments: Sequence[str]) -> lis
     """
     require_repository(layout)
     chosen = [run for run in project.runs if not experiments or run.experiment in experiments]
-    targets = [stages.run_stage(run) for run in chosen]
+    targets = [stages.run_stage(project, run) for run in chosen]
     dvc("pull", *([stages.DATA, *targets] if experiments else []))
     for key in manifest.needed(project):
         _make_data_again(project, layout, key)

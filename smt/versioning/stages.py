@@ -27,9 +27,13 @@ HEADING = """\
 """
 
 
-def run_stage(run: Run) -> str:
+def run_stage(project: Project, run: Run) -> str:
     """Return the name of a run's stage."""
-    return f"run@{run}"
+    return f"{_kind(project, run)}@{run}"
+
+
+def _kind(project: Project, run: Run) -> str:
+    return "run" if project.experiments[run.experiment].head is None else "downstream"
 
 
 def text(project: Project, layout: Layout) -> str:
@@ -62,19 +66,28 @@ def _stages(project: Project, layout: Layout) -> dict[str, Any]:
             "params": [{f"params/{name}.yaml": None} for name in PARAMS],
             "outs": _kept(str(layout.index)),
         },
-        "run": {
-            "foreach": {
-                str(run): {"experiment": run.experiment, "seed": run.seed} for run in project.runs
-            },
-            "do": {
-                "cmd": "smt dvc make run ${item.experiment} --seed ${item.seed} "
-                f"--scale {scale}",
-                "deps": [f"{layout.index}/${{key}}.json"],
-                "outs": _kept(
-                    f"{runs}/model.safetensors", f"{runs}/evaluation.json", f"{runs}/record"
-                ),
-                "metrics": _kept(f"{runs}/metrics.json"),
-            },
+        **{
+            kind: {
+                "foreach": {
+                    str(run): {"experiment": run.experiment, "seed": run.seed}
+                    for run in project.runs
+                    if _kind(project, run) == kind
+                },
+                "do": {
+                    "cmd": "smt dvc make run ${item.experiment} --seed ${item.seed} "
+                    f"--scale {scale}",
+                    "deps": [f"{layout.index}/${{key}}.json"],
+                    "outs": _kept(
+                        f"{runs}/model.safetensors",
+                        f"{runs}/evaluation.json",
+                        f"{runs}/record",
+                        *further,
+                    ),
+                    "metrics": _kept(f"{runs}/metrics.json"),
+                },
+            }
+            for kind, further in (("run", ()), ("downstream", (f"{runs}/samples.jpg",)))
+            if any(_kind(project, run) == kind for run in project.runs)
         },
         TABLES: {
             "desc": "Tables, figures and the report, as the DAG has made them",

@@ -1,4 +1,6 @@
-# Evaluation of what a training exported, on its own.
+# Evaluation of what a training exported, on its own. Of a detector or segmenter it keeps what was
+# predicted as well: a picture of some of it, which the report shows, and files as the test servers
+# of COCO and ADE20K take them.
 
 
 rule evaluate:
@@ -10,6 +12,8 @@ rule evaluate:
         PATHS["evaluation"],
     log:
         f"{LOGS}/evaluate/{{experiment}}-seed{{seed}}.log",
+    wildcard_constraints:
+        experiment=dag.pattern(PLAN.with_head(False)),
     conda:
         "../envs/smt.yaml"
     threads: lambda w: plan(w.scale).project.scale.threads
@@ -23,3 +27,11 @@ rule evaluate:
     shell:
         "smt evaluate {wildcards.experiment:q} --seed {wildcards.seed:q}"
         " --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+
+
+use rule evaluate as evaluate_downstream with:
+    output:
+        PATHS["evaluation"],
+        PATHS["samples"],
+    wildcard_constraints:
+        experiment=dag.pattern(PLAN.with_head(True)),

@@ -22,6 +22,16 @@ rule ablations:
         PLAN.results(PLAN.group("ablation")),
 
 
+rule detection:
+    input:
+        PLAN.results(PLAN.group("detect")),
+
+
+rule segmentation:
+    input:
+        PLAN.results(PLAN.group("segment")),
+
+
 rule evaluation:
     input:
         PLAN.results(),
@@ -80,6 +90,8 @@ localrules:
     pretraining,
     finetuning,
     ablations,
+    detection,
+    segmentation,
     evaluation,
     sizes,
     sync,

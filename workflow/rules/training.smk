@@ -49,3 +49,13 @@ use rule pretrain as finetune with:
 use rule pretrain as ablation with:
     wildcard_constraints:
         experiment=dag.pattern(PLAN.group("ablation")),
+
+
+use rule pretrain as detect with:
+    wildcard_constraints:
+        experiment=dag.pattern(PLAN.group("detect")),
+
+
+use rule pretrain as segment with:
+    wildcard_constraints:
+        experiment=dag.pattern(PLAN.group("segment")),

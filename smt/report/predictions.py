@@ -1,0 +1,77 @@
+"""Pictures of what detectors and segmenters predict, as their evaluations have left them."""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from smt.files import read_json
+from smt.layout import Layout
+from smt.metrics import METRICS, headline
+from smt.report.agreement import places
+from smt.report.collect import Results, RunResult
+from smt.spec import Project
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Some validation images as annotated and as one run predicts them."""
+
+    caption: str
+    alt: str
+    source: str
+    """The file itself, as a page holds it."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a page shows of them."""
+
+    pictures: tuple[Picture, ...]
+    pending: str
+    """What there is no picture of yet, and why; empty where all are there."""
+
+
+def predictions(results: Results, layout: Layout) -> Predictions | None:
+    """Return the picture of every run that is done and evaluated; None where no run has a head."""
+    project = results.project
+    runs = [run for run in results.runs.values() if _has_head(project, run)]
+    if not runs:
+        return None
+    done = [run for run in runs if run.state == "done"]
+    drawn = [run for run in done if _is_drawn(layout, run)]
+    names = places(project)
+    pictures = tuple(_picture(layout, run, _caption(project, names, run)) for run in drawn)
+    missing = [run for run in done if run not in drawn]
+    return Predictions(pictures, _pending(len(runs) - len(done), missing))
+
+
+def _has_head(project: Project, run: RunResult) -> bool:
+    return project.experiments[run.run.experiment].head is not None
+
+
+def _is_drawn(layout: Layout, run: RunResult) -> bool:
+    """Whether the picture is there, and of the run as it is now."""
+    evaluation = read_json(layout.evaluation(run.run))
+    current = evaluation is not None and evaluation["fingerprint"] == run.fingerprint
+    return current and layout.samples(run.run).is_file()
+
+
+def _caption(project: Project, names: dict[str, str], run: RunResult) -> str:
+    experiment = run.run.experiment
+    name = names.get(experiment, project.experiments[experiment].title)
+    if len(project.seeds(experiment)) > 1:
+        name += f", seed {run.run.seed}"
+    metric = headline(run.metrics)
+    return f"{name}: {METRICS[metric].said(run.metrics[metric])}" if metric else name
+
+
+def _picture(layout: Layout, run: RunResult, caption: str) -> Picture:
+    content = base64.b64encode(layout.samples(run.run).read_bytes()).decode("ascii")
+    alt = f"Validation images, as annotated above and as predicted below, of {caption}"
+    return Picture(caption, alt, f"data:image/jpeg;base64,{content}")
+
+
+def _pending(unfinished: int, missing: Iterable[RunResult]) -> str:
+    parts = [f"of {unfinished} runs, which are not done"] if unfinished else []
+    parts += [f"of {run.run}, which smt evaluate draws" for run in missing]
+    return f"No picture yet {'; '.join(parts)}." if parts else ""
