@@ -393,3 +393,17 @@ def test_the_estimate_of_a_models_weights_is_close(model):
 )
 def test_a_time_limit_as_slurm_prints_it(limit, expected):
     assert minutes(limit) == expected
+
+
+def test_a_detector_takes_room_for_its_head():
+    from smt.downstream import sizes
+    from smt.spec import Run
+
+    project = params.load_project(ROOT / "params", "paper")
+    name = "coco_sparse_rcnn_smt_small"
+    system = project.systems["sparse_rcnn.smt_small"]
+    model, head = project.models[system.model], project.heads[system.head]
+    counted = sizes.downstream_counts(model, head, system.classes, system.size).parameters
+    # Weights, and in each of three checkpoints weights and both moments of AdamW.
+    real = 4 * counted * (3 * 3 + 1)
+    assert storage.run_bytes(project, Run(experiment=name, seed=0)) == pytest.approx(real, rel=0.03)

@@ -1,9 +1,9 @@
 """Demo scenes: handwritten digits on photographs, in COCO's form and in ADE20K's.
 
 The digits are MNIST's, of the split's own, bright as the classifiers of the demo know them; the
-photographs are those that scikit-image ships, darkened. A
-digit that comes later covers the earlier, and what stays visible of each is its mask. A few scenes
-hold a crowd of small digits as well, and a few hold none at all. Both forms are of the same scenes.
+photographs are those that scikit-image ships, darkened. A digit that comes later covers the
+earlier, and what stays visible of each is its mask. A few scenes hold a crowd of small digits as
+well, and a few hold none at all. Both forms are of the same scenes.
 """
 
 import json

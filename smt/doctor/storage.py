@@ -64,8 +64,17 @@ def run_bytes(project: spec.Project, run: spec.Run) -> int:
     """Return about how many bytes a run's checkpoints and weights take, once it is done."""
     experiment = project.experiments[run.experiment]
     classes = project.datasets[project.dataset_of(run.experiment)].classes
-    values = weights(project.models[experiment.model], classes)
+    backbone = weights(project.models[experiment.model], classes)
+    values = max(backbone, _published(project, experiment))
     return values * _VALUE_BYTES * (_CHECKPOINTS * _STATE + 1)
+
+
+def _published(project: spec.Project, experiment: spec.Experiment) -> int:
+    """Return the published parameters of a head and its model; 0 where they say nothing of it."""
+    if experiment.head is None or project.scale.notice is not None:
+        return 0
+    sizes = project.reported.systems.get(experiment.system, {})
+    return round(1e6 * sizes["params_m"].value) if "params_m" in sizes else 0
 
 
 def weights(model: spec.Model, num_classes: int) -> int:
