@@ -29,6 +29,18 @@ ELSEWHERE = {
         "tests/test_proof.py",
         '"prove", "imagenet1k_smt_large_224"',
     ),
+    "smt train coco_retinanet_smt_small": (
+        "tests/test_downstream.py",
+        'smt(project, "train", name, "--no-send")',
+    ),
+    "smt evaluate coco_retinanet_smt_small": (
+        "tests/test_downstream.py",
+        'smt(project, "evaluate", name)',
+    ),
+    "smt prove coco_retinanet_smt_small --kills 3": (
+        "tests/test_downstream.py",
+        '"prove", name, "--kills", "3"',
+    ),
     "smt checkpoint results/demo/runs": (
         "tests/test_checkpoint_command.py",
         '"checkpoint", "results"',
