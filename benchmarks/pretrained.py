@@ -25,13 +25,14 @@ from smt.spec import Project, Run
 SCALE = "demo"
 
 
-def from_scratch(params: Path, experiments: list[str], target: Path) -> None:
-    """Copy params to `target`, with nothing that these experiments start from."""
+def from_scratch(params: Path, project: Project, target: Path) -> None:
+    """Copy params to `target`, with nothing that detectors and segmenters start from."""
     shutil.copytree(params, target)
     path = target / "scales.yaml"
     scales = yaml.safe_load(path.read_text())
-    for name in experiments:
-        scales[SCALE]["experiments"].setdefault(name, {})["start"] = None
+    for name, experiment in project.experiments.items():
+        if experiment.head is not None:
+            scales[SCALE]["experiments"].setdefault(name, {})["start"] = None
     path.write_text(yaml.safe_dump(scales, sort_keys=False))
 
 
@@ -61,7 +62,7 @@ def main() -> None:
         scratch = Layout(SCALE, Path(folder) / "results", layout.data)
         shutil.copytree(layout.manifests, scratch.manifests)
         params = Path(folder) / "params"
-        from_scratch(Path(os.environ.get("SMT_PARAMS", "params")), names, params)
+        from_scratch(Path(os.environ.get("SMT_PARAMS", "params")), project, params)
         for run, before in zip(runs, pretrained, strict=True):
             folders = ("--params", params, "--results", scratch.results, "--data", layout.data)
             command = (*folders, "train", run.experiment, "--scale", SCALE, "--no-send")
