@@ -202,6 +202,40 @@ def test_killed_while_recording_nothing_is_lost_and_the_next_one_goes_on(
     assert project.is_left_alone()
 
 
+def is_whole(lock):
+    try:
+        content = yaml.load(lock.read_bytes(), yaml.CSafeLoader)
+        return len(content["stages"]) == 8
+    except (yaml.YAMLError, TypeError, KeyError):
+        return False
+
+
+def test_killed_while_dvc_writes_its_lock_file(recorded, tmp_path):
+    project = copied(recorded, tmp_path / "project")
+    lock, before = project.folder / "dvc.lock", (recorded.folder / "dvc.lock").read_bytes()
+    assert is_whole(lock)
+    process = project.start(sys.executable, "-m", "smt", "dvc", "record", log=tmp_path / "log")
+    while True:
+        assert process.poll() is None, "it was never seen with half of the file"
+        if lock.stat().st_size < len(before):
+            for child in psutil.Process(process.pid).children():
+                child.suspend()
+            if not is_whole(lock):
+                break
+            for child in psutil.Process(process.pid).children():
+                child.resume()
+    half = psutil.Process(process.pid).children()
+    process.kill()
+    for child in half:
+        child.kill()
+    process.wait()
+    (project.folder / ".dvc/tmp/rwlock").write_text("")  # DVC writes this in the same way
+    assert project.dvc("status", check=False).returncode != 0
+    assert project.record().startswith("recorded: 5 runs, all")
+    assert lock.read_bytes() == before
+    assert project.is_left_alone()
+
+
 def test_what_was_kept_of_a_run_comes_back_whole(tmp_path):
     files, run = RunFiles(tmp_path), Run(experiment=TINY, seed=0)
     work_dir = files.finish(run)

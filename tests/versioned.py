@@ -59,7 +59,7 @@ class Versioned(ProjectCopy):
 
     def record(self):
         done = self.smt("dvc", "record")
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def change(self, file, change):

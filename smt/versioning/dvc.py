@@ -1,16 +1,26 @@
 """DVC and Snakemake, called as a user types them. Nothing here runs inside a job."""
 
+import fcntl
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from smt.errors import TrainingError, UserError
+from smt.files import replacing
 from smt.layout import Layout
 from smt.versioning.secrets import require_none
 
 _ENVIRONMENT = {"DVC_NO_ANALYTICS": "1"}
+
+LOCK = Path("dvc.lock")
+_BEFORE = Path(".dvc/tmp/dvc.lock.before")
+_PATHS_IN_USE = Path(".dvc/tmp/rwlock")
 
 
 def require_repository(layout: Layout) -> None:
@@ -28,18 +38,61 @@ def require_repository(layout: Layout) -> None:
         )
 
 
-def dvc(*arguments: str) -> None:
-    """Run DVC.
+def dvc(*arguments: str, quiet: bool = False) -> None:
+    """Run DVC; if `quiet`, only its warnings and errors are seen.
 
     Raises:
         UserError: it failed; it has said why. What it had done by then it need not do again.
     """
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, env={**os.environ, **_ENVIRONMENT})
+    command = [sys.executable, "-m", "dvc", *arguments]  # its own --quiet hides errors too
+    stdout = subprocess.DEVNULL if quiet else None
+    done = subprocess.run(command, env={**os.environ, **_ENVIRONMENT}, stdout=stdout)
     if done.returncode:
         raise UserError(
             f"dvc {arguments[0]} failed, see above; nothing is lost: run the same command again"
         )
+
+
+def commit(stages: Sequence[str]) -> None:
+    """Take in what stages have made as it is, without running them.
+
+    DVC writes `dvc.lock` in place, anew for each stage, and a kill leaves the half of it. So it is
+    kept until all are in, and where an earlier commit left no whole one, that goes on from there.
+    """
+    _mend()
+    _BEFORE.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(_BEFORE) as file:
+        file.write(LOCK.read_bytes() if LOCK.exists() else b"")
+    dvc("commit", "--force", *stages, quiet=True)
+    _BEFORE.unlink()
+
+
+def _mend() -> None:
+    if _BEFORE.exists() and LOCK.exists():
+        before, now = _stages(_BEFORE), _stages(LOCK)
+        if now is None or not (before or {}).keys() <= now.keys():
+            content = _BEFORE.read_bytes()
+            if content:
+                with replacing(LOCK) as file:
+                    file.write(content)
+            else:
+                LOCK.unlink()
+    if _PATHS_IN_USE.exists():
+        with open(f"{_PATHS_IN_USE}.lock", "a") as guard:  # DVC's own, while it writes the file
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            try:
+                json.loads(_PATHS_IN_USE.read_bytes())
+            except ValueError:
+                _PATHS_IN_USE.unlink()
+
+
+def _stages(lock: Path) -> dict[str, Any] | None:
+    """Return the stages of a lock file, or None where it is not a whole one."""
+    try:
+        content = yaml.load(lock.read_bytes(), yaml.CSafeLoader) or {"stages": {}}
+        return dict(content["stages"])
+    except (yaml.YAMLError, TypeError, KeyError, ValueError):
+        return None
 
 
 def snakemake(arguments: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from smt.layout import Layout
 from smt.spec import Project, Run
 from smt.tracking import journal, provenance
 from smt.versioning import stages
-from smt.versioning.dvc import dvc, require_repository, smt, snakemake
+from smt.versioning.dvc import commit, dvc, require_repository, smt, snakemake
 
 KEPT = (journal.JOURNAL, journal.TIMES, provenance.PROVENANCE, provenance.LOG)
 """Files of a work folder that DVC keeps; checkpoints of a finished run are not among them."""
@@ -142,7 +142,7 @@ def record(project: Project, layout: Layout) -> tuple[int, bool, bool]:
     if complete:
         targets += [stages.DATA, stages.DAG, stages.TABLES]
     if targets:
-        dvc("commit", "--force", "--quiet", *targets)
+        commit(targets)
     return len(done), complete, rewritten
 
 
