@@ -39,7 +39,7 @@ def set_gpus(project, gpus, per_node):
     path = project.folder / "params" / "cluster.yaml"
     content = yaml.safe_load(path.read_text())
     content["gpus_per_node"] = per_node
-    content["scales"]["demo"]["gpus"] = gpus
+    content["scales"]["demo"]["recipes"] = {"imagenet1k": {"gpus": gpus}}
     path.write_text(yaml.safe_dump(content))
 
 
