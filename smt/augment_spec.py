@@ -18,6 +18,13 @@ class Rescale(Strict):
     """Limit of the longer side."""
 
 
+class FixedRescale(Rescale):
+    """Scales every image alike."""
+
+    short: Annotated[Choices, Field(max_length=1)]
+    """Limit of the shorter side in pixels, a list of one."""
+
+
 class RandomCrop(Strict):
     """Cuts a rectangle out, whose sides are drawn one by one; it may be without an object."""
 
@@ -45,7 +52,7 @@ class DetectionAugment(Strict):
 class DetectionEvaluation(Strict):
     """How a detector is evaluated: one scale, one image at a time."""
 
-    rescale: Rescale
+    rescale: FixedRescale
 
 
 Range = tuple[PositiveFloat, PositiveFloat]
@@ -66,7 +73,7 @@ class Photometric(Strict):
 class SegmentationAugment(Strict):
     """Training-time augmentation of a segmenter: scale, crop, flip, photometric distortion."""
 
-    rescale: Rescale
+    rescale: FixedRescale
     """At a factor of 1."""
     factor: Range
     """Of both limits, drawn uniformly."""
@@ -81,7 +88,7 @@ class SegmentationAugment(Strict):
 class SegmentationEvaluation(Strict):
     """How a segmenter is evaluated: whole images, one at a time."""
 
-    rescale: Rescale
+    rescale: FixedRescale
     factors: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     """Of the multi-scale test, where probabilities of all factors are averaged."""
     hflip: bool

@@ -10,7 +10,14 @@ from skimage.data import astronaut
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import normalize, to_tensor
 
-from smt.augment_spec import DetectionAugment, DetectionEvaluation, Policy, RandomCrop, Rescale
+from smt.augment_spec import (
+    DetectionAugment,
+    DetectionEvaluation,
+    FixedRescale,
+    Policy,
+    RandomCrop,
+    Rescale,
+)
 from smt.data.detection_augment import DetectionEvalTransform, DetectionTrainTransform
 from smt.data.picture import Picture, rescaled
 
@@ -271,7 +278,9 @@ def test_what_is_given_is_not_changed():
 
 
 def test_an_evaluated_image_is_scaled_and_its_boxes_go_back_to_the_file():
-    transform = DetectionEvalTransform(DetectionEvaluation(rescale=rule(800, long=1333)))
+    transform = DetectionEvalTransform(
+        DetectionEvaluation(rescale=FixedRescale(short=(800,), long=1333))
+    )
     seen = transform(Image.new("RGB", (640, 480)))
     assert seen.image.shape == (3, 800, 1067) and seen.size == (800, 1067)
     assert seen.original == (480, 640)

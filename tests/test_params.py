@@ -83,6 +83,12 @@ MISTAKES = {
         "5 epochs of warm-up in a run of 5",
         line=-1,
     ),
+    "an evaluation that is drawn": Mistake(
+        "detection.yaml", "      rescale: {short: [800], long: 1333}\n",
+        "      rescale: {short: [800, 640], long: 1333}\n",
+        "detection_recipes.mask_rcnn_1x.evaluation.rescale.short",
+        "list should have at most 1 item after validation, not 2, found [800, 640]",
+    ),
     "notation of RandAugment": Mistake(
         "recipes.yaml", "rand_augment: rand-m9-mstd0.5-inc1\n", "rand_augment: randaug-9\n",
         "recipes.imagenet1k.augment.rand_augment", "valid: rand-m9-mstd0.5-inc1",

@@ -12,7 +12,7 @@ from skimage.data import astronaut
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import normalize, to_tensor
 
-from smt.augment_spec import Photometric, Rescale, SegmentationAugment, SegmentationEvaluation
+from smt.augment_spec import FixedRescale, Photometric, SegmentationAugment, SegmentationEvaluation
 from smt.data.photometric import distort, to_hsv, to_rgb
 from smt.data.segmentation_augment import SegmentationEvalTransform, SegmentationTrainTransform
 
@@ -22,7 +22,7 @@ MMSEG = Photometric(brightness=32, contrast=(0.5, 1.5), saturation=(0.5, 1.5), h
 
 def train_transform(short, crop, **changes):
     augment = {
-        "rescale": Rescale(short=(short,), long=4 * short), "factor": (1, 1), "crop": crop,
+        "rescale": FixedRescale(short=(short,), long=4 * short), "factor": (1, 1), "crop": crop,
         "largest_class": 1, "hflip": 0, "photometric": None,
     }  # fmt: skip
     return SegmentationTrainTransform(SegmentationAugment(**{**augment, **changes}))
@@ -302,7 +302,7 @@ def test_parts_of_a_distortion_are_drawn_apart_from_each_other():
 )
 def test_an_evaluated_image_is_as_large_as_the_limits_at_the_factor(factor, expected):
     evaluation = SegmentationEvaluation(
-        rescale=Rescale(short=(50,), long=120), factors=(factor,), hflip=True
+        rescale=FixedRescale(short=(50,), long=120), factors=(factor,), hflip=True
     )
     image = Image.fromarray(astronaut()).crop((0, 0, 120, 40))
     seen = SegmentationEvalTransform(evaluation)(image, factor)

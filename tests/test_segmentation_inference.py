@@ -9,7 +9,7 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import nn
 
-from smt.augment_spec import Rescale, SegmentationEvaluation
+from smt.augment_spec import FixedRescale, SegmentationEvaluation
 from smt.data.segmentation_augment import SegmentationEvalTransform
 from smt.models.pyramid import Pyramid
 from smt.params import load_project
@@ -22,7 +22,7 @@ FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 def evaluation(short, long=10_000):
     return SegmentationEvaluation(
-        rescale=Rescale(short=(short,), long=long), factors=FACTORS, hflip=True
+        rescale=FixedRescale(short=(short,), long=long), factors=FACTORS, hflip=True
     )
 
 

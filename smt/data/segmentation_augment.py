@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smt.augment_spec import Rescale, SegmentationAugment, SegmentationEvaluation
+from smt.augment_spec import FixedRescale, SegmentationAugment, SegmentationEvaluation
 from smt.data import draw
 from smt.data.label_maps import NO_CLASS
 from smt.data.photometric import distort
@@ -69,7 +69,7 @@ class SegmentationEvalTransform:
         return normalised(_scaled(Picture.of(image), self._rescale, factor).pixels[0])
 
 
-def _scaled(picture: Picture, rule: Rescale, factor: float) -> Picture:
+def _scaled(picture: Picture, rule: FixedRescale, factor: float) -> Picture:
     """Return `picture` scaled by a rule whose limits are multiplied by `factor`."""
     (short,) = rule.short
     limits = int(short * factor), int(rule.long * factor)
