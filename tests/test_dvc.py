@@ -176,6 +176,15 @@ def test_from_nothing(tmp_path):
     assert project.is_left_alone()
 
 
+def committing(process):
+    """Return DVC's process that takes files in, once there is one."""
+    for child in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "commit" in child.cmdline():
+                return child
+    return None
+
+
 @pytest.mark.parametrize("seconds", [0.3, 1, 1.7, 2.4])
 def test_killed_while_recording_nothing_is_lost_and_the_next_one_goes_on(
     recorded, tmp_path, seconds
@@ -190,8 +199,7 @@ def test_killed_while_recording_nothing_is_lost_and_the_next_one_goes_on(
     commit = None
     while commit is None:
         assert process.poll() is None, (tmp_path / "log").read_text()
-        commit = next(iter(psutil.Process(process.pid).children()), None)
-    assert "commit" in commit.cmdline()
+        commit = committing(process)
     time.sleep(seconds)
     process.kill()
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -218,22 +226,38 @@ def test_killed_while_dvc_writes_its_lock_file(recorded, tmp_path):
     while True:
         assert process.poll() is None, "it was never seen with half of the file"
         if lock.stat().st_size < len(before):
-            for child in psutil.Process(process.pid).children():
-                child.suspend()
+            commit = committing(process)
+            commit.suspend()
             if not is_whole(lock):
                 break
-            for child in psutil.Process(process.pid).children():
-                child.resume()
-    half = psutil.Process(process.pid).children()
+            commit.resume()
     process.kill()
-    for child in half:
-        child.kill()
+    commit.kill()
     process.wait()
-    (project.folder / ".dvc/tmp/rwlock").write_text("")  # DVC writes this in the same way
     assert project.dvc("status", check=False).returncode != 0
     assert project.record().startswith("recorded: 5 runs, all")
     assert lock.read_bytes() == before
     assert project.is_left_alone()
+
+
+def test_paths_that_a_killed_dvc_had_in_use_are_free(recorded, tmp_path):
+    project = copied(recorded, tmp_path / "project")
+    in_use, path = project.folder / ".dvc/tmp/rwlock", str(run_folder(project) / "metrics.json")
+    in_use.parent.mkdir(parents=True, exist_ok=True)
+    another = {"pid": os.getpid(), "cmd": "dvc commit"}  # its id is this process's now
+    for content in ("", json.dumps({"write": {path: another}, "read": {}})):
+        in_use.write_text(content)
+        assert project.dvc("commit", "--force", f"run@{TINY}-seed0", check=False).returncode != 0
+        assert project.record().startswith("recorded: 5 runs, all")
+
+    command = [sys.executable, "-c", "import sys, time; print(flush=True); time.sleep(600)", "dvc"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+        running.stdout.readline()
+        mine = {"pid": running.pid, "cmd": "dvc repro"}
+        in_use.write_text(json.dumps({"write": {}, "read": {path: [another, mine]}}))
+        done = project.smt("dvc", "record")
+        running.kill()
+    assert done.returncode == 2 and f"(PID {running.pid}): dvc repro" in done.stderr
 
 
 def test_what_was_kept_of_a_run_comes_back_whole(tmp_path):

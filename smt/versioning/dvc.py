@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from smt.errors import TrainingError, UserError
@@ -80,10 +81,28 @@ def _mend() -> None:
     if _PATHS_IN_USE.exists():
         with open(f"{_PATHS_IN_USE}.lock", "a") as guard:  # DVC's own, while it writes the file
             fcntl.flock(guard, fcntl.LOCK_EX)
-            try:
-                json.loads(_PATHS_IN_USE.read_bytes())
-            except ValueError:
+            if not any(map(_is_dvc, _users(_PATHS_IN_USE))):
                 _PATHS_IN_USE.unlink()
+
+
+def _users(paths_in_use: Path) -> set[int]:
+    """Return the process ids in DVC's list of paths in use; none where half of it was written."""
+    try:
+        content = json.loads(paths_in_use.read_bytes())
+    except ValueError:
+        return set()
+    readers = [user for users in content.get("read", {}).values() for user in users]
+    return {user["pid"] for user in (*readers, *content.get("write", {}).values())}
+
+
+def _is_dvc(pid: int) -> bool:
+    """Whether a DVC runs under this id. DVC takes a dead one, or any other process, for itself."""
+    try:
+        process = psutil.Process(pid)
+        names = [Path(part).name for part in process.cmdline()]  # python -m dvc, or bin/dvc
+        return "dvc" in names and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _stages(lock: Path) -> dict[str, Any] | None:
