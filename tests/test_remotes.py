@@ -8,9 +8,10 @@ import s3_server
 from versioned import CHILD, Versioned, copied, run_folder
 
 pytest_plugins = ["versioned_fixtures"]
-pytestmark = pytest.mark.xdist_group("versioned")
-
-pytestmark = pytest.mark.usefixtures("server")  # asked for before anything is trained
+pytestmark = [
+    pytest.mark.xdist_group("versioned"),  # where the recorded project is
+    pytest.mark.usefixtures("server"),  # asked for before anything is trained
+]
 
 PLACE = f"s3://{s3_server.BUCKET}/results"
 
