@@ -240,6 +240,20 @@ def test_killed_while_dvc_writes_its_lock_file(recorded, tmp_path):
     assert project.is_left_alone()
 
 
+def test_half_a_lock_file_of_anothers_is_named_with_the_remedy(recorded, tmp_path):
+    project = copied(recorded, tmp_path / "project")
+    lock = project.folder / "dvc.lock"
+    whole = lock.read_bytes()
+    name = whole.rindex(b"\n    cmd:") + 1
+    for half in (whole[:700], whole[:name], whole[: name + 10], b"stages: 5\n", b""):
+        lock.write_bytes(half)
+        done = project.smt("dvc", "record")
+        assert done.returncode == 2 and "git checkout dvc.lock" in done.stderr, half
+        assert lock.read_bytes() == half
+    project.git("checkout", "dvc.lock")
+    assert project.record().startswith("recorded: 5 runs, all")
+
+
 def test_paths_that_a_killed_dvc_had_in_use_are_free(recorded, tmp_path):
     project = copied(recorded, tmp_path / "project")
     in_use, path = project.folder / ".dvc/tmp/rwlock", str(run_folder(project) / "metrics.json")

@@ -19,7 +19,7 @@ from smt.versioning.secrets import require_none
 
 _ENVIRONMENT = {"DVC_NO_ANALYTICS": "1"}
 
-LOCK = Path("dvc.lock")
+_LOCK = Path("dvc.lock")
 _BEFORE = Path(".dvc/tmp/dvc.lock.before")
 _PATHS_IN_USE = Path(".dvc/tmp/rwlock")
 
@@ -59,25 +59,33 @@ def commit(stages: Sequence[str]) -> None:
 
     DVC writes `dvc.lock` in place, anew for each stage, and a kill leaves the half of it. So it is
     kept until all are in, and where an earlier commit left no whole one, that goes on from there.
+
+    Raises:
+        UserError: DVC failed, or a `dvc.lock` that others have written is not a whole one.
     """
     _mend()
+    if _LOCK.exists() and _stages(_LOCK) is None:
+        raise UserError(
+            f"{_LOCK} is half written, as a killed dvc leaves it; bring it back: git checkout "
+            f"{_LOCK}, or remove it if git has none; then run the same command again"
+        )
     _BEFORE.parent.mkdir(parents=True, exist_ok=True)
     with replacing(_BEFORE) as file:
-        file.write(LOCK.read_bytes() if LOCK.exists() else b"")
+        file.write(_LOCK.read_bytes() if _LOCK.exists() else b"")
     dvc("commit", "--force", *stages, quiet=True)
     _BEFORE.unlink()
 
 
 def _mend() -> None:
-    if _BEFORE.exists() and LOCK.exists():
-        before, now = _stages(_BEFORE), _stages(LOCK)
-        if now is None or not (before or {}).keys() <= now.keys():
+    if _BEFORE.exists() and _LOCK.exists():
+        before, now = _stages(_BEFORE) or {}, _stages(_LOCK)
+        if now is None or not before.keys() <= now.keys():
             content = _BEFORE.read_bytes()
             if content:
-                with replacing(LOCK) as file:
+                with replacing(_LOCK) as file:
                     file.write(content)
             else:
-                LOCK.unlink()
+                _LOCK.unlink()
     if _PATHS_IN_USE.exists():
         with open(f"{_PATHS_IN_USE}.lock", "a") as guard:  # DVC's own, while it writes the file
             fcntl.flock(guard, fcntl.LOCK_EX)
@@ -106,12 +114,18 @@ def _is_dvc(pid: int) -> bool:
 
 
 def _stages(lock: Path) -> dict[str, Any] | None:
-    """Return the stages of a lock file, or None where it is not a whole one."""
+    """Return the stages of a lock file, or None where it is not a whole one.
+
+    Half a YAML file may well be one, so its last line has to end, and each stage has its command,
+    which comes first.
+    """
+    content = lock.read_bytes()
     try:
-        content = yaml.load(lock.read_bytes(), yaml.CSafeLoader) or {"stages": {}}
-        return dict(content["stages"])
+        stages = dict(yaml.load(content, yaml.CSafeLoader)["stages"])
     except (yaml.YAMLError, TypeError, KeyError, ValueError):
         return None
+    is_whole = all("cmd" in (stage or ()) for stage in stages.values())
+    return stages if is_whole and content.endswith(b"\n") else None
 
 
 def snakemake(arguments: Sequence[str]) -> None:
