@@ -234,7 +234,7 @@ def test_killed_while_dvc_writes_its_lock_file(recorded, tmp_path):
     process.kill()
     commit.kill()
     process.wait()
-    assert project.dvc("status", check=False).returncode != 0
+    assert not is_whole(lock)
     assert project.record().startswith("recorded: 5 runs, all")
     assert lock.read_bytes() == before
     assert project.is_left_alone()

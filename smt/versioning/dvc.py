@@ -63,7 +63,8 @@ def commit(stages: Sequence[str]) -> None:
     Raises:
         UserError: DVC failed, or a `dvc.lock` that others have written is not a whole one.
     """
-    _mend()
+    _restore_lock()
+    _free_paths()
     if _LOCK.exists() and _stages(_LOCK) is None:
         raise UserError(
             f"{_LOCK} is half written, as a killed dvc leaves it; bring it back: git checkout "
@@ -76,16 +77,23 @@ def commit(stages: Sequence[str]) -> None:
     _BEFORE.unlink()
 
 
-def _mend() -> None:
-    if _BEFORE.exists() and _LOCK.exists():
-        before, now = _stages(_BEFORE) or {}, _stages(_LOCK)
-        if now is None or not before.keys() <= now.keys():
-            content = _BEFORE.read_bytes()
-            if content:
-                with replacing(_LOCK) as file:
-                    file.write(content)
-            else:
-                _LOCK.unlink()
+def _restore_lock() -> None:
+    """Put back what stood before a commit that was killed, if that has left no whole lock file."""
+    if not (_BEFORE.exists() and _LOCK.exists()):
+        return
+    before, now = _stages(_BEFORE) or {}, _stages(_LOCK)
+    if now is not None and before.keys() <= now.keys():
+        return
+    content = _BEFORE.read_bytes()
+    if not content:
+        _LOCK.unlink()
+        return
+    with replacing(_LOCK) as file:
+        file.write(content)
+
+
+def _free_paths() -> None:
+    """Remove DVC's list of paths in use where no DVC runs that is in it."""
     if _PATHS_IN_USE.exists():
         with open(f"{_PATHS_IN_USE}.lock", "a") as guard:  # DVC's own, while it writes the file
             fcntl.flock(guard, fcntl.LOCK_EX)
