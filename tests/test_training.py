@@ -1,6 +1,7 @@
 """`smt train` and `smt evaluate` as a user runs them: real data, processes, signals and faults."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,9 @@ from trainings import (
     weights,
     work_dir,
 )
+
+from smt.engine.workdir import exclusive
+from smt.tasks import evaluation
 
 
 @pytest.fixture
@@ -166,6 +170,18 @@ def test_no_permission_to_write_is_one_line(project, read_only_folder):
     done = smt(project, "train", "imagenet1k_smt_tiny", check=False, env=env)
     assert done.returncode != 0
     one_line(done, str(read_only_folder))
+
+
+def test_two_evaluations_of_a_run_do_not_write_the_same_files(project):
+    smt(project, "train", "imagenet1k_smt_tiny")
+    with exclusive(run_dir(project), evaluation.LOCK):
+        for ranks in (1, 2):
+            done = smt(project, "evaluate", "imagenet1k_smt_tiny", ranks=ranks, check=False)
+            assert done.returncode != 0
+            assert done.stderr.count(f"process {os.getpid()} on ") == 1, done.stderr
+            assert "evaluates this run already" in done.stderr
+        assert not (run_dir(project) / "evaluation.json").exists()
+    smt(project, "evaluate", "imagenet1k_smt_tiny")
 
 
 def test_changed_weights_are_found_by_evaluation(project):

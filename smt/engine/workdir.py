@@ -1,4 +1,4 @@
-"""The work folder of a run: one process tree at a time, and whether it is done."""
+"""What one process tree at a time may do to a run: train it in its work folder, or evaluate it."""
 
 import fcntl
 import json
@@ -15,16 +15,16 @@ LOCK = "lock"
 
 
 @contextmanager
-def exclusive(work_dir: Path) -> Iterator[None]:
-    """Hold the work folder for this process; the lock goes with the process, however it ends.
+def exclusive(folder: Path, lock: str = LOCK, does: str = "trains") -> Iterator[None]:
+    """Hold a folder's `lock` for this process; it goes with the process, however that ends.
 
     Raises:
-        TrainingError: another process trains this run; the message names its host and pid.
+        TrainingError: another process holds it, and `does` that; the message names host and pid.
         UserError: the folder cannot be made or written.
     """
-    with explained(work_dir, "give a folder that can be written: smt --results DIR"):
-        work_dir.mkdir(parents=True, exist_ok=True)
-        file = (work_dir / LOCK).open("a+")
+    with explained(folder, "give a folder that can be written: smt --results DIR"):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / lock).open("a+")
     with file:
         try:
             # Of this process alone: flock would pass to its data workers, which outlive it by some
@@ -33,7 +33,7 @@ def exclusive(work_dir: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise TrainingError(
-                f"{work_dir}: {_holder(file.read())} trains this run already; wait for it, or "
+                f"{folder}: {_holder(file.read())} {does} this run already; wait for it, or "
                 "stop it and start again"
             ) from None
         file.truncate(0)

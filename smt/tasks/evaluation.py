@@ -1,6 +1,9 @@
 """Evaluation of exported weights, apart from the training that made them."""
 
+from contextlib import ExitStack
+
 from smt.engine.distributed import Ranks
+from smt.engine.workdir import exclusive
 from smt.errors import TrainingError
 from smt.files import read_json, sha256, write_json
 from smt.layout import Layout
@@ -12,6 +15,8 @@ from smt.tasks.classify import Classification
 from smt.tasks.detect import Detection
 from smt.tasks.kinds import task_of
 from smt.tasks.segment import Segmentation
+
+LOCK = ".evaluation.lock"
 
 
 def measure(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[str, float]:
@@ -49,10 +54,24 @@ def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[s
     What a detector or segmenter predicts is kept beside it.
 
     Raises:
-        TrainingError: the run is not done, its weights are not those it exported, or they give
-            other numbers than its `metrics.json` says.
+        TrainingError: the run is not done, its weights are not those it exported, they give other
+            numbers than its `metrics.json` says, or another process evaluates it already.
     """
     task = _trained(project, layout, run, ranks)
+    with ExitStack() as stack:
+        with ranks.together():
+            if ranks.is_first:
+                stack.enter_context(exclusive(layout.run_dir(run), LOCK, "evaluates"))
+        return _evaluate(task, project, layout, run, ranks)
+
+
+def _evaluate(
+    task: Classification | Detection | Segmentation,
+    project: Project,
+    layout: Layout,
+    run: Run,
+    ranks: Ranks,
+) -> dict[str, float]:
     if isinstance(task, Classification):
         metrics = task.evaluate()
     else:
