@@ -11,6 +11,7 @@ import psutil
 import pytest
 from cluster import ACCOUNT, NODES, Cluster, ClusterError, Settings
 from project_copy import ROOT
+from waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
@@ -31,21 +32,18 @@ def job_facts(cluster, job):
     return dict(re.findall(r"(\S+?)=(\S*)", said))
 
 
-def await_state(cluster, job, *states, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        facts = job_facts(cluster, job)
-        if facts["JobState"] in states:
-            return facts
-        time.sleep(0.1)
-    raise AssertionError(f"job {job} is {facts['JobState']}, not {states}, after {seconds} s")
+def await_state(cluster, job, *states):
+    def facts():
+        return job_facts(cluster, job)
+
+    return wait_for(
+        lambda: found if (found := facts())["JobState"] in states else None,
+        lambda: f"job {job} is {facts()['JobState']}, not {states}", every=0.1,
+    )  # fmt: skip
 
 
-def await_text(path, text, seconds=60):
-    deadline = time.monotonic() + seconds
-    while text not in (path.read_text() if path.exists() else ""):
-        assert time.monotonic() < deadline, f"no {text!r} in {path}"
-        time.sleep(0.05)
+def await_text(path, text):
+    wait_for(lambda: path.exists() and text in path.read_text(), lambda: f"no {text!r} in {path}")
 
 
 def busy(cluster):
@@ -128,10 +126,8 @@ def test_accounting_answers(cluster, tmp_path):
     job, _ = submit(cluster, tmp_path, "exit 3")
     await_state(cluster, job, "FAILED")
     fields = ["sacct", "-X", "-n", "-P", "-j", job, "-o", "account,state,exitcode"]
-    deadline = time.monotonic() + 30
-    while (said := cluster.run(*fields).stdout.strip()) != f"{ACCOUNT}|FAILED|3:0":
-        assert time.monotonic() < deadline, said
-        time.sleep(0.2)
+    said = lambda: cluster.run(*fields).stdout.strip()  # noqa: E731
+    wait_for(lambda: said() == f"{ACCOUNT}|FAILED|3:0", said, every=0.2)
 
 
 @pytest.mark.parametrize(
@@ -238,10 +234,7 @@ def test_a_tied_cluster_ends_with_its_process_even_if_that_is_killed(cluster, tm
     assert len(Cluster(tmp_path / "tied").pids()) == 4
     owner.kill()
     owner.wait()
-    deadline = time.monotonic() + 30
-    while processes_in(tmp_path / "tied"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not processes_in(tmp_path / "tied"))
 
 
 def test_a_reused_process_id_is_left_alone(second):

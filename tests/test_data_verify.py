@@ -13,6 +13,7 @@ import time
 
 import pytest
 from imagefolders import ROOT, write_images
+from waiting import PATIENCE, wait_for
 
 from smt.data.contents import Kept
 from smt.data.scan import Found
@@ -77,7 +78,7 @@ class DataSet:
         """Return exit code and output of a command, and which images it opened."""
         self.log.unlink(missing_ok=True)
         process = self.start(*arguments, **how)
-        output, error = process.communicate(timeout=120)
+        output, error = process.communicate(timeout=PATIENCE)
         return process.returncode, output + error, self.opened()
 
     def verify(self, *arguments, **how):
@@ -275,11 +276,9 @@ def kill_after(data, reading, more, number):
     """Start a verification of a slow disk, and end it once so many more files were read."""
     goal = count_lines(reading) + more
     process = data.start("verify", "tiny", "--jobs", "1", SLOW="0.005")
-    deadline = time.monotonic() + 60
-    while count_lines(reading) < goal and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_for(lambda: count_lines(reading) >= goal or process.poll() is not None, every=0.002)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode not in (0, 3), error
     assert "Traceback" not in error
 
@@ -316,7 +315,7 @@ def test_two_at_once_are_refused(tmp_path):
         time.sleep(0.002)
     code, output, _ = data.verify()
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert code == 2 and f"{reading}: another process reads this data set" in output
 
 
@@ -365,7 +364,7 @@ def test_a_terminal_gets_a_bar(data):
         while part := os.read(ours, 4096):
             shown += part
     os.close(ours)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     assert b"/204" in shown and b"MB/s" in shown
 
 

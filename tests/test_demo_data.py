@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from imagefolders import ROOT
 from PIL import Image
+from waiting import PATIENCE
 
 from smt.commands.data import command
 from smt.data import demo, manifest
@@ -193,7 +194,7 @@ def test_a_class_map_of_others_is_never_replaced(tmp_path):
 
 def test_processes_that_make_the_same_data_do_not_collide(tmp_path):
     both = [smt_data(tmp_path, "make", "imagenet1k") for _ in range(2)]
-    printed = sorted(process.communicate(timeout=120)[0] for process in both)
+    printed = sorted(process.communicate(timeout=PATIENCE)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     root = tmp_path / "demo" / "imagenet1k"
     what = f"{root}, 4000 train and 1000 val images in 10 classes\n"
@@ -221,7 +222,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk):
 
 def test_no_permission_is_one_line_for_the_user(read_only_folder):
     process = smt_data(Path(read_only_folder), "make", "imagenet1k")
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3
     assert error.count("\n") == 1 and "no permission to write there" in error
 

@@ -15,6 +15,7 @@ import urllib.request
 import pytest
 from cluster import Cluster, Settings
 from project_copy import ROOT, ProjectCopy
+from waiting import PATIENCE
 
 from smt import params
 from smt.doctor import storage
@@ -341,7 +342,7 @@ def test_an_mlflow_server_that_runs_and_then_does_not(project, tmp_path):
         runs = doctor(project, "--scale", "demo", **ask)
     finally:
         ui.send_signal(signal.SIGTERM)
-        ui.wait(timeout=30)
+        ui.wait(timeout=PATIENCE)
     assert runs.of("mlflow") == ("ok", f"{url} answers")
     level, text = doctor(project, "--scale", "demo", **ask).of("mlflow")
     assert level == "error"

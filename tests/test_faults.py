@@ -23,6 +23,7 @@ from trainings import (
     weights,
     work_dir,
 )
+from waiting import wait_for
 
 from smt.engine import checkpoint
 from smt.proof.launch import LocalLauncher
@@ -76,21 +77,16 @@ def start_ranks(project, ranks, *options, log="try"):
 
 
 def ended(attempt):
-    deadline = time.monotonic() + 180
-    while (codes := attempt.poll()) is None:
-        assert time.monotonic() < deadline, attempt.said()
-        time.sleep(0.02)
-    return codes
+    return wait_for(attempt.poll, attempt.said, every=0.02)
 
 
 def await_pulse(project, step, attempt):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and attempt.poll() is None:
+    def is_reached():
+        assert attempt.poll() is None, f"step {step} was not reached: {attempt.said()}"
         beats = [pulse.read(folder) for folder in run_dir(project).glob("work-*")]
-        if any(beat is not None and beat.step >= step for beat in beats):
-            return
-        time.sleep(0.005)
-    pytest.fail(f"step {step} was not reached: {attempt.said()}")
+        return any(beat is not None and beat.step >= step for beat in beats)
+
+    wait_for(is_reached, attempt.said, every=0.005)
 
 
 # --- signals -------------------------------------------------------------------------------------
@@ -117,7 +113,7 @@ def test_told_to_stop_before_there_is_anything_to_save_it_ends_at_once(project):
     attempt.kill(signal.SIGTERM, 0)
     started = time.monotonic()
     assert ended(attempt) == [75, -signal.SIGKILL]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # an hour, were it to wait for the other
 
 
 def test_the_lock_of_a_killed_training_is_free_though_its_workers_live_on(project, undisturbed):
@@ -200,10 +196,7 @@ def test_a_process_that_hangs_is_shown_in_the_log_and_costs_minutes_not_days(pro
     await_pulse(project, 20, attempt)
     attempt.kill(signal.SIGSTOP, 1)
     log = work_dir(project) / "train.log"
-    deadline = time.monotonic() + 60
-    while "end of the stacks of rank 0" not in log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: "end of the stacks of rank 0" in log.read_text())
     attempt.kill(signal.SIGCONT, 1)
     assert ended(attempt) == [75, 75]
     stacks = log.read_text()

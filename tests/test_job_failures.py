@@ -7,7 +7,8 @@ import time
 
 import pytest
 from cluster import Cluster, Settings
-from toy_workflow import Toy, await_end, await_that, message, training_rule
+from toy_workflow import Toy, message, training_rule
+from waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
@@ -152,7 +153,7 @@ def test_a_program_that_fails_for_a_while_only_delays(toy, program):
     toy.write(training_rule(steps=60))
     process = toy.start()
     if program == "sbatch":
-        await_that(lambda: "is submitted later" in toy.output.read_text(), process, 30, toy)
+        toy.await_that(lambda: "is submitted later" in toy.output.read_text(), process)
         time.sleep(8)
     else:
         job = toy.await_starts(1, process)
@@ -206,7 +207,7 @@ def test_a_submission_that_is_never_answered_ends(toy):
 def test_a_job_that_is_held_is_named(toy, cluster):
     toy.write(training_rule(steps=20, slurm_extra="--hold"))
     process = toy.start()
-    await_that(lambda: "is held (JobHeldUser)" in toy.output.read_text(), process, 30, toy)
+    toy.await_that(lambda: "is held (JobHeldUser)" in toy.output.read_text(), process)
     (job,) = toy.jobs()
     assert f"to let it go on: scontrol release {job}" in toy.output.read_text()
     cluster.run("scontrol", "release", job)
@@ -266,9 +267,9 @@ def test_ctrl_c_says_so_when_slurm_does_not_answer(toy):
     toy.write(training_rule(steps=900))
     process = toy.start()
     job = toy.await_starts(1, process)
-    await_that(lambda: any(each["job_id"] for each in toy.records()), process, 20, toy)
+    toy.await_that(lambda: any(each["job_id"] for each in toy.records()), process)
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    process.wait(PATIENCE)
     assert f"to cancel the jobs: scancel {job}" in toy.output.read_text()
     toy.cluster.run("scancel", job)
-    await_end(lambda: toy.jobs()[job] == "CANCELLED")
+    wait_for(lambda: toy.jobs()[job] == "CANCELLED")

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from toy_workflow import Toy, await_that, training_rule
+from toy_workflow import Toy, training_rule
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
@@ -44,7 +44,7 @@ def take_all_nodes(cluster, seconds=3):
 def test_a_time_limit_shorter_than_the_run_is_met_three_times(toy):
     toy.write(training_rule(steps=900, runtime=1))
     process = toy.start(signal_delay=50, keep_logs="all")
-    said = toy.finish(process, 400)
+    said = toy.finish(process)
     assert process.returncode == 0, said
     begun = toy.starts()
     assert len(begun) >= 4  # three requeues in a row
@@ -174,7 +174,7 @@ def test_a_command_that_cannot_go_on_is_left_alone_on_the_signal(toy, cluster):
     )
     process = toy.start(signal_delay=5, keep_logs="all")
     begun = toy.folder / "begun"
-    await_that(lambda: begun.exists() and begun.read_text().strip(), process, 120, toy)
+    toy.await_that(lambda: begun.exists() and begun.read_text().strip(), process)
     job = begun.read_text().strip()
     cluster.run("scancel", "--batch", "--signal=USR2", job)
     said = toy.finish(process)

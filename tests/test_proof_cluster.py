@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -19,6 +18,7 @@ from trainings import (
     run_dir,
     smt,
 )
+from waiting import wait_for
 
 from smt.errors import EXIT_RESUME, UserError
 from smt.proof import table
@@ -52,19 +52,11 @@ def here(cluster, project, monkeypatch):
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, cluster.environment()[name])
     yield project
-    assert await_true(lambda: not cluster.run("squeue", "--noheader", "--me").stdout)
-
-
-def await_true(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (met := condition()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return met
+    wait_for(lambda: not cluster.run("squeue", "--noheader", "--me").stdout)
 
 
 def ended(attempt):
-    assert await_true(lambda: attempt.poll() is not None, seconds=300), attempt.said()
-    return attempt.poll()
+    return wait_for(attempt.poll, attempt.said)
 
 
 def trainings(cluster):
@@ -111,9 +103,9 @@ def test_one_rank_and_one_data_worker_are_hit_among_four_on_two_nodes(cluster, h
         assert [len(workers[rank]) for rank in range(4)] == [1, 1, 1, 1]
 
         assert attempt.kill_worker(2)
-        assert await_true(lambda: not alive(workers[2][0]))
+        wait_for(lambda: not alive(workers[2][0]))
         assert all(alive(workers[rank][0]) for rank in (0, 1, 3)) and attempt.poll() is None
-        assert await_true(lambda: any(map(alive, ranks[2].children()))), "another in its place"
+        wait_for(lambda: any(map(alive, ranks[2].children())), lambda: "none in its place")
 
         attempt.kill(signal.SIGKILL, 1)
         assert ended(attempt) == [EXIT_RESUME, -signal.SIGKILL, EXIT_RESUME, EXIT_RESUME]
@@ -129,7 +121,7 @@ def test_one_rank_and_one_data_worker_are_hit_among_four_on_two_nodes(cluster, h
 
 def test_what_is_closed_is_gone(cluster, here):
     attempt = SlurmLauncher(REQUEST).start(TRAIN, 2, here / "logs" / "closed")
-    assert await_true(lambda: len(trainings(cluster)) == 2)
+    wait_for(lambda: len(trainings(cluster)) == 2, attempt.said)
     assert attempt.poll() is None
     attempt.close()
     assert not trainings(cluster)
@@ -139,9 +131,11 @@ def test_what_is_closed_is_gone(cluster, here):
 def test_trainings_end_with_the_proof_that_started_them(cluster, here):
     command = [sys.executable, "-m", "smt", "prove", RUN, "--launcher", "slurm", "--scale", "demo"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        assert await_true(lambda: trainings(cluster), seconds=60)
+        wait_for(lambda: trainings(cluster))
         process.kill()
-    assert await_true(lambda: not trainings(cluster), seconds=5)
+    wait_for(lambda: not trainings(cluster))
+    folder = here / f"results/demo/proof/{RUN}-seed0-ranks1/undisturbed"
+    assert folder.exists() and not list(folder.rglob("metrics.json")), "it trained to its end"
 
 
 def test_in_a_job_they_are_a_step_of_it_whatever_its_options(cluster, here, tmp_path):

@@ -7,7 +7,8 @@ import sys
 import time
 
 import pytest
-from toy_workflow import Toy, await_end, await_that, training_rule
+from toy_workflow import Toy, training_rule
+from waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
@@ -40,7 +41,7 @@ def killed_while_training(toy, number=signal.SIGKILL, **rule):
     toy.write(training_rule(**rule))
     process = toy.start()
     job = toy.await_starts(1, process)
-    await_that(lambda: any(each["job_id"] for each in toy.records()), process, 20, toy)
+    toy.await_that(lambda: any(each["job_id"] for each in toy.records()), process)
     process.send_signal(number)
     process.wait()
     return job
@@ -58,7 +59,7 @@ def test_a_running_job_is_taken_over(toy, number):
 
 def test_a_job_that_ended_meanwhile_is_harvested_and_recorded(toy):
     job = killed_while_training(toy, steps=30, params="version=1")
-    await_end(lambda: toy.jobs()[job] == "COMPLETED")
+    wait_for(lambda: toy.jobs()[job] == "COMPLETED")
     toy.succeed()
     assert toy.starts() == [(0, job)] and list(toy.jobs()) == [job]
     assert "Nothing to be done" in toy.succeed()
@@ -72,7 +73,7 @@ def test_a_job_that_ended_meanwhile_is_harvested_and_recorded(toy):
 def test_a_job_that_failed_meanwhile_is_run_again(toy):
     job = killed_while_training(toy, steps=50)
     toy.cluster.run("scancel", job)
-    await_end(lambda: toy.jobs()[job] == "CANCELLED")
+    wait_for(lambda: toy.jobs()[job] == "CANCELLED")
     toy.succeed()
     assert len(toy.starts()) == 2
 
@@ -99,7 +100,7 @@ def test_a_job_that_can_never_begin_is_replaced(toy):
     """Killed between sbatch and the file that tells the job what to do."""
     toy.write(training_rule(steps=20, slurm_extra="--begin=now+60"))
     process = toy.start()
-    await_that(lambda: any(each["job_id"] for each in toy.records()), process, 20, toy)
+    toy.await_that(lambda: any(each["job_id"] for each in toy.records()), process)
     process.kill()
     process.wait()
     (job,) = toy.jobs()
@@ -114,7 +115,7 @@ def test_of_many_jobs_each_runs_once(toy, after):
     toy.write(MANY)
     process = toy.start()
     count = lambda: len((toy.folder / "ran.txt").read_text().split())  # noqa: E731
-    await_that(lambda: (toy.folder / "ran.txt").exists() and count() >= after, process, 60, toy)
+    toy.await_that(lambda: (toy.folder / "ran.txt").exists() and count() >= after, process)
     process.kill()
     process.wait()
     toy.succeed()
@@ -128,7 +129,7 @@ def test_a_group_that_runs_is_taken_over(toy):
     grouped = ("--groups", "one=small", "--group-components", "small=6")
     process = toy.start(*grouped)
     count = lambda: len((toy.folder / "ran.txt").read_text().split())  # noqa: E731
-    await_that(lambda: (toy.folder / "ran.txt").exists() and count() >= 2, process, 60, toy)
+    toy.await_that(lambda: (toy.folder / "ran.txt").exists() and count() >= 2, process)
     process.kill()
     process.wait()
     toy.succeed(*grouped)
@@ -157,7 +158,7 @@ def test_ctrl_c_cancels_and_the_next_start_goes_on(toy):
     process = toy.start()
     job = toy.await_starts(1, process)
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    process.wait(PATIENCE)
     said = toy.succeed()
     assert toy.jobs()[job] == "CANCELLED", said
     (_, first), (step, second) = toy.starts()
@@ -169,7 +170,7 @@ def test_ctrl_c_leaves_the_jobs_where_it_is_told_to(toy):
     process = toy.start(on_interrupt="leave")
     job = toy.await_starts(1, process)
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    process.wait(PATIENCE)
     assert "1 jobs go on" in toy.output.read_text()
     time.sleep(1)
     assert toy.jobs()[job] == "RUNNING"
@@ -192,11 +193,11 @@ def test_a_snakemake_with_another_profile_is_not_disturbed(toy):
         cwd=toy.folder, env=toy.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     locks = toy.folder / ".snakemake" / "locks"
-    await_end(lambda: locks.is_dir() and any(locks.iterdir()))
+    wait_for(lambda: locks.is_dir() and any(locks.iterdir()))
     code, said = toy.run()
     assert code != 0 and "another Snakemake works in this directory" in said
     assert "snakemake --unlock" in said
-    assert other.wait(60) == 0
+    assert other.wait(PATIENCE) == 0
 
 
 def test_a_job_that_ends_while_snakemake_starts_is_recorded(toy):
@@ -206,7 +207,7 @@ def test_a_job_that_ends_while_snakemake_starts_is_recorded(toy):
     job = toy.await_starts(1, process)
     process.kill()
     process.wait()
-    await_end(lambda: toy.jobs()[job] == "COMPLETED")
+    wait_for(lambda: toy.jobs()[job] == "COMPLETED")
     marks = toy.folder / ".snakemake" / "incomplete"
     (mark,) = marks.iterdir()
     mark.unlink()  # as if Snakemake had looked just before it came back

@@ -14,6 +14,7 @@ from PIL import Image
 from run_files import PARENT, B, RunFiles, S, T
 from test_figures import DETECTOR, finish_detector
 from test_trajectory import begin, finish
+from waiting import PATIENCE
 
 from smt.files import read_json, write_json
 from smt.report import charts, figures
@@ -370,7 +371,7 @@ def test_a_browser_shows_it_without_scrolling_sideways(parts, tmp_path, width):
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1600,1000",
          f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
          (tmp_path / "measure.html").as_uri()],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     needed, shown, drawings = map(int, re.search(r"<pre>(\d+) (\d+) (\d+)", done.stdout).groups())
     assert width - 20 <= shown <= width

@@ -10,12 +10,12 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 from kept import cut_down_scenes, keep
 from project_copy import ProjectCopy
+from waiting import wait_for
 
 from smt.params import load_project
 
@@ -229,12 +229,12 @@ def _failures(project, said):
     return "\n".join([*lines[-60:], *(f"{path}: {path.read_text()}" for path in causes)])
 
 
-def _await(condition, process, log, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
+def _await(condition, process, log):
+    def is_met():
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.5)
+        return condition()
+
+    wait_for(is_met, log.read_text, every=0.5)
 
 
 def _squeue(cluster, form, *arguments):

@@ -13,6 +13,7 @@ import pytest
 from run_files import RunFiles, S, T
 from tracking_servers import failing_line, mlflow_server, postgres
 from trainings import RUN_OF_DEMO, command, edit_demo, make_project, smt, work_dir
+from waiting import PATIENCE, wait_for
 
 from smt.errors import UserError
 from smt.layout import Layout
@@ -75,13 +76,6 @@ def params_of(project):
     return load_project(project / "params", "demo")
 
 
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
 def is_over(project):
     """Whether no sender is at work: its log is closed and its lock is free."""
     return is_free(layout_of(project))
@@ -104,7 +98,7 @@ def test_a_curve_grows_while_its_run_trains_and_is_whole_after(project, monkeypa
                     seen.add((run.status, run.metrics.get("epoch")))
         return process.poll() is not None
 
-    wait_for(is_done)
+    wait_for(is_done, every=0.2)
     assert process.returncode == 0
     wait_for(lambda: is_over(project))
     assert {status for status, _ in seen} >= {"RUNNING"}
@@ -116,7 +110,7 @@ def test_training_does_not_notice_a_server_that_never_answers(project, tmp_path)
     with mlflow_server(tmp_path / "server") as server, failing_line(server) as line:
         line.state = "hang"
         process = training(project, line.uri)
-        assert process.wait(timeout=900) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         assert line.requests > 0
         assert Server(server.uri, "smt-demo", tmp_path).runs() == []
         log = (work_dir(project) / "train.log").read_text()
@@ -150,7 +144,7 @@ def test_a_server_killed_and_a_training_killed_on_the_way(project, tmp_path):
             server.start()
             wait_for(lambda: is_over(project))
             process = training(project, server.uri)
-            assert process.wait(timeout=900) == 0
+            assert process.wait(timeout=PATIENCE) == 0
             wait_for(lambda: is_over(project))
             sync(params, layout)
             assert_shown(params, layout)

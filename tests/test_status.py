@@ -14,6 +14,7 @@ import click
 import pytest
 from run_files import CHILD, PARENT, B, RunFiles, S, T
 from trainings import await_step, command, make_project, run_dir
+from waiting import PATIENCE, wait_for
 
 from smt import dag
 from smt.files import read_json, write_json
@@ -444,7 +445,7 @@ def test_watching_goes_on_until_it_is_interrupted(files, no_slurm):
         while "top1 93.50" not in await_line(T):
             pass
         watch.send_signal(signal.SIGINT)
-        assert watch.wait(30) == 0
+        assert watch.wait(PATIENCE) == 0
     finally:
         watch.kill()
         watch.communicate()
@@ -486,13 +487,12 @@ def submit(slurm, files, experiment, *options, command="sleep 600", fingerprint=
     ).stdout.strip()  # fmt: skip
 
 
-def await_status(files, experiment, holds, seconds=60):
+def await_status(files, experiment, holds):
     """Look until `holds` says so of what is said of an experiment."""
-    deadline = time.monotonic() + seconds
-    while not holds(found := look(files)[experiment]):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
-    return found
+    return wait_for(
+        lambda: found if holds(found := look(files)[experiment]) else None,
+        lambda: look(files)[experiment], every=0.2,
+    )  # fmt: skip
 
 
 @on_cluster

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from run_files import CREATED, PARENT, RunFiles, S, T, expected_rows, remote, rows
+from waiting import PATIENCE
 
 from smt.errors import UserError
 from smt.files import read_json, sha256, write_json
@@ -289,7 +290,7 @@ def test_two_syncs_at_once_on_a_folder_without_database(tmp_path):
     command = files.command("sync", "--scale", "demo")
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
     assert len(Server.of(files.layout).runs()) == 2
     last = len(files.lines(TINY, 2)) + 7 + 3  # final/..., evaluation/...

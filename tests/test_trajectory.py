@@ -9,6 +9,7 @@ import pytest
 import yaml
 from run_files import PARENT, S, T
 from trainings import await_step, command, edit_demo, make_project, run_dir, smt
+from waiting import PATIENCE
 
 from smt.errors import UserError
 from smt.report.build import grid
@@ -267,6 +268,6 @@ def test_a_real_training_that_is_off_track_is_named_and_goes_on(tmp_path, demo_d
     said = json.loads(smt(project, "status", T, "--json").stdout)["runs"][0]
     assert (said["state"], said["off_track"]["epoch"] >= 2) == ("running", True)
     assert said["off_track"]["low"] == 100
-    assert training.wait(timeout=300) == 0
+    assert training.wait(timeout=PATIENCE) == 0
     said = json.loads(smt(project, "status", T, "--json").stdout)["runs"][0]
     assert (said["state"], said["off_track"]) == ("done", None)

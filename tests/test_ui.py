@@ -13,6 +13,7 @@ import urllib.request
 import pytest
 from debian import require
 from run_files import CREATED, T, expected_rows, remote, rows
+from waiting import PATIENCE
 
 from smt.report.build import build
 from smt.report.collect import collect
@@ -57,7 +58,7 @@ def ui(files, tmp_path):
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE)
         log.close()
     with pytest.raises(urllib.error.URLError):
         get(f"{url}/health")  # nothing is left behind
@@ -97,7 +98,7 @@ def dom(url, folder):
             require("chromium"), "--headless", "--no-sandbox", "--disable-gpu",
             "--virtual-time-budget=60000", f"--user-data-dir={folder}", "--dump-dom", url,
         ],
-        check=True, capture_output=True, text=True, timeout=240,
+        check=True, capture_output=True, text=True, timeout=PATIENCE,
     ).stdout  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def test_a_port_in_use_is_one_line_with_another_that_is_free(files):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = files.smt("ui", "--port", str(port), check=False, timeout=60)
+        done = files.smt("ui", "--port", str(port), check=False, timeout=PATIENCE)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"--port {port}" in done.stderr
@@ -142,7 +143,7 @@ def test_a_port_in_use_is_one_line_with_another_that_is_free(files):
 
 
 def test_an_address_that_is_not_here_is_one_line(files):
-    done = files.smt("ui", "--host", "192.0.2.1", "--port", "5999", check=False, timeout=60)
+    done = files.smt("ui", "--host", "192.0.2.1", "--port", "5999", check=False, timeout=PATIENCE)
     assert done.returncode == 2
     assert "--host 192.0.2.1" in done.stderr
     assert done.stderr.count("\n") == 1

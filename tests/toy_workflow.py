@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE, wait_for
 
 TRAINER = Path(__file__).resolve().parent / "toy" / "trainer.py"
 
@@ -59,20 +60,20 @@ class Toy:
                 stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
-    def finish(self, process, seconds=240):
+    def finish(self, process):
         """Wait for Snakemake to end; return all that it printed."""
         try:
-            process.wait(seconds)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-            process.wait(60)
-            pytest.fail(f"Snakemake did not end in {seconds} s:\n{self.output.read_text()}")
+            process.wait(PATIENCE)
+            pytest.fail(f"Snakemake did not end in {PATIENCE} s:\n{self.output.read_text()}")
         return self.output.read_text()
 
-    def run(self, *arguments, seconds=240, **settings):
+    def run(self, *arguments, **settings):
         """Run Snakemake to its end; return its exit code and what it printed."""
         process = self.start(*arguments, **settings)
-        said = self.finish(process, seconds)
+        said = self.finish(process)
         return process.returncode, said
 
     def succeed(self, *arguments, **settings):
@@ -94,11 +95,20 @@ class Toy:
         lines = path.read_text().splitlines() if path.exists() else []
         return [(int(line.split()[0]), line.split()[1]) for line in lines]
 
-    def await_starts(self, count, process, name="train", seconds=180):
+    def await_starts(self, count, process, name="train"):
         """Wait until the trainer has been started `count` times, and has done a few steps."""
-        await_that(lambda: len(self.starts(name)) >= count, process, seconds, self)
+        self.await_that(lambda: len(self.starts(name)) >= count, process)
         time.sleep(1.0)
         return self.starts(name)[-1][1]
+
+    def await_that(self, condition, process):
+        """Wait for something that happens while Snakemake runs."""
+
+        def is_met():
+            assert process.poll() is None, f"Snakemake ended early:\n{self.output.read_text()}"
+            return condition()
+
+        wait_for(is_met, self.output.read_text, every=0.1)
 
     def records(self):
         folder = self.folder / ".snakemake" / "submitit" / "jobs"
@@ -128,20 +138,3 @@ def message(said):
     found = re.findall(r"^    message: (?!None)(.*)$", said, flags=re.M)
     assert found, said
     return found[-1]
-
-
-def await_that(condition, process, seconds, toy):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None:
-            pytest.fail(f"Snakemake ended early:\n{toy.output.read_text()}")
-        if time.monotonic() > deadline:
-            pytest.fail(f"nothing happened for {seconds} s:\n{toy.output.read_text()}")
-        time.sleep(0.1)
-
-
-def await_end(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)

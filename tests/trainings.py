@@ -5,11 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import pytest
 import yaml
+from waiting import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_OF_DEMO = "imagenet1k_smt_tiny"
@@ -96,11 +95,12 @@ def one_line(done, *words):
 
 
 def await_step(folder, step, process):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    def is_reached():
+        assert process.poll() is None, f"step {step} was not reached: exit {process.poll()}"
         for path in folder.glob("work-*/journal.jsonl"):
             lines = path.read_text().splitlines()
             if lines and json.loads(lines[-1])["step"] >= step:
-                return
-        time.sleep(0.02)
-    pytest.fail(f"step {step} was not reached: exit {process.poll()}")
+                return True
+        return False
+
+    wait_for(is_reached, lambda: f"step {step}", every=0.02)

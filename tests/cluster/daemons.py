@@ -11,7 +11,7 @@ from .errors import ClusterError
 from .folder import Folder
 from .processes import Processes
 
-_PATIENCE = 60.0
+_PATIENCE = 300.0
 """Seconds until a daemon that runs, but does not answer, is given up."""
 
 _LAST_LINES = 3
