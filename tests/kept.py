@@ -1,4 +1,4 @@
-"""Params cut down to a few experiments, and demo data sets cut down to a few scenes."""
+"""Params cut down to a few experiments, and demo data sets to a few digits and scenes."""
 
 import re
 from pathlib import Path
@@ -40,6 +40,12 @@ def cut_down_scenes(demo):
     for name in ("coco", "ade20k"):
         demo["datasets"][name].update(train_images=TRAIN, val_images=VAL)
     demo["datasets"]["coco"].update(images_with_objects=scenes.with_objects(TRAIN))
+
+
+def cut_down_digits(demo):
+    """Leave ImageNet of a demo's entry of scales.yaml a third of its images, or less."""
+    for name, train in (("imagenet1k", 1200), ("imagenet22k", 2000)):
+        demo["datasets"][name].update(train_images=train, val_images=200)
 
 
 def _read(params, file):

@@ -92,16 +92,21 @@ def await_pulse(project, step, attempt):
 # --- signals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
-def test_told_to_stop_it_loses_no_step(project, undisturbed, number):
-    process = start(project, "--workers", "1")
-    await_step(run_dir(project), 30, process)
-    done = pulse.read(work_dir(project)).step
-    process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == 75 and "state saved" in said
+def test_told_to_stop_it_loses_no_step(project, undisturbed):
+    """Four times, each by another signal that asks a job to end."""
+    resumed_at = [0]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        process = start(project, "--workers", "1")
+        await_step(run_dir(project), resumed_at[-1] + 10, process)
+        done = pulse.read(work_dir(project)).step
+        process.send_signal(number)
+        _, said = process.communicate()
+        assert process.returncode == 75 and "state saved" in said, number
+        resumed_at.append(done)
     smt(project, "train", RUN)
-    assert provenance(project)["attempts"][1]["resumed_at_step"] >= done
+    attempts = [each["resumed_at_step"] for each in provenance(project)["attempts"]]
+    assert all(step >= done for step, done in zip(attempts, resumed_at, strict=True))
+    assert attempts == sorted(set(attempts)) and attempts[-1] < 124
     assert outcome(project) == undisturbed
 
 

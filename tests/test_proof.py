@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 
 import pytest
+from kept import cut_down_digits
 from project_copy import ProjectCopy
 from trainings import RUN_OF_DEMO, edit_demo, one_line, shrink_demo, smt
 
@@ -25,7 +26,9 @@ def proved(tmp_path_factory):
     edit_demo(
         project.folder,
         lambda demo: (
+            cut_down_digits(demo),
             demo["recipes"]["*"].update(device_batch=64),
+            demo["recipes"]["imagenet1k"]["schedule"].update(epochs=3),
             demo["proof"].update(
                 kills=5,
                 runs=[{"experiment": RUN, "ranks": 1}, {"experiment": RUN, "ranks": 2}],

@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import yaml
-from kept import keep
+from kept import cut_down_digits, keep
 from project_copy import ROOT, ProjectCopy
 
 TINY, LARGE = "imagenet1k_smt_tiny", "imagenet22k_smt_large"
@@ -82,6 +82,7 @@ def cut_down(project):
 
     def scales(content):
         demo = content["demo"]
+        cut_down_digits(demo)
         demo["models"]["smt_tiny"].update(widths=[8, 16, 32, 64], msa_heads=[1, 2, 4, 8])
         demo["models"]["smt_large"].update(widths=[8, 16, 32, 64], depths=[1, 1, 2, 1])
         for recipe in demo["recipes"].values():
