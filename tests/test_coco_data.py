@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -340,6 +341,16 @@ def test_an_image_of_another_size_is_refused_before_training_and_in_it(coco):
     assert f"{path} is no image (" in coco.refusal()
     with pytest.raises(DataError, match="cannot read image"):
         split.picture(2)
+
+
+def test_threads_end_with_an_inspection_that_fails_however_long_its_error_is_kept(coco):
+    """Ended by the garbage collector while another starts, they would wait for each other."""
+    coco.open()
+    coco.draw("train", "000000000020.jpg", 48, 60)
+    before = threading.active_count()
+    with pytest.raises(DataError, match="is 48 x 60 pixels") as error:
+        coco.manifest()
+    assert error.value.__traceback__ is not None and threading.active_count() == before
 
 
 def test_categories_have_to_be_those_of_params_and_the_same_in_both_splits(coco):

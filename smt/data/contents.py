@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,10 +160,13 @@ class Reader:
         jobs = jobs or default_jobs()
         self._kept, self._jobs, self._probe, self._meter = kept, jobs, probe, meter or Meter()
 
-    def read(self, listings: Iterable[Listing]) -> Iterator[tuple[Listing, list[Digest]]]:
+    def read(
+        self, listings: Iterable[Listing]
+    ) -> Generator[tuple[Listing, list[Digest]], None, None]:
         """Yield every folder with a digest for each of its files, in order.
 
-        Memory is bounded by the largest folder, not by their number.
+        Memory is bounded by the largest folder, not by their number. Who may stop before the last
+        has to close it, for threads of it wait until then.
         """
         pool = ThreadPoolExecutor(self._jobs)
         try:

@@ -3,6 +3,7 @@
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -99,15 +100,15 @@ def _require_images(folder: Path, found: Instances) -> None:
             f"{folder}/{min(extra)} is no image of {found.path} ({len(extra)} such); valid: "
             "images that it lists"
         )
-    sizes = _side_by_side(image_size, [folder / name for name in named])
-    for id_, name, size, said in zip(
-        found.image_ids, named, sizes, found.sizes.tolist(), strict=True
-    ):
-        if list(size) != said:
-            raise Wrong(
-                f"{folder}/{name} is {size[0]} x {size[1]} pixels (height x width), but "
-                f"{found.path} says {said[0]} x {said[1]} of image {id_}"
-            )
+    with _side_by_side(image_size, [folder / name for name in named]) as sizes:
+        for id_, name, size, said in zip(
+            found.image_ids, named, sizes, found.sizes.tolist(), strict=True
+        ):
+            if list(size) != said:
+                raise Wrong(
+                    f"{folder}/{name} is {size[0]} x {size[1]} pixels (height x width), but "
+                    f"{found.path} says {said[0]} x {said[1]} of image {id_}"
+                )
 
 
 def _count_instances(found: Instances) -> InspectedSplit:
@@ -138,7 +139,8 @@ def _inspect_ade20k(dataset: Dataset, root: Path, scans: Mapping[str, SplitScan]
     splits = {}
     for split in scans:
         pairs = label_maps.pairs(root, split)
-        rows = np.array(list(_side_by_side(partial(_shown, dataset.classes), pairs)))
+        with _side_by_side(partial(_shown, dataset.classes), pairs) as shown:
+            rows = np.array(list(shown))
         blank = int((~rows.any(1)).sum())
         splits[split] = InspectedSplit(tuple(rows.sum(0).tolist()), {"blank_maps": blank})
     return Inspected(classes, splits)
@@ -148,11 +150,12 @@ def _shown(classes: int, pair: label_maps.Pair) -> np.ndarray:
     return label_maps.shown(label_maps.read(pair, classes), classes)
 
 
-def _side_by_side(look: Callable[[S], T], at: list[S]) -> Iterator[T]:
-    """Return what `look` gives of each file, in order."""
+@contextmanager
+def _side_by_side(look: Callable[[S], T], at: list[S]) -> Iterator[Iterator[T]]:
+    """Give what `look` gives of each file, in order; its threads end with the body."""
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            yield from pool.map(look, at)
+            yield pool.map(look, at)
         finally:
             pool.shutdown(cancel_futures=True)
 

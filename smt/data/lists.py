@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -83,18 +84,21 @@ def make(
     sums: dict[str, SplitSum] = {}
     for split, found in scans.items():
         own, size = hashlib.sha256(), 0
-        contents = reader.read(scan.listings(reader.root, found.parts))
-        for (listing, digests), expected in zip(contents, found.files, strict=True):
-            if len(listing.files) != expected:
-                raise Changed(f"{reader.root / listing.folder} was changed while it was read")
-            for file, digest in zip(listing.files, digests, strict=True):
-                if digest.problem is not None:
-                    kind: Kind = "undecodable" if digest.sha256 else "unreadable"
-                    wrong.add(kind, f"{listing.folder}/{file.name}", digest.problem)
-            text = lines(listing, digests)
-            whole.update(text)
-            own.update(text)
-            write(split, text)
-            size += sum(file.size for file in listing.files)
+        with (
+            closing(scan.listings(reader.root, found.parts)) as listings,
+            closing(reader.read(listings)) as contents,
+        ):
+            for (listing, digests), expected in zip(contents, found.files, strict=True):
+                if len(listing.files) != expected:
+                    raise Changed(f"{reader.root / listing.folder} was changed while it was read")
+                for file, digest in zip(listing.files, digests, strict=True):
+                    if digest.problem is not None:
+                        kind: Kind = "undecodable" if digest.sha256 else "unreadable"
+                        wrong.add(kind, f"{listing.folder}/{file.name}", digest.problem)
+                text = lines(listing, digests)
+                whole.update(text)
+                own.update(text)
+                write(split, text)
+                size += sum(file.size for file in listing.files)
         sums[split] = SplitSum(size, own.hexdigest())
     return whole.hexdigest(), sums

@@ -1,6 +1,7 @@
 """Whether a data set is what its manifest says, to the last byte, and as large as published."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -131,14 +132,17 @@ def _compare_split(
 ) -> tuple[int, int]:  # fmt: skip
     """Return how many folders and images there are now."""
     parts = scan.parts(root, dataset.layout, split)
-    listings = scan.listings(root, parts)
-    seen = _seen(reader.read(listings) if reader else _unread(listings))
     recorded: Iterator[Line] = iter(())
     if split in written.splits:
         recorded = lists.recorded(
             written.list_file(split), written.splits[split].sha256, written.dataset
         )
-    return len(parts), _merge(recorded, seen, wrong, scan.image_folder(dataset.layout, split))
+    folder = scan.image_folder(dataset.layout, split)
+    with closing(scan.listings(root, parts)) as listings:
+        if reader is None:
+            return len(parts), _merge(recorded, _seen(_unread(listings)), wrong, folder)
+        with closing(reader.read(listings)) as contents:
+            return len(parts), _merge(recorded, _seen(contents), wrong, folder)
 
 
 def _unread(listings: Iterable[Listing]) -> Iterator[tuple[Listing, list[Digest | None]]]:
