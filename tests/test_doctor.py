@@ -9,13 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 
 import pytest
 from cluster import Cluster, Settings
 from project_copy import ROOT, ProjectCopy
-from waiting import PATIENCE
+from waiting import PATIENCE, wait_for_answer
 
 from smt import params
 from smt.doctor import storage
@@ -332,13 +330,7 @@ def test_an_mlflow_server_that_runs_and_then_does_not(project, tmp_path):
     with (tmp_path / "ui.log").open("w") as log:
         ui = subprocess.Popen(command, cwd=project.folder, env=environment, stdout=log, stderr=log)
     try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                assert ui.poll() is None, (tmp_path / "ui.log").read_text()
-                time.sleep(0.1)
+        wait_for_answer(f"{url}/health", ui, tmp_path / "ui.log")
         runs = doctor(project, "--scale", "demo", **ask)
     finally:
         ui.send_signal(signal.SIGTERM)

@@ -311,7 +311,7 @@ def test_a_server_that_does_not_run_is_one_line_and_loses_nothing(files):
     done = files.smt(
         "sync", "--scale", "demo", check=False, env={**os.environ, "MLFLOW_TRACKING_URI": uri}
     )
-    assert time.monotonic() - started < 60  # MLflow's own default tries for four minutes
+    assert time.monotonic() - started < 120  # MLflow's own default tries for four minutes
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"http://me:***@{address}" in done.stderr

@@ -411,7 +411,7 @@ def test_a_training_that_hangs_says_where_and_ends_as_one_that_can_go_on(tmp_pat
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 75, done.stderr
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300  # half of what the step would hang
     assert "no step for" in done.stderr
     stacks = (tmp_path / "train.log").read_text()
     assert "stacks of rank 0" in stacks and "a_step_that_hangs" in stacks

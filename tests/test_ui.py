@@ -6,14 +6,13 @@ import re
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 
 import pytest
 from debian import require
 from run_files import CREATED, T, expected_rows, remote, rows
-from waiting import PATIENCE
+from waiting import PATIENCE, wait_for_answer
 
 from smt.report.build import build
 from smt.report.collect import collect
@@ -48,13 +47,8 @@ def ui(files, tmp_path):
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
-            try:
-                assert get(f"{url}/health") == "OK"
-                break
-            except (urllib.error.URLError, ConnectionError):
-                assert process.poll() is None, (tmp_path / "ui.log").read_text()
-                time.sleep(0.1)
+        wait_for_answer(f"{url}/health", process, tmp_path / "ui.log")
+        assert get(f"{url}/health") == "OK"
         yield url
     finally:
         process.send_signal(signal.SIGTERM)

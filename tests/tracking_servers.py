@@ -8,12 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from debian import POSTGRESQL, require
+from waiting import wait_for_answer
 
 
 def free_port():
@@ -70,13 +69,7 @@ class MlflowServer:
                  "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"],
                 stdout=log, stderr=log, cwd=self.folder, env=environment, start_new_session=True,
             )  # fmt: skip
-        for _ in range(1200):
-            with suppress(urllib.error.URLError, ConnectionError):
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                    return
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
-            time.sleep(0.1)
-        raise AssertionError("mlflow server does not answer")
+        wait_for_answer(f"{self.uri}/health", self.process, self.folder / "server.log")
 
     def kill(self):
         """End it and its workers with SIGKILL."""
