@@ -16,7 +16,7 @@ from smt.tasks.detect import Detection
 from smt.tasks.kinds import task_of
 from smt.tasks.segment import Segmentation
 
-LOCK = ".evaluation.lock"
+LOCK = "evaluation.lock"
 
 
 def measure(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[str, float]:
