@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -251,7 +251,8 @@ def image_names(folder: Path) -> list[str]:
 def listings(root: Path, folders: Iterable[str]) -> Generator[Listing, None, None]:
     """Yield what each folder below `root` holds, in the order given; a few are listed ahead.
 
-    Who may stop before the last has to close it, for threads of it wait until then. Of the folder of COCO's annotations the file that is named in its place is listed alone.
+    Of the folder of COCO's annotations the file that is named in its place is listed alone. Who may
+    stop before the last has to close it, for threads of it wait until then.
 
     Raises:
         Wrong: a folder cannot be listed, or holds a name that would not stand on one line.

@@ -1,6 +1,6 @@
 """Whether a data set is what its manifest says, to the last byte, and as large as published."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,14 +138,16 @@ def _compare_split(
             written.list_file(split), written.splits[split].sha256, written.dataset
         )
     folder = scan.image_folder(dataset.layout, split)
-    with closing(scan.listings(root, parts)) as listings:
-        if reader is None:
-            return len(parts), _merge(recorded, _seen(_unread(listings)), wrong, folder)
-        with closing(reader.read(listings)) as contents:
-            return len(parts), _merge(recorded, _seen(contents), wrong, folder)
+    with (
+        closing(scan.listings(root, parts)) as listings,
+        closing(reader.read(listings) if reader else _unread(listings)) as contents,
+    ):
+        return len(parts), _merge(recorded, _seen(contents), wrong, folder)
 
 
-def _unread(listings: Iterable[Listing]) -> Iterator[tuple[Listing, list[Digest | None]]]:
+def _unread(
+    listings: Iterable[Listing],
+) -> Generator[tuple[Listing, list[Digest | None]], None, None]:
     for listing in listings:
         yield listing, [None] * len(listing.files)
 
