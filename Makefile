@@ -67,10 +67,10 @@ define install
 endef
 
 slurm: env  ## SLURM from Debian's packages, where it is missing
-	$(call install,tests.cluster missing,SLURM is)
+	$(call install,tests.helpers.slurm missing,SLURM is)
 
 servers: env  ## whatever tests start: SLURM, PostgreSQL, a browser, LaTeX
-	$(call install,tests.debian,programs that tests start are)
+	$(call install,tests.helpers.debian,programs that tests start are)
 
 test: env  ## all tests, with real servers of their own
 	@$(MAKE) --no-print-directory servers || \
@@ -79,10 +79,10 @@ test: env  ## all tests, with real servers of their own
 	@pytest -n 3 --dist loadgroup --no-fold-skipped
 
 cluster: slurm  ## a SLURM of two nodes on this machine, to play with
-	@python -m tests.cluster --folder $(CLUSTER) start
+	@python -m tests.helpers.slurm --folder $(CLUSTER) start
 
 cluster-stop: env  ## end it
-	@python -m tests.cluster --folder $(CLUSTER) stop
+	@python -m tests.helpers.slurm --folder $(CLUSTER) stop
 
 lint: env  ## style, types, layers, workflow
 	@failed=; \

@@ -1,21 +1,107 @@
-"""What several test modules share."""
+"""Fixtures of all tests, and what holds for every run of them: see README.md in this folder."""
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
-from cluster import Cluster, missing_packages, missing_programs
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers import ROOT, forkserver
+from tests.helpers.slurm import Cluster, missing_packages, missing_programs
+
+pytest_plugins = (
+    "tests.helpers.finished_fixtures",
+    "tests.helpers.tracking_fixtures",
+    "tests.helpers.versioned_fixtures",
+)
+
 DEMO_DATA = ("imagenet1k", "imagenet22k", "class_map:imagenet22k_to_1k", "coco", "ade20k")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup what tests start would ignore it
 os.environ.setdefault("SMT_SEND", "0")  # but for the tests of sending while training
+# What is started in the background of a shell, or under nohup, ignores these, and so would all
+# that tests start, among it what they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+LAST_LINES = 20
+"""Of each log that a failed test shows."""
+
+
+# --- a run of pytest ------------------------------------------------------------------------------
+
+
+def is_controller(config):
+    return not hasattr(config, "workerinput")
+
+
+def pytest_configure(config):
+    if is_controller(config):
+        folder = tempfile.mkdtemp(prefix="smt-tests-")
+        os.environ[forkserver.FOLDER] = folder  # workers, and all that they start, inherit it
+        os.environ[forkserver.CONTROLLER] = str(os.getpid())
+
+
+def pytest_unconfigure(config):
+    if is_controller(config):
+        shutil.rmtree(os.environ.pop(forkserver.FOLDER), ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark tests by where they lie and by what they ask for."""
+    for item in items:
+        if Path(__file__).parent / "cluster" in item.path.parents or "cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.cluster)
+            if not any(item.iter_markers("xdist_group")):
+                item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """Name what tests left running, end it, and fail for it."""
+    if not is_controller(session.config):
+        return
+    forkserver.stop(Path(os.environ[forkserver.FOLDER]))
+    left = []
+    for process in psutil.process_iter(["environ"]):
+        environment = process.info["environ"] or {}
+        ours = environment.get(forkserver.FOLDER) == os.environ[forkserver.FOLDER]
+        if ours and process.pid != os.getpid() and "PYTEST_CURRENT_TEST" in environment:
+            left.append(f"{environment['PYTEST_CURRENT_TEST']} left process {process.pid}: "
+                        f"{' '.join(process.cmdline())[:300]}")  # fmt: skip
+            process.kill()
+    session.config.stash[LEFT] = left
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+LEFT = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash.get(LEFT, []):
+        terminalreporter.write_line(line, red=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Show of a failed test the last lines of the logs that were written meanwhile."""
+    report = yield
+    if report.failed:
+        folder = item.config._tmp_path_factory.getbasetemp()
+        for path in sorted(folder.rglob("*.log")) + sorted(folder.rglob("*.out")):
+            if path.is_file() and path.stat().st_mtime >= call.start - 1:
+                lines = path.read_text(errors="replace").splitlines()[-LAST_LINES:]
+                report.sections.append((str(path.relative_to(folder)), "\n".join(lines)))
+    return report
+
+
+# --- fixtures -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -58,18 +144,19 @@ def demo_data(tmp_path_factory, worker_id):
         if not (folder / "done").exists():
             for action in ("make", "manifest"):
                 for key in DEMO_DATA:
-                    subprocess.run(
-                        [sys.executable, "-m", "smt", "--params", str(ROOT / "params"),
-                         "--data", str(folder / "data"), "--results", str(folder / "results"),
-                         "data", action, key, "--scale", "demo"], check=True,
+                    done = forkserver.run(
+                        "smt", "--params", str(ROOT / "params"), "--data", str(folder / "data"),
+                        "--results", str(folder / "results"), "data", action, key, "--scale",
+                        "demo", cwd=folder, env=dict(os.environ),
                     )  # fmt: skip
+                    assert done.returncode == 0, done.stderr
             (folder / "done").touch()
     return folder
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """A real SLURM of two nodes, for tests marked xdist_group("cluster"): one worker has it.
+    """A real SLURM of two nodes, for the tests of one worker: each worker has its own.
 
     Without SLURM they are reported as not run; in continuous integration they fail.
     """

@@ -1,0 +1,1 @@
+"""Tests of smt: see README.md in this folder."""

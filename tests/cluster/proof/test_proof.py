@@ -1,0 +1,211 @@
+"""`smt prove` through a real SLURM: trainings that run on two nodes, killed where they run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from smt.errors import EXIT_RESUME, UserError
+from smt.proof import table
+from smt.proof.slurm import Request, SlurmLauncher
+from tests.helpers.trainings import (
+    RUN_OF_DEMO,
+    await_step,
+    edit_demo,
+    make_project,
+    metrics,
+    one_line,
+    run_dir,
+    smt,
+)
+from tests.helpers.waiting import wait_for
+
+pytestmark = pytest.mark.xdist_group("cluster")
+
+RUN = RUN_OF_DEMO
+REQUEST = Request(nodes=2, cpus=1, memory_mb=2500, minutes=10)
+TRAIN = ("train", RUN, "--scale", "demo", "--checkpoint-steps", "10")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, demo_data):
+    """A project whose run takes 62 steps, which 4 processes can share."""
+    project = make_project(tmp_path_factory.mktemp("on_nodes") / "project", demo_data)
+    edit_demo(
+        project,
+        lambda demo: (
+            demo["recipes"]["*"].update(device_batch=16),
+            demo["recipes"]["imagenet1k"]["schedule"].update(epochs=1, warmup_epochs=0),
+        ),
+    )
+    return project
+
+
+@pytest.fixture
+def here(cluster, project, monkeypatch):
+    """This process in the project's folder, as on a login node of the cluster."""
+    monkeypatch.chdir(project)
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, cluster.environment()[name])
+    yield project
+    wait_for(lambda: not cluster.run("squeue", "--noheader", "--me").stdout)
+
+
+def ended(attempt):
+    return wait_for(attempt.poll, attempt.said)
+
+
+def trainings(cluster):
+    """Return the process of each rank that runs on the cluster, without data workers."""
+    found = {}
+    for process in psutil.process_iter(["cmdline", "environ", "ppid"]):
+        told = process.info["environ"] or {}
+        if told.get("SLURM_CONF") == str(cluster.slurm_conf) and "RANK" in told:
+            found[process.pid] = process
+    parents = [each for each in found.values() if each.info["ppid"] not in found]
+    return {int(each.info["environ"]["RANK"]): each for each in parents}
+
+
+def alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_proof_on_two_nodes_ends_equal(cluster, project):
+    arguments = ("--nodes", "2", "--ranks", "2", "--kills", "3", "--draw", "12")
+    done = smt(project, "prove", RUN, "--launcher", "slurm", *arguments, env=cluster.environment())
+    assert "3 kills" in done.stdout and "equal to the byte" in done.stdout
+    record = project / f"results/demo/proof/{RUN}-seed0-ranks2.json"
+    seen = json.loads(record.read_text())
+    assert table.is_equal(seen), seen
+    assert (seen["launcher"], seen["nodes"], seen["ranks"]) == ("slurm", 2, 2)
+    text = (project / "results/demo/proof/proof.md").read_text()
+    assert "2 on 2 nodes of SLURM" in text
+
+    record.write_text(json.dumps({k: seen[k] for k in seen if k not in ("launcher", "nodes")}))
+    smt(project, "prove", "--tables", "only")
+    text = (project / "results/demo/proof/proof.md").read_text()
+    assert "SLURM" not in text, "a record from before there was a choice"
+
+
+def test_one_rank_and_one_data_worker_are_hit_among_four_on_two_nodes(cluster, here):
+    launcher = SlurmLauncher(REQUEST)
+    attempt = launcher.start([*TRAIN, "--workers", "1"], 4, here / "logs" / "first")
+    try:
+        await_step(run_dir(here), 20, attempt)
+        ranks = trainings(cluster)
+        nodes = {rank: ranks[rank].environ()["SLURMD_NODENAME"] for rank in ranks}
+        assert nodes == {0: "n1", 1: "n1", 2: "n2", 3: "n2"}
+        workers = {rank: ranks[rank].children() for rank in ranks}
+        assert [len(workers[rank]) for rank in range(4)] == [1, 1, 1, 1]
+
+        assert attempt.kill_worker(2)
+        wait_for(lambda: not alive(workers[2][0]))
+        assert all(alive(workers[rank][0]) for rank in (0, 1, 3)) and attempt.poll() is None
+        wait_for(lambda: any(map(alive, ranks[2].children())), lambda: "none in its place")
+
+        attempt.kill(signal.SIGKILL, 1)
+        assert ended(attempt) == [EXIT_RESUME, -signal.SIGKILL, EXIT_RESUME, EXIT_RESUME]
+        assert not any(map(alive, ranks.values()))
+    finally:
+        attempt.close()
+
+    attempt = launcher.start(TRAIN, 4, here / "logs" / "second")
+    assert ended(attempt) == [0, 0, 0, 0], attempt.said()
+    assert metrics(here)["steps"] == 62
+    assert not attempt.kill_worker(0), "of a training that has ended"
+
+
+def test_what_is_closed_is_gone(cluster, here):
+    attempt = SlurmLauncher(REQUEST).start(TRAIN, 2, here / "logs" / "closed")
+    wait_for(lambda: len(trainings(cluster)) == 2, attempt.said)
+    assert attempt.poll() is None
+    attempt.close()
+    assert not trainings(cluster)
+    assert attempt.poll() == [-signal.SIGKILL, -signal.SIGKILL]
+
+
+def test_trainings_end_with_the_proof_that_started_them(cluster, here):
+    command = [sys.executable, "-m", "smt", "prove", RUN, "--launcher", "slurm", "--scale", "demo"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: trainings(cluster))
+        process.kill()
+    wait_for(lambda: not trainings(cluster))
+    folder = here / f"results/demo/proof/{RUN}-seed0-ranks1/undisturbed"
+    assert folder.exists() and not list(folder.rglob("metrics.json")), "it trained to its end"
+
+
+def test_in_a_job_they_are_a_step_of_it_whatever_its_options(cluster, here, tmp_path):
+    script = tmp_path / "in_job.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from smt.proof.slurm import Request, SlurmLauncher\n"
+        "request = Request(nodes=2, cpus=1, memory_mb=2500, minutes=10)\n"
+        "attempt = SlurmLauncher(request).start(['--version'], 4, Path(sys.argv[1]))\n"
+        "while (codes := attempt.poll()) is None:\n"
+        "    time.sleep(0.1)\n"
+        "print(codes, attempt.said())\n"
+    )
+    jobs = ("squeue", "--noheader", "--states=all", "--format=%A")
+    before = set(cluster.run(*jobs).stdout.split())
+    job = cluster.run(
+        "sbatch", "--parsable", "--wait", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1",
+        "--cpus-per-task=2", "--mem-per-cpu=1500", "--distribution=cyclic", "--gpus-per-node=1",
+        f"--output={tmp_path}/out", "--partition=gpu", "--time=3",
+        f"--wrap=SLURM_LABELIO=1 exec {sys.executable} {script} {here}/logs/in_job",
+    ).stdout.strip()  # fmt: skip
+    assert "[0, 0, 0, 0] smt, version" in (tmp_path / "out").read_text()
+    assert set(cluster.run(*jobs).stdout.split()) - before == {job}
+
+
+def test_a_partition_that_does_not_exist_is_one_line(cluster, project):
+    done = smt(
+        project, "prove", RUN, "--launcher", "slurm", "--partition", "nowhere", check=False,
+        env=cluster.environment(),
+    )  # fmt: skip
+    assert done.returncode == 2
+    one_line(done, "--launcher slurm: ", "nowhere", "Invalid partition name", "sinfo")
+
+
+def test_a_rank_that_cannot_begin_is_one_line_and_ends_all(cluster, here):
+    (here / "logs" / "odd-rank1.log").mkdir(parents=True)
+    with pytest.raises(UserError, match="error: n2: .*odd-rank1.log'; results have to lie in a"):
+        SlurmLauncher(REQUEST).start(TRAIN, 2, here / "logs" / "odd")
+    assert not trainings(cluster)
+
+
+def test_no_srun_is_one_line(here, monkeypatch):
+    monkeypatch.setenv("PATH", str(here))
+    with pytest.raises(UserError, match="srun cannot be started: No such file.*--launcher local"):
+        SlurmLauncher(REQUEST).start(TRAIN, 2, here / "logs" / "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--launcher", "slurm", "--nodes", "2", "--ranks", "3"), "--ranks 4"),
+        (("--nodes", "2"), "add: --launcher slurm"),
+        (("--partition", "gpu"), "add: --launcher slurm"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(project, options, said):
+    done = smt(project, "prove", RUN, *options, check=False)
+    assert done.returncode == 2
+    one_line(done, said)
+
+
+def test_the_environment_can_say_more_of_what_is_asked(here, cluster, monkeypatch):
+    monkeypatch.setenv("SBATCH_PARTITION", "high")
+    monkeypatch.setenv("SLURM_TIMELIMIT", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "7")
+    monkeypatch.setitem(os.environ, "SLURM_MEM_PER_CPU", "1")
+    attempt = SlurmLauncher(REQUEST).start(TRAIN, 2, here / "logs" / "asked")
+    try:
+        said = cluster.run("squeue", "--me", "--noheader", "--format=%P %l %D %j").stdout.split()
+        assert said == ["high", "3:00", "2", "smt-prove"]
+    finally:
+        attempt.close()

@@ -1,0 +1,294 @@
+"""The SLURM that other tests run on: what they rely on is so."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from tests.helpers import ROOT
+from tests.helpers.slurm import ACCOUNT, NODES, Cluster, ClusterError, Settings
+from tests.helpers.waiting import wait_for
+
+pytestmark = pytest.mark.xdist_group("cluster")
+
+
+def submit(cluster, folder, command, *options):
+    """Submit a shell command; return the job's id and the file of its output."""
+    output = folder / f"{time.monotonic_ns()}.out"
+    job = cluster.run(
+        "sbatch", "--parsable", f"--output={output}", f"--chdir={folder}", *options,
+        f"--wrap={command}",
+    ).stdout.strip()  # fmt: skip
+    return job, output
+
+
+def job_facts(cluster, job):
+    """Return what scontrol says of a job: its fields by name."""
+    said = cluster.run("scontrol", "show", "job", job).stdout
+    return dict(re.findall(r"(\S+?)=(\S*)", said))
+
+
+def await_state(cluster, job, *states):
+    def facts():
+        return job_facts(cluster, job)
+
+    return wait_for(
+        lambda: found if (found := facts())["JobState"] in states else None,
+        lambda: f"job {job} is {facts()['JobState']}, not {states}", every=0.1,
+    )  # fmt: skip
+
+
+def await_text(path, text):
+    wait_for(lambda: path.exists() and text in path.read_text(), lambda: f"no {text!r} in {path}")
+
+
+def busy(cluster):
+    """Return options that take all of both nodes, so that another such job has to preempt."""
+    return ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=4", "--requeue"]
+
+
+@pytest.fixture(autouse=True)
+def empty(request):
+    """No job is left from one test to the next."""
+    yield
+    if "cluster" in request.fixturenames:
+        cluster = request.getfixturevalue("cluster")
+        cluster.run("scancel", "--me", check=False)
+        while cluster.run("squeue", "-h", "--me").stdout:
+            time.sleep(0.1)
+
+
+def test_both_nodes_are_idle(cluster):
+    assert cluster.node_states() == dict.fromkeys(NODES, "idle")
+    assert cluster.is_running()
+
+
+def test_a_job_sees_the_gpus_that_it_asked_for(cluster, tmp_path):
+    job, output = submit(cluster, tmp_path, "echo gpus=$CUDA_VISIBLE_DEVICES", "--gpus-per-node=2")
+    await_state(cluster, job, "COMPLETED")
+    await_text(output, "gpus=0,1")
+
+
+def test_a_job_without_an_environment_finds_the_cluster(cluster, tmp_path):
+    job, output = submit(cluster, tmp_path, "scontrol ping; echo done", "--export=NONE")
+    await_state(cluster, job, "COMPLETED")
+    await_text(output, "is UP\ndone")
+
+
+@pytest.mark.parametrize("partition", ["gpu", "grace"])
+def test_a_preempted_job_is_requeued_and_runs_again(cluster, tmp_path, partition):
+    command = 'echo run ${SLURM_RESTART_COUNT:-0}; [ -n "$SLURM_RESTART_COUNT" ] || sleep 600'
+    job, output = submit(
+        cluster, tmp_path, command, f"--partition={partition}", "--open-mode=append", *busy(cluster)
+    )
+    await_text(output, "run 0")
+    other, _ = submit(cluster, tmp_path, "true", "--partition=high", *busy(cluster))
+    await_state(cluster, other, "COMPLETED")
+    await_state(cluster, job, "COMPLETED")
+    await_text(output, "run 1")
+    assert job_facts(cluster, job)["Restarts"] == "1"
+
+
+def test_a_preempted_job_of_the_partition_cancel_is_cancelled(cluster, tmp_path):
+    job, output = submit(
+        cluster, tmp_path, "echo run; sleep 600", "--partition=cancel", *busy(cluster)
+    )
+    await_text(output, "run")
+    other, _ = submit(cluster, tmp_path, "true", "--partition=high", *busy(cluster))
+    await_state(cluster, other, "COMPLETED")
+    facts = await_state(cluster, job, "PREEMPTED")
+    assert (facts["Reason"], facts["Restarts"]) == ("None", "0")
+
+
+def test_preemption_with_grace_sends_the_signal_that_a_job_asked_for(cluster, tmp_path):
+    command = "trap 'echo told; exit 0' USR2; echo run; while :; do sleep 0.1; done"
+    job, output = submit(
+        cluster, tmp_path, command, "--partition=grace", "--signal=B:USR2@60", *busy(cluster)
+    )
+    await_text(output, "run")
+    submit(cluster, tmp_path, "true", "--partition=high", *busy(cluster))
+    await_text(output, "told")
+
+
+def test_a_job_over_its_memory_is_killed(cluster, tmp_path):
+    eat = f"{sys.executable} -c 'import time; held = bytes([1]) * 2**28; time.sleep(600)'"
+    job, output = submit(cluster, tmp_path, eat, "--mem=100M")
+    facts = await_state(cluster, job, "FAILED")
+    assert (facts["Reason"], facts["ExitCode"]) == ("JobLaunchFailure", "0:9")
+    await_text(output, "Exceeded job memory limit")
+
+
+def test_accounting_answers(cluster, tmp_path):
+    job, _ = submit(cluster, tmp_path, "exit 3")
+    await_state(cluster, job, "FAILED")
+    fields = ["sacct", "-X", "-n", "-P", "-j", job, "-o", "account,state,exitcode"]
+    said = lambda: cluster.run(*fields).stdout.strip()  # noqa: E731
+    wait_for(lambda: said() == f"{ACCOUNT}|FAILED|3:0", said, every=0.2)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--account=nobody", "Invalid account"), ("--partition=nowhere", "Invalid partition")],
+)
+def test_a_wrong_account_or_partition_is_refused_at_submission(cluster, option, said):
+    with pytest.raises(ClusterError, match=said):
+        cluster.run("sbatch", option, "--wrap=true")
+
+
+def test_a_failed_node_loses_its_job_which_runs_again(cluster, tmp_path):
+    command = 'echo run ${SLURM_RESTART_COUNT:-0} $$; [ -n "$SLURM_RESTART_COUNT" ] || sleep 600'
+    job, output = submit(cluster, tmp_path, command, "--requeue", "--open-mode=append")
+    await_text(output, "run 0")
+    first = int(output.read_text().split()[2])
+    node = job_facts(cluster, job)["BatchHost"]
+    cluster.node_down(node)
+    try:
+        assert not psutil.pid_exists(first) or psutil.Process(first).status() == "zombie"
+        await_state(cluster, job, "COMPLETED")
+        assert cluster.node_states()[node] == "down"
+    finally:
+        cluster.node_up(node)
+    assert "run 1" in output.read_text()
+    assert cluster.node_states() == dict.fromkeys(NODES, "idle")
+
+
+def test_jobs_outlive_the_controller(cluster, tmp_path):
+    job, output = submit(
+        cluster, tmp_path, f"echo run; until [ -e {tmp_path}/go ]; do sleep 0.1; done"
+    )
+    await_text(output, "run")
+    cluster.controller_down()
+    try:
+        assert "DOWN" in cluster.run("scontrol", "ping", check=False).stdout
+    finally:
+        cluster.controller_up()
+    assert job_facts(cluster, job)["JobState"] == "RUNNING"
+    (tmp_path / "go").touch()
+    await_state(cluster, job, "COMPLETED")
+
+
+@pytest.fixture
+def second(cluster, tmp_path_factory):
+    """Another cluster beside the one that all share, without accounting as that is quicker."""
+    folder = tmp_path_factory.mktemp("second")
+    second = Cluster(folder, Settings(accounting=False), tied=True)
+    second.start()
+    yield second
+    second.stop()
+
+
+def processes_in(folder):
+    """Return living processes that say anywhere that they belong to `folder`."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "environ", "status"]):
+        told = [*(process.info["cmdline"] or []), *(process.info["environ"] or {}).values()]
+        with suppress(psutil.Error):
+            told += [each.path for each in process.open_files()]
+        own = process.info["pid"] == os.getpid() or process.info["status"] == "zombie"
+        if not own and any(str(folder) in each for each in told):
+            found.append(process)
+    return found
+
+
+def test_stop_leaves_no_process_even_of_a_job_that_ignores_signals(second, tmp_path):
+    job, output = submit(second, tmp_path, "trap '' TERM INT HUP; echo run; setsid sleep 600")
+    await_text(output, "run")
+    assert len(processes_in(second.folder.path)) > 4
+    second.stop()
+    assert processes_in(second.folder.path) == []
+    assert second.pids() == {}
+    second.stop()  # again, with nothing to do
+
+
+def test_two_clusters_know_nothing_of_each_other(cluster, second, tmp_path):
+    job, output = submit(second, tmp_path, "echo run; sleep 600")
+    await_text(output, "run")
+    assert cluster.run("squeue", "-h").stdout == ""
+    assert second.run("sacct", check=False).returncode != 0
+    second.stop()
+    assert cluster.is_running()
+
+
+def test_another_process_ends_what_a_crashed_one_left(second):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.cluster", "stop", "--folder", str(second.folder.path)]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    assert processes_in(second.folder.path) == []
+
+
+def test_a_tied_cluster_ends_with_its_process_even_if_that_is_killed(cluster, tmp_path):
+    program = (
+        "import sys, time, pathlib; from cluster import Cluster, Settings\n"
+        "Cluster(pathlib.Path(sys.argv[1]), Settings(accounting=False), tied=True).start()\n"
+        "print('started', flush=True); time.sleep(600)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "tied")],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+    )  # fmt: skip
+    assert owner.stdout.readline() == "started\n"
+    assert len(Cluster(tmp_path / "tied").pids()) == 4
+    owner.kill()
+    owner.wait()
+    wait_for(lambda: not processes_in(tmp_path / "tied"))
+
+
+def test_a_reused_process_id_is_left_alone(second):
+    """The record names a process with another start time, as after a restart of the machine."""
+    other = subprocess.Popen(["sleep", "600"])
+    record = second.folder.processes
+    held = record.read_text()
+    record.write_text(f'{{"slurmctld": [{other.pid}, 1.0]}}')
+    try:
+        Cluster(second.folder.path).stop()
+        assert other.poll() is None
+    finally:
+        record.write_text(held)
+        other.kill()
+        other.wait()
+
+
+def test_a_daemon_that_does_not_start_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.configuration.NAME", "a name with spaces = nonsense")
+    cluster = Cluster(tmp_path / "broken", Settings(accounting=False))
+    with pytest.raises(ClusterError) as caught:
+        cluster.start()
+    assert "\n" not in str(caught.value)
+    assert re.match(r"(slurmctld|n1|n2): ended; .*\.out ends with: .", str(caught.value))
+    assert processes_in(cluster.folder.path) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "outcome"),
+    [(None, "1 skipped"), ("CI", "1 error"), ("SMT_REQUIRE_SLURM", "1 error")],
+)
+def test_where_slurm_is_hidden_its_tests_are_named_as_not_run_or_fail(tmp_path, variable, outcome):
+    (tmp_path / "hide.py").write_text("import cluster.programs as p; p.SEARCH_PATH = '/nowhere'")
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTEST_", "CI", "SMT_"))
+    }
+    path = f"{tmp_path}{os.pathsep}{ROOT / 'tests'}"
+    name = "test_cluster.py::test_both_nodes_are_idle"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "hide", "--no-fold-skipped", f"tests/{name}"],
+        cwd=ROOT, env={**kept, "PYTHONPATH": path, **({variable: "true"} if variable else {})},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert outcome in done.stdout.splitlines()[-1]
+    assert name in done.stdout.splitlines()[-2]
+    for part in ("SLURM is not installed: munged, sbatch", "apt-get install munge slurm-client"):
+        assert part in done.stdout
+
+
+def test_a_folder_of_something_else_is_never_emptied(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ClusterError, match="neither empty nor a cluster's"):
+        Cluster(tmp_path).start()
+    assert (tmp_path / "thesis.tex").exists()

@@ -1,0 +1,218 @@
+"""Commands of the environment, begun as forks of one process that has imported what they need.
+
+Importing torch, timm and MLflow takes a process five to nine CPU-seconds; a fork takes a hundredth.
+What is run is the command's own `main`, with the arguments, folder, environment and files that a
+new process would have had. A test of imports, of signals or of kill -9 starts a real process.
+"""
+
+import array
+import atexit
+import fcntl
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from tests.helpers import ROOT
+from tests.helpers.waiting import wait_for
+
+FOLDER = "TESTS_FOLDER"
+"""Environment variable: where the server of a run of pytest has its socket, lock and log."""
+
+CONTROLLER = "TESTS_CONTROLLER"
+"""Environment variable: the process of pytest with which the server ends."""
+
+PRELOADED = ("mlflow", "snakemake.cli", "dvc.cli", "dvc.repo", "dvc.commands.repro")
+"""What is imported beside every command of `smt`."""
+
+
+def run(
+    module: str, *arguments: str, cwd: Path, env: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module arguments` and return what it printed, as subprocess.run does."""
+    command = [sys.executable, "-m", module, *arguments]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        code = _ask({"module": module, "arguments": list(arguments), "cwd": str(cwd), "env": env},
+                    (out.fileno(), err.fileno()))  # fmt: skip
+        out.seek(0)
+        err.seek(0)
+        said, errors = out.read().decode(), err.read().decode()
+    return subprocess.CompletedProcess(command, code, said, errors)
+
+
+def _ask(job: dict[str, object], files: tuple[int, int]) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        folder = Path(os.environ[FOLDER])
+        _start(folder)
+        line.connect(str(_socket(folder)))
+        text = json.dumps(job).encode()
+        header = len(text).to_bytes(8, "big")
+        line.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))])
+        line.sendall(text)
+        answer = _receive(line, 8)
+    if len(answer) < 8:
+        log = (folder / "forkserver.log").read_text()
+        raise RuntimeError(f"the fork server of the tests has ended: {log}")
+    return int.from_bytes(answer, "big", signed=True)
+
+
+def _receive(line: socket.socket, length: int) -> bytes:
+    content = b""
+    while len(content) < length and (more := line.recv(length - len(content))):
+        content += more
+    return content
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+def _start(folder: Path) -> None:
+    """Start the server of this run of pytest, if no other worker has yet."""
+    with (folder / "forkserver.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _pid_file(folder).exists():
+            return
+        with (folder / "forkserver.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(folder), os.environ[CONTROLLER]],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
+        wait_for(
+            lambda: _socket(folder).exists() or process.poll() is not None,
+            lambda: "the fork server does not listen",
+        )
+        _pid_file(folder).write_text(str(process.pid))
+
+
+def stop(folder: Path) -> None:
+    """End the server, if there is one: whoever started this run of pytest calls it."""
+    if _pid_file(folder).exists():
+        with suppress(ProcessLookupError):
+            os.kill(int(_pid_file(folder).read_text()), signal.SIGKILL)
+
+
+def _socket(folder: Path) -> Path:
+    return folder / "forkserver.socket"
+
+
+def _pid_file(folder: Path) -> Path:
+    return folder / "forkserver.pid"
+
+
+def serve(folder: Path, controller: int) -> None:
+    """Import all, then fork a process for each connection, until `controller` ends."""
+    handle = os.pidfd_open(controller)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    draft = folder / "forkserver.draft"
+    listening.bind(str(draft))
+    listening.listen(64)  # who comes while this imports waits in the queue
+    draft.rename(_socket(folder))
+    from smt.cli import COMMANDS
+
+    for module in (*(module for module, _ in COMMANDS.values()), *PRELOADED):
+        importlib.import_module(module)
+    assert threading.active_count() == 1, threading.enumerate()  # a fork has only this thread
+    gc.freeze()
+    while True:
+        ready, _, _ = select.select([listening, handle], [], [])
+        if handle in ready:
+            return
+        line, _ = listening.accept()
+        if os.fork() == 0:
+            listening.close()
+            _attend(line)
+        line.close()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+
+
+def _attend(line: socket.socket) -> None:
+    """Fork the command of one connection, wait for it, and answer its exit code.
+
+    Whoever goes away before takes the command with them.
+    """
+    header, ancillary, _, _ = line.recvmsg(8, socket.CMSG_SPACE(8))
+    files = array.array("i")
+    files.frombytes(ancillary[0][2][:8])
+    job = json.loads(_receive(line, int.from_bytes(header, "big")))
+    pid = os.fork()
+    if pid == 0:
+        line.close()
+        os.setsid()
+        _become(job, files)
+    handle = os.pidfd_open(pid)
+    ready, _, _ = select.select([handle, line], [], [])
+    if handle not in ready:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with suppress(BrokenPipeError):
+        line.sendall(code.to_bytes(8, "big", signed=True))
+    os._exit(0)
+
+
+def _become(job: dict[str, object], files: "array.array[int]") -> None:
+    """Be what `python -m module arguments` would have been; never return."""
+    for number, file in ((1, files[0]), (2, files[1])):
+        os.dup2(file, number)
+        os.close(file)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
+    sys.path.insert(0, job["cwd"])
+    sys.argv = [job["module"], *job["arguments"]]
+    code = 1
+    try:
+        code = _main(job["module"])
+    except SystemExit as end:
+        code = _code_of(end)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        _finish(code)
+
+
+def _main(module: str) -> int:
+    if module == "smt":
+        from smt.cli import main
+    elif module == "snakemake":
+        from snakemake.cli import main
+    else:
+        from dvc.cli import main
+    return main() or 0
+
+
+def _code_of(end: SystemExit) -> int:
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    print(end.code, file=sys.stderr)
+    return 1
+
+
+def _finish(code: int) -> None:
+    """End as an interpreter does: threads, what is registered for the end, streams."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

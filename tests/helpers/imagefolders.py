@@ -1,0 +1,46 @@
+"""Small data sets in ImageNet's layout, for the tests of data."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from smt.data import manifest
+from smt.data.imagenet import ImageFolder
+from smt.layout import Layout
+from smt.params import load_project
+from smt.spec import Dataset, Project, Recipe
+from tests.helpers import ROOT
+
+
+def write_images(folder: Path, classes: int, per_class: int, seed: int = 0) -> None:
+    """Write JPEG files of 44 x 36 pixels of noise in `folder/c0`, `folder/c1`, ..."""
+    draw = np.random.default_rng(seed)
+    for label in range(classes):
+        (folder / f"c{label}").mkdir(parents=True)
+        for number in range(per_class):
+            pixels = draw.integers(0, 256, (36, 44, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"c{label}" / f"{number:03d}.JPEG")
+
+
+def project_of(root: Path, classes: int, train: int, val: int = 0) -> Project:
+    """Return the project with one data set, `tiny`."""
+    dataset = Dataset(
+        title="tiny", root=str(root), classes=classes, train_images=train, val_images=val,
+        source="counted", generator=None,
+    )  # fmt: skip
+    return load_project(ROOT / "params", "demo").model_copy(update={"datasets": {"tiny": dataset}})
+
+
+def open_folder(root: Path, split: str, classes: int, train: int, val: int = 0) -> ImageFolder:
+    """Return a split of the data set in `root`, its manifest written beside it."""
+    layout = Layout("demo", results=root.parent / "results", data=root.parent)
+    manifest.write(project_of(root, classes, train, val), layout, "tiny")
+    return ImageFolder(root, split, manifest.read(layout, "tiny"))
+
+
+def recipe_of(**changes: object) -> Recipe:
+    """Return the paper's recipe for 32 pixels and global batches of 16 in chunks of 4."""
+    recipe = load_project(ROOT / "params", "paper").recipes["imagenet1k"]
+    small = {"resolution": 32, "global_batch": 16, "device_batch": 4}
+    return recipe.model_copy(update={**small, **changes})

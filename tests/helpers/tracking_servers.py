@@ -1,0 +1,152 @@
+"""Real servers for the tests of tracking: PostgreSQL, MLflow, and a line between that can fail."""
+
+import http.client
+import os
+import pwd
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.helpers.debian import POSTGRESQL, require
+from tests.helpers.waiting import wait_for_answer
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def postgres(folder):
+    """Run a PostgreSQL of its own in `folder`, on loopback; yield the URI of an empty database."""
+    require("initdb")
+    folder.mkdir(parents=True)
+    # It refuses to run as root; Debian's package has made a user for it.
+    owner = ["postgres"] if os.geteuid() == 0 else []
+    if owner:
+        for path in (folder, *folder.parents):
+            if path.stat().st_uid == 0 and path.stat().st_mode & 0o005 != 0o005:
+                path.chmod(path.stat().st_mode | 0o055)
+        os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
+    prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if owner else []
+    data, port = folder / "data", free_port()
+
+    def run(program, *arguments):
+        command = [*prefix, str(POSTGRESQL[-1] / program), *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+    run("initdb", "-D", str(data), "-U", "smt", "--auth=trust", "--no-sync")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql://smt@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+
+
+class MlflowServer:
+    """`mlflow server` on one port, which may be killed and started again."""
+
+    def __init__(self, folder, store=None, port=None):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.folder = port or free_port(), folder
+        self.store = store or f"sqlite:///{folder}/server.db"
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                       "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.store,
+                 "--artifacts-destination", (self.folder / "artifacts").as_uri(),
+                 "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"],
+                stdout=log, stderr=log, cwd=self.folder, env=environment, start_new_session=True,
+            )  # fmt: skip
+        wait_for_answer(f"{self.uri}/health", self.process, self.folder / "server.log")
+
+    def kill(self):
+        """End it and its workers with SIGKILL."""
+        os.killpg(self.process.pid, 9)
+        self.process.wait()
+
+
+@contextmanager
+def mlflow_server(folder, store=None):
+    server = MlflowServer(folder, store)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+class Line:
+    """The network between MLflow's client and its server; `state` is how it is at the moment.
+
+    ok; slow: seconds for each request; error: answers 500; lost: the server gets the request and
+    the client no answer; hang: no answer at all, until the state is another.
+    """
+
+    def __init__(self, port):
+        self.state, self.requests = "ok", 0
+        line = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_request(self):
+                line.requests += 1
+                length = int(self.headers.get("Content-Length") or 0)
+                body, state = self.rfile.read(length), line.state
+                if state == "slow":
+                    time.sleep(1)
+                while state == "hang" and line.state == "hang":
+                    time.sleep(0.1)
+                if state == "hang":
+                    return self.connection.close()
+                if state == "error":
+                    return self.answer(500, b"out of order")
+                link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                link.request(self.command, self.path, body, dict(self.headers))
+                answer = link.getresponse()
+                content = answer.read()
+                if state == "lost":
+                    return self.connection.close()
+                self.answer(answer.status, content, answer.getheader("Content-Type"))
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_request
+
+            def answer(self, status, content, kind="text/plain"):
+                self.send_response(status)
+                self.send_header("Content-Type", kind or "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None
+        self.uri = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.state = "ok"
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@contextmanager
+def failing_line(server):
+    line = Line(server.port)
+    try:
+        yield line
+    finally:
+        line.close()

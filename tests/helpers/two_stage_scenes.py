@@ -1,0 +1,199 @@
+"""What the tests of two-stage detectors share: scenes with masks, small detectors, definitions."""
+
+import contextlib
+import io
+import math
+
+import numpy as np
+import torch
+from faster_coco_eval import COCO, COCOeval_faster, mask
+from PIL import Image, ImageDraw
+
+from smt.detection.matching import BACKGROUND, LEFT_OUT
+from smt.detection.paste import paste
+from smt.detection.structures import Target
+from smt.detection.two_stage import TwoStageDetector
+from smt.head_spec import Sampling
+from smt.models.pyramid import Pyramid
+from smt.params import load_project
+from tests.helpers import ROOT
+from tests.helpers.dense_scenes import SmallBackbone, corners, head, iou
+
+
+def small(name, *, classes=3, seed=0, boxes=64, spread=0.0, **changes):
+    """Return a detector of few channels; with `spread` its predictions differ as after training."""
+    spec = head(name)
+    rpn = spec.rpn.model_copy(
+        update={
+            "training": spec.rpn.training.model_copy(update={"before": 200, "keep": 100}),
+            "test": spec.rpn.test.model_copy(update={"before": 100, "keep": 50}),
+        }
+    )
+    changes = {
+        "channels": 32,
+        "rpn": rpn,
+        "sampling": Sampling(boxes=boxes, positive=0.25),
+        "box": spec.box.model_copy(
+            update={"width": 64, "convolutions": min(spec.box.convolutions, 1)}
+        ),
+        "mask": spec.mask.model_copy(update={"convolutions": 1}),
+        **changes,
+    }
+    torch.manual_seed(seed)
+    model = TwoStageDetector(SmallBackbone(), head=spec.model_copy(update=changes), classes=classes)
+    if spread:
+        with torch.no_grad():
+            model.rpn.objectness.weight.normal_(std=spread)
+            for box_head in model.box_heads:
+                box_head.classifier.weight.normal_(std=spread)
+                box_head.regression.weight.normal_(std=spread)
+    return model
+
+
+def on_meta(name, backbone="smt_small"):
+    """Return the paper's detector of 80 classes, without any weights."""
+    model = load_project(ROOT / "params", "paper").models[backbone]
+    with torch.device("meta"):
+        return TwoStageDetector(Pyramid(model, 0.2), head=head(name), classes=80).eval()
+
+
+def scene(objects, size):
+    """Return a target of objects (label, box), each of which fills its box."""
+    masks = torch.zeros(len(objects), *size, dtype=torch.bool)
+    for own, (_, (x1, y1, x2, y2)) in zip(masks, objects, strict=True):
+        own[y1:y2, x1:x2] = True
+    boxes = torch.tensor([box for _, box in objects], dtype=torch.float32).view(-1, 4)
+    labels = torch.tensor([label for label, _ in objects], dtype=torch.int64)
+    return Target(boxes, labels, size, masks)
+
+
+def scenes(count, side, seed=0):
+    """Return images (count, 3, side, side) of discs, squares and triangles, and their targets."""
+    random = np.random.default_rng(seed)
+    images, targets = [], []
+    for _ in range(count):
+        image = Image.fromarray(random.integers(0, 60, (side, side, 3), dtype=np.uint8))
+        boxes, labels, masks = [], [], []
+        for corner in random.permutation(4)[: random.integers(1, 4)]:  # at most one a quarter
+            size = int(random.integers(side // 4, side // 2 - 4))
+            x, y = (int(each) * side // 2 + 2 for each in divmod(corner, 2))
+            labels.append(int(random.integers(3)))
+            own = Image.new("1", (side, side))
+            draw(ImageDraw.Draw(own), labels[-1], (x, y, x + size - 1, y + size - 1))
+            image.paste(((230, 60, 60), (60, 230, 60), (60, 60, 230))[labels[-1]], mask=own)
+            masks.append(torch.from_numpy(np.array(own)))
+            boxes.append([x, y, x + size, y + size])
+        images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1)
+        targets.append(
+            Target(
+                torch.tensor(boxes).float(), torch.tensor(labels), (side, side), torch.stack(masks)
+            )
+        )
+    return torch.stack(images), targets
+
+
+def draw(canvas, label, box):
+    x1, y1, x2, y2 = box
+    if label == 0:
+        canvas.ellipse(box, fill=1)
+    elif label == 1:
+        canvas.rectangle(box, fill=1)
+    else:
+        canvas.polygon([(x1, y2), (x2, y2), ((x1 + x2) / 2, y1)], fill=1)
+
+
+def precision(model, images, targets):
+    """Return COCO's box AP and mask AP."""
+    model.eval()
+    with torch.no_grad():
+        found = model.predict(images, [each.size for each in targets])
+    truth = {
+        "images": [
+            {"id": index, "height": each.size[0], "width": each.size[1]}
+            for index, each in enumerate(targets)
+        ],
+        "categories": [{"id": label, "name": str(label)} for label in range(3)],
+        "annotations": [
+            {"image_id": image, "category_id": int(label), "bbox": corners(box),
+             "segmentation": encode_mask(own), "area": int(own.sum()), "iscrowd": 0}
+            for image, each in enumerate(targets)
+            for box, label, own in zip(each.boxes.tolist(), each.labels, each.masks, strict=True)
+        ],
+    }  # fmt: skip
+    for index, each in enumerate(truth["annotations"]):
+        each["id"] = index + 1
+    results = [
+        {"image_id": image, "category_id": int(label), "bbox": corners(box),
+         "segmentation": encode_mask(own), "score": float(score)}
+        for image, (each, goal) in enumerate(zip(found, targets, strict=True))
+        for box, label, own, score in zip(
+            each.boxes.tolist(), each.labels, paste(each.masks, each.boxes, goal.size, 0.5),
+            each.scores, strict=True,
+        )
+    ]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(truth)
+        return [evaluated(coco, coco.loadRes(results), kind) for kind in ("bbox", "segm")]
+
+
+def evaluated(truth, results, kind):
+    evaluation = COCOeval_faster(truth, results, kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats[0]
+
+
+def encode_mask(pixels):
+    return mask.encode(np.asfortranarray(pixels.numpy().astype(np.uint8)))
+
+
+def by_definition(overlaps, matching):
+    """Return what each box finds, box by box and object by object."""
+    matches = []
+    for column in zip(*overlaps, strict=True):
+        best = max(column)
+        if best >= matching.positive:
+            matches.append(column.index(best))
+        else:
+            matches.append(BACKGROUND if best < matching.negative else LEFT_OUT)
+    if matching.low_quality is not None:
+        for index, row in enumerate(overlaps):
+            for box, overlap in enumerate(row):
+                if overlap == max(row) > 0 and overlap >= matching.low_quality:
+                    matches[box] = index
+    return matches
+
+
+def kept_by_definition(boxes, scores, groups, nms):
+    """Return the survivors, best first: each against all that survived before it."""
+    kept = []
+    for index in sorted(range(len(boxes)), key=lambda each: -scores[each]):
+        rivals = (each for each in kept if groups[each] == groups[index])
+        if all(iou(boxes[each], boxes[index]) <= nms for each in rivals):
+            kept.append(index)
+    return kept
+
+
+def decoded(anchor, offsets):
+    x1, y1, x2, y2 = anchor
+    dx, dy, dw, dh = offsets
+    x, y = (x1 + x2) / 2 + dx * (x2 - x1), (y1 + y2) / 2 + dy * (y2 - y1)
+    width, height = (x2 - x1) * math.exp(dw), (y2 - y1) * math.exp(dh)
+    return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+
+
+def encoded(box, anchor):
+    (x1, y1, x2, y2), (a, b, c, d) = box, anchor
+    return [
+        (x1 + x2 - a - c) / 2 / (c - a),
+        (y1 + y2 - b - d) / 2 / (d - b),
+        math.log((x2 - x1) / (c - a)),
+        math.log((y2 - y1) / (d - b)),
+    ]
+
+
+def batch():
+    images, targets = scenes(3, 64)
+    targets[1] = scene([], (50, 64))  # an image without objects, and not as high
+    return images, targets

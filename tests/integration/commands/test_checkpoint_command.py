@@ -1,0 +1,65 @@
+"""`smt checkpoint` on real files: tells what they hold, finds damage, runs nothing."""
+
+import os
+
+import pytest
+import torch
+
+from smt.engine import checkpoint
+from tests.helpers.trainings import RUN_OF_DEMO, make_project, one_line, run_dir, smt, work_dir
+
+pytestmark = pytest.mark.xdist_group("checkpoint_command")  # what they share is made once
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, demo_data):
+    project = make_project(tmp_path_factory.mktemp("trained"), demo_data)
+    smt(project, "train", RUN_OF_DEMO)
+    return project
+
+
+def test_a_checkpoint_tells_whose_it_is_and_where_it_stands(trained):
+    path = checkpoint.names(work_dir(trained) / "checkpoints")[0]
+    said = smt(trained, "checkpoint", str(path)).stdout
+    for words in ("whole: its SHA-256", RUN_OF_DEMO, "step 124, 2 epochs closed", "optimizer",
+                  "float32", "lines"):  # fmt: skip
+        assert words in said, said
+    fingerprint = path.parent.parent.name.removeprefix("work-")
+    assert fingerprint in said
+
+
+def test_exported_weights_are_held_against_their_metrics(trained, tmp_path):
+    path = run_dir(trained) / "model.safetensors"
+    assert "the file that" in smt(trained, "checkpoint", str(path)).stdout
+    for name in ("model.safetensors", "metrics.json"):
+        (tmp_path / name).write_bytes((run_dir(trained) / name).read_bytes())
+    changed = tmp_path / "model.safetensors"
+    changed.write_bytes(changed.read_bytes()[:-4] + b"abcd")
+    done = smt(trained, "checkpoint", str(changed), check=False)
+    assert done.returncode == 3 and "DAMAGED" in done.stdout and "metrics.json" in done.stdout
+
+
+def test_a_folder_is_a_line_each(trained):
+    done = smt(trained, "checkpoint", "results")
+    lines = done.stdout.splitlines()
+    assert lines[-1] == f"{len(lines) - 1} files, 0 damaged" and len(lines) >= 4
+    assert any("step 124, 2 epochs closed" in line for line in lines)
+
+
+def test_a_file_that_carries_code_is_refused_and_the_code_not_run(trained, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"model": Trap()}, tmp_path / "trap.pth")
+    done = smt(trained, "checkpoint", str(tmp_path / "trap.pth"), check=False)
+    assert done.returncode == 2
+    one_line(done, "trap.pth", "mkdir")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_there_is_one_line(trained, tmp_path):
+    for path, words in ((tmp_path / "no", "no such file"), (tmp_path, "no checkpoint or weights")):
+        done = smt(trained, "checkpoint", str(path), check=False)
+        assert done.returncode == 2
+        one_line(done, str(path), words)

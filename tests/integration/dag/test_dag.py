@@ -1,0 +1,277 @@
+"""The DAG, asked through the real Snakemake: what it would run, and after which edits."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from smt.params import load_project
+from tests.helpers.project_copy import ProjectCopy
+
+pytestmark = pytest.mark.xdist_group("dag")  # what they share is made once
+
+LARGE = "imagenet22k_smt_large"
+AT_224, AT_384 = "imagenet1k_smt_large_224", "imagenet1k_smt_large_384"
+DETECTOR, SEGMENTER = "coco_mask_rcnn_1x_smt_base", "ade20k_upernet_smt_base"
+STARTS = {"imagenet1k_smt_small", "imagenet1k_smt_base"}
+PAPER = ("--config", "scale=paper")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A fresh clone: no data, no results. For tests that change nothing in it."""
+    return ProjectCopy(tmp_path_factory.mktemp("bare") / "project")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, demo_data):
+    """A project whose demo has been made. For tests to copy."""
+    project = ProjectCopy(tmp_path_factory.mktemp("finished") / "project")
+    (project.folder / "data").symlink_to(demo_data / "data")
+    shutil.copytree(demo_data / "results", project.folder / "results")
+    project.pretend_done()
+    return project
+
+
+@pytest.fixture
+def done(finished, tmp_path):
+    return finished.copy(tmp_path / "project")
+
+
+# --- what there is to do -----------------------------------------------------------------------
+
+
+def test_paper_scale_shows_every_run_with_every_seed_and_needs_no_data(bare):
+    project = load_project(bare.folder / "params", "paper")
+    plan = bare.plan("all", *PAPER)
+    assert set(plan.trainings) == {(run.experiment, run.seed) for run in project.runs}
+    assert len(plan.trainings) == 62
+    assert {f"results/paper/runs/{run.experiment}/seed{run.seed}/evaluation.json"
+            for run in project.runs} <= set(plan.pending)  # fmt: skip
+    pictures = {path for path in plan.pending if path.endswith("/samples.jpg")}
+    assert pictures == {
+        f"results/paper/runs/{run.experiment}/seed{run.seed}/samples.jpg"
+        for run in project.runs
+        if project.experiments[run.experiment].head is not None
+    }
+    assert not (bare.folder / "results").exists()
+
+
+def test_each_group_of_experiments_is_trained_by_its_own_rule(bare):
+    project = load_project(bare.folder / "params", "demo")
+    assert {name: rule for (name, _), rule in bare.plan("all").trainings.items()} == {
+        name: experiment.group for name, experiment in project.experiments.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "trained"),
+    [
+        ("sizes", set()),
+        ("data", set()),
+        ("imagenet1k_smt_tiny", {"imagenet1k_smt_tiny"}),
+        (AT_384, {LARGE, AT_384}),
+        ("finetuning", {LARGE, AT_224, AT_384}),
+        (DETECTOR, {"imagenet1k_smt_base", DETECTOR}),
+        ("segmentation", {*STARTS, "ade20k_upernet_smt_small", SEGMENTER}),
+        ("results/demo/tables/imagenet22k.md", {LARGE, AT_224, AT_384}),
+        (f"results/demo/runs/{SEGMENTER}/seed0/samples.jpg", {"imagenet1k_smt_base", SEGMENTER}),
+        ("results/demo/tables/drift.html", set()),
+    ],
+)
+def test_a_target_trains_what_it_needs_and_nothing_else(bare, target, trained):
+    assert bare.plan(target).experiments == trained
+
+
+def test_detection_is_every_detector_and_what_they_start_from(bare):
+    project = load_project(bare.folder / "params", "demo")
+    detectors = {name for name, each in project.experiments.items() if each.task == "detect"}
+    plan = bare.plan("detection")
+    assert len(detectors) == 9 and plan.experiments == STARTS | detectors
+    assert "results/demo/sizes.json" not in plan.outputs
+
+
+def test_a_detector_is_evaluated_by_a_rule_that_keeps_pictures_and_a_classifier_by_another(bare):
+    plan = bare.plan(DETECTOR)
+    assert {
+        path.removeprefix("results/demo/runs/"): rule
+        for path, rule in plan.pending.items()
+        if rule.startswith("evaluate")
+    } == {
+        f"{DETECTOR}/seed0/evaluation.json": "evaluate_downstream",
+        f"{DETECTOR}/seed0/samples.jpg": "evaluate_downstream",
+    }
+    assert set(bare.plan("imagenet1k_smt_base").pending.values()) >= {"pretrain", "evaluate"}
+
+
+def test_a_single_seed_of_any_scale_by_its_path(bare):
+    plan = bare.plan("results/paper/runs/imagenet1k_smt_small/seed2/metrics.json")
+    assert set(plan.trainings) == {("imagenet1k_smt_small", 2)}
+    assert not any(output.startswith("results/demo") for output in plan.outputs)
+
+
+def test_tables_are_behind_every_experiment_that_stands_in_one(bare):
+    plan = bare.plan("tables")
+    assert "results/demo/tables/index.html" in plan.pending
+    assert plan.experiments == set(load_project(bare.folder / "params", "demo").experiments)
+
+
+def test_tables_written_of_what_is_not_done_yet_do_not_count_as_made(tmp_path):
+    project = ProjectCopy(tmp_path / "project")
+    assert project.smt("tables").returncode == 0
+    assert project.plan("tables").tables >= {"imagenet1k", "imagenet22k", "ablation_heads"}
+
+
+def test_chosen_seeds_leave_the_others_out(bare):
+    plan = bare.plan("all", "--config", "scale=paper", "seeds=[0,2]")
+    assert {seed for _, seed in plan.trainings} == {0, 2}
+    assert len(plan.trainings) == 16 * 2 + 3 + 11
+
+
+# --- what is made again ------------------------------------------------------------------------
+
+
+def test_nothing_is_to_be_done_when_all_is_there(done):
+    assert done.plan("all").pending == {}
+    assert "Nothing to be done" in done.snakemake("all").stderr
+
+
+def test_titles_and_comments_train_nothing(done):
+    done.edit("experiments.yaml", "title: SMT-T on ImageNet-1K", "title: The tiny one  # small")
+    done.edit("recipes.yaml", "title: ImageNet-1K, 300 epochs at 224", "title: From scratch")
+    done.edit("models.yaml", "title: SMT-T\n", "title: Tiny\n")
+    done.edit("data.yaml", "title: ImageNet-1K (ILSVRC 2012)", "title: The usual thousand")
+    assert done.plan("all").trainings == {}
+
+
+def test_a_learning_rate_trains_its_runs_and_their_children_again(done):
+    done.edit("recipes.yaml", "      lr: 1.25e-4\n", "      lr: 1.25e-4\n      eps: 1e-7\n")
+    plan = done.plan("all")
+    assert plan.experiments == {LARGE, AT_224, AT_384}
+    assert plan.tables == {"imagenet22k"}
+    assert set(plan.pending.values()) == {
+        "pretrain", "finetune", "evaluate", "export", "table", "index", "draw", "report_page",
+    }  # fmt: skip
+
+
+def test_a_head_trains_its_runs_again_and_no_classifier(done):
+    done.edit("heads.yaml", "    dropout: 0.1\n", "    dropout: 0.2\n")
+    plan = done.plan("all")
+    assert plan.trainings == {
+        ("ade20k_upernet_smt_small", 0): "segment",
+        (SEGMENTER, 0): "segment",
+    }
+    # Every table with measured sizes is made again, as they are measured together.
+    assert plan.tables == {"ade20k", "coco_mask_rcnn", "coco_detectors", "sizes", "drift"}
+
+
+def test_the_title_of_a_head_trains_nothing(done):
+    done.edit("heads.yaml", "    title: UPerNet\n", "    title: Unified perceptual parsing\n")
+    assert done.plan("all").trainings == {}
+
+
+def test_a_child_alone_is_trained_again_when_its_own_recipe_changes(done):
+    done.edit("recipes.yaml", "      lr: 2e-5\n", "      lr: 2e-5\n      eps: 1e-7\n")
+    assert done.plan("all").experiments == {AT_384}
+
+
+def test_other_data_train_everything_on_them_again(done):
+    manifest = done.folder / "results/demo/data/imagenet22k.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "digest": "0" * 64}))
+    assert done.plan("all").experiments == {LARGE, AT_224, AT_384}
+
+
+def test_the_same_data_in_another_place_train_nothing(done):
+    shutil.move(done.folder / "data", done.folder / "elsewhere")
+    done.edit("scales.yaml", "root: demo/imagenet1k\n", "root: moved/imagenet1k\n")
+    assert done.plan("all").pending == {}
+
+
+def test_a_label_makes_its_table_again_and_trains_nothing(done):
+    row = "{label: SMT-S, experiment: imagenet1k_smt_small}"
+    done.edit("tables.yaml", row, row.replace("SMT-S", "SMT small"))
+    plan = done.plan("all")
+    assert (plan.tables, plan.trainings) == ({"imagenet1k"}, {})
+    assert plan.pending["results/demo/report.html"] == "report_page"
+
+
+def test_a_new_experiment_trains_itself_alone(done):
+    done.edit(
+        "experiments.yaml",
+        "  ablation_heads_2:\n",
+        "  ablation_wide:\n    base: ablation_heads_1\n    model: smt_small\n  ablation_heads_2:\n",
+    )
+    assert set(done.plan("all").trainings.items()) == {(("ablation_wide", 0), "ablation")}
+
+
+def test_jobs_run_in_an_environment_that_nobody_activated(tmp_path):
+    project = ProjectCopy(tmp_path / "project")
+    target = "results/demo/data/class_map_imagenet22k_to_1k.json"
+    done = project.run(
+        sys.executable, "-m", "snakemake", "--cores", "1", target, PATH="/usr/bin:/bin"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((project.folder / target).read_text())["rows"] == list(range(0, 100, 11))
+    log = project.folder / "results/demo/logs/data/class_map_imagenet22k_to_1k.manifest.log"
+    assert "10 rows from imagenet22k to imagenet1k" in log.read_text()
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def refusal(finished):
+    """Return the one line that `finished` says after `smt: error: `."""
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("smt: error: ")]
+    assert finished.returncode != 0
+    assert len(lines) == 1 and "Traceback" not in finished.stderr, finished.stderr
+    return lines[0]
+
+
+def test_missing_data_are_named_before_the_first_job_starts(bare):
+    message = refusal(bare.snakemake("all", *PAPER))
+    for name in ("data/imagenet1k/train/", "data/imagenet1k/val/", "data/imagenet22k/train/",
+                 "data/map22kto1k.txt", "SMT_DATA"):  # fmt: skip
+        assert name in message
+    assert "imagenet22k/val" not in message  # it has no validation split
+    assert not (bare.folder / "results").exists()
+
+
+def test_data_that_were_deleted_since_their_manifest_are_named_with_the_command(done):
+    (done.folder / "data").unlink()
+    (done.folder / "results/demo/runs/ablation_heads_1/seed0/metrics.json").unlink()
+    message = refusal(done.snakemake("all"))
+    assert "data/demo/imagenet1k/train/" in message
+    assert "smt data make imagenet1k --scale demo" in message
+
+
+def test_params_are_checked_before_anything_runs(done):
+    title = "SMT-S on ImageNet-1K\n    model: "
+    line = 1 + done.edit("experiments.yaml", f"{title}smt_small\n", f"{title}smt_smal\n")
+    message = refusal(done.snakemake("all"))
+    assert f"params/experiments.yaml:{line}: " in message and "did you mean smt_small" in message
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ("scale=papr", "did you mean paper"),
+        ("seeds=[7]", "has no seed 7; valid: 0, "),
+        ("sceds=[0]", "'sceds' was unexpected"),
+        ("seeds=3", "not of type 'array'"),
+    ],
+)
+def test_bad_configuration_is_one_line(bare, config, complaint):
+    assert complaint in refusal(bare.snakemake("--dry-run", "all", "--config", config))
+
+
+def test_an_experiment_may_not_have_the_name_of_a_rule(done):
+    done.edit(
+        "experiments.yaml",
+        "  ablation_heads_2:\n",
+        "  tables:\n    base: ablation_heads_1\n  ablation_heads_2:\n",
+    )
+    assert "experiments.tables: the DAG has a rule of this name" in refusal(
+        done.snakemake("--dry-run", "all")
+    )

@@ -1,0 +1,130 @@
+"""`smt prove` for real on a small set: trainings killed at random end with the same bytes."""
+
+import csv
+import json
+import signal
+from collections import Counter
+
+import pytest
+
+from smt.errors import UserError
+from smt.proof import plan, table
+from tests.helpers.project_copy import ProjectCopy
+from tests.helpers.shrink import cut_down_digits
+from tests.helpers.trainings import RUN_OF_DEMO, edit_demo, one_line, shrink_demo, smt
+
+pytestmark = pytest.mark.xdist_group("proof")  # what they share is made once
+
+RUN = RUN_OF_DEMO
+
+
+@pytest.fixture(scope="module")
+def proved(tmp_path_factory):
+    """A project whose DAG has proved a run on one process and on two, and what that printed."""
+    project = ProjectCopy(tmp_path_factory.mktemp("proved") / "project")
+    shrink_demo(project.folder)
+    edit_demo(
+        project.folder,
+        lambda demo: (
+            cut_down_digits(demo),
+            demo["recipes"]["*"].update(device_batch=64),
+            demo["recipes"]["imagenet1k"]["schedule"].update(epochs=3),
+            demo["proof"].update(
+                kills=5,
+                runs=[{"experiment": RUN, "ranks": 1}, {"experiment": RUN, "ranks": 2}],
+            ),
+        ),
+    )
+    return project.folder, project.snakemake("proof")
+
+
+def outcome(project, ranks):
+    path = project / f"results/demo/proof/{RUN}-seed0-ranks{ranks}.json"
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_weights_and_journals_are_equal_after_real_kills(proved, ranks):
+    project, done = proved
+    seen = outcome(project, ranks)
+    assert table.is_equal(seen), seen
+    assert len(seen["kills"]) >= 4
+    assert len(set(seen["weights_sha256"])) == 1 and len(seen["weights_sha256"][0]) == 64
+    assert seen["steps_lost_when_told"] == 0 and seen["most_steps_repeated"] <= 20
+    ended = [kill for kill in seen["kills"] if kill["ends"]]
+    assert seen["resumed_at"] == [kill["resumed_at"] for kill in ended]
+    for kill in ended:
+        expected = {75} if kill["saves"] else {75, -signal.SIGKILL}
+        assert set(kill["exit_codes"]) <= expected
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("equal to the byte") == 2
+
+
+def test_the_table_has_a_row_for_each(proved):
+    project, _ = proved
+    folder = project / "results/demo/proof"
+    with (folder / "proof.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["experiment"], row["ranks"]) for row in rows] == [(RUN, "1"), (RUN, "2")]
+    text = (folder / "proof.md").read_text()
+    assert "2 of 2 ended with the same bytes" in text and "NOT EQUAL" not in text
+    assert "demo scale: not comparable with the paper" in text
+
+
+def test_two_processes_are_compared_with_one(proved):
+    project, _ = proved
+    seen = outcome(project, 2)["one_rank"]
+    assert len(set(seen["steps"])) == len(set(seen["images"])) == 1
+    assert seen["first_loss"][0] == pytest.approx(seen["first_loss"][1], rel=1e-3)
+    assert 0 < seen["weights_relative_l2"] < 0.1
+    text = (project / "results/demo/proof/world_size.md").read_text()
+    assert "the order in which gradients are added up" in text
+
+
+def test_a_difference_is_found_and_named(proved, tmp_path):
+    project, _ = proved
+    seen = outcome(project, 1)
+    path = project / "results/demo/proof/other.json"
+    path.write_text(
+        json.dumps({**seen, "journal_equal": False, "first_difference": "line 3: this and that"})
+    )
+    try:
+        done = smt(project, "prove", "--tables", "only", "--scale", "demo")
+        assert done.returncode == 0
+        text = (project / "results/demo/proof/proof.md").read_text()
+        assert "NOT EQUAL: line 3: this and that" in text and "2 of 3 ended" in text
+    finally:
+        path.unlink()
+
+
+def test_a_training_that_fails_in_a_proof_is_one_line(proved):
+    project, _ = proved
+    done = smt(project, "prove", "imagenet1k_smt_large_224", "--scale", "demo", check=False)
+    assert done.returncode == 4
+    one_line(done, "has no manifest", "run: smt data manifest", "its logs are in")
+
+
+def test_no_set_of_runs_is_one_line(proved):
+    project, _ = proved
+    done = smt(project, "prove", "--scale", "paper", check=False)
+    assert done.returncode == 2
+    one_line(done, "scale paper names no runs to prove", "smt prove EXPERIMENT")
+
+
+def test_kills_are_a_function_of_their_seed():
+    def draw(seed, ranks=1):
+        return plan.draw("run", seed, steps=100, ranks=ranks, kills=9)
+
+    assert draw(1) == draw(1) != draw(2)
+    for ranks in (1, 2):
+        kills = draw(3, ranks)
+        assert [kill.step for kill in kills] == sorted({kill.step for kill in kills})
+        assert all(0 < kill.step < 99 and kill.rank < ranks for kill in kills)
+        kinds = Counter((k.signal, k.target, k.moment) for k in kills)
+        assert len(kinds) == (7 if ranks == 1 else 9)
+    assert {kill.target for kill in draw(3, 2)} == {"all ranks", "one rank", "data worker"}
+
+
+def test_more_kills_than_steps_are_refused():
+    with pytest.raises(UserError, match="--kills 9: run has 8 steps; valid: 1 to 6"):
+        plan.draw("run", 0, steps=8, ranks=1, kills=9)

@@ -1,0 +1,132 @@
+"""Figures show what MLflow has, by epoch."""
+
+import pytest
+
+from smt.report import charts, figures
+from smt.report.collect import collect
+from smt.report.drawing import draw
+from smt.report.epochs import epoch_means
+from smt.spec import Run
+from smt.tracking.mlflow_sync import sync
+from smt.tracking.server import Point
+from tests.helpers.run_files import B, S, T
+
+DETECTOR = "coco_mask_rcnn_1x_smt_small"
+
+
+def results(files):
+    sync(files.project, files.layout)
+    return collect(files.project, files.layout)
+
+
+def finish_detector(files, run, box_ap):
+    """A detector's run that is done, with box AP in place of top-1."""
+    work_dir = files.finish(run, box_ap)
+    said = files.layout.metrics(run), files.layout.evaluation(run)
+    for path in (work_dir / "journal.jsonl", *said):
+        text = path.read_text().replace("top1", "box_ap").replace("top5", "box_ap50")
+        path.write_text(text.replace('"classify"', '"detect"'))
+
+
+def test_losses_are_averaged_over_whole_epochs():
+    """Epochs of 5 steps, a record every 2 steps and at each epoch's end."""
+    losses = {2: 1.0, 4: 3.0, 5: 8.0, 6: 9.0, 8: 2.0, 10: 2.0, 12: 7.0}
+    points = [Point("train/loss", value, step, step) for step, value in losses.items()]
+    first = (2 * 1.0 + 2 * 3.0 + 1 * 8.0) / 5
+    second = (1 * 9.0 + 2 * 2.0 + 2 * 2.0) / 5
+    assert epoch_means(points, 5) == {1.0: first, 2.0: second}
+
+
+def test_curves_are_means_over_seeds_by_epoch(make_files):
+    files = make_files(seeds=(0, 1))
+    files.finish(Run(experiment=T, seed=0), 90.0, epochs=2)
+    files.finish(Run(experiment=T, seed=1), 94.0, epochs=2)
+    files.run(Run(experiment=S, seed=1), epochs=1)
+    tiny, small, base, *_ = figures.curves(results(files), figures.CURVES)
+    assert (tiny.label, tiny.seeds, small.seeds, base.seeds) == ("SMT-T on ImageNet-1K", 2, 1, 0)
+    assert tiny.score.epochs == (1.0, 2.0)
+    assert tiny.score.mean == (82.0, 92.0)
+    assert tiny.score.std == pytest.approx((8**0.5, 8**0.5))
+    assert tiny.loss.epochs == (1.0, 2.0)
+    assert small.score.epochs == (1.0,)
+    assert base.loss.epochs == ()
+
+
+def test_curves_of_detectors_show_box_ap(files):
+    finish_detector(files, Run(experiment=DETECTOR, seed=0), 40.0)
+    found = results(files)
+    name = f"{figures.CURVES}_coco_mask_rcnn"
+    first, *others = figures.curves(found, name)
+    assert (first.label, first.metric) == ("SMT-S, 1x", "box_ap")
+    assert first.score.mean == (30.0, 40.0)
+    assert first.loss.epochs == (1.0, 2.0)
+    assert [each.seeds for each in others] == [0, 0, 0]
+    title = figures.titles(files.project)[name]
+    panels = charts.learning_curves(title, [first]).panels
+    assert [heading for heading, _ in panels] == ["training loss", "validation box AP (%)"]
+    text = next(path for path in draw(found, files.layout, [name]) if path.suffix == ".svg")
+    assert "validation box AP (%)" in text.read_text()
+
+
+def test_classifiers_and_detectors_share_no_figure(files):
+    project = files.project
+    shown = {
+        name: {project.experiments[each].task for each in figures.labelled(project, name)}
+        for name in figures.titles(project)
+        if figures.is_curves(name)
+    }
+    assert shown[figures.CURVES] == {"classify"}
+    assert shown[f"{figures.CURVES}_coco_detectors"] == {"detect"}
+    assert shown[f"{figures.CURVES}_ade20k"] == {"segment"}
+
+
+def test_accuracy_is_set_against_the_macs_at_the_resolution_trained_at(files):
+    files.finish(Run(experiment=T, seed=0), 96.0)
+    files.finish(Run(experiment="imagenet22k_smt_large", seed=0), 60.0)
+    files.write_sizes()
+    (marker,) = figures.markers(results(files), files.layout)
+    assert (marker.label, marker.gmacs, marker.top1) == ("SMT-T on ImageNet-1K", 2.399, 96.0)
+    assert marker.reported is None  # the paper's number is of another model and data set
+
+
+def test_the_same_numbers_make_the_same_bytes(files):
+    for name in (T, S, B):
+        files.finish(Run(experiment=name, seed=0))
+    files.write_sizes()
+    names = [figures.CURVES, figures.ACCURACY, figures.AGREEMENT]
+    first = {path: path.read_bytes() for path in draw(results(files), files.layout, names)}
+    again = {path: path.read_bytes() for path in draw(results(files), files.layout, names)}
+    assert first == again
+    assert {path.name for path in first} == {
+        f"{name}.{suffix}" for name in names for suffix in ("svg", "png")
+    }
+
+
+def test_every_figure_is_drawn_before_any_run_and_says_so(files):
+    paths = draw(results(files), files.layout)
+    assert {path.stem for path in paths} == set(figures.titles(files.project))
+    for path in paths:
+        if path.suffix == ".svg":
+            text = path.read_text()  # matplotlib leaves the text of each label in a comment
+            assert files.project.scale.notice in text
+            assert "no run" in text
+
+
+def test_ablations_have_curves_of_their_own(files):
+    shown = {
+        name: list(figures.labelled(files.project, name).values())
+        for name in figures.titles(files.project)
+        if figures.is_curves(name)
+    }
+    assert shown["learning_curves_ablation_heads"] == ["1", "2", "4 (SMT-T)", "6", "8"]
+    assert "learning_curves_imagenet1k" not in shown
+
+
+def test_the_command_draws_what_it_is_asked_for(files):
+    done = files.smt("figures", "accuracy_vs_macs", "--scale", "demo")
+    assert str(files.layout.figures) in done.stdout
+    drawn = sorted(path.name for path in files.layout.figures.iterdir())
+    assert drawn == ["accuracy_vs_macs.png", "accuracy_vs_macs.svg"]
+    wrong = files.smt("figures", "accuracy", check=False)
+    assert wrong.returncode == 2
+    assert "no figure 'accuracy'; did you mean accuracy_vs_macs?" in wrong.stderr

@@ -1,0 +1,378 @@
+"""The report: one page, which stands alone and says how everything is."""
+
+import base64
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from smt.files import read_json, write_json
+from smt.report import charts, figures
+from smt.report.agreement import Agreement, agreements, places, verdicts
+from smt.report.build import build
+from smt.report.collect import collect
+from smt.report.drawing import draw
+from smt.report.figures import Band, Curve
+from smt.report.page import Report
+from smt.report.predictions import predictions
+from smt.report.svg import Scale
+from smt.spec import Run
+from smt.tracking.mlflow_sync import sync
+from tests.helpers.run_files import PARENT, B, RunFiles, S, T
+from tests.helpers.waiting import PATIENCE
+from tests.integration.report.test_figures import DETECTOR, finish_detector
+from tests.integration.report.test_trajectory import begin, finish
+
+pytestmark = pytest.mark.xdist_group("report")  # what they share is made once
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+class Page(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.tags, self.ids, self.hrefs, self.attributes = "", [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *each) for each in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.hrefs += [value for name, value in attrs if name == "href"]
+
+    def handle_data(self, data):
+        self.text += data
+
+    @property
+    def words(self):
+        return " ".join(self.text.split())
+
+
+def report(files):
+    return Report(collect(files.project, files.layout), files.layout)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, empty_database):
+    """Paper scale: SMT-T done, SMT-S in parts, one off track, two failed, one stale."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        files = RunFiles(tmp_path_factory.mktemp("parts"), scale="paper", seeds=(0, 1, 2))
+        shutil.copy(empty_database, files.layout.results / "mlflow.db")
+        yield fill(files)
+
+
+def fill(files):
+    for seed, top1 in enumerate((82.0, 82.2, 82.4)):
+        finish(files, Run(experiment=T, seed=seed), {29: 53.0, 30: 53.0 + seed, 300: top1})
+    for seed, top1 in enumerate((83.0, 83.5)):
+        finish(files, Run(experiment=S, seed=seed), {29: 54.0, 30: 54.0 + seed, 300: top1})
+    begin(files, Run(experiment=S, seed=2), {29: 41.0, 30: 41.2})
+    files.fail(Run(experiment=B, seed=1), "the loss is not finite at step 7 <b>&_%#</b>")
+    (files.work_dir(Run(experiment=B, seed=1)) / "train.log").write_text("epoch 0\n")
+    files.fail(Run(experiment=PARENT, seed=0), "no space left on device")
+    old = Run(experiment="ablation_heads_1", seed=0)
+    files.finish(old, 81.0, epochs=1)
+    write_json(files.layout.metrics(old), read_json(files.layout.metrics(old)) | {
+        "fingerprint": "f" * 64})  # fmt: skip
+    shutil.rmtree(files.work_dir(old))
+    files.write_sizes()
+    sync(files.project, files.layout)
+    return files
+
+
+# --- what it says ------------------------------------------------------------------------------
+
+
+def test_it_counts_runs_and_published_numbers_on_top(parts):
+    words = Page(report(parts).html()).words
+    assert "5 of 62 done" in words
+    assert "5 done 1 running 2 failed 1 stale 53 pending" in words
+    assert "2 of 27 reproduced or within noise" in words  # top-1 of SMT-T and SMT-S
+    assert "2 failed 1 off track" in words
+
+
+def test_it_says_what_is_not_done_and_why(parts):
+    html = report(parts).html()
+    words = Page(html).words
+    assert "1 failed: the loss is not finite at step 7 <b>&_%#</b> imagenet1k_smt_base, seed 1" in (
+        words
+    )
+    assert "<b>&amp;_%#" not in html and "&lt;b&gt;&amp;_%#&lt;/b&gt;" in html
+    assert "1 stale: params or data changed since it was trained (as ffffffffffff)" in words
+    assert "imagenet1k_smt_small-seed2: off track: top-1 41.2 at epoch 30, reference" in words
+    assert f"2 pending: waits for {PARENT}-seed0, which failed" in words
+    assert "ablation_heads_2, seeds 0, 1, 2" in words
+
+
+def test_it_has_every_table_finding_and_figure(parts):
+    made = report(parts)
+    words = Page(made.html()).words
+    for table in parts.project.tables.values():
+        assert table.caption in words
+    for finding in parts.project.findings:
+        assert " ".join(finding.subject.split()) in words
+    titles = figures.titles(parts.project)
+    assert {each.title for each in (*made.curves, made.accuracy, made.agreement)} == set(
+        titles.values()
+    )
+    assert "sample standard deviation (n - 1 in its denominator)" in words
+    assert "no more than 0.2" in words
+
+
+def test_it_says_where_results_come_from(parts):
+    words = Page(report(parts).html()).words
+    assert "Code c0ffee" in words
+    assert "Machines node1" in words
+    assert "Training time 0.09 h of 5 runs" in words  # 61.5 s each
+    assert "GPUs none" in words
+
+
+def test_a_published_number_stands_once_whichever_tables_it_is_in(parts):
+    rows = agreements(collect(parts.project, parts.layout))
+    assert len(rows) == len({each.label for each in rows}) == 27
+    first = rows[0]
+    assert (first.label, first.reported, first.kind) == ("SMT-T, top-1", 82.2, "reproduced")
+    assert verdicts(rows) == {"reproduced": 1, "below": 2, "within noise": 1, "pending": 23}
+
+
+def test_away_from_its_table_a_detector_says_which_it_is_of(parts):
+    names = places(parts.project)
+    assert names["coco_mask_rcnn_3x_smt_small"] == "COCO, Mask R-CNN: SMT-S, 3x"
+    assert names[T] == "SMT-T"
+    labels = [each.label for each in agreements(collect(parts.project, parts.layout))]
+    assert "COCO, Mask R-CNN: SMT-S, 3x, mask AP" in labels
+
+
+# --- predictions -------------------------------------------------------------------------------
+
+
+def keep_samples(files, run):
+    picture = Image.new("RGB", (40, 30), "teal")
+    picture.save(files.layout.samples(run), "JPEG")
+    return base64.b64encode(files.layout.samples(run).read_bytes()).decode()
+
+
+def test_pictures_of_detectors_are_in_the_page_itself(files):
+    run = Run(experiment=DETECTOR, seed=0)
+    finish_detector(files, run, 41.23)
+    content = keep_samples(files, run)
+    other = Run(experiment="coco_retinanet_smt_small", seed=0)
+    finish_detector(files, other, 38.0)
+    sync(files.project, files.layout)
+    page = Page(report(files).html())
+    assert [value for tag, name, value in page.attributes if tag == "img" and name == "src"] == [
+        f"data:image/jpeg;base64,{content}"
+    ]
+    (alt,) = (value for tag, name, value in page.attributes if tag == "img" and name == "alt")
+    assert "COCO, Mask R-CNN: SMT-S, 1x: box AP 41.2" in alt
+    assert "#predictions" in page.hrefs and "predictions" in page.ids
+    assert "COCO, Mask R-CNN: SMT-S, 1x: box AP 41.2" in page.words
+    assert f"of {other}, which smt evaluate draws" in page.words
+
+
+def test_a_picture_of_former_weights_is_not_shown(files):
+    run = Run(experiment=DETECTOR, seed=0)
+    finish_detector(files, run, 41.23)
+    keep_samples(files, run)
+    former = read_json(files.layout.evaluation(run)) | {"fingerprint": "f" * 64}
+    write_json(files.layout.evaluation(run), former)
+    sync(files.project, files.layout)
+    page = Page(report(files).html())
+    assert "img" not in page.tags
+    assert f"of {run}, which smt evaluate draws" in page.words
+
+
+def test_before_any_is_done_the_section_says_how_many_are_not(parts):
+    runs = [run for run in parts.project.runs if has_head(parts.project, run)]
+    words = Page(report(parts).html()).words
+    assert f"Predictions No picture yet of {len(runs)} runs, which are not done." in words
+
+
+def test_a_project_of_classifiers_has_no_section_of_predictions(parts):
+    found = collect(parts.project, parts.layout)
+    runs = {run: each for run, each in found.runs.items() if not has_head(parts.project, run)}
+    assert predictions(replace(found, runs=runs), parts.layout) is None
+
+
+def has_head(project, run):
+    return project.experiments[run.experiment].head is not None
+
+
+# --- how it stands alone -----------------------------------------------------------------------
+
+
+def test_it_loads_nothing_and_its_links_lead_somewhere(parts):
+    results = collect(parts.project, parts.layout)
+    build(results, parts.layout)
+    draw(results, parts.layout, [figures.ACCURACY])
+    html = report(parts).html()
+    page = Page(html)
+    assert not {"script", "link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
+    assert "url(" not in html and "@import" not in html
+    loading = {"src", "srcset", "data", "action", "poster", "background"}
+    assert not [each for each in page.attributes if each[1] in loading]
+    assert len(page.ids) == len(set(page.ids))
+    for href in page.hrefs:
+        if href.startswith("#"):
+            assert href[1:] in page.ids
+        elif not href.startswith("http://127.0.0.1:5000/#/"):
+            assert (parts.layout.root / href).is_file(), href
+    assert "tables/imagenet1k.csv" in page.hrefs
+    (log,) = [href for href in page.hrefs if href.endswith("train.log")]
+    assert log.startswith(f"runs/{B}/seed1/work-")
+
+
+def test_files_that_are_not_there_are_not_linked(parts):
+    shutil.rmtree(parts.layout.tables, ignore_errors=True)
+    assert not any("tables/" in href for href in Page(report(parts).html()).hrefs)
+
+
+def test_the_same_results_make_the_same_page(parts):
+    assert report(parts).html() == report(parts).html()
+
+
+def test_drawings_are_whole_and_say_what_they_show(parts):
+    html = report(parts).html()
+    drawings = re.findall(r"<svg viewBox.*?</svg>", html, re.DOTALL)
+    assert len(drawings) > 10
+    for drawing in drawings:
+        svg = ElementTree.fromstring(drawing)
+        assert svg.get("aria-label") or svg.get("aria-hidden") == "true"
+    assert "SMT-T on ImageNet-1K, validation top-1 (%) at epoch 300: 82.20 ± 0.20" in html
+
+
+def test_before_any_run_it_is_there(make_files):
+    files = make_files(scale="paper")
+    (files.layout.results / "mlflow.db").unlink()
+    shutil.rmtree(files.layout.root)
+    done = files.smt("report", "--scale", "paper")
+    assert f"pending. {files.layout.report}" in done.stdout
+    words = Page(files.layout.report.read_text()).words
+    assert f"0 of {len(files.project.runs)} done" in words
+    assert "No run has begun." in words
+    assert "smt data manifest imagenet1k" in words
+    assert not (files.layout.results / "mlflow.db").exists()
+
+
+def test_at_a_scale_with_a_notice_nothing_is_compared(files):
+    files.finish(Run(experiment=T, seed=0), 96.0)
+    sync(files.project, files.layout)
+    words = Page(report(files).html()).words
+    assert files.project.scale.notice in words
+    assert "27 that this scale is not compared with" in words
+    assert "reproduced or within noise" not in words
+
+
+def test_the_command_writes_it_without_torch(files):
+    script = (
+        "import sys; from smt.cli import cli; cli(sys.argv[1:], standalone_mode=False); "
+        "assert not {'torch', 'torchvision', 'timm', 'matplotlib'} & set(sys.modules)"
+    )
+    arguments = files.command("report", "--scale", "demo")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert files.layout.report.is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(files, read_only_folder):
+    arguments = files.command("report", "--scale", "demo")
+    arguments[arguments.index("--results") + 1] = str(read_only_folder)
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{read_only_folder}/demo: no permission to write there" in done.stderr
+
+
+# --- drawings ----------------------------------------------------------------------------------
+
+
+def circles(drawing, kind):
+    svg = ElementTree.fromstring(drawing)
+    return [each for each in svg.iter("circle") if kind in each.get("class").split()]
+
+
+def test_dots_lie_in_the_band_where_they_are_reproduced():
+    rows = [
+        Agreement("in", 80.0, 0.2, None, 0.2, "reproduced", "in"),
+        Agreement("out", 80.0, -0.3, 0.1, 0.2, "below", "out"),
+        Agreement("none", 80.0, None, None, 0.2, "pending", "none"),
+    ]
+    ((_, drawing),) = charts.agreement("title", rows).panels
+    inside, outside = circles(drawing, "point")
+    band = next(iter(ElementTree.fromstring(drawing).iter("rect")))
+    left = float(band.get("x"))
+    right = left + float(band.get("width"))
+    assert float(inside.get("cx")) == pytest.approx(right, abs=0.2)
+    assert float(outside.get("cx")) < left
+
+
+def test_a_seed_under_way_has_a_thin_line_of_its_own_and_no_part_in_the_mean(parts):
+    curves = figures.curves(collect(parts.project, parts.layout), figures.CURVES)
+    small = curves[1]
+    assert (small.seeds, [each.label for each in small.apart]) == (
+        2, ["SMT-S on ImageNet-1K, seed 2, running"]
+    )  # fmt: skip
+    assert small.score.mean[:2] == (54.0, 54.5)
+    assert small.apart[0].score.mean == (41.0, 41.2)
+    html = report(parts).html()
+    assert "SMT-S on ImageNet-1K, seed 2, running, validation top-1 (%) at epoch 30: 41.20" in html
+
+
+def test_long_lines_answer_to_a_mouse_at_some_points_and_at_the_last():
+    epochs = tuple(float(epoch) for epoch in range(1, 301))
+    band = Band(epochs, epochs, (0.0,) * 300)
+    chart = charts.learning_curves("title", [Curve("a", 1, band, band, "top1")])
+    hovers = circles(chart.panels[0][1], "hover")
+    assert len(hovers) <= charts.HOVERED + 1
+    assert hovers[-1].find("title").text == "a, training loss at epoch 300: 300.000"
+
+
+@pytest.mark.parametrize(
+    ("scale", "ticks"),
+    [
+        (Scale(0, 1, 0, 100), [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (Scale(-5.2, 1.1, 0, 100), [-4, -2, 0]),
+        (Scale(1, 20, 0, 100, logarithmic=True), [1, 2, 5, 10, 20]),
+    ],
+)
+def test_ticks_are_round(scale, ticks):
+    assert scale.ticks() == pytest.approx(ticks)
+
+
+# --- in a browser ------------------------------------------------------------------------------
+
+MEASURE = """<iframe id="page" width="{width}" height="900" srcdoc="{page}"></iframe>
+<script>onload = () => {{
+  const page = document.getElementById("page").contentDocument, root = page.documentElement;
+  document.body.innerHTML = `<pre>${{root.scrollWidth}} ${{root.clientWidth}} `
+    + `${{page.querySelectorAll("svg").length}}</pre>`;
+}};</script>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_browser_shows_it_without_scrolling_sideways(parts, tmp_path, width):
+    build(collect(parts.project, parts.layout), parts.layout)
+    page = report(parts).html().replace("&", "&amp;").replace('"', "&quot;")
+    (tmp_path / "measure.html").write_text(MEASURE.format(width=width, page=page))
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1600,1000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+         (tmp_path / "measure.html").as_uri()],
+        capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    needed, shown, drawings = map(int, re.search(r"<pre>(\d+) (\d+) (\d+)", done.stdout).groups())
+    assert width - 20 <= shown <= width
+    assert needed == shown
+    assert drawings > 10

@@ -1,0 +1,411 @@
+"""Tables: what was reported, what came out, and how the rest stands."""
+
+import csv
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from smt.errors import UserError
+from smt.files import read_json, write_json
+from smt.report.build import build, grid, table_names
+from smt.report.collect import collect
+from smt.report.render import latex_text, markdown_text, page
+from smt.report.tables import signed, source_mark
+from smt.report.verdict import judge, summarise
+from smt.spec import Run
+from smt.tracking.mlflow_sync import sync
+from smt.tracking.server import Server
+from tests.helpers.debian import require
+from tests.helpers.run_files import CHILD, PARENT, B, S, T, remote
+
+TINY = Run(experiment=T, seed=0)
+LEARNING_RATE = ("demo", "recipes", "imagenet1k", "optimizer", "lr")
+
+
+def results(files):
+    return collect(files.project, files.layout)
+
+
+def synced(files):
+    sync(files.project, files.layout)
+    return results(files)
+
+
+def made(files, name):
+    """Return the records of a table, made anew, by label."""
+    build(results(files), files.layout, [name])
+    with (files.layout.tables / f"{name}.csv").open() as file:
+        return {
+            row.get("label") or row["model"] + row["scale"]: row for row in csv.DictReader(file)
+        }
+
+
+@pytest.fixture
+def paper(make_files):
+    """Paper scale with three seeds: SMT-T done, SMT-S in parts, SMT-B not begun."""
+    files = make_files(scale="paper", seeds=(0, 1, 2))
+    for seed, top1 in enumerate((82.0, 82.2, 82.4)):
+        files.finish(Run(experiment=T, seed=seed), top1, epochs=1)
+    files.finish(Run(experiment=S, seed=0), 83.0, epochs=1)
+    files.fail(Run(experiment=S, seed=1), "the loss is not finite at step 7 <b>&_%#</b>")
+    files.run(Run(experiment=S, seed=2), epochs=1)
+    sync(files.project, files.layout)
+    return files
+
+
+# --- numbers and verdicts ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "reported", "verdict"),
+    [
+        ([82.2], 82.2, "reproduced"),
+        ([82.0], 82.2, "reproduced"),  # 82.2 - 82.0 is a little over 0.2 in binary
+        ([82.4], 82.2, "reproduced"),
+        ([81.9], 82.2, "below"),
+        ([82.5], 82.2, "above"),
+        ([81.7, 82.1], 82.2, "within noise"),  # 0.3 below, std 0.28
+        ([81.8, 81.82], 82.2, "below"),
+        ([82.2], None, "not reported"),
+        ([], 82.2, "not run"),
+        ([float("nan")], 82.2, "below"),
+    ],
+)
+def test_verdicts(values, reported, verdict):
+    summary = summarise(values)
+    assert judge(summary, reported, tolerance=0.2, comparable=True) == verdict
+
+
+def test_at_a_scale_with_a_notice_nothing_is_compared():
+    assert judge(summarise([82.2]), 82.2, tolerance=0.2, comparable=False) == "not comparable"
+
+
+def test_mean_and_std_over_the_seeds_that_are_done(paper):
+    rows = made(paper, "imagenet1k")
+    tiny = rows["SMT-T"]
+    assert float(tiny["top1_mean"]) == pytest.approx(82.2)
+    assert float(tiny["top1_std"]) == pytest.approx(0.2)
+    assert float(tiny["top1_delta"]) == pytest.approx(0, abs=1e-9)
+    assert (tiny["n"], tiny["top1_verdict"]) == ("3", "reproduced")
+    assert tiny["top1_source"] == "release_readme"
+    text = (paper.layout.tables / "imagenet1k.md").read_text()
+    assert "82.20 ± 0.20" in text
+    assert "82.2 \\[a\\]" in text
+
+
+def test_each_cell_leads_to_its_run(paper):
+    row = made(paper, "imagenet1k")["SMT-T"]
+    runs = [Run(experiment=T, seed=seed) for seed in range(3)]
+    ids = [remote(paper, run).run_id for run in runs]
+    assert row["run_ids"] == "; ".join(ids)
+    assert row["fingerprints"] == "; ".join(paper.fingerprint(run) for run in runs)
+    for suffix in ("md", "html", "tex"):
+        text = (paper.layout.tables / f"imagenet1k.{suffix}").read_text()
+        assert all(f"{run_id}" in text for run_id in ids)
+
+
+def test_a_table_in_parts_says_what_stands_how(paper):
+    rows = made(paper, "imagenet1k")
+    small, base = rows["SMT-S"], rows["SMT-B"]
+    assert (small["n"], small["states"]) == ("1", "done; failed; running")
+    assert float(small["top1_mean"]) == 83.0
+    assert small["top1_verdict"] == "below"
+    assert small["reasons"].startswith("the loss is not finite at step 7")
+    assert "1 of 300 epochs" in small["reasons"]
+    assert (base["n"], base["top1_mean"], base["top1_verdict"]) == ("0", "", "not run")
+    assert base["states"] == "pending; pending; pending"
+    text = (paper.layout.tables / "imagenet1k.md").read_text()
+    assert f"{S}-seed1: failed: the loss is not finite at step 7" in text
+    assert "| 1 of 3 |" in text
+    assert f"{B}-seed0, {B}-seed1, {B}-seed2: pending: not begun." in text
+    assert "Rows of one seed have none: SMT-S." in text
+
+
+def test_a_run_whose_parent_failed_says_so(files):
+    files.fail(Run(experiment=PARENT, seed=0), "no space left")
+    child = synced(files).of(CHILD)[0]
+    assert child.state == "pending"
+    assert child.reason == f"waits for {PARENT}-seed0, which failed"
+
+
+def test_a_run_of_other_params_is_stale(files):
+    files.finish(TINY)
+    sync(files.project, files.layout)
+    files.change("scales.yaml", 3e-3, *LEARNING_RATE)
+    (tiny,) = results(files).of(T)
+    assert (tiny.state, tiny.metrics) == ("stale", {})
+    assert "stale" in (row := made(files, "imagenet1k")["SMT-T"])["states"]
+    assert row["top1_mean"] == ""
+
+
+def test_other_data_make_a_run_stale(files):
+    files.finish(TINY)
+    sync(files.project, files.layout)
+    files.manifests(content="other")
+    assert results(files).of(T)[0].state == "stale"
+
+
+def test_without_a_manifest_a_run_is_pending_and_says_what_to_do(files):
+    files.finish(TINY)
+    sync(files.project, files.layout)
+    files.layout.manifest("imagenet1k").unlink()
+    (tiny,) = results(files).of(T)
+    assert tiny.state == "pending"
+    assert "smt data manifest imagenet1k" in tiny.reason
+
+
+def test_a_run_that_is_not_in_mlflow_yet_says_so(files):
+    files.finish(TINY)
+    (tiny,) = results(files).of(T)
+    assert tiny.state == "pending"
+    assert "smt sync --scale demo" in tiny.reason
+
+
+def test_a_run_trained_elsewhere_counts_by_what_mlflow_has(files):
+    files.finish(TINY, 96.0)
+    sync(files.project, files.layout)
+    shutil.rmtree(files.layout.run_dir(TINY))
+    (tiny,) = results(files).of(T)
+    assert (tiny.state, tiny.metrics["top1"]) == ("done", 96.0)
+
+
+def test_gains_are_over_the_baseline(make_files):
+    files = make_files(scale="paper", seeds=(0,))
+    for experiment, top1 in (("ablation_ladder_baseline", 80.5), ("ablation_ladder_mhmc", 81.0)):
+        files.finish(Run(experiment=experiment, seed=0), top1, epochs=1)
+    sync(files.project, files.layout)
+    rows = made(files, "ablation_components")
+    assert (rows["baseline"]["top1_gain"], rows["+ MHMC"]["top1_gain"]) == ("0.0", "0.5")
+    assert rows["+ MHMC"]["top1_gain_reported"] == "0.8"
+    assert (rows["+ SAA"]["top1_gain"], rows["+ SAA"]["top1_gain_reported"]) == ("", "1.6")
+    assert made(files, "ablation_heads")["1"]["top1_reported"] == ""
+
+
+# --- the cross-check ---------------------------------------------------------------------------
+
+
+def test_a_number_that_differs_from_mlflow_names_both(files):
+    files.finish(TINY, 96.0)
+    sync(files.project, files.layout)
+    path = files.layout.metrics(TINY)
+    known = read_json(path)
+    known["metrics"]["top1"] = 97.25
+    write_json(path, known)
+    with pytest.raises(UserError) as caught:
+        results(files)
+    message = str(caught.value)
+    for part in (str(path), "97.25", "96.0", remote(files, TINY).run_id, "top1"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_a_number_changed_in_mlflow_names_both(files):
+    files.finish(TINY, 96.0)
+    sync(files.project, files.layout)
+    run = remote(files, TINY)
+    Server.of(files.layout).send(run.run_id, [("final/top1", 99.0, 2_000_000_000_000, 9999)])
+    with pytest.raises(UserError, match=f"top1 = 96.0.*{run.run_id}.*99.0"):
+        results(files)
+
+
+def test_a_number_changed_in_both_is_found_by_the_journal(files):
+    """A metrics.json that was changed and synced disagrees with the journal's last evaluation."""
+    files.finish(TINY, 96.0, evaluate=False)
+    known = read_json(files.layout.metrics(TINY))
+    known["metrics"]["top1"] = 97.25
+    write_json(files.layout.metrics(TINY), known)
+    with pytest.raises(UserError, match="eval/top1 of MLflow run .* is 96.0"):
+        synced(files)
+
+
+def test_other_weights_than_mlflow_knows_are_an_error(files):
+    files.finish(TINY)
+    sync(files.project, files.layout)
+    known = read_json(files.layout.metrics(TINY))
+    write_json(files.layout.metrics(TINY), {**known, "weights_sha256": "cd" * 32})
+    with pytest.raises(UserError, match="cdcdcd.*ababab"):
+        results(files)
+
+
+# --- formats -----------------------------------------------------------------------------------
+
+
+def test_the_same_results_make_the_same_bytes(files):
+    files.finish_all(epochs=1)
+    files.write_sizes()
+    everything = synced(files)
+    first = {path: path.read_bytes() for path in build(everything, files.layout)}
+    shutil.rmtree(files.layout.tables)
+    again = {path: path.read_bytes() for path in build(results(files), files.layout)}
+    assert first == again
+    assert len(first) == 4 * len(table_names(files.project)) + 2
+
+
+def test_the_notice_is_on_every_table_in_every_format(files):
+    notice = files.project.scale.notice
+    for path in build(results(files), files.layout):
+        assert notice in path.read_text(), path
+
+
+def test_before_any_run_tables_are_there_and_no_database(files):
+    (files.layout.results / "mlflow.db").unlink()
+    paths = build(results(files), files.layout)
+    assert all("pending" in path.read_text() for path in paths if path.suffix == ".html")
+    assert not (files.layout.results / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a_b & 50 % of #1", r"a\_b \& 50 \% of \#1"),
+        ("{x} ~ ^ \\ $", r"\{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$"),
+        ("82.2 ± 0.1\nnext", r"82.2 $\pm$ 0.1 next"),
+        ("smt --scale", "smt -{}-scale"),
+        ("naïve → 雪", "naïve ? ?"),
+    ],
+)
+def test_latex_shows_text_as_it_is(text, expected):
+    assert latex_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a|b", r"a\|b"),
+        ("+ MHMC", r"\+ MHMC"),
+        ("smt_tiny, _so_", r"smt_tiny, \_so\_"),
+        ("<b>[x](y)</b>\n*", r"\<b\>\[x\](y)\</b\> \*"),
+    ],
+)
+def test_markdown_shows_text_as_it_is(text, expected):
+    assert markdown_text(text) == expected
+
+
+def test_html_escapes_what_runs_and_params_say(paper):
+    paper.change("tables.yaml", "<i>ImageNet</i>", "tables", "imagenet1k", "title")
+    build(results(paper), paper.layout, ["imagenet1k"])
+    for name in ("imagenet1k", "index"):
+        text = (paper.layout.tables / f"{name}.html").read_text()
+        assert "&lt;b&gt;&amp;_%#&lt;/b&gt;" in text
+        assert "&lt;i&gt;ImageNet&lt;/i&gt;" in text
+        assert "<b>" not in text and "<i>" not in text
+
+
+def test_html_loads_nothing(files):
+    for path in build(results(files), files.layout):
+        if path.suffix == ".html":
+            text = path.read_text()
+            assert "<script" not in text and "<link" not in text and "@import" not in text
+
+
+def test_a_template_with_an_unknown_value_is_an_error():
+    with pytest.raises(Exception, match="undefined"):
+        page("table.html.j2")
+
+
+@pytest.mark.parametrize("packages", ["", ",hyperref"])
+def test_every_table_compiles_as_latex(paper, tmp_path, packages):
+    pdflatex = require("pdflatex")
+    paper.write_sizes()
+    paper.change("tables.yaml", "[a] * new", "tables", "ablation_heads", "rows", 1, "label")
+    build(results(paper), paper.layout)
+    names = table_names(paper.project)
+    inputs = "\n".join(rf"\input{{{paper.layout.tables / name}.tex}}" for name in names)
+    document = (
+        rf"\documentclass{{article}}\usepackage{{booktabs,graphicx,array,longtable{packages}}}"
+        rf"\begin{{document}}{inputs}\end{{document}}"
+    )
+    (tmp_path / "tables.tex").write_text(document)
+    done = subprocess.run(
+        [pdflatex, "-halt-on-error", "-interaction=nonstopmode", "tables.tex"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "tables.log").read_text(errors="replace")
+    assert "Missing character" not in log
+    captions = [line for line in (tmp_path / "tables.aux").read_text().splitlines()
+                if "tab:" in line]  # fmt: skip
+    assert len(captions) == len(names)
+
+
+def test_differences_that_round_to_zero_have_no_sign():
+    assert [signed(x, 2) for x in (0.004, -0.004, 0.005001, -1, None)] == [
+        "0.00", "0.00", "+0.01", "-1.00", ""
+    ]  # fmt: skip
+
+
+def test_sources_are_lettered():
+    assert [source_mark(index) for index in (0, 1, 25, 26, 27)] == ["a", "b", "z", "aa", "ab"]
+
+
+# --- sizes and drift ---------------------------------------------------------------------------
+
+
+def test_sizes_set_published_beside_measured(files):
+    files.write_sizes()
+    rows = made(files, "sizes")
+    small = rows["smt_smallpaper"]
+    assert (small["params"], small["params_m_published"]) == ("22550952", "20.5")
+    text = (files.layout.tables / "sizes.md").read_text()
+    assert "| SMT-S | paper | 22.550952 | 20.5 \\[a\\] | +2.051 | 224 |" in text
+    assert "| 4.6569 | 4.8388 | 4.6890 | 4.7 \\[a\\] | -0.011 |" in text
+    assert rows["smt_smalldemo"]["params_m_published"] == ""
+
+
+def test_sizes_that_were_not_measured_are_pending_and_say_what_to_do(files):
+    rows = made(files, "sizes")
+    assert rows["smt_tinypaper"]["state"] == "pending: run smt profile --scale paper"
+    assert rows["smt_tinydemo"]["state"] == "pending: run smt profile --scale demo"
+
+
+def test_findings_are_filled_in_from_the_papers_models_at_any_scale(files):
+    files.write_sizes()
+    drift = grid(results(files), files.layout, "drift")
+    ours = {row[0].text: row[4].text for row in drift.rows}
+    assert ours["SMT-S parameters"].startswith("22.551 M; depths 3 4 18 1")
+    assert "2.380 G in convolutions" in ours["attention products in MACs"]
+    assert not any("{" in text or "pending" in text for text in ours.values())
+
+
+def test_findings_wait_for_sizes(files):
+    drift = grid(results(files), files.layout, "drift")
+    assert "(pending: run smt profile --scale paper) M" in drift.rows[0][4].text
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("{smt_smal.params_m}", "did you mean smt_small"), ("{smt_small.flops}", "valid: params_m")],
+)
+def test_a_finding_that_names_no_size_is_an_error(files, place, message):
+    files.change("drift.yaml", f"{place} M", "findings", 0, "ours")
+    with pytest.raises(UserError, match=f"findings.0.ours.*{message}"):
+        grid(results(files), files.layout, "drift")
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_the_command_makes_tables_without_torch(files):
+    files.finish(TINY)
+    sync(files.project, files.layout)
+    script = (
+        "import sys; from smt.cli import cli; cli(sys.argv[1:], standalone_mode=False); "
+        "assert not {'torch', 'torchvision', 'timm'} & set(sys.modules)"
+    )
+    arguments = files.command("tables", "imagenet1k", "drift", "--scale", "demo")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "imagenet1k  1 done, 2 pending" in done.stdout
+    assert str(files.layout.tables) in done.stdout
+    assert not (files.layout.tables / "sizes.md").exists()
+
+
+def test_an_unknown_table_names_the_nearest(files):
+    done = files.smt("tables", "imagenet1", check=False)
+    assert done.returncode == 2
+    assert "did you mean imagenet1k" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,577 @@
+"""`smt status`: what it says of runs that are done, under way, in a queue, or in trouble."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import click
+import pytest
+
+from smt import dag
+from smt.files import read_json, write_json
+from smt.layout import Layout
+from smt.spec import Run
+from smt.status import queue, text, trail
+from smt.status.states import collect
+from tests.helpers.run_files import CHILD, PARENT, B, RunFiles, S, T
+from tests.helpers.trainings import await_step, command, make_project, run_dir
+from tests.helpers.waiting import PATIENCE, wait_for
+
+HEADS, HALF = "ablation_heads_1", "ablation_stage3_half"
+SEGMENTER = "ade20k_upernet_smt_base"
+STEPS = 6 * 62
+"""Of a demo run on 4000 images in global batches of 64."""
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from smt.engine.workdir import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def run(experiment, seed=0):
+    return Run(experiment=experiment, seed=seed)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return RunFiles(tmp_path)
+
+
+@pytest.fixture
+def no_slurm(tmp_path, monkeypatch):
+    """A PATH without SLURM's programs."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def look(files, *experiments):
+    """Return what is said of each run, as JSON has it."""
+    said = json.loads(text.as_json(collect(files.project, files.layout, experiments)))
+    return {each["run"].removesuffix("-seed0"): each for each in said["runs"]}
+
+
+def lines(files):
+    """Return state and details of each run as they are printed, its lines joined."""
+    found, name = {}, ""
+    printed = click.unstyle(text.text(collect(files.project, files.layout)))
+    for line in printed.split("\n\n")[0].splitlines():
+        if line.startswith(" "):
+            found[name] += f" {line.strip()}"
+        else:
+            name, _, rest = line.partition("-seed0")
+            found[name] = " ".join(rest.split())
+    return found
+
+
+def checkpoint(work_dir, step):
+    folder = work_dir / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    (folder / f"step-{step:010d}-epoch-00001-{'ab' * 32}.safetensors").touch()
+
+
+def pulse(work_dir, step, ago, now=None):
+    at = (now or time.time()) - ago
+    (work_dir / "pulse").write_text(f"{step:012d} {at:017.6f}\n")
+
+
+def began(work_dir, ago, *, now=None, resumed_at=0, **more):
+    """Say that the last attempt began so many seconds ago."""
+    started = (now or time.time()) - ago
+    known = read_json(work_dir / "provenance.json")
+    known["attempts"][-1].update(started=started, resumed_at_step=resumed_at, **more)
+    write_json(work_dir / "provenance.json", known)
+
+
+@contextmanager
+def trained(work_dir):
+    """Hold a work folder as a training does; yield the process."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(work_dir)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        began(work_dir, 0, pid=holder.pid, slurm_job_id=None)
+        yield holder
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def timed_journal(work_dir, entries, now):
+    """Write a journal of (step, seconds before now, metrics)."""
+    journal, times = [], []
+    for number, (step, ago, metrics) in enumerate(entries):
+        journal.append({"step": step, "epoch": step // 62, "metrics": metrics})
+        times.append({"line": number, "time": now - ago, "metrics": {}})
+    for name, records in (("journal", journal), ("times", times)):
+        text = "".join(json.dumps(each) + "\n" for each in records)
+        (work_dir / f"{name}.jsonl").write_text(text)
+
+
+# --- from files alone ----------------------------------------------------------------------------
+
+
+def test_every_state_from_files_alone(files, no_slurm):
+    files.finish(run(T), 95.25)
+    files.fail(run(S), "loss is not finite at step 7 of 372")
+    checkpoint(files.run(run(B)), 62)
+    files.run(run(HEADS))
+    said = lines(files)
+    assert len(said) == 30
+    assert said[T] == "done top1 95.25"
+    assert said[S] == "failed loss is not finite at step 7 of 372"
+    assert said[B] == "stopped step 62 of 372"
+    assert said[HEADS] == "stopped before its first checkpoint"
+    assert said[PARENT] == "not started"
+    assert said[CHILD] == f"waiting for {PARENT}-seed0, which is not started"
+    assert said[SEGMENTER] == f"waiting for {B}-seed0, which is stopped"
+
+
+def test_without_slurm_it_says_so_in_one_line_and_sums_up(files, no_slurm):
+    files.finish(run(T))
+    checkpoint(files.run(run(B)), 62)
+    done = files.smt("status")
+    assert done.stderr.count("\n") == 1
+    assert "SLURM was not heard (there is no squeue here)" in done.stderr
+    *_, hint, notice, hours, summary = done.stdout.splitlines()
+    assert hint.startswith("stopped: goes on with")
+    assert hint.endswith(": smt train EXPERIMENT --seed N --scale demo")
+    assert "not comparable with the paper" in notice
+    assert hours.startswith("to go: about 0.") and hours.endswith(
+        " GPU-hours on NVIDIA A100 SXM4 80 GB"
+    )
+    assert summary == "30 runs: 1 done, 29 to go (1 stopped, 13 waiting, 15 not started)"
+
+
+def test_hours_left_shrink_by_what_is_done(files, no_slurm):
+    def hours():
+        return collect(files.project, files.layout, [S, B]).gpu_hours_left
+
+    before = hours()
+    assert before > 0
+    checkpoint(files.run(run(B)), STEPS // 2)
+    half = hours()
+    files.finish(run(B))
+    alone = hours()
+    assert before > half > alone > 0
+    files.finish(run(S))
+    assert hours() == 0
+
+
+def test_a_failed_parent_is_named(files, no_slurm):
+    files.fail(run(PARENT), "disk is full")
+    assert lines(files)[CHILD] == f"waiting for {PARENT}-seed0, which has failed"
+
+
+def test_data_that_are_missing_are_named_once_with_their_remedy(files, no_slurm):
+    files.finish(run(T))
+    files.layout.manifest("imagenet1k").unlink()
+    said = lines(files)
+    assert said[S] == "waiting for data: imagenet1k"
+    assert said[T] == "done top1 95.00; no telling of which data, without manifests: imagenet1k"
+    assert said[PARENT] == "not started"
+    whole = text.text(collect(files.project, files.layout))
+    assert whole.count("run: smt data manifest imagenet1k --scale demo\n") == 1
+
+
+def test_what_there_was_before_params_changed(files, no_slurm):
+    files.finish(run(T))
+    checkpoint(files.run(run(S)), 62)
+    was, half = files.fingerprint(run(T))[:12], files.work_dir(run(S)).name
+    files.change("scales.yaml", 7, "demo", "recipes", "imagenet1k", "schedule", "epochs")
+    said = lines(files)
+    assert said[T] == f"not started params or data changed since it was trained (as {was})"
+    assert said[S] == f"not started half done with other params or data: {half} at step 62"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"metrics": {}}'])
+def test_numbers_that_cannot_be_read_are_none(files, no_slurm, content):
+    files.layout.metrics(run(T)).parent.mkdir(parents=True)
+    files.layout.metrics(run(T)).write_text(content)
+    assert look(files)[T]["state"] == "not started"
+
+
+# --- a training under way ------------------------------------------------------------------------
+
+
+def test_the_pace_is_that_of_the_last_epoch(files, no_slurm):
+    work_dir = files.begin(run(T))
+    with trained(work_dir) as holder:
+        now = time.time()
+        began(work_dir, 1000, now=now)
+        evaluated = {"eval/top1": 81.25, "eval/loss": 0.5}
+        # 62 steps took 500 s at first, then 31 s; the beat is of step 134.
+        timed_journal(
+            work_dir, [(62, 500, evaluated), (72, 46, {}), (82, 41, {}), (130, 17, {})], now
+        )
+        pulse(work_dir, 134, ago=15, now=now)
+        found, said = look(files)[T], lines(files)[T]
+    assert (found["state"], found["step"], found["steps"]) == ("running", 134, STEPS)
+    assert (found["epoch"], found["epochs"]) == (3, 6)
+    assert found["steps_per_second"] == pytest.approx((134 - 72) / (46 - 15), rel=1e-3)
+    assert found["images_per_second"] == pytest.approx(64 * 2, rel=1e-3)
+    assert found["seconds_left"] == pytest.approx((STEPS - 134) / 2, rel=1e-3)
+    assert 15 <= found["seconds_since_step"] < 45
+    host = os.uname().nodename
+    assert said == (
+        "running step 134 of 372, epoch 3 of 6; 128 images/s; 2 min left; top1 81.25 so far; "
+        f"process {holder.pid} on {host}"
+    )
+
+
+def test_the_pace_of_a_young_attempt_is_its_own(files, no_slurm):
+    work_dir = files.begin(run(T), attempts=3)
+    with trained(work_dir):
+        now = time.time()
+        began(work_dir, 25, now=now, resumed_at=100)
+        # Written by the attempt before, and again by this one: the first time is kept.
+        timed_journal(work_dir, [(90, 4000, {}), (110, 3000, {})], now)
+        pulse(work_dir, 120, ago=5, now=now)
+        found, said = look(files)[T], lines(files)[T]
+    assert found["steps_per_second"] == pytest.approx(1, rel=1e-3)
+    assert said.endswith("attempt 3")
+
+
+def test_a_training_that_is_quiet_is_said_to_be(files, no_slurm):
+    work_dir = files.begin(run(T))
+    with trained(work_dir):
+        began(work_dir, 1000)
+        pulse(work_dir, 100, ago=720)
+        assert "; no step for 12 min; process" in lines(files)[T]
+        assert look(files)[T]["seconds_left"] is None
+        # 100 steps in 150 s: ten take as long as the beat is old.
+        began(work_dir, 165)
+        pulse(work_dir, 10, ago=62)
+        assert "images/s" in lines(files)[T]
+
+
+def test_an_attempt_before_its_first_step_is_starting(files, no_slurm):
+    work_dir = files.begin(run(T))
+    checkpoint(work_dir, 62)
+    pulse(work_dir, 70, ago=1)
+    with trained(work_dir):
+        # The beat is of the attempt before, and older than this one.
+        began(work_dir, 0, resumed_at=62)
+        assert "running step 62 of 372, epoch 2 of 6; starting; process" in lines(files)[T]
+        # It holds the folder, and has not written down yet that it is there.
+        began(work_dir, 100, pid=1, slurm_job_id=None)
+        assert "running step 62 of 372, epoch 2 of 6; starting; process" in lines(files)[T]
+        os.utime(work_dir / "lock", (time.time() - 600, time.time() - 600))
+        assert "; no step yet after 10 min; process" in lines(files)[T]
+
+
+def test_a_lock_of_a_process_that_is_gone_holds_nothing(files, no_slurm):
+    work_dir = files.begin(run(T))
+    with trained(work_dir):
+        pulse(work_dir, 70, ago=0)
+        assert look(files)[T]["state"] == "running"
+    pulse(work_dir, 70, ago=0)
+    assert look(files)[T]["state"] == "stopped"
+
+
+@pytest.mark.parametrize(("ago", "state"), [(2, "running"), (100, "stopped")])
+def test_on_another_host_signs_of_life_count(files, no_slurm, ago, state):
+    work_dir = files.begin(run(T))
+    began(work_dir, 200)
+    write_json(work_dir / "lock", {"host": "far-away", "pid": 7})
+    pulse(work_dir, 50, ago=ago)
+    found = look(files)[T]
+    assert found["state"] == state
+    assert found["place"] == ("job 100 on far-away" if state == "running" else "")
+
+
+def test_looking_at_a_lock_leaves_it_as_it_is(files, no_slurm):
+    work_dir = files.begin(run(T))
+    with trained(work_dir) as holder:
+        path = work_dir / "lock"
+        path.chmod(0o444)
+        before = path.read_bytes(), path.stat().st_mtime_ns
+        assert [trail.is_locked(path) for _ in range(3)] == [True] * 3
+        assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+        holder.kill()
+        holder.wait()
+        assert trail.is_locked(path) is False
+    assert trail.is_locked(work_dir / "nothing") is False
+
+
+def test_checkpoints_are_found_by_the_names_that_they_are_given(tmp_path):
+    from smt.engine.checkpoint import FOLDER, Name
+
+    assert trail.newest_checkpoint(tmp_path) is None
+    (tmp_path / FOLDER).mkdir()
+    for name in (Name(99, 1, "a" * 64), Name(1_000_000, 2, "b" * 64), Name(5, 0, "c" * 64)):
+        (tmp_path / FOLDER / str(name)).touch()
+    (tmp_path / FOLDER / ".step-2000000000.77.tmp").touch()
+    assert trail.newest_checkpoint(tmp_path) == 1_000_000
+
+
+class RealProject(RunFiles):
+    """What RunFiles has, in a folder where trainings are real."""
+
+    def __init__(self, folder, demo_data):
+        make_project(folder, demo_data)
+        self.folder, self.scale, self.params = folder, "demo", folder / "params"
+        self.layout = Layout("demo", folder / "results", folder / "data")
+
+    def train(self):
+        arguments = command("train", T, "--seed", "0")
+        return subprocess.Popen(arguments, cwd=self.folder, stderr=subprocess.DEVNULL)
+
+
+def test_a_real_training_runs_stops_and_is_done(tmp_path, demo_data, no_slurm):
+    project = RealProject(tmp_path, demo_data)
+    assert look(project)[T]["state"] == "not started"
+    with project.train() as first:
+        await_step(run_dir(project.folder), 20, first)
+        first.terminate()
+        assert first.wait() == 75
+    stopped = look(project)[T]
+    assert (stopped["state"], stopped["attempts"], stopped["steps"]) == ("stopped", 1, 124)
+    assert 20 <= stopped["step"] < 124
+
+    with project.train() as second:
+        await_step(run_dir(project.folder), stopped["step"] + 20, second)
+        running, asked = look(project)[T], time.time()
+        assert second.wait() == 0
+        took = time.time() - asked
+    assert (running["state"], running["attempts"]) == ("running", 2)
+    assert running["place"] == f"process {second.pid} on {os.uname().nodename}"
+    assert stopped["step"] < running["step"] < 124
+    assert took / 5 < running["seconds_left"] < took * 5
+    done = look(project)[T]
+    assert (done["state"], done["step"], done["seconds_left"]) == ("done", 124, None)
+    assert done["metrics"] == read_json(project.layout.metrics(run(T)))["metrics"]
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_experiments_restrict_it_and_a_wrong_one_is_refused(files, no_slurm):
+    assert set(look(files, S, CHILD)) == {S, CHILD}
+    done = files.smt("status", "imagenet1k_smt_tny", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean imagenet1k_smt_tiny" in done.stderr
+
+
+def test_it_loads_nothing_heavy(files, no_slurm):
+    code = (
+        "import sys; from smt.commands.status import command; "
+        "command(['--scale', 'demo'], standalone_mode=False); print(*sys.modules)"
+    )
+    environment = {
+        **os.environ,
+        "SMT_PARAMS": str(files.params),
+        "SMT_RESULTS": str(files.layout.results),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    *_, modules = done.stdout.splitlines()
+    loaded = {name.split(".")[0] for name in modules.split()}
+    assert loaded.isdisjoint({"torch", "timm", "mlflow", "pandas", "matplotlib", "snakemake"})
+
+
+def test_lines_keep_to_100_columns(tmp_path, no_slurm):
+    files = RunFiles(tmp_path, "paper")
+    long = "the disk is full; " * 20
+    for experiment in files.project.order[::2]:
+        files.fail(run(experiment), long)
+    out = click.unstyle(text.text(collect(files.project, files.layout)))
+    assert out.count("the disk is full") > 100
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_no_line_ends_between_a_number_and_its_unit(files, no_slurm):
+    work_dir = files.begin(run(T))
+    with trained(work_dir):
+        began(work_dir, 20)
+        pulse(work_dir, 100, ago=10)
+        status = collect(files.project, files.layout, [T])
+    for width in range(60, 120):
+        assert re.search(r"\d images/s;", text.text(status, width))
+
+
+def on_terminal(arguments, **environment):
+    """Return what a command writes to a terminal."""
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        arguments, stdout=follower, stderr=subprocess.DEVNULL, env={**os.environ, **environment}
+    ) as process:
+        os.close(follower)
+        said = b""
+        while True:
+            try:
+                part = os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            said += part
+        process.wait()
+    os.close(leader)
+    return said.decode()
+
+
+def test_colours_are_for_terminals(files, no_slurm):
+    files.finish(run(T))
+    asked = files.command("status", T)
+    coloured, plain = "\x1b[32mdone", f"{T}-seed0  done"
+    assert coloured in on_terminal(asked, NO_COLOR="")
+    assert plain in on_terminal(asked, NO_COLOR="1")
+    assert plain in files.smt("status", T).stdout
+
+
+def test_watching_goes_on_until_it_is_interrupted(files, no_slurm):
+    watch = subprocess.Popen(
+        files.command("status", T, "--watch", "0.1"), stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+    def await_line(start):
+        return next(line for line in watch.stdout if line.startswith(start))
+
+    try:
+        assert "not started" in await_line(T)
+        files.finish(run(T), 93.5)
+        while "top1 93.50" not in await_line(T):
+            pass
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(PATIENCE) == 0
+    finally:
+        watch.kill()
+        watch.communicate()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"),
+     (47.9 * 3600, "47.9 h"), (60 * 3600, "2.5 d")],
+)  # fmt: skip
+def test_spans_are_in_their_largest_unit(seconds, said):
+    assert text.span(seconds) == said
+
+
+# --- from SLURM's queue --------------------------------------------------------------------------
+
+on_cluster = pytest.mark.xdist_group("cluster")
+
+
+@pytest.fixture
+def slurm(cluster, monkeypatch):
+    """The cluster, which this process's programs find as well; no job is left behind."""
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    yield cluster
+    cluster.run("scancel", "--me", check=False)
+    while cluster.run("squeue", "-h", "--me").stdout:
+        time.sleep(0.1)
+
+
+def submit(slurm, files, experiment, *options, command="sleep 600", fingerprint=None):
+    """Submit a job with the comment that the DAG gives it; return its number."""
+    said = queue.comment(
+        files.scale, run(experiment), fingerprint or files.fingerprint(run(experiment))
+    )
+    return slurm.run(
+        "sbatch", "--parsable", f"--output={files.folder}/%j.out", f"--comment={said}",
+        "--requeue", f"--chdir={files.folder}", *options, f"--wrap={command}",
+    ).stdout.strip()  # fmt: skip
+
+
+def await_status(files, experiment, holds):
+    """Look until `holds` says so of what is said of an experiment."""
+    return wait_for(
+        lambda: found if holds(found := look(files)[experiment]) else None,
+        lambda: look(files)[experiment], every=0.2,
+    )  # fmt: skip
+
+
+@on_cluster
+def test_jobs_are_told_by_their_comment(files, slurm):
+    running = submit(slurm, files, T)
+    held = submit(slurm, files, S, "--hold")
+    later = submit(slurm, files, B, "--begin=now+2hours")
+    other = submit(slurm, files, HEADS, fingerprint="0" * 64)
+    broken = submit(slurm, files, HALF, command="exit 3")
+    slurm.run("sbatch", f"--chdir={files.folder}", "--output=/dev/null", "--wrap=sleep 600")
+    await_status(files, HALF, lambda found: found["state"] == "failed")
+    await_status(files, HEADS, lambda found: "running" in found["reason"])
+    await_status(files, T, lambda found: found["state"] == "running")
+    found, said = look(files), lines(files)
+    assert found[T]["job"]["number"] == running
+    assert found[T]["place"] in (f"job {running} on n1", f"job {running} on n2")
+    assert "running step 0 of 372, epoch 1 of 6; starting; job" in said[T]
+    assert found[S]["job"]["number"] == held
+    assert said[S] == f"pending job {held}: JobHeldUser"
+    assert found[B]["job"]["start"] == pytest.approx(time.time() + 7200, abs=120)
+    assert said[B].startswith(f"pending job {later}: BeginTime; may start ")
+    assert said[HEADS] == f"not started job {other} (running) has other params or data"
+    assert said[HALF].startswith(f"failed job {broken} failed")
+    assert {said[each] for each in said} >= {"not started"}  # the job without a comment is nobody's
+
+
+@on_cluster
+def test_a_job_that_lost_its_training_says_how_it_ended(files, slurm):
+    checkpoint(files.begin(run(T)), 62)
+    job = submit(slurm, files, T, command="exit 3")
+    await_status(files, T, lambda found: found["job"] and found["job"]["state"] == "FAILED")
+    assert lines(files)[T] == f"stopped job {job} failed (NonZeroExitCode); step 62 of 372"
+
+
+@on_cluster
+def test_a_real_job_is_followed_through_a_requeue(tmp_path, demo_data, slurm):
+    files = RealProject(tmp_path, demo_data)
+    train = f"exec {sys.executable} -m smt train {T} --seed 0 --checkpoint-steps 5"
+    job = submit(slurm, files, T, "--mem=2000M", command=train)
+    first = await_status(files, T, lambda found: (found["steps_per_second"] or 0) > 0)
+    assert (first["state"], first["attempts"]) == ("running", 1)
+    assert (first["job"]["number"], first["job"]["requeues"]) == (job, 0)
+    await_step(run_dir(tmp_path), 10, Anything())
+    slurm.run("scontrol", "requeue", job)
+    waiting = await_status(files, T, lambda found: found["state"] == "pending")
+    assert waiting["job"]["requeues"] == 1 and waiting["step"] >= 5
+    assert "; 1 requeue; step " in lines(files)[T]
+    second = await_status(
+        files, T, lambda found: found["attempts"] == 2 and found["steps_per_second"]
+    )
+    assert (second["state"], second["job"]["requeues"]) == ("running", 1)
+    assert second["step"] >= waiting["step"]
+    assert second["place"].startswith(f"job {job} on n")
+
+
+class Anything:
+    """Stands for a process that is not this one's to wait for."""
+
+    def poll(self):
+        return None
+
+
+@on_cluster
+def test_a_controller_that_is_down_is_said_and_files_do(files, slurm):
+    files.finish(run(T))
+    slurm.controller_down()
+    try:
+        began_at = time.monotonic()
+        done = files.smt("status")
+        assert time.monotonic() - began_at < 12 * queue.TIMEOUT
+    finally:
+        slurm.controller_up()
+    assert done.stderr.count("\n") == 1 and "SLURM was not heard (squeue" in done.stderr
+    assert f"{T}-seed0" in done.stdout and "done         top1 95.00" in done.stdout
+
+
+def test_the_dag_gives_jobs_the_comment_by_which_they_are_known(files, monkeypatch):
+    monkeypatch.setenv("SMT_PARAMS", str(files.params))
+    monkeypatch.setenv("SMT_RESULTS", str(files.layout.results))
+    expected = queue.comment("demo", run(T), files.fingerprint(run(T)))
+    assert expected == f"smt demo {T}-seed0 {files.fingerprint(run(T))}"
+    assert dag.load("demo").job_comment(run(T)) == expected

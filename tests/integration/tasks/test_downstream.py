@@ -1,0 +1,207 @@
+"""Detection and segmentation runs as a user types them, on demo scenes and on tiny models."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from safetensors.torch import load_file
+
+from smt.files import sha256
+from smt.params import load_project
+from tests.helpers import ROOT
+from tests.helpers.shrink import cut_down_scenes, keep
+from tests.helpers.trainings import TINY, edit_demo, metrics, one_line, run_dir, smt, work_dir
+
+pytestmark = pytest.mark.xdist_group("downstream")  # what they share is made once
+
+PARENT = "imagenet1k_smt_small"
+MASK_RCNN, RETINANET, UPERNET = RUNS = (
+    "coco_mask_rcnn_1x_smt_small",
+    "coco_retinanet_smt_small",
+    "ade20k_upernet_smt_small",
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, demo_data):
+    """A project of three small systems, with few scenes and the digits, and no run yet."""
+    folder = tmp_path_factory.mktemp("downstream")
+    shutil.copytree(ROOT / "params", folder / "params")
+    keep(folder / "params", RUNS)
+    edit_demo(folder, _shrink)
+    digits = folder / "data" / "demo" / "imagenet1k"
+    digits.parent.mkdir(parents=True)
+    digits.symlink_to(demo_data / "data" / "demo" / "imagenet1k")
+    smt(folder, "data", "manifest", "imagenet1k")
+    for key in ("coco", "ade20k"):
+        smt(folder, "data", "make", key)
+        smt(folder, "data", "manifest", key)
+    return folder
+
+
+def _shrink(demo):
+    cut_down_scenes(demo)
+    demo["models"]["smt_tiny"].update(TINY)
+    demo["models"]["smt_small"].update(depths=TINY["depths"])
+    demo["recipes"]["imagenet1k"]["schedule"].update(epochs=1, warmup_epochs=0)
+    demo["heads"]["mask_rcnn"].update(channels=16)
+    demo["heads"]["retinanet"].update(channels=16)
+    demo["heads"]["upernet"].update(channels=16)
+    for name in ("mask_rcnn_1x", "retinanet_3x"):
+        demo["detection_recipes"][name]["schedule"].update(epochs=2, milestones=[1])
+    demo["detection_recipes"]["*"].update(device_batch=2)
+    demo["detection_recipes"]["*"]["schedule"].update(warmup_steps=2)
+    demo["segmentation_recipes"]["upernet_160k"].update(device_batch=2)
+    demo["segmentation_recipes"]["upernet_160k"]["schedule"].update(
+        steps=16, interval=8, warmup_steps=2
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    """The same project with its runs trained and evaluated; what the evaluations printed."""
+    smt(project, "train", PARENT)
+    said = {}
+    for name in RUNS:
+        smt(project, "train", name, "--no-send")
+        said[name] = smt(project, "evaluate", name).stdout
+    return project, said
+
+
+def evaluation(project, name):
+    return json.loads((run_dir(project, name) / "evaluation.json").read_text())
+
+
+def kept(project, name):
+    """Return the digests of all that an evaluation keeps of its predictions."""
+    folder = run_dir(project, name)
+    files = [folder / "samples.jpg", *sorted((folder / "predictions").rglob("*.*"))]
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def test_a_run_waits_for_the_weights_that_it_starts_from(tmp_path, project):
+    done = smt(project, "--results", str(tmp_path / "results"), "train", RETINANET, check=False)
+    one_line(done, "coco has no manifest", "smt data manifest coco --scale demo")
+    shutil.copytree(project / "results" / "demo" / "data", tmp_path / "results" / "demo" / "data")
+    done = smt(project, "--results", str(tmp_path / "results"), "train", RETINANET, check=False)
+    assert done.returncode == 4
+    one_line(done, f"starts from {PARENT}-seed0", "has not been trained", f"smt train {PARENT}")
+
+
+def test_the_readmes_commands_give_every_number_of_the_task(trained):
+    project, said = trained
+    params = load_project(project / "params", "demo")
+    for name in RUNS:
+        found = evaluation(project, name)["metrics"]
+        assert set(found) == set(params.metrics_of(name)) - _unmeasurable(found)
+        assert found == {key: metrics(project, name)["metrics"][key] for key in found}
+        assert f"{name}-seed0: " in said[name] and "samples.jpg" in said[name]
+        assert all(0 <= value <= 100 for value in found.values())
+
+
+def _unmeasurable(found):
+    """Return the averages over sizes of objects of which the few scenes have none."""
+    return {f"{kind}_{key}_large" for kind in ("box", "mask") for key in ("ap", "ar")} - set(found)
+
+
+def test_the_record_names_the_run_whose_backbone_it_starts_from(trained):
+    project, _ = trained
+    parent = metrics(project, PARENT)
+    for name in RUNS:
+        record = json.loads((work_dir(project, name) / "provenance.json").read_text())
+        assert record["parent"] == {
+            "experiment": PARENT,
+            "seed": 0,
+            "fingerprint": parent["fingerprint"],
+            "weights_sha256": parent["weights_sha256"],
+        }
+        assert record["params"]["head"]["kind"] in ("two_stage", "retinanet", "upernet")
+
+
+def test_an_evaluation_does_not_depend_on_the_number_of_processes(trained):
+    project, _ = trained
+    for name in RUNS:
+        alone, files = evaluation(project, name)["metrics"], kept(project, name)
+        (run_dir(project, name) / "evaluation.json").unlink()
+        smt(project, "evaluate", name, ranks=2)
+        assert evaluation(project, name)["metrics"] == alone
+        assert kept(project, name) == files
+        assert not list(run_dir(project, name).glob(".*")), "nothing unfinished is left"
+
+
+def test_the_files_for_cocos_server_give_the_printed_numbers_by_pycocotools(trained):
+    project, _ = trained
+    found = evaluation(project, MASK_RCNN)["metrics"]
+    folder = run_dir(project, MASK_RCNN) / "predictions"
+    truth_file = project / "data/demo/coco/annotations/instances_val2017.json"
+    assert len(list(folder.iterdir())) == 2
+    for kind, prefix in (("bbox", "box"), ("segm", "mask")):
+        (path,) = folder.glob(f"*{kind}*.json")
+        entries = json.loads(path.read_text())
+        assert len(entries) > 9
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(truth_file)
+            judge = COCOeval(truth, truth.loadRes(entries), kind)
+            judge.evaluate(), judge.accumulate(), judge.summarize()
+        assert found[f"{prefix}_ap"] == pytest.approx(100 * judge.stats[0], abs=1e-9)
+        assert found[f"{prefix}_ap50"] == pytest.approx(100 * judge.stats[1], abs=1e-9)
+        assert found[f"{prefix}_ar100"] == pytest.approx(100 * judge.stats[8], abs=1e-9)
+
+
+def test_the_files_for_ade20ks_server_give_the_printed_numbers(trained):
+    project, _ = trained
+    found = evaluation(project, UPERNET)["metrics"]
+    folder = run_dir(project, UPERNET) / "predictions"
+    truths = sorted((project / "data/demo/ade20k/annotations/validation").iterdir())
+    assert [path.name for path in sorted(folder.iterdir())] == [path.name for path in truths]
+    both, either, right, shown = (np.zeros(12, int) for _ in range(4))
+    for path in truths:
+        truth, predicted = (np.asarray(Image.open(each)) for each in (path, folder / path.name))
+        assert predicted.min() >= 1 and predicted.max() <= 11
+        predicted = predicted[truth > 0]
+        truth = truth[truth > 0]
+        for label in range(1, 12):
+            both[label] += (hit := ((truth == label) & (predicted == label)).sum())
+            either[label] += ((truth == label) | (predicted == label)).sum()
+            right[label] += hit
+            shown[label] += (truth == label).sum()
+    there = either > 0
+    assert found["miou"] == pytest.approx(100 * (both[there] / either[there]).mean(), abs=1e-9)
+    assert found["pixel_accuracy"] == pytest.approx(100 * right.sum() / shown.sum(), abs=1e-9)
+    there = shown > 0
+    assert found["mean_accuracy"] == pytest.approx(100 * (right[there] / shown[there]).mean())
+
+
+def test_the_picture_of_samples_shows_validation_images_twice(trained):
+    project, _ = trained
+    for name in RUNS:
+        with Image.open(run_dir(project, name) / "samples.jpg") as picture:
+            picture.load()
+            assert picture.format == "JPEG" and picture.width > picture.height > 400
+
+
+def test_training_moves_backbone_and_head(trained):
+    project, _ = trained
+    parent = load_file(run_dir(project, PARENT) / "model.safetensors")
+    for name in RUNS:
+        tensors = load_file(run_dir(project, name) / "model.safetensors")
+        shared = {key for key in tensors if key.removeprefix("backbone.") in parent}
+        assert shared and len(shared) < len(tensors)
+        moved = [
+            not torch.equal(tensors[key], parent[key.removeprefix("backbone.")]) for key in shared
+        ]
+        assert sum(moved) > 0.9 * len(moved)
+
+
+@pytest.mark.parametrize(("name", "ranks"), [(MASK_RCNN, 2), (UPERNET, 1)])
+def test_killed_and_gone_on_it_ends_with_the_same_bytes(trained, name, ranks):
+    project, _ = trained
+    done = smt(project, "prove", name, "--kills", "3", "--ranks", str(ranks), "--tables", "never")
+    assert "equal to the byte" in done.stdout + done.stderr

@@ -1,0 +1,141 @@
+"""The UI on this project's runs, and syncing through a server."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+
+import pytest
+
+from smt.report.build import build
+from smt.report.collect import collect
+from smt.spec import Run
+from smt.tracking.mlflow_sync import sync
+from tests.helpers.debian import require
+from tests.helpers.run_files import CREATED, T, expected_rows, remote, rows
+from tests.helpers.waiting import PATIENCE, wait_for_answer
+
+TINY = Run(experiment=T, seed=0)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def get(url, data=None):
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data and json.dumps(data).encode(), headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.read().decode()
+
+
+@pytest.fixture
+def ui(files, tmp_path):
+    """The UI as a user starts it; its address once it answers."""
+    port = free_port()
+    log = (tmp_path / "ui.log").open("w+")
+    process = subprocess.Popen(
+        files.command("ui", "--port", str(port)), stdout=log, stderr=log, cwd=tmp_path
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for_answer(f"{url}/health", process, tmp_path / "ui.log")
+        assert get(f"{url}/health") == "OK"
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=PATIENCE)
+        log.close()
+    with pytest.raises(urllib.error.URLError):
+        get(f"{url}/health")  # nothing is left behind
+
+
+def test_the_ui_shows_this_projects_runs_and_takes_a_sync(files, ui, monkeypatch, tmp_path):
+    assert "<title>MLflow</title>" in get(ui)
+    pages = f"{ui}/#/experiments?workflowType=machine_learning"
+    assert f"MLflow UI, until Ctrl-C: {pages}\n" in (tmp_path / "ui.log").read_text()
+    assert not (tmp_path / "mlruns").exists() and not (tmp_path / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", ui)
+    files.finish(TINY, 96.0)
+    sync(files.project, files.layout)
+    assert sync(files.project, files.layout).changed == 0
+    shown = json.loads(
+        get(f"{ui}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
+    )["runs"]
+    assert [run["info"]["run_name"] for run in shown] == ["smt_tiny/imagenet1k/seed0"]
+    (tiny,) = collect(files.project, files.layout).of(T)
+    assert tiny.metrics["top1"] == 96.0
+    page, training = f"{ui}/#/experiments/1/runs", "?workflowType=machine_learning"
+    assert tiny.url == f"{page}/{shown[0]['info']['run_id']}{training}"
+    done = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui})
+    assert done.stdout == f"MLflow runs already; open {page}{training}&compareRunsMode=CHART\n"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    sent = [row for row in rows(files, remote(files, TINY).run_id) if "/top" not in row[1]]
+    journal = expected_rows(files.lines(TINY, 2), CREATED)
+    assert [row for row in journal if "/top" not in row[1]] == [
+        row for row in sent if not row[1].startswith(("final/", "evaluation/"))
+    ]
+
+
+def dom(url, folder):
+    """Return a page as Chromium has it when its scripts have run."""
+    return subprocess.run(
+        [
+            require("chromium"), "--headless", "--no-sandbox", "--disable-gpu",
+            "--virtual-time-budget=60000", f"--user-data-dir={folder}", "--dump-dom", url,
+        ],
+        check=True, capture_output=True, text=True, timeout=PATIENCE,
+    ).stdout  # fmt: skip
+
+
+def test_a_browser_compares_two_runs_and_draws_both_curves(files, ui, monkeypatch, tmp_path):
+    """From the address that `smt ui` gives, and from a cell of a table with two seeds."""
+    other = Run(experiment=T, seed=1)
+    files.change("scales.yaml", [0, 1], "demo", "seeds")
+    files.change("scales.yaml", [0, 1], "demo", "experiments", T, "seeds")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", ui)
+    files.finish(TINY, 96.0, epochs=4)
+    files.finish(other, 92.0, epochs=4)
+    sync(files.project, files.layout)
+    build(collect(files.project, files.layout), files.layout, ["imagenet1k"])
+    names = [f"smt_tiny/imagenet1k/seed{seed}" for seed in (0, 1)]
+    cell = (files.layout.tables / "imagenet1k.md").read_text()
+    (curves,) = set(re.findall(r"\[94\.00 .*?\]\((\S+?)\)", cell))
+    page = dom(curves, tmp_path / "profile")
+    assert all(f"{name} (eval/top1)" in page for name in names)
+    # Plotly draws each line twice, in the chart and below its legend.
+    drawn = set(re.findall(r'<path class="js-line"[^>]*? d="([^"]+)"', page))
+    assert len(drawn) == 2
+    heights = sorted(float(path.split(",")[-1]) for path in drawn)
+    assert heights[0] < heights[1]  # the better one ends higher up
+    overview = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui}).stdout.split()[-1]
+    page = dom(overview, tmp_path / "profile")
+    assert all(name in page for name in names)
+    assert "js-line" in page or "<canvas" in page
+
+
+def test_a_port_in_use_is_one_line_with_another_that_is_free(files):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = files.smt("ui", "--port", str(port), check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"--port {port}" in done.stderr
+    other = int(re.search(r"smt ui --port (\d+)", done.stderr).group(1))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", other))
+
+
+def test_an_address_that_is_not_here_is_one_line(files):
+    done = files.smt("ui", "--host", "192.0.2.1", "--port", "5999", check=False)
+    assert done.returncode == 2
+    assert "--host 192.0.2.1" in done.stderr
+    assert done.stderr.count("\n") == 1

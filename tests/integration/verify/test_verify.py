@@ -1,0 +1,562 @@
+"""`smt verify`: whatever is changed by hand in a finished project is found, and named."""
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+import sqlite3
+
+import pytest
+
+from smt.commands.verify import summary
+from smt.errors import EXIT_UNVERIFIED
+from smt.files import sha256
+from smt.verify import tensors
+from tests.helpers.finished_project import (
+    CHILD,
+    DEMO,
+    PARENT,
+    T,
+    audit,
+    edit_json,
+    findings,
+    flip,
+    run_dir,
+    table,
+    work_dir,
+)
+
+pytestmark = pytest.mark.xdist_group("finished_project")
+
+
+def verify(project, *arguments, **environment):
+    done = project.smt("verify", *arguments, **environment)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def found(project, *words):
+    """Assert that some finding has all of these words; return all findings."""
+    lines = findings(project)
+    assert any(all(word in line for word in words) for line in lines), lines
+    return lines
+
+
+KINDS = ("runs ", "numbers ", "journals ", "provenance ", "weights ", "evaluations ", "tables ",
+         "checkpoints ", "data ", "sizes ", "MLflow  ")  # fmt: skip
+
+
+def database(project, statement, *values):
+    with sqlite3.connect(project.folder / "results/mlflow.db") as connection:
+        count = connection.execute(statement, values).rowcount
+    assert count > 0, "the edit changed nothing"
+
+
+# --- all is well -------------------------------------------------------------------------------
+
+
+def test_what_nobody_touched_follows(finished):
+    done = verify(finished)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r"everything follows: [\d,]+ values compared", lines[-1])
+    counts = {line.split()[0]: line for line in lines[:-1] if not line.startswith(" ")}
+    assert "5 runs that are done" in counts["runs"]
+    assert counts.keys() == {each.strip() for each in KINDS}
+    for kind, files in (("journals", 5), ("weights", 5), ("evaluations", 5), ("MLflow", 5),
+                        ("checkpoints", 5), ("provenance", 5), ("data", 3), ("sizes", 2),
+                        ("tables", 18)):  # fmt: skip
+        assert re.search(rf"[1-9][\d,]* values of {files} (files|runs)", counts[kind]), kind
+    assert "not compared" not in done.stdout
+
+
+def test_it_writes_nothing(finished):
+    folder = finished.folder / "results"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert verify(finished).returncode == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_weights_and_sizes_can_be_evaluated_again(finished):
+    done = verify(finished, "--evaluate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"evaluated again +15 values of 5 runs", done.stdout)
+
+
+def test_one_experiment_alone(project):
+    edit_json(run_dir(project) / "metrics.json", lambda it: it["metrics"].update(top1=99.0))
+    done = verify(project, "--experiment", CHILD)
+    assert done.returncode == 0, done.stdout
+    assert "1 runs that are done" in done.stdout
+    done = verify(project, "--experiment", T)
+    assert done.returncode == EXIT_UNVERIFIED
+    assert "metrics.json: metrics.top1: says 99.0" in done.stdout
+    assert re.search(r"\d+ of [\d,]+ things do not follow", done.stdout)
+
+
+def test_a_name_that_does_not_exist_is_one_line(finished):
+    done = verify(finished, "--experiment", "imagenet1k_smt_tinny")
+    assert done.returncode == 2
+    assert "did you mean imagenet1k_smt_tiny" in done.stderr
+
+
+def test_without_mlflow_the_rest_is_verified_and_that_is_said(project):
+    (project.folder / "results/mlflow.db").unlink()
+    done = verify(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing to compare with: no sqlite:///" in done.stdout
+
+
+def test_a_server_that_does_not_answer_is_said(project):
+    done = verify(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not compared: MLflow at http://127.0.0.1:9 does not answer" in done.stdout
+
+
+def test_a_run_that_is_not_done_is_no_finding(project):
+    shutil.rmtree(run_dir(project, T, 1))
+    forget(project, "smt_tiny/imagenet1k/seed1")
+    for suffix in ("md", "csv", "tex", "html"):
+        table(project, f"imagenet1k.{suffix}").unlink()
+        table(project, f"index.{suffix}").unlink(missing_ok=True)
+    said = "\n".join(summary(audit(project)))
+    assert "do not follow" not in said
+    assert "imagenet1k_smt_tiny-seed1 is not done" in said
+    assert "imagenet1k has not been made yet" in said
+
+
+def test_a_run_that_mlflow_alone_knows_is_found(project):
+    shutil.rmtree(run_dir(project, T, 1))
+    found(project, "imagenet1k_smt_tiny-seed1: its files are not here", "MLflow's word alone")
+
+
+def test_a_table_of_before_a_run_was_lost_is_found(project):
+    shutil.rmtree(run_dir(project, T, 1))
+    forget(project, "smt_tiny/imagenet1k/seed1")
+    found(project, "tables/imagenet1k.csv: row SMT-T, column n: says 2, but 1 follows")
+
+
+def forget(project, name):
+    """Delete a run of MLflow's."""
+    database(project, "update runs set lifecycle_stage = 'deleted' where name = ?", name)
+
+
+# --- tables, in each format --------------------------------------------------------------------
+
+
+def printed(project):
+    with table(project, "imagenet1k.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    return row
+
+
+@pytest.mark.parametrize("suffix", ["md", "tex", "html"])
+def test_a_number_changed_in_a_table(project, suffix):
+    number = f"{float(printed(project)['top1_mean']):.2f}"
+    path = table(project, f"imagenet1k.{suffix}")
+    text = path.read_text()
+    assert number in text
+    path.write_text(text.replace(number, "99.99", 1))
+    lines = found(project, f"tables/imagenet1k.{suffix}: line ", "says ", "99.99", number)
+    assert len([line for line in lines if "tables/" in line]) == 1
+
+
+def test_a_number_changed_in_a_csv(project):
+    row = printed(project)
+    path = table(project, "imagenet1k.csv")
+    path.write_text(path.read_text().replace(row["top1_mean"], "99.9", 1))
+    found(project, "imagenet1k.csv: row SMT-T, column top1_mean: says 99.9", row["top1_mean"])
+
+
+@pytest.mark.parametrize("name", ["index.md", "index.html", "drift.md", "sizes.csv"])
+def test_a_word_changed_in_any_other_file(project, name):
+    path = table(project, name)
+    number = re.findall(r"\d+\.\d+", path.read_text())[-1]
+    before, _, after = path.read_text().rpartition(number)
+    path.write_text(f"{before}{float(number) + 1}{after}")
+    found(project, f"tables/{name}: ", number)
+
+
+def test_a_verdict_changed_in_a_table(project):
+    path = table(project, "imagenet1k.md")
+    path.write_text(path.read_text().replace("not comparable |", "reproduced |", 1))
+    found(project, "imagenet1k.md: line ", "(SMT-T): says ", "reproduced")
+
+
+def test_the_notice_taken_off_a_table(project):
+    path = table(project, "imagenet22k.html")
+    path.write_text(path.read_text().replace("demo scale: not comparable with the paper", ""))
+    found(project, "imagenet22k.html: line ", "not comparable with the paper")
+
+
+# --- records of a run --------------------------------------------------------------------------
+
+
+def test_a_final_number(project):
+    path = run_dir(project) / "metrics.json"
+    edit_json(path, lambda it: it["metrics"].update(top1=99.0))
+    lines = found(project, "metrics.json: metrics.top1: says 99.0", "journal.jsonl, line ",
+                  "the last evaluation")  # fmt: skip
+    assert any("evaluation.json: metrics_sha256" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("steps", 1), ("epochs", 300), ("images", 5), ("wall_seconds", 1.0), ("finished", 1.0),
+     ("gpu_seconds", 3600.0), ("skipped_steps", 2), ("changes", ["torch 1 -> 2"]),
+     ("task", "detect"), ("seed", 7), ("experiment", CHILD), ("fingerprint", "0" * 64),
+     ("provenance_sha256", "0" * 64)],
+)  # fmt: skip
+def test_any_other_value_of_the_final_record(project, key, value):
+    edit_json(run_dir(project) / "metrics.json", lambda it: it.update({key: value}))
+    found(project, "metrics.json")
+
+
+@pytest.mark.parametrize("key", ["journal", "times", "provenance_sha256"])
+def test_a_digest_taken_out(project, key):
+    edit_json(run_dir(project) / "metrics.json", lambda it: it.pop(key))
+    found(project, "metrics.json: has no digest of ")
+
+
+def test_a_record_from_before_there_were_digests_is_one_finding(project):
+    def take_out(final):
+        for key in ("journal", "times", "provenance_sha256"):
+            del final[key]
+
+    edit_json(run_dir(project, T, 1) / "metrics.json", take_out)
+    edit_json(run_dir(project, T, 1) / "evaluation.json", lambda it: it.pop("metrics_sha256"))
+    (line,) = findings(project)
+    assert "seed1/metrics.json: has no digest of the files beside it" in line
+
+
+def test_a_record_that_is_not_json(project):
+    (run_dir(project) / "metrics.json").write_text("{")
+    found(project, "metrics.json: cannot be read")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda it: it.update(metrics=5), lambda it: it.update(metrics={"top1": "many"})]
+)
+def test_a_record_of_another_form(project, change):
+    edit_json(run_dir(project) / "metrics.json", change)
+    found(project, "metrics")
+
+
+def test_a_provenance_of_another_form(project):
+    edit_json(work_dir(project) / "provenance.json", lambda it: it.update(attempts="none"))
+    found(project, f"{T}/seed0: records are damaged (")
+
+
+def test_an_evaluation(project):
+    path = run_dir(project) / "evaluation.json"
+    edit_json(path, lambda it: it["metrics"].update(loss=it["metrics"]["loss"] + 1e-6))
+    found(project, "evaluation.json: metrics.loss: says ", "the same machine")
+
+
+def test_the_images_of_an_evaluation(project):
+    edit_json(run_dir(project) / "evaluation.json", lambda it: it.update(images=50_000))
+    found(project, "evaluation.json: images: says 50000, but 1000 follows")
+
+
+# --- journal, times, provenance ----------------------------------------------------------------
+
+
+def edit_journal(project, change, experiment=T):
+    path = work_dir(project, experiment) / "journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    change(lines)
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+    path.write_text(text)
+    return path
+
+
+def test_a_line_of_the_journal(project):
+    edit_journal(project, lambda lines: lines[0]["metrics"].update({"train/loss": 0.1}))
+    found(project, "journal.jsonl: sha256: says ", "metrics.json, written when the run was done")
+
+
+def test_a_line_of_the_journal_taken_out(project):
+    edit_journal(project, lambda lines: lines.pop(0))
+    found(project, "journal.jsonl: lines: says ")
+
+
+def test_a_torn_journal(project):
+    path = work_dir(project) / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    found(project, "journal.jsonl: gives no final numbers: line ")
+
+
+def test_the_times(project):
+    path = work_dir(project) / "times.jsonl"
+    path.write_text(re.sub(r'"time":\d', '"time":9', path.read_text(), count=1))
+    found(project, "times.jsonl: sha256: says ")
+
+
+def test_a_param_in_the_provenance(project):
+    def change(known):
+        known["params"]["recipe"]["optimizer"]["lr"] = 1.0
+
+    edit_json(work_dir(project) / "provenance.json", change)
+    lines = found(project, "provenance.json: fingerprint: says ", "the params in ")
+    assert any("params.recipe.optimizer.lr: says 1.0" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda it: it["git"].update(commit="c0ffee"),
+        lambda it: it["packages"].update(torch="1.0"),
+        lambda it: it["hardware"].update(processor="an abacus"),
+        lambda it: it["attempts"][0].update(slurm_job_id="7"),
+        lambda it: it["data"].update(imagenet1k="0" * 64),
+        lambda it: it["names"].update(recipe="another"),
+    ],
+)
+def test_anything_else_in_the_provenance(project, change):
+    edit_json(work_dir(project) / "provenance.json", change)
+    found(project, "provenance.json: SHA-256: says ", "metrics.json, written when the run was done")
+
+
+def test_the_kept_difference_from_the_commit(project):
+    (path,) = work_dir(project).glob("git-*.diff")
+    assert "+# not committed" in path.read_text()
+    path.write_text(path.read_text().replace("+# not committed", "+# nothing"))
+    found(project, f"{path.name}: SHA-256: says ", "provenance.json")
+
+
+def test_the_parent_that_a_run_says_it_started_from(project):
+    def change(known):
+        known["parent"]["weights_sha256"] = "0" * 64
+
+    edit_json(work_dir(project, CHILD) / "provenance.json", change)
+    found(project, "provenance.json: parent.weights_sha256: says 0000", PARENT)
+
+
+# --- weights, checkpoints, data ----------------------------------------------------------------
+
+
+def test_a_bit_of_the_weights(project):
+    flip(run_dir(project) / "model.safetensors")
+    found(project, "model.safetensors: SHA-256: says ", "metrics.json")
+
+
+def test_the_weights_of_another_seed(project):
+    path = run_dir(project) / "model.safetensors"
+    shutil.copy(run_dir(project, T, 1) / "model.safetensors", path)
+    digest = sha256(path)
+    edit_json(run_dir(project) / "metrics.json", lambda it: it.update(weights_sha256=digest))
+    lines = found(project, "model.safetensors: seed: says 1, but 0 follows")
+    assert any("is not that of" in line and "checkpoints" in line for line in lines)
+
+
+def test_weights_that_were_replaced_along_with_their_digest(project):
+    """The last checkpoint still holds those that were trained."""
+    path = run_dir(project) / "model.safetensors"
+    flip(path)
+    digest = sha256(path)
+    edit_json(run_dir(project) / "metrics.json", lambda it: it.update(weights_sha256=digest))
+    edit_json(run_dir(project) / "evaluation.json", lambda it: it.update(weights_sha256=digest))
+    found(project, "model.safetensors: tensor ", "is not that of ", "checkpoints/step-")
+
+
+def test_a_checkpoint(project):
+    path = max((work_dir(project) / "checkpoints").iterdir())
+    flip(path)
+    found(project, "checkpoints/step-", "SHA-256: says ", "its name")
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("imagenet1k.json", "imagenet1k.json"), ("class_map_imagenet22k_to_1k.json", "class_map")],
+)
+def test_the_digest_of_a_manifest(project, name, where):
+    edit_json(project.folder / DEMO / "data" / name, lambda it: it.update(digest="0" * 64))
+    found(project, where, "digest: says 0000", "follows from its ")
+
+
+def test_the_counts_of_a_manifest(project):
+    def change(manifest):
+        manifest["splits"]["val"]["per_class"][0] += 1
+
+    edit_json(project.folder / DEMO / "data/imagenet1k.json", change)
+    found(project, "imagenet1k.json: splits.val.per_class: says ")
+
+
+def test_a_list_of_images(project):
+    path = project.folder / DEMO / "data/imagenet1k.val.txt"
+    path.write_text(path.read_text().replace("0000.", "9999.", 1))
+    found(project, "imagenet1k.val.txt: SHA-256: says ", "imagenet1k.json")
+
+
+def test_measured_sizes(project):
+    def change(sizes):
+        sizes["smt_tiny"]["params"] += 1
+        next(iter(sizes["smt_large"]["macs"].values()))["attention"] += 1
+
+    edit_json(project.folder / DEMO / "sizes.json", change)
+    lines = found(project, "sizes.json: smt_tiny.params: says ", "model.safetensors")
+    assert any("smt_large.macs.32.attention" in line and "the formula" in line for line in lines)
+
+
+def test_sizes_that_only_counting_again_can_tell(project):
+    def change(sizes):
+        sizes["smt_tiny"]["macs"]["224"]["reported"] += 1
+
+    edit_json(project.folder / "results/paper/sizes.json", change)
+    done = verify(project, "--evaluate")
+    assert done.returncode == EXIT_UNVERIFIED
+    assert "results/paper/sizes.json: smt_tiny.macs.224.reported: says " in done.stdout
+
+
+# --- MLflow ------------------------------------------------------------------------------------
+
+METRIC = "update metrics set value = 99 where key = 'eval/top1' and step = 62"
+LATEST = "update latest_metrics set value = 99 where key = ?"
+
+
+def test_a_value_too_many_in_a_metrics_history(project):
+    columns = "key, value, timestamp, run_uuid, step, is_nan"
+    database(
+        project,
+        f"insert into metrics ({columns}) select key, 50.5, timestamp + 1, run_uuid, step, is_nan "
+        "from metrics where key = 'eval/loss' and step = 62",
+    )
+    found(project, "metric eval/loss at step 62: says 50.5, but nothing follows")
+
+
+def test_a_value_in_a_metrics_history(project):
+    database(project, METRIC)
+    found(project, "MLflow run ", "metric eval/top1 at step 62: says 99.0, but ", T)
+
+
+@pytest.mark.parametrize("key", ["final/top1", "eval/top5", "evaluation/loss", "train/loss"])
+def test_the_last_value_of_a_metric(project, key):
+    database(project, LATEST, key)
+    found(project, "MLflow run ", f"metric {key}: says 99.0")
+
+
+def test_a_param(project):
+    database(project, "update params set value = '7' where key = 'recipe.optimizer.lr'")
+    found(project, "MLflow run ", "param recipe.optimizer.lr: says 7")
+
+
+@pytest.mark.parametrize("key", ["smt.git.commit", "smt.weights_sha256", "smt.hardware.host"])
+def test_a_tag(project, key):
+    database(project, "insert or replace into tags select ?, 'another', run_uuid from runs", key)
+    found(project, "MLflow run ", f"tag {key}: says another")
+
+
+def test_a_status(project):
+    database(project, "update runs set status = 'FAILED'")
+    found(project, "MLflow run ", "status: says FAILED, but FINISHED follows")
+
+
+def test_the_receipt(project):
+    edit_json(project.folder / DEMO / "mlflow.json", lambda it: it["runs"][0].update(run_id="x"))
+    found(project, "receipt of ", "run_id: says x")
+
+
+# --- an attacker who edits several places that agree ---------------------------------------------
+
+
+def forge(project, top1=99.0):
+    """Write another top-1 for SMT-T wherever it is printed, MLflow and the tables included.
+
+    This leaves the journal alone, and the digest that the evaluation has of the record.
+    """
+    for seed in (0, 1):
+        for name in ("metrics.json", "evaluation.json"):
+            edit_json(run_dir(project, T, seed) / name, lambda it: it["metrics"].update(top1=top1))
+        digest = sha256(run_dir(project, T, seed) / "metrics.json")
+        edit_json(
+            run_dir(project, T, seed) / "evaluation.json",
+            lambda it, digest=digest: it.update(metrics_sha256=digest),
+        )
+    for name in ("metrics", "latest_metrics"):
+        database(
+            project,
+            f"update {name} set value = ? where key like '%/top1' and run_uuid in "
+            "(select run_uuid from tags where key = 'smt.experiment' and value = ?)",
+            top1, T,
+        )  # fmt: skip
+    made = project.smt("tables")
+    assert made.returncode == 0, made.stderr
+    assert f"{top1:.2f}" in table(project, "imagenet1k.md").read_text()
+
+
+def test_numbers_tables_and_mlflow_forged_alike_are_found_by_the_journal(project):
+    forge(project)
+    lines = found(project, "metrics.json: metrics.top1: says 99.0", "journal.jsonl, line ")
+    assert any("imagenet1k.md: line " in line and "99.00" in line for line in lines)
+
+
+def forge_journal(project, seed):
+    """Let the journal say 99 at every evaluation; return its path."""
+    path = work_dir(project, T, seed) / "journal.jsonl"
+    path.write_text(re.sub(r'"eval/top1":[\d.]+', '"eval/top1":99.0', path.read_text()))
+    return path
+
+
+def forge_digest(project, seed, path):
+    """Let the final record agree with the journal."""
+    content = path.read_bytes()
+    extent = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
+              "lines": content.count(b"\n")}  # fmt: skip
+    edit_json(run_dir(project, T, seed) / "metrics.json", lambda it: it.update(journal=extent))
+
+
+def test_the_journal_forged_with_them_is_found_by_its_digest(project):
+    for seed in (0, 1):
+        forge_journal(project, seed)
+    forge(project)
+    found(project, "journal.jsonl: sha256: says ", "metrics.json")
+
+
+def test_the_digest_of_the_journal_forged_as_well_is_found_by_the_checkpoint(project):
+    for seed in (0, 1):
+        forge_digest(project, seed, forge_journal(project, seed))
+    forge(project)
+    found(project, "journal.jsonl: best eval/top1: says 99.0", "checkpoints/step-")
+
+
+def test_weights_do_not_give_forged_numbers_though_all_files_agree(project):
+    """Without checkpoints nothing but the weights themselves is left to tell."""
+    for seed in (0, 1):
+        shutil.rmtree(work_dir(project, T, seed) / "checkpoints")
+        forge_digest(project, seed, forge_journal(project, seed))
+    forge(project)
+    done = verify(project)
+    assert done.returncode == 0, done.stdout  # docs/verify.md says so
+    done = verify(project, "--evaluate")
+    assert done.returncode == EXIT_UNVERIFIED
+    assert re.search(
+        r"journal\.jsonl, line \d+ \(the last evaluation\): top1: says 99\.0, but [\d.]+ follows "
+        r"from .*model\.safetensors, evaluated again",
+        done.stdout,
+    )
+
+
+# --- records of a training ---------------------------------------------------------------------
+
+
+def test_the_record_says_what_the_design_asks_for(finished):
+    final = json.loads((run_dir(finished, CHILD) / "metrics.json").read_text())
+    folder = work_dir(finished, CHILD)
+    journal = (folder / "journal.jsonl").read_bytes()
+    assert final["journal"] == {
+        "sha256": hashlib.sha256(journal).hexdigest(),
+        "bytes": len(journal),
+        "lines": journal.count(b"\n"),
+    }
+    known = json.loads((folder / "provenance.json").read_text())
+    (attempt,) = known["attempts"]
+    assert attempt["started"] < attempt["ended"] == final["finished"]
+    assert final["gpu_seconds"] == 0.0  # trained on a CPU
+    assert {"commit", "dirty", "diff_sha256", "slurm_job_id", "slurm_restart", "slurm_nodes"} <= (
+        attempt.keys()
+    )
+    parent = json.loads((run_dir(finished, PARENT) / "metrics.json").read_text())
+    assert known["parent"]["weights_sha256"] == parent["weights_sha256"]
+    header = tensors.read(run_dir(finished, CHILD) / "model.safetensors")
+    assert header.smt["fingerprint"] == final["fingerprint"]

@@ -1,0 +1,421 @@
+"""The training loop on a small task of its own: a real model, optimizer and files."""
+
+import math
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from smt.data.rng import derive, seeded
+from smt.engine import checkpoint
+from smt.engine.distributed import Ranks
+from smt.engine.guard import Diverged
+from smt.engine.preempt import StopRequest
+from smt.engine.progress import Progress
+from smt.engine.protocol import Batch, Interrupted, never
+from smt.engine.trainer import Settings, Stopped, Trainer
+from smt.errors import TrainingError
+from smt.layout import bundled_params
+from smt.params import load_project
+from smt.spec import Guard
+from smt.tracking import journal
+from tests.helpers import ROOT
+
+DEMO = load_project(bundled_params(), "demo").recipes["imagenet1k"]
+STOP = Guard(policy="stop", max_skips=0, spike=None)
+ONE = Ranks(0, 1, torch.device("cpu"))
+
+
+class Regression:
+    """Learns a fixed linear map through BatchNorm and dropout; all data are keyed draws."""
+
+    headline = "top1"
+
+    def __init__(
+        self, *, accumulation=1, batch_norm=True, dropout=0.1, epochs=3, lr=1e-2, guard=STOP
+    ):
+        torch.manual_seed(0)
+        layers = [nn.Linear(8, 16), nn.BatchNorm1d(16) if batch_norm else nn.Identity()]
+        self.model = nn.Sequential(*layers, nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 1))
+        self.recipe = DEMO.model_copy(
+            update={
+                "schedule": DEMO.schedule.model_copy(update={"epochs": epochs}),
+                "optimizer": DEMO.optimizer.model_copy(update={"lr": lr}),
+                "guard": guard,
+            }
+        )
+        self.steps_per_epoch, self.accumulation = 5, accumulation
+        self.poison = {}
+        self.before_step = lambda step: None
+
+    def batches(self, epoch, start_step):
+        for step in range(start_step, self.steps_per_epoch):
+            self.before_step(epoch * self.steps_per_epoch + step)
+            with seeded(1, epoch, step):
+                inputs = torch.randn(16, 8)
+            inputs[3, 3] *= self.poison.get(epoch * self.steps_per_epoch + step, 1.0)
+            part = 16 // self.accumulation
+            for index, chunk in enumerate(inputs.split(part)):
+                targets = chunk.sum(1, keepdim=True)
+                yield Batch((chunk, targets), part, (epoch, step, index))
+
+    def loss(self, model, batch):
+        inputs, targets = batch.loss_inputs
+        return F.mse_loss(model(inputs), targets)
+
+    def evaluate(self, interrupted=never, *, final=True):
+        if interrupted():
+            raise Interrupted
+        self.model.eval()
+        with seeded(2), torch.no_grad():
+            inputs = torch.randn(64, 8)
+            value = F.mse_loss(self.model(inputs), inputs.sum(1, keepdim=True)).item()
+        self.model.train()
+        return {"loss": value}
+
+
+def trainer(task, folder, stop=None, log_every=2, seconds=1e9, steps=None, stall=3600.0, **more):
+    folder.mkdir(exist_ok=True)
+    return Trainer(
+        task, folder, seed=3, ranks=ONE, settings=Settings(log_every, seconds, steps, stall),
+        stop=stop or StopRequest(), **more,
+    )  # fmt: skip
+
+
+def run(task, folder, **options):
+    made = trainer(task, folder, **options)
+    with Progress("test", epochs=3, epoch_images=80, ranks=ONE) as progress:
+        return made, made.train(progress)
+
+
+def same(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_it_learns(tmp_path):
+    task = Regression(epochs=40)
+    before = task.evaluate()["loss"]
+    _, metrics = run(task, tmp_path)
+    assert metrics["loss"] < 0.2 * before
+
+
+def test_the_journal_has_every_record_and_the_last_evaluation(tmp_path):
+    _, metrics = run(Regression(), tmp_path)
+    records = journal.read(tmp_path, 0)
+    assert [record.step for record in records] == [2, 4, 5, 6, 8, 10, 10, 12, 14, 15]
+    assert records[-1].metrics["eval/loss"] == metrics["loss"]
+    assert records[-1].epoch == 3
+    assert all("train/lr" in record.metrics for record in records if record.step % 2 == 0 and
+               "eval/loss" not in record.metrics)  # fmt: skip
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 4, 5, 7, 14])
+def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(tmp_path, stop_at):
+    whole = Regression()
+    run(whole, tmp_path / "whole")
+    stop = StopRequest()
+    first = Regression()
+
+    def ask(step):
+        if step == stop_at:
+            stop.signal = 15
+
+    first.before_step = ask
+    with pytest.raises(Stopped):
+        run(first, tmp_path / "cut", stop=stop)
+    torch.rand(7)  # what happens between the two must not matter
+    second = Regression()
+    resumed, _ = run(second, tmp_path / "cut")
+    assert same(whole.model, second.model)
+    journals = [tmp_path / name / journal.JOURNAL for name in ("whole", "cut")]
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+    assert resumed.state.step == resumed.total_steps
+
+
+def test_killed_between_checkpoints_it_ends_with_the_same_bytes(tmp_path):
+    whole = Regression()
+    run(whole, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    first = Regression()
+
+    def kill(step):
+        if step == 8:
+            raise Killed
+
+    first.before_step = kill
+    with pytest.raises(Killed):
+        run(first, tmp_path / "cut")
+    assert checkpoint.newest(tmp_path / "cut" / "checkpoints").step == 5
+    second = Regression()
+    run(second, tmp_path / "cut")
+    assert same(whole.model, second.model)
+    journals = [tmp_path / name / journal.JOURNAL for name in ("whole", "cut")]
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+
+
+def test_a_finished_run_only_evaluates(tmp_path):
+    _, metrics = run(Regression(), tmp_path)
+    task = Regression()
+    task.before_step = lambda step: pytest.fail("a step was taken")
+    _, again = run(task, tmp_path)
+    assert again == metrics
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path):
+    whole = Regression(batch_norm=False, dropout=0.0)
+    parts = Regression(batch_norm=False, dropout=0.0, accumulation=4)
+    run(whole, tmp_path / "whole")
+    run(parts, tmp_path / "parts")
+    for first, second in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tmp_path):
+    task = Regression()
+    task.poison[7] = math.nan
+    with pytest.raises(Diverged, match=r"step 7 of 15, learning rate 0\.00\d+") as raised:
+        run(task, tmp_path)
+    assert raised.value.step == 7
+
+
+def saved_steps(folder, epochs=1, **options):
+    """Return step and closed epochs of every checkpoint that a run writes, in order."""
+    steps = []
+    original = checkpoint.write
+
+    def remember(folder, state, best_step):
+        steps.append((state.step, state.epochs))
+        return original(folder, state, best_step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write", remember)
+        run(Regression(epochs=epochs), folder, **options)
+    return steps
+
+
+def test_checkpoints_come_in_time(tmp_path):
+    assert saved_steps(tmp_path, seconds=0.0) == [(n, 0) for n in range(1, 6)] + [(5, 1)]
+
+
+def test_checkpoints_come_every_so_many_steps(tmp_path):
+    found = saved_steps(tmp_path, epochs=2, steps=3)
+    assert found == [(3, 0), (5, 1), (6, 1), (9, 1), (10, 2)]
+
+
+def test_an_evaluation_gives_way_to_a_signal_and_is_done_again(tmp_path):
+    whole = Regression()
+    run(whole, tmp_path / "whole")
+    stop, first = StopRequest(), Regression()
+    evaluate = first.evaluate
+
+    def asked_meanwhile(interrupted, *, final):
+        stop.signal = 15
+        return evaluate(interrupted)
+
+    first.evaluate = asked_meanwhile
+    with pytest.raises(Stopped, match="after step 5 of 15"):
+        run(first, tmp_path / "cut", stop=stop)
+    newest = checkpoint.newest(tmp_path / "cut" / "checkpoints")
+    assert (newest.step, newest.epochs) == (5, 0)
+    second = Regression()
+    second.before_step = lambda step: pytest.fail("again") if step < 5 else None
+    run(second, tmp_path / "cut")
+    assert same(whole.model, second.model)
+    journals = [tmp_path / name / journal.JOURNAL for name in ("whole", "cut")]
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+
+
+def test_all_checkpoints_damaged_is_an_error_not_a_start_from_nothing(tmp_path):
+    made, _ = run(Regression(), tmp_path)
+    for path in checkpoint.names(made.checkpoints):
+        path.write_bytes(path.read_bytes()[:-1])
+    lines = (tmp_path / journal.JOURNAL).read_bytes()
+    with pytest.raises(TrainingError, match=r"all 2 checkpoints are damaged; .* backup"):
+        trainer(Regression(), tmp_path)
+    assert (tmp_path / journal.JOURNAL).read_bytes() == lines
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run(Regression(), tmp_path, identity={"fingerprint": "one"})
+    with pytest.raises(TrainingError, match="step 15 is of another run: .*one.*, not .*other"):
+        trainer(Regression(), tmp_path, identity={"fingerprint": "other"})
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    made, _ = run(Regression(), tmp_path)
+    left = made.checkpoints / ".step-0000000009.4711.tmp"
+    left.write_bytes(b"half of a checkpoint")
+    trainer(Regression(), tmp_path)
+    assert not left.exists()
+
+
+# --- the guard -----------------------------------------------------------------------------------
+
+SKIP = Guard(policy="skip", max_skips=2, spike=None)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_step_that_is_skipped_changes_nothing_but_the_count_of_steps(tmp_path, poison):
+    task = Regression(guard=SKIP)
+    task.poison[7] = poison
+    seen = {}
+
+    def look(step):
+        seen[step] = {k: v.clone() for k, v in task.model.state_dict().items()}
+
+    task.before_step = look
+    made, metrics = run(task, tmp_path)
+    assert all(torch.equal(seen[7][name], seen[8][name]) for name in seen[7])
+    assert not torch.equal(seen[8]["0.weight"], seen[9]["0.weight"])
+    assert math.isfinite(metrics["loss"])
+    assert (made.state.step, made.state.trend.skipped) == (15, 1)
+    records = [r for r in journal.read(tmp_path, 0) if "train/skipped_steps" in r.metrics]
+    assert [(r.step, r.metrics["train/skipped_steps"]) for r in records] == [(7, 1.0)]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_as_well(tmp_path):
+    task = Regression(guard=SKIP, batch_norm=False)
+
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * math.inf
+
+    loss, steps = task.loss, iter(range(15))
+    task.loss = lambda model, batch: (
+        Steep.apply(loss(model, batch)) if next(steps) == 4 else loss(model, batch)
+    )
+    made, _ = run(task, tmp_path)
+    assert made.state.trend.skipped == 1
+    assert all(torch.isfinite(each).all() for each in task.model.parameters())
+
+
+def test_more_steps_than_may_be_skipped_stop_the_run(tmp_path):
+    task = Regression(guard=SKIP)
+    task.poison |= {3: math.nan, 6: math.nan, 11: math.nan}
+    with pytest.raises(Diverged, match=r"at step 11 of 15.*after 2 skipped steps; lower"):
+        run(task, tmp_path)
+
+
+def test_skipped_steps_are_counted_over_an_interruption(tmp_path):
+    def poisoned():
+        task = Regression(guard=SKIP)
+        task.poison |= {3: math.nan, 8: math.nan}
+        return task
+
+    whole = poisoned()
+    run(whole, tmp_path / "whole")
+    stop, first = StopRequest(), poisoned()
+
+    def ask(step):
+        if step == 5:
+            stop.signal = 15
+
+    first.before_step = ask
+    with pytest.raises(Stopped):
+        run(first, tmp_path / "cut", stop=stop)
+    second = poisoned()
+    made, _ = run(second, tmp_path / "cut")
+    assert made.state.trend.skipped == 2
+    assert same(whole.model, second.model)
+    journals = [tmp_path / name / journal.JOURNAL for name in ("whole", "cut")]
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+
+
+def test_a_jump_of_the_loss_is_skipped_where_the_recipe_says_so(tmp_path):
+    spike = Guard(policy="skip", max_skips=1, spike=20.0)
+    for folder, guard, skipped in (("on", spike, 1), ("off", SKIP, 0)):
+        task = Regression(epochs=30, batch_norm=False, guard=guard)
+        task.poison[120] = 1e4
+        made, _ = run(task, tmp_path / folder)
+        assert made.state.trend.skipped == skipped
+
+
+def test_the_best_checkpoint_is_kept_with_the_last_two(tmp_path):
+    class Scored(Regression):
+        scores = iter([1.0, 5.0, 3.0, 2.0, 4.0])
+
+        def evaluate(self, interrupted=never, *, final=True):
+            return {"top1": next(self.scores)}
+
+    made, _ = run(Scored(epochs=5), tmp_path)
+    kept = [checkpoint.Name.of(path) for path in checkpoint.names(made.checkpoints)]
+    assert [(name.step, name.epochs) for name in kept] == [(25, 5), (20, 4), (10, 2)]
+    assert checkpoint.newest(made.checkpoints).facts["best"] == 5.0
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="checkpoints"):
+        run(Regression(), tmp_path)
+
+
+def test_draws_inside_the_model_do_not_depend_on_history(tmp_path):
+    calls = []
+
+    class Spy(Regression):
+        def loss(self, model, batch):
+            calls.append((batch.key, torch.initial_seed()))
+            return super().loss(model, batch)
+
+    run(Spy(), tmp_path)
+    assert calls == [(key, derive(3, "model", *key)) for key, _ in calls]
+    assert len({seed for _, seed in calls}) == len(calls) == 15
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains(tmp_path, precision):
+    task = Regression(epochs=20, batch_norm=False)
+    task.recipe = task.recipe.model_copy(update={"precision": precision})
+    before = task.evaluate()["loss"]
+    made, metrics = run(task, tmp_path)
+    assert metrics["loss"] < 0.5 * before
+    assert made.state.scaler.is_enabled() == (precision == "fp16")
+    assert all(p.dtype == torch.float32 for p in task.model.parameters())
+
+
+# --- the watchdog --------------------------------------------------------------------------------
+
+HANGS = """
+import logging, sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tests.unit.engine.test_trainer import Regression, run
+
+logging.basicConfig()
+task = Regression()
+
+def a_step_that_hangs(step):
+    if step == 7:
+        time.sleep(600)
+
+task.before_step = a_step_that_hangs
+run(task, Path({folder!r}), stall=1.0)
+"""
+
+
+def test_a_training_that_hangs_says_where_and_ends_as_one_that_can_go_on(tmp_path):
+    script = HANGS.format(tests=str(ROOT), folder=str(tmp_path))
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
+    assert time.monotonic() - started < 300  # half of what the step would hang
+    assert "no step for" in done.stderr
+    stacks = (tmp_path / "train.log").read_text()
+    assert "stacks of rank 0" in stacks and "a_step_that_hangs" in stacks
+    whole, task = Regression(), Regression()
+    run(whole, tmp_path / "whole")
+    run(task, tmp_path)
+    assert same(whole.model, task.model)

@@ -1,0 +1,210 @@
+"""`smt convert`: released checkpoints in and out, every tensor or none."""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from smt.errors import UserError
+from smt.layout import bundled_params
+from smt.models import released, weights, zoo
+from smt.params import load_project
+from tests.helpers import golden_fill
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = load_project(bundled_params(), "paper").models["smt_tiny"]
+
+
+@pytest.fixture(scope="module")
+def released_state():
+    keys = json.loads((GOLDEN / "smt_t.json").read_text())["keys"]
+    state = golden_fill.weights(keys)
+    return {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+
+
+def write(path, state, **others):
+    torch.save({"model": state, **others}, path)
+    return path
+
+
+def convert(*arguments):
+    command = [sys.executable, "-m", "smt", "convert", *map(str, arguments), "--model", "smt_tiny"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def refused(done, target, *words):
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("smt: error: ")
+    for word in words:
+        assert word in line, line
+    assert not target.exists()
+
+
+def test_a_released_checkpoint_comes_in_and_goes_out_to_the_bit(tmp_path, released_state):
+    # As the release writes them: beside optimizer, epoch and configuration.
+    source = write(
+        tmp_path / "in.pth", released_state, optimizer={"state": {}}, epoch=299,
+        args=argparse.Namespace(lr=1e-3),
+    )  # fmt: skip
+    ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
+    done = convert(source, ours)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(released_state)} tensors" in done.stdout
+    assert convert(ours, back, "--to", "released").returncode == 0
+    state = torch.load(back, weights_only=True)["model"]
+    assert state.keys() == released_state.keys()
+    assert all(torch.equal(state[name], each) for name, each in released_state.items())
+
+    model = zoo.build(TINY, num_classes=1000)
+    weights.load(model, ours)
+
+
+def test_the_configuration_of_the_release_is_no_obstacle(tmp_path, released_state, monkeypatch):
+    # The release pickles its yacs configuration: a mapping class of a module not installed here.
+    class CfgNode(dict):
+        def __init__(self, values):
+            super().__init__(values)
+            self.__dict__["__immutable__"] = True
+
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    package, module = ModuleType("yacs"), ModuleType("yacs.config")
+    package.config, module.CfgNode = module, CfgNode
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", package)
+        patch.setitem(sys.modules, "yacs.config", module)
+        config = CfgNode({"TRAIN": CfgNode({"EPOCHS": 300}), "TAGS": ["smt"]})
+        source = write(tmp_path / "in.pth", released_state, config=config)
+    assert "yacs" not in sys.modules
+    assert released.read(source).keys() == released_state.keys()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_checkpoint_is_refused_whatever_breaks_in_it(tmp_path, zipped):
+    state = {f"norm{stage}.weight": torch.ones(3) for stage in range(1, 5)}
+    whole = tmp_path / "whole.pth"
+    torch.save({"model": state}, whole, _use_new_zipfile_serialization=zipped)
+    content, path = whole.read_bytes(), tmp_path / "damaged.pth"
+    generator = random.Random(0)
+    refusals = 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[generator.randrange(min(len(content), 900))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            released.read(path)  # damage to a tensor's values or name cannot be seen here
+        except UserError as error:
+            refusals += 1
+            assert "\n" not in str(error) and str(path) in str(error)
+    assert refusals > 50
+
+
+def test_both_names_of_the_depthwise_convolution_give_the_same(tmp_path, released_state):
+    renamed = {name.replace("local_conv.", "dw_conv."): t for name, t in released_state.items()}
+    assert renamed.keys() != released_state.keys()
+    outputs = []
+    for number, state in enumerate((released_state, renamed)):
+        target = tmp_path / f"{number}.safetensors"
+        done = convert(write(tmp_path / "in.pth", state), target)
+        assert done.returncode == 0, done.stderr
+        outputs.append(target.read_bytes())
+    assert outputs[0] == outputs[1]
+
+
+def test_a_class_map_picks_the_rows_of_the_new_head(tmp_path, released_state):
+    (tmp_path / "map.txt").write_text("7\n3\n999\n")
+    target = tmp_path / "out.safetensors"
+    done = convert(
+        write(tmp_path / "in.pth", released_state), target, "--class-map", tmp_path / "map.txt"
+    )
+    assert done.returncode == 0, done.stderr
+    head = weights.read(target)["head.weight"]
+    assert torch.equal(head, released_state["head.weight"][[7, 3, 999]])
+    assert torch.equal(weights.read(target)["head.bias"], released_state["head.bias"][[7, 3, 999]])
+
+
+def test_a_class_map_out_of_range_is_refused(tmp_path, released_state):
+    (tmp_path / "map.txt").write_text("7\n1000\n")
+    target = tmp_path / "out.safetensors"
+    source = write(tmp_path / "in.pth", released_state)
+    done = convert(source, target, "--class-map", tmp_path / "map.txt")
+    assert done.returncode == 3 and not target.exists()
+    assert "line 2 is '1000'; valid: a class number of 0 to 999" in done.stderr
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, released_state):
+    state = dict(released_state)
+    del state["block1.0.attn.v.weight"]
+    state["block9.stranger"] = torch.zeros(1)
+    state["norm1.bias"] = torch.zeros(65)
+    target = tmp_path / "out.safetensors"
+    refused(
+        convert(write(tmp_path / "in.pth", state), target),
+        target,
+        "missing block1.0.attn.v.weight",
+        "extra block9.stranger",
+        "norm1.bias is 65, not 64",
+    )
+
+
+def test_a_class_map_that_is_not_there_is_refused(tmp_path, released_state):
+    target, absent = tmp_path / "out.safetensors", tmp_path / "absent.txt"
+    source = write(tmp_path / "in.pth", released_state)
+    refused(convert(source, target, "--class-map", absent), target, str(absent), "a line each")
+
+
+def test_an_existing_output_survives_a_refusal(tmp_path, released_state):
+    state = dict(released_state)
+    state.pop("norm1.bias")
+    target = tmp_path / "out.safetensors"
+    target.write_bytes(b"kept")
+    assert convert(write(tmp_path / "in.pth", state), target).returncode == 2
+    assert target.read_bytes() == b"kept"
+
+
+def test_a_file_that_carries_code_is_refused_and_not_run(tmp_path, released_state):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    target = tmp_path / "out.safetensors"
+    source = write(tmp_path / "in.pth", released_state, config=Trap())
+    refused(convert(source, target), target, "mkdir", "could run as code")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+    source, target = tmp_path / "in.pth", tmp_path / "out.safetensors"
+    if content is not None:
+        source.write_bytes(content)
+    refused(convert(source, target), target, str(source))
+
+
+def test_weights_are_loaded_whole_or_not_at_all(tmp_path):
+    torch.manual_seed(0)
+    model = zoo.build(TINY, num_classes=10)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    other = zoo.build(TINY, num_classes=11).state_dict()
+    weights.save(other, tmp_path / "w.safetensors", {})
+    with pytest.raises(weights.UserError, match=r"head.weight is 11 x 512, not 10 x 512"):
+        weights.load(model, tmp_path / "w.safetensors")
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path):
+    state = zoo.build(TINY, num_classes=2).state_dict()
+    facts = {f"key{number}": str(number) for number in range(9)}
+    digests = {
+        weights.save(state, tmp_path / "a", facts),
+        weights.save(dict(reversed(state.items())), tmp_path / "b", dict(reversed(facts.items()))),
+    }
+    assert len(digests) == 1
