@@ -2,7 +2,8 @@
 
 Importing torch, timm and MLflow takes a process five to nine CPU-seconds; a fork takes a hundredth.
 What is run is the command's own `main`, with the arguments, folder, environment and files that a
-new process would have had. A test of imports, of signals or of kill -9 starts a real process.
+new process would have had, and its pid takes signals. A test of imports, or of what a process
+inherits, starts a real process.
 """
 
 import array
@@ -21,6 +22,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from tests.helpers import ROOT
 from tests.helpers.waiting import wait_for
@@ -41,28 +43,90 @@ def run(
     """Run `python -m module arguments` and return what it printed, as subprocess.run does."""
     command = [sys.executable, "-m", module, *arguments]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        code = _ask({"module": module, "arguments": list(arguments), "cwd": str(cwd), "env": env},
-                    (out.fileno(), err.fileno()))  # fmt: skip
+        with start(module, *arguments, cwd=cwd, env=env, stdout=out, stderr=err) as process:
+            code = process.wait()
         out.seek(0)
         err.seek(0)
         said, errors = out.read().decode(), err.read().decode()
     return subprocess.CompletedProcess(command, code, said, errors)
 
 
-def _ask(job: dict[str, object], files: tuple[int, int]) -> int:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        folder = Path(os.environ[FOLDER])
-        _start(folder)
-        line.connect(str(_socket(folder)))
-        text = json.dumps(job).encode()
+def start(
+    module: str,
+    *arguments: str,
+    cwd: Path,
+    env: dict[str, str],
+    stdout: BinaryIO | None = None,
+    stderr: BinaryIO | None = None,
+) -> "Process":
+    """Start `python -m module arguments`; what it prints goes to these files, or nowhere."""
+    job = {"module": module, "arguments": list(arguments), "cwd": str(cwd), "env": env}
+    folder = Path(os.environ[FOLDER])
+    _start(folder)
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    line.connect(str(_socket(folder)))
+    text = json.dumps(job).encode()
+    with open(os.devnull, "wb") as nowhere:
+        files = array.array("i", [(stdout or nowhere).fileno(), (stderr or nowhere).fileno()])
         header = len(text).to_bytes(8, "big")
-        line.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))])
+        line.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         line.sendall(text)
-        answer = _receive(line, 8)
-    if len(answer) < 8:
-        log = (folder / "forkserver.log").read_text()
-        raise RuntimeError(f"the fork server of the tests has ended: {log}")
-    return int.from_bytes(answer, "big", signed=True)
+    return Process(line)
+
+
+class Process:
+    """A command that runs as a fork, with what tests use of subprocess.Popen.
+
+    Used as a context manager it is ended, by SIGKILL, when the body ends and it has not.
+    """
+
+    def __init__(self, line: socket.socket) -> None:
+        self.returncode: int | None = None
+        self._line = line
+        self.pid = self._number()
+
+    def _number(self) -> int:
+        answer = _receive(self._line, 8)
+        if len(answer) < 8:
+            log = (Path(os.environ[FOLDER]) / "forkserver.log").read_text()
+            raise RuntimeError(f"the fork server of the tests has ended: {log}")
+        return int.from_bytes(answer, "big", signed=True)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code, as subprocess.Popen.wait does."""
+        if self.returncode is None:
+            if not select.select([self._line], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            self.returncode = self._number()
+            self._line.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM, unless it has ended."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL, unless it has ended."""
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+        self.wait()
 
 
 def _receive(line: socket.socket, length: int) -> bytes:
@@ -137,7 +201,7 @@ def serve(folder: Path, controller: int) -> None:
 
 
 def _attend(line: socket.socket) -> None:
-    """Fork the command of one connection, wait for it, and answer its exit code.
+    """Fork the command of one connection; answer its pid and, when it ends, its exit code.
 
     Whoever goes away before takes the command with them.
     """
@@ -150,7 +214,11 @@ def _attend(line: socket.socket) -> None:
         line.close()
         os.setsid()
         _become(job, files)
+    for file in files:
+        os.close(file)
     handle = os.pidfd_open(pid)
+    with suppress(BrokenPipeError):
+        line.sendall(pid.to_bytes(8, "big", signed=True))
     ready, _, _ = select.select([handle, line], [], [])
     if handle not in ready:
         with suppress(ProcessLookupError):
