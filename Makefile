@@ -4,14 +4,21 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce workflow slurm servers test cluster cluster-stop lint docs lock clean distclean
+.PHONY: help env demo reproduce workflow slurm servers check test test-all cluster cluster-stop lint docs lock \
+  clean distclean
 
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/installed
+INSTALL_LOG := $(VENV)/install.log
+PIP = $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
 RESULTS := $(or $(SMT_RESULTS),results)/demo
 WORKFLOW := $(RESULTS)/workflow.html
 CLUSTER ?= .cluster
+# The second trains from nothing, the last two on the first one's backbone.
+FIRST_LOOK := imagenet1k_smt_small ablation_heads_1 coco_retinanet_smt_small ade20k_upernet_smt_small sizes
+# Tests wait for servers much of the time: more workers than the two cores that they are made for.
+WORKERS := -n 4 --dist loadgroup --no-fold-skipped
 # Whatever make runs finds this environment's commands first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -29,19 +36,33 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "make: $(PYTHON) cannot make environments." \
 	    "Install: sudo apt-get install python3.11-venv" >&2; exit 2; }
 	@echo "make: installing $$(grep -c == requirements.lock) packages into $(VENV)/" \
-	  "(several GB, a few minutes the first time)"
+	  "(several GB, a few minutes the first time); log: $(INSTALL_LOG)"
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --disable-pip-version-check $(if $(wildcard $(STAMP)),--quiet) -r requirements.lock
-	@$(VENV)/bin/pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps -e .
+	@{ $(PIP) -r requirements.lock && $(PIP) --no-build-isolation --no-deps -e .; } \
+	  > $(INSTALL_LOG) 2>&1 || { \
+	  grep -v "^WARNING: Location" $(INSTALL_LOG) | tail -n 5 >&2; \
+	  echo "make: not installed; all that pip said: $(INSTALL_LOG)" >&2; exit 2; }
 	@touch $(STAMP)
 	@echo "make: environment is in $(VENV)/; for your shell: source $(VENV)/bin/activate"
 
+demo: env  ## a first look, in two minutes: four runs at demo scale, in the tables and the report
+	@echo "make: one classifier, one ablation, one detector, one segmenter at demo scale"
+	@snakemake --profile local --logger runs $(FIRST_LOOK)
+	@for command in sync tables figures report; do smt $$command --scale demo > /dev/null; done
+	$(call show_results,make reproduce  (all experiments; these are kept))
+
 reproduce: env  ## every variant and ablation at demo scale, then tables, figures and a report
 	@echo "make: every experiment at demo scale, on this machine; what is done already is kept"
-	@snakemake --profile local all
-	@echo "make: tables   $(RESULTS)/tables/"
+	@snakemake --profile local --logger runs all
+	$(call show_results,smt ui  (every run and its curves side by side))
+
+# What was made, where it is, and in $(1) what to do next.
+define show_results
+	@echo "make: report   $(RESULTS)/report.html  (one file: open it in a browser)"
+	@echo "make: tables   $(RESULTS)/tables/index.html  (Markdown, CSV and LaTeX beside it)"
 	@echo "make: figures  $(RESULTS)/figures/"
-	@echo "make: report   $(RESULTS)/report.html (one file, open it in a browser)"
+	@echo "make: next     source $(VENV)/bin/activate, then $(1)"
+endef
 
 workflow: env $(WORKFLOW)  ## one HTML file on the jobs of the demo: DAG, run times, outputs
 
@@ -72,11 +93,17 @@ slurm: env  ## SLURM from Debian's packages, where it is missing
 servers: env  ## whatever tests start: SLURM, PostgreSQL, a browser, LaTeX
 	$(call install,tests.helpers.debian,programs that tests start are)
 
-test: env  ## all tests, with real servers of their own
+check: lint  ## in three minutes, for every commit: style, types, unit tests; no servers
+	@pytest $(WORKERS) -m "not slow" tests/unit
+
+test: env  ## the tests that continuous integration runs, with real servers of their own
 	@$(MAKE) --no-print-directory servers || \
 	  echo "make: tests that need them will be reported as not run, by name" >&2
-	@echo "make: running the tests; pytest's last line says how they went"
-	@pytest -n 3 --dist loadgroup --no-fold-skipped
+	@pytest $(WORKERS) -m "not slow"
+
+test-all: env  ## these and the long ones
+	@$(MAKE) --no-print-directory servers
+	@pytest $(WORKERS)
 
 cluster: slurm  ## a SLURM of two nodes on this machine, to play with
 	@python -m tests.helpers.slurm --folder $(CLUSTER) start

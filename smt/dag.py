@@ -28,6 +28,9 @@ from smt.yamlfile import YamlFile
 EVERYTHING = "all"
 """Stands for all runs where others give a table's name."""
 
+TRAINING_RULES = ("pretrain", "finetune", "ablation", "detect", "segment")
+"""Rules that train: their jobs are the runs, and their first output is the run's final numbers."""
+
 
 def scales() -> tuple[str, ...]:
     """Return the names of all scales in `params/`."""

@@ -64,8 +64,7 @@ SENDER = None
 def send_while_training(jobs):
     """Bring journals to MLflow from here, until `stop_sending` or the end of this process."""
     global SENDER
-    trainings = ("pretrain", "finetune", "ablation", "detect", "segment")
-    if sender.is_wanted() and any(job.rule.name in trainings for job in jobs):
+    if sender.is_wanted() and any(job.rule.name in dag.TRAINING_RULES for job in jobs):
         SENDER = sender.start(PLAN.layout)
 
 

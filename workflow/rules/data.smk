@@ -17,7 +17,7 @@ rule demo_data:
     message:
         "Make demo data: {params.key}"
     shell:
-        "smt data make {params.key:q} --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "smt data make {params.key:q} --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
 rule manifest:
@@ -38,4 +38,4 @@ rule manifest:
     message:
         "Write manifest: {params.key}"
     shell:
-        "smt data manifest {params.key:q} --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "smt data manifest {params.key:q} --scale {wildcards.scale:q} > {log:q} 2>&1"

@@ -26,7 +26,7 @@ rule evaluate:
         "Evaluate {wildcards.experiment}, seed {wildcards.seed}"
     shell:
         "smt evaluate {wildcards.experiment:q} --seed {wildcards.seed:q}"
-        " --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
 use rule evaluate as evaluate_downstream with:

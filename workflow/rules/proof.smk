@@ -25,7 +25,7 @@ rule prove:
         "Kill and compare {wildcards.experiment}, seed {wildcards.seed}, processes: {wildcards.ranks}"
     shell:
         "smt prove {wildcards.experiment:q} --seed {wildcards.seed:q} --ranks {wildcards.ranks:q}"
-        " --kills {params.kills} --tables never --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --kills {params.kills} --tables never --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
 rule proof_table:
@@ -49,4 +49,4 @@ rule proof_table:
     message:
         "Make the table of proofs"
     shell:
-        "smt prove --tables only --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "smt prove --tables only --scale {wildcards.scale:q} > {log:q} 2>&1"

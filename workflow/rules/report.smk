@@ -16,7 +16,7 @@ rule profile:
     message:
         "Count parameters and MACs"
     shell:
-        "smt profile --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "smt profile --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
 rule export:
@@ -38,7 +38,7 @@ rule export:
     message:
         "Send to MLflow: runs of {wildcards.selection}"
     shell:
-        "smt sync {params.only:q} --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "smt sync {params.only:q} --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
 rule table:
@@ -64,7 +64,7 @@ rule table:
     message:
         "Make table {wildcards.table}"
     shell:
-        "smt tables {wildcards.table:q} --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "smt tables {wildcards.table:q} --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
 rule index:
@@ -83,7 +83,7 @@ rule index:
     message:
         "Make the page that leads to the tables"
     shell:
-        "smt tables index --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "smt tables index --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
 rule draw:
@@ -116,7 +116,7 @@ rule draw:
     message:
         "Draw figures"
     shell:
-        "smt figures --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "smt figures --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
 rule report_page:
@@ -137,4 +137,4 @@ rule report_page:
     message:
         "Write the report"
     shell:
-        "smt report --scale {wildcards.scale:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "smt report --scale {wildcards.scale:q} > {log:q} 2>&1"

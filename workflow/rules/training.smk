@@ -2,8 +2,7 @@
 # start again: it holds model, recipe, data, seed and parent, and no title or comment.
 #
 # On a cluster a training gets nodes, GPUs and hours as params/cluster.yaml has them, one process a
-# GPU: `smt train` starts itself once for each task of its job. Stopped, it asks to be requeued. The
-# signal may reach the whole shell: tee stays for what the training still has to say.
+# GPU: `smt train` starts itself once for each task of its job. Stopped, it asks to be requeued.
 #
 # The driver sends the journals to MLflow, so that nodes need no network and one process writes.
 #
@@ -38,7 +37,7 @@ rule pretrain:
         "Train {wildcards.experiment}, seed {wildcards.seed}"
     shell:
         "smt train {wildcards.experiment:q} --seed {wildcards.seed:q} --scale {wildcards.scale:q}"
-        " --no-send 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --no-send > {log:q} 2>&1"
 
 
 use rule pretrain as finetune with:

@@ -1,0 +1,33 @@
+"""How long what is left will take, from how long the same rules took."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+
+class TimeLeft:
+    """Durations of the jobs of a start of Snakemake, by rule; `counts` says how many there are."""
+
+    def __init__(self, counts: Mapping[str, int], started: float) -> None:
+        self._left = dict(counts)
+        self._durations: dict[str, list[float]] = defaultdict(list)
+        self._started = started
+
+    def finished(self, rule: str, seconds: float) -> None:
+        """Take in that a job of `rule` is done, after so many seconds."""
+        self._left[rule] = max(self._left.get(rule, 0) - 1, 0)
+        self._durations[rule].append(seconds)
+
+    def seconds(self, now: float) -> float | None:
+        """Return the seconds until all jobs are done; None before the first has told anything.
+
+        A rule of which no job has ended is taken to last as long as the longest that has. Jobs go
+        on side by side as much as they have so far.
+        """
+        worked = sum(map(sum, self._durations.values()))
+        if not worked or now <= self._started:
+            return None
+        means = {rule: sum(each) / len(each) for rule, each in self._durations.items()}
+        unknown = max(means.values())
+        work = sum(count * means.get(rule, unknown) for rule, count in self._left.items())
+        side_by_side = max(worked / (now - self._started), 1.0)
+        return work / side_by_side
