@@ -13,6 +13,8 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
+import runpy
 import select
 import signal
 import socket
@@ -34,16 +36,21 @@ CONTROLLER = "TESTS_CONTROLLER"
 """Environment variable: the process of pytest with which the server ends."""
 
 PRELOADED = ("mlflow", "snakemake.cli", "dvc.cli", "dvc.repo", "dvc.commands.repro")
-"""What is imported beside every command of `smt`."""
+"""What is imported beside every module of `smt`."""
 
 
 def run(
-    module: str, *arguments: str, cwd: Path, env: dict[str, str]
+    module: str, *arguments: str, cwd: Path, env: dict[str, str], prepare: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module arguments` and return what it printed, as subprocess.run does."""
+    """Run `python -m module arguments` and return what it printed, as subprocess.run does.
+
+    A `module` that ends with .py is a script.
+    """
     command = [sys.executable, "-m", module, *arguments]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with start(module, *arguments, cwd=cwd, env=env, stdout=out, stderr=err) as process:
+        with start(
+            module, *arguments, cwd=cwd, env=env, stdout=out, stderr=err, prepare=prepare
+        ) as process:
             code = process.wait()
         out.seek(0)
         err.seek(0)
@@ -58,9 +65,14 @@ def start(
     env: dict[str, str],
     stdout: BinaryIO | None = None,
     stderr: BinaryIO | None = None,
+    prepare: tuple[str, ...] = (),
 ) -> "Process":
-    """Start `python -m module arguments`; what it prints goes to these files, or nowhere."""
-    job = {"module": module, "arguments": list(arguments), "cwd": str(cwd), "env": env}
+    """Start `python -m module arguments`; what it prints goes to these files, or nowhere.
+
+    `prepare` names what the fork calls before: a module, its function, the function's arguments.
+    """
+    job = {"module": module, "arguments": list(arguments), "cwd": str(cwd), "env": env,
+           "prepare": prepare}  # fmt: skip
     folder = Path(os.environ[FOLDER])
     _start(folder)
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -180,9 +192,12 @@ def serve(folder: Path, controller: int) -> None:
     listening.bind(str(draft))
     listening.listen(64)  # who comes while this imports waits in the queue
     draft.rename(_socket(folder))
-    from smt.cli import COMMANDS
+    import smt
 
-    for module in (*(module for module, _ in COMMANDS.values()), *PRELOADED):
+    for _, module, _ in pkgutil.walk_packages(smt.__path__, "smt."):
+        if module != "smt.__main__":  # it is the command
+            importlib.import_module(module)
+    for module in PRELOADED:
         importlib.import_module(module)
     assert threading.active_count() == 1, threading.enumerate()  # a fork has only this thread
     gc.freeze()
@@ -240,13 +255,19 @@ def _become(job: dict[str, object], files: "array.array[int]") -> None:
         )
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    own = os.environ.get("PYTHONPATH")
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     sys.path.insert(0, job["cwd"])
+    if os.environ.get("PYTHONPATH") not in (None, own):
+        _forget_package()
     sys.argv = [job["module"], *job["arguments"]]
     code = 1
     try:
+        if job["prepare"]:
+            module, function, *arguments = job["prepare"]
+            getattr(importlib.import_module(module), function)(*arguments)
         code = _main(job["module"])
     except SystemExit as end:
         code = _code_of(end)
@@ -256,13 +277,36 @@ def _become(job: dict[str, object], files: "array.array[int]") -> None:
         _finish(code)
 
 
+def _forget_package() -> None:
+    """Let `smt` be imported again, from where PYTHONPATH has it."""
+    sys.path[1:1] = os.environ["PYTHONPATH"].split(os.pathsep)
+    for name in [name for name in sys.modules if name == "smt" or name.startswith("smt.")]:
+        del sys.modules[name]
+
+
+def _customize(environment: dict[str, str]) -> None:
+    """Run the sitecustomize.py that PYTHONPATH leads to, as an interpreter does that begins."""
+    for folder in environment.get("PYTHONPATH", "").split(os.pathsep):
+        path = Path(folder, "sitecustomize.py")
+        if folder and path.exists():
+            exec(compile(path.read_text(), path, "exec"), {"__name__": "sitecustomize"})
+            return
+
+
 def _main(module: str) -> int:
+    if module.endswith(".py"):
+        sys.path.insert(0, str(Path(module).parent))
+        runpy.run_path(module, run_name="__main__")
+        return 0
     if module == "smt":
         from smt.cli import main
     elif module == "snakemake":
         from snakemake.cli import main
-    else:
+    elif module == "dvc":
         from dvc.cli import main
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return 0
     return main() or 0
 
 
