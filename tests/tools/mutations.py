@@ -1,0 +1,580 @@
+"""Mistakes that a developer could make here, each of which a test has to find: see `mutate`."""
+
+from dataclasses import dataclass
+
+ENGINE = ("unit/engine/test_trainer.py", "unit/engine/test_checkpoint.py")
+TASKS = ("integration/tasks/test_training.py", "integration/tasks/test_faults.py")
+DATA = ("unit/data/test_loader.py", "unit/data/test_rng.py", "unit/data/test_sampler.py")
+PROVENANCE = ("unit/tracking/test_provenance.py",)
+SYNC = ("integration/tracking/test_sync.py", "integration/tracking/test_sender.py")
+SENDER = ("integration/tracking/test_sender.py",)
+VERIFY = ("integration/verify/test_verify.py", "integration/verify/test_why.py")
+REPORT = ("integration/report/test_tables.py", "integration/report/test_report.py")
+TRAJECTORY = ("integration/report/test_trajectory.py",)
+STATUS = ("integration/status/test_status.py",)
+PLAN = ("integration/commands/test_plan.py",)
+DOCTOR = ("cluster/doctor/test_doctor.py",)
+PARAMS = ("unit/test_params.py", "unit/test_fingerprint.py", "integration/dag/test_dag.py")
+EXECUTOR = (
+    "cluster/executor/test_executor.py", "cluster/executor/test_job_failures.py",
+    "cluster/executor/test_preemption.py", "cluster/executor/test_reattach.py",
+)  # fmt: skip
+PROOF = ("integration/proof/test_proof.py", "cluster/proof/test_proof.py")
+DVC = ("integration/versioning/test_dvc.py", "integration/versioning/test_remotes.py")
+RELEASE = ("integration/release/test_release.py",)
+DETECTION = (
+    "unit/detection/test_losses.py", "unit/detection/test_matching.py",
+    "unit/detection/test_atss.py", "unit/detection/test_dense.py",
+    "unit/detection/test_roi_heads.py", "unit/detection/test_rpn.py",
+    "unit/detection/test_pooling.py", "unit/detection/test_denoising.py",
+    "unit/detection/test_results.py", "unit/detection/test_coco_eval.py",
+    "unit/detection/test_two_stage.py", "unit/detection/test_retinanet.py",
+    "unit/detection/test_sparse_rcnn.py", "unit/detection/test_dino.py",
+)  # fmt: skip
+SEGMENTATION = (
+    "unit/segmentation/test_metrics.py", "unit/segmentation/test_inference.py",
+    "unit/segmentation/test_upernet.py",
+)  # fmt: skip
+MODELS = (
+    "unit/models/test_plain.py", "unit/models/test_timm.py", "unit/models/test_golden.py",
+    "unit/engine/test_sync_norm.py",
+)  # fmt: skip
+
+PLUGIN = "workflow/plugins/snakemake_executor_plugin_submitit"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change of the code, and where a test of it is looked for."""
+
+    name: str
+    """What is wrong afterwards."""
+    area: str
+    file: str
+    old: str
+    """Text that stands once in the file."""
+    new: str
+    tests: tuple[str, ...]
+    """Files below `tests/`, the likeliest first."""
+
+
+MUTATIONS = (
+    # --- checkpoints -----------------------------------------------------------------------------
+    Mutation(
+        "the oldest checkpoints are kept in place of the newest", "checkpoints",
+        "smt/engine/checkpoint.py",
+        "kept = set(found[:KEEP])", "kept = set(found[-KEEP:])",
+        ENGINE[::-1],
+    ),
+    Mutation(
+        "a damaged checkpoint is loaded", "checkpoints", "smt/engine/checkpoint.py",
+        "if sha256(path) != _named(path).sha256:", "if not path.stat().st_size:",
+        (*ENGINE[::-1], *TASKS[::-1]),
+    ),
+    Mutation(
+        "the best checkpoint is removed", "checkpoints", "smt/engine/checkpoint.py",
+        "for path in set(found) - kept - set(best[:1]):", "for path in set(found) - kept:",
+        ENGINE,
+    ),
+    Mutation(
+        "what the guard knows is lost at an interruption", "checkpoints", "smt/engine/state.py",
+        'self.trend = Trend.of(facts["trend"])', "self.trend = Trend()",
+        ENGINE,
+    ),
+    Mutation(
+        "losses before an interruption are not in the next record", "checkpoints",
+        "smt/engine/state.py",
+        'self.loss_sum, self.loss_steps = facts["loss_sum"], facts["loss_steps"]',
+        "self.loss_sum, self.loss_steps = 0.0, 0",
+        ENGINE,
+    ),
+    Mutation(
+        "a file is written over, through the hard links to it", "checkpoints", "smt/files.py",
+        "os.replace(temporary, path)", "shutil.copyfile(temporary, path)",
+        ("unit/engine/test_checkpoint.py", "unit/data/test_demo_data.py", *DVC),
+    ),
+    # --- engine ----------------------------------------------------------------------------------
+    Mutation(
+        "the mean loss is of all steps so far", "engine", "smt/engine/trainer.py",
+        "        state.loss_sum, state.loss_steps = 0.0, 0\n", "",
+        ENGINE,
+    ),
+    Mutation(
+        "a skipped step leaves its batch in BatchNorm", "engine", "smt/engine/trainer.py",
+        "        self.batch_norm.restore(batch_norm)\n", "",
+        ENGINE,
+    ),
+    Mutation(
+        "sums over ranks change their order after a start", "engine", "smt/engine/trainer.py",
+        "self.settled = ranks.world_size == 1", "self.settled = True",
+        (*TASKS[::-1], *PROOF),
+    ),
+    Mutation(
+        "BatchNorm's statistics differ from rank to rank", "engine", "smt/engine/trainer.py",
+        "            self.batch_norm.average(self.ranks.world_size)\n", "",
+        (*ENGINE, *TASKS, "cluster/tasks/test_training.py", *PROOF),
+    ),
+    Mutation(
+        "biases and norms decay", "engine", "smt/engine/optim.py",
+        'for _, value in named if value.ndim <= 1], "weight_decay": 0.0}',
+        'for _, value in named if value.ndim <= 1], "weight_decay": weight_decay}',
+        ("unit/engine/test_optim.py",),
+    ),
+    Mutation(
+        "the rate of a detector drops one step late", "engine", "smt/engine/optim.py",
+        "drops = sum(step >= epoch * steps_per_epoch", "drops = sum(step > epoch * steps_per_epoch",
+        ("unit/engine/test_optim.py",),
+    ),
+    Mutation(
+        "the signal before a time limit ends a training", "engine", "smt/engine/preempt.py",
+        "signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)", "signal.SIGINT, signal.SIGUSR1)",
+        TASKS[::-1],
+    ),
+    Mutation(
+        "a training that was told to stop ends as one that is done", "engine",
+        "smt/commands/train.py",
+        "        sys.exit(EXIT_RESUME)\n", "        sys.exit(0)\n",
+        TASKS,
+    ),
+    Mutation(
+        "two trainings of a run at once", "engine", "smt/engine/workdir.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        TASKS,
+    ),
+    Mutation(
+        "a run starts from weights that its parent did not export", "engine",
+        "smt/tasks/training.py",
+        'if not path.exists() or sha256(path) != metrics["weights_sha256"]:',
+        "if not path.exists():",
+        (*TASKS, "integration/tasks/test_downstream.py"),
+    ),
+    # --- sampler and randomness ------------------------------------------------------------------
+    Mutation(
+        "every interval has the images of the first", "sampler", "smt/data/sampler.py",
+        "return stream(self.images, seed, epoch * images, images)",
+        "return stream(self.images, seed, 0, images)",
+        (*DATA[::-1], "unit/data/test_segmentation_augment.py"),
+    ),
+    Mutation(
+        "images that are left over in their groups are never seen", "sampler",
+        "smt/data/sampler.py",
+        "np.concatenate([*shuffled, left[whole:]])", "np.concatenate(shuffled)",
+        DATA[::-1],
+    ),
+    Mutation(
+        "different parts give one seed", "randomness", "smt/data/rng.py",
+        "repr(plain).encode()", '"".join(map(str, plain)).encode()',
+        DATA[1:],
+    ),
+    Mutation(
+        "NumPy and torch draw the same numbers", "randomness", "smt/data/rng.py",
+        "np.random.seed(seed >> 31)", "np.random.seed(seed & 0xFFFFFFFF)",
+        DATA[1:],
+    ),
+    # --- data ------------------------------------------------------------------------------------
+    Mutation(
+        "an image is augmented alike in every epoch", "data", "smt/data/loader.py",
+        'reseed(self._seed, "augment", job.epoch, index)', 'reseed(self._seed, "augment", index)',
+        DATA,
+    ),
+    Mutation(
+        "new workers begin with the first batch again", "data", "smt/data/workers.py",
+        "_worker_pool(reader, jobs[done:], workers)", "_worker_pool(reader, jobs, workers)",
+        DATA,
+    ),
+    Mutation(
+        "the last images are not evaluated by several processes", "data", "smt/data/loader.py",
+        "own = np.arange(rank, len(folder), world_size)",
+        "own = np.arange(rank, len(folder) // world_size * world_size, world_size)",
+        DATA,
+    ),
+    Mutation(
+        "boxes of mirrored images are one pixel off", "data", "smt/data/detection_augment.py",
+        "[width - x2, y1, width - x1, y2]", "[width - 1 - x2, y1, width - 1 - x1, y2]",
+        ("unit/data/test_detection_augment.py",),
+    ),
+    Mutation(
+        "the padding of a crop is of the first class", "data", "smt/data/segmentation_augment.py",
+        "torch.full((side, side), NO_CLASS)", "torch.zeros((side, side), dtype=torch.int64)",
+        ("unit/data/test_segmentation_augment.py",),
+    ),
+    Mutation(
+        "the digest of a data set is of its training images alone", "data", "smt/data/lists.py",
+        "                whole.update(text)\n",
+        '                if split == "train":\n                    whole.update(text)\n',
+        ("unit/data/test_manifest.py", "unit/data/test_coco.py", "integration/data/test_verify.py"),
+    ),
+    Mutation(
+        "annotations that were changed since the manifest are trained on", "data",
+        "smt/data/coco.py",
+        "if listed is None or listed.sha256 != hashlib.sha256(text.data).hexdigest():",
+        "if listed is None:",
+        ("unit/data/test_coco.py",),
+    ),
+    # --- journal and provenance ------------------------------------------------------------------
+    Mutation(
+        "lines after the checkpoint stay in the journal", "journal", "smt/tracking/journal.py",
+        "        self._journal.truncate(position.bytes)\n", "",
+        ("unit/tracking/test_journal.py", *ENGINE),
+    ),
+    Mutation(
+        "a line has the time at which it was last written", "journal", "smt/tracking/journal.py",
+        'first.setdefault(entry["line"], entry)', 'first[entry["line"]] = entry',
+        ("unit/tracking/test_journal.py", *SYNC),
+    ),
+    Mutation(
+        "a clock that was set back makes time run backwards", "journal", "smt/tracking/journal.py",
+        'latest = max(latest, entry.get("time", latest))', 'latest = entry.get("time", latest)',
+        ("unit/tracking/test_journal.py", *TASKS[1:]),
+    ),
+    Mutation(
+        "new files do not count as changes", "provenance", "smt/tracking/provenance.py",
+        "dirty = bool(difference or untracked)", "dirty = bool(difference)",
+        PROVENANCE,
+    ),
+    Mutation(
+        "a run on several GPUs costs as one", "provenance", "smt/tracking/provenance.py",
+        'return int(environment["world_size"]) if', "return 1 if",
+        PROVENANCE,
+    ),
+    # --- MLflow ----------------------------------------------------------------------------------
+    Mutation(
+        "the tag of a failure stays when the run goes on", "sync", "smt/tracking/mlflow_sync.py",
+        "            self.server.remove_tag(remote.run_id, key)\n", "            pass\n",
+        SYNC,
+    ),
+    Mutation(
+        "a line is sent before its time is known", "sync", "smt/tracking/view.py",
+        "whole = records if self.final is not None else records[:timed]", "whole = records",
+        SYNC,
+    ),
+    Mutation(
+        "the receipt names the run that was deleted", "sync", "smt/tracking/mlflow_sync.py",
+        "known.setdefault(fingerprint, run)", "known[fingerprint] = run",
+        SYNC,
+    ),
+    Mutation(
+        "the receipt holds the password of the database", "sync", "smt/tracking/mlflow_sync.py",
+        '"tracking_uri": mlflow.public(server.uri)', '"tracking_uri": server.uri',
+        SYNC,
+    ),
+    Mutation(
+        "what a training writes last is not sent", "sender", "smt/tracking/sender.py",
+        "            alive = _outlasts(process, pause)\n",
+        "            if not _outlasts(process, pause):\n                return\n",
+        SENDER,
+    ),
+    Mutation(
+        "after an outage the sender stays slow", "sender", "smt/tracking/sender.py",
+        "                pause = period\n", "",
+        SENDER,
+    ),
+    # --- verify ----------------------------------------------------------------------------------
+    Mutation(
+        "the digest of a journal is not compared", "verify", "smt/verify/records.py",
+        'for part in ("sha256", "bytes", "lines"):', 'for part in ("bytes", "lines"):',
+        VERIFY,
+    ),
+    Mutation(
+        "an evaluation may differ on the same machine", "verify", "smt/verify/records.py",
+        "0.0 if exact else METRICS[name].agreement", "METRICS[name].agreement",
+        VERIFY,
+    ),
+    Mutation(
+        "what does not follow gives another exit code", "verify", "smt/commands/verify.py",
+        "sys.exit(EXIT_UNVERIFIED if ledger.findings else 0)",
+        "sys.exit(EXIT_UNVERIFIED if ledger.notes else 0)",
+        VERIFY,
+    ),
+    Mutation(
+        "a parent that was trained again is not told from the one started from", "verify",
+        "smt/verify/lineage.py",
+        'final["weights_sha256"] != parent["weights_sha256"]',
+        'final["fingerprint"] != parent["fingerprint"]',
+        VERIFY[::-1],
+    ),
+    # --- report ----------------------------------------------------------------------------------
+    Mutation(
+        "deviations over seeds are too small", "report", "smt/report/verdict.py",
+        "std = statistics.stdev(values)", "std = statistics.pstdev(values)",
+        REPORT,
+    ),
+    Mutation(
+        "seeds that are not done are counted", "report", "smt/report/tables.py",
+        'return sum(run.state == "done" for run in self.results.of(experiment))',
+        "return len(self.results.of(experiment))",
+        REPORT,
+    ),
+    Mutation(
+        "numbers of other weights are printed", "report", "smt/report/collect.py",
+        "if weights != sent_weights:", "if sent_weights is None:",
+        REPORT,
+    ),
+    Mutation(
+        "a run is off track within the floor of its band", "report", "smt/report/trajectory.py",
+        "half = max(rule.spreads", "half = min(rule.spreads",
+        TRAJECTORY,
+    ),
+    Mutation(
+        "a bar in a text breaks a table of Markdown", "report", "smt/report/render.py",
+        r"([\\`*\[\]<>|#~]|", r"([\\`*\[\]<>#~]|",
+        REPORT,
+    ),
+    # --- status, plan, doctor --------------------------------------------------------------------
+    Mutation(
+        "a run that waits for another attempt is called failed", "status", "smt/status/states.py",
+        """\
+        if job is not None and job.is_waiting:
+            return "pending", job.reason or job.state
+        if left.failure:
+            return "failed", left.failure
+""",
+        """\
+        if left.failure:
+            return "failed", left.failure
+        if job is not None and job.is_waiting:
+            return "pending", job.reason or job.state
+""",
+        STATUS,
+    ),
+    Mutation(
+        "a slow training is called quiet", "status", "smt/status/progress.py",
+        "usual = QUIET_STEPS / self.rate", "usual = QUIET_STEPS * self.rate",
+        STATUS,
+    ),
+    Mutation(
+        "steps that are taken again count as fast ones", "status", "smt/status/progress.py",
+        "if time < record.time and record.step", "if record.step",
+        STATUS,
+    ),
+    Mutation(
+        "a job asks for more time than its partition gives", "plan", "smt/cost.py",
+        "return min(wanted, int(60 * cluster.wall_hours))", "return wanted",
+        PLAN,
+    ),
+    Mutation(
+        "the longest chain holds what is done", "plan", "smt/budget.py",
+        "while current not in self._done:", "while True:",
+        PLAN,
+    ),
+    Mutation(
+        "the days of a time limit are left out", "doctor", "smt/doctor/slurm.py",
+        "return (int(days or 0) * 24 + hours) * 60", "return hours * 60",
+        DOCTOR,
+    ),
+    Mutation(
+        "the profile goes before sbatch's environment", "doctor", "smt/doctor/request.py",
+        """\
+        elif value := os.environ.get(variable):
+            choices[name] = Choice(value, variable)
+        elif value := defaults.get(name):
+            choices[name] = Choice(value, f"{name} in {profile}")
+""",
+        """\
+        elif value := defaults.get(name):
+            choices[name] = Choice(value, f"{name} in {profile}")
+        elif value := os.environ.get(variable):
+            choices[name] = Choice(value, variable)
+""",
+        DOCTOR,
+    ),
+    # --- params and fingerprints -----------------------------------------------------------------
+    Mutation(
+        "another class map of the same name is the same run", "fingerprint", "smt/fingerprint.py",
+        'digests[f"class_map:{class_map}"] if class_map else None', "class_map",
+        PARAMS[1:],
+    ),
+    Mutation(
+        "a new title trains a run again", "fingerprint", "smt/fingerprint.py",
+        'exclude={"title", "drop_path"}', 'exclude={"drop_path"}',
+        PARAMS[1:],
+    ),
+    Mutation(
+        "what an overlay says of one key drops its neighbours", "params", "smt/params.py",
+        "return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}",
+        "return {**base, **over}",
+        PARAMS,
+    ),
+    Mutation(
+        "a batch that does not divide the global batch is taken", "params", "smt/params.py",
+        "if recipe.global_batch % recipe.device_batch:",
+        "if recipe.global_batch < recipe.device_batch:",
+        PARAMS,
+    ),
+    # --- executor --------------------------------------------------------------------------------
+    Mutation(
+        "preemptions count as attempts without progress", "executor", f"{PLUGIN}/attempts.py",
+        "        if attempt.end == TERMINATED:\n            continue\n", "",
+        EXECUTOR,
+    ),
+    Mutation(
+        "the last requeue is never used", "executor", f"{PLUGIN}/attempts.py",
+        "if len(attempts) > max_requeues:", "if len(attempts) >= max_requeues:",
+        EXECUTOR,
+    ),
+    Mutation(
+        "a job that makes a part of what is wanted will do", "executor", f"{PLUGIN}/registry.py",
+        "self.contents.get(made) == digest for made, digest in other.contents.items()",
+        "other.contents.get(made) == digest for made, digest in self.contents.items()",
+        EXECUTOR,
+    ),
+    Mutation(
+        "the words of an attempt that failed before are shown", "executor",
+        f"{PLUGIN}/diagnosis.py",
+        "last = lines[begins[-1] :]", "last = lines[begins[0] :]",
+        EXECUTOR[1:],
+    ),
+    Mutation(
+        "a job is done though its outputs were deleted since", "executor",
+        f"{PLUGIN}/tracking.py",
+        'return result["exit_code"] == 0 and all(os.path.exists(each) for each in job.outputs)',
+        'return bool(result["exit_code"] == 0)',
+        EXECUTOR[::-1],
+    ),
+    Mutation(
+        "a command that cannot go on is killed before its time limit", "executor",
+        f"{PLUGIN}/job_step.py",
+        "if progress is None:", 'if progress == "":',
+        (EXECUTOR[2], EXECUTOR[1]),
+    ),
+    Mutation(
+        "a job that ends while nobody looks is run again", "executor", f"{PLUGIN}/job_step.py",
+        "            self._write_marks()\n", "",
+        EXECUTOR[::-1],
+    ),
+    Mutation(
+        "a full queue is an error in place of a reason to wait", "executor",
+        f"{PLUGIN}/backends.py",
+        '"temporarily", "maxsubmit",', '"temporarily",',
+        EXECUTOR,
+    ),
+    # --- proof -----------------------------------------------------------------------------------
+    Mutation(
+        "a proof bears steps that were lost", "proof", "smt/proof/table.py",
+        '        and outcome["steps_lost_when_told"] == 0\n', "",
+        PROOF,
+    ),
+    Mutation(
+        "equal numbers stand for equal weights", "proof", "smt/proof/run.py",
+        "weights[0] == weights[1] and equal_numbers", "weights[0] == weights[1] or equal_numbers",
+        PROOF,
+    ),
+    # --- DVC and release -------------------------------------------------------------------------
+    Mutation(
+        "runs of other params are recorded", "dvc", "smt/versioning/record.py",
+        'return bool(final["fingerprint"] == evaluation["fingerprint"] == current)',
+        'return bool(final["fingerprint"] == evaluation["fingerprint"])',
+        DVC,
+    ),
+    Mutation(
+        "half a lock file stays after a kill", "dvc", "smt/versioning/dvc.py",
+        "    _restore_lock()\n    _free_paths()\n", "    _free_paths()\n",
+        DVC,
+    ),
+    Mutation(
+        "a parent whose weights were changed is released upon", "release", "smt/release/choose.py",
+        "                run = project.parent(run)\n", "                run = None\n",
+        RELEASE,
+    ),
+    Mutation(
+        "results are in the order of the experiments", "release", "smt/release/pack.py",
+        'sorted(rows, key=lambda row: (-float(row["top1"]), row["model"]))', "rows",
+        RELEASE,
+    ),
+    Mutation(
+        "a folder of the user's own is replaced", "release", "smt/release/pack.py",
+        "if name not in listed:", "if lines and name not in listed:",
+        RELEASE,
+    ),
+    # --- detection -------------------------------------------------------------------------------
+    Mutation(
+        "the first class teaches nothing", "detection", "smt/detection/losses.py",
+        "torch.where(labels >= 0, losses, 0)", "torch.where(labels > 0, losses, 0)",
+        DETECTION,
+    ),
+    Mutation(
+        "ATSS's bound is of another deviation", "detection", "smt/detection/atss_assigner.py",
+        "overlap.std(dim=1)", "overlap.std(dim=1, unbiased=False)",
+        DETECTION[2:],
+    ),
+    Mutation(
+        "an object that nothing touches takes every anchor", "detection",
+        "smt/detection/matching.py",
+        " & (best > 0)", "",
+        DETECTION[1:],
+    ),
+    Mutation(
+        "background does not fill what positives leave", "detection", "smt/detection/matching.py",
+        "sampling.boxes - len(positive)", "int(sampling.boxes * (1 - sampling.positive))",
+        DETECTION[1:],
+    ),
+    Mutation(
+        "a prediction may grow without bound in height", "detection", "smt/detection/boxes.py",
+        "height * dh.clamp(-LARGEST_GROWTH, LARGEST_GROWTH).exp()", "height * dh.exp()",
+        DETECTION[3:],
+    ),
+    Mutation(
+        "boxes are brought back to the file by one ratio", "detection",
+        "smt/detection/results.py",
+        "y, x = size[0] / seen[0], size[1] / seen[1]", "y = x = size[1] / seen[1]",
+        DETECTION[8:],
+    ),
+    Mutation(
+        "files of results depend on the order of images", "detection", "smt/detection/results.py",
+        "for result in sorted(results, key=lambda each: each.image_id):", "for result in results:",
+        DETECTION[8:],
+    ),
+    Mutation(
+        "images in which nothing was found are not evaluated", "detection",
+        "smt/detection/coco_eval.py",
+        "evaluated = known if image_ids is None else image_ids",
+        "evaluated = set(ids) if image_ids is None else image_ids",
+        DETECTION[9:],
+    ),
+    Mutation(
+        "the loss of boxes is over those that find objects", "detection",
+        "smt/detection/roi_heads.py",
+        "distance * spec.loss_weight / count", "distance * spec.loss_weight / max(len(rows), 1)",
+        DETECTION[4:],
+    ),
+    Mutation(
+        "boxes come from the nearest level, not the one below", "detection",
+        "smt/detection/pooling.py",
+        "+ 1e-6).floor()", "+ 1e-6).round()",
+        DETECTION[6:],
+    ),
+    Mutation(
+        "queries see where the objects are", "detection", "smt/detection/denoising.py",
+        "(group[:, None] != group) & (group < noised.groups)",
+        "(group[:, None] != group) & (group[:, None] < noised.groups)",
+        DETECTION[7:],
+    ),
+    # --- segmentation and models -----------------------------------------------------------------
+    Mutation(
+        "classes that are nowhere count as 0", "segmentation", "smt/segmentation/metrics.py",
+        "known = values[~np.isnan(values)]", "known = np.nan_to_num(values)",
+        SEGMENTATION,
+    ),
+    Mutation(
+        "pixels without a class weigh nothing", "segmentation", "smt/segmentation/upernet.py",
+        'ignore_index=NO_CLASS, reduction="none").mean()', "ignore_index=NO_CLASS)",
+        SEGMENTATION[::-1],
+    ),
+    Mutation(
+        "what is seen in a mirror is not turned back", "segmentation",
+        "smt/segmentation/inference.py",
+        "probabilities(model, seen.flip(-1), size).flip(-1)",
+        "probabilities(model, seen.flip(-1), size)",
+        SEGMENTATION[1:],
+    ),
+    Mutation(
+        "drop path drops a branch of all images at once", "models", "smt/models/blocks.py",
+        "x.new_empty(len(x), 1, 1, 1)", "x.new_empty(1, 1, 1, 1)",
+        MODELS,
+    ),
+    Mutation(
+        "the running variance over processes is too small", "models", "smt/models/sync_norm.py",
+        "variance * count / (count - 1).clamp(min=1)", "variance",
+        MODELS[::-1],
+    ),
+)  # fmt: skip
