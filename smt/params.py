@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -55,17 +55,21 @@ def load_project(params: Path, scale: str) -> spec.Project:
     scales = files["scales"]
     if scale not in scales.data:
         raise UserError(f"{scales.path}: no scale {scale!r}; {suggest(scale, scales.data)}")
-    entry = scales.data[scale]
-    if not isinstance(entry, dict):
-        raise UserError(f"{scales.where((scale,))}: expected a mapping")
-    own = {key: value for key, value in entry.items() if key not in _OVERLAID}
-    reader = _Reader(scales, scale)
+    layers = _layers(scales, scale)
+    own: dict[str, Any] = {}
+    for layer in layers:
+        own = _merge(own, scales.data[layer])
+    own = {key: value for key, value in own.items() if key not in (*_OVERLAID, "base")}
+    reader = _Reader(scales, layers)
     sections = {
         name: reader.section(files[file], name, kind) for name, (file, kind) in _SECTIONS.items()
     }
     project = spec.Project(
         scale_name=scale,
-        scale=_validate(spec.Scale, own, [(scales, (scale,))], skip=_OVERLAID),
+        scale=_validate(
+            spec.Scale, own, [(scales, (each,)) for each in reversed(layers)],
+            skip=(*_OVERLAID, "base"),
+        ),
         recipes=_joined(files, {name: sections.pop(name) for name in RECIPES.values()}),
         reported=_validate(spec.Reported, files["reported"].data, [(files["reported"], ())]),
         **sections,
@@ -88,6 +92,23 @@ def require_experiments(project: spec.Project, names: Iterable[str]) -> None:
                 f"no experiment {name!r} in params/experiments.yaml; "
                 f"{suggest(name, project.experiments)}"
             )
+
+
+def _layers(scales: YamlFile, scale: str) -> tuple[str, ...]:
+    """Return the scales that make up `scale`: what it is based on comes first, it comes last."""
+    layers: tuple[str, ...] = ()
+    base: str | None = scale
+    while base is not None:
+        if not isinstance(scales.data[base], dict):
+            raise UserError(f"{scales.where((base,))}: expected a mapping")
+        layers = (base, *layers)
+        where, base = scales.where((base, "base")), scales.data[base].get("base")
+        if base is not None and base not in scales.data:
+            raise UserError(f"{where}: no scale {base!r}; {suggest(str(base), scales.data)}")
+        if base in layers:
+            circle = " -> ".join((*reversed(layers), base))
+            raise UserError(f"{where}: bases form a circle: {circle}")
+    return layers
 
 
 def _joined(files: Mapping[str, YamlFile], sections: Mapping[str, dict[str, T]]) -> dict[str, T]:
@@ -114,11 +135,14 @@ LAYOUTS = {"classify": "imagenet", "detect": "coco", "segment": "ade20k"}
 
 
 class _Reader:
-    """Resolves one section at a time: an entry's base, the entry, then the scale's overlay."""
+    """Resolves one section at a time: an entry's base, the entry, then the scale's overlays.
 
-    def __init__(self, scales: YamlFile, scale: str) -> None:
+    `layers` are the scale and what it is based on, itself last.
+    """
+
+    def __init__(self, scales: YamlFile, layers: tuple[str, ...]) -> None:
         self.scales = scales
-        self.scale = scale
+        self.layers = layers
 
     def section(
         self, file: YamlFile, section: str, kind: type | Callable[[Any], type]
@@ -138,11 +162,10 @@ class _Reader:
                 )
             if not isinstance(entry, dict):
                 raise UserError(f"{file.where((section, name))}: expected a mapping of keys")
-        overlay = self.scales.data[self.scale].get(section, {})
-        for name in overlay:
+        for layer, name in self._overlaid(section):
             if name != "*" and name not in entries:
                 raise UserError(
-                    f"{self.scales.where((self.scale, section, name))}: no such entry in "
+                    f"{self.scales.where((layer, section, name))}: no such entry in "
                     f"{file.path.name}; {suggest(name, entries)}"
                 )
         records: dict[str, Any] = {}
@@ -166,18 +189,27 @@ class _Reader:
             if base in (*seen, name):
                 raise UserError(f"{where}: bases form a circle: {' -> '.join((*seen, name, base))}")
             resolved = self._resolve(file, section, base, (*seen, name))
-        overlay = self.scales.data[self.scale].get(section, {})
-        for layer in (own, overlay.get("*", {}), overlay.get(name, {})):
-            resolved = _merge(resolved, layer)
+        resolved = _merge(resolved, own)
+        for layer in self.layers:
+            overlay = self.scales.data[layer].get(section, {})
+            for key in ("*", name):
+                resolved = _merge(resolved, overlay.get(key, {}))
         return resolved
+
+    def _overlaid(self, section: str) -> Iterator[tuple[str, str]]:
+        """Yield the names of a section that each scale lays something over."""
+        for layer in self.layers:
+            for name in self.scales.data[layer].get(section, {}):
+                yield layer, name
 
     def _sources(self, file: YamlFile, section: str, name: str) -> list[tuple[YamlFile, KeyPath]]:
         """Return where the keys of an entry may stand, the strongest place first."""
         sources: list[tuple[YamlFile, KeyPath]] = []
         current: str | None = name
         while current is not None:
-            sources.append((self.scales, (self.scale, section, current)))
-            sources.append((self.scales, (self.scale, section, "*")))
+            for layer in reversed(self.layers):
+                sources.append((self.scales, (layer, section, current)))
+                sources.append((self.scales, (layer, section, "*")))
             sources.append((file, (section, current)))
             current = file.data[section][current].get("base")
         return sources
