@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +35,9 @@ FOLDER = "TESTS_FOLDER"
 
 CONTROLLER = "TESTS_CONTROLLER"
 """Environment variable: the process of pytest with which the server ends."""
+
+COMMANDS = "TESTS_COMMANDS"
+"""Environment variable: folder of commands that run as forks, where a job's own commands do."""
 
 PRELOADED = ("mlflow", "snakemake.cli", "dvc.cli", "dvc.repo", "dvc.commands.repro")
 """What is imported beside every module of `smt`."""
@@ -84,6 +88,18 @@ def start(
         line.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         line.sendall(text)
     return Process(line)
+
+
+def with_forked_commands(env: dict[str, str]) -> dict[str, str]:
+    """Return an environment in which `smt`, `snakemake` and `dvc` run as forks as well.
+
+    That goes for a shell's and, in a fork, for those of `sys.executable -m`. A test that signals or
+    kills one of these does without it: see forked_command.py.
+    """
+    folder = Path(os.environ[FOLDER])
+    _start(folder)
+    commands = str(folder / "commands")
+    return {**env, COMMANDS: commands, "PATH": f"{commands}{os.pathsep}{env['PATH']}"}
 
 
 class Process:
@@ -157,6 +173,7 @@ def _start(folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _pid_file(folder).exists():
             return
+        _write_commands(folder / "commands")
         with (folder / "forkserver.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(folder), os.environ[CONTROLLER]],
@@ -167,6 +184,20 @@ def _start(folder: Path) -> None:
             lambda: "the fork server does not listen",
         )
         _pid_file(folder).write_text(str(process.pid))
+
+
+def _write_commands(folder: Path) -> None:
+    """Write the commands that run as forks, and a `python` that has their modules run so."""
+    folder.mkdir()
+    fork = f"exec {sys.executable} -IS {Path(__file__).with_name('forked_command.py')}"
+    for name in ("smt", "snakemake", "dvc"):
+        (folder / name).write_text(f'#!/bin/sh\n{fork} {name} "$@"\n')
+    (folder / "python").write_text(
+        '#!/bin/sh\ncase "$1 $2" in "-m smt" | "-m snakemake" | "-m dvc")\n'
+        f'  shift; {fork} "$@" ;;\nesac\nexec {sys.executable} "$@"\n'
+    )
+    for path in folder.iterdir():
+        path.chmod(0o755)
 
 
 def stop(folder: Path) -> None:
@@ -199,6 +230,7 @@ def serve(folder: Path, controller: int) -> None:
             importlib.import_module(module)
     for module in PRELOADED:
         importlib.import_module(module)
+    _remember()
     assert threading.active_count() == 1, threading.enumerate()  # a fork has only this thread
     gc.freeze()
     while True:
@@ -213,6 +245,17 @@ def serve(folder: Path, controller: int) -> None:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
+
+
+def _remember() -> None:
+    """Compute what every fork would compute of what is installed: it takes seconds."""
+    from smt.data import demo
+    from smt.tracking import provenance, source
+
+    demo.mnist()
+    source.digests = cache(source.digests)
+    provenance.packages = cache(provenance.packages)
+    source.digests(), provenance.packages()
 
 
 def _attend(line: socket.socket) -> None:
@@ -258,6 +301,8 @@ def _become(job: dict[str, object], files: "array.array[int]") -> None:
     own = os.environ.get("PYTHONPATH")
     os.environ.clear()
     os.environ.update(job["env"])
+    if COMMANDS in os.environ:
+        sys.executable = str(Path(os.environ[COMMANDS], "python"))
     os.chdir(job["cwd"])
     sys.path.insert(0, job["cwd"])
     if os.environ.get("PYTHONPATH") not in (None, own):
