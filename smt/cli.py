@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from smt import __version__
+from smt import __version__, forkserver
 from smt.errors import UserError, suggest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -78,6 +78,9 @@ def cli(params: Path | None, results: Path | None, data: Path | None) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
+    code = forkserver.run(sys.argv[1:])
+    if code is not None:
+        sys.exit(code)
     try:
         # What a command returns is None; what click itself ends with (--help) is its exit code.
         sys.exit(cli(prog_name="smt", standalone_mode=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from smt import dag
+from smt import dag, forkserver
 from smt.errors import EXIT_BAD_INPUT, EXIT_DATA, UserError
 from smt.spec import Run
 from smt.tracking import sender
@@ -58,7 +58,15 @@ def require_data(jobs):
         stop(missing, EXIT_DATA)
 
 
-SENDER = None
+SENDER = FORKSERVER = None
+
+
+def preload(jobs):
+    """Import torch once for all jobs, if these run on this machine and in this environment."""
+    global FORKSERVER
+    ours = workflow.local_exec and not workflow.deployment_settings.deployment_method
+    if ours and any(job.rule.name in dag.TRAINING_RULES for job in jobs):
+        FORKSERVER = forkserver.start()
 
 
 def send_while_training(jobs):
