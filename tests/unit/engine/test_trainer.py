@@ -114,6 +114,23 @@ def test_the_journal_has_every_record_and_the_last_evaluation(tmp_path):
                "eval/loss" not in record.metrics)  # fmt: skip
 
 
+def test_a_record_has_the_mean_loss_of_the_steps_since_the_one_before(tmp_path):
+    run(Regression(), tmp_path / "all", log_every=1)
+    run(Regression(), tmp_path / "some")
+    losses = {
+        record.step: record.metrics["train/loss"]
+        for record in journal.read(tmp_path / "all", 0)
+        if "train/loss" in record.metrics
+    }
+    before = 0
+    for record in journal.read(tmp_path / "some", 0):
+        own = [losses[step] for step in range(before + 1, record.step + 1)]
+        if own:  # else it is the evaluation after a step that has a record of its own
+            assert record.metrics["train/loss"] == pytest.approx(sum(own) / len(own), rel=1e-9)
+        before = record.step
+    assert before == 15
+
+
 @pytest.mark.parametrize("stop_at", [0, 1, 4, 5, 7, 14])
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(tmp_path, stop_at):
     whole = Regression()
