@@ -57,8 +57,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent / "cluster" in item.path.parents or "cluster" in item.fixturenames:
             item.add_marker(pytest.mark.cluster)
-            if not any(item.iter_markers("xdist_group")):
-                item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 @pytest.hookimpl(trylast=True)
@@ -155,7 +153,7 @@ def demo_data(tmp_path_factory, worker_id):
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory, worker_id):
     """A real SLURM of two nodes, for the tests of one worker: each worker has its own.
 
     Without SLURM they are reported as not run; in continuous integration they fail.
@@ -169,5 +167,7 @@ def cluster(tmp_path_factory):
         if os.environ.get("CI") or os.environ.get("SMT_REQUIRE_SLURM"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    with Cluster(tmp_path_factory.mktemp("slurm"), tied=True) as cluster:
+    shared = tmp_path_factory.getbasetemp()
+    template = (shared if worker_id == "master" else shared.parent) / "slurm_database"
+    with Cluster(tmp_path_factory.mktemp("slurm"), tied=True, template=template) as cluster:
         yield cluster

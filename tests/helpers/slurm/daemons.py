@@ -16,6 +16,9 @@ _PATIENCE = 300.0
 
 _LAST_LINES = 3
 
+_KNOWN = ("already exist", "Nothing new added")
+"""What sacctmgr says when it is to add what is there."""
+
 
 class Daemons:
     """The daemons of the cluster in `folder`; `environment` is what they and its users need.
@@ -39,30 +42,36 @@ class Daemons:
         self.wait("munged", lambda: _absent(socket))
 
     def start_database(self) -> None:
-        """Make an empty database and start MariaDB on it, on a socket in the folder."""
+        """Start MariaDB on a socket in the folder, on the database there or on a new one."""
         folder, socket = self._folder, self._folder.database_socket
         # A crash may cost data, which nobody keeps.
         options = [
             "--no-defaults", f"--datadir={folder.database}", f"--user={getpass.getuser()}",
             "--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0",
+            "--innodb-flush-method=nosync", "--innodb-autoextend-increment=1",
+            "--innodb-undo-tablespaces=0",
             "--innodb-lock-wait-timeout=900", "--performance-schema=OFF",
         ]  # fmt: skip
-        install = ["mariadb-install-db", *options, "--skip-test-db", "--skip-name-resolve",
-                   "--auth-root-authentication-method=normal"]  # fmt: skip
-        with folder.output("mariadbd").open("wb") as output:
-            done = subprocess.run(install, env=self._environment, stdout=output, stderr=output)
-        if done.returncode:
-            raise self._failure("mariadbd", f"mariadb-install-db: exit code {done.returncode}")
+        if not folder.database.exists():
+            self._install_database(options)
         self._begin("mariadbd", "mariadbd", *options, "--skip-networking", f"--socket={socket}",
                     f"--pid-file={folder.pid('mariadbd')}")  # fmt: skip
         self.wait("mariadbd", lambda: _absent(socket))
 
+    def _install_database(self, options: Sequence[str]) -> None:
+        command = ["mariadb-install-db", *options, "--skip-test-db", "--skip-name-resolve",
+                   "--auth-root-authentication-method=normal"]  # fmt: skip
+        with self._folder.output("mariadbd").open("wb") as output:
+            done = subprocess.run(command, env=self._environment, stdout=output, stderr=output)
+        if done.returncode:
+            raise self._failure("mariadbd", f"mariadb-install-db: exit code {done.returncode}")
+
     def start_accounting(self) -> None:
-        """Start slurmdbd on the database, and let it know the user."""
+        """Start slurmdbd on the database, and let it know the cluster and the user."""
         self._begin("slurmdbd", "slurmdbd", "-D", MYSQL_UNIX_PORT=str(self._folder.database_socket))
-        self.wait("slurmdbd", lambda: self._add("cluster", NAME))
         account = f"account={ACCOUNT}", f"defaultaccount={ACCOUNT}"
+        self.wait("slurmdbd", lambda: self._add("cluster", NAME))
         failed = self._add("account", ACCOUNT) or self._add("user", getpass.getuser(), *account)
         if failed:
             raise self._failure("slurmdbd", failed)
@@ -103,10 +112,15 @@ class Daemons:
         )
 
     def _add(self, kind: str, *what: str) -> str:
-        """Tell slurmdbd of a cluster, account or user; return why it failed, or nothing."""
+        """Tell slurmdbd of a cluster, account or user; return why it failed, or nothing.
+
+        It may know of them already: sacctmgr says so, and fails.
+        """
         command = ["sacctmgr", "-i", "add", kind, *what]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
-        return f"{' '.join(command)}: {done.stderr or done.stdout}" if done.returncode else ""
+        said = done.stderr or done.stdout
+        known = any(each in said for each in _KNOWN)
+        return f"{' '.join(command)}: {said}" if done.returncode and not known else ""
 
     def _failure(self, name: str, what: str) -> ClusterError:
         output = self._folder.output(name)
