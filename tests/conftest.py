@@ -17,6 +17,7 @@ from tests.helpers.slurm import Cluster, missing_packages, missing_programs
 pytest_plugins = (
     "tests.helpers.finished_fixtures",
     "tests.helpers.tracking_fixtures",
+    "tests.helpers.trained_fixtures",
     "tests.helpers.versioned_fixtures",
 )
 

@@ -71,11 +71,8 @@ def _git(*arguments: str) -> bytes | None:
 
 def packages() -> dict[str, str]:
     """Return name and version of every installed distribution."""
-    return {
-        distribution.metadata["Name"]: distribution.version
-        for distribution in importlib.metadata.distributions()
-        if distribution.metadata["Name"]
-    }
+    found = (distribution.metadata for distribution in importlib.metadata.distributions())
+    return {metadata["Name"]: metadata["Version"] for metadata in found if metadata["Name"]}
 
 
 def hardware(gpus: list[str]) -> dict[str, Any]:

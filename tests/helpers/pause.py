@@ -35,6 +35,26 @@ def stop_at_step(step: str, rank: str) -> None:
     Trainer._beat = beat_and_stop
 
 
+def at_steps(*steps: int) -> tuple[str, ...]:
+    """Return what prepares a fork of one rank to stop so once each of `steps` steps are done."""
+    return __name__, stop_at_steps.__name__, *map(str, steps)
+
+
+def stop_at_steps(*steps: str) -> None:
+    """Arrange it: the fork calls this."""
+    from smt.engine.trainer import Trainer
+
+    beat, left = Trainer._beat, [int(step) for step in steps]
+
+    def beat_and_stop(trainer: Trainer) -> None:
+        beat(trainer)
+        if left and trainer.state.step >= left[0]:
+            del left[0]
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    Trainer._beat = beat_and_stop
+
+
 def await_stop(process, said=lambda: "") -> None:
     """Return once `process` has stopped at its step."""
 

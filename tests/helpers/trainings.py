@@ -1,14 +1,22 @@
-"""Runs of `smt train` as a user types it, on the demo's data and on models that take seconds."""
+"""Runs of `smt train` as a user types it, on the demo's data and on models that take seconds.
+
+A small project has so few images that a run of it takes two seconds: for tests that are not about
+what is learnt. trained_fixtures.py has such runs that are done, or that were stopped half way.
+"""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import yaml
 
-from tests.helpers import ROOT, forkserver
+from smt.tracking.journal import JOURNAL
+from tests.helpers import ROOT, forkserver, pause
+from tests.helpers.ranks import start_ranks
 from tests.helpers.waiting import wait_for
 
 RUN_OF_DEMO = "imagenet1k_smt_tiny"
@@ -17,6 +25,59 @@ TINY = {
     "depths": [1, 1, 2, 1],
     "msa_heads": [1, 2, 4, 8],
 }
+
+
+STEPS_PER_EPOCH, STEPS = 12, 24
+"""Of a small project's run of ImageNet-1K, by batches of 8 of its 100 images."""
+
+IMAGES = {"imagenet1k": {"train": 10, "val": 5}, "imagenet22k": {"train": 2, "val": 1}}
+"""Of each class of a small project's data sets, by split."""
+
+
+def make_small_data(folder, demo_data):
+    """Make a small project's data of the first images of each class of the demo's."""
+    shutil.copytree(ROOT / "params", folder / "params")
+    shrink_demo(folder)
+    make_small(folder)
+    for name, splits in IMAGES.items():
+        for split, images in splits.items():
+            for source in (demo_data / "data/demo" / name / split).iterdir():
+                target = folder / "data/demo" / name / split / source.name
+                target.mkdir(parents=True)
+                for image in sorted(source.iterdir())[:images]:
+                    os.link(image, target / image.name)
+    shutil.copy(demo_data / "data/demo/map22kto1k.txt", folder / "data/demo")
+    for key in (*IMAGES, "class_map:imagenet22k_to_1k"):
+        smt(folder, "data", "manifest", key)
+
+
+def make_small_project(folder, small_data):
+    """Make a small project with a copy of params, and with the small data beside it."""
+    shutil.copytree(small_data / "params", folder / "params")
+    (folder / "data").symlink_to(small_data / "data")
+    shutil.copytree(small_data / "results", folder / "results")
+    return folder
+
+
+def copy_project(source, folder):
+    """Copy a project with its runs."""
+    return shutil.copytree(source, folder, symlinks=True)
+
+
+def make_small(folder):
+    """Let params in `folder` have a small project's data sets and budgets."""
+
+    def change(demo):
+        for name, classes in (("imagenet1k", 10), ("imagenet22k", 100)):
+            for split, images in IMAGES[name].items():
+                demo["datasets"][name][f"{split}_images"] = classes * images
+        demo["log_every"] = 2
+        demo["recipes"]["*"].update(global_batch=8, device_batch=4)
+        demo["recipes"]["imagenet22k"].update(global_batch=40, device_batch=20)
+        for name in ("imagenet22k", "imagenet22k_to_1k_224", "imagenet22k_to_1k_384"):
+            demo["recipes"][name]["schedule"].update(epochs=1, warmup_epochs=0)
+
+    edit_demo(folder, change)
 
 
 def make_project(folder, demo_data):
@@ -58,18 +119,63 @@ def command(*arguments, ranks=1):
     return [*torchrun, f"--nproc-per-node={ranks}", "-m", "smt", *arguments]
 
 
-def smt(project, *arguments, ranks=1, check=True, env=None):
+def smt(project, *arguments, ranks=1, check=True, env=None, prepare=()):
+    """Run a command in a project's folder; on several ranks, each writes to both streams' file."""
     environment = {**os.environ, **(env or {})}
     if ranks == 1:
-        done = forkserver.run("smt", *arguments, cwd=project, env=environment)
+        done = forkserver.run("smt", *arguments, cwd=project, env=environment, prepare=prepare)
     else:
-        done = subprocess.run(
-            command(*arguments, ranks=ranks),
-            cwd=project, capture_output=True, text=True, env=environment,
-        )  # fmt: skip
+        done = _on_ranks(project, ranks, *arguments)
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+def _on_ranks(project, ranks, *arguments):
+    with closing(start_ranks(project, ranks, *arguments, log="smt")) as attempt:
+        codes = ended(attempt)
+    logs = [project / "logs" / f"smt-rank{rank}.log" for rank in range(ranks)]
+    said = "".join(log.read_text() for log in logs)
+    return subprocess.CompletedProcess(arguments, max(codes, key=abs), said, said)
+
+
+def start(project, *arguments, env=None, log="try", prepare=()):
+    """Start a command in a project's folder; what it prints goes to logs/LOG.log."""
+    path = project / "logs" / f"{log}.log"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        return forkserver.start(
+            "smt", *arguments, cwd=project, env={**os.environ, **(env or {})}, stdout=file,
+            stderr=file, prepare=prepare,
+        )  # fmt: skip
+
+
+def said(project, log="try"):
+    """Return what a command has printed that `start` started."""
+    return (project / "logs" / f"{log}.log").read_text()
+
+
+def ended(attempt):
+    """Return the exit codes of an attempt's ranks once all have ended."""
+    return wait_for(attempt.poll, attempt.said, every=0.02)
+
+
+def stop_at(project, step, *options, number=signal.SIGTERM, env=None):
+    """Train until `step`, send the signal, and return the exit code."""
+    prepare = pause.at_step(step)
+    with start(project, "train", RUN_OF_DEMO, *options, env=env, prepare=prepare) as process:
+        pause.await_stop(process, lambda: said(project))
+        pause.send(process, number)
+        return process.wait()
+
+
+def outcome(project, *arguments):
+    """Return the bytes that have to be the same: of a run's weights, and of its journal."""
+    return weights(project, *arguments), (work_dir(project, *arguments) / JOURNAL).read_bytes()
+
+
+def provenance(project, *arguments):
+    return json.loads((work_dir(project, *arguments) / "provenance.json").read_text())
 
 
 def run_dir(project, experiment="imagenet1k_smt_tiny", seed=0):

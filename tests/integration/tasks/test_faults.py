@@ -5,25 +5,30 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from contextlib import suppress
+from contextlib import closing, suppress
 
+import psutil
 import pytest
 
 from smt.engine import checkpoint
-from smt.proof.launch import LocalLauncher
-from smt.tracking import pulse
-from tests.helpers import ROOT
+from tests.helpers import ROOT, pause
+from tests.helpers.ranks import process_of, start_ranks
 from tests.helpers.trainings import (
     RUN_OF_DEMO,
-    await_step,
+    STEPS,
     command,
+    copy_project,
     edit_demo,
-    make_project,
+    ended,
     metrics,
     one_line,
+    outcome,
+    provenance,
     run_dir,
+    said,
     smt,
+    start,
+    stop_at,
     weights,
     work_dir,
 )
@@ -32,274 +37,261 @@ from tests.helpers.waiting import wait_for
 RUN = RUN_OF_DEMO
 
 
-@pytest.fixture
-def project(tmp_path, demo_data):
-    return make_project(tmp_path, demo_data)
+def train_on(project, ranks, *options, log="try", prepare=()):
+    """Start several ranks of the run."""
+    return start_ranks(project, ranks, "train", RUN, *options, log=log, prepare=prepare)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, demo_data):
-    """Weights and journal of the run of `project`, left alone."""
-    folder = make_project(tmp_path_factory.mktemp("undisturbed"), demo_data)
-    smt(folder, "train", RUN)
-    return outcome(folder)
+def go_on(project, ranks):
+    with closing(train_on(project, ranks)) as attempt:
+        assert ended(attempt) == [0] * ranks, attempt.said()
 
 
-def outcome(project):
-    return weights(project), (work_dir(project) / "journal.jsonl").read_bytes()
+def await_pause(attempt, rank=0):
+    pause.await_stop(process_of(attempt, rank), attempt.said)
 
 
-def provenance(project):
-    return json.loads((work_dir(project) / "provenance.json").read_text())
-
-
-def start(project, *options, env=None):
-    return subprocess.Popen(
-        command("train", RUN, *options), cwd=project, env={**os.environ, **(env or {})},
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def stop_at(project, step, *options, number=signal.SIGTERM, env=None):
-    """Train until `step`, send the signal, and return the exit code."""
-    process = start(project, *options, env=env)
-    await_step(run_dir(project), step, process)
-    process.send_signal(number)
-    process.communicate()
-    return process.returncode
-
-
-def start_ranks(project, ranks, *options, log="try"):
-    """Start several ranks of the run, each a process of this machine."""
-    arguments = ["--params", project / "params", "--results", project / "results",
-                 "--data", project / "data", "train", RUN, "--scale", "demo", *options]  # fmt: skip
-    return LocalLauncher().start([str(each) for each in arguments], ranks, project / "logs" / log)
-
-
-def ended(attempt):
-    return wait_for(attempt.poll, attempt.said, every=0.02)
-
-
-def await_pulse(project, step, attempt):
-    def is_reached():
-        assert attempt.poll() is None, f"step {step} was not reached: {attempt.said()}"
-        beats = [pulse.read(folder) for folder in run_dir(project).glob("work-*")]
-        return any(beat is not None and beat.step >= step for beat in beats)
-
-    wait_for(is_reached, attempt.said, every=0.005)
+def send(attempt, number, rank):
+    """Send a signal to a rank that has stopped at its step, and let it go on with that."""
+    pause.send(process_of(attempt, rank), number)
 
 
 # --- signals -------------------------------------------------------------------------------------
 
 
-def test_told_to_stop_it_loses_no_step(project, undisturbed):
+def test_told_to_stop_it_loses_no_step(small_project, undisturbed):
     """Four times, each by another signal that asks a job to end."""
-    resumed_at = [0]
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        process = start(project, "--workers", "1")
-        await_step(run_dir(project), resumed_at[-1] + 10, process)
-        done = pulse.read(work_dir(project)).step
-        process.send_signal(number)
-        _, said = process.communicate()
-        assert process.returncode == 75 and "state saved" in said, number
-        resumed_at.append(done)
-    smt(project, "train", RUN)
-    attempts = [each["resumed_at_step"] for each in provenance(project)["attempts"]]
-    assert all(step >= done for step, done in zip(attempts, resumed_at, strict=True))
-    assert attempts == sorted(set(attempts)) and attempts[-1] < 124
-    assert outcome(project) == undisturbed
+    steps = (3, 8, 14, 19)
+    for step, number in zip(
+        steps, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2), strict=True
+    ):
+        assert stop_at(small_project, step, "--workers", "1", number=number) == 75, number
+        assert "state saved" in said(small_project), number
+    smt(small_project, "train", RUN)
+    attempts = [each["resumed_at_step"] for each in provenance(small_project)["attempts"]]
+    assert all(resumed >= done for resumed, done in zip(attempts, (0, *steps), strict=True))
+    assert attempts == sorted(set(attempts)) and attempts[-1] < STEPS
+    assert outcome(small_project) == undisturbed
 
 
-def test_told_to_stop_before_there_is_anything_to_save_it_ends_at_once(project):
-    attempt = start_ranks(project, 2)
-    attempt.kill(signal.SIGKILL, 1)  # the other waits for it, inside torch
-    time.sleep(8)
-    assert attempt.poll() is None
-    attempt.kill(signal.SIGTERM, 0)
-    started = time.monotonic()
-    assert ended(attempt) == [75, -signal.SIGKILL]
-    assert time.monotonic() - started < 60  # an hour, were it to wait for the other
+def test_told_to_stop_before_there_is_anything_to_save_it_ends_at_once(small_project):
+    """As rank 0 of two, which waits inside torch for the other one."""
+    with closing(train_on(small_project, 2)) as attempt:
+        process_of(attempt, 1).kill()
+        process = psutil.Process(process_of(attempt, 0).pid)
+        wait_for(lambda: [each for each in process.net_connections() if each.status == "LISTEN"],
+                 attempt.said)  # fmt: skip
+        assert attempt.poll() is None
+        attempt.kill(signal.SIGTERM, 0)
+        # It would wait for the other one for half an hour, and `ended` waits for ten minutes.
+        assert ended(attempt) == [75, -signal.SIGKILL]
 
 
-def test_the_lock_of_a_killed_training_is_free_though_its_workers_live_on(project, undisturbed):
-    assert stop_at(project, 30, "--workers", "2", number=signal.SIGKILL) == -signal.SIGKILL
-    smt(project, "train", RUN)
-    assert outcome(project) == undisturbed
+def test_told_to_stop_while_torch_is_imported_it_ends_as_one_that_can_go_on(small_project):
+    arguments = {"cwd": small_project, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command("train", RUN), **arguments) as process:
+        caught = 1 << (signal.SIGUSR2 - 1)
+        status = f"/proc/{process.pid}/status"
+
+        def has_handlers():
+            with open(status) as file:
+                (mask,) = [line.split()[1] for line in file if line.startswith("SigCgt")]
+            return int(mask, 16) & caught
+
+        wait_for(has_handlers, every=0.005)
+        process.send_signal(signal.SIGUSR2)
+        _, errors = process.communicate()
+    assert process.returncode == 75, errors
+
+
+def test_the_lock_of_a_killed_training_is_free_though_its_workers_live_on(
+    small_project, undisturbed
+):
+    prepare = pause.at_step(5)
+    with start(small_project, "train", RUN, "--workers", "2", prepare=prepare) as process:
+        pause.await_stop(process, lambda: said(small_project))
+        workers = psutil.Process(process.pid).children()
+        for worker in workers:
+            worker.suspend()  # so that it lives as long as it is needed here
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert len(workers) == 2 and all(map(psutil.Process.is_running, workers))
+    smt(small_project, "train", RUN)
+    for worker in workers:
+        assert worker.status() == psutil.STATUS_STOPPED
+        worker.kill()
+    assert outcome(small_project) == undisturbed
 
 
 # --- several processes ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def four_chunks(project):
-    """The project with a recipe that 1, 2 or 4 processes can share."""
-    edit_demo(project, lambda demo: demo["recipes"]["*"].update(device_batch=16))
-    return project
-
-
-def test_four_processes_go_on_to_the_same_bytes(four_chunks):
+def test_four_processes_go_on_to_the_same_bytes(small_project, tmp_path):
     """With more than two, the order in which gradients are added up comes into it."""
-    assert ended(start_ranks(four_chunks, 4)) == [0, 0, 0, 0]
-    expected = outcome(four_chunks)
-    shutil.rmtree(run_dir(four_chunks))
-    attempt = start_ranks(four_chunks, 4)
-    await_pulse(four_chunks, 70, attempt)
-    attempt.kill(signal.SIGTERM, 2)
-    assert ended(attempt) == [75, 75, 75, 75]
-    assert ended(start_ranks(four_chunks, 4)) == [0, 0, 0, 0]
-    assert outcome(four_chunks) == expected
+    edit_demo(small_project, lambda demo: demo["recipes"]["*"].update(device_batch=2))
+    other = copy_project(small_project, tmp_path / "other")
+    go_on(small_project, 4)
+    with closing(train_on(other, 4, prepare=pause.at_step(13, rank=2))) as attempt:
+        await_pause(attempt, 2)
+        send(attempt, signal.SIGTERM, 2)
+        assert ended(attempt) == [75, 75, 75, 75]
+    go_on(other, 4)
+    assert 13 <= provenance(other)["attempts"][1]["resumed_at_step"] < STEPS
+    assert outcome(other) == outcome(small_project)
 
 
-def test_when_one_process_is_killed_the_others_end_as_ones_that_can_go_on(project):
-    assert ended(start_ranks(project, 2)) == [0, 0]
-    expected = outcome(project)
-    shutil.rmtree(run_dir(project))
-    attempt = start_ranks(project, 2, "--checkpoint-steps", "10")
-    await_pulse(project, 50, attempt)
-    attempt.kill(signal.SIGKILL, 1)
-    assert ended(attempt) == [75, -signal.SIGKILL]
-    assert "rank 0 of 2 lost touch with another" in attempt.said()
-    assert ended(start_ranks(project, 2)) == [0, 0]
-    assert provenance(project)["attempts"][1]["resumed_at_step"] >= 40
-    assert outcome(project) == expected
+def test_when_one_process_is_killed_the_others_end_as_ones_that_can_go_on(
+    small_project, undisturbed_pair
+):
+    options = ("--checkpoint-steps", "3")
+    with closing(
+        train_on(small_project, 2, *options, prepare=pause.at_step(11, rank=1))
+    ) as attempt:
+        await_pause(attempt, 1)
+        process_of(attempt, 1).kill()
+        assert ended(attempt) == [75, -signal.SIGKILL]
+        assert "rank 0 of 2 lost touch with another" in attempt.said()
+    go_on(small_project, 2)
+    assert 6 <= provenance(small_project)["attempts"][1]["resumed_at_step"] <= 11
+    assert outcome(small_project) == undisturbed_pair
 
 
-def test_a_second_start_of_several_processes_is_refused_once(project):
-    attempt = start_ranks(project, 2)
-    await_pulse(project, 5, attempt)
-    second = start_ranks(project, 2, log="second")
-    assert ended(second) == [4, 4]
-    assert "trains this run already" in second.said()
-    assert (project / "logs" / "second-rank1.log").read_text() == ""
-    attempt.close()
+def test_a_second_start_of_several_processes_is_refused_once(small_project):
+    with closing(train_on(small_project, 2, prepare=pause.at_step(5))) as attempt:
+        await_pause(attempt)
+        with closing(train_on(small_project, 2, log="second")) as second:
+            assert ended(second) == [4, 4]
+            assert "trains this run already" in second.said()
+    assert said(small_project, "second-rank1") == ""
 
 
-def test_when_one_process_fails_the_others_end_with_its_exit_code(project):
-    images = (project / "data").resolve()
-    (project / "data").unlink()
-    shutil.copytree(images, project / "data")
-    sorted((project / "data/demo/imagenet1k/train").rglob("*.JPEG"))[7].write_bytes(b"no image")
-    assert ended(start_ranks(project, 2)) == [3, 3]
-    said = [(project / "logs" / f"try-rank{rank}.log").read_text() for rank in range(2)]
-    assert sorted(text.count("cannot read image") for text in said) == [0, 1]
-    assert not any("Traceback" in text for text in said)
+def test_when_one_process_fails_the_others_end_with_its_exit_code(small_project):
+    images = (small_project / "data").resolve()
+    (small_project / "data").unlink()
+    shutil.copytree(images, small_project / "data")
+    train = small_project / "data/demo/imagenet1k/train"
+    sorted(train.rglob("*.JPEG"))[7].write_bytes(b"no image")
+    with closing(train_on(small_project, 2)) as attempt:
+        assert ended(attempt) == [3, 3]
+    texts = [said(small_project, f"try-rank{rank}") for rank in range(2)]
+    assert sorted(text.count("cannot read image") for text in texts) == [0, 1]
+    assert not any("Traceback" in text for text in texts)
 
 
-def test_another_number_of_processes_goes_on_and_says_what_that_means(project):
-    assert stop_at(project, 30) == 75
-    attempt = start_ranks(project, 2)
-    assert ended(attempt) == [0, 0]
-    said = (project / "logs" / "try-rank0.log").read_text()
-    assert "2 processes instead of 1" in said and "sums are added in another order" in said
-    assert metrics(project)["steps"] == 2 * (4000 // 64)
-    worlds = [each["environment"]["world_size"] for each in provenance(project)["attempts"]]
+def test_another_number_of_processes_goes_on_and_says_what_that_means(stopped):
+    go_on(stopped, 2)
+    text = said(stopped, "try-rank0")
+    assert "2 processes instead of 1" in text and "sums are added in another order" in text
+    assert metrics(stopped)["steps"] == STEPS
+    worlds = [each["environment"]["world_size"] for each in provenance(stopped)["attempts"]]
     assert worlds == [1, 2]
 
 
-def test_a_process_that_hangs_is_shown_in_the_log_and_costs_minutes_not_days(project):
-    attempt = start_ranks(project, 2, "--stall-minutes", "0.05")
-    await_pulse(project, 20, attempt)
-    attempt.kill(signal.SIGSTOP, 1)
-    log = work_dir(project) / "train.log"
-    wait_for(lambda: "end of the stacks of rank 0" in log.read_text())
-    attempt.kill(signal.SIGCONT, 1)
-    assert ended(attempt) == [75, 75]
+def test_a_process_that_hangs_is_shown_in_the_log_and_costs_minutes_not_days(small_project):
+    options, prepare = ("--stall-minutes", "0.1"), pause.at_step(5, rank=1)
+    with closing(train_on(small_project, 2, *options, prepare=prepare)) as attempt:
+        await_pause(attempt, 1)
+        log = work_dir(small_project) / "train.log"
+        wait_for(lambda: "end of the stacks of rank 0" in log.read_text(), attempt.said)
+        process_of(attempt, 1).send_signal(signal.SIGCONT)
+        assert ended(attempt) == [75, 75]
     stacks = log.read_text()
     assert "stacks of rank 0" in stacks and "trainer.py" in stacks
-    assert ended(start_ranks(project, 2)) == [0, 0]
+    go_on(small_project, 2)
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(project, undisturbed, damage):
-    assert stop_at(project, 60, "--checkpoint-steps", "10", number=signal.SIGKILL) < 0
-    newest, before = checkpoint.names(work_dir(project) / "checkpoints")[:2]
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(killed, undisturbed, damage):
+    newest, before = checkpoint.names(work_dir(killed) / "checkpoints")[:2]
     content = bytearray(newest.read_bytes())
     content[-3] ^= 1
     newest.write_bytes(content[:-100] if damage == "cut" else content)
-    told = smt(project, "checkpoint", str(work_dir(project)), check=False)
+    told = smt(killed, "checkpoint", str(work_dir(killed)), check=False)
     assert told.returncode == 3 and told.stdout.count("DAMAGED") == 1
-    done = smt(project, "train", RUN)
+    done = smt(killed, "train", RUN)
     assert f"{newest.name} is damaged" in done.stderr and "trying the one before" in done.stderr
-    assert provenance(project)["attempts"][1]["resumed_at_step"] == checkpoint.Name.of(before).step
-    assert outcome(project) == undisturbed
+    assert provenance(killed)["attempts"][1]["resumed_at_step"] == checkpoint.Name.of(before).step
+    assert outcome(killed) == undisturbed
 
 
-def test_a_journal_that_ran_ahead_or_was_torn_is_cut_back(project, undisturbed):
-    assert stop_at(project, 60, number=signal.SIGKILL) < 0
-    with (work_dir(project) / "journal.jsonl").open("ab") as file:
+def test_a_journal_that_ran_ahead_or_was_torn_is_cut_back(killed, undisturbed):
+    journal = work_dir(killed) / "journal.jsonl"
+    newest = checkpoint.Name.of(checkpoint.names(work_dir(killed) / "checkpoints")[0])
+    assert json.loads(journal.read_text().splitlines()[-1])["step"] > newest.step
+    with journal.open("ab") as file:
         file.write(b'{"step": 9999, "epo')
-    smt(project, "train", RUN)
-    assert outcome(project) == undisturbed
+    smt(killed, "train", RUN)
+    assert outcome(killed) == undisturbed
 
 
 def test_a_run_whose_folder_becomes_read_only_is_one_line_and_goes_on_later(
-    project, undisturbed, small_disk
+    stopped, undisturbed, small_disk
 ):
-    shutil.copytree(project / "results", small_disk / "results")
+    shutil.move(stopped / "results", small_disk / "results")
+    (stopped / "results").symlink_to(small_disk / "results")
     env = {"SMT_RESULTS": str(small_disk / "results")}
-    shutil.rmtree(project / "results")
-    (project / "results").symlink_to(small_disk / "results")
-    assert stop_at(project, 30) == 75
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    done = smt(project, "train", RUN, check=False, env=env)
+    done = smt(stopped, "train", RUN, check=False, env=env)
     assert done.returncode == 2
     one_line(done, str(small_disk), "give a folder that can be written")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    smt(project, "train", RUN, env=env)
-    assert outcome(project) == undisturbed
+    smt(stopped, "train", RUN, env=env)
+    assert outcome(stopped) == undisturbed
 
 
 def test_a_disk_that_fills_while_training_costs_nothing_but_the_wait(
-    project, undisturbed, small_disk
+    small_project, undisturbed, small_disk
 ):
-    shutil.copytree(project / "results", small_disk / "results")
-    shutil.rmtree(project / "results")
-    (project / "results").symlink_to(small_disk / "results")
+    shutil.move(small_project / "results", small_disk / "results")
+    (small_project / "results").symlink_to(small_disk / "results")
     spare = shutil.disk_usage(small_disk).free - 4_500_000  # leaves room for three checkpoints
     (small_disk / "spare").write_bytes(b"0" * spare)
-    process = start(project, "--checkpoint-steps", "5")
-    await_step(run_dir(project), 20, process)
-    with (small_disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(b"0" * 4096):
-            pass
-    _, said = process.communicate()
-    assert process.returncode == 4, said
-    assert "free, less than 4 checkpoints take" in said  # a word before it happened
-    assert "the disk is full" in said.strip().splitlines()[-1]
+    options, prepare = ("--checkpoint-steps", "2"), pause.at_step(9)
+    with start(small_project, "train", RUN, *options, prepare=prepare) as process:
+        pause.await_stop(process, lambda: said(small_project))
+        with (small_disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(b"0" * 4096):
+                pass
+        process.send_signal(signal.SIGCONT)
+        assert process.wait() == 4, said(small_project)
+    text = said(small_project)
+    assert "free, less than 4 checkpoints take" in text  # a word before it happened
+    assert "the disk is full" in text.strip().splitlines()[-1]
     for name in ("ballast", "spare"):
         (small_disk / name).unlink()
-    smt(project, "train", RUN)
-    assert outcome(project) == undisturbed
+    smt(small_project, "train", RUN)
+    assert outcome(small_project) == undisturbed
 
 
-def test_a_clock_that_is_set_back_changes_nothing(project, undisturbed):
+def test_a_clock_that_is_set_back_changes_nothing(stopped, undisturbed):
+    """A process from nothing, too, goes on where a fork has stopped."""
     faketime = shutil.which("faketime")
     if faketime is None:
         missing = "faketime sets the clock back; install it: apt-get install faketime"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-    assert stop_at(project, 30) == 75
-    subprocess.run(
-        [faketime, "-f", "-400d", *command("train", RUN)], cwd=project, check=True,
-        capture_output=True,
+    done = subprocess.run(
+        [faketime, "-f", "-400d", *command("train", RUN)], cwd=stopped, capture_output=True,
+        text=True,
     )  # fmt: skip
-    attempts = provenance(project)["attempts"]
+    assert done.returncode == 0, done.stderr
+    attempts = provenance(stopped)["attempts"]
     assert attempts[1]["started"] < attempts[0]["started"] - 300 * 86400  # it was set back
-    assert outcome(project) == undisturbed
-    assert 0 < metrics(project)["wall_seconds"] < 600
+    assert outcome(stopped) == undisturbed
+    assert 0 < metrics(stopped)["wall_seconds"] < 600
 
 
 # --- changes under a half-done run ---------------------------------------------------------------
 
 
 @pytest.fixture
-def own_code(project):
-    """The project with a copy of the code, and the environment in which that is what runs."""
+def own_code(stopped):
+    """The stopped run with a copy of the code, and the environment in which that is what runs."""
     for name in ("smt", "params"):
-        shutil.copytree(ROOT / name, project / "code" / name)
-    return project, {"PYTHONPATH": str(project / "code")}
+        shutil.copytree(ROOT / name, stopped / "code" / name)
+    return stopped, {"PYTHONPATH": str(stopped / "code")}
 
 
 def edit_code(project, file, old, new):
@@ -311,7 +303,6 @@ def edit_code(project, file, old, new):
 
 def test_other_code_is_refused_with_what_has_changed_unless_allowed(own_code):
     project, env = own_code
-    assert stop_at(project, 30, env=env) == 75
     edit_code(project, "engine/optim.py", "betas=optimizer.betas", "betas=(0.9, 0.95)")
     before = [path.name for path in checkpoint.names(work_dir(project) / "checkpoints")]
     done = smt(project, "train", RUN, check=False, env=env)
@@ -326,7 +317,6 @@ def test_other_code_is_refused_with_what_has_changed_unless_allowed(own_code):
 
 def test_comments_and_docstrings_may_change(own_code, undisturbed):
     project, env = own_code
-    assert stop_at(project, 30, env=env) == 75
     edit_code(
         project, "engine/optim.py", '"""Optimizer', '# A remark.\n"""Another word on Optimizer'
     )
@@ -336,30 +326,28 @@ def test_comments_and_docstrings_may_change(own_code, undisturbed):
 
 
 def test_other_params_are_refused_with_the_difference_and_putting_them_back_goes_on(
-    project, undisturbed
+    stopped, undisturbed
 ):
-    assert stop_at(project, 30) == 75
-    first = work_dir(project)
-    edit_demo(project, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=3e-3))
-    done = smt(project, "train", RUN, check=False)
+    first = work_dir(stopped)
+    edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=3e-3))
+    done = smt(stopped, "train", RUN, check=False)
     assert done.returncode == 4
     one_line(done, "half done, at step", "recipe.optimizer.lr 0.002 -> 0.003", "--allow-change")
-    assert (run_dir(project) / first.name / "checkpoints").is_dir()
-    edit_demo(project, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=2e-3))
-    smt(project, "train", RUN)
+    assert (run_dir(stopped) / first.name / "checkpoints").is_dir()
+    edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=2e-3))
+    smt(stopped, "train", RUN)
     journal = (first / "journal.jsonl").read_bytes()
-    assert (weights(project), journal) == undisturbed
+    assert (weights(stopped), journal) == undisturbed
 
 
-def test_with_leave_a_run_begins_anew_with_other_params_and_that_is_recorded(project):
-    assert stop_at(project, 30) == 75
-    first = work_dir(project)
-    edit_demo(project, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=3e-3))
-    done = smt(project, "train", RUN, env={"SMT_ALLOW_CHANGE": "1"})
+def test_with_leave_a_run_begins_anew_with_other_params_and_that_is_recorded(stopped):
+    first = work_dir(stopped)
+    edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=3e-3))
+    done = smt(stopped, "train", RUN, env={"SMT_ALLOW_CHANGE": "1"})
     assert f"begins anew; results/demo/runs/{RUN}/seed0/{first.name} stays as it was" in done.stderr
     given_up = json.loads((first / "provenance.json").read_text())["given_up"]
-    assert given_up["for"] == metrics(project)["fingerprint"]
+    assert given_up["for"] == metrics(stopped)["fingerprint"]
     assert len(list((first / "checkpoints").iterdir())) >= 1
-    (second,) = [path for path in run_dir(project).glob("work-*") if path != first]
+    (second,) = [path for path in run_dir(stopped).glob("work-*") if path != first]
     attempts = json.loads((second / "provenance.json").read_text())["attempts"]
     assert [each["resumed_at_step"] for each in attempts] == [0]
