@@ -130,16 +130,23 @@ def draw(canvas, label, box):
 
 
 def train(model, images, targets, *, steps, lr):
-    """Train on one batch over and over; the rate falls to a tenth for the last quarter."""
+    """Train on one batch over and over, and return the loss of each step.
+
+    The rate falls to a tenth for the last quarter.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps * 3 // 4])
     model.train()
+    losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        sum(model(images, targets).values()).backward()
+        loss = sum(model(images, targets).values())
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
         schedule.step()
+        losses.append(loss.item())
+    return losses
 
 
 def box_ap(model, images, targets):

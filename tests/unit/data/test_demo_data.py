@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.in_process import smt
+from tests.helpers.waiting import PATIENCE, wait_for
 
 from smt.commands.data import command
 from smt.data import demo, manifest
@@ -22,6 +23,7 @@ from smt.layout import Layout
 from smt.params import load_project
 
 PROJECT = load_project(ROOT / "params", "demo")
+SMALL = load_project(ROOT / "params", "smoke")
 
 
 def smt_data(data, *arguments, **how):
@@ -43,32 +45,48 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def made(demo_data):
-    """The demo data, made by the real command."""
-    return demo_data / "data" / "demo"
+def layout(tmp_path_factory):
+    """Where all data of scale smoke and their manifests are, made by the real command."""
+    folder = tmp_path_factory.mktemp("demo_data")
+    places = (
+        "--params",
+        ROOT / "params",
+        "--data",
+        folder / "data",
+        "--results",
+        folder / "results",
+    )
+    for action in ("make", "manifest"):
+        for key in manifest.needed(SMALL):
+            done = smt(*places, "data", action, key, "--scale", "smoke")
+            assert done.returncode == 0, done.stderr
+    return Layout("smoke", results=folder / "results", data=folder / "data")
+
+
+@pytest.fixture(scope="module")
+def made(layout):
+    return layout.data / "smoke"
 
 
 @pytest.fixture
 def copy(made, tmp_path):
     """The digits, to damage."""
-    return shutil.copytree(made / "imagenet1k", tmp_path / "demo" / "imagenet1k")
+    return shutil.copytree(made / "imagenet1k", tmp_path / "smoke" / "imagenet1k")
 
 
-def make(root):
-    return demo.make("imagenet1k", PROJECT.datasets["imagenet1k"], root)
+def make(root, project=SMALL):
+    return demo.make("imagenet1k", project.datasets["imagenet1k"], root)
 
 
 def test_making_again_elsewhere_gives_the_same_bytes(made, tmp_path):
     for name in ("imagenet1k", "imagenet22k"):
-        assert demo.make(name, PROJECT.datasets[name], tmp_path / name)
+        assert demo.make(name, SMALL.datasets[name], tmp_path / name)
         assert contents(tmp_path / name) == contents(made / name)
 
 
-@pytest.mark.parametrize(
-    ("name", "train", "val"), [("imagenet1k", 400, 100), ("imagenet22k", 60, 10)]
-)
+@pytest.mark.parametrize(("name", "train", "val"), [("imagenet1k", 32, 10), ("imagenet22k", 4, 1)])
 def test_images_are_square_rgb_jpegs_in_imagenets_layout(made, name, train, val):
-    dataset = PROJECT.datasets[name]
+    dataset = SMALL.datasets[name]
     for split, expected in (("train", train), ("val", val)):
         images = sorted((made / name / split).rglob("*.JPEG"))
         counts = Counter(path.parent.name for path in images)
@@ -90,7 +108,7 @@ def test_the_images_are_the_digits_that_their_folders_say(made):
     digits = demo.mnist()
     for split, path in (
         ("train", "train/n00000003/n00000003_0007.JPEG"),
-        ("val", "val/n00000008/n00000008_0042.JPEG"),
+        ("val", "val/n00000008/n00000008_0009.JPEG"),
     ):
         with Image.open(made / "imagenet1k" / path) as image:
             seen = np.asarray(image.convert("L").resize((28, 28), Image.Resampling.BOX), float)
@@ -110,10 +128,10 @@ def test_pairs_are_made_of_digits_of_their_own_split_and_none_twice(made, split,
         assert len(set(left)) == len(set(right)) == pairs
         assert 0 <= min(left + right) and max(left + right) < digits
     # What was drawn is what is on disk, but for the loss of JPEG.
-    label, first, second = drawn[-1]
+    label, first, second = drawn[-pairs]
     own = demo.mnist()[split]
     expected = demo._side_by_side(own[label // 10, first], own[label % 10, second])
-    path = made / "imagenet22k" / split / "n00000099" / f"n00000099_{pairs - 1:04d}.JPEG"
+    path = made / "imagenet22k" / split / "n00000099" / "n00000099_0000.JPEG"
     with Image.open(path) as image:
         difference = np.subtract(image.convert("L"), expected, dtype=float)
     assert np.abs(difference).mean() < 3
@@ -128,22 +146,19 @@ def test_a_pair_shows_its_first_digit_left_and_its_second_right():
     assert pair[:, 28:].sum() > 1.5 * pair[:, :28].sum() > 0
 
 
-def test_the_class_map_leads_to_the_pair_of_the_same_digit(demo_data):
-    layout = Layout("demo", results=demo_data / "results", data=demo_data / "data")
+def test_the_class_map_leads_to_the_pair_of_the_same_digit(layout):
     classes = manifest.read(layout, "imagenet22k").classes
     rows = manifest.rows(layout, "imagenet22k_to_1k")
     assert [classes[row] for row in rows] == [f"n000000{digit}{digit}" for digit in range(10)]
 
 
-def test_manifests_of_demo_data_cover_every_byte(demo_data, copy):
-    before = manifest.read(
-        Layout("demo", results=demo_data / "results", data=demo_data / "data"), "imagenet1k"
-    )
-    layout = Layout("demo", results=copy.parent.parent / "results", data=copy.parent.parent)
+def test_manifests_of_demo_data_cover_every_byte(layout, copy):
+    before = manifest.read(layout, "imagenet1k")
+    own = Layout("smoke", results=copy.parent.parent / "results", data=copy.parent.parent)
     assert before.content == "bytes"
-    assert manifest.write(PROJECT, layout, "imagenet1k").digest == before.digest
+    assert manifest.write(SMALL, own, "imagenet1k").digest == before.digest
     flip_a_byte(copy)
-    assert manifest.write(PROJECT, layout, "imagenet1k").digest != before.digest
+    assert manifest.write(SMALL, own, "imagenet1k").digest != before.digest
 
 
 def flip_a_byte(root):
@@ -204,18 +219,17 @@ def test_processes_that_make_the_same_data_do_not_collide(tmp_path):
 def test_a_killed_making_leaves_nothing_that_looks_whole(tmp_path):
     making = tmp_path / "demo" / ".imagenet1k.making"
     process = smt_data(tmp_path, "make", "imagenet1k")
-    while not making.exists() and process.poll() is None:
-        pass
+    wait_for(lambda: making.exists() or process.poll() is not None, every=0.001)
     process.kill()
     process.communicate()
     assert process.returncode < 0 and not (tmp_path / "demo" / "imagenet1k").exists()
-    assert make(tmp_path / "demo" / "imagenet1k") and not making.exists()
+    assert make(tmp_path / "demo" / "imagenet1k", PROJECT) and not making.exists()
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk):
     root = small_disk / "demo" / "imagenet1k"
     with pytest.raises(DataError, match="the disk is full; make room, or .* smt --data DIR") as e:
-        make(root)
+        make(root, PROJECT)
     assert "\n" not in str(e.value) and str(root.parent) in str(e.value)
     assert {path.name for path in root.parent.iterdir()} == {".imagenet1k.lock"}
 
@@ -244,7 +258,7 @@ def test_a_smaller_set_holds_the_first_images_of_the_larger_and_takes_its_place(
     name, made, tmp_path
 ):
     root = shutil.copytree(made / name, tmp_path / name)
-    larger = PROJECT.datasets[name]
+    larger = SMALL.datasets[name]
     counts = {"train_images": 2 * larger.classes, "val_images": larger.classes}
     assert demo.make(name, larger.model_copy(update=counts), root)
     there, before = contents(root), contents(made / name)
@@ -265,24 +279,24 @@ def test_making_data_that_the_user_brings_says_what_and_where(key, monkeypatch, 
     assert f"then run: smt data manifest {key} --scale paper" in message
 
 
-def test_check_goes_by_names_and_sizes_and_verify_by_every_byte(demo_data, tmp_path, monkeypatch):
-    shutil.copytree(demo_data / "data", tmp_path / "data")
-    shutil.copytree(demo_data / "results", tmp_path / "results")
+def test_check_goes_by_names_and_sizes_and_verify_by_every_byte(layout, tmp_path, monkeypatch):
+    shutil.copytree(layout.data, tmp_path / "data")
+    shutil.copytree(layout.results, tmp_path / "results")
     for name, value in (("PARAMS", ROOT / "params"), ("DATA", tmp_path / "data")):
         monkeypatch.setenv(f"SMT_{name}", str(value))
     monkeypatch.setenv("SMT_RESULTS", str(tmp_path / "results"))
-    result = CliRunner().invoke(command, ["check", "--scale", "demo"])
+    result = CliRunner().invoke(command, ["check", "--scale", "smoke"])
     lines = result.output.splitlines()
     assert result.exit_code == 0
-    keys = manifest.needed(load_project(ROOT / "params", "demo"))
+    keys = manifest.needed(SMALL)
     assert [line.split()[1].rstrip(":") for line in lines] == list(keys)
     assert all(line.startswith("ok ") and "as its manifest says" in line for line in lines)
-    flip_a_byte(tmp_path / "data" / "demo" / "imagenet1k")
-    assert CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "demo"]).exit_code == 0
-    result = CliRunner().invoke(command, ["verify", "imagenet1k", "--scale", "demo"])
+    flip_a_byte(tmp_path / "data" / "smoke" / "imagenet1k")
+    assert CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "smoke"]).exit_code == 0
+    result = CliRunner().invoke(command, ["verify", "imagenet1k", "--scale", "smoke"])
     assert result.exit_code == 3
     assert "wrong  imagenet1k: 1 file (1 changed) not as in" in result.output
-    (tmp_path / "data/demo/imagenet1k/val/n00000001/n00000001_0005.JPEG").unlink()
-    result = CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "demo"])
+    (tmp_path / "data/smoke/imagenet1k/val/n00000001/n00000001_0005.JPEG").unlink()
+    result = CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "smoke"])
     assert result.exit_code == 3
     assert "missing     val/n00000001/n00000001_0005.JPEG" in result.output

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as reference
 from pycocotools.coco import COCO
+from tests.helpers.in_process import smt
 from tests.unit.data.test_demo_data import contents
 
 from smt.data import demo, manifest, outline, scan, scenes
@@ -31,16 +32,20 @@ COUNTS = {"train": 600, "val": 150}
 def made(tmp_path_factory):
     """Both data sets, made, written down and verified by the real commands; and what they said."""
     folder = tmp_path_factory.mktemp("scenes")
-    places = {"DATA": folder / "data", "RESULTS": folder / "results", "PARAMS": ROOT / "params"}
-    environment = {**os.environ, **{f"SMT_{name}": str(path) for name, path in places.items()}}
-    said = {
-        (action, key): subprocess.run(
-            [sys.executable, "-m", "smt", "data", action, key, *options, "--scale", "demo"],
-            env=environment, cwd=folder, check=True, capture_output=True, text=True,
-        ).stdout
-        for key in KEYS
-        for action, options in (("make", ()), ("manifest", ()), ("verify", ("--decode",)))
-    }  # fmt: skip
+    places = (
+        "--params",
+        ROOT / "params",
+        "--data",
+        folder / "data",
+        "--results",
+        folder / "results",
+    )
+    said = {}
+    for key in KEYS:
+        for action, *options in (("make",), ("manifest",), ("verify", "--decode")):
+            done = smt(*places, "data", action, key, *options, "--scale", "demo")
+            assert done.returncode == 0, done.stderr
+            said[action, key] = done.stdout
     return folder, said
 
 

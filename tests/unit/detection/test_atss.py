@@ -285,7 +285,8 @@ def losses_of_rank(rank, folder):
 
 
 def test_two_processes_have_on_average_the_losses_of_one_with_the_whole_batch(tmp_path):
-    multiprocessing.spawn(losses_of_rank, (str(tmp_path),), nprocs=2)
+    # Forks: a new process would import torch and all, which takes seven seconds.
+    multiprocessing.start_processes(losses_of_rank, (str(tmp_path),), nprocs=2, start_method="fork")
     parts = [torch.load(tmp_path / str(rank)) for rank in range(2)]
     images, targets = batch()
     whole = detector()(images[:2], targets[:2])
@@ -335,11 +336,23 @@ def test_what_is_found_are_the_anchors_moved_by_their_offsets():
     assert found.scores[0].item() == pytest.approx(scores[best, label], rel=1e-4)
 
 
-def test_it_learns_eight_images_by_heart():
-    images, targets = scenes(8, 96)
+def on_a_pyramid():
+    """Return a detector on the demo's SMT-T as it starts."""
     torch.manual_seed(0)
     backbone = Pyramid(load_project(ROOT / "params", "demo").models["smt_tiny"], 0.0)
     spec = head("atss", channels=32, convolutions=1, **GROUPS)
-    model = ATSSDetector(backbone, head=spec, classes=3)
+    return ATSSDetector(backbone, head=spec, classes=3)
+
+
+def test_a_few_steps_lower_the_loss():
+    images, targets = scenes(2, 64)
+    first, *_, last = train(on_a_pyramid(), images, targets, steps=8, lr=2e-3)
+    assert last < 0.8 * first
+
+
+@pytest.mark.slow
+def test_it_learns_eight_images_by_heart():
+    images, targets = scenes(8, 96)
+    model = on_a_pyramid()
     train(model, images, targets, steps=80, lr=2e-3)
     assert box_ap(model, images, targets) > 0.9

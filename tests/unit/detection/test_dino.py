@@ -18,7 +18,16 @@ from smt.models import profile
 from smt.models.pyramid import Pyramid
 from smt.params import load_project
 from tests.helpers import ROOT
-from tests.helpers.dense_scenes import SmallBackbone, box_ap, focal, iou, parameters, scenes, target
+from tests.helpers.dense_scenes import (
+    SmallBackbone,
+    box_ap,
+    focal,
+    iou,
+    parameters,
+    scenes,
+    target,
+    train,
+)
 
 PAPER = load_project(ROOT / "params", "paper")
 SMALL = {
@@ -602,11 +611,20 @@ def test_an_image_does_not_depend_on_its_neighbours():
         assert alone.scores.equal(alone.scores.sort(descending=True).values)
 
 
+LEARNER = {"channels": 64, "feedforward": 128, "queries": 30, "points": 4, "denoising": 20}
+
+
+def test_a_few_steps_lower_the_loss():
+    images, targets = scenes(2, 64)
+    first, *_, last = train(fresh(**LEARNER), images, targets, steps=12, lr=1e-3)
+    assert last < 0.8 * first
+
+
+@pytest.mark.slow
 def test_it_learns_eight_images_by_heart():
-    torch.set_num_threads(1)
     images, targets = scenes(8, 64)
     images = F.pad(images, (0, 32))  # each image is two thirds of what the model sees
-    model = fresh(channels=64, feedforward=128, queries=30, points=4, denoising=20)
+    model = fresh(**LEARNER)
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [110])

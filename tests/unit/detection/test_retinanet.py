@@ -175,11 +175,23 @@ def test_what_is_found_in_an_image_does_not_depend_on_its_neighbours():
             assert each.scores.allclose(alone.scores, atol=1e-5)
 
 
-def test_it_learns_eight_images_by_heart():
-    images, targets = scenes(8, 96)
+def on_a_pyramid():
+    """Return a detector on the demo's SMT-T as it starts."""
     torch.manual_seed(0)
     backbone = Pyramid(load_project(ROOT / "params", "demo").models["smt_tiny"], 0.0)
     spec = head("retinanet", channels=32, convolutions=1)
-    model = RetinaNetDetector(backbone, head=spec, classes=3)
+    return RetinaNetDetector(backbone, head=spec, classes=3)
+
+
+def test_a_few_steps_lower_the_loss():
+    images, targets = scenes(2, 64)
+    first, *_, last = train(on_a_pyramid(), images, targets, steps=8, lr=2e-3)
+    assert last < 0.8 * first
+
+
+@pytest.mark.slow
+def test_it_learns_eight_images_by_heart():
+    images, targets = scenes(8, 96)
+    model = on_a_pyramid()
     train(model, images, targets, steps=80, lr=2e-3)
     assert box_ap(model, images, targets) > 0.9

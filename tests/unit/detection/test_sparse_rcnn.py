@@ -420,13 +420,22 @@ def test_macs_of_an_image_of_1280_by_800():
     assert (counts.attention - before) / 1e9 == pytest.approx(26.92, abs=0.005)
 
 
-def test_it_learns_eight_images_by_heart():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def learner():
+    """Return a small detector as it starts."""
     torch.manual_seed(0)
     spec = head("sparse_rcnn", **SMALL | {"channels": 32, "proposals": 12, "feedforward": 64})
-    model = SparseRCNNDetector(SmallBackbone(), head=spec, classes=3)
+    return SparseRCNNDetector(SmallBackbone(), head=spec, classes=3)
+
+
+def test_a_few_steps_lower_the_loss():
+    images, targets = scenes(2, 64)
+    first, *_, last = train(learner(), images, targets, steps=12, lr=2e-3)
+    assert last < 0.8 * first
+
+
+@pytest.mark.slow
+def test_it_learns_eight_images_by_heart():
+    model = learner()
     images, targets = scenes(8, 64)
     train(model, images, targets, steps=400, lr=2e-3)
-    torch.set_num_threads(threads)
     assert box_ap(model, images, targets) > 0.9

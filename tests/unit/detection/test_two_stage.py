@@ -93,6 +93,11 @@ def test_macs_are_those_of_the_reference():
     assert cascade["as published"] == pytest.approx(744.42, abs=5e-3)
     assert mask["with attention"] == pytest.approx(340.8, abs=0.05)
     assert cascade["with attention"] == pytest.approx(819.1, abs=0.05)
+
+
+@pytest.mark.slow
+def test_macs_of_the_base_variant_are_those_of_the_reference():
+    """As `smt profile` counts them they are those of test_downstream_macs.py."""
     base = gmacs("mask_rcnn", "smt_base")
     assert base["as published"] == pytest.approx(328.00, abs=5e-3)
     assert base["with attention"] == pytest.approx(443.6, abs=0.05)
@@ -214,6 +219,14 @@ def test_a_target_without_masks_is_refused():
         small("mask_rcnn")(images, [Target(first.boxes, first.labels, first.size)])
 
 
+@pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn"])
+def test_a_few_steps_lower_the_loss(name):
+    images, targets = scenes(2, 64)
+    first, *_, last = train(small(name, boxes=16), images, targets, steps=12, lr=3e-3)
+    assert last < 0.8 * first
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("mask_rcnn", 200), ("cascade_mask_rcnn", 130)])
 def test_it_learns_a_few_images_by_heart(name, steps):
     images, targets = scenes(8, 64)

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from smt.layout import bundled_params
 from smt.models import released, weights, zoo
 from smt.params import load_project
 from tests.helpers import golden_fill
+from tests.helpers.in_process import smt
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = load_project(bundled_params(), "paper").models["smt_tiny"]
@@ -35,8 +35,7 @@ def write(path, state, **others):
 
 
 def convert(*arguments):
-    command = [sys.executable, "-m", "smt", "convert", *map(str, arguments), "--model", "smt_tiny"]
-    return subprocess.run(command, capture_output=True, text=True)
+    return smt("convert", *arguments, "--model", "smt_tiny")
 
 
 def refused(done, target, *words):

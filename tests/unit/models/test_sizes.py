@@ -1,14 +1,14 @@
 """Parameters and multiply-accumulates of every model, to each digit that the reference gives."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from smt.layout import bundled_params
+from smt.commands import profile as profile_command
+from smt.layout import Layout, bundled_params
 from smt.models import profile
 from smt.params import load_project
+from tests.helpers.in_process import smt
 
 PAPER = load_project(bundled_params(), "paper")
 MODELS = PAPER.models
@@ -80,17 +80,34 @@ def test_the_published_size_of_the_small_variant_is_that_of_one_block_less():
     assert profile.parameters(shorter) / 1e6 == pytest.approx(20.5, abs=0.1)
 
 
-def test_profile_prints_the_published_figure_and_the_difference(tmp_path):
-    target = tmp_path / "sizes.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "smt", "profile", "--scale", "paper", "--json", str(target)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+def profiled(target):
+    """Return what `smt profile` writes, and make sure of what it prints."""
+    done = smt("profile", "--scale", "paper", "--json", target)
+    assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if " smt_small " in line)
     assert "22.550952" in line and "20.5" in line and "+2.051" in line
     line = next(line for line in done.stdout.splitlines() if " upernet.smt_base " in line)
     assert "512 x 2048" in line and " 62 " in line and " 1004 " in line
-    sizes = json.loads(target.read_text())
+    return json.loads(target.read_text())
+
+
+def test_profile_prints_the_published_figure_and_the_difference(tmp_path, monkeypatch):
+    names = {"imagenet1k_smt_small", "imagenet1k_smt_base", "ade20k_upernet_smt_base"}
+    few = {
+        "models": {name: MODELS[name] for name in ("smt_small", "smt_base")},
+        "experiments": {name: PAPER.experiments[name] for name in names},
+    }
+    project = PAPER.model_copy(update=few)
+    monkeypatch.setattr(profile_command, "load", lambda scale: (project, Layout(scale)))
+    sizes = profiled(tmp_path / "sizes.json")
+    assert set(sizes) == {"smt_small", "smt_base", "upernet.smt_base"}
+    assert sizes["smt_base"]["params"] == 32_037_352
+    assert set(sizes["smt_base"]["macs"]) == {"224"}
+
+
+@pytest.mark.slow
+def test_profile_counts_every_model_and_every_system(tmp_path):
+    sizes = profiled(tmp_path / "sizes.json")
     assert set(sizes) == {*MODELS, *PAPER.systems} and len(PAPER.systems) == 9
     assert sizes["smt_large"]["params"] == 80_620_264
     assert set(sizes["smt_large"]["macs"]) == {"224", "384"}

@@ -307,18 +307,38 @@ def shapes(seed, side=64):
     return torch.from_numpy(image).float().permute(2, 0, 1), torch.from_numpy(labels)
 
 
-def test_eight_images_are_learnt():
-    torch.manual_seed(0)
-    network = small(classes=3)
-    images, labels = map(torch.stack, zip(*(shapes(seed) for seed in range(8)), strict=True))
+def train(network, images, labels, steps):
+    """Train on four images after four, and return the loss of each step."""
     optimizer = torch.optim.AdamW(network.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=140)
-    for step in range(140):
-        part = slice(4 * (step % 2), 4 * (step % 2) + 4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    losses = []
+    for step in range(steps):
+        part = slice(4 * step % len(images), 4 * step % len(images) + 4)
         optimizer.zero_grad()
-        sum(network(images[part], labels[part]).values()).backward()
+        loss = sum(network(images[part], labels[part]).values())
+        loss.backward()
         optimizer.step()
         schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+def learning(count):
+    """Return a small network as it starts, images and labels."""
+    torch.manual_seed(0)
+    images, labels = map(torch.stack, zip(*(shapes(seed) for seed in range(count)), strict=True))
+    return small(classes=3), images, labels
+
+
+def test_a_few_steps_lower_the_loss():
+    first, *_, last = train(*learning(4), steps=10)
+    assert last < 0.8 * first
+
+
+@pytest.mark.slow
+def test_eight_images_are_learnt():
+    network, images, labels = learning(8)
+    train(network, images, labels, steps=140)
     network.eval()
     with torch.inference_mode():
         found = resize(network.logits(images), (64, 64)).argmax(1).numpy()
