@@ -310,6 +310,7 @@ def _become(job: dict[str, object], files: "array.array[int]") -> None:
     sys.argv = [job["module"], *job["arguments"]]
     code = 1
     try:
+        _customize(job["env"])
         if job["prepare"]:
             module, function, *arguments = job["prepare"]
             getattr(importlib.import_module(module), function)(*arguments)
