@@ -10,11 +10,11 @@ import signal
 import numpy as np
 import pytest
 import torch
-from tests.helpers.imagefolders import open_folder, recipe_of, write_images
 
 from smt.data.loader import TrainLoader, eval_batches
 from smt.data.sampler import epoch_order
 from smt.errors import DataError
+from tests.helpers.imagefolders import open_folder, recipe_of, write_images
 
 IMAGES = 52  # 3 global batches of 16, and 4 images left out
 
@@ -37,9 +37,9 @@ def train_folder(root):
     return open_folder(root, "train", 4, IMAGES, 20)
 
 
-def loader(root, *, rank=0, world_size=1, workers=0, **changes):
+def loader(root, *, seed=5, rank=0, world_size=1, workers=0, **changes):
     return TrainLoader(
-        train_folder(root), recipe_of(**changes), seed=5, rank=rank, world_size=world_size,
+        train_folder(root), recipe_of(**changes), seed=seed, rank=rank, world_size=world_size,
         workers=workers,
     )  # fmt: skip
 
@@ -88,14 +88,23 @@ def test_processes_together_read_the_same_bytes(made, world_size):
     assert {key: value for share in shares for key, value in share.items()} == chunks(made)
 
 
-def test_augmentation_follows_seed_epoch_and_image_not_its_place(made):
-    """The same images in other chunks, and of another epoch."""
+def augmented(root, epoch, *, seed=5, **changes):
+    """Return the augmented images of an epoch, by their numbers."""
+    batches = [each.images for each in loader(root, seed=seed, **changes).epoch(epoch)]
+    return dict(zip(epoch_order(IMAGES, seed, epoch), torch.cat(batches), strict=False))
 
-    def augmented(epoch, **changes):
-        batches = [each.images for each in loader(made, **changes).epoch(epoch)]
-        return torch.cat(batches).numpy().tobytes()
 
-    assert augmented(1, device_batch=16) == augmented(1) != augmented(2)
+def test_augmentation_follows_the_image_not_its_place(made):
+    """The same images in other chunks."""
+    one, other = augmented(made, 1, device_batch=16), augmented(made, 1)
+    assert len(one) == 48 and all(torch.equal(one[image], other[image]) for image in one)
+
+
+@pytest.mark.parametrize("other", [{"epoch": 2}, {"epoch": 1, "seed": 6}])
+def test_an_image_is_augmented_anew_in_each_epoch_and_for_each_seed(made, other):
+    one, other = augmented(made, 1), augmented(made, **other)
+    both = one.keys() & other.keys()
+    assert len(both) > 40 and not any(torch.equal(one[image], other[image]) for image in both)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
