@@ -148,6 +148,28 @@ MUTATIONS = (
         "if not path.exists():",
         (*TASKS, "integration/tasks/test_downstream.py"),
     ),
+    Mutation(
+        "a detector starts from nothing", "engine", "smt/tasks/downstream.py",
+        "            start_from_classifier(self._trunk, layout.weights(parent))\n",
+        "            pass\n",
+        ("integration/tasks/test_downstream.py",),
+    ),
+    Mutation(
+        "fine-tuning starts from nothing", "engine", "smt/tasks/classify.py",
+        "            weights.load_state(model, state, source)\n", "",
+        TASKS,
+    ),
+    Mutation(
+        "after an evaluation a classifier stays in evaluation mode", "engine",
+        "smt/tasks/classify.py",
+        "        self.model.train()\n", "",
+        (*TASKS, *PROOF),
+    ),
+    Mutation(
+        "batches are mixed alike in every epoch", "engine", "smt/tasks/classify.py",
+        'self._run.seed, "mix", *key)', 'self._run.seed, "mix", *key[1:])',
+        (*TASKS, "unit/data/test_augment.py"),
+    ),
     # --- sampler and randomness ------------------------------------------------------------------
     Mutation(
         "every interval has the images of the first", "sampler", "smt/data/sampler.py",
@@ -176,6 +198,12 @@ MUTATIONS = (
         "an image is augmented alike in every epoch", "data", "smt/data/loader.py",
         'reseed(self._seed, "augment", job.epoch, index)', 'reseed(self._seed, "augment", index)',
         DATA,
+    ),
+    Mutation(
+        "a scene is augmented alike in every epoch", "data", "smt/data/downstream.py",
+        'reseed(self._seed, "augment", job.epoch, job.step, job.chunk, place)',
+        'reseed(self._seed, "augment", job.step, job.chunk, place)',
+        ("unit/data/test_scenes.py", "integration/tasks/test_downstream.py"),
     ),
     Mutation(
         "new workers begin with the first batch again", "data", "smt/data/workers.py",
