@@ -2,26 +2,16 @@
 
 import os
 
-import pytest
 import torch
 
 from smt.engine import checkpoint
-from tests.helpers.trainings import RUN_OF_DEMO, make_project, one_line, run_dir, smt, work_dir
-
-pytestmark = pytest.mark.xdist_group("checkpoint_command")  # what they share is made once
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, demo_data):
-    project = make_project(tmp_path_factory.mktemp("trained"), demo_data)
-    smt(project, "train", RUN_OF_DEMO)
-    return project
+from tests.helpers.trainings import RUN_OF_DEMO, STEPS, one_line, run_dir, smt, work_dir
 
 
 def test_a_checkpoint_tells_whose_it_is_and_where_it_stands(trained):
     path = checkpoint.names(work_dir(trained) / "checkpoints")[0]
     said = smt(trained, "checkpoint", str(path)).stdout
-    for words in ("whole: its SHA-256", RUN_OF_DEMO, "step 124, 2 epochs closed", "optimizer",
+    for words in ("whole: its SHA-256", RUN_OF_DEMO, f"step {STEPS}, 2 epochs closed", "optimizer",
                   "float32", "lines"):  # fmt: skip
         assert words in said, said
     fingerprint = path.parent.parent.name.removeprefix("work-")
@@ -43,7 +33,7 @@ def test_a_folder_is_a_line_each(trained):
     done = smt(trained, "checkpoint", "results")
     lines = done.stdout.splitlines()
     assert lines[-1] == f"{len(lines) - 1} files, 0 damaged" and len(lines) >= 4
-    assert any("step 124, 2 epochs closed" in line for line in lines)
+    assert any(f"step {STEPS}, 2 epochs closed" in line for line in lines)
 
 
 def test_a_file_that_carries_code_is_refused_and_the_code_not_run(trained, tmp_path):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from smt.files import sha256
 from smt.params import load_project
 from tests.helpers import ROOT
+from tests.helpers.ranks import AS_FORKS
 from tests.helpers.shrink import cut_down_scenes, keep
 from tests.helpers.trainings import TINY, edit_demo, metrics, one_line, run_dir, smt, work_dir
 
@@ -203,5 +204,6 @@ def test_training_moves_backbone_and_head(trained):
 @pytest.mark.parametrize(("name", "ranks"), [(MASK_RCNN, 2), (UPERNET, 1)])
 def test_killed_and_gone_on_it_ends_with_the_same_bytes(trained, name, ranks):
     project, _ = trained
-    done = smt(project, "prove", name, "--kills", "3", "--ranks", str(ranks), "--tables", "never")
+    options = ("--kills", "3", "--ranks", str(ranks), "--tables", "never")
+    done = smt(project, "prove", name, *options, prepare=AS_FORKS)
     assert "equal to the byte" in done.stdout + done.stderr

@@ -5,206 +5,228 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
 from smt.engine.workdir import exclusive
 from smt.tasks import evaluation
-from tests.helpers import ROOT
+from tests.helpers import ROOT, pause
+from tests.helpers.trained_fixtures import SAID
 from tests.helpers.trainings import (
-    await_step,
+    IMAGES,
+    RUN_OF_DEMO,
+    STEPS,
     command,
+    copy_project,
     edit_demo,
     make_project,
     metrics,
     one_line,
+    outcome,
+    provenance,
     run_dir,
+    said,
     smt,
-    weights,
+    start,
+    stop_at,
     work_dir,
 )
 
+RUN = RUN_OF_DEMO
+VALIDATED = 10 * IMAGES["imagenet1k"]["val"]
+
 
 @pytest.fixture
-def project(tmp_path, demo_data):
-    return make_project(tmp_path, demo_data)
+def done(trained, tmp_path):
+    """A copy of the small project whose run is done."""
+    return copy_project(trained, tmp_path / "done")
 
 
-def test_a_run_leaves_weights_numbers_and_provenance(project):
-    done = smt(project, "train", "imagenet1k_smt_tiny")
-    assert "epoch 2/2" in done.stderr and "images/s" in done.stderr
-    said = metrics(project)
-    assert said["epochs"] == 2 and said["steps"] == 2 * (4000 // 64)
-    assert set(said["metrics"]) == {"top1", "top5", "loss"}
-    known = json.loads((work_dir(project) / "provenance.json").read_text())
-    assert known["fingerprint"] == said["fingerprint"]
+def first_record(project):
+    return json.loads((work_dir(project) / "journal.jsonl").read_text().splitlines()[0])
+
+
+def test_a_run_leaves_weights_numbers_and_provenance(done):
+    text = (done / SAID).read_text()
+    assert "epoch 2/2" in text and "images/s" in text
+    numbers = metrics(done)
+    assert numbers["epochs"] == 2 and numbers["steps"] == STEPS
+    assert set(numbers["metrics"]) == {"top1", "top5", "loss"}
+    known = provenance(done)
+    assert known["fingerprint"] == numbers["fingerprint"]
     assert known["params"]["recipe"]["schedule"]["epochs"] == 2
     assert known["packages"]["torch"] and known["hardware"]["processor"]
     assert known["data"]["imagenet1k"] == json.loads(
-        (project / "results/demo/data/imagenet1k.json").read_text()
+        (done / "results/demo/data/imagenet1k.json").read_text()
     )["digest"]  # fmt: skip
 
-    again = smt(project, "train", "imagenet1k_smt_tiny")
+    again = smt(done, "train", RUN)
     assert "is done" in again.stdout and "epoch" not in again.stderr
 
-    smt(project, "evaluate", "imagenet1k_smt_tiny")
-    evaluation = json.loads((run_dir(project) / "evaluation.json").read_text())
-    assert evaluation["metrics"] == said["metrics"] and evaluation["images"] == 1000
+    smt(done, "evaluate", RUN)
+    found = json.loads((run_dir(done) / "evaluation.json").read_text())
+    assert found["metrics"] == numbers["metrics"] and found["images"] == VALIDATED
 
 
-def test_stopped_and_killed_it_goes_on_to_the_same_bytes(project, tmp_path):
-    smt(project, "train", "imagenet1k_smt_tiny")
-    expected = weights(project), (work_dir(project) / "journal.jsonl").read_bytes()
-    shutil.rmtree(run_dir(project))
+PAUSES = "import sys; from tests.helpers import pause; from smt.cli import main; "
+"""Of a process from nothing that stops at a step as a fork does."""
 
-    codes = []
-    for number, wait_for in ((signal.SIGTERM, 20), (signal.SIGKILL, 70), (signal.SIGUSR2, 90)):
-        process = subprocess.Popen(
-            command("train", "imagenet1k_smt_tiny", "--checkpoint-minutes", "0.01"),
-            cwd=project, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        await_step(run_dir(project), wait_for, process)
-        process.send_signal(number)
-        codes.append(process.wait())
+
+def test_stopped_and_killed_it_goes_on_to_the_same_bytes(small_project, undisturbed):
+    """The first attempt is a process from nothing, the others are forks."""
+    script = f"{PAUSES}pause.stop_at_step('4', '0'); sys.argv[0] = 'smt'; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "train", RUN, "--checkpoint-minutes", "0.001"],
+        cwd=small_project, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with process:
+        try:
+            pause.await_stop(process)
+        finally:
+            pause.send(process, signal.SIGTERM)
+    codes = [process.returncode]
+    for number, step in ((signal.SIGKILL, 13), (signal.SIGUSR2, 17)):
+        codes.append(stop_at(small_project, step, "--checkpoint-minutes", "0.001", number=number))
     assert codes == [75, -signal.SIGKILL, 75]
-    done = smt(project, "train", "imagenet1k_smt_tiny")
-    assert "goes on after step" in done.stderr
-    assert (weights(project), (work_dir(project) / "journal.jsonl").read_bytes()) == expected
-    known = json.loads((work_dir(project) / "provenance.json").read_text())
-    steps = [attempt["resumed_at_step"] for attempt in known["attempts"]]
-    assert len(steps) == 4 and steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 90
+    assert "goes on after step" in smt(small_project, "train", RUN).stderr
+    assert outcome(small_project) == undisturbed
+    attempts = provenance(small_project)["attempts"]
+    steps = [attempt["resumed_at_step"] for attempt in attempts]
+    assert len(steps) == 4 and steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 17
     # Of the attempt that was killed the end is where it was last seen at work.
-    times = [(attempt["started"], attempt["ended"]) for attempt in known["attempts"]]
+    times = [(attempt["started"], attempt["ended"]) for attempt in attempts]
     assert all(started < ended for started, ended in times)
     assert [at for each in times for at in each] == sorted(at for each in times for at in each)
-    assert times[-1][1] == metrics(project)["finished"]
+    assert times[-1][1] == metrics(small_project)["finished"]
 
 
-def test_two_ranks_keep_the_global_batch_and_count_every_image_once(project):
-    smt(project, "train", "imagenet1k_smt_tiny")
-    alone = metrics(project)
-    first = json.loads((work_dir(project) / "journal.jsonl").read_text().splitlines()[0])
-    shutil.rmtree(run_dir(project))
-    done = smt(project, "train", "imagenet1k_smt_tiny", ranks=2)
-    pair = metrics(project)
+def test_two_ranks_keep_the_global_batch_and_count_every_image_once(small_project, trained):
+    """As `torchrun` starts them, from nothing."""
+    started = subprocess.run(
+        command("train", RUN, ranks=2), cwd=small_project, capture_output=True, text=True
+    )
+    assert started.returncode == 0, started.stderr
+    alone, pair = metrics(trained), metrics(small_project)
     assert (pair["steps"], pair["images"]) == (alone["steps"], alone["images"])
     assert pair["fingerprint"] == alone["fingerprint"]
     # Same samples, same augmentation, same draws: only the order of sums differs.
-    record = json.loads((work_dir(project) / "journal.jsonl").read_text().splitlines()[0])
+    first, record = first_record(trained), first_record(small_project)
     assert record["metrics"]["train/lr"] == first["metrics"]["train/lr"]
     assert record["metrics"]["train/loss"] == pytest.approx(
         first["metrics"]["train/loss"], rel=1e-3
     )
-    assert done.stderr.count("epoch 2/2") == 1  # rank 0 alone speaks
-    known = json.loads((work_dir(project) / "provenance.json").read_text())
-    assert known["environment"]["world_size"] == 2
-    # 1,000 images over two ranks: the exported weights give the same counts in one process.
-    evaluation = smt(project, "evaluate", "imagenet1k_smt_tiny")
-    assert f"top1 {pair['metrics']['top1']:.3f}" in evaluation.stdout
+    assert started.stderr.count("epoch 2/2") == 1  # rank 0 alone speaks
+    assert provenance(small_project)["environment"]["world_size"] == 2
+    # All images over two ranks: the exported weights give the same counts in one process.
+    found = smt(small_project, "evaluate", RUN)
+    assert f"top1 {pair['metrics']['top1']:.3f}" in found.stdout
 
 
-def test_a_number_of_processes_that_cannot_keep_the_batch_is_refused(project):
-    done = smt(project, "train", "imagenet1k_smt_tiny", ranks=3, check=False)
-    assert done.returncode != 0
-    assert "smt: error: " in done.stderr
-    assert "1, 2" in done.stderr
+def test_a_number_of_processes_that_cannot_keep_the_batch_is_refused(small_project):
+    refused = smt(small_project, "train", RUN, ranks=3, check=False)
+    assert refused.returncode != 0
+    assert "smt: error: " in refused.stderr
+    assert "1, 2" in refused.stderr
 
 
-def test_22k_then_1k_at_two_resolutions(project):
+def test_22k_then_1k_at_two_resolutions(small_project):
     for experiment in ("imagenet22k_smt_large", "imagenet1k_smt_large_224",
                        "imagenet1k_smt_large_384"):  # fmt: skip
-        smt(project, "train", experiment)
-    small, large = (metrics(project, f"imagenet1k_smt_large_{size}") for size in (224, 384))
-    parent = metrics(project, "imagenet22k_smt_large")
+        smt(small_project, "train", experiment)
+    small, large = (metrics(small_project, f"imagenet1k_smt_large_{size}") for size in (224, 384))
+    parent = metrics(small_project, "imagenet22k_smt_large")
     for child in ("imagenet1k_smt_large_224", "imagenet1k_smt_large_384"):
-        known = json.loads((work_dir(project, child) / "provenance.json").read_text())
+        known = provenance(small_project, child)
         assert known["parent"]["weights_sha256"] == parent["weights_sha256"]
         assert known["data"].keys() >= {"imagenet1k", "class_map:imagenet22k_to_1k"}
     assert small["fingerprint"] != large["fingerprint"]
 
 
-def test_a_missing_and_a_failed_parent_are_told_apart(project):
-    done = smt(project, "train", "imagenet1k_smt_large_224", check=False)
-    assert done.returncode == 4
-    one_line(done, "has not been trained", "smt train imagenet22k_smt_large --seed 0")
-    edit_demo(project, lambda demo: demo["recipes"]["imagenet22k"]["optimizer"].update(lr=1e30))
-    failed = smt(project, "train", "imagenet22k_smt_large", check=False)
+def test_a_missing_and_a_failed_parent_are_told_apart(small_project):
+    missing = smt(small_project, "train", "imagenet1k_smt_large_224", check=False)
+    assert missing.returncode == 4
+    one_line(missing, "has not been trained", "smt train imagenet22k_smt_large --seed 0")
+    edit_demo(
+        small_project,
+        lambda demo: (
+            demo["recipes"]["imagenet22k"]["optimizer"].update(lr=1e30),
+            # 25 steps: more than its guard leaves out
+            demo["recipes"]["imagenet22k"].update(global_batch=8, device_batch=8),
+        ),
+    )
+    failed = smt(small_project, "train", "imagenet22k_smt_large", check=False)
     assert failed.returncode == 4
     one_line(failed, "not finite", "step", "learning rate")
-    child = smt(project, "train", "imagenet1k_smt_large_224", check=False)
+    child = smt(small_project, "train", "imagenet1k_smt_large_224", check=False)
     assert child.returncode == 4
     one_line(child, "imagenet22k_smt_large-seed0, which failed", "not finite")
 
 
-def test_a_second_process_on_the_same_run_is_refused(project):
-    first = subprocess.Popen(
-        command("train", "imagenet1k_smt_tiny"), cwd=project, stderr=subprocess.DEVNULL
-    )
-    try:
-        await_step(run_dir(project), 10, first)
-        done = smt(project, "train", "imagenet1k_smt_tiny", check=False)
-        assert done.returncode == 4
-        one_line(done, f"process {first.pid} on ", "trains this run already")
-    finally:
-        first.terminate()
-        first.wait()
+def test_a_second_process_on_the_same_run_is_refused(small_project):
+    with start(small_project, "train", RUN, prepare=pause.at_step(3)) as first:
+        pause.await_stop(first, lambda: said(small_project))
+        second = smt(small_project, "train", RUN, check=False)
+        assert second.returncode == 4
+        one_line(second, f"process {first.pid} on ", "trains this run already")
 
 
-def test_a_full_disk_stops_with_one_line_and_goes_on_afterwards(project, small_disk):
-    kept = small_disk / "results" / "demo" / "data"
-    kept.mkdir(parents=True)
-    for path in (project / "results" / "demo" / "data").glob("imagenet1k.*"):
-        shutil.copy(path, kept)
+def test_a_full_disk_stops_with_one_line_and_goes_on_afterwards(
+    small_project, small_disk, undisturbed
+):
+    shutil.move(small_project / "results", small_disk / "results")
+    (small_project / "results").symlink_to(small_disk / "results")
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 500_000))
     env = {"SMT_RESULTS": str(small_disk / "results")}
-    done = smt(project, "train", "imagenet1k_smt_tiny", check=False, env=env)
-    assert done.returncode == 4
-    one_line(done, "the disk is full", str(small_disk))
+    full = smt(small_project, "train", RUN, check=False, env=env)
+    assert full.returncode == 4
+    one_line(full, "the disk is full", str(small_disk))
     ballast.unlink()
-    smt(project, "train", "imagenet1k_smt_tiny", env=env)
+    smt(small_project, "train", RUN, env=env)
+    assert outcome(small_project) == undisturbed
 
 
-def test_no_permission_to_write_is_one_line(project, read_only_folder):
+def test_no_permission_to_write_is_one_line(small_project, read_only_folder):
     env = {"SMT_RESULTS": str(read_only_folder / "results")}
-    done = smt(project, "train", "imagenet1k_smt_tiny", check=False, env=env)
-    assert done.returncode != 0
-    one_line(done, str(read_only_folder))
+    refused = smt(small_project, "train", RUN, check=False, env=env)
+    assert refused.returncode != 0
+    one_line(refused, str(read_only_folder))
 
 
-def test_two_evaluations_of_a_run_do_not_write_the_same_files(project):
-    smt(project, "train", "imagenet1k_smt_tiny")
-    with exclusive(run_dir(project), evaluation.LOCK):
+def test_two_evaluations_of_a_run_do_not_write_the_same_files(done):
+    with exclusive(run_dir(done), evaluation.LOCK):
         for ranks in (1, 2):
-            done = smt(project, "evaluate", "imagenet1k_smt_tiny", ranks=ranks, check=False)
-            assert done.returncode != 0
-            assert done.stderr.count(f"process {os.getpid()} on ") == 1, done.stderr
-            assert "evaluates this run already" in done.stderr
-        assert not (run_dir(project) / "evaluation.json").exists()
-    smt(project, "evaluate", "imagenet1k_smt_tiny")
+            refused = smt(done, "evaluate", RUN, ranks=ranks, check=False)
+            assert refused.returncode != 0
+            assert refused.stderr.count(f"process {os.getpid()} on ") == 1, refused.stderr
+            assert "evaluates this run already" in refused.stderr
+        assert not (run_dir(done) / "evaluation.json").exists()
+    smt(done, "evaluate", RUN)
 
 
-def test_changed_weights_are_found_by_evaluation(project):
-    smt(project, "train", "imagenet1k_smt_tiny")
-    path = run_dir(project) / "model.safetensors"
+def test_changed_weights_are_found_by_evaluation(done):
+    path = run_dir(done) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
-    done = smt(project, "evaluate", "imagenet1k_smt_tiny", check=False)
-    assert done.returncode == 4
-    one_line(done, "model.safetensors", "is not the file")
+    refused = smt(done, "evaluate", RUN, check=False)
+    assert refused.returncode == 4
+    one_line(refused, "model.safetensors", "is not the file")
 
 
-def test_unknown_experiment_and_seed(project):
-    done = smt(project, "train", "imagenet1k_smt_tinny", check=False)
-    assert done.returncode == 2
-    one_line(done, "imagenet1k_smt_tinny", "did you mean imagenet1k_smt_tiny")
-    done = smt(project, "train", "imagenet1k_smt_tiny", "--seed", "-1", check=False)
-    assert done.returncode == 2
-    one_line(done, "--seed -1", "valid: 0 to")
+def test_unknown_experiment_and_seed(small_project):
+    refused = smt(small_project, "train", "imagenet1k_smt_tinny", check=False)
+    assert refused.returncode == 2
+    one_line(refused, "imagenet1k_smt_tinny", "did you mean imagenet1k_smt_tiny")
+    refused = smt(small_project, "train", RUN, "--seed", "-1", check=False)
+    assert refused.returncode == 2
+    one_line(refused, "--seed -1", "valid: 0 to")
 
 
-def test_the_demo_smt_tiny_reaches_93_percent_on_held_out_digits(project):
+@pytest.mark.slow
+def test_the_demo_smt_tiny_reaches_93_percent_on_held_out_digits(tmp_path, demo_data):
+    project = make_project(tmp_path, demo_data)
     shutil.copytree(ROOT / "params", project / "params", dirs_exist_ok=True)
-    smt(project, "train", "imagenet1k_smt_tiny")
-    said = metrics(project)
-    assert said["epochs"] == 6
-    assert said["metrics"]["top1"] >= 93
+    smt(project, "train", RUN)
+    numbers = metrics(project)
+    assert numbers["epochs"] == 6
+    assert numbers["metrics"]["top1"] >= 93
