@@ -1,7 +1,8 @@
 """A trainer of twenty lines: counts steps, saves on SIGUSR2 or SIGTERM, and asks to go on.
 
 It follows what the plugin's README asks of a command, and knows nothing else of this project.
-Usage: trainer.py STATE STEPS [ignore | quiet | stuck]
+Usage: trainer.py STATE STEPS [ignore | stuck]; where STEPS is `told`, it trains until there is a
+file STATE.finish.
 """
 
 import os
@@ -10,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-state, steps, manner = Path(sys.argv[1]), int(sys.argv[2]), "".join(sys.argv[3:])
+state, manner = Path(sys.argv[1]), "".join(sys.argv[3:])
+steps = None if sys.argv[2] == "told" else int(sys.argv[2])
+told = Path(f"{state}.finish")
 stop: list[int] = []
 for number in (signal.SIGUSR2, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN if manner == "ignore" else lambda n, _: stop.append(n))
@@ -21,22 +24,25 @@ with open(f"{state}.starts", "a") as starts:
 print(f"trainer begins at step {step}", flush=True)
 
 
+def is_finished() -> bool:
+    return told.exists() if steps is None else step >= steps
+
+
 def save() -> None:
     draft = state.with_name(state.name + ".draft")
     draft.write_text(str(step))
     draft.replace(state)
-    if manner != "quiet":
-        Path(os.environ["SNAKEMAKE_SUBMITIT_PROGRESS"]).write_text(f"step {step}")
+    Path(os.environ["SNAKEMAKE_SUBMITIT_PROGRESS"]).write_text(f"step {step}")
 
 
-while step < steps and not stop:
-    time.sleep(0.1)
+while not (finished := is_finished()) and not stop:
+    time.sleep(0.03)
     if manner != "stuck":
         step += 1
     if step % 10 == 0:
         save()
 save()
-if step < steps:
+if not finished:
     print(f"trainer saved step {step}", flush=True)
     Path(os.environ["SNAKEMAKE_SUBMITIT_RESUME"]).write_text(f"step {step}")
     sys.exit(75)

@@ -6,18 +6,23 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.helpers import forkserver
 from tests.helpers.waiting import PATIENCE, wait_for
 
 TRAINER = Path(__file__).resolve().with_name("toy_trainer.py")
 
 
-def training_rule(*, steps=100, manner="", name="train", params="", **resources):
-    """Return a rule that runs the toy trainer; its output is made once all steps are done."""
+def training_rule(*, steps="told", manner="", name="train", params="", **resources):
+    """Return a rule that runs the toy trainer; its output is made once all steps are done.
+
+    By default those are as many as it does until `Toy.let_finish`.
+    """
     wanted = {"mem_mb": 300, "runtime": 10, **resources}
     lines = "".join(f"        {key}={value!r},\n" for key, value in wanted.items())
     return (
@@ -31,62 +36,132 @@ def training_rule(*, steps=100, manner="", name="train", params="", **resources)
     )
 
 
-class Toy:
-    """A folder with a workflow, whose Snakemake talks to the cluster."""
+class Driver:
+    """A Snakemake that runs, and what it prints."""
 
-    def __init__(self, folder, cluster):
+    def __init__(self, process, output):
+        self.process, self.output = process, output
+
+    @property
+    def code(self):
+        """Its exit code, or None while it runs."""
+        return self.process.poll()
+
+    def said(self):
+        return self.output.read_text()
+
+    def send_signal(self, number):
+        self.process.send_signal(number)
+
+    def kill(self):
+        """End it as nothing can prepare for, and return when it is gone."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def finish(self):
+        """Wait for it to end; return all that it printed."""
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"Snakemake did not end in {PATIENCE:.0f} s:\n{self.said()}")
+        return self.said()
+
+    def succeed(self):
+        said = self.finish()
+        assert self.code == 0, said
+        return said
+
+    def fail(self):
+        """Wait for it to end, which has to be in failure; return all that it printed."""
+        said = self.finish()
+        assert self.code != 0, said
+        return said
+
+    def await_that(self, condition):
+        """Wait for something that happens while it runs; return what `condition` then does."""
+
+        def is_met():
+            ended = self.code is not None
+            met = condition()
+            assert met or not ended, f"Snakemake ended early:\n{self.said()}"
+            return met
+
+        return wait_for(is_met, self.said)
+
+
+class Toy:
+    """A folder with a workflow, whose Snakemake talks to the cluster.
+
+    When the body of a `with` ends, so does every Snakemake that was started, and every job of the
+    cluster.
+    """
+
+    def __init__(self, folder, cluster=None):
         self.folder, self.cluster = folder, cluster
         folder.mkdir(parents=True, exist_ok=True)
         self.environment = cluster.environment() if cluster else dict(os.environ)
+        self._drivers = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for driver in self._drivers:
+            driver.kill()
+        if self.cluster:
+            self.cluster.cancel_all()
 
     def write(self, text):
         (self.folder / "Snakefile").write_text(text)
 
-    def command(self, *arguments, **settings):
-        given = {"status_interval": 2, **settings}
+    def arguments(self, *arguments, **settings):
+        given = {"status_interval": 1, **settings}
         options = [
             word for name, value in given.items()
             for word in (f"--submitit-{name.replace('_', '-')}", str(value))
         ]  # fmt: skip
-        return [sys.executable, "-m", "snakemake", "--executor", "submitit", "--jobs", "50",
-                "--nolock", "--rerun-incomplete", "--rerun-triggers", "input", "params",
-                *options, *arguments]  # fmt: skip
+        return ["--executor", "submitit", "--jobs", "50", "--nolock", "--rerun-incomplete",
+                "--rerun-triggers", "input", "params", *options, *arguments]  # fmt: skip
 
     def start(self, *arguments, **settings):
-        """Start Snakemake in a session of its own; what it prints goes to a file."""
-        self.output = self.folder / f"driver-{time.monotonic_ns()}.log"
-        with self.output.open("wb") as file:
-            return subprocess.Popen(
-                self.command(*arguments, **settings), cwd=self.folder, env=self.environment,
-                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        """Start Snakemake, as a fork."""
+        with self._output() as file:
+            process = forkserver.start(
+                "snakemake", *self.arguments(*arguments, **settings), cwd=self.folder,
+                env=self.environment, stdout=file, stderr=file,
             )  # fmt: skip
+        return self._driver(process, file.name)
 
-    def finish(self, process):
-        """Wait for Snakemake to end; return all that it printed."""
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait(PATIENCE)
-            pytest.fail(f"Snakemake did not end in {PATIENCE} s:\n{self.output.read_text()}")
-        return self.output.read_text()
+    def start_process(self, *arguments, ignored=(), **settings):
+        """Start Snakemake as a new process that has inherited to ignore these signals."""
 
-    def run(self, *arguments, **settings):
-        """Run Snakemake to its end; return its exit code and what it printed."""
-        process = self.start(*arguments, **settings)
-        said = self.finish(process)
-        return process.returncode, said
+        def ignore():
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+
+        command = [sys.executable, "-m", "snakemake", *self.arguments(*arguments, **settings)]
+        with self._output() as file:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=file, stderr=file,
+                start_new_session=True, preexec_fn=ignore,
+            )  # fmt: skip
+        return self._driver(process, file.name)
+
+    def _output(self):
+        return (self.folder / f"driver-{len(self._drivers)}.log").open("wb")
+
+    def _driver(self, process, output):
+        self._drivers.append(Driver(process, Path(output)))
+        return self._drivers[-1]
 
     def succeed(self, *arguments, **settings):
-        code, said = self.run(*arguments, **settings)
-        assert code == 0, said
-        return said
+        """Run Snakemake to its end, and return what it printed."""
+        return self.start(*arguments, **settings).succeed()
 
     def fail(self, *arguments, **settings):
         """Run Snakemake, which has to fail; return the line with which it says why."""
-        code, said = self.run(*arguments, **settings)
-        assert code != 0, said
-        return message(said)
+        return message(self.start(*arguments, **settings).fail())
 
     # --- what happens on the cluster --------------------------------------------------------------
 
@@ -96,46 +171,75 @@ class Toy:
         lines = path.read_text().splitlines() if path.exists() else []
         return [(int(line.split()[0]), line.split()[1]) for line in lines]
 
-    def await_starts(self, count, process, name="train"):
-        """Wait until the trainer has been started `count` times, and has done a few steps."""
-        self.await_that(lambda: len(self.starts(name)) >= count, process)
-        time.sleep(1.0)
-        return self.starts(name)[-1][1]
+    def await_starts(self, count, driver, name="train"):
+        """Wait until the trainer has been started `count` times; return its job's number.
 
-    def await_that(self, condition, process):
-        """Wait for something that happens while Snakemake runs."""
+        From then on it heeds signals.
+        """
+        return driver.await_that(lambda: self.starts(name)[count - 1 :])[-1][1]
 
-        def is_met():
-            assert process.poll() is None, f"Snakemake ended early:\n{self.output.read_text()}"
-            return condition()
+    def await_training(self, count, driver, name="train"):
+        """Wait until the trainer has been started `count` times, and has saved a further step."""
+        self.await_starts(count, driver, name)
+        return driver.await_that(
+            lambda: self.saved(name) > (last := self.starts(name)[-1])[0] and last[1]
+        )
 
-        wait_for(is_met, self.output.read_text, every=0.1)
+    def saved(self, name="train"):
+        """Return the step that the trainer has saved last."""
+        with suppress(FileNotFoundError):
+            return int((self.folder / f"{name}.state").read_text())
+        return 0
+
+    def let_finish(self, name="train"):
+        """Let a trainer that trains until it is told to finish, at its next step."""
+        (self.folder / f"{name}.state.finish").touch()
 
     def records(self):
         folder = self.folder / ".snakemake" / "submitit" / "jobs"
-        return [json.loads(path.read_text()) for path in folder.glob("*.json")]
+        found = []
+        for path in folder.glob("*.json"):
+            with suppress(FileNotFoundError):  # that job has ended meanwhile
+                found.append(json.loads(path.read_text()))
+        return found
 
     def jobs(self):
-        """Return number and state of each job of this workflow that SLURM knows, by name."""
+        """Return number and state of each job of this workflow that SLURM knows."""
         listed = self.cluster.run(
-            "squeue", "--noheader", "--states=all", "--format=%A %T %j %Z"
+            "squeue", "--noheader", "--states=all", "--format=%A %T %Z"
         ).stdout
         return {
             words[0]: words[1] for words in map(str.split, listed.splitlines())
-            if words[3] == str(self.folder)
+            if words[2] == str(self.folder)
         }  # fmt: skip
 
-    def recorded(self, output):
-        """Return what Snakemake has recorded of how an output was made."""
-        done = subprocess.run(
-            [sys.executable, "-m", "snakemake", "--detailed-summary", output],
-            cwd=self.folder, capture_output=True, text=True, env=self.environment, check=True,
-        )  # fmt: skip
-        return done.stdout
+    def await_state(self, job, state):
+        """Wait until SLURM gives a job this state."""
+        wait_for(lambda: self.jobs().get(job) == state, lambda: str(self.jobs()), every=0.1)
+
+    def kill_batch(self, job):
+        """Kill what SLURM sees as a job's batch script, as nothing can prepare for."""
+        (process,) = [
+            each for each in psutil.process_iter(["cmdline", "cwd", "environ"])
+            if "submitit.core._submit" in (each.info["cmdline"] or [])
+            and each.info["cwd"] == str(self.folder)
+            and (each.info["environ"] or {}).get("SLURM_JOB_ID") == job
+        ]  # fmt: skip
+        process.kill()
+
+    def job_log(self, job):
+        """Return what the node wrote of a job: all its attempts, one after the other."""
+        return (self.folder / ".snakemake" / "submitit" / f"{job}_0_log.out").read_text()
 
 
 def message(said):
-    """Return the line of the driver that says why a job failed."""
-    found = re.findall(r"^    message: (?!None)(.*)$", said, flags=re.M)
+    """Return the line of the driver that says why the one job that failed did."""
+    (line,) = messages(said).values()
+    return line
+
+
+def messages(said):
+    """Return the lines of the driver that say why jobs failed, by the names of their rules."""
+    found = re.findall(r"^Error in rule (\w+):\n    message: (?!None)(.*)$", said, flags=re.M)
     assert found, said
-    return found[-1]
+    return dict(found)

@@ -8,21 +8,16 @@ import time
 import pytest
 
 from tests.helpers.slurm import Cluster, Settings
-from tests.helpers.toy_workflow import Toy, message, training_rule
-from tests.helpers.waiting import PATIENCE, wait_for
-
-pytestmark = pytest.mark.xdist_group("cluster")
+from tests.helpers.toy_workflow import Toy, message, messages, training_rule
+from tests.helpers.waiting import wait_for
 
 
-@pytest.fixture
-def toy(tmp_path, cluster):
-    return Toy(tmp_path / "toy", cluster)
-
-
-def rule(command, **resources):
+def rule(command, name="r", **resources):
     given = {"mem_mb": 300, "runtime": 5, **resources}
     lines = "".join(f"        {key}={value!r},\n" for key, value in given.items())
-    return f"rule r:\n    output: 'r.txt'\n    resources:\n{lines}    shell: {command!r}\n"
+    return (
+        f"rule {name}:\n    output: '{name}.txt'\n    resources:\n{lines}    shell: {command!r}\n"
+    )
 
 
 def shim(toy, program, script):
@@ -36,62 +31,105 @@ def shim(toy, program, script):
         toy.environment["PATH"] = f"{folder}:{toy.environment['PATH']}"
 
 
+class Away:
+    """Programs of SLURM that fail, and note each time, until they are let `back`."""
+
+    def __init__(self, toy, *programs):
+        self._mark, self._calls = toy.folder / "away", toy.folder / "calls"
+        self._mark.touch()
+        self._calls.touch()
+        for program in programs:
+            shim(
+                toy,
+                program,
+                f'if [ -e {self._mark} ]; then echo "{program} $*" >> {self._calls}\n'
+                f"echo '{program}: error: Unable to contact slurm controller' >&2\n"
+                'exit 1; fi\nexec $REAL "$@"',
+            )
+
+    def calls(self, command):
+        """Return how often a command that begins so has failed."""
+        return sum(each.startswith(command) for each in self._calls.read_text().splitlines())
+
+    def back(self):
+        self._mark.unlink()
+
+
 # --- one line that explains -----------------------------------------------------------------------
 
+WORKFLOW = "".join(
+    [
+        rule("echo one; echo 'recipe is wrong' >&2; exit 4", "code"),
+        training_rule(name="own_log", steps="five"),
+        rule("python3 -c 'x = bytearray(900 * 2**20); import time; time.sleep(600)'", "memory"),
+        rule("touch {output}", "partition", slurm_partition="nowhere"),
+        rule("touch {output}", "account", slurm_account="nowhere"),
+        rule("touch {output}", "gpus", gpus_per_node=64),
+    ]
+)
+FAILING = pytest.mark.xdist_group("failing_jobs")  # which are run once
 
-def test_a_command_that_fails_shows_its_code_and_its_last_words(toy):
-    toy.write(rule("echo one; echo 'recipe is wrong' >&2; exit 4"))
-    line = toy.fail()
+
+@pytest.fixture(scope="module")
+def failing(cluster, tmp_path_factory):
+    """A workflow of rules that fail, each for a reason of its own, and what was said of each."""
+    with Toy(tmp_path_factory.mktemp("failing") / "toy", cluster) as toy:
+        names = re.findall(r"rule (\w+):", WORKFLOW)
+        toy.write(f"rule all:\n    input: {[f'{name}.txt' for name in names]}\n{WORKFLOW}")
+        said = toy.start("--keep-going").fail()
+        assert set(messages(said)) == set(names), said
+        yield toy, messages(said)
+
+
+@FAILING
+def test_a_command_that_fails_shows_its_code_and_its_last_words(failing):
+    line = failing[1]["code"]
     assert re.match(r"job \d+: FAILED \(exit 4\); log /\S+_0_log.out: one \| recipe is wrong", line)
-    assert toy.records() == []
 
 
-def test_the_end_of_the_rules_own_log_is_shown(toy):
-    toy.write(training_rule(steps=5).replace(".state 5", ".state five"))
-    line = toy.fail()
-    assert "logs/train.log: " in line and "invalid literal for int() with base 10: 'five'" in line
+@FAILING
+def test_the_end_of_the_rules_own_log_is_shown(failing):
+    line = failing[1]["own_log"]
+    assert "logs/own_log.log: " in line
+    assert "invalid literal for int() with base 10: 'five'" in line
 
 
-def test_out_of_memory(toy):
-    toy.write(rule("python3 -c 'x = bytearray(900 * 2**20); import time; time.sleep(30)'"))
-    line = toy.fail()
+@FAILING
+def test_out_of_memory(failing):
+    line = failing[1]["memory"]
     assert "OUT_OF_MEMORY" in line and "raise mem_mb" in line
     assert "Exceeded job memory limit" in line
-    assert len(toy.jobs()) == 1
 
 
-def test_a_time_out_of_a_command_that_cannot_go_on(toy):
-    toy.write(rule("echo begun; sleep 600", runtime=1))
-    line = toy.fail(signal_delay=5)
-    assert "TIMEOUT" in line and "raise runtime" in line and "begun" in line
-    assert len(toy.jobs()) == 1
+@FAILING
+@pytest.mark.parametrize("name", ["partition", "account"])
+def test_a_wrong_name_is_refused_at_submission(failing, name):
+    assert failing[1][name].startswith("refused at submission: ")
+    assert name in failing[1][name].lower()
+
+
+@FAILING
+def test_more_gpus_than_any_node_has_are_refused(failing):
+    assert "Requested node configuration is not available" in failing[1]["gpus"]
+
+
+@FAILING
+def test_what_fails_is_tried_once_and_forgotten(failing):
+    folder = failing[0].folder / ".snakemake" / "submitit"
+    assert len(list(folder.glob("*_log.out"))) == 3
+    assert failing[0].records() == []
+    assert not list(folder.glob("*.pkl"))
 
 
 def test_cancelled_by_the_user(toy, cluster):
-    toy.write(training_rule(steps=900))
-    process = toy.start()
-    job = toy.await_starts(1, process)
+    toy.write(training_rule())
+    driver = toy.start()
+    job = toy.await_training(1, driver)
     cluster.run("scancel", job)
-    said = toy.finish(process)
-    assert process.returncode != 0
-    assert f"job {job}: CANCELLED by " in message(said)
-    assert "start Snakemake again to run it again" in message(said)
+    line = message(driver.fail())
+    assert f"job {job}: CANCELLED by " in line
+    assert "start Snakemake again to run it again" in line
     assert list(toy.jobs()) == [job]
-
-
-@pytest.mark.parametrize("resource", ["slurm_partition", "slurm_account"])
-def test_a_wrong_name_is_refused_at_submission(toy, resource):
-    toy.write(rule("touch {output}", **{resource: "nowhere"}))
-    line = toy.fail()
-    assert line.startswith("refused at submission: ")
-    assert resource.removeprefix("slurm_") in line.lower()
-    assert toy.records() == []
-    assert not list((toy.folder / ".snakemake" / "submitit").glob("*.pkl"))
-
-
-def test_more_gpus_than_any_node_has_are_refused(toy):
-    toy.write(rule("touch {output}", gpus_per_node=64))
-    assert "Requested node configuration is not available" in toy.fail()
 
 
 def test_a_folder_that_a_node_does_not_see(toy):
@@ -115,63 +153,57 @@ def test_python_that_is_missing_on_the_node(toy):
 
 def test_a_misspelt_resource_is_named_before_anything_is_submitted(toy):
     toy.write(rule("touch {output}", slurm_partiton="gpu", mem_gb=4))
-    code, said = toy.run()
-    assert code != 0
-    (line,) = [each for each in said.splitlines() if "unknown resource" in each]
+    (line,) = [each for each in toy.start().fail().splitlines() if "unknown resource" in each]
     assert "slurm_partiton of rule r (meant: slurm_partition?)" in line
     assert "mem_gb of rule r (meant: mem_mb?)" in line
     assert "valid: runtime, mem_mb, " in line
     assert toy.jobs() == {}
 
 
-def test_a_resource_of_the_users_own_is_no_mistake(toy):
-    toy.write(rule("touch {output}", download_slots=1, gpu=1))
-    toy.succeed("--resources", "download_slots=2", "gpu=4")
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [("signal_delay", 1), ("max_stalls", 0), ("poll_interval", 0)],
-)
-def test_a_setting_that_is_not_valid_is_named(toy, setting, value):
-    toy.write(rule("touch {output}"))
-    code, said = toy.run(**{setting: value})
-    assert code != 0
-    assert f"submitit-{setting.replace('_', '-')}" in said and "valid: " in said
-
-
 # --- a SLURM that is away for a while -------------------------------------------------------------
 
-AWAY = 'if [ -e "$(dirname "$0")/away" ]; then echo "{program}: error: {said}" >&2; exit 1; fi\n'
+
+def test_squeue_and_scontrol_that_fail_for_a_while_only_delay(toy, cluster):
+    """The driver asks one of them how its jobs are; the job asks the other to be requeued."""
+    away = Away(toy, "squeue", "scontrol")
+    toy.write(training_rule())
+    driver = toy.start()
+    job = toy.await_training(1, driver)
+    cluster.run("scancel", "--batch", "--signal=USR2", job)
+    driver.await_that(lambda: away.calls("scontrol requeue") >= 2 and away.calls("squeue") >= 2)
+    away.back()
+    toy.await_training(2, driver)
+    toy.let_finish()
+    assert "SLURM does not answer; jobs go on" in driver.succeed()
+    assert len(toy.jobs()) == 1 and len(toy.starts()) == 2
 
 
-@pytest.mark.parametrize("program", ["sbatch", "squeue", "sacct", "scontrol", "scancel"])
-def test_a_program_that_fails_for_a_while_only_delays(toy, program):
-    said = "Unable to contact slurm controller (connect failure)"
-    away = toy.folder / "shims" / "away"
-    shim(toy, program, AWAY.format(program=program, said=said) + 'exec $REAL "$@"')
-    away.touch()
-    toy.write(training_rule(steps=60))
-    process = toy.start()
-    if program == "sbatch":
-        toy.await_that(lambda: "is submitted later" in toy.output.read_text(), process)
-        time.sleep(8)
-    else:
-        job = toy.await_starts(1, process)
-        toy.cluster.run("scancel", "--batch", "--signal=USR2", job)
-        time.sleep(8)
-    away.unlink()
-    toy.finish(process)
-    assert process.returncode == 0
-    assert len(toy.jobs()) == 1
-    assert len(toy.starts()) == (1 if program == "sbatch" else 2)
-    if program == "squeue":
-        assert "SLURM does not answer; jobs go on" in toy.output.read_text()
+def test_a_job_of_which_neither_sacct_nor_scontrol_tells_is_believed_to_be_as_squeue_says(toy):
+    away = Away(toy, "sacct", "scontrol")
+    toy.write(training_rule())
+    driver = toy.start()
+    job = toy.await_training(1, driver)
+    toy.kill_batch(job)
+    driver.await_that(lambda: away.calls("sacct") and away.calls("scontrol --oneliner show"))
+    away.back()
+    toy.await_training(2, driver)
+    toy.let_finish()
+    assert "ended without a result: FAILED; it is submitted again" in driver.succeed()
+
+
+def test_sbatch_that_fails_for_a_while_only_delays(toy):
+    away = Away(toy, "sbatch")
+    toy.write(training_rule(steps=1))
+    driver = toy.start()
+    driver.await_that(lambda: away.calls("sbatch") >= 2)
+    away.back()
+    assert "is submitted later" in driver.succeed()
+    assert len(toy.jobs()) == len(toy.starts()) == 1
 
 
 def test_a_submission_whose_answer_was_lost_leaves_one_job(toy):
     """sbatch says that it timed out, and yet the job is in the queue."""
-    toy.write(training_rule(steps=20))
+    toy.write(training_rule(steps=1))
     shim(
         toy,
         "sbatch",
@@ -185,14 +217,17 @@ def test_a_submission_whose_answer_was_lost_leaves_one_job(toy):
 
 
 def test_a_controller_that_restarts_is_waited_for(toy, cluster):
-    toy.write(training_rule(steps=80))
-    process = toy.start()
-    toy.await_starts(1, process)
+    toy.write(training_rule())
+    driver = toy.start()
+    toy.await_training(1, driver)
     cluster.controller_down()
-    time.sleep(5)
-    cluster.controller_up()
-    said = toy.finish(process)
-    assert process.returncode == 0, said
+    try:
+        driver.await_that(lambda: "SLURM does not answer" in driver.said())
+    finally:
+        cluster.controller_up()
+    driver.await_that(lambda: "SLURM answers again" in driver.said())
+    toy.let_finish()
+    driver.succeed()
     assert len(toy.starts()) == 1
 
 
@@ -206,29 +241,33 @@ def test_a_submission_that_is_never_answered_ends(toy):
 
 
 def test_a_job_that_is_held_is_named(toy, cluster):
-    toy.write(training_rule(steps=20, slurm_extra="--hold"))
-    process = toy.start()
-    toy.await_that(lambda: "is held (JobHeldUser)" in toy.output.read_text(), process)
+    toy.write(training_rule(steps=1, slurm_extra="--hold"))
+    driver = toy.start()
+    driver.await_that(lambda: "is held (JobHeldUser)" in driver.said())
     (job,) = toy.jobs()
-    assert f"to let it go on: scontrol release {job}" in toy.output.read_text()
+    assert f"to let it go on: scontrol release {job}" in driver.said()
     cluster.run("scontrol", "release", job)
-    toy.finish(process)
-    assert process.returncode == 0
+    driver.succeed()
 
 
 def test_without_accounting(tmp_path, tmp_path_factory, cluster):
     """On a cluster of its own that has neither sacct's database nor any other."""
-    with Cluster(tmp_path_factory.mktemp("plain"), Settings(accounting=False)) as plain:
-        toy = Toy(tmp_path / "toy", plain)
-        toy.write(training_rule(steps=900))
-        process = toy.start()
-        job = toy.await_starts(1, process)
+    settings = Settings(accounting=False)
+    with (
+        Cluster(tmp_path_factory.mktemp("plain"), settings, tied=True) as plain,
+        Toy(tmp_path / "toy", plain) as toy,
+    ):
+        toy.write("rule all:\n    input: 'r.txt', 'train.txt'\n"
+                  + rule("touch {output}") + training_rule())  # fmt: skip
+        driver = toy.start("--keep-going")
+        job = toy.await_training(1, driver)
         plain.run("scontrol", "requeue", job)
-        toy.await_starts(2, process)
+        toy.await_training(2, driver)
+        driver.await_that((toy.folder / "r.txt").exists)
         plain.run("scancel", job)
-        assert f"job {job}: CANCELLED" in message(toy.finish(process))
-        toy.write(rule("touch {output}"))
-        toy.succeed()
+        said = driver.fail()
+        assert set(messages(said)) == {"train"}
+        assert f"job {job}: CANCELLED" in message(said)
 
 
 # --- what it costs the controller -----------------------------------------------------------------
@@ -236,18 +275,24 @@ def test_without_accounting(tmp_path, tmp_path_factory, cluster):
 
 def test_one_question_for_all_jobs(toy):
     calls = toy.folder / "calls"
+    calls.touch()
     for program in ("squeue", "sacct", "scontrol"):
         shim(toy, program, f'echo {program} >> {calls}\nexec $REAL "$@"')
     toy.write(
-        "rule all:\n    input: expand('{i}.txt', i=range(12))\n"
-        + rule("sleep 6; touch {output}").replace("'r.txt'", "'{i}.txt'")
+        "rule all:\n    input: expand('{i}.txt', i=range(4))\n"
+        + rule("until [ -e go ]; do sleep 0.1; done; touch {output}").replace(
+            "'r.txt'", "'{i}.txt'"
+        )
     )
+    asked = lambda: calls.read_text().split()  # noqa: E731
     begun = time.monotonic()
-    toy.succeed(status_interval=5)
+    driver = toy.start(status_interval=3)
+    driver.await_that(lambda: len(asked()) >= 3)
+    (toy.folder / "go").touch()
+    driver.succeed()
     seconds = time.monotonic() - begun
-    asked = calls.read_text().split() if calls.exists() else []
-    assert set(asked) <= {"squeue"}
-    assert len(asked) <= seconds / 5 + 1
+    assert set(asked()) == {"squeue"}
+    assert len(asked()) <= seconds / 3 + 1
 
 
 def test_result_files_are_enough(toy):
@@ -265,12 +310,26 @@ def test_result_files_are_enough(toy):
 
 def test_ctrl_c_says_so_when_slurm_does_not_answer(toy):
     shim(toy, "scancel", "exit 1")
-    toy.write(training_rule(steps=900))
-    process = toy.start()
-    job = toy.await_starts(1, process)
-    toy.await_that(lambda: any(each["job_id"] for each in toy.records()), process)
-    process.send_signal(signal.SIGINT)
-    process.wait(PATIENCE)
-    assert f"to cancel the jobs: scancel {job}" in toy.output.read_text()
+    toy.write(training_rule())
+    driver = toy.start()
+    job = toy.await_training(1, driver)
+    driver.await_that(lambda: any(each["job_id"] for each in toy.records()))
+    driver.send_signal(signal.SIGINT)
+    assert f"to cancel the jobs: scancel {job}" in driver.finish()
     toy.cluster.run("scancel", job)
     wait_for(lambda: toy.jobs()[job] == "CANCELLED")
+
+
+def test_a_snakemake_that_cannot_be_interrupted_says_so_and_what_ends_it(toy):
+    """As in the background of a script, whose children ignore SIGINT from their first line."""
+    toy.write(training_rule())
+    driver = toy.start_process(ignored=[signal.SIGINT])
+    job = toy.await_training(1, driver)
+    (line,) = [each for each in driver.said().splitlines() if "SIGINT is ignored" in each]
+    assert f"kill -TERM {driver.process.pid}" in line and "Ctrl-C" in line
+    driver.send_signal(signal.SIGINT)
+    driver.send_signal(signal.SIGTERM)
+    driver.await_that(lambda: "Will exit after finishing currently running jobs" in driver.said())
+    toy.let_finish()
+    driver.finish()
+    assert toy.jobs() == {job: "COMPLETED"}

@@ -2,26 +2,22 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-from tests.helpers.toy_workflow import Toy, training_rule
-from tests.helpers.waiting import PATIENCE, wait_for
-
-pytestmark = pytest.mark.xdist_group("cluster")
+from tests.helpers import forkserver
+from tests.helpers.toy_workflow import training_rule
+from tests.helpers.waiting import wait_for
 
 MANY = """
 rule all:
-    input: expand("out/{i}.txt", i=range(24))
+    input: expand("out/{i}.txt", i=range(8))
 rule one:
     output: "out/{i}.txt"
     resources: mem_mb=300, runtime=5
-    shell: "echo {wildcards.i} >> ran.txt; sleep 1; touch {output}"
+    shell: "echo {wildcards.i} >> ran.txt; until [ -e go{wildcards.i} ]; do sleep 0.1; done;"
+        " touch {output}"
 """
-
 
 SECOND = """
 rule second:
@@ -32,134 +28,145 @@ rule second:
 """
 
 
-@pytest.fixture
-def toy(tmp_path, cluster):
-    return Toy(tmp_path / "toy", cluster)
-
-
 def killed_while_training(toy, number=signal.SIGKILL, **rule):
-    """Start a training of a few seconds, and kill Snakemake while it runs."""
+    """Start a training, and end Snakemake while it runs; return the job's number."""
     toy.write(training_rule(**rule))
-    process = toy.start()
-    job = toy.await_starts(1, process)
-    toy.await_that(lambda: any(each["job_id"] for each in toy.records()), process)
-    process.send_signal(number)
-    process.wait()
+    driver = toy.start()
+    job = toy.await_training(1, driver)
+    driver.await_that(lambda: any(each["job_id"] for each in toy.records()))
+    driver.send_signal(number)
+    driver.finish()
     return job
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
-def test_a_running_job_is_taken_over(toy, number):
-    job = killed_while_training(toy, number, steps=80)
-    said = toy.succeed()
-    assert f"job {job}" in said and "taken over from an earlier start" in said
+def takes_over(toy, job):
+    """Assert that Snakemake, started again, waits for this job and starts no other."""
+    driver = toy.start()
+    driver.await_that(lambda: f"job {job} " in driver.said())
+    toy.let_finish()
+    said = driver.succeed()
+    assert "taken over from an earlier start" in said
     assert toy.starts() == [(0, job)]
     assert list(toy.jobs()) == [job]
     assert toy.records() == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_a_running_job_is_taken_over(toy, number):
+    takes_over(toy, killed_while_training(toy, number))
+
+
+def test_a_job_whose_number_was_never_noted_is_found_by_its_name(toy):
+    job = killed_while_training(toy)
+    folder = toy.folder / ".snakemake" / "submitit" / "jobs"
+    (path,) = folder.glob("*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "job_id": None}))
+    takes_over(toy, job)
+
+
 def test_a_job_that_ended_meanwhile_is_harvested_and_recorded(toy):
-    job = killed_while_training(toy, steps=30, params="version=1")
-    wait_for(lambda: toy.jobs()[job] == "COMPLETED")
+    job = killed_while_training(toy, params="version=1")
+    toy.let_finish()
+    toy.await_state(job, "COMPLETED")
     toy.succeed()
     assert toy.starts() == [(0, job)] and list(toy.jobs()) == [job]
     assert "Nothing to be done" in toy.succeed()
     # What it was made with is on record as well: other parameters make it again.
-    toy.write(training_rule(steps=30, params="version=2"))
-    (toy.folder / "train.state").unlink()
-    toy.succeed()
-    assert len(toy.starts()) == 2
+    toy.write(training_rule(params="version=2"))
+    assert "Params have changed" in toy.succeed("--dry-run")
 
 
-def test_a_job_that_failed_meanwhile_is_run_again(toy):
-    job = killed_while_training(toy, steps=50)
-    toy.cluster.run("scancel", job)
-    wait_for(lambda: toy.jobs()[job] == "CANCELLED")
+def test_a_job_that_failed_meanwhile_is_run_again(toy, cluster):
+    job = killed_while_training(toy)
+    cluster.run("scancel", job)
+    toy.await_state(job, "CANCELLED")
+    toy.let_finish()
     toy.succeed()
     assert len(toy.starts()) == 2
 
 
 def test_a_job_whose_parameters_have_changed_is_cancelled_and_begun_anew(toy):
-    job = killed_while_training(toy, steps=900, params="rate=1")
-    toy.write(training_rule(steps=40, params="rate=2"))
-    (toy.folder / "train.state").unlink(missing_ok=True)
+    """Also if SLURM does not hear of it the first time."""
+    job = killed_while_training(toy, params="rate=1")
+    toy.write(training_rule(steps=1, params="rate=2"))
+    (toy.folder / "scancel").write_text(
+        f'#!/bin/bash\nif [ -e {toy.folder}/heard ]; then exec /usr/bin/scancel "$@"; fi\n'
+        f"touch {toy.folder}/heard; exit 1\n"
+    )
+    (toy.folder / "scancel").chmod(0o700)
+    toy.environment["PATH"] = f"{toy.folder}:{toy.environment['PATH']}"
+    (toy.folder / "train.state").unlink()
     toy.succeed()
     assert toy.jobs()[job] == "CANCELLED"
     assert len(toy.jobs()) == 2
 
 
-def test_a_job_whose_number_was_never_noted_is_found_by_its_name(toy):
-    job = killed_while_training(toy, steps=80)
-    folder = toy.folder / ".snakemake" / "submitit" / "jobs"
-    (path,) = folder.glob("*.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "job_id": None}))
-    toy.succeed()
-    assert toy.starts() == [(0, job)] and list(toy.jobs()) == [job]
-
-
 def test_a_job_that_can_never_begin_is_replaced(toy):
     """Killed between sbatch and the file that tells the job what to do."""
-    toy.write(training_rule(steps=20, slurm_extra="--begin=now+60"))
-    process = toy.start()
-    toy.await_that(lambda: any(each["job_id"] for each in toy.records()), process)
-    process.kill()
-    process.wait()
+    toy.write(training_rule(steps=1, slurm_extra="--begin=now+600"))
+    driver = toy.start()
+    driver.await_that(lambda: any(each["job_id"] for each in toy.records()))
+    driver.kill()
     (job,) = toy.jobs()
     (toy.folder / ".snakemake" / "submitit" / f"{job}_submitted.pkl").unlink()
-    toy.write(training_rule(steps=20))
+    toy.write(training_rule(steps=1))
     toy.succeed()
     assert toy.jobs()[job] == "CANCELLED" and len(toy.starts()) == 1
 
 
-@pytest.mark.parametrize("after", [2, 12])
-def test_of_many_jobs_each_runs_once(toy, after):
+def test_of_many_jobs_each_runs_once_though_snakemake_is_killed_twice(toy):
+    """First while some are submitted, then when some have ended."""
     toy.write(MANY)
-    process = toy.start()
-    count = lambda: len((toy.folder / "ran.txt").read_text().split())  # noqa: E731
-    toy.await_that(lambda: (toy.folder / "ran.txt").exists() and count() >= after, process)
-    process.kill()
-    process.wait()
+    driver = toy.start()
+    driver.await_that(lambda: sum(bool(each["job_id"]) for each in toy.records()) >= 2)
+    driver.kill()
+    driver = toy.start()
+    for number in range(3):
+        (toy.folder / f"go{number}").touch()
+    driver.await_that(lambda: len(list(toy.folder.glob("out/*.txt"))) == 3)
+    driver.kill()
+    for number in range(8):
+        (toy.folder / f"go{number}").touch()
     toy.succeed()
-    ran = sorted(map(int, (toy.folder / "ran.txt").read_text().split()))
-    assert ran == list(range(24))
-    assert len(toy.jobs()) == 24
+    assert sorted(map(int, (toy.folder / "ran.txt").read_text().split())) == list(range(8))
+    assert len(toy.jobs()) == 8
 
 
 def test_a_group_that_runs_is_taken_over(toy):
-    toy.write(MANY.replace("range(24)", "range(6)"))
-    grouped = ("--groups", "one=small", "--group-components", "small=6")
-    process = toy.start(*grouped)
-    count = lambda: len((toy.folder / "ran.txt").read_text().split())  # noqa: E731
-    toy.await_that(lambda: (toy.folder / "ran.txt").exists() and count() >= 2, process)
-    process.kill()
-    process.wait()
+    toy.write(MANY.replace("range(8)", "range(4)"))
+    grouped = ("--groups", "one=small", "--group-components", "small=4")
+    driver = toy.start(*grouped)
+    (toy.folder / "go0").touch()
+    (toy.folder / "go1").touch()
+    driver.await_that((toy.folder / "out" / "1.txt").exists)
+    driver.kill()
+    (toy.folder / "go2").touch()
+    (toy.folder / "go3").touch()
     toy.succeed(*grouped)
-    ran = sorted(map(int, (toy.folder / "ran.txt").read_text().split()))
-    assert ran == list(range(6))
+    assert sorted(map(int, (toy.folder / "ran.txt").read_text().split())) == list(range(4))
     assert len(toy.jobs()) == 1
 
 
 def test_two_at_once_are_refused_in_one_line(toy):
-    toy.write(training_rule(steps=60))
-    process = toy.start()
-    toy.await_starts(1, process)
-    first = toy.output
-    code, said = toy.run()
-    assert code != 0
+    toy.write(training_rule())
+    driver = toy.start()
+    toy.await_training(1, driver)
+    said = toy.start().fail()
     (line,) = [each for each in said.splitlines() if each.startswith("Error: submitit: ")]
-    assert f"process {process.pid} on " in line and "already runs this workflow" in line
+    assert f"process {driver.process.pid} on " in line and "already runs this workflow" in line
     assert "Traceback" not in said
-    toy.output = first
-    toy.finish(process)
-    assert process.returncode == 0 and len(toy.starts()) == 1
+    toy.let_finish()
+    driver.succeed()
+    assert len(toy.starts()) == 1
 
 
 def test_ctrl_c_cancels_and_the_next_start_goes_on(toy):
-    toy.write(training_rule(steps=80))
-    process = toy.start()
-    job = toy.await_starts(1, process)
-    process.send_signal(signal.SIGINT)
-    process.wait(PATIENCE)
+    toy.write(training_rule())
+    driver = toy.start_process()
+    job = toy.await_training(1, driver)
+    driver.send_signal(signal.SIGINT)
+    assert "SIGINT is ignored" not in driver.finish()
+    toy.let_finish()
     said = toy.succeed()
     assert toy.jobs()[job] == "CANCELLED", said
     (_, first), (step, second) = toy.starts()
@@ -167,55 +174,53 @@ def test_ctrl_c_cancels_and_the_next_start_goes_on(toy):
 
 
 def test_ctrl_c_leaves_the_jobs_where_it_is_told_to(toy):
-    toy.write(training_rule(steps=80))
-    process = toy.start(on_interrupt="leave")
-    job = toy.await_starts(1, process)
-    process.send_signal(signal.SIGINT)
-    process.wait(PATIENCE)
-    assert "1 jobs go on" in toy.output.read_text()
-    time.sleep(1)
+    toy.write(training_rule())
+    driver = toy.start(on_interrupt="leave")
+    job = toy.await_training(1, driver)
+    driver.send_signal(signal.SIGINT)
+    assert "1 jobs go on" in driver.finish()
+    saved = toy.saved()
+    wait_for(lambda: toy.saved() > saved)
     assert toy.jobs()[job] == "RUNNING"
-    toy.succeed()
-    assert toy.starts() == [(0, job)]
+    takes_over(toy, job)
 
 
 def test_jobs_that_nobody_wants_any_more_are_named(toy):
-    job = killed_while_training(toy, steps=900)
-    toy.write(training_rule(name="other", steps=10))
-    said = toy.succeed("other.txt")
-    assert f"to cancel them: scancel {job}" in said
-    toy.cluster.run("scancel", job)
+    job = killed_while_training(toy)
+    toy.write(training_rule(name="other", steps=1))
+    assert f"to cancel them: scancel {job}" in toy.succeed("other.txt")
 
 
 def test_a_snakemake_with_another_profile_is_not_disturbed(toy):
-    toy.write("rule r:\n    output: 'r.txt'\n    shell: 'sleep 8; touch {output}'\n")
-    other = subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "--cores", "1"],
-        cwd=toy.folder, env=toy.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    locks = toy.folder / ".snakemake" / "locks"
-    wait_for(lambda: locks.is_dir() and any(locks.iterdir()))
-    code, said = toy.run()
-    assert code != 0 and "another Snakemake works in this directory" in said
-    assert "snakemake --unlock" in said
-    assert other.wait(PATIENCE) == 0
+    toy.write(
+        "rule r:\n    output: 'r.txt'\n"
+        "    shell: 'until [ -e go ]; do sleep 0.1; done; touch {output}'\n"
+    )
+    with forkserver.start(
+        "snakemake", "--cores", "1", cwd=toy.folder, env=toy.environment
+    ) as other:
+        locks = toy.folder / ".snakemake" / "locks"
+        wait_for(lambda: locks.is_dir() and any(locks.iterdir()))
+        said = toy.start().fail()
+        assert "another Snakemake works in this directory" in said
+        assert "snakemake --unlock" in said
+        (toy.folder / "go").touch()
+        assert other.wait() == 0
 
 
 def test_a_job_that_ends_while_snakemake_starts_is_recorded(toy):
     """Its outputs are there and its marks are not yet: Snakemake believes that it is done."""
-    toy.write(training_rule(steps=30, params="version=1") + SECOND)
-    process = toy.start("train.txt")
-    job = toy.await_starts(1, process)
-    process.kill()
-    process.wait()
-    wait_for(lambda: toy.jobs()[job] == "COMPLETED")
+    toy.write(training_rule(params="version=1") + SECOND)
+    driver = toy.start("train.txt")
+    job = toy.await_training(1, driver)
+    driver.kill()
+    toy.let_finish()
+    toy.await_state(job, "COMPLETED")
     marks = toy.folder / ".snakemake" / "incomplete"
     (mark,) = marks.iterdir()
     mark.unlink()  # as if Snakemake had looked just before it came back
     toy.succeed("second.txt")
     assert toy.records() == [] and list(marks.iterdir()) == []
     assert len(toy.starts()) == 1
-    (toy.folder / "train.state").unlink()
-    toy.write(training_rule(steps=30, params="version=2") + SECOND)
-    toy.succeed("second.txt")
-    assert len(toy.starts()) == 2  # it is on record with what it was made
+    toy.write(training_rule(params="version=2") + SECOND)
+    assert "Params have changed" in toy.succeed("--dry-run", "train.txt")  # it is on record

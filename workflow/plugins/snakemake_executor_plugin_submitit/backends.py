@@ -135,6 +135,10 @@ class _SlurmExecutor(submitit.SlurmExecutor):
         return ["env", *around, "sbatch", *self.further, str(submission_file_path)]
 
 
+_HEEDLESS = "trap '' USR2"
+"""First line of a batch script: SLURM may signal a short job at once, before its Python listens."""
+
+
 class SlurmBackend:
     """Jobs of SLURM, each one `sbatch` whose shell becomes the Python that runs the step."""
 
@@ -189,7 +193,7 @@ class SlurmBackend:
             "qos": request.qos,
             "constraint": request.constraint,
             "comment": request.comment,
-            "setup": [self._settings.setup] if self._settings.setup else None,
+            "setup": [_HEEDLESS, *([self._settings.setup] if self._settings.setup else [])],
             "stderr_to_stdout": True,
             "use_srun": False,
             "wckey": self._settings.wckey,

@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import json
+import os
 import shlex
+import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterable
@@ -56,6 +58,7 @@ class Executor(RemoteExecutor):
         self._wake = threading.Event()
         self._ending: list[tuple[Record, list[Any]]] = []
         self._sort_out_strangers()
+        _tell_of_ignored_interrupt(logger)
         super().__init__(workflow, logger)
         self.next_seconds_between_status_checks = settings.poll_interval
 
@@ -258,6 +261,17 @@ def _open(folder: Path, workflow: WorkflowExecutorInterface) -> Registry:
             "it, or if it has crashed: snakemake --unlock"
         )
     return registry
+
+
+def _tell_of_ignored_interrupt(logger: LoggerExecutorInterface) -> None:
+    """Say so where this process has inherited to ignore SIGINT, and what can be sent instead."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        pid = os.getpid()
+        logger.warning(
+            "submitit: SIGINT is ignored, as in the background of a script or under nohup: Ctrl-C "
+            f"and kill -INT do not end this Snakemake; kill -TERM {pid} lets it end when its jobs "
+            f"have, kill -KILL {pid} leaves them to the next start"
+        )
 
 
 def _is_ours(workflow: WorkflowExecutorInterface) -> bool:

@@ -271,12 +271,17 @@ class Tracker:
         )
 
     def _clear(self, job: Tracked) -> None:
-        if self._answered < job.since:
+        if self._answered <= max(job.since, job.last_answer):
             return
-        for record in job.in_the_way:
-            if record.job_id and self._statuses.get(record.job_id, GONE).is_alive:
-                self._ask_soon()
-                return
+        job.last_answer = self._answered
+        alive = [
+            each.job_id for each in job.in_the_way
+            if each.job_id and self._statuses.get(each.job_id, GONE).is_alive
+        ]  # fmt: skip
+        if alive:
+            self._backend.cancel(alive)  # the first time may not have reached SLURM
+            self._ask_soon()
+            return
         for record in job.in_the_way:
             self.forget(record)
         job.in_the_way = []

@@ -1,9 +1,8 @@
-"""The executor plugin: what it asks for, where it runs jobs, and what its parts decide."""
+"""The executor plugin: what it documents, what it asks for, and what its parts decide."""
 
 import ast
 import dataclasses
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,7 @@ from snakemake_executor_plugin_submitit.attempts import (
 from snakemake_executor_plugin_submitit.backends import is_refusal
 from snakemake_executor_plugin_submitit.registry import Record, Registry
 
-from tests.helpers.toy_workflow import Toy, message, training_rule
-
 PLUGIN = Path(resources.__file__).parent
-SIMPLE = "rule r:\n    output: 'r.txt'\n    resources: mem_mb=300, runtime=5\n    shell: {!r}\n"
 
 
 # --- documentation --------------------------------------------------------------------------------
@@ -58,19 +54,6 @@ def test_the_plugin_imports_nothing_of_this_project():
             names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name and name.split(".")[0] == "smt"], path
-
-
-def test_a_job_starts_without_collecting_garbage_and_runs_with_it(tmp_path):
-    """Importing Snakemake is most of a short job; a rule's own Python is like any other."""
-    toy = Toy(tmp_path, None)
-    toy.write(
-        "rule r:\n    output: 'r.txt'\n    resources: mem_mb=300, runtime=5\n    run:\n"
-        "        import gc\n"
-        "        with open(output[0], 'w') as file:\n"
-        "            print(gc.isenabled(), gc.get_freeze_count() > 10000, file=file)\n"
-    )
-    toy.succeed(cluster="local")
-    assert (tmp_path / "r.txt").read_text() == "True True\n"
 
 
 # --- resources ------------------------------------------------------------------------------------
@@ -144,6 +127,15 @@ def test_what_sbatch_says_is_told_apart(said, refused):
     assert is_refusal(said) is refused
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("signal_delay", 1), ("max_stalls", 0), ("poll_interval", 0)],
+)
+def test_a_setting_that_is_not_valid_is_named(setting, value):
+    with pytest.raises(ValueError, match=f"submitit-{setting.replace('_', '-')}.*valid: "):
+        ExecutorSettings(**{setting: value})
+
+
 # --- attempts -------------------------------------------------------------------------------------
 
 
@@ -214,67 +206,3 @@ def test_records_come_back_and_are_found_by_what_they_make(tmp_path):
     assert not record.covers(Record("x", "x", {"b.txt": "2", "c.txt": "1"}))
     registry.remove(record)
     assert Registry(tmp_path).all() == []
-
-
-# --- without SLURM --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("place", ["local", "debug"])
-def test_jobs_run_without_slurm(tmp_path, place):
-    toy = Toy(tmp_path / "toy", None)
-    toy.write(
-        "rule all:\n    input: expand('{i}.txt', i=range(3))\n"
-        + SIMPLE.format("echo made > {output}").replace("'r.txt'", "'{i}.txt'")
-    )
-    toy.succeed(cluster=place)
-    assert [(toy.folder / f"{i}.txt").read_text() for i in range(3)] == ["made\n"] * 3
-
-
-@pytest.mark.parametrize("place", ["local", "debug"])
-def test_a_failure_without_slurm_is_explained(tmp_path, place):
-    toy = Toy(tmp_path / "toy", None)
-    toy.write(SIMPLE.format("echo so it is; exit 3"))
-    code, said = toy.run(cluster=place)
-    assert code != 0
-    assert "FAILED (exit " in message(said)
-
-
-def test_a_local_job_is_taken_over(tmp_path):
-    toy = Toy(tmp_path / "toy", None)
-    toy.write(training_rule(steps=80))
-    process = toy.start(cluster="local")
-    toy.await_starts(1, process)
-    process.kill()
-    process.wait()
-    said = toy.succeed(cluster="local")
-    assert "taken over from an earlier start" in said
-    assert len(toy.starts()) == 1
-
-
-# --- several ranks --------------------------------------------------------------------------------
-
-RANKS = f"""
-rule r:
-    output: "r.txt"
-    resources: mem_mb=600, runtime=5, nodes=2, tasks_per_node=2, cpus_per_task=2, gpus_per_node=2
-    shell:
-        "echo once >> shell.txt; srun {sys.executable} -c '"
-        "import os; print(*[os.environ.get(name) for name in "
-        "(\\"SLURM_PROCID\\", \\"SLURM_NTASKS\\", \\"SLURMD_NODENAME\\", \\"SLURM_LOCALID\\", "
-        "\\"SLURM_CPUS_PER_TASK\\", \\"MASTER_ADDR\\", \\"MASTER_PORT\\")])' > {{output}}"
-"""
-
-
-@pytest.mark.xdist_group("cluster")
-def test_an_allocation_runs_the_command_once_and_srun_starts_all_ranks(tmp_path, cluster):
-    toy = Toy(tmp_path / "toy", cluster)
-    toy.write(RANKS)
-    toy.succeed()
-    assert (toy.folder / "shell.txt").read_text() == "once\n"
-    lines = sorted(line.split() for line in (toy.folder / "r.txt").read_text().splitlines())
-    assert [line[0] for line in lines] == ["0", "1", "2", "3"]
-    assert [line[2] for line in lines] == ["n1", "n1", "n2", "n2"]
-    assert [line[3] for line in lines] == ["0", "1", "0", "1"]
-    assert {(line[1], line[4], line[5]) for line in lines} == {("4", "2", "127.0.0.1")}
-    (port,) = {line[6] for line in lines}
-    assert 1024 < int(port) < 65536

@@ -1,0 +1,58 @@
+"""The executor plugin without SLURM: jobs in processes of this machine, or inside Snakemake's."""
+
+import pytest
+
+from tests.helpers.toy_workflow import Toy, training_rule
+
+JOB = """
+rule r:
+    output: '{i}.txt'
+    resources: mem_mb=300, runtime=5, download_slots=1, gpu=1
+    run:
+        import gc
+        with open(output[0], 'w') as file:
+            print(gc.isenabled(), gc.get_freeze_count() > 10000, file=file)
+"""
+FAILURE = "rule r:\n    output: 'r.txt'\n    resources: mem_mb=300\n    shell: 'echo so; exit 3'\n"
+
+
+@pytest.fixture
+def toy(tmp_path):
+    with Toy(tmp_path / "toy") as toy:
+        yield toy
+
+
+@pytest.mark.parametrize("place", ["local", "debug"])
+def test_jobs_run_without_slurm(toy, place):
+    """Jobs start without collecting garbage, as importing is most of a short one, and run with it.
+
+    Resources of the user's own, even of a name that looks misspelt, are no mistake if they have a
+    limit.
+    """
+    toy.write("rule all:\n    input: expand('{i}.txt', i=range(2))\n" + JOB)
+    toy.succeed("--resources", "download_slots=2", "gpu=4", cluster=place)
+    assert [(toy.folder / f"{i}.txt").read_text() for i in range(2)] == ["True True\n"] * 2
+
+
+@pytest.mark.parametrize("place", ["local", "debug"])
+def test_a_failure_without_slurm_is_explained(toy, place):
+    toy.write(FAILURE)
+    assert "FAILED (exit " in toy.fail(cluster=place)
+
+
+def test_a_setting_that_is_not_valid_is_named(toy):
+    toy.write(FAILURE)
+    said = toy.start(signal_delay=1).fail()
+    assert "submitit-signal-delay: 1 is too small; valid: 5 or more" in said
+
+
+def test_a_local_job_is_taken_over(toy):
+    toy.write(training_rule())
+    driver = toy.start(cluster="local")
+    toy.await_training(1, driver)
+    driver.kill()
+    driver = toy.start(cluster="local")
+    driver.await_that(lambda: "taken over from an earlier start" in driver.said())
+    toy.let_finish()
+    driver.succeed()
+    assert len(toy.starts()) == 1
