@@ -24,7 +24,7 @@ from tests.helpers.trainings import (
 )
 from tests.helpers.waiting import wait_for
 
-pytestmark = pytest.mark.xdist_group("cluster")
+pytestmark = pytest.mark.xdist_group("proof_on_nodes")  # their project has one run
 
 RUN = RUN_OF_DEMO
 REQUEST = Request(nodes=2, cpus=1, memory_mb=2500, minutes=10)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.trainings import edit_demo, shrink_demo
 
-pytestmark = pytest.mark.xdist_group("cluster")
+pytestmark = pytest.mark.xdist_group("trained_on_nodes")  # what they share is made once
 
 RUN = "results/demo/runs/imagenet1k_smt_tiny/seed0"
 
