@@ -1,0 +1,36 @@
+"""Batches of segmenters and detectors: what an image's augmentation is drawn from."""
+
+import pytest
+
+from smt.data.ade20k import ADE20KSplit
+from smt.data.downstream import segmentation_loader
+from tests.unit.data.test_ade20k import ADE20K, PROJECT
+
+DEMO = PROJECT.recipes["upernet_160k"]
+RECIPE = DEMO.model_copy(
+    update={
+        "global_batch": 4,
+        "device_batch": 2,
+        "schedule": DEMO.schedule.model_copy(update={"interval": 3}),
+    }
+)
+
+
+@pytest.fixture
+def split(tmp_path):
+    """A split whose three images are one picture."""
+    data = ADE20K(tmp_path)
+    return ADE20KSplit(data.root, "train", data.manifest())
+
+
+def augmented(split, epoch, seed=3):
+    """Return the bytes of each image of an epoch, in order."""
+    loader = segmentation_loader(split, RECIPE, seed=seed, rank=0, world_size=1, workers=0)
+    return [image.numpy().tobytes() for _, batch in loader.read(epoch) for image in batch.images]
+
+
+def test_a_picture_is_augmented_anew_wherever_it_comes(split):
+    every = [image for epoch in range(3) for image in augmented(split, epoch)]
+    every += augmented(split, 0, seed=4)
+    assert len(every) == 4 * 12 and len(set(every)) == len(every)
+    assert augmented(split, 0) == every[:12], "and alike each time that it is read"
