@@ -1,0 +1,58 @@
+"""A classifier as the training loop sees it."""
+
+import pytest
+import torch
+
+from smt.data import manifest
+from smt.engine.distributed import Ranks
+from smt.layout import Layout
+from smt.params import load_project
+from smt.spec import Run
+from smt.tasks.classify import Classification
+from tests.helpers import ROOT
+from tests.helpers.imagefolders import recipe_of, write_images
+
+RUN = Run(experiment="imagenet1k_smt_tiny", seed=0)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """The demo's smallest classifier on 16 images of 4 classes, one batch, with Mixup alone."""
+    folder = tmp_path_factory.mktemp("classify")
+    write_images(folder / "tiny" / "train", classes=4, per_class=4)
+    write_images(folder / "tiny" / "val", classes=4, per_class=2, seed=1)
+    project, plain = load_project(ROOT / "params", "demo"), recipe_of(device_batch=16)
+    augment = plain.augment.model_copy(update={"mixup": 0.8, "cutmix": 0.0, "mix_prob": 1.0})
+    counts = {"classes": 4, "train_images": 16, "val_images": 8}
+    dataset = project.datasets["imagenet1k"].model_copy(update={"root": "tiny", **counts})
+    project = project.model_copy(
+        update={
+            "datasets": {**project.datasets, "imagenet1k": dataset},
+            "recipes": {
+                **project.recipes, "imagenet1k": plain.model_copy(update={"augment": augment})
+            },
+        }
+    )  # fmt: skip
+    layout = Layout("demo", results=folder / "results", data=folder)
+    manifest.write(project, layout, "imagenet1k")
+    return Classification(project, layout, RUN, Ranks(0, 1, torch.device("cpu")), workers=0)
+
+
+def test_an_evaluation_is_without_drop_path_and_training_goes_on_with_it(task):
+    assert task.model.training
+    first = task.evaluate()
+    assert task.model.training
+    assert task.evaluate() == first and first.keys() == {"top1", "top5", "loss"}
+
+
+def shares(task, epoch):
+    """Return the parts that two mixed images have of each other, from the targets of a batch."""
+    (batch,) = task.batches(epoch, 0)
+    targets = batch.loss_inputs[1]
+    return {round(each, 5) for each in targets.unique().tolist()[1:-1]}
+
+
+def test_a_batch_is_mixed_anew_in_each_epoch(task):
+    every = [shares(task, epoch) for epoch in range(6)]
+    assert all(every) and shares(task, 0) == every[0]
+    assert len(set.union(*every)) == sum(map(len, every))
