@@ -47,6 +47,8 @@ FLAT_NAMES = {
     "unit/segmentation/test_metrics.py": "test_segmentation_metrics.py",
     "integration/data/test_verify.py": "test_data_verify.py",
     "cluster/test_slurm.py": "test_cluster.py",
+    "cluster/executor/test_ranks.py": "test_executor.py",
+    "integration/executor/test_local.py": "test_executor.py",
     "cluster/tasks/test_training.py": "test_cluster_training.py",
     "cluster/proof/test_proof.py": "test_proof_cluster.py",
 }
@@ -84,7 +86,9 @@ class Checkout:
 
     def files(self, tests: Iterable[str]) -> list[str]:
         """Return the files of tests as they are called here, those that there are."""
-        named = (FLAT_NAMES.get(each, Path(each).name) if self.is_flat else each for each in tests)
+        named = dict.fromkeys(
+            FLAT_NAMES.get(each, Path(each).name) if self.is_flat else each for each in tests
+        )
         return [f"tests/{each}" for each in named if (self.whole / "tests" / each).exists()]
 
     def outcome(self, mutation: Mutation) -> Outcome:

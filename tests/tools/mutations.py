@@ -13,11 +13,12 @@ REPORT = ("integration/report/test_tables.py", "integration/report/test_report.p
 TRAJECTORY = ("integration/report/test_trajectory.py",)
 STATUS = ("integration/status/test_status.py",)
 PLAN = ("integration/commands/test_plan.py",)
-DOCTOR = ("cluster/doctor/test_doctor.py",)
+DOCTOR = ("integration/doctor/test_doctor.py", "cluster/doctor/test_doctor.py")
 PARAMS = ("unit/test_params.py", "unit/test_fingerprint.py", "integration/dag/test_dag.py")
 EXECUTOR = (
-    "cluster/executor/test_executor.py", "cluster/executor/test_job_failures.py",
-    "cluster/executor/test_preemption.py", "cluster/executor/test_reattach.py",
+    "unit/executor/test_executor.py", "integration/executor/test_local.py",
+    "cluster/executor/test_job_failures.py", "cluster/executor/test_preemption.py",
+    "cluster/executor/test_reattach.py",
 )  # fmt: skip
 PROOF = ("integration/proof/test_proof.py", "cluster/proof/test_proof.py")
 DVC = ("integration/versioning/test_dvc.py", "integration/versioning/test_remotes.py")
@@ -163,12 +164,12 @@ MUTATIONS = (
         "after an evaluation a classifier stays in evaluation mode", "engine",
         "smt/tasks/classify.py",
         "        self.model.train()\n", "",
-        (*TASKS, *PROOF),
+        ("unit/tasks/test_classify.py", *TASKS, *PROOF),
     ),
     Mutation(
         "batches are mixed alike in every epoch", "engine", "smt/tasks/classify.py",
         'self._run.seed, "mix", *key)', 'self._run.seed, "mix", *key[1:])',
-        (*TASKS, "unit/data/test_augment.py"),
+        ("unit/tasks/test_classify.py", "unit/data/test_augment.py", *TASKS),
     ),
     # --- sampler and randomness ------------------------------------------------------------------
     Mutation(
@@ -197,13 +198,13 @@ MUTATIONS = (
     Mutation(
         "an image is augmented alike in every epoch", "data", "smt/data/loader.py",
         'reseed(self._seed, "augment", job.epoch, index)', 'reseed(self._seed, "augment", index)',
-        DATA,
+        (*DATA, "unit/data/test_augment.py"),
     ),
     Mutation(
         "a scene is augmented alike in every epoch", "data", "smt/data/downstream.py",
         'reseed(self._seed, "augment", job.epoch, job.step, job.chunk, place)',
         'reseed(self._seed, "augment", job.step, job.chunk, place)',
-        ("unit/data/test_scenes.py", "integration/tasks/test_downstream.py"),
+        ("unit/data/test_downstream.py", "integration/tasks/test_downstream.py"),
     ),
     Mutation(
         "new workers begin with the first batch again", "data", "smt/data/workers.py",
@@ -463,7 +464,7 @@ MUTATIONS = (
         "a command that cannot go on is killed before its time limit", "executor",
         f"{PLUGIN}/job_step.py",
         "if progress is None:", 'if progress == "":',
-        (EXECUTOR[2], EXECUTOR[1]),
+        EXECUTOR[3:1:-1],
     ),
     Mutation(
         "a job that ends while nobody looks is run again", "executor", f"{PLUGIN}/job_step.py",
