@@ -67,8 +67,20 @@ def models(draw):
     )
 
 
-@settings(max_examples=40, deadline=None)
-@given(model=models(), resolution=st.integers(32, 130), classes=st.integers(1, 30))
+ANYTHING = {
+    "model": models(), "resolution": st.integers(32, 130), "classes": st.integers(1, 30),
+}  # fmt: skip
+
+
+@settings(max_examples=6, deadline=None)
+@given(**ANYTHING)
+def test_some_models_at_some_resolutions(model, resolution, classes):
+    assert_equal(model, resolution, classes)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(**ANYTHING)
 def test_any_model_at_any_resolution(model, resolution, classes):
     assert_equal(model, resolution, classes)
 

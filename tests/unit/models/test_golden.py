@@ -21,16 +21,25 @@ NOTHING = 1e-12
 """What is 0 but for rounding, such as the gradient of a bias that softmax cancels."""
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+# The large variant is the base one with more blocks and channels, and takes as long as the others.
+@pytest.fixture(
+    scope="module",
+    params=[*list(VARIANTS)[:3], pytest.param("l", marks=pytest.mark.slow)],
+)
 def golden(request):
     return json.loads((GOLDEN / f"smt_{request.param}.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def filled(golden):
+    """The released state, which takes seconds to fill."""
+    return golden_fill.weights(golden["keys"])
+
+
 @pytest.fixture
-def model(golden):
+def model(golden, filled):
     network = zoo.build(MODELS[VARIANTS[golden["variant"]]], num_classes=1000).double()
-    state = golden_fill.weights(golden["keys"])
-    network.load_state_dict(released.from_released(state, network.state_dict(), Path("golden")))
+    network.load_state_dict(released.from_released(filled, network.state_dict(), Path("golden")))
     return network
 
 

@@ -52,7 +52,13 @@ def test_outputs_gradients_and_statistics_are_those_of_the_equations(name, size)
 
 
 @pytest.mark.parametrize("resolution", [224, 200])
-@pytest.mark.parametrize("name", SAME_ARCHITECTURE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "smt_large"))
+        for name in SAME_ARCHITECTURE
+    ],
+)
 def test_macs_are_half_of_the_operations_that_torch_counts(name, resolution):
     with torch.device("meta"):
         network = plain(PAPER[name]).eval()

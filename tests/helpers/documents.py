@@ -1,0 +1,83 @@
+"""The shell commands that the documents tell a reader to type."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.helpers import ROOT
+from tests.helpers.project_copy import ProjectCopy
+
+README = ROOT / "README.md"
+DOCUMENTS = (
+    README,
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "workflow" / "plugins").glob("*/README.md")),
+)
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+_COMMENT = re.compile(r"\s+# .*")
+_SETTING = "export "
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of a shell block, without its comment."""
+
+    place: str
+    """Document and line."""
+    text: str
+    settings: tuple[str, ...]
+    """What the block exports before it."""
+
+    @property
+    def script(self) -> str:
+        """Return what a shell is given."""
+        return "\n".join((*self.settings, self.text))
+
+
+def blocks(document: Path, language: str) -> list[tuple[int, str]]:
+    """Return the fenced blocks of a language, each with the line that it begins in."""
+    text = document.read_text()
+    return [
+        (text[: found.start()].count("\n") + 2, found[2])
+        for found in _FENCE.finditer(text)
+        if found[1] == language
+    ]
+
+
+def commands() -> list[Command]:
+    """Return every command in a `bash` block of the documents, in their order."""
+    found = []
+    for document in DOCUMENTS:
+        for start, block in blocks(document, "bash"):
+            settings: tuple[str, ...] = ()
+            for number, line in enumerate(block.splitlines(), start):
+                text = _COMMENT.sub("", line).strip()
+                if text.startswith(_SETTING):
+                    settings += (text,)
+                elif text and not text.startswith("#"):
+                    found.append(Command(f"{document.relative_to(ROOT)}:{number}", text, settings))
+    return found
+
+
+def unnamed_blocks() -> list[str]:
+    """Return the places of blocks that do not say their language: nothing would run them."""
+    return [
+        f"{document.relative_to(ROOT)}:{line}"
+        for document in DOCUMENTS
+        for line, _ in blocks(document, "")
+    ]
+
+
+def follow_example(project: ProjectCopy) -> ProjectCopy:
+    """Return a project with the README's worked example in its params."""
+    for _, block in blocks(README, "yaml"):
+        place, text = block.split("\n", 1)
+        found = re.match(r"# params/(\w+\.yaml), ", place)
+        assert found, place
+        if place.endswith("at the end"):
+            path = project.folder / "params" / found[1]
+            path.write_text(path.read_text() + text)
+        else:
+            row = '      - {label: "2", experiment: ablation_heads_2}\n'
+            project.edit(found[1], row, row + text)
+    return project

@@ -1,0 +1,31 @@
+"""A scale of params made as small as scale smoke, under its own name."""
+
+from pathlib import Path
+
+import yaml
+
+from smt.params import _merge as merge
+
+SMOKE = "smoke"
+OWN = ("title", "notice")
+
+
+def make_small(params: Path, scale: str) -> None:
+    """Give `scale` all that scale smoke has; only its name, title and notice stay its own."""
+
+    def change_scales(content):
+        smoke = {key: value for key, value in content[SMOKE].items() if key != "base"}
+        own = {key: content[scale][key] for key in OWN}
+        content[scale] = merge(merge(content[content[SMOKE]["base"]], smoke), own)
+
+    def change_cluster(content):
+        content["scales"][scale] = content["scales"][SMOKE]
+
+    _change(params / "scales.yaml", change_scales)
+    _change(params / "cluster.yaml", change_cluster)
+
+
+def _change(path, change):
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))

@@ -1,0 +1,276 @@
+"""Every command in a shell block of the documents is typed, in a project that has what it needs.
+
+NEEDS says for each of them what that is. What only reads or plans runs in `make test`; what trains,
+serves or submits runs in `make test-all`.
+"""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from smt.errors import EXIT_DATA
+from tests.helpers import forkserver
+from tests.helpers.documents import Command, commands, follow_example, unnamed_blocks
+from tests.helpers.finished_project import CHILD, RUNS, run_dir
+from tests.helpers.project_copy import ProjectCopy
+from tests.helpers.shrink import keep
+from tests.helpers.small_scale import make_small
+from tests.helpers.small_suite import Suite, add_environment
+from tests.helpers.versioned import SCALE, Versioned
+from tests.helpers.waiting import PATIENCE, wait_for_answer
+
+pytestmark = pytest.mark.xdist_group("documents")  # what they share is made once
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a command needs, and how it ends."""
+
+    where: str
+    """Name of the fixture that gives its project."""
+    code: int = 0
+    without: tuple[str, int] | None = None
+    """Experiment and seed whose results are removed before, where the project has them."""
+    serves: bool = False
+    """It goes on until it is stopped."""
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.slow,)
+
+
+def needs_params(code: int = 0) -> Need:
+    """Params alone: nothing is made, there are no data. What runs there runs in `make test`."""
+    return Need("bare", code, marks=())
+
+
+def needs_results(without: str | None = None) -> Need:
+    """A project at smoke scale in which everything is made and recorded in DVC."""
+    return Need("finished_copy", without=without and (without, 0))
+
+
+def reads_results() -> Need:
+    """The same for a command of a few seconds: it runs in `make test`."""
+    return Need("finished_copy", marks=())
+
+
+def needs_a_clone() -> Need:
+    """A clone of that project, with DVC's remote in reach."""
+    return Need("clone")
+
+
+def needs_a_checkout() -> Need:
+    """A checkout with Makefile and environment, in which the demo is of smoke scale's size."""
+    return Need("checkout")
+
+
+def needs_a_suite() -> Need:
+    """A checkout whose tests are four, one of each kind."""
+    return Need("suite")
+
+
+def needs_slurm() -> Need:
+    """A project on a cluster, whose scales are of smoke scale's size."""
+    return Need("on_cluster", marks=(pytest.mark.slow, pytest.mark.cluster))
+
+
+def needs_a_server() -> Need:
+    """A finished project; the command answers at a port of the test's own, and is stopped."""
+    return Need("finished_copy", serves=True, marks=(pytest.mark.slow, pytest.mark.servers))
+
+
+RETINANET = "coco_retinanet_smt_small"
+SMT_T = "imagenet1k_smt_tiny"
+
+NEEDS = {
+    "make demo": needs_a_checkout(),
+    "make reproduce": needs_a_checkout(),
+    "make check": needs_a_suite(),
+    "make test": needs_a_suite(),
+    "make test-all": needs_a_suite(),
+    "smt check": needs_params(),
+    "snakemake --profile local -n all": needs_params(),
+    "snakemake --profile local -n tables": needs_params(),
+    f"snakemake --profile local -n {SMT_T}": needs_params(),
+    "snakemake --profile local -n results/demo/tables/imagenet22k.md": needs_params(),
+    f"snakemake --profile local -n results/demo/runs/{SMT_T}/seed0/metrics.json": needs_params(),
+    "snakemake --profile local -n detection segmentation": needs_params(),
+    "snakemake --profile local -n ablation_heads_3": needs_params(),
+    "snakemake -n all --config scale=paper": needs_params(),
+    "smt sync": needs_params(),
+    "smt tables": needs_params(),
+    "smt figures": needs_params(),
+    "smt report": needs_params(),
+    "smt profile --scale paper": needs_params(),
+    "smt data check --scale paper": needs_params(EXIT_DATA),
+    "smt plan": needs_params(),
+    "smt status": needs_params(),
+    "smt doctor": needs_slurm(),
+    "snakemake --profile slurm all --config scale=demo": needs_slurm(),
+    "snakemake --profile slurm all": needs_slurm(),
+    "snakemake --executor submitit --jobs 100 --default-resources slurm_partition=gpu": Need(
+        "workflow_of_one_rule", marks=(pytest.mark.slow, pytest.mark.cluster)
+    ),
+    f"smt train {RETINANET}": needs_results(without=RETINANET),
+    f"smt evaluate {RETINANET}": needs_results(),
+    f"smt prove {RETINANET} --kills 3": needs_results(),
+    f"smt train {SMT_T} --seed 0": needs_results(without=SMT_T),
+    f"smt evaluate {SMT_T} --seed 0": needs_results(),
+    "smt ui": needs_a_server(),
+    "snakemake --profile local proof": needs_a_checkout(),
+    f"smt prove {SMT_T} --kills 20": needs_results(),
+    "smt checkpoint results/demo/runs": reads_results(),
+    f"smt sync --register --experiment {SMT_T}": reads_results(),
+    "smt verify": reads_results(),
+    "smt verify --evaluate": needs_results(),
+    'smt why imagenet22k "SMT-L at 384"': reads_results(),
+    f"smt why imagenet1k {SMT_T}": reads_results(),
+    "smt release": reads_results(),
+    "smt dvc record": reads_results(),
+    "dvc push": reads_results(),
+    "dvc repro": needs_results(),
+    "smt dvc restore": needs_a_clone(),
+    f"smt dvc restore {SMT_T}": needs_a_clone(),
+    "dvc params diff": reads_results(),
+    "dvc metrics diff": reads_results(),
+    "dvc plots show": reads_results(),
+}
+
+COMMANDS = {command.text: command for command in reversed(commands())}
+
+
+# --- where they are typed -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder and an environment in which a reader types."""
+
+    folder: Path
+    environment: Mapping[str, str]
+
+    def type(self, script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-euc", script],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True,
+        )  # fmt: skip
+
+
+def forked(project: ProjectCopy, **environment: str) -> Place:
+    """Return a place where commands begin as forks, and so do those that they start."""
+    env = forkserver.with_forked_commands(project.environment(**environment))
+    return Place(project.folder, env)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return forked(follow_example(ProjectCopy(tmp_path_factory.mktemp("bare") / "project")))
+
+
+@pytest.fixture
+def finished_copy(finished, tmp_path):
+    project = finished.copied(tmp_path / "project")
+    (project.folder / "results" / "demo").symlink_to(SCALE)  # where the README has them
+    yield forked(project)
+    shutil.rmtree(project.folder)
+
+
+@pytest.fixture
+def clone(finished, tmp_path):
+    project = finished.cloned(tmp_path / "project")
+    (project.folder / "dvc-remote").symlink_to(finished.folder / "dvc-remote")
+    return forked(project)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Some of every kind of experiment are left, all that `make demo` trains among them."""
+    project = Versioned(tmp_path / "project")
+    keep(project.folder / "params", {name for name, _ in RUNS} - {CHILD})
+    make_small(project.folder / "params", "demo")
+    add_environment(project.folder)
+    place = forked(project, SMT_SCALE="demo")
+    commands = Path(place.environment[forkserver.COMMANDS])
+    for path in commands.iterdir():
+        (project.folder / ".venv/bin" / path.name).symlink_to(path)
+    return place
+
+
+@pytest.fixture
+def suite(tmp_path):
+    project = Suite(tmp_path / "project")
+    return Place(project.folder, project.environment())
+
+
+@pytest.fixture(scope="module")
+def on_cluster(tmp_path_factory, cluster):
+    project = ProjectCopy(tmp_path_factory.mktemp("on_cluster") / "project")
+    keep(project.folder / "params", {SMT_T})
+    for scale in ("demo", "paper"):
+        make_small(project.folder / "params", scale)
+    return Place(project.folder, _with(project, cluster))
+
+
+@pytest.fixture
+def workflow_of_one_rule(tmp_path, cluster):
+    (tmp_path / "Snakefile").write_text(
+        "rule one:\n    output: 'one.txt'\n    shell: 'date > {output}'\n"
+    )
+    return Place(tmp_path, _with(ProjectCopy(tmp_path / "project"), cluster))
+
+
+def _with(project, cluster):
+    path = project.environment()["PATH"]
+    return {**project.environment(**cluster.environment()), "PATH": path}
+
+
+# --- typing them ----------------------------------------------------------------------------------
+
+
+def test_every_command_of_the_documents_is_typed_here():
+    missing = [f"{each.place}: {each.text}" for text, each in COMMANDS.items() if text not in NEEDS]
+    assert not missing, "say in NEEDS what these need"
+    assert set(NEEDS) <= set(COMMANDS), "these stand in no document any more"
+    assert len(COMMANDS) > 40
+    assert not unnamed_blocks()
+
+
+CASES = [
+    pytest.param(command, need, id=text, marks=need.marks)
+    for text, command in COMMANDS.items()
+    if (need := NEEDS.get(text)) is not None
+]
+
+
+@pytest.mark.parametrize(("command", "need"), CASES)
+def test_a_command_does_what_it_is_there_for(command: Command, need: Need, request):
+    place: Place = request.getfixturevalue(need.where)
+    if need.without:
+        shutil.rmtree(run_dir(place, *need.without))
+    if need.serves:
+        return _answers(command, place)
+    done = place.type(command.script)
+    assert done.returncode == need.code, f"{command.place}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    if need.without:
+        assert (run_dir(place, *need.without) / "metrics.json").exists()
+
+
+def _answers(command, place):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = place.folder / "server.log"
+    environment = {**place.environment, "PATH": ProjectCopy.environment(place)["PATH"]}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            ["bash", "-euc", f"exec {command.text} --port {port}"],
+            cwd=place.folder, env=environment, stdout=file, stderr=file,
+        )  # fmt: skip
+    try:
+        wait_for_answer(f"http://127.0.0.1:{port}/health", process, log)
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)

@@ -1,0 +1,60 @@
+"""tests/README.md: what the README promises is held by tests that are there."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+from tests.helpers import ROOT
+from tests.helpers.documents import README
+
+TESTS = ROOT / "tests"
+TABLE = (TESTS / "README.md").read_text()
+NAMED = re.findall(r"`([\w/]+\.py)::(test_\w+)`", TABLE)
+
+
+@cache
+def names_in(path: Path) -> set[str]:
+    """Return the names of the tests in a file."""
+    tree = ast.parse(path.read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def headings(text: str, level: str) -> list[str]:
+    """Return the headings of a level, without shell blocks, where `#` begins a comment."""
+    return re.findall(rf"^{level} (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+
+
+def test_every_test_that_holds_a_promise_is_there():
+    assert len(NAMED) > 100
+    gone = [
+        f"{file}::{name}"
+        for file, name in NAMED
+        if not (TESTS / file).exists() or name not in names_in(TESTS / file)
+    ]
+    assert not gone, "name in tests/README.md what holds these promises now"
+
+
+def test_every_section_of_the_readme_has_its_promises_in_the_table():
+    text = README.read_text().split("<!-- demo tables")[0]
+    assert headings(TABLE, "###") == [*headings(text, "#"), *headings(text, "##")]
+
+
+def test_every_row_names_a_test():
+    promises = TABLE[TABLE.index("\n## What the README promises") :]
+    rows = [line for line in promises.splitlines() if line.startswith("| ")]
+    assert [row for row in rows if "::test_" not in row] == ["| promise | test |"] * (
+        rows.count("| promise | test |")
+    )
+
+
+def test_every_marker_and_shared_fixture_is_described():
+    markers = re.findall(r'^    "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert set(markers) <= set(re.findall(r"^\| `(\w+)` \|", TABLE, re.M))
+    fixtures = set()
+    for path in (TESTS / "conftest.py", *(TESTS / "helpers").glob("*_fixtures.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                if any("fixture" in ast.unparse(each) for each in node.decorator_list):
+                    fixtures.add(node.name)
+    assert fixtures <= set(re.findall(r"^\| `(\w+)` \|", TABLE, re.M))
