@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from tests.helpers import ROOT, forkserver
-from tests.helpers.slurm import Cluster, missing_packages, missing_programs
+from tests.helpers.debian import require_slurm
+from tests.helpers.slurm import Cluster
 
 pytest_plugins = (
     "tests.helpers.finished_fixtures",
     "tests.helpers.tracking_fixtures",
     "tests.helpers.trained_fixtures",
-    "tests.helpers.versioned_fixtures",
 )
 
 DEMO_DATA = ("imagenet1k", "imagenet22k", "class_map:imagenet22k_to_1k", "coco", "ade20k")
@@ -159,15 +159,7 @@ def cluster(tmp_path_factory, worker_id):
 
     Without SLURM they are reported as not run; in continuous integration they fail.
     """
-    missing = missing_programs()
-    if missing:
-        reason = (
-            f"SLURM is not installed: {', '.join(missing)} missing "
-            f"(apt-get install {' '.join(missing_packages())})"
-        )
-        if os.environ.get("CI") or os.environ.get("SMT_REQUIRE_SLURM"):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    require_slurm()
     shared = tmp_path_factory.getbasetemp()
     template = (shared if worker_id == "master" else shared.parent) / "slurm_database"
     with Cluster(tmp_path_factory.mktemp("slurm"), tied=True, template=template) as cluster:

@@ -11,10 +11,17 @@ import psutil
 import pytest
 
 from tests.helpers import ROOT
-from tests.helpers.slurm import ACCOUNT, NODES, Cluster, ClusterError, Settings
+from tests.helpers.debian import require_slurm
+from tests.helpers.slurm import (
+    ACCOUNT,
+    NODES,
+    Cluster,
+    ClusterError,
+    Settings,
+    configuration,
+    programs,
+)
 from tests.helpers.waiting import wait_for
-
-pytestmark = pytest.mark.xdist_group("cluster")
 
 
 def submit(cluster, folder, command, *options):
@@ -57,10 +64,7 @@ def empty(request):
     """No job is left from one test to the next."""
     yield
     if "cluster" in request.fixturenames:
-        cluster = request.getfixturevalue("cluster")
-        cluster.run("scancel", "--me", check=False)
-        while cluster.run("squeue", "-h", "--me").stdout:
-            time.sleep(0.1)
+        request.getfixturevalue("cluster").cancel_all()
 
 
 def test_both_nodes_are_idle(cluster):
@@ -216,20 +220,27 @@ def test_two_clusters_know_nothing_of_each_other(cluster, second, tmp_path):
 
 def test_another_process_ends_what_a_crashed_one_left(second):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.cluster", "stop", "--folder", str(second.folder.path)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.helpers.slurm",
+        "stop",
+        "--folder",
+        str(second.folder.path),
+    ]
     subprocess.run(command, check=True, cwd=ROOT, env=environment)
     assert processes_in(second.folder.path) == []
 
 
 def test_a_tied_cluster_ends_with_its_process_even_if_that_is_killed(cluster, tmp_path):
     program = (
-        "import sys, time, pathlib; from cluster import Cluster, Settings\n"
+        "import sys, time, pathlib; from tests.helpers.slurm import Cluster, Settings\n"
         "Cluster(pathlib.Path(sys.argv[1]), Settings(accounting=False), tied=True).start()\n"
         "print('started', flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "tied")],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert owner.stdout.readline() == "started\n"
     assert len(Cluster(tmp_path / "tied").pids()) == 4
@@ -254,7 +265,7 @@ def test_a_reused_process_id_is_left_alone(second):
 
 
 def test_a_daemon_that_does_not_start_is_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("cluster.configuration.NAME", "a name with spaces = nonsense")
+    monkeypatch.setattr(configuration, "NAME", "a name with spaces = nonsense")
     cluster = Cluster(tmp_path / "broken", Settings(accounting=False))
     with pytest.raises(ClusterError) as caught:
         cluster.start()
@@ -263,28 +274,34 @@ def test_a_daemon_that_does_not_start_is_one_clear_line(tmp_path, monkeypatch):
     assert processes_in(cluster.folder.path) == []
 
 
-@pytest.mark.parametrize(
-    ("variable", "outcome"),
-    [(None, "1 skipped"), ("CI", "1 error"), ("SMT_REQUIRE_SLURM", "1 error")],
-)
-def test_where_slurm_is_hidden_its_tests_are_named_as_not_run_or_fail(tmp_path, variable, outcome):
-    (tmp_path / "hide.py").write_text("import cluster.programs as p; p.SEARCH_PATH = '/nowhere'")
+def test_where_slurm_is_hidden_its_tests_are_named_as_not_run(tmp_path):
+    (tmp_path / "hide.py").write_text(
+        "import tests.helpers.slurm.programs as programs; programs.SEARCH_PATH = '/nowhere'"
+    )
     kept = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("PYTEST_", "CI", "SMT_"))
     }
-    path = f"{tmp_path}{os.pathsep}{ROOT / 'tests'}"
-    name = "test_cluster.py::test_both_nodes_are_idle"
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    name = "tests/cluster/test_slurm.py::test_both_nodes_are_idle"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "hide", "--no-fold-skipped", f"tests/{name}"],
-        cwd=ROOT, env={**kept, "PYTHONPATH": path, **({variable: "true"} if variable else {})},
-        capture_output=True, text=True,
+        [sys.executable, "-m", "pytest", "-p", "hide", "--no-fold-skipped", name],
+        cwd=ROOT, env={**kept, "PYTHONPATH": path}, capture_output=True, text=True,
     )  # fmt: skip
-    assert outcome in done.stdout.splitlines()[-1]
+    assert "1 skipped" in done.stdout.splitlines()[-1]
     assert name in done.stdout.splitlines()[-2]
     for part in ("SLURM is not installed: munged, sbatch", "apt-get install munge slurm-client"):
         assert part in done.stdout
+
+
+@pytest.mark.parametrize("variable", ["CI", "SMT_REQUIRE_SLURM"])
+def test_where_slurm_is_required_a_test_without_it_fails(monkeypatch, variable):
+    monkeypatch.setattr(programs, "SEARCH_PATH", "/nowhere")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(pytest.fail.Exception, match="SLURM is not installed: munged, sbatch"):
+        require_slurm()
 
 
 def test_a_folder_of_something_else_is_never_emptied(tmp_path):

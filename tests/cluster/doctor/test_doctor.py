@@ -1,49 +1,18 @@
-"""`smt doctor`: what it says where all is well, and where something really is not."""
+"""`smt doctor` on a cluster: what it says where all is well, and where something really is not."""
 
 import getpass
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
-from smt import params
-from smt.doctor import storage
-from smt.doctor.slurm import minutes
 from tests.helpers import ROOT
+from tests.helpers.doctor_report import Report, doctor
 from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.slurm import Cluster, Settings
-from tests.helpers.waiting import PATIENCE, wait_for_answer
-
-LINE = re.compile(r"(ok|warning|error)\s+(slurm|[a-z]+(?: [a-z]+)?)\s{2,}(.+)")
-ON_A_CLUSTER = pytest.mark.xdist_group("cluster")
-
-
-class Report:
-    """What a run of `smt doctor` printed."""
-
-    def __init__(self, done):
-        self.code, self.stderr = done.returncode, done.stderr
-        *lines, self.verdict = done.stdout.splitlines() or [""]
-        self.found = [LINE.fullmatch(line).groups() for line in lines]
-
-    def of(self, subject):
-        """Return level and text of the one finding on `subject`."""
-        ((level, text),) = [(level, text) for level, name, text in self.found if name == subject]
-        return level, text
-
-    @property
-    def subjects(self):
-        return {name for _, name, _ in self.found}
-
-    @property
-    def errors(self):
-        return {name for level, name, _ in self.found if level == "error"}
+from tests.helpers.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +23,11 @@ def project(tmp_path_factory):
     return project
 
 
-def doctor(project, *arguments, cluster=None, prefix=(), **environment):
-    """Run `smt doctor` as a user of `cluster` does."""
-    kept = cluster.environment() if cluster else {**os.environ, "SLURM_CONF": "/nowhere"}
-    kept = {name: value for name, value in kept.items() if not name.startswith(("SMT_", "MLFLOW"))}
-    return Report(
-        subprocess.run(
-            [*prefix, sys.executable, "-m", "smt", "doctor", *arguments],
-            cwd=project.folder, env={**kept, **environment}, capture_output=True, text=True,
-        )
-    )  # fmt: skip
-
-
 def rehearsal(project, cluster, *arguments, **options):
     """Run it for the demo's launch, which this cluster can take."""
     return doctor(project, "--scale", "demo", *arguments, cluster=cluster, **options)
 
 
-@ON_A_CLUSTER
 def test_before_a_rehearsal_on_a_cluster_all_is_well(project, cluster):
     report = rehearsal(project, cluster)
     assert (report.code, report.stderr, report.errors) == (0, "", set())
@@ -90,7 +46,6 @@ def test_before_a_rehearsal_on_a_cluster_all_is_well(project, cluster):
     assert cluster.run("squeue", "-h").stdout == ""
 
 
-@ON_A_CLUSTER
 @pytest.mark.parametrize(
     ("arguments", "environment", "source"),
     [
@@ -111,7 +66,6 @@ def test_a_wrong_partition_is_named_with_who_chose_it(
     assert report.verdict == "not ready: 1 error, 0 warnings"
 
 
-@ON_A_CLUSTER
 def test_a_partition_that_is_down(project, cluster):
     cluster.run("scontrol", "update", "partitionname=cancel", "state=down")
     try:
@@ -122,7 +76,6 @@ def test_a_partition_that_is_down(project, cluster):
     assert "its state is DOWN" in report.of("partition")[1]
 
 
-@ON_A_CLUSTER
 @pytest.mark.parametrize(
     ("arguments", "environment", "source"),
     [
@@ -141,13 +94,11 @@ def test_a_wrong_account_is_named_with_who_chose_it(
     )
 
 
-@ON_A_CLUSTER
 def test_the_right_account_is_taken(project, cluster):
     report = rehearsal(project, cluster, "--no-job", "--account", "research")
     assert report.of("account") == ("ok", "research (--account)")
 
 
-@ON_A_CLUSTER
 def test_more_gpus_than_a_node_has_are_refused(project, cluster):
     """The paper's trainings ask for 8 of a node; these have 4."""
     report = doctor(project, "--no-job", cluster=cluster)
@@ -158,7 +109,6 @@ def test_more_gpus_than_a_node_has_are_refused(project, cluster):
     assert "params/cluster.yaml" in refused[0]
 
 
-@ON_A_CLUSTER
 def test_a_time_limit_below_what_trainings_ask_for(project, cluster):
     """SLURM itself takes such a job, and lets it wait for ever."""
     cluster.run("scontrol", "update", "partitionname=gpu", "maxtime=12")
@@ -172,7 +122,6 @@ def test_a_time_limit_below_what_trainings_ask_for(project, cluster):
     )
 
 
-@ON_A_CLUSTER
 @pytest.mark.parametrize(
     ("partition", "text"),
     [
@@ -187,7 +136,6 @@ def test_what_preemption_does_in_each_partition(project, cluster, partition, tex
     assert report.of("preemption") == ("ok", text)
 
 
-@ON_A_CLUSTER
 def test_a_limit_on_jobs_below_what_snakemake_submits(project, cluster):
     limit = ["sacctmgr", "-i", "modify", "user", getpass.getuser(), "set"]
     cluster.run(*limit, "maxsubmitjobs=7")
@@ -200,7 +148,6 @@ def test_a_limit_on_jobs_below_what_snakemake_submits(project, cluster):
     assert "allows 7 submitted jobs, and Snakemake may submit 100; set jobs: 7" in text
 
 
-@ON_A_CLUSTER
 def test_a_results_folder_that_only_this_machine_has(project, cluster, tmp_path):
     """A file system that is mounted for smt alone, as a disk of the login node's own."""
     own = tmp_path / "own"
@@ -216,7 +163,6 @@ def test_a_results_folder_that_only_this_machine_has(project, cluster, tmp_path)
     assert text.endswith("give a folder that is on a shared disk: SMT_RESULTS")
 
 
-@ON_A_CLUSTER
 def test_other_code_on_the_node_than_here(project, cluster, tmp_path):
     """Here smt is a changed copy, which the job, without this environment, does not get."""
     shutil.copytree(ROOT / "smt", tmp_path / "smt")
@@ -230,7 +176,6 @@ def test_other_code_on_the_node_than_here(project, cluster, tmp_path):
     assert "smt/engine/optim.py has changed" in text
 
 
-@ON_A_CLUSTER
 def test_a_python_that_only_this_machine_has(project, cluster, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
@@ -250,17 +195,15 @@ def test_a_python_that_only_this_machine_has(project, cluster, tmp_path):
     assert "not found" in report.of("environment")[1]
 
 
-@ON_A_CLUSTER
 def test_a_job_that_waits_too_long_is_cancelled_and_said(project, cluster, tmp_path):
     hold = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
-    cluster.run(*hold, "--parsable", "--wrap=sleep 600")
-    while "R" not in cluster.run("squeue", "-h", "-o", "%t").stdout:
-        time.sleep(0.1)
+    cluster.run(*hold, "--wrap=sleep 600")
+    wait_for(lambda: "R" in cluster.run("squeue", "-h", "-o", "%t").stdout)
     try:
         report = rehearsal(project, cluster, "--wait", "2")
     finally:
         waiting = cluster.run("squeue", "-h", "--name=smt-doctor").stdout
-        cluster.run("scancel", "--me")
+        cluster.cancel_all()
     assert report.code == 0
     level, text = report.of("node")
     assert level == "warning"
@@ -268,7 +211,6 @@ def test_a_job_that_waits_too_long_is_cancelled_and_said(project, cluster, tmp_p
     assert waiting == ""
 
 
-@ON_A_CLUSTER
 def test_a_cluster_that_keeps_the_signal_to_save_to_itself_then_none(
     project, cluster, tmp_path_factory
 ):
@@ -286,118 +228,3 @@ def test_a_cluster_that_keeps_the_signal_to_save_to_itself_then_none(
     assert (gone.code, gone.errors) == (2, {"slurm"})
     assert "the controller does not answer" in gone.of("slurm")[1]
     assert "data" in gone.subjects and "partition" not in gone.subjects
-
-
-def test_on_a_laptop_without_slurm_the_rest_is_checked(project, tmp_path):
-    report = doctor(project, "--scale", "demo", PATH=str(tmp_path))
-    assert (report.code, report.stderr) == (2, "")
-    assert report.of("slurm") == (
-        "error",
-        "not on this machine: sbatch, squeue, scancel, scontrol; run this where jobs are submitted "
-        "(a login node), or try a cluster of your own: make cluster",
-    )
-    assert report.subjects == {"slurm", "data", "disk", "mlflow"}
-
-
-def test_data_that_nobody_brought_is_named(project, tmp_path):
-    report = doctor(project, PATH=str(tmp_path))
-    missing = [text for level, name, text in report.found if (level, name) == ("error", "data")]
-    assert missing[0].startswith("not found: data/imagenet1k/train/ of imagenet1k; give the folder")
-
-
-def test_a_disk_too_small_for_the_runs(project, small_disk, tmp_path):
-    report = doctor(project, "--scale", "demo", PATH=str(tmp_path), SMT_RESULTS=str(small_disk))
-    level, text = report.of("disk")
-    assert level == "error"
-    assert re.match(rf"0\.008\d+ GB free in {small_disk}, where 32 runs take about 0\.\d+ GB", text)
-
-
-def test_a_results_folder_that_cannot_be_written(project, read_only_folder, tmp_path):
-    report = doctor(
-        project, "--scale", "demo", PATH=str(tmp_path), SMT_RESULTS=str(read_only_folder)
-    )
-    assert report.of("disk")[0] == "error"
-    assert report.of("mlflow")[0] == "error"
-
-
-def test_an_mlflow_server_that_runs_and_then_does_not(project, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "smt", "ui", "--scale", "demo", "--port", str(port)]
-    environment = {**os.environ, "SMT_RESULTS": str(tmp_path / "results")}
-    ask = {"PATH": str(tmp_path), "MLFLOW_TRACKING_URI": f"http://user:secret@127.0.0.1:{port}"}
-    with (tmp_path / "ui.log").open("w") as log:
-        ui = subprocess.Popen(command, cwd=project.folder, env=environment, stdout=log, stderr=log)
-    try:
-        wait_for_answer(f"{url}/health", ui, tmp_path / "ui.log")
-        runs = doctor(project, "--scale", "demo", **ask)
-    finally:
-        ui.send_signal(signal.SIGTERM)
-        ui.wait(timeout=PATIENCE)
-    assert runs.of("mlflow") == ("ok", f"{url} answers")
-    level, text = doctor(project, "--scale", "demo", **ask).of("mlflow")
-    assert level == "error"
-    assert text.startswith(f"{url} does not answer: [Errno 111] Connection refused; start it, or")
-
-
-def test_a_database_that_does_not_answer_without_its_password(project, tmp_path):
-    uri = "postgresql://me:secret@127.0.0.1:9/mlflow"
-    report = doctor(project, "--scale", "demo", PATH=str(tmp_path), MLFLOW_TRACKING_URI=uri)
-    level, text = report.of("mlflow")
-    assert level == "error"
-    assert text.startswith("postgresql://me:***@127.0.0.1:9/mlflow does not answer: ")
-
-
-def test_outside_of_the_project_it_says_where_to_run_it(project, tmp_path):
-    report = doctor(project, prefix=("env", f"--chdir={tmp_path}"))
-    assert report.code == 2
-    assert "smt: error: workflow/profiles/slurm/config.yaml: no such file" in report.stderr
-    assert len(report.stderr.splitlines()) == 1
-
-
-def test_a_profile_that_cannot_be_read_is_one_line(project, tmp_path):
-    broken = project.copy(tmp_path / "broken")
-    profile = broken.folder / "workflow" / "profiles" / "slurm" / "config.yaml"
-    profile.write_text("__use_yte__: true\njobs: ?1/0\n")
-    report = doctor(broken, PATH=str(tmp_path))
-    assert report.code == 2
-    assert "workflow/profiles/slurm/config.yaml: cannot be read: " in report.stderr
-    assert len(report.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize("model", ["smt_tiny", "smt_small", "smt_base", "smt_large"])
-def test_the_estimate_of_a_models_weights_is_close(model):
-    from smt.models import zoo
-
-    found = params.load_project(ROOT / "params", "paper").models[model]
-    real = sum(each.numel() for each in zoo.skeleton(found, num_classes=1000).parameters())
-    assert storage.weights(found, 1000) == pytest.approx(real, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [
-        ("00:12:00", 12),
-        ("1-00:00:00", 24 * 60),
-        ("7-01:30:30", 7 * 24 * 60 + 90.5),
-        ("UNLIMITED", float("inf")),
-    ],
-)
-def test_a_time_limit_as_slurm_prints_it(limit, expected):
-    assert minutes(limit) == expected
-
-
-def test_a_detector_takes_room_for_its_head():
-    from smt.downstream import sizes
-    from smt.spec import Run
-
-    project = params.load_project(ROOT / "params", "paper")
-    name = "coco_sparse_rcnn_smt_small"
-    system = project.systems["sparse_rcnn.smt_small"]
-    model, head = project.models[system.model], project.heads[system.head]
-    counted = sizes.downstream_counts(model, head, system.classes, system.size).parameters
-    # Weights, and in each of three checkpoints weights and both moments of AdamW.
-    real = 4 * counted * (3 * 3 + 1)
-    assert storage.run_bytes(project, Run(experiment=name, seed=0)) == pytest.approx(real, rel=0.03)

@@ -129,7 +129,8 @@ def test_of_many_jobs_each_runs_once_though_snakemake_is_killed_twice(toy):
         (toy.folder / f"go{number}").touch()
     toy.succeed()
     assert sorted(map(int, (toy.folder / "ran.txt").read_text().split())) == list(range(8))
-    assert len(toy.jobs()) == 8
+    # One that was being submitted when Snakemake was killed may have been replaced: it never began.
+    assert list(toy.jobs().values()).count("COMPLETED") == 8
 
 
 def test_a_group_that_runs_is_taken_over(toy):

@@ -142,10 +142,10 @@ MpiDefault=none
 # Nodes have what is said below, not what the host has.
 SlurmdParameters=config_overrides
 ReturnToService=2
-SlurmctldTimeout=30
-SlurmdTimeout=30
+SlurmctldTimeout=300
+SlurmdTimeout=300
 KillWait=5
-MinJobAge=300
+MinJobAge=3600
 
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
