@@ -287,7 +287,7 @@ def _require_all(client: Any, run_id: str, points: int) -> None:
         raise RuntimeError(f"of {points} points {kept} are in MLflow")
 
 
-def tables(folder: Path, manifests: Path, runs: int, epochs: int, rows: bool) -> None:
+def tables(folder: Path, manifests: Path, runs: int, epochs: int, rows: bool, rounds: int) -> None:
     """Print how long the tables of a full store take, and asking for it run by run."""
     start = time.perf_counter()
     store = Store(folder, manifests, runs, epochs)
@@ -304,8 +304,8 @@ def tables(folder: Path, manifests: Path, runs: int, epochs: int, rows: bool) ->
             raise RuntimeError(f"the store is not what a sync would make of it: {said}")
         print(f"{size / 1e6:.0f} MB of SQLite; smt sync, with nothing new: {took:.1f} s")
         names = list(store.project.tables)
-        command = [seconds(lambda: store.smt("tables", *names)) for _ in range(3)]
-        reading = [seconds(lambda: collect(store.project, store.layout)) for _ in range(3)]
+        command = [seconds(lambda: store.smt("tables", *names)) for _ in range(rounds)]
+        reading = [seconds(lambda: collect(store.project, store.layout)) for _ in range(rounds)]
         _compare_reading(store, statistics.median(command), statistics.median(reading))
 
 
@@ -457,6 +457,9 @@ def main() -> None:
     parser.add_argument(
         "--rows", action="store_true", help="fill the full store by SQL, in minutes less"
     )
+    parser.add_argument(
+        "--manifests", type=Path, help="folder of the demo data's manifests, if made"
+    )
     parser.add_argument("--only", choices=("steps", "rates", "tables"), help="measure one thing")
     arguments = parser.parse_args()
     wanted = (arguments.only,) if arguments.only else ("steps", "rates", "tables")
@@ -466,11 +469,12 @@ def main() -> None:
         folder = Path(name)
         if "steps" in wanted:
             step_overhead(arguments.steps, arguments.rounds)
-        made, epochs = make_manifests(folder / "demo"), arguments.epochs
+        made, epochs = arguments.manifests or make_manifests(folder / "demo"), arguments.epochs
         if "rates" in wanted:
             rates(folder, made, arguments.sent_runs, epochs, arguments.few, arguments.rounds)
         if "tables" in wanted:
-            tables(folder / "full", made, arguments.runs, epochs, arguments.rows)
+            rows, rounds = arguments.rows, arguments.rounds
+            tables(folder / "full", made, arguments.runs, epochs, rows, rounds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every command shares: the choice of scale, and loading the project at it."""
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -36,3 +37,17 @@ def find_run(project: spec.Project, experiment: str, seed: int | None) -> spec.R
     if not 0 <= seed < 2**31:
         raise UserError(f"--seed {seed}: valid: 0 to {2**31 - 1}")
     return spec.Run(experiment=experiment, seed=seed)
+
+
+def warn_if_not_interruptible() -> None:
+    """Say on stderr that Ctrl-C does nothing, and how to stop, if this process ignores SIGINT.
+
+    A shell that runs a script lets what it starts in the background ignore it, so that Ctrl-C stops
+    the script alone; Python keeps to that, and so does a command that goes on until it is stopped.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        click.echo(
+            "smt: Ctrl-C (SIGINT) is ignored, as in the background of a script; to stop this: "
+            f"kill {os.getpid()}",
+            err=True,
+        )

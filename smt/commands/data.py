@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from smt.commands.common import load, scale_option
+from smt.commands.common import load, scale_option, warn_if_not_interruptible
 from smt.data import demo, imagenet, manifest, scan
 from smt.data import verify as verification
 from smt.data.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split
@@ -88,6 +88,7 @@ def write_manifest(key: str, jobs: int | None, scale: str) -> None:
     What was written before is replaced. A reading that was killed goes on where it was.
     """
     project, layout = load(scale)
+    warn_if_not_interruptible()
     with ShownMeter(key) as meter:
         found = manifest.write(project, layout, key, jobs=jobs, meter=meter)
     click.echo(f"{key}: {_summary(found)}: {manifest.digest_file(layout, key)}")
@@ -107,6 +108,7 @@ def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) ->
     read again.
     """
     project, layout = load(scale)
+    warn_if_not_interruptible()
 
     def one(key: str) -> str:
         if key.startswith(CLASS_MAP):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smt import cost
-from smt.commands.common import find_run, load, scale_option
+from smt.commands.common import find_run, load, scale_option, warn_if_not_interruptible
 from smt.errors import EXIT_TRAINING, UserError
 from smt.spec import Project, Run
 
@@ -63,6 +63,7 @@ def command(
     chosen = [] if tables == "only" else _chosen(project, experiments, seed, ranks)
     launchers = [_launcher(launcher, project, run, processes, slurm) for run, processes in chosen]
     proving = project.scale.proof
+    warn_if_not_interruptible()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
     from smt.proof import table

@@ -7,7 +7,7 @@ import time
 
 import click
 
-from smt.commands.common import find_run, load, scale_option
+from smt.commands.common import find_run, load, scale_option, warn_if_not_interruptible
 from smt.status import text
 from smt.status.states import collect
 
@@ -34,6 +34,8 @@ def command(experiments: tuple[str, ...], watch: float | None, as_json: bool, sc
     project, layout = load(scale)
     for name in experiments:
         find_run(project, name, None)
+    if watch is not None:
+        warn_if_not_interruptible()
     try:
         while True:
             status = collect(project, layout, experiments)

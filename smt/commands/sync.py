@@ -6,7 +6,7 @@ import time
 
 import click
 
-from smt.commands.common import load, scale_option
+from smt.commands.common import load, scale_option, warn_if_not_interruptible
 from smt.errors import UserError
 from smt.layout import Layout
 from smt.spec import Project
@@ -55,6 +55,8 @@ def command(
         return
     if register:
         raise UserError("--register enters what is done; leave --watch away")
+    if while_pid is None:
+        warn_if_not_interruptible()
     _watch(project, layout, experiments, files, watch, while_pid)
 
 

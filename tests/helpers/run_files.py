@@ -55,7 +55,7 @@ class RunFiles:
         for key in keys[:-1]:
             entry = entry[key]
         entry[keys[-1]] = value
-        (self.params / file).write_text(yaml.safe_dump(data))
+        (self.params / file).write_text(yaml.dump(data, Dumper=yaml.CSafeDumper))
         self.__dict__.pop("project", None)
 
     def manifests(self, content: str = "") -> None:
@@ -267,6 +267,11 @@ class RunFiles:
         done = forkserver.run("smt", *self.arguments(*arguments), **options)
         assert not check or done.returncode == 0, done.stderr
         return done
+
+    def start(self, *arguments: str, **files) -> forkserver.Process:
+        """Start the real command on this folder; what it prints goes to `stdout` and `stderr`."""
+        arguments = self.arguments(*arguments)
+        return forkserver.start("smt", *arguments, cwd=self.folder, env=dict(os.environ), **files)
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "smt", *self.arguments(*arguments)]

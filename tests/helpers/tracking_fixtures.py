@@ -1,4 +1,4 @@
-"""Fixtures of the tests of tracking and report: real SQLite files, made once and copied."""
+"""Fixtures of the tests of tracking and report: SQLite files, made once and copied, and servers."""
 
 import shutil
 
@@ -7,6 +7,7 @@ import pytest
 from smt.layout import Layout
 from smt.tracking import server
 from tests.helpers.run_files import RunFiles
+from tests.helpers.tracking_servers import mlflow_server, postgres
 
 server.configure()
 
@@ -37,3 +38,24 @@ def make_files(tmp_path, monkeypatch, empty_database):
 def files(make_files):
     """An empty results folder at demo scale."""
     return make_files()
+
+
+@pytest.fixture(scope="session")
+def started_mlflow(tmp_path_factory):
+    """`mlflow server`, which takes ten CPU-seconds to start."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
+
+
+@pytest.fixture
+def mlflow(started_mlflow):
+    """A server that has nothing of this project's."""
+    yield started_mlflow
+    started_mlflow.forget()
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory):
+    """The URI of a PostgreSQL, without a database's name."""
+    with postgres(tmp_path_factory.mktemp("postgresql") / "server") as uri:
+        yield uri

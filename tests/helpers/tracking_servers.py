@@ -11,6 +11,8 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from sqlalchemy import create_engine, text
+
 from tests.helpers.debian import POSTGRESQL, require
 from tests.helpers.waiting import wait_for_answer
 
@@ -23,7 +25,7 @@ def free_port():
 
 @contextmanager
 def postgres(folder):
-    """Run a PostgreSQL of its own in `folder`, on loopback; yield the URI of an empty database."""
+    """Run a PostgreSQL in `folder`, on loopback; yield its URI, to which databases are added."""
     require("initdb")
     folder.mkdir(parents=True)
     # It refuses to run as root; Debian's package has made a user for it.
@@ -44,9 +46,18 @@ def postgres(folder):
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
     run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
     try:
-        yield f"postgresql://smt@127.0.0.1:{port}/postgres"
+        yield f"postgresql://smt@127.0.0.1:{port}"
     finally:
         run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+
+
+def empty_database(uri, name):
+    """Add a database to a PostgreSQL; return its URI."""
+    engine = create_engine(f"{uri}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f'create database "{name}"'))
+    engine.dispose()
+    return f"{uri}/{name}"
 
 
 class MlflowServer:
@@ -76,6 +87,14 @@ class MlflowServer:
         os.killpg(self.process.pid, 9)
         self.process.wait()
 
+    def forget(self):
+        """Let this project's experiments have other names: for the next test it is empty."""
+        from mlflow.tracking.client import MlflowClient
+
+        client = MlflowClient(self.uri)
+        for each in client.search_experiments(filter_string="name LIKE 'smt-%'"):
+            client.rename_experiment(each.experiment_id, f"{each.experiment_id}/{each.name}")
+
 
 @contextmanager
 def mlflow_server(folder, store=None):
@@ -90,7 +109,7 @@ def mlflow_server(folder, store=None):
 class Line:
     """The network between MLflow's client and its server; `state` is how it is at the moment.
 
-    ok; slow: seconds for each request; error: answers 500; lost: the server gets the request and
+    ok; slow: a moment for each request; error: answers 500; lost: the server gets the request and
     the client no answer; hang: no answer at all, until the state is another.
     """
 
@@ -104,7 +123,7 @@ class Line:
                 length = int(self.headers.get("Content-Length") or 0)
                 body, state = self.rfile.read(length), line.state
                 if state == "slow":
-                    time.sleep(1)
+                    time.sleep(0.2)
                 while state == "hang" and line.state == "hang":
                     time.sleep(0.1)
                 if state == "hang":

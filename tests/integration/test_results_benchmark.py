@@ -1,22 +1,36 @@
 """The benchmark of tracking and tables runs, at a small size; no time is held to anything."""
 
+import os
 import re
-import subprocess
-import sys
 
-from tests.helpers import ROOT
+import pytest
 
-BENCHMARK = ROOT / "benchmarks" / "results.py"
+from tests.helpers import ROOT, forkserver
 
 
-def test_the_benchmark_of_tracking_and_tables_runs():
-    done = subprocess.run(
-        [sys.executable, BENCHMARK, "--runs", "20", "--epochs", "2", "--sent-runs", "1",
-         "--few", "8", "--steps", "3", "--rounds", "1"],
-        capture_output=True, text=True,
+@pytest.fixture
+def benchmark(demo_data, tmp_path):
+    """Run it on manifests that are there; return what it prints."""
+    manifests = demo_data / "results" / "demo" / "data"
+
+    def run(*arguments):
+        done = forkserver.run(
+            str(ROOT / "benchmarks" / "results.py"), "--manifests", str(manifests), *arguments,
+            cwd=tmp_path, env=dict(os.environ),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+def test_the_benchmark_of_tracking_and_tables_runs(benchmark):
+    said = benchmark(
+        "--runs", "20", "--epochs", "2", "--sent-runs", "1", "--few", "2", "--steps", "3",
+        "--rounds", "1",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said = done.stdout
     for where in ("SQLite", "mlflow server"):
         for way in ("smt sync", "log_metric", "log_metric, asynchronous",
                     "log_metric, asynchronous, buffered"):  # fmt: skip
@@ -28,11 +42,7 @@ def test_the_benchmark_of_tracking_and_tables_runs():
     assert len(re.findall(r"^tracking with a line every \d+ steps: ", said, re.M)) == 2
 
 
-def test_a_store_that_was_filled_by_sql_is_what_a_sync_would_make():
-    done = subprocess.run(
-        [sys.executable, BENCHMARK, "--only", "tables", "--rows", "--runs", "5", "--epochs", "2"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr  # it syncs once more, which must find nothing new
-    assert "only reading is measured" in done.stdout
-    assert "all 5 runs read and checked" in done.stdout
+def test_a_store_that_was_filled_by_sql_is_what_a_sync_would_make(benchmark):
+    said = benchmark("--only", "tables", "--rows", "--runs", "5", "--epochs", "2", "--rounds", "1")
+    assert "only reading is measured" in said  # it syncs once more, which must find nothing new
+    assert "all 5 runs read and checked" in said

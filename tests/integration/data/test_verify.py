@@ -1,24 +1,23 @@
 """`smt data verify`: every byte is read once, killed or not, and whatever differs is named."""
 
-from tests.helpers import ROOT
 import contextlib
 import hashlib
 import json
 import os
 import pty
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from signal import SIGINT, SIGKILL, SIGTERM
 
 import pytest
-from tests.helpers.imagefolders import write_images
-from tests.helpers.waiting import PATIENCE, wait_for
 
 from smt.data.contents import Kept
 from smt.data.scan import Found
 from smt.errors import UserError
+from tests.helpers import ROOT, forkserver
+from tests.helpers.imagefolders import write_images
+from tests.helpers.waiting import PATIENCE, wait_for
 
 CLASSES, TRAIN, VAL = 6, 30, 4
 LISTS = {"tiny.train.txt", "tiny.val.txt"}
@@ -26,10 +25,12 @@ LISTS = {"tiny.train.txt", "tiny.val.txt"}
 # What the command under test opens for reading is told by Python itself, not by the command.
 COUNTING = """
 import os, sys, time
-SECONDS = float(os.environ.get("SLOW", 0))
+SECONDS, FROM, OPENED = float(os.environ.get("SLOW", 0)), int(os.environ.get("FROM", 0)), []
 def hook(event, arguments):
     if event == "open" and str(arguments[0]).endswith(".JPEG"):
-        time.sleep(SECONDS)  # as a slow disk would
+        OPENED.append(arguments[0])
+        if len(OPENED) > FROM:
+            time.sleep(SECONDS)  # as a slow disk would
         with os.fdopen(os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "w") as log:
             log.write(f"{arguments[0]}\\n")
 sys.addaudithook(hook)
@@ -61,8 +62,9 @@ class DataSet:
         text = (ROOT / "params" / "data.yaml").read_text()
         path.write_text(text.replace("datasets:\n", f"datasets:\n{entry}"))
 
-    def start(self, *arguments, prefix=(), stderr=subprocess.PIPE, **more):
-        command = [sys.executable, "-m", "smt", "data", *arguments, "--scale", "paper"]
+    def start(self, *arguments, prefix=(), stderr=None, **more):
+        """Start it, after `prefix` as a process of its own; it prints to a file, see `said`."""
+        command = ("smt", "data", *arguments, "--scale", "paper")
         paths = {name.upper(): str(self.folder / name) for name in ("params", "data", "results")}
         environment = {
             **os.environ,
@@ -70,17 +72,21 @@ class DataSet:
             "PYTHONPATH": f"{self.folder / 'counting'}{os.pathsep}{ROOT}",
             **more,
         }
-        return subprocess.Popen(
-            [*prefix, *command], env=environment, cwd=self.folder,
-            stdout=subprocess.PIPE, stderr=stderr, text=True,
-        )  # fmt: skip
+        with (self.folder / "said.txt").open("wb") as said:
+            how = {"cwd": self.folder, "env": environment, "stdout": said}
+            how["stderr"] = stderr or said
+            if prefix:
+                return subprocess.Popen([*prefix, sys.executable, "-m", *command], **how)
+            return forkserver.start(*command, **how)
+
+    def said(self):
+        return (self.folder / "said.txt").read_text()
 
     def run(self, *arguments, **how):
         """Return exit code and output of a command, and which images it opened."""
         self.log.unlink(missing_ok=True)
-        process = self.start(*arguments, **how)
-        output, error = process.communicate(timeout=PATIENCE)
-        return process.returncode, output + error, self.opened()
+        code = self.start(*arguments, **how).wait(timeout=PATIENCE)
+        return code, self.said(), self.opened()
 
     def verify(self, *arguments, **how):
         return self.run("verify", "tiny", *arguments, **how)
@@ -253,17 +259,22 @@ def test_a_truncated_image_is_named_where_images_are_decoded(tmp_path):
     assert data.written("tiny.json").exists(), "a recipe may skip such images"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("times", [1, 3])
-def test_a_killed_reading_goes_on_and_reads_only_the_rest(tmp_path, verified, number, times):
-    data = DataSet(tmp_path)
+@pytest.mark.parametrize(
+    "signals",
+    [(SIGKILL,), (SIGTERM,), (SIGINT,), (SIGKILL, SIGTERM, SIGINT)],
+    ids=lambda signals: " ".join(each.name for each in signals),
+)
+def test_a_killed_reading_goes_on_and_reads_only_the_rest(data, verified, signals):
+    data.written("tiny.json").unlink()
+    for name in LISTS:
+        data.written(name).unlink()
     reading = data.written("tiny.reading.txt")
-    for attempt in range(times):
+    for number in signals:
         kept = count_lines(reading)
-        kill_after(data, reading, more=20 * (attempt + 1), number=number)
+        kill_after(data, reading, more=16, number=number)
         assert count_lines(reading) > kept and not data.written("tiny.json").exists()
     kept = [line.split("\t")[0] for line in whole_lines(reading)]
-    assert 20 <= len(kept) < len(data.images)
+    assert 16 <= len(kept) < len(data.images)
     code, output, opened = data.verify()
     assert code == 0, output
     rest = {str(path) for path in data.images} - {str(data.root / path) for path in kept}
@@ -274,14 +285,22 @@ def test_a_killed_reading_goes_on_and_reads_only_the_rest(tmp_path, verified, nu
 
 
 def kill_after(data, reading, more, number):
-    """Start a verification of a slow disk, and end it once so many more files were read."""
+    """Start a verification of a disk that becomes slow, and end it once so many were read."""
     goal = count_lines(reading) + more
-    process = data.start("verify", "tiny", "--jobs", "1", SLOW="0.005")
+    process = data.start("verify", "tiny", "--jobs", "1", SLOW="0.2", FROM=str(2 * more))
     wait_for(lambda: count_lines(reading) >= goal or process.poll() is not None, every=0.002)
     process.send_signal(number)
-    _, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode not in (0, 3), error
-    assert "Traceback" not in error
+    assert process.wait(timeout=PATIENCE) not in (0, 3), data.said()
+    assert "Traceback" not in data.said()
+
+
+def test_a_reading_says_so_where_it_cannot_be_interrupted(data):
+    """As in what a script starts in the background: its shell lets it ignore SIGINT."""
+    code, output, _ = data.verify(prefix=("sh", "-c", "trap '' INT; exec \"$@\"", "sh"))
+    warning, verdict, *_ = output.splitlines()
+    assert code == 0
+    assert warning.startswith("smt: Ctrl-C (SIGINT) is ignored") and "kill " in warning
+    assert verdict.startswith("ok     tiny: ")
 
 
 def whole_lines(path):
@@ -296,7 +315,7 @@ def count_lines(path):
 def test_what_changed_between_the_kill_and_the_next_start_is_read_again(tmp_path):
     data = DataSet(tmp_path)
     reading = data.written("tiny.reading.txt")
-    kill_after(data, reading, more=40, number=signal.SIGKILL)
+    kill_after(data, reading, more=40, number=SIGKILL)
     path = data.root / whole_lines(reading)[3].split("\t")[0]
     stat, content = path.stat(), bytearray(path.read_bytes())
     content[100] ^= 1
@@ -311,12 +330,12 @@ def test_what_changed_between_the_kill_and_the_next_start_is_read_again(tmp_path
 def test_two_at_once_are_refused(tmp_path):
     data = DataSet(tmp_path)
     reading = data.written("tiny.reading.txt")
-    process = data.start("verify", "tiny", "--jobs", "1", SLOW="0.02")
-    while not count_lines(reading) and process.poll() is None:
-        time.sleep(0.002)
+    first = data.start("verify", "tiny", "--jobs", "1", SLOW="1", FROM="40")
+    wait_for(lambda: count_lines(reading) or first.poll() is not None)
     code, output, _ = data.verify()
-    process.terminate()
-    process.communicate(timeout=PATIENCE)
+    assert first.poll() is None
+    first.terminate()
+    first.wait(timeout=PATIENCE)
     assert code == 2 and f"{reading}: another process reads this data set" in output
 
 
@@ -358,8 +377,10 @@ def test_what_stands_out_of_order_or_broken_is_read_again(tmp_path):
 
 def test_a_terminal_gets_a_bar(data):
     ours, theirs = pty.openpty()
-    process = data.start("verify", "tiny", "--jobs", "1", stderr=theirs, SLOW="0.005", TERM="xterm")
-    os.close(theirs)
+    with os.fdopen(theirs, "wb") as terminal:
+        process = data.start(
+            "verify", "tiny", "--jobs", "1", stderr=terminal, SLOW="0.005", TERM="xterm"
+        )
     shown = b""
     with contextlib.suppress(OSError):  # so a terminal ends
         while part := os.read(ours, 4096):
@@ -381,12 +402,13 @@ def test_without_keys_class_maps_are_written_down_too_and_the_rest_is_named(data
     assert data.written("class_map_imagenet22k_to_1k.json").exists()
 
 
-def test_the_benchmark_of_reading_runs():
+def test_the_benchmark_of_reading_runs(tmp_path):
     """It prints a line for each way and for each of two trees of other sizes; no time is held."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "verify.py", "--folders", "2", "--per-folder", "3",
-         "--rounds", "1"], capture_output=True, text=True, check=True,
+    done = forkserver.run(
+        str(ROOT / "benchmarks" / "verify.py"), "--folders", "2", "--per-folder", "3",
+        "--rounds", "1", cwd=tmp_path, env=dict(os.environ),
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[-2:]] == ["24 files", "240 files"]
     assert sum("files/s" in line for line in lines) == 4

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from smt.files import read_json, write_json
+from smt.layout import Layout
 from smt.report import charts, figures
 from smt.report.agreement import Agreement, agreements, places, verdicts
 from smt.report.build import build
@@ -24,14 +25,13 @@ from smt.report.predictions import predictions
 from smt.report.svg import Scale
 from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
+from tests.helpers.debian import require
 from tests.helpers.run_files import PARENT, B, RunFiles, S, T
 from tests.helpers.waiting import PATIENCE
 from tests.integration.report.test_figures import DETECTOR, finish_detector
 from tests.integration.report.test_trajectory import begin, finish
 
 pytestmark = pytest.mark.xdist_group("report")  # what they share is made once
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 class Page(HTMLParser):
@@ -286,9 +286,8 @@ def test_the_command_writes_it_without_torch(files):
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(files, read_only_folder):
-    arguments = files.command("report", "--scale", "demo")
-    arguments[arguments.index("--results") + 1] = str(read_only_folder)
-    done = subprocess.run(arguments, capture_output=True, text=True)
+    files.layout = Layout("demo", read_only_folder)
+    done = files.smt("report", "--scale", "demo", check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"{read_only_folder}/demo: no permission to write there" in done.stderr
@@ -352,27 +351,34 @@ def test_ticks_are_round(scale, ticks):
 
 # --- in a browser ------------------------------------------------------------------------------
 
-MEASURE = """<iframe id="page" width="{width}" height="900" srcdoc="{page}"></iframe>
+FRAME = '<iframe width="{width}" height="900" srcdoc="{page}"></iframe>'
+MEASURE = """{frames}
 <script>onload = () => {{
-  const page = document.getElementById("page").contentDocument, root = page.documentElement;
-  document.body.innerHTML = `<pre>${{root.scrollWidth}} ${{root.clientWidth}} `
-    + `${{page.querySelectorAll("svg").length}}</pre>`;
+  const measured = [...document.querySelectorAll("iframe")].map(frame => {{
+    const page = frame.contentDocument, root = page.documentElement;
+    return `<pre>${{root.scrollWidth}} ${{root.clientWidth}} `
+      + `${{page.querySelectorAll("svg").length}}</pre>`;
+  }});
+  document.body.innerHTML = measured.join("");
 }};</script>"""
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
-@pytest.mark.parametrize("width", [400, 1400])
-def test_a_browser_shows_it_without_scrolling_sideways(parts, tmp_path, width):
+@pytest.mark.browser
+def test_a_browser_shows_it_without_scrolling_sideways(parts, tmp_path):
+    widths = (400, 1400)
     build(collect(parts.project, parts.layout), parts.layout)
     page = report(parts).html().replace("&", "&amp;").replace('"', "&quot;")
-    (tmp_path / "measure.html").write_text(MEASURE.format(width=width, page=page))
+    frames = "".join(FRAME.format(width=width, page=page) for width in widths)
+    (tmp_path / "measure.html").write_text(MEASURE.format(frames=frames))
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1600,1000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+        [require("chromium"), "--headless", "--no-sandbox", "--disable-gpu",
+         "--window-size=1600,1000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
          (tmp_path / "measure.html").as_uri()],
         capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
-    needed, shown, drawings = map(int, re.search(r"<pre>(\d+) (\d+) (\d+)", done.stdout).groups())
-    assert width - 20 <= shown <= width
-    assert needed == shown
-    assert drawings > 10
+    measured = re.findall(r"<pre>(\d+) (\d+) (\d+)", done.stdout)
+    assert len(measured) == len(widths), done.stderr
+    for width, (needed, shown, drawings) in zip(widths, measured, strict=True):
+        assert width - 20 <= int(shown) <= width
+        assert needed == shown
+        assert int(drawings) > 10

@@ -2,11 +2,9 @@
 
 import json
 import math
-import subprocess
 
 import click
 import pytest
-import yaml
 
 from smt.errors import UserError
 from smt.report.build import grid
@@ -17,8 +15,6 @@ from smt.status import states, text
 from smt.tracking.journal import Journal, Position
 from smt.tracking.mlflow_sync import sync
 from tests.helpers.run_files import PARENT, S, T
-from tests.helpers.trainings import await_step, command, edit_demo, make_project, run_dir, smt
-from tests.helpers.waiting import PATIENCE
 
 TINY, SECOND, THIRD = (Run(experiment=T, seed=seed) for seed in range(3))
 
@@ -250,22 +246,3 @@ def test_tables_say_it_in_the_cell_and_in_the_notes(paper):
     table = grid(collect(paper.project, paper.layout), paper.layout, "imagenet1k")
     cell = table.rows[0][2].text
     assert "running, off track: top-1 41.2 at epoch 30, reference 52.0 to 54.0 (assumed)" in cell
-
-
-def test_a_real_training_that_is_off_track_is_named_and_goes_on(tmp_path, demo_data):
-    project = make_project(tmp_path, demo_data)
-    path = project / "params" / "trajectory.yaml"
-    point = {"at": 0.25, "metric": "top1", "value": 100, "tolerance": 0, "source": "assumed"}
-    rule = yaml.safe_load(path.read_text()) | {"points": {"demo": {T: [point]}}}
-    path.write_text(yaml.safe_dump(rule))
-    edit_demo(project, lambda demo: demo["recipes"]["imagenet1k"]["schedule"].update(epochs=4))
-    training = subprocess.Popen(
-        command("train", T, "--scale", "demo"), cwd=project, stderr=subprocess.DEVNULL
-    )
-    await_step(run_dir(project), 130, training)  # an epoch has 62 steps
-    said = json.loads(smt(project, "status", T, "--json").stdout)["runs"][0]
-    assert (said["state"], said["off_track"]["epoch"] >= 2) == ("running", True)
-    assert said["off_track"]["low"] == 100
-    assert training.wait(timeout=PATIENCE) == 0
-    said = json.loads(smt(project, "status", T, "--json").stdout)["runs"][0]
-    assert (said["state"], said["off_track"]) == ("done", None)

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from smt.layout import Layout
 from smt.spec import Run
 from smt.status import queue, text, trail
 from smt.status.states import collect
+from tests.helpers import pause
 from tests.helpers.run_files import CHILD, PARENT, B, RunFiles, S, T
-from tests.helpers.trainings import await_step, command, make_project, run_dir
+from tests.helpers.trainings import await_step, run_dir, said, start, stop_at
 from tests.helpers.waiting import PATIENCE, wait_for
 
 HEADS, HALF = "ablation_heads_1", "ablation_stage3_half"
@@ -317,38 +319,36 @@ def test_checkpoints_are_found_by_the_names_that_they_are_given(tmp_path):
 class RealProject(RunFiles):
     """What RunFiles has, in a folder where trainings are real."""
 
-    def __init__(self, folder, demo_data):
-        make_project(folder, demo_data)
+    def __init__(self, folder):
         self.folder, self.scale, self.params = folder, "demo", folder / "params"
         self.layout = Layout("demo", folder / "results", folder / "data")
 
-    def train(self):
-        arguments = command("train", T, "--seed", "0")
-        return subprocess.Popen(arguments, cwd=self.folder, stderr=subprocess.DEVNULL)
 
-
-def test_a_real_training_runs_stops_and_is_done(tmp_path, demo_data, no_slurm):
-    project = RealProject(tmp_path, demo_data)
+def test_a_real_training_runs_stops_goes_on_off_track_and_is_done(small_project, no_slurm):
+    project = RealProject(small_project)
+    # More than it can reach, from the end of its first epoch of 12 steps on.
+    point = {"at": 0.25, "metric": "top1", "value": 100, "tolerance": 0, "source": "assumed"}
+    project.change("trajectory.yaml", {"demo": {T: [point]}}, "points")
+    project.change("scales.yaml", 3, "demo", "recipes", "imagenet1k", "schedule", "epochs")
     assert look(project)[T]["state"] == "not started"
-    with project.train() as first:
-        await_step(run_dir(project.folder), 20, first)
-        first.terminate()
-        assert first.wait() == 75
+    assert stop_at(small_project, 5) == 75
     stopped = look(project)[T]
-    assert (stopped["state"], stopped["attempts"], stopped["steps"]) == ("stopped", 1, 124)
-    assert 20 <= stopped["step"] < 124
+    assert (stopped["state"], stopped["attempts"], stopped["steps"]) == ("stopped", 1, 36)
+    assert 5 <= stopped["step"] < 12
 
-    with project.train() as second:
-        await_step(run_dir(project.folder), stopped["step"] + 20, second)
-        running, asked = look(project)[T], time.time()
-        assert second.wait() == 0
-        took = time.time() - asked
-    assert (running["state"], running["attempts"]) == ("running", 2)
+    with start(small_project, "train", T, prepare=pause.at_step(26)) as second:
+        pause.await_stop(second, lambda: said(small_project))
+        running = look(project)[T]
+        second.send_signal(signal.SIGCONT)
+        assert second.wait() == 0, said(small_project)
+    assert (running["state"], running["attempts"], running["step"]) == ("running", 2, 26)
     assert running["place"] == f"process {second.pid} on {os.uname().nodename}"
-    assert stopped["step"] < running["step"] < 124
-    assert took / 5 < running["seconds_left"] < took * 5
+    assert running["images_per_second"] == pytest.approx(8 * running["steps_per_second"])
+    assert running["seconds_left"] == pytest.approx(10 / running["steps_per_second"])
+    assert (running["off_track"]["epoch"], running["off_track"]["low"]) == (2, 100)
     done = look(project)[T]
-    assert (done["state"], done["step"], done["seconds_left"]) == ("done", 124, None)
+    assert (done["state"], done["step"], done["seconds_left"]) == ("done", 36, None)
+    assert done["off_track"] is None
     assert done["metrics"] == read_json(project.layout.metrics(run(T)))["metrics"]
 
 
@@ -430,25 +430,47 @@ def test_colours_are_for_terminals(files, no_slurm):
     assert plain in files.smt("status", T).stdout
 
 
-def test_watching_goes_on_until_it_is_interrupted(files, no_slurm):
+@contextmanager
+def watching(files, before="true"):
+    """Start `smt status --watch` from a shell, after what `before` does there; end it."""
+    command = shlex.join(files.command("status", T, "--watch", "0.1"))
     watch = subprocess.Popen(
-        files.command("status", T, "--watch", "0.1"), stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
+        ["/bin/sh", "-c", f"{before}; exec {command}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    try:
+        yield watch
+    finally:
+        watch.kill()
+        watch.communicate()
 
+
+def test_watching_goes_on_until_it_is_interrupted(files, no_slurm):
     def await_line(start):
         return next(line for line in watch.stdout if line.startswith(start))
 
-    try:
+    with watching(files) as watch:
         assert "not started" in await_line(T)
         files.finish(run(T), 93.5)
         while "top1 93.50" not in await_line(T):
             pass
         watch.send_signal(signal.SIGINT)
-        assert watch.wait(PATIENCE) == 0
-    finally:
-        watch.kill()
-        watch.communicate()
+        _, errors = watch.communicate(timeout=PATIENCE)
+    assert watch.returncode == 0
+    assert "Ctrl-C" not in errors
+
+
+def test_watching_says_so_where_it_cannot_be_interrupted(files, no_slurm):
+    """As in what a script starts in the background: its shell lets it ignore SIGINT."""
+    with watching(files, "trap '' INT") as watch:
+        said = watch.stderr.readline()
+        watch.send_signal(signal.SIGINT)
+        assert said.startswith("smt: Ctrl-C (SIGINT) is ignored")
+        assert said.endswith(f": kill {watch.pid}\n")
+        for _ in range(2):  # it goes on
+            assert next(line for line in watch.stdout if line.startswith(T))
+        watch.terminate()
+        assert watch.wait(PATIENCE) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -462,8 +484,6 @@ def test_spans_are_in_their_largest_unit(seconds, said):
 
 # --- from SLURM's queue --------------------------------------------------------------------------
 
-on_cluster = pytest.mark.xdist_group("cluster")
-
 
 @pytest.fixture
 def slurm(cluster, monkeypatch):
@@ -472,8 +492,7 @@ def slurm(cluster, monkeypatch):
         monkeypatch.setenv(name, value)
     yield cluster
     cluster.run("scancel", "--me", check=False)
-    while cluster.run("squeue", "-h", "--me").stdout:
-        time.sleep(0.1)
+    wait_for(lambda: not cluster.run("squeue", "-h", "--me").stdout)
 
 
 def submit(slurm, files, experiment, *options, command="sleep 600", fingerprint=None):
@@ -495,7 +514,6 @@ def await_status(files, experiment, holds):
     )  # fmt: skip
 
 
-@on_cluster
 def test_jobs_are_told_by_their_comment(files, slurm):
     running = submit(slurm, files, T)
     held = submit(slurm, files, S, "--hold")
@@ -519,7 +537,6 @@ def test_jobs_are_told_by_their_comment(files, slurm):
     assert {said[each] for each in said} >= {"not started"}  # the job without a comment is nobody's
 
 
-@on_cluster
 def test_a_job_that_lost_its_training_says_how_it_ended(files, slurm):
     checkpoint(files.begin(run(T)), 62)
     job = submit(slurm, files, T, command="exit 3")
@@ -527,15 +544,15 @@ def test_a_job_that_lost_its_training_says_how_it_ended(files, slurm):
     assert lines(files)[T] == f"stopped job {job} failed (NonZeroExitCode); step 62 of 372"
 
 
-@on_cluster
-def test_a_real_job_is_followed_through_a_requeue(tmp_path, demo_data, slurm):
-    files = RealProject(tmp_path, demo_data)
+def test_a_real_job_is_followed_through_a_requeue(small_project, slurm):
+    files = RealProject(small_project)
+    files.change("scales.yaml", 1000, "demo", "recipes", "imagenet1k", "schedule", "epochs")
     train = f"exec {sys.executable} -m smt train {T} --seed 0 --checkpoint-steps 5"
     job = submit(slurm, files, T, "--mem=2000M", command=train)
     first = await_status(files, T, lambda found: (found["steps_per_second"] or 0) > 0)
     assert (first["state"], first["attempts"]) == ("running", 1)
     assert (first["job"]["number"], first["job"]["requeues"]) == (job, 0)
-    await_step(run_dir(tmp_path), 10, Anything())
+    await_step(run_dir(small_project), 10, Anything())
     slurm.run("scontrol", "requeue", job)
     waiting = await_status(files, T, lambda found: found["state"] == "pending")
     assert waiting["job"]["requeues"] == 1 and waiting["step"] >= 5
@@ -555,7 +572,6 @@ class Anything:
         return None
 
 
-@on_cluster
 def test_a_controller_that_is_down_is_said_and_files_do(files, slurm):
     files.finish(run(T))
     slurm.controller_down()

@@ -1,14 +1,15 @@
 """Sending while runs train: whatever the server does, training does not notice, nothing is lost."""
 
+import contextlib
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
 
+import psutil
 import pytest
 
 from smt.errors import UserError
@@ -19,9 +20,10 @@ from smt.tracking import sender
 from smt.tracking.mlflow_sync import sync
 from smt.tracking.server import Server
 from smt.tracking.view import views
+from tests.helpers import pause
 from tests.helpers.run_files import RunFiles, S, T
-from tests.helpers.tracking_servers import failing_line, mlflow_server, postgres
-from tests.helpers.trainings import RUN_OF_DEMO, command, edit_demo, make_project, smt, work_dir
+from tests.helpers.tracking_servers import empty_database, failing_line, mlflow_server
+from tests.helpers.trainings import RUN_OF_DEMO, said, smt, start, work_dir
 from tests.helpers.waiting import PATIENCE, wait_for
 
 TINY = Run(experiment=T, seed=0)
@@ -48,22 +50,11 @@ def assert_shown(project, layout, uri=None):
 # --- beside a real training ------------------------------------------------------------------
 
 
-@pytest.fixture
-def project(tmp_path, demo_data):
-    made = make_project(tmp_path, demo_data)
-    edit_demo(made, lambda demo: demo["recipes"]["imagenet1k"]["schedule"].update(epochs=6))
-    return made
-
-
-def training(project, uri=None):
-    """Start a training that sends; give its process."""
-    environment = {**os.environ, "SMT_SEND": "1", "SMT_SEND_SECONDS": "0.3"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    if uri:
-        environment["MLFLOW_TRACKING_URI"] = uri
-    return subprocess.Popen(
-        command("train", RUN_OF_DEMO), cwd=project, env=environment, stderr=subprocess.DEVNULL
-    )
+def training(project, uri=None, steps=()):
+    """Start a training that sends, and that stops at each of `steps`; give its process."""
+    uri = {"MLFLOW_TRACKING_URI": uri} if uri else {}
+    environment = {"SMT_SEND": "1", "SMT_SEND_SECONDS": "0.3", **uri}
+    return start(project, "train", RUN_OF_DEMO, env=environment, prepare=pause.at_steps(*steps))
 
 
 def layout_of(project):
@@ -74,93 +65,114 @@ def params_of(project):
     return load_project(project / "params", "demo")
 
 
-def is_over(project):
-    """Whether no sender is at work: its log is closed and its lock is free."""
-    return is_free(layout_of(project))
+def sender_of(training):
+    """Return the process that sends what a training writes; the training has begun."""
+    children = psutil.Process(training.pid).children()
+    (process,) = (each for each in children if "--while-pid" in each.cmdline())
+    return process
+
+
+def await_end(process):
+    """Wait for the end of a process that is nobody's child any more."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE or not process.is_running())
 
 
 def is_free(layout):
+    """Whether a sender may begin."""
     with sender._elected(layout) as mine:
         return mine
 
 
-def test_a_curve_grows_while_its_run_trains_and_is_whole_after(project, monkeypatch):
+def test_a_curve_grows_while_its_run_trains_and_is_whole_after(small_project, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    process, layout = training(project), layout_of(project)
-    seen = set()
+    layout = layout_of(small_project)
 
-    def is_done():
-        if (project / "results" / "mlflow.db").exists():
-            for run in Server.of(layout).runs():
-                if process.poll() is None:
-                    seen.add((run.status, run.metrics.get("epoch")))
-        return process.poll() is not None
+    def last_shown():
+        """Return the step of the last loss that MLflow shows of the run, which is under way."""
+        if not (layout.results / "mlflow.db").exists():
+            return None
+        server = Server.of(layout)
+        for run in server.runs():
+            assert run.status == "RUNNING"
+            for point in reversed(server.history(run.run_id, "train/loss")):
+                return point.step
 
-    wait_for(is_done, every=0.2)
-    assert process.returncode == 0
-    wait_for(lambda: is_over(project))
-    assert {status for status, _ in seen} >= {"RUNNING"}
-    assert len(seen) > 2  # it was seen to grow
-    assert_shown(params_of(project), layout)
+    with training(small_project, steps=(6, 16)) as process:
+        for step in (6, 16):  # its journal has a line every second step
+            pause.await_stop(process, lambda: said(small_project))
+            wait_for(lambda step=step: last_shown() == step, last_shown, every=0.2)
+            sends = sender_of(process)
+            process.send_signal(signal.SIGCONT)
+        assert process.wait(timeout=PATIENCE) == 0, said(small_project)
+    await_end(sends)
+    assert_shown(params_of(small_project), layout)
 
 
-def test_training_does_not_notice_a_server_that_never_answers(project, tmp_path):
-    with mlflow_server(tmp_path / "server") as server, failing_line(server) as line:
+@pytest.mark.servers
+def test_training_does_not_notice_a_server_that_never_answers(small_project, mlflow, tmp_path):
+    with failing_line(mlflow) as line:
         line.state = "hang"
-        process = training(project, line.uri)
-        assert process.wait(timeout=PATIENCE) == 0
-        assert line.requests > 0
-        assert Server(server.uri, "smt-demo", tmp_path).runs() == []
-        log = (work_dir(project) / "train.log").read_text()
+        with training(small_project, line.uri, steps=(6,)) as process:
+            pause.await_stop(process, lambda: said(small_project))
+            wait_for(lambda: line.requests > 0)
+            sends = sender_of(process)
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(timeout=PATIENCE) == 0, said(small_project)
+        assert Server(mlflow.uri, "smt-demo", tmp_path).runs() == []
+        log = (work_dir(small_project) / "train.log").read_text()
         assert "MLflow" not in log and "WARNING" not in log
         line.state = "ok"
-        wait_for(lambda: is_over(project))
+        await_end(sends)
         environment = {"MLFLOW_TRACKING_URI": line.uri}
-        smt(project, "sync", env=environment)
-        assert_shown(params_of(project), layout_of(project), server.uri)
-        again = smt(project, "sync", env=environment)
+        smt(small_project, "sync", env=environment)
+        assert_shown(params_of(small_project), layout_of(small_project), mlflow.uri)
+        again = smt(small_project, "sync", env=environment)
         assert "0 had something new (0 values)" in again.stdout
 
 
-def test_a_server_killed_and_a_training_killed_on_the_way(project, tmp_path):
+@pytest.mark.slow
+@pytest.mark.servers
+def test_a_server_killed_and_a_training_killed_on_the_way(small_project, tmp_path, monkeypatch):
     """The journal is cut back to the checkpoint, and MLflow shows one run with the same curve."""
-    layout, params = layout_of(project), params_of(project)
+    layout, params = layout_of(small_project), params_of(small_project)
     with mlflow_server(tmp_path / "server") as server:
 
         def shown():
             return [run.metrics.get("epoch", 0) for run in Server.of(layout).runs()]
 
-        os.environ["MLFLOW_TRACKING_URI"] = server.uri
-        try:
-            process = training(project, server.uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        with training(small_project, server.uri, steps=(16,)) as process:
+            pause.await_stop(process, lambda: said(small_project))
             wait_for(lambda: shown() and shown()[0] > 0)
             server.kill()
             wait_for(lambda: "next try in" in layout.sender_log.read_text())
-            assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            server.start()
-            wait_for(lambda: is_over(project))
-            process = training(project, server.uri)
-            assert process.wait(timeout=PATIENCE) == 0
-            wait_for(lambda: is_over(project))
-            sync(params, layout)
-            assert_shown(params, layout)
-            (run,) = Server.of(layout).runs()
-            assert run.tags["smt.attempts"] == "2"
-            assert run.tags["smt.requeues"] == "1"
-        finally:
-            del os.environ["MLFLOW_TRACKING_URI"]
+            sends = sender_of(process)
+            process.kill()
+        server.start()
+        await_end(sends)
+        with training(small_project, server.uri, steps=(16,)) as process:
+            pause.await_stop(process, lambda: said(small_project))
+            sends = sender_of(process)
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(timeout=PATIENCE) == 0, said(small_project)
+        await_end(sends)
+        sync(params, layout)
+        assert_shown(params, layout)
+        (run,) = Server.of(layout).runs()
+        assert run.tags["smt.attempts"] == "2"
+        assert run.tags["smt.requeues"] == "1"
 
 
 # --- whatever the line does ------------------------------------------------------------------
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize("state", ["slow", "error", "lost"])
-def test_points_arrive_once_over_a_bad_line(files, tmp_path, monkeypatch, state):
+def test_points_arrive_once_over_a_bad_line(files, mlflow, monkeypatch, state):
     monkeypatch.setattr("smt.tracking.server.BATCH", 50)
     work_dir, lines = files.run(TINY), files.lines(TINY, 4)
-    with mlflow_server(tmp_path / "server") as server, failing_line(server) as line:
+    with failing_line(mlflow) as line:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", line.uri)
         failures = 0
         for part in range(1, 5):
@@ -174,7 +186,7 @@ def test_points_arrive_once_over_a_bad_line(files, tmp_path, monkeypatch, state)
         assert (failures > 0) == (state != "slow")
         line.state = "ok"
         sync(files.project, files.layout)
-        assert_shown(files.project, files.layout, server.uri)
+        assert_shown(files.project, files.layout, mlflow.uri)
 
 
 def test_the_sender_goes_on_when_the_server_is_back_and_ends_with_its_process(files, monkeypatch):
@@ -187,14 +199,21 @@ def test_the_sender_goes_on_when_the_server_is_back_and_ends_with_its_process(fi
             raise answer
         return answer
 
-    process = subprocess.Popen(["sleep", "2.5"])
+    def outlasts(waited, seconds):
+        """Wait not so long, but in the third round for as long as the process takes to end."""
+        slept.append(seconds)
+        if len(slept) < 3:
+            return real(waited, 0.01)
+        process.kill()
+        return real(waited, PATIENCE)
+
+    process = subprocess.Popen(["sleep", "infinity"])
     real = sender._outlasts
-    monkeypatch.setattr(
-        sender, "_outlasts", lambda *given: slept.append(given[1]) or real(given[0], 1.0)
-    )
+    monkeypatch.setattr(sender, "_outlasts", outlasts)
     try:
         said = list(sender.watch(files.layout, once, 5, process.pid))
     finally:
+        process.kill()
         process.wait()
     assert said == ["down; next try in 10 s", "down; next try in 20 s", "sent 3"]
     assert slept == [10, 20, 5]
@@ -202,22 +221,17 @@ def test_the_sender_goes_on_when_the_server_is_back_and_ends_with_its_process(fi
 
 def test_one_sender_of_a_folder(files):
     files.finish(TINY)
-    other = subprocess.Popen(files.command("sync", "--watch", "--scale", "demo"))
-    try:
+    with files.start("sync", "--watch", "--scale", "demo"):
         wait_for(files.layout.sync_receipt.exists)
         done = files.smt("sync", "--watch", "--scale", "demo")
         assert "another sender is at work" in done.stdout
         assert sender.start(files.layout) is None
-    finally:
-        other.kill()
-        other.wait()
 
 
 def test_a_sender_that_is_stopped_is_gone_and_leaves_no_half_file(files):
     files.finish(TINY)
     process = sender.start(files.layout)
-    wait_for(files.layout.sender_log.exists)
-    time.sleep(1)
+    wait_for(files.layout.tracking_lock.exists)  # it has begun to send
     sender.stop(process)
     assert process.poll() is not None
     assert is_free(files.layout)
@@ -264,50 +278,59 @@ def many_runs(folder, count):
     return files
 
 
-def test_forty_processes_at_once_on_a_file_that_is_not_there(tmp_path, monkeypatch):
+many = pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.slow)])
+
+
+@many
+def test_processes_at_once_on_a_file_that_is_not_there(tmp_path, monkeypatch, count):
     """As forty jobs of one results folder: SQLite, one writer at a time."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    files = many_runs(tmp_path, 40)
-    assert at_once(40, lambda _: sync(files.project, files.layout)) == []
+    files = many_runs(tmp_path, count)
+    assert at_once(count, lambda _: sync(files.project, files.layout)) == []
     assert_shown(files.project, files.layout)
 
 
+@many
+@pytest.mark.servers
 @pytest.mark.parametrize("through", ["server", "database"])
-def test_forty_processes_at_once_on_an_empty_postgresql(tmp_path, monkeypatch, through):
-    """Forty results folders, so that no lock of a folder keeps them apart."""
-    files = many_runs(tmp_path / "all", 40)
+def test_processes_at_once_on_an_empty_postgresql(
+    tmp_path, monkeypatch, postgresql, through, count
+):
+    """Results folders of their own, so that no lock of a folder keeps them apart."""
+    files = many_runs(tmp_path / "all", count)
     layouts = []
-    for seed in range(40):
+    for seed in range(count):
         own = Layout("demo", tmp_path / f"results{seed}", files.layout.data)
         layouts.append(own)
         run = Run(experiment=T, seed=seed)
         shutil.copytree(files.layout.root / "data", own.root / "data")
         shutil.copytree(files.layout.run_dir(run), own.run_dir(run))
-    project = files.project  # loaded once, before there are forty
+    project = files.project  # loaded once, before there are many
 
     def send(number):
         for _ in range(5):
             try:
                 return sync(project, layouts[number])
-            except UserError as error:  # one server, forty at once: some may have to come again
+            except UserError as error:  # one server, all at once: some may have to come again
                 if "does not answer" not in str(error):
                     raise
         return sync(project, layouts[number])
 
     def send_all(uri):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert at_once(40, send) == []
+        assert at_once(count, send) == []
         assert_shown(project, files.layout, uri)
 
-    with postgres(tmp_path / "postgres") as database:
-        if through == "database":
-            send_all(database)
-        else:
-            with mlflow_server(tmp_path / "server", database) as server:
-                send_all(server.uri)
+    database = empty_database(postgresql, f"{through}{count}")
+    if through == "database":
+        send_all(database)
+    else:
+        with mlflow_server(tmp_path / "server", database) as server:
+            send_all(server.uri)
 
 
-def test_two_hosts_that_send_the_same_run_at_once(tmp_path, files, monkeypatch):
+@pytest.mark.servers
+def test_two_hosts_that_send_the_same_run_at_once(tmp_path, files, mlflow, monkeypatch):
     """Folders that see the same files and share no lock, while the journal grows."""
     work_dir, lines = files.run(TINY), files.lines(TINY, 4)
     files.finish(SMALL)
@@ -320,24 +343,23 @@ def test_two_hosts_that_send_the_same_run_at_once(tmp_path, files, monkeypatch):
             (host.root / part).symlink_to(files.layout.root / part)
         hosts.append(host)
     files.write_journal(work_dir, lines[:10])
-    with mlflow_server(tmp_path / "server") as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow.uri)
 
-        def work(number):
-            if number == 2:
-                for part in range(10, len(lines) + 1, 5):
-                    files.write_journal(work_dir, lines[:part])
-                    time.sleep(0.1)
-                return
-            for _ in range(6):
-                try:
-                    sync(files.project, hosts[number])
-                except UserError as error:  # the other one has deleted the twin that it made
-                    assert json.dumps(str(error))
-                time.sleep(0.05)
+    def work(number):
+        if number == 2:
+            for part in range(10, len(lines) + 1, 5):
+                files.write_journal(work_dir, lines[:part])
+                time.sleep(0.1)
+            return
+        for _ in range(6):
+            try:
+                sync(files.project, hosts[number])
+            except UserError as error:  # the other one has deleted the twin that it made
+                assert json.dumps(str(error))
+            time.sleep(0.05)
 
-        assert at_once(3, work) == []
-        files.write_journal(work_dir, lines)
-        for host in hosts:
-            sync(files.project, host)
-        assert_shown(files.project, files.layout, server.uri)
+    assert at_once(3, work) == []
+    files.write_journal(work_dir, lines)
+    for host in hosts:
+        sync(files.project, host)
+    assert_shown(files.project, files.layout, mlflow.uri)

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import sqlite3
-import subprocess
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -285,11 +284,10 @@ def test_two_syncs_at_once_on_a_folder_without_database(tmp_path):
     files = RunFiles(tmp_path)
     for run in (TINY, SMALL):
         files.finish(run)
-    command = files.command("sync", "--scale", "demo")
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in both:
-        _, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, errors
+    with (tmp_path / "errors").open("wb") as errors:
+        both = [files.start("sync", "--scale", "demo", stderr=errors) for _ in range(2)]
+        codes = [process.wait(PATIENCE) for process in both]
+    assert codes == [0, 0], (tmp_path / "errors").read_text()
     assert len(Server.of(files.layout).runs()) == 2
     last = len(files.lines(TINY, 2)) + 7 + 3  # final/..., evaluation/...
     distinct = rows(files, remote(files, TINY).run_id)

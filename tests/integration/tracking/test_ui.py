@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +19,11 @@ from smt.report.collect import collect
 from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
 from tests.helpers.debian import require
-from tests.helpers.run_files import CREATED, T, expected_rows, remote, rows
+from tests.helpers.run_files import CREATED, RunFiles, T, expected_rows, remote, rows
 from tests.helpers.waiting import PATIENCE, wait_for_answer
 
-TINY = Run(experiment=T, seed=0)
+TINY, SECOND = (Run(experiment=T, seed=seed) for seed in (0, 1))
+NAMES = [f"smt_tiny/imagenet1k/seed{seed}" for seed in (0, 1)]
 
 
 def free_port():
@@ -35,49 +39,67 @@ def get(url, data=None):
         return answer.read().decode()
 
 
-@pytest.fixture
-def ui(files, tmp_path):
-    """The UI as a user starts it; its address once it answers."""
+@dataclass
+class Ui:
+    """The UI as a user starts it, and the files of the runs that it shows."""
+
+    files: RunFiles
+    url: str
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory, empty_database):
+    """It answers, and two runs of one experiment were sent through it."""
+    folder = tmp_path_factory.mktemp("ui")
+    files = RunFiles(folder, seeds=(0, 1))
+    shutil.copy(empty_database, files.layout.results / "mlflow.db")
     port = free_port()
-    log = (tmp_path / "ui.log").open("w+")
-    process = subprocess.Popen(
-        files.command("ui", "--port", str(port)), stdout=log, stderr=log, cwd=tmp_path
-    )
     url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for_answer(f"{url}/health", process, tmp_path / "ui.log")
-        assert get(f"{url}/health") == "OK"
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=PATIENCE)
-        log.close()
+    with pytest.MonkeyPatch.context() as environment, (folder / "ui.log").open("w") as log:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        process = subprocess.Popen(
+            files.command("ui", "--port", str(port)), stdout=log, stderr=log, cwd=folder
+        )
+        try:
+            wait_for_answer(f"{url}/health", process, folder / "ui.log")
+            assert get(f"{url}/health") == "OK"
+            environment.setenv("MLFLOW_TRACKING_URI", url)
+            files.finish(TINY, 96.0, epochs=4)
+            files.finish(SECOND, 92.0, epochs=4)
+            sync(files.project, files.layout)
+            environment.undo()
+            yield Ui(files, url, folder / "ui.log")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=PATIENCE)
     with pytest.raises(urllib.error.URLError):
         get(f"{url}/health")  # nothing is left behind
 
 
-def test_the_ui_shows_this_projects_runs_and_takes_a_sync(files, ui, monkeypatch, tmp_path):
-    assert "<title>MLflow</title>" in get(ui)
-    pages = f"{ui}/#/experiments?workflowType=machine_learning"
-    assert f"MLflow UI, until Ctrl-C: {pages}\n" in (tmp_path / "ui.log").read_text()
-    assert not (tmp_path / "mlruns").exists() and not (tmp_path / "mlflow.db").exists()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", ui)
-    files.finish(TINY, 96.0)
-    sync(files.project, files.layout)
+@pytest.mark.servers
+def test_the_ui_shows_this_projects_runs_and_takes_a_sync(ui, monkeypatch):
+    files = ui.files
+    assert "<title>MLflow</title>" in get(ui.url)
+    pages = f"{ui.url}/#/experiments?workflowType=machine_learning"
+    assert f"MLflow UI, until Ctrl-C: {pages}\n" in ui.log.read_text()
+    assert not (files.folder / "mlruns").exists() and not (files.folder / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", ui.url)
     assert sync(files.project, files.layout).changed == 0
-    shown = json.loads(
-        get(f"{ui}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
+    found = json.loads(
+        get(f"{ui.url}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
     )["runs"]
-    assert [run["info"]["run_name"] for run in shown] == ["smt_tiny/imagenet1k/seed0"]
-    (tiny,) = collect(files.project, files.layout).of(T)
-    assert tiny.metrics["top1"] == 96.0
-    page, training = f"{ui}/#/experiments/1/runs", "?workflowType=machine_learning"
-    assert tiny.url == f"{page}/{shown[0]['info']['run_id']}{training}"
-    done = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui})
+    shown = {run["info"]["run_name"]: run["info"]["run_id"] for run in found}
+    assert sorted(shown) == NAMES
+    tiny, second = collect(files.project, files.layout).of(T)
+    assert (tiny.metrics["top1"], second.metrics["top1"]) == (96.0, 92.0)
+    page, training = f"{ui.url}/#/experiments/1/runs", "?workflowType=machine_learning"
+    assert tiny.url == f"{page}/{shown[NAMES[0]]}{training}"
+    done = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui.url})
     assert done.stdout == f"MLflow runs already; open {page}{training}&compareRunsMode=CHART\n"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     sent = [row for row in rows(files, remote(files, TINY).run_id) if "/top" not in row[1]]
-    journal = expected_rows(files.lines(TINY, 2), CREATED)
+    journal = expected_rows(files.lines(TINY, 4), CREATED)
     assert [row for row in journal if "/top" not in row[1]] == [
         row for row in sent if not row[1].startswith(("final/", "evaluation/"))
     ]
@@ -94,29 +116,25 @@ def dom(url, folder):
     ).stdout  # fmt: skip
 
 
-def test_a_browser_compares_two_runs_and_draws_both_curves(files, ui, monkeypatch, tmp_path):
+@pytest.mark.servers
+@pytest.mark.browser
+def test_a_browser_compares_two_runs_and_draws_both_curves(ui, monkeypatch, tmp_path):
     """From the address that `smt ui` gives, and from a cell of a table with two seeds."""
-    other = Run(experiment=T, seed=1)
-    files.change("scales.yaml", [0, 1], "demo", "seeds")
-    files.change("scales.yaml", [0, 1], "demo", "experiments", T, "seeds")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", ui)
-    files.finish(TINY, 96.0, epochs=4)
-    files.finish(other, 92.0, epochs=4)
-    sync(files.project, files.layout)
+    files = ui.files
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", ui.url)
     build(collect(files.project, files.layout), files.layout, ["imagenet1k"])
-    names = [f"smt_tiny/imagenet1k/seed{seed}" for seed in (0, 1)]
     cell = (files.layout.tables / "imagenet1k.md").read_text()
     (curves,) = set(re.findall(r"\[94\.00 .*?\]\((\S+?)\)", cell))
     page = dom(curves, tmp_path / "profile")
-    assert all(f"{name} (eval/top1)" in page for name in names)
+    assert all(f"{name} (eval/top1)" in page for name in NAMES)
     # Plotly draws each line twice, in the chart and below its legend.
     drawn = set(re.findall(r'<path class="js-line"[^>]*? d="([^"]+)"', page))
     assert len(drawn) == 2
     heights = sorted(float(path.split(",")[-1]) for path in drawn)
     assert heights[0] < heights[1]  # the better one ends higher up
-    overview = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui}).stdout.split()[-1]
+    overview = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui.url}).stdout.split()[-1]
     page = dom(overview, tmp_path / "profile")
-    assert all(name in page for name in names)
+    assert all(name in page for name in NAMES)
     assert "js-line" in page or "<canvas" in page
 
 
