@@ -20,7 +20,8 @@ from PIL import Image
 from timm.data import ImageDataset, create_loader
 
 from smt.data import manifest
-from smt.data.augment import TrainTransform, normalise
+from smt.data.augment import TrainTransform
+from smt.data.eval_transform import normalise
 from smt.data.imagenet import ImageFolder, decode
 from smt.data.loader import TrainLoader
 from smt.data.rng import reseed

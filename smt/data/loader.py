@@ -2,20 +2,25 @@
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from smt.data.augment import EvalTransform, TrainTransform
+from smt.data.eval_transform import EvalTransform
 from smt.data.imagenet import ImageFolder, decode
 from smt.data.rng import preserved, reseed
 from smt.data.sampler import Job, Schedule
 from smt.data.workers import MEND, Loader, Substitute, errors_returned, read_all
 from smt.errors import DataError
 from smt.spec import ClassificationRecipe
+
+if TYPE_CHECKING:
+    from smt.data.augment import TrainTransform
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,7 @@ class TrainLoader(Loader[Pair]):
         world_size: int,
         workers: int,
     ) -> None:
-        schedule = Schedule(
-            len(folder), recipe.global_batch, recipe.device_batch, rank, world_size
-        )
+        schedule = Schedule(len(folder), recipe.global_batch, recipe.device_batch, rank, world_size)
         super().__init__(_TrainReader(folder, recipe, seed), schedule, seed, workers)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Chunk]:
@@ -96,9 +99,14 @@ class _TrainReader(Dataset):
 
     def __init__(self, folder: ImageFolder, recipe: ClassificationRecipe, seed: int) -> None:
         self._folder, self._recipe, self._seed = folder, recipe, seed
-        self._transform = TrainTransform(recipe)
         skip = recipe.unreadable_images == "skip"
         self._substitute = Substitute(len(folder), self._path, seed=seed, allowed=skip)
+
+    @cached_property
+    def _transform(self) -> "TrainTransform":
+        from smt.data.augment import TrainTransform  # timm, which an evaluation does without
+
+        return TrainTransform(self._recipe)
 
     @errors_returned
     def __getitem__(self, job: Job) -> tuple[Pair, list[str]]:

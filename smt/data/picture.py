@@ -6,12 +6,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's red, green and blue, from 0 to 1 (timm's IMAGENET_DEFAULT_MEAN and _STD)."""
 
 PADDED_TO = 32
 """Pixels that the sides of a detector's images are padded to multiples of: the coarsest stage's
@@ -36,8 +38,8 @@ def normalised(pixels: Tensor) -> Tensor:
 
     The bits are those of timm's ToTensor and Normalize.
     """
-    mean = torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
-    deviation = torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
+    mean = torch.tensor(MEAN)[:, None, None]
+    deviation = torch.tensor(DEVIATION)[:, None, None]
     values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     return values.div_(255).sub_(mean).div_(deviation)
 

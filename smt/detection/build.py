@@ -1,11 +1,9 @@
-"""From a head's spec to the detector that it describes."""
+"""From a head's spec to the detector that it describes.
 
-from smt.detection.atss import ATSSDetector
-from smt.detection.dino import DINODetector
-from smt.detection.retinanet import RetinaNetDetector
-from smt.detection.sparse_rcnn import SparseRCNNDetector
+A detector is imported when it is asked for: the set predictions import SciPy's optimizers.
+"""
+
 from smt.detection.structures import Backbone, DetectionModel
-from smt.detection.two_stage import TwoStageDetector
 from smt.head_spec import ATSS, DINO, Detector, RetinaNet, SparseRCNN, TwoStage
 
 
@@ -16,12 +14,22 @@ def build(backbone: Backbone, head: Detector, classes: int) -> DetectionModel:
     """
     match head:
         case TwoStage():
+            from smt.detection.two_stage import TwoStageDetector
+
             return TwoStageDetector(backbone, head=head, classes=classes)
         case RetinaNet():
+            from smt.detection.retinanet import RetinaNetDetector
+
             return RetinaNetDetector(backbone, head=head, classes=classes)
         case ATSS():
+            from smt.detection.atss import ATSSDetector
+
             return ATSSDetector(backbone, head=head, classes=classes)
         case SparseRCNN():
+            from smt.detection.sparse_rcnn import SparseRCNNDetector
+
             return SparseRCNNDetector(backbone, head=head, classes=classes)
         case DINO():
+            from smt.detection.dino import DINODetector
+
             return DINODetector(backbone, head=head, classes=classes)

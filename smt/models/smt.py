@@ -7,7 +7,6 @@ from math import sqrt
 from typing import Any, Literal
 
 import torch
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -121,7 +120,7 @@ class SMT(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt!r}: valid: 'NCHW'")
-        taken, last = feature_take_indices(len(self.stages), indices)
+        taken, last = _taken(len(self.stages), indices)
         outputs = []
         x = images
         for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
@@ -137,7 +136,7 @@ class SMT(nn.Module):
         prune_head: bool = True,
     ) -> list[int]:
         """Remove the stages after the last of `indices`, and the head; return the indices."""
-        taken, last = feature_take_indices(len(self.stages), indices)
+        taken, last = _taken(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:
             self.reset_classifier(0, "")
@@ -162,6 +161,14 @@ class SMT(nn.Module):
         for stage in self.stages:
             assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
+
+
+def _taken(stages: int, indices: int | list[int] | None) -> tuple[list[int], int]:
+    """Return the numbers of the stages that `indices` mean to timm, and the last of them."""
+    from timm.models._features import feature_take_indices  # who trains needs no timm for it
+
+    taken, last = feature_take_indices(stages, indices)
+    return taken, last
 
 
 def _classifier(channels: int, num_classes: int, global_pool: str) -> nn.Module:

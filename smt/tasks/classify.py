@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from smt.data import manifest
-from smt.data.augment import Mix
 from smt.data.imagenet import ImageFolder
 from smt.data.loader import TrainLoader, eval_batches
 from smt.data.rng import derive
@@ -16,8 +17,12 @@ from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, Interrupted, never
 from smt.layout import Layout
-from smt.models import weights, zoo
+from smt.models import weights
+from smt.models.smt import SMT
 from smt.spec import ClassificationRecipe, Project, Run
+
+if TYPE_CHECKING:
+    from smt.data.augment import Mix
 
 
 class Classification:
@@ -56,14 +61,13 @@ class Classification:
             world_size=ranks.world_size,
             workers=self._workers,
         )
-        self._mix = Mix(self.recipe.augment, self._classes)
         self.steps_per_epoch = self._loader.steps_per_epoch
         self.accumulation = self._loader.accumulation
 
     def _build(self, project: Project, layout: Layout, inherit: bool) -> nn.Module:
         experiment = project.experiments[self._run.experiment]
         torch.manual_seed(derive(self._run.seed, "init"))
-        model = zoo.build(
+        model: nn.Module = SMT(
             project.models[experiment.model],
             num_classes=self._classes,
             drop_path_rate=project.drop_path(self._run.experiment),
@@ -78,6 +82,12 @@ class Classification:
                 state = weights.select_head_rows(state, rows)
             weights.load_state(model, state, source)
         return model.to(self._ranks.device).to(memory_format=torch.channels_last)
+
+    @cached_property
+    def _mix(self) -> "Mix":
+        from smt.data.augment import Mix  # timm, which an evaluation does without
+
+        return Mix(self.recipe.augment, self._classes)
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yield this rank's batches, mixed and on its device."""

@@ -1,6 +1,7 @@
 """Evaluation of exported weights, apart from the training that made them."""
 
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from smt.engine.distributed import Ranks
 from smt.engine.workdir import exclusive
@@ -11,10 +12,13 @@ from smt.metrics import METRICS
 from smt.models import weights
 from smt.spec import Project, Run
 from smt.tasks import environment
-from smt.tasks.classify import Classification
-from smt.tasks.detect import Detection
+from smt.tasks.downstream import Downstream
 from smt.tasks.kinds import task_of
-from smt.tasks.segment import Segmentation
+
+if TYPE_CHECKING:
+    from smt.tasks.classify import Classification
+    from smt.tasks.detect import Detection
+    from smt.tasks.segment import Segmentation
 
 LOCK = "evaluation.lock"
 
@@ -30,7 +34,7 @@ def measure(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[st
 
 def _trained(
     project: Project, layout: Layout, run: Run, ranks: Ranks
-) -> Classification | Detection | Segmentation:
+) -> "Classification | Detection | Segmentation":
     """Return a run's task with the weights that it exported."""
     said, path = read_json(layout.metrics(run)), layout.weights(run)
     if said is None or not path.exists():
@@ -66,16 +70,16 @@ def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[s
 
 
 def _evaluate(
-    task: Classification | Detection | Segmentation,
+    task: "Classification | Detection | Segmentation",
     project: Project,
     layout: Layout,
     run: Run,
     ranks: Ranks,
 ) -> dict[str, float]:
-    if isinstance(task, Classification):
-        metrics = task.evaluate()
-    else:
+    if isinstance(task, Downstream):
         metrics = task.evaluate(kept=layout.kept(run))
+    else:
+        metrics = task.evaluate()
     said, path = read_json(layout.metrics(run)), layout.weights(run)
     for name, value in metrics.items():
         if abs(value - said["metrics"][name]) > METRICS[name].agreement:

@@ -1,23 +1,21 @@
 """Which class trains and evaluates the runs of each task."""
 
+from typing import TYPE_CHECKING
+
 from smt.engine.distributed import Ranks
 from smt.layout import Layout
 from smt.spec import Project, Run
-from smt.tasks.classify import Classification
-from smt.tasks.detect import Detection
-from smt.tasks.segment import Segmentation
 
-TASKS: dict[str, type[Classification] | type[Detection] | type[Segmentation]] = {
-    "classify": Classification,
-    "detect": Detection,
-    "segment": Segmentation,
-}
+if TYPE_CHECKING:
+    from smt.tasks.classify import Classification
+    from smt.tasks.detect import Detection
+    from smt.tasks.segment import Segmentation
 
 
 def task_of(
     project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
     workers: int | None = None,
-) -> Classification | Detection | Segmentation:  # fmt: skip
+) -> "Classification | Detection | Segmentation":  # fmt: skip
     """Return the task of a run: its model on this rank's device, its data, loss and metrics.
 
     With `inherit` off the model does not start from its parent's weights.
@@ -26,5 +24,20 @@ def task_of(
         UserError: the data or the parent's weights cannot be read, or the number of processes
             cannot share a global batch.
     """
-    kind = TASKS[project.experiments[run.experiment].task]
+    kind = _class_of(project.experiments[run.experiment].task)
     return kind(project, layout, run, ranks, inherit=inherit, workers=workers)
+
+
+def _class_of(task: str) -> "type[Classification] | type[Detection] | type[Segmentation]":
+    """Return the class of a task; the others, and what they import for seconds, are left alone."""
+    if task == "classify":
+        from smt.tasks.classify import Classification
+
+        return Classification
+    if task == "detect":
+        from smt.tasks.detect import Detection
+
+        return Detection
+    from smt.tasks.segment import Segmentation
+
+    return Segmentation

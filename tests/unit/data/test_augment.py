@@ -1,20 +1,21 @@
 """Augmentation is timm's, to the bit; mixing and its targets agree."""
 
-from tests.helpers import ROOT
 import numpy as np
 import pytest
 import torch
-from tests.helpers.imagefolders import open_folder, recipe_of, write_images
 from PIL import Image
 from skimage.data import astronaut
 from timm.data import create_transform
 
-from smt.data.augment import EvalTransform, Mix, TrainTransform
+from smt.data.augment import Mix, TrainTransform
+from smt.data.eval_transform import EvalTransform
 from smt.data.loader import TrainLoader
 from smt.data.rng import reseed, seeded
 from smt.data.sampler import epoch_order
 from smt.params import load_project
 from smt.spec import Evaluation
+from tests.helpers import ROOT
+from tests.helpers.imagefolders import open_folder, recipe_of, write_images
 
 
 @pytest.fixture(scope="module")
