@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from sqlalchemy import create_engine, text
 
 from tests.helpers.debian import POSTGRESQL, require
-from tests.helpers.waiting import wait_for_answer
+from tests.helpers.waiting import PATIENCE, wait_for_answer
 
 
 def free_port():
@@ -130,7 +130,7 @@ class Line:
                     return self.connection.close()
                 if state == "error":
                     return self.answer(500, b"out of order")
-                link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                link = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
                 link.request(self.command, self.path, body, dict(self.headers))
                 answer = link.getresponse()
                 content = answer.read()

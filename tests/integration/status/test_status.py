@@ -31,12 +31,12 @@ STEPS = 6 * 62
 """Of a demo run on 4000 images in global batches of 64."""
 
 HOLD = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from smt.engine.workdir import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(600)
+    signal.pause()
 """
 
 

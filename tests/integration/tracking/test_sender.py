@@ -267,7 +267,7 @@ def at_once(count, work):
         process.start()
     for process in processes:
         process.join()
-    found = [failures.get(timeout=5) for _ in range(failures.qsize())]
+    found = [failures.get(timeout=PATIENCE) for _ in range(failures.qsize())]
     return found + [f"exit {p.exitcode}" for p in processes if p.exitcode]
 
 

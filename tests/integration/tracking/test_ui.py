@@ -35,7 +35,7 @@ def free_port():
 def get(url, data=None):
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, data and json.dumps(data).encode(), headers)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         return answer.read().decode()
 
 
