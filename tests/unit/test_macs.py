@@ -31,8 +31,20 @@ def assert_equal(model, resolution, classes):
     assert ours.total == counted.attention
 
 
-@pytest.mark.parametrize("scale", PROJECTS)
-@pytest.mark.parametrize("name", PROJECTS["paper"].models)
+LARGER = ("smt_small", "smt_base", "smt_large")
+"""SMT-T with more blocks and channels; counting one at paper scale takes seconds."""
+
+
+@pytest.mark.parametrize(
+    ("scale", "name"),
+    [
+        pytest.param(
+            scale, name, marks=[pytest.mark.slow] * ((scale, name in LARGER) == ("paper", True))
+        )
+        for name in PROJECTS["paper"].models
+        for scale in PROJECTS
+    ],
+)
 def test_every_model_at_every_resolution_that_it_is_trained_at(scale, name):
     project = PROJECTS[scale]
     cases = trained_at(project, name)

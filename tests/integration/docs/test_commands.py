@@ -127,7 +127,7 @@ NEEDS = {
     "smt verify --evaluate": needs_results(),
     'smt why imagenet22k "SMT-L at 384"': reads_results(),
     f"smt why imagenet1k {SMT_T}": reads_results(),
-    "smt release": reads_results(),
+    "smt release": needs_results(),
     "smt dvc record": reads_results(),
     "dvc push": reads_results(),
     "dvc repro": needs_results(),

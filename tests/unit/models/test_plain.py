@@ -28,7 +28,9 @@ def plain(model):
 
 
 # 32 x 32 ends in one pixel and 33 x 47 in one by two: there kernels are cut and images padded.
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (100, 64)])
+@pytest.mark.parametrize(
+    "size", [(32, 32), (33, 47), pytest.param((100, 64), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", SAME_ARCHITECTURE)
 def test_outputs_gradients_and_statistics_are_those_of_the_equations(name, size):
     torch.manual_seed(0)
@@ -51,7 +53,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_equations(name, size)
         torch.testing.assert_close(logits, expected.eval()(images), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("resolution", [224, 200])
+@pytest.mark.parametrize("resolution", [pytest.param(224, marks=pytest.mark.slow), 200])
 @pytest.mark.parametrize(
     "name",
     [

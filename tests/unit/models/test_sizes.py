@@ -8,6 +8,7 @@ from smt.commands import profile as profile_command
 from smt.layout import Layout, bundled_params
 from smt.models import profile
 from smt.params import load_project
+from smt.spec import Project
 from tests.helpers.in_process import smt
 
 PAPER = load_project(bundled_params(), "paper")
@@ -97,7 +98,8 @@ def test_profile_prints_the_published_figure_and_the_difference(tmp_path, monkey
         "models": {name: MODELS[name] for name in ("smt_small", "smt_base")},
         "experiments": {name: PAPER.experiments[name] for name in names},
     }
-    project = PAPER.model_copy(update=few)
+    everything = {name: getattr(PAPER, name) for name in Project.model_fields}
+    project = Project.model_construct(**everything | few)
     monkeypatch.setattr(profile_command, "load", lambda scale: (project, Layout(scale)))
     sizes = profiled(tmp_path / "sizes.json")
     assert set(sizes) == {"smt_small", "smt_base", "upernet.smt_base"}
