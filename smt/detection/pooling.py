@@ -43,12 +43,12 @@ def pool(
     """
     level = level_of(boxes[:, 1:], len(levels))
     counts = torch.bincount(level, minlength=len(levels)).tolist()
-    rows = level.argsort(stable=True).split(counts)
-    pooled = levels[0].new_zeros(len(boxes), levels[0].shape[1], resolution, resolution)
-    for features, stride, chosen in zip(levels, strides, rows, strict=True):
-        # In float32 under autocast as well: half precision cannot place a box.
-        aligned = roi_align(
+    order = level.argsort(stable=True)
+    # In float32 under autocast as well: half precision cannot place a box.
+    pooled = [
+        roi_align(
             features.float(), boxes[chosen], resolution, 1 / stride, sampling_ratio, aligned=True
         )
-        pooled = pooled.index_copy(0, chosen, aligned.to(pooled.dtype))
-    return pooled
+        for features, stride, chosen in zip(levels, strides, order.split(counts), strict=True)
+    ]
+    return torch.cat(pooled).to(levels[0].dtype).index_select(0, order.argsort())
