@@ -123,7 +123,7 @@ NEEDS = {
     f"smt prove {SMT_T} --kills 20": needs_results(),
     "smt checkpoint results/demo/runs": reads_results(),
     f"smt sync --register --experiment {SMT_T}": reads_results(),
-    "smt verify": reads_results(),
+    "smt verify": needs_results(),
     "smt verify --evaluate": needs_results(),
     'smt why imagenet22k "SMT-L at 384"': reads_results(),
     f"smt why imagenet1k {SMT_T}": reads_results(),
