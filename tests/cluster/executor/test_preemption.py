@@ -67,7 +67,7 @@ def test_a_time_limit_is_met_by_a_training_that_goes_on_and_by_a_command_that_ca
     said = driver.fail()
     (_, first), (step, second) = toy.starts()
     assert first == second == job  # SLURM's own requeue
-    assert f"trainer saved step {step}\n" in toy.job_log(job)
+    assert f"it goes on from step {step}\n" in toy.job_log(job)
     assert (toy.folder / "train.txt").exists()
     other = (toy.folder / "plain.job").read_text().strip()
     assert set(toy.jobs()) == {job, other}
@@ -78,8 +78,8 @@ def test_a_time_limit_is_met_by_a_training_that_goes_on_and_by_a_command_that_ca
 
 @pytest.mark.slow
 def test_a_time_limit_shorter_than_the_run_is_met_three_times(toy):
-    toy.write(training_rule(runtime=1))
-    driver = toy.start(signal_delay=10, keep_logs="all")
+    toy.write(training_rule(runtime=2))
+    driver = toy.start(signal_delay=40, keep_logs="all")
     toy.await_training(4, driver)  # three requeues in a row
     toy.let_finish()
     driver.succeed()
@@ -88,7 +88,7 @@ def test_a_time_limit_shorter_than_the_run_is_met_three_times(toy):
     assert steps == sorted(set(steps))  # each went on where the one before had saved
     (job,) = {job for _, job in begun}  # SLURM's own requeue: one job all along
     for step in steps[1:]:
-        assert f"trainer saved step {step}\n" in toy.job_log(job)
+        assert f"it goes on from step {step}\n" in toy.job_log(job)
 
 
 # --- preemption, requeues, failing nodes ----------------------------------------------------------
