@@ -136,6 +136,22 @@ MISTAKES = {
         "scales.yaml", "    smt_base:\n", "    smt_bse:\n",
         "demo.models.smt_bse", "no such entry in models.yaml; did you mean smt_base", scale="demo",
     ),
+    "overlay of what is not there, of a scale on another": Mistake(
+        "scales.yaml", "    dino_1x: {title: \"DINO, a few", "    dino_x: {title: \"DINO, a few",
+        "smoke.detection_recipes.dino_x", "no such entry in detection.yaml", scale="smoke",
+    ),
+    "scale on one that is not there": Mistake(
+        "scales.yaml", "  base: demo\n", "  base: dem\n",
+        "smoke.base", "no scale 'dem'; did you mean demo", scale="smoke",
+    ),
+    "scale on itself": Mistake(
+        "scales.yaml", "  base: demo\n", "  base: smoke\n",
+        "smoke.base", "bases form a circle: smoke -> smoke", scale="smoke",
+    ),
+    "key that no scale has": Mistake(
+        "scales.yaml", "  log_every: 5\n", "  log_evry: 5\n",
+        "smoke.log_evry", "unknown key; did you mean log_every", scale="smoke",
+    ),
     "row of an unknown experiment": Mistake(
         "tables.yaml", "experiment: ablation_heads_8}", "experiment: ablation_head_8}",
         "tables.ablation_heads.rows.4.experiment", "did you mean ablation_heads_8",
@@ -214,3 +230,17 @@ def test_the_demo_overlays_an_entry_of_every_base_and_keeps_its_structure():
             if value != getattr(demo.models[name], key)
         }  # fmt: skip
         assert changed <= {"widths", "depths", "msa_heads", "mlp_ratios"}, name
+
+
+def test_a_scale_is_laid_over_the_one_that_it_is_based_on():
+    demo, smoke = (load_project(ROOT / "params", scale) for scale in ("demo", "smoke"))
+    assert set(smoke.experiments) == set(demo.experiments)
+    assert (smoke.scale.title, smoke.scale.log_every) == ("smoke scale", 5)
+    assert smoke.scale.seeds == demo.scale.seeds
+    assert smoke.scale.proof.runs == demo.scale.proof.runs
+    # What it says of every entry goes before what its base says of one.
+    assert demo.recipes["imagenet22k"].schedule.epochs > 1
+    assert smoke.recipes["imagenet22k"].schedule.epochs == 1
+    assert smoke.recipes["imagenet22k"].optimizer == demo.recipes["imagenet22k"].optimizer
+    places = {each.root for project in (demo, smoke) for each in project.datasets.values()}
+    assert len(places) == 2 * len(demo.datasets)  # of other counts, so apart
