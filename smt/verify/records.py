@@ -162,10 +162,10 @@ class RunAudit:
         }
         for key, (value, source) in follows.items():
             ledger.expect(NUMBERS, f"{path}: {key}", final.get(key, NOTHING), value, source)
-        epochs = recipe.get("schedule", {}).get("epochs", NOTHING)
         ledger.expect(
             JOURNALS, f"{self.work_dir / journal.JOURNAL}: epochs of its last line",
-            derived.epochs, epochs, f"{self.work_dir / PROVENANCE}: params.recipe.schedule",
+            derived.epochs, _epochs(recipe.get("schedule", {})),
+            f"{self.work_dir / PROVENANCE}: params.recipe.schedule",
         )  # fmt: skip
 
     # --- provenance ----------------------------------------------------------------------------
@@ -330,3 +330,10 @@ class RunAudit:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
+
+
+def _epochs(schedule: Mapping[str, Any]) -> Any:
+    """Return the epochs of a recipe's schedule; a segmenter's has intervals of its steps."""
+    if "interval" in schedule:
+        return schedule["steps"] // max(schedule["interval"], 1)
+    return schedule.get("epochs", NOTHING)

@@ -1,38 +1,27 @@
-"""The finished project as fixtures: made once by the real commands, and copied."""
+"""The finished project as fixtures: made once by the real commands for all workers, and copied."""
 
 import shutil
 
 import pytest
 
-from tests.helpers.finished_project import CHILD, CHILD_384, PARENT, T, copy, shrink, smt
-from tests.helpers.project_copy import ProjectCopy
+from tests.helpers import finished_project
+from tests.helpers.once import made_once
+from tests.helpers.versioned import Versioned
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, demo_data):
-    """The project after every command of the DAG, in a git checkout with a change in it."""
-    folder = tmp_path_factory.mktemp("finished") / "project"
-    project = ProjectCopy(folder)
-    shrink(project)
-    shutil.copytree(demo_data / "results", folder / "results")
-    (folder / "data").symlink_to(demo_data / "data")
-    (folder / ".gitignore").write_text("results\ndata\n")
-    git = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org")
-    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a project"]):
-        assert project.run(*git, *command).returncode == 0
-    with (folder / "params/models.yaml").open("a") as file:
-        file.write("# not committed\n")
-    for experiment, seeds in ((T, (0, 1)), (PARENT, (0,)), (CHILD, (0,)), (CHILD_384, (0,))):
-        for seed in seeds:
-            smt(project, "train", experiment, "--seed", str(seed))
-            smt(project, "evaluate", experiment, "--seed", str(seed))
-    smt(project, "profile", "--scale", "paper")
-    for command in ("profile", "sync", "tables"):
-        smt(project, command)
-    return project
+def finished(tmp_path_factory, worker_id):
+    """The project after every command of the DAG, recorded and pushed by DVC.
+
+    All workers share it: a test that writes anything, as Snakemake does, takes a copy.
+    """
+    folder = made_once(tmp_path_factory, worker_id, "finished", finished_project.finish)
+    return Versioned.at(folder / finished_project.NAME)
 
 
 @pytest.fixture
 def project(finished, tmp_path):
-    """A copy of it that a test may change."""
-    return copy(finished, tmp_path / "project")
+    """A copy of its params and results that a test may change."""
+    copy = finished_project.copy(finished, tmp_path / "project")
+    yield copy
+    shutil.rmtree(copy.folder)

@@ -11,34 +11,57 @@ from smt.layout import Layout
 from smt.params import load_project
 from smt.verify.audit import Audit
 from tests.helpers.project_copy import ProjectCopy
-from tests.helpers.shrink import keep
-from tests.helpers.trainings import TINY
+from tests.helpers.shrink import keep, keep_used
+from tests.helpers.versioned import SCALE, Versioned
 
-DEMO = "results/demo"
-T, PARENT = "imagenet1k_smt_tiny", "imagenet22k_smt_large"
+NAME = "project"
+RESULTS = f"results/{SCALE}"
+T, SMALL, ABLATION = "imagenet1k_smt_tiny", "imagenet1k_smt_small", "ablation_heads_1"
+PARENT = "imagenet22k_smt_large"
 CHILD, CHILD_384 = "imagenet1k_smt_large_224", "imagenet1k_smt_large_384"
+CLASSIFIERS = (T, SMALL, ABLATION, PARENT, CHILD, CHILD_384)
+DETECTORS = ("coco_mask_rcnn_1x_smt_small", "coco_retinanet_smt_small")
+SEGMENTER = "ade20k_upernet_smt_small"
+DOWNSTREAM = (*DETECTORS, SEGMENTER)
+RUNS = {(T, 1), *((name, 0) for name in (*CLASSIFIERS, *DOWNSTREAM))}
+TABLES = ("imagenet1k", "imagenet22k", "ablation_heads", "coco_mask_rcnn", "coco_detectors",
+          "ade20k")  # fmt: skip
 
 
-def shrink(project):
-    """Leave two tables of the demo: SMT-T with two seeds, and SMT-L from 22K to 1K."""
+def shrink(params, experiments=(*CLASSIFIERS, *DOWNSTREAM)):
+    """Leave of `params` a few experiments, one or two of each kind, and their tables."""
 
     def tables(content):
-        names = ("imagenet1k", "imagenet22k")
-        content["tables"] = {name: content["tables"][name] for name in names}
+        found = content["tables"]
+        content["tables"] = {name: found[name] for name in TABLES if name in found}
 
-    def scales(content):
-        demo = content["demo"]
-        demo.pop("proof")
-        demo["models"]["smt_tiny"].update(TINY)
-        demo["models"]["smt_large"].update(TINY)
-        demo["experiments"][T] = {"seeds": [0, 1]}
-        for name, recipe in demo["recipes"].items():
-            epochs = 2 if name == "imagenet1k" else 1
-            recipe.setdefault("schedule", {}).update(epochs=epochs, warmup_epochs=0)
+    keep(params, experiments)
+    keep_used(params)
+    edit_yaml(params / "tables.yaml", tables)
 
-    keep(project.folder / "params", (T, PARENT, CHILD, CHILD_384))
-    for change in (tables, scales):
-        edit_yaml(project.folder / "params" / f"{change.__name__}.yaml", change)
+
+def finish(folder):
+    """Make in a folder a project after `snakemake all`, `smt dvc record`, a commit, `dvc push`.
+
+    It was trained in a git checkout with a change in it. Its data lie beside it.
+    """
+    project = Versioned(folder / NAME)
+    shrink(project.folder / "params")
+    (folder / "data").mkdir()
+    (project.folder / "data").symlink_to(folder / "data")
+    project.git("init", "-q")
+    project.git("add", ".")
+    project.git("commit", "-q", "-m", "a project")
+    with (project.folder / "params/models.yaml").open("a") as file:
+        file.write("# not committed\n")
+    made = project.snakemake("all")
+    assert made.returncode == 0, made.stderr[-3000:]
+    said = project.record()
+    assert f"recorded: {len(RUNS)} runs, all, with data and tables" in said
+    assert "dvc.yaml is another one" in said
+    project.git("add", "-A")
+    project.git("commit", "-q", "-m", "recorded")
+    project.dvc("push")
 
 
 def edit_yaml(path, change):
@@ -47,25 +70,25 @@ def edit_yaml(path, change):
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def smt(project, *arguments):
-    done = project.smt(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 def copy(project, folder):
-    """Return a copy of a project and its results, on the same data."""
-    other = ProjectCopy(folder, project.folder)
-    shutil.copytree(project.folder / "results", folder / "results")
+    """Return a copy of a project's params and results, on the same data, that can be edited."""
+    other = ProjectCopy.__new__(Versioned)
+    ProjectCopy.__init__(other, folder, project.folder)
+    shutil.copytree(project.folder / "results", folder / "results", copy_function=_copy)
     (folder / "data").symlink_to(project.folder / "data")
     return other
 
 
+def _copy(source, target):
+    shutil.copy2(source, target)
+    Path(target).chmod(0o644)  # DVC protects what it has taken in
+
+
 def layout(project):
-    return Layout("demo", project.folder / "results", project.folder / "data")
+    return Layout(SCALE, project.folder / "results", project.folder / "data")
 
 
-def load(project, scale="demo"):
+def load(project, scale=SCALE):
     return load_project(project.folder / "params", scale)
 
 
@@ -79,7 +102,7 @@ def findings(project):
 
 
 def run_dir(project, experiment=T, seed=0) -> Path:
-    return project.folder / DEMO / "runs" / experiment / f"seed{seed}"
+    return project.folder / RESULTS / "runs" / experiment / f"seed{seed}"
 
 
 def work_dir(project, experiment=T, seed=0) -> Path:
@@ -88,7 +111,7 @@ def work_dir(project, experiment=T, seed=0) -> Path:
 
 
 def table(project, name) -> Path:
-    return project.folder / DEMO / "tables" / name
+    return project.folder / RESULTS / "tables" / name
 
 
 def edit_json(path, change):

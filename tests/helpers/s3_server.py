@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.helpers.waiting import wait_for
 
 BUCKET = "smt"
 KEY, SECRET = "AKIATESTOFSMT", "secret-that-must-not-be-kept"
@@ -45,13 +46,16 @@ class S3Server:
         self.client().create_bucket(Bucket=BUCKET)
 
     def _await(self) -> None:
-        deadline = time.monotonic() + 120
-        while True:
+        def answers() -> bool:
+            assert self._process.poll() is None, self._said()
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)):
-                return
-            assert self._process.poll() is None, Path(self._log.name).read_text()
-            assert time.monotonic() < deadline, "moto's server does not answer"
-            time.sleep(0.2)
+                return True
+            return False
+
+        wait_for(answers, self._said, every=0.05)
+
+    def _said(self) -> str:
+        return Path(self._log.name).read_text()
 
     def client(self) -> Any:
         """Return boto3's client, past the door."""

@@ -32,7 +32,40 @@ def keep(params: Path, names):
     for file, cut in cuts.items():
         content = _read(params, file)
         cut(content)
-        (params / f"{file}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        _write(params, file, content)
+
+
+RECIPES = {"recipes": "recipes", "detection": "detection_recipes",
+           "segmentation": "segmentation_recipes"}  # fmt: skip
+"""Section of the recipes in each of their files."""
+
+
+def keep_used(params: Path):
+    """Leave of `params` what its experiments use, with what that is based on, and the variants.
+
+    Most of the time that it takes to measure sizes goes to the other models, and DVC reads all of
+    it again and again.
+    """
+    experiments = _read(params, "experiments")["experiments"]
+    used = [_merged(experiments, name) for name in experiments]
+    models = {*(each["model"] for each in used), *_read(params, "reported")["models"]}
+    heads, recipes = ({each[key] for each in used if key in each} for key in ("head", "recipe"))
+    scales, gone = _read(params, "scales"), set()
+    sections = {"models": ("models", models), "heads": ("heads", heads)}
+    sections |= {file: (section, recipes) for file, section in RECIPES.items()}
+    for file, (section, names) in sections.items():
+        content = _read(params, file)
+        left = _with_bases(content[section], names & content[section].keys())
+        gone |= content[section].keys() - left
+        content[section] = _only(content[section], left)
+        _write(params, file, content)
+        for scale in scales.values():
+            if section in scale:
+                scale[section] = _only(scale[section], {"*", *left})
+    findings = _read(params, "drift")
+    _cut_findings(findings, gone)
+    _write(params, "scales", scales)
+    _write(params, "drift", findings)
 
 
 def cut_down_scenes(demo):
@@ -50,6 +83,19 @@ def cut_down_digits(demo):
 
 def _read(params, file):
     return yaml.safe_load((params / f"{file}.yaml").read_text())
+
+
+def _write(params, file, content):
+    (params / f"{file}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def _with_bases(entries, names):
+    found = set()
+    for name in names:
+        while name is not None and name not in found:
+            found.add(name)
+            name = entries[name].get("base")
+    return found
 
 
 def _with_ancestors(experiments, names):
@@ -104,9 +150,12 @@ def _cut_scales(content, names):
     for scale in content.values():
         if "experiments" in scale:
             scale["experiments"] = _only(scale["experiments"], {"*", *names})
-        if "proof" in scale:
-            runs = [run for run in scale["proof"]["runs"] if run["experiment"] in names]
-            scale["proof"] = scale["proof"] | {"runs": runs} if runs else None
+        proof = scale.get("proof")
+        if proof and "runs" in proof:
+            runs = [run for run in proof["runs"] if run["experiment"] in names]
+            scale["proof"] = proof | {"runs": runs} if runs else None
+        elif proof and content[scale["base"]]["proof"] is None:
+            scale["proof"] = None
 
 
 def _cut_cluster(content, names):
@@ -119,10 +168,10 @@ def _cut_points(content, names):
     content["points"] = {scale: _only(each, names) for scale, each in content["points"].items()}
 
 
-def _cut_findings(content, systems):
+def _cut_findings(content, gone):
     def names_one(finding):
         places = re.findall(r"\{([\w.]+)\.\w+\}", finding["ours"])
-        return any(place in systems for place in places)
+        return any(place in gone for place in places)
 
     content["findings"] = [each for each in content["findings"] if not names_one(each)]
 

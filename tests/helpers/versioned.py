@@ -1,22 +1,24 @@
-"""A project in git and DVC, cut down to a few experiments, as its tests use it."""
+"""A project at smoke scale, in git and DVC, as its tests use it."""
 
 import contextlib
 import json
 import shutil
+import subprocess
 
 import yaml
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, forkserver
 from tests.helpers.project_copy import ProjectCopy
-from tests.helpers.shrink import cut_down_digits, keep
 
-TINY, LARGE = "imagenet1k_smt_tiny", "imagenet22k_smt_large"
-CHILD, HEADS = "imagenet1k_smt_large_224", "ablation_heads_1"
-KEPT = {TINY: [0, 1], LARGE: [0], CHILD: [0], HEADS: [0]}
+SCALE = "smoke"
 
 
 class Versioned(ProjectCopy):
-    """A copy of the project in git and DVC, cut down to a few experiments that take seconds."""
+    """A copy of the project in git and DVC, whose commands are about its smoke scale.
+
+    What its commands start, such as the jobs of Snakemake, are forks as they are; but for
+    `ProjectCopy.start`, which starts processes that start processes.
+    """
 
     def __init__(self, folder, source=ROOT):
         super().__init__(folder, source)
@@ -28,13 +30,40 @@ class Versioned(ProjectCopy):
                 else:
                     shutil.copy2(source / name, folder / name)
 
+    @classmethod
+    def at(cls, folder):
+        """Return the project that a folder holds already."""
+        project = object.__new__(cls)
+        project.folder = folder
+        return project
+
+    def copied(self, folder):
+        """Return a copy of everything in it; data are a link, in a copy as here."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Versioned.at(folder)
+
+    def cloned(self, folder):
+        """Return a clone of it, as git makes one."""
+        subprocess.run(["git", "clone", "-q", str(self.folder), str(folder)], check=True)
+        return Versioned.at(folder)
+
     def environment(self, **more):
         site = self.folder.parent / "dvc-site"
         return super().environment(
-            DVC_SITE_CACHE_DIR=str(site), DVC_NO_ANALYTICS="1", SMT_SEND="0",
-            GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b.c", GIT_COMMITTER_NAME="a",
-            GIT_COMMITTER_EMAIL="a@b.c", **more,
+            **{
+                "DVC_SITE_CACHE_DIR": str(site), "DVC_NO_ANALYTICS": "1",
+                "SMT_SCALE": SCALE, "SMT_SEND": "0", "SMT_FORKSERVER": "0",
+                "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b.c",
+                "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b.c", **more,
+            }
         )  # fmt: skip
+
+    def module(self, name, *arguments, **environment):
+        env = forkserver.with_forked_commands(self.environment(**environment))
+        return forkserver.run(name, *arguments, cwd=self.folder, env=env)
+
+    def snakemake(self, *arguments):
+        return super().snakemake(*arguments, "--config", f"scale={SCALE}")
 
     def git(self, *arguments):
         done = self.run("git", *arguments)
@@ -71,38 +100,7 @@ class Versioned(ProjectCopy):
 
     def set_rate(self, recipe, rate):
         def change(content):
-            content["demo"]["recipes"][recipe].setdefault("optimizer", {}).update(lr=rate)
+            recipes = content[SCALE]["recipes"]
+            recipes.setdefault(recipe, {}).setdefault("optimizer", {}).update(lr=rate)
 
         self.change("scales.yaml", change)
-
-
-def cut_down(project):
-    def tables(content):
-        names = ("imagenet1k", "imagenet22k")
-        content["tables"] = {name: content["tables"][name] for name in names}
-
-    def scales(content):
-        demo = content["demo"]
-        cut_down_digits(demo)
-        demo["models"]["smt_tiny"].update(widths=[8, 16, 32, 64], msa_heads=[1, 2, 4, 8])
-        demo["models"]["smt_large"].update(widths=[8, 16, 32, 64], depths=[1, 1, 2, 1])
-        for recipe in demo["recipes"].values():
-            recipe.setdefault("schedule", {}).update(epochs=1, warmup_epochs=0)
-        demo["experiments"] = {name: {"seeds": seeds} for name, seeds in KEPT.items()}
-        demo["proof"]["runs"] = [{"experiment": TINY, "ranks": 1}]
-        content["paper"].pop("experiments", None)
-
-    keep(project.folder / "params", KEPT)
-    project.change("tables.yaml", tables)
-    project.change("scales.yaml", scales)
-
-
-def copied(recorded, folder):
-    shutil.copytree(recorded.folder, folder, symlinks=True)
-    other = object.__new__(Versioned)
-    other.folder = folder
-    return other
-
-
-def run_folder(project, experiment=TINY, seed=0):
-    return project.folder / "results" / "demo" / "runs" / experiment / f"seed{seed}"

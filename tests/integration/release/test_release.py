@@ -19,15 +19,17 @@ from smt.errors import EXIT_UNVERIFIED
 from smt.files import sha256
 from smt.layout import Layout
 from smt.models import weights, zoo
-from smt.params import load_project
 from smt.release import card
 from smt.release.choose import choose
 from smt.release.pack import pack
 from tests.helpers.finished_project import (
+    ABLATION,
     CHILD,
     CHILD_384,
-    DEMO,
+    CLASSIFIERS,
     PARENT,
+    RESULTS,
+    SMALL,
     T,
     copy,
     edit_json,
@@ -39,8 +41,7 @@ from tests.helpers.finished_project import (
     work_dir,
 )
 from tests.helpers.project_copy import ProjectCopy
-
-pytestmark = pytest.mark.xdist_group("finished_project")
+from tests.helpers.versioned import SCALE
 
 NAME = f"smt_tiny.{T}"
 
@@ -53,7 +54,7 @@ def release(project, *arguments, code=0):
 
 
 def folder(project):
-    return project.folder / DEMO / "release"
+    return project.folder / RESULTS / "release"
 
 
 def packed(project, name=NAME):
@@ -79,7 +80,8 @@ def released(finished, tmp_path_factory):
 
 
 def test_a_folder_a_model_and_results_beside_them(released):
-    names = {NAME, f"smt_large.{PARENT}", f"smt_large.{CHILD}", f"smt_large.{CHILD_384}"}
+    names = {NAME, f"smt_small.{SMALL}", f"smt_tiny_heads_1.{ABLATION}", f"smt_large.{PARENT}",
+             f"smt_large.{CHILD}", f"smt_large.{CHILD_384}"}  # fmt: skip
     found = {path.name for path in folder(released).iterdir()}
     assert found == names | {"results-imagenet1k.csv", "results-imagenet22k.csv", "SHA256SUMS"}
     for name in names:
@@ -92,7 +94,9 @@ def test_a_folder_a_model_and_results_beside_them(released):
         ["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder(released), capture_output=True,
         text=True,
     )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.count(": OK") == 3 * 4 + 2, done.stdout
+    assert done.returncode == 0 and done.stdout.count(": OK") == 3 * len(CLASSIFIERS) + 2, (
+        done.stdout
+    )
 
 
 def test_the_tensors_are_those_that_were_trained(released):
@@ -115,7 +119,7 @@ def test_timm_loads_the_folder(released):
     model = timm.create_model(f"local-dir:{folder(released) / NAME}", pretrained=True).eval()
     state = weights.read(run_dir(released) / "model.safetensors")
     assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
-    own = zoo.build(load_project(released.folder / "params", "demo").models["smt_tiny"],
+    own = zoo.build(load(released).models["smt_tiny"],
                     num_classes=10).eval()  # fmt: skip
     weights.load(own, run_dir(released) / "model.safetensors")
     images = torch.randn(2, 3, 32, 32)
@@ -153,7 +157,7 @@ def test_the_card_is_one_that_hugging_face_reads(released):
 def test_the_card_says_where_it_comes_from_and_what_it_is_not(released):
     text = (folder(released) / NAME / "README.md").read_text()
     known = json.loads((work_dir(released) / "provenance.json").read_text())
-    assert "**demo scale: not comparable with the paper**" in text
+    assert "**smoke scale: not comparable with the paper**" in text
     assert known["fingerprint"] in text and known["data"]["imagenet1k"] in text
     assert f"commit {known['git']['commit']}, with changes that were not committed" in text
     assert "| Top-1 (%) | 82.2 | " in text and "| not comparable |" in text
@@ -169,7 +173,7 @@ def test_results_in_timms_columns(released):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["model", "img_size", "top1", "top1_err", "top5", "top5_err",
                              "param_count", "crop_pct", "interpolation"]  # fmt: skip
-    assert len(rows) == 3
+    assert len(rows) == len(CLASSIFIERS) - 1  # the parent's are ImageNet-22K
     (row,) = [each for each in rows if each["model"] == NAME]
     final = json.loads((run_dir(released) / "metrics.json").read_text())["metrics"]
     assert row["top1"] == f"{final['top1']:.3f}" and row["img_size"] == "32"
@@ -196,7 +200,7 @@ def test_a_run_without_a_validation_split_has_its_loss_in_the_card_alone(finishe
     assert "model-index" not in text
 
     results = tmp_path / "results"
-    target = Layout("demo", results, paths.data)
+    target = Layout(SCALE, results, paths.data)
     shutil.copytree(paths.results, results)
     files = {path.name for path in pack([item], target, card.Licence())}
     assert "SHA256SUMS" in files and not any(name.startswith("results-") for name in files)
@@ -259,16 +263,13 @@ def test_a_run_that_is_not_done_is_refused(project):
     shutil.rmtree(run_dir(project, T, 0))
     done = release(project, code=2)
     assert f"{T}-seed0 is not done with the present params" in done.stderr
-    assert f"smt train {T} --seed 0 --scale demo" in done.stderr
+    assert f"smt train {T} --seed 0 --scale smoke" in done.stderr
     assert not folder(project).exists()
     release(project, CHILD)
 
 
 def test_a_run_of_other_params_is_refused(project):
-    def change(scales):
-        scales["demo"]["recipes"]["imagenet1k"]["optimizer"]["lr"] = 0.5
-
-    edit_yaml(project.folder / "params/scales.yaml", change)
+    project.set_rate("imagenet1k", 0.5)
     assert "is not done with the present params" in release(project, T, code=2).stderr
 
 
@@ -290,7 +291,7 @@ def test_changed_weights_of_a_parent_are_refused(project):
 
 def test_a_run_that_was_not_evaluated_on_its_own_is_refused(project):
     (run_dir(project) / "evaluation.json").unlink()
-    assert f"smt evaluate {T} --seed 0 --scale demo" in release(project, T, code=2).stderr
+    assert f"smt evaluate {T} --seed 0 --scale smoke" in release(project, T, code=2).stderr
 
 
 def test_files_of_somebody_else_are_not_replaced(project):
@@ -318,10 +319,9 @@ def test_a_model_of_the_papers_size_loads_by_its_name_in_timm(finished, tmp_path
     project = copy(finished, tmp_path / "project")
 
     def change(scales):
-        demo = scales["demo"]
-        del demo["models"]["smt_tiny"]
-        demo["experiments"][T] = {"seeds": [0]}
-        demo["recipes"]["imagenet1k"]["schedule"]["epochs"] = 1
+        del scales["demo"]["models"]["smt_tiny"], scales[SCALE]["models"]
+        scales[SCALE]["experiments"][T] = {"seeds": [0]}
+        scales[SCALE]["recipes"]["imagenet1k"]["schedule"]["epochs"] = 1
 
     edit_yaml(project.folder / "params/scales.yaml", change)
     for command in ("train", "evaluate"):

@@ -15,8 +15,10 @@ from smt.files import sha256
 from smt.verify import tensors
 from tests.helpers.finished_project import (
     CHILD,
-    DEMO,
     PARENT,
+    RESULTS,
+    RUNS,
+    TABLES,
     T,
     audit,
     edit_json,
@@ -27,13 +29,18 @@ from tests.helpers.finished_project import (
     work_dir,
 )
 
-pytestmark = pytest.mark.xdist_group("finished_project")
-
 
 def verify(project, *arguments, **environment):
     done = project.smt("verify", *arguments, **environment)
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+@pytest.fixture
+def files(project):
+    """The finished project without MLflow: what is changed in a file is found without it."""
+    (project.folder / "results/mlflow.db").unlink()
+    return project
 
 
 def found(project, *words):
@@ -62,11 +69,12 @@ def test_what_nobody_touched_follows(finished):
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"everything follows: [\d,]+ values compared", lines[-1])
     counts = {line.split()[0]: line for line in lines[:-1] if not line.startswith(" ")}
-    assert "5 runs that are done" in counts["runs"]
+    assert f"{len(RUNS)} runs that are done" in counts["runs"]
     assert counts.keys() == {each.strip() for each in KINDS}
-    for kind, files in (("journals", 5), ("weights", 5), ("evaluations", 5), ("MLflow", 5),
-                        ("checkpoints", 5), ("provenance", 5), ("data", 3), ("sizes", 2),
-                        ("tables", 18)):  # fmt: skip
+    runs = ("journals", "weights", "evaluations", "MLflow", "checkpoints", "provenance")
+    formats = 4 * len((*TABLES, "sizes", "drift")) + 2  # and the index, in two
+    for kind, files in (*((kind, len(RUNS)) for kind in runs), ("data", 5), ("sizes", 2),
+                        ("tables", formats)):  # fmt: skip
         assert re.search(rf"[1-9][\d,]* values of {files} (files|runs)", counts[kind]), kind
     assert "not compared" not in done.stdout
 
@@ -81,7 +89,7 @@ def test_it_writes_nothing(finished):
 def test_weights_and_sizes_can_be_evaluated_again(finished):
     done = verify(finished, "--evaluate")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"evaluated again +15 values of 5 runs", done.stdout)
+    assert re.search(rf"evaluated again +\d+ values of {len(RUNS)} runs", done.stdout)
 
 
 def test_one_experiment_alone(project):
@@ -118,7 +126,8 @@ def test_a_run_that_is_not_done_is_no_finding(project):
     shutil.rmtree(run_dir(project, T, 1))
     forget(project, "smt_tiny/imagenet1k/seed1")
     for suffix in ("md", "csv", "tex", "html"):
-        table(project, f"imagenet1k.{suffix}").unlink()
+        for name in ("imagenet1k", "ablation_heads"):  # where it stands
+            table(project, f"{name}.{suffix}").unlink()
         table(project, f"index.{suffix}").unlink(missing_ok=True)
     said = "\n".join(summary(audit(project)))
     assert "do not follow" not in said
@@ -147,56 +156,55 @@ def forget(project, name):
 
 def printed(project):
     with table(project, "imagenet1k.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    return row
+        return next(row for row in csv.DictReader(file) if row["experiment"] == T)
 
 
 @pytest.mark.parametrize("suffix", ["md", "tex", "html"])
-def test_a_number_changed_in_a_table(project, suffix):
-    number = f"{float(printed(project)['top1_mean']):.2f}"
-    path = table(project, f"imagenet1k.{suffix}")
+def test_a_number_changed_in_a_table(files, suffix):
+    number = f"{float(printed(files)['top1_mean']):.2f}"
+    path = table(files, f"imagenet1k.{suffix}")
     text = path.read_text()
     assert number in text
     path.write_text(text.replace(number, "99.99", 1))
-    lines = found(project, f"tables/imagenet1k.{suffix}: line ", "says ", "99.99", number)
+    lines = found(files, f"tables/imagenet1k.{suffix}: line ", "says ", "99.99", number)
     assert len([line for line in lines if "tables/" in line]) == 1
 
 
-def test_a_number_changed_in_a_csv(project):
-    row = printed(project)
-    path = table(project, "imagenet1k.csv")
+def test_a_number_changed_in_a_csv(files):
+    row = printed(files)
+    path = table(files, "imagenet1k.csv")
     path.write_text(path.read_text().replace(row["top1_mean"], "99.9", 1))
-    found(project, "imagenet1k.csv: row SMT-T, column top1_mean: says 99.9", row["top1_mean"])
+    found(files, "imagenet1k.csv: row SMT-T, column top1_mean: says 99.9", row["top1_mean"])
 
 
 @pytest.mark.parametrize("name", ["index.md", "index.html", "drift.md", "sizes.csv"])
-def test_a_word_changed_in_any_other_file(project, name):
-    path = table(project, name)
+def test_a_word_changed_in_any_other_file(files, name):
+    path = table(files, name)
     number = re.findall(r"\d+\.\d+", path.read_text())[-1]
     before, _, after = path.read_text().rpartition(number)
     path.write_text(f"{before}{float(number) + 1}{after}")
-    found(project, f"tables/{name}: ", number)
+    found(files, f"tables/{name}: ", number)
 
 
-def test_a_verdict_changed_in_a_table(project):
-    path = table(project, "imagenet1k.md")
+def test_a_verdict_changed_in_a_table(files):
+    path = table(files, "imagenet1k.md")
     path.write_text(path.read_text().replace("not comparable |", "reproduced |", 1))
-    found(project, "imagenet1k.md: line ", "(SMT-T): says ", "reproduced")
+    found(files, "imagenet1k.md: line ", "(SMT-T): says ", "reproduced")
 
 
-def test_the_notice_taken_off_a_table(project):
-    path = table(project, "imagenet22k.html")
-    path.write_text(path.read_text().replace("demo scale: not comparable with the paper", ""))
-    found(project, "imagenet22k.html: line ", "not comparable with the paper")
+def test_the_notice_taken_off_a_table(files):
+    path = table(files, "imagenet22k.html")
+    path.write_text(path.read_text().replace("smoke scale: not comparable with the paper", ""))
+    found(files, "imagenet22k.html: line ", "not comparable with the paper")
 
 
 # --- records of a run --------------------------------------------------------------------------
 
 
-def test_a_final_number(project):
-    path = run_dir(project) / "metrics.json"
+def test_a_final_number(files):
+    path = run_dir(files) / "metrics.json"
     edit_json(path, lambda it: it["metrics"].update(top1=99.0))
-    lines = found(project, "metrics.json: metrics.top1: says 99.0", "journal.jsonl, line ",
+    lines = found(files, "metrics.json: metrics.top1: says 99.0", "journal.jsonl, line ",
                   "the last evaluation")  # fmt: skip
     assert any("evaluation.json: metrics_sha256" in line for line in lines)
 
@@ -208,15 +216,15 @@ def test_a_final_number(project):
      ("task", "detect"), ("seed", 7), ("experiment", CHILD), ("fingerprint", "0" * 64),
      ("provenance_sha256", "0" * 64)],
 )  # fmt: skip
-def test_any_other_value_of_the_final_record(project, key, value):
-    edit_json(run_dir(project) / "metrics.json", lambda it: it.update({key: value}))
-    found(project, "metrics.json")
+def test_any_other_value_of_the_final_record(files, key, value):
+    edit_json(run_dir(files) / "metrics.json", lambda it: it.update({key: value}))
+    found(files, "metrics.json")
 
 
 @pytest.mark.parametrize("key", ["journal", "times", "provenance_sha256"])
-def test_a_digest_taken_out(project, key):
-    edit_json(run_dir(project) / "metrics.json", lambda it: it.pop(key))
-    found(project, "metrics.json: has no digest of ")
+def test_a_digest_taken_out(files, key):
+    edit_json(run_dir(files) / "metrics.json", lambda it: it.pop(key))
+    found(files, "metrics.json: has no digest of ")
 
 
 def test_a_record_from_before_there_were_digests_is_one_finding(project):
@@ -230,33 +238,33 @@ def test_a_record_from_before_there_were_digests_is_one_finding(project):
     assert "seed1/metrics.json: has no digest of the files beside it" in line
 
 
-def test_a_record_that_is_not_json(project):
-    (run_dir(project) / "metrics.json").write_text("{")
-    found(project, "metrics.json: cannot be read")
+def test_a_record_that_is_not_json(files):
+    (run_dir(files) / "metrics.json").write_text("{")
+    found(files, "metrics.json: cannot be read")
 
 
 @pytest.mark.parametrize(
     "change", [lambda it: it.update(metrics=5), lambda it: it.update(metrics={"top1": "many"})]
 )
-def test_a_record_of_another_form(project, change):
-    edit_json(run_dir(project) / "metrics.json", change)
-    found(project, "metrics")
+def test_a_record_of_another_form(files, change):
+    edit_json(run_dir(files) / "metrics.json", change)
+    found(files, "metrics")
 
 
-def test_a_provenance_of_another_form(project):
-    edit_json(work_dir(project) / "provenance.json", lambda it: it.update(attempts="none"))
-    found(project, f"{T}/seed0: records are damaged (")
+def test_a_provenance_of_another_form(files):
+    edit_json(work_dir(files) / "provenance.json", lambda it: it.update(attempts="none"))
+    found(files, f"{T}/seed0: records are damaged (")
 
 
-def test_an_evaluation(project):
-    path = run_dir(project) / "evaluation.json"
+def test_an_evaluation(files):
+    path = run_dir(files) / "evaluation.json"
     edit_json(path, lambda it: it["metrics"].update(loss=it["metrics"]["loss"] + 1e-6))
-    found(project, "evaluation.json: metrics.loss: says ", "the same machine")
+    found(files, "evaluation.json: metrics.loss: says ", "the same machine")
 
 
-def test_the_images_of_an_evaluation(project):
-    edit_json(run_dir(project) / "evaluation.json", lambda it: it.update(images=50_000))
-    found(project, "evaluation.json: images: says 50000, but 1000 follows")
+def test_the_images_of_an_evaluation(files):
+    edit_json(run_dir(files) / "evaluation.json", lambda it: it.update(images=50_000))
+    found(files, "evaluation.json: images: says 50000, but 100 follows")
 
 
 # --- journal, times, provenance ----------------------------------------------------------------
@@ -271,34 +279,34 @@ def edit_journal(project, change, experiment=T):
     return path
 
 
-def test_a_line_of_the_journal(project):
-    edit_journal(project, lambda lines: lines[0]["metrics"].update({"train/loss": 0.1}))
-    found(project, "journal.jsonl: sha256: says ", "metrics.json, written when the run was done")
+def test_a_line_of_the_journal(files):
+    edit_journal(files, lambda lines: lines[0]["metrics"].update({"train/loss": 0.1}))
+    found(files, "journal.jsonl: sha256: says ", "metrics.json, written when the run was done")
 
 
-def test_a_line_of_the_journal_taken_out(project):
-    edit_journal(project, lambda lines: lines.pop(0))
-    found(project, "journal.jsonl: lines: says ")
+def test_a_line_of_the_journal_taken_out(files):
+    edit_journal(files, lambda lines: lines.pop(0))
+    found(files, "journal.jsonl: lines: says ")
 
 
-def test_a_torn_journal(project):
-    path = work_dir(project) / "journal.jsonl"
+def test_a_torn_journal(files):
+    path = work_dir(files) / "journal.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    found(project, "journal.jsonl: gives no final numbers: line ")
+    found(files, "journal.jsonl: gives no final numbers: line ")
 
 
-def test_the_times(project):
-    path = work_dir(project) / "times.jsonl"
+def test_the_times(files):
+    path = work_dir(files) / "times.jsonl"
     path.write_text(re.sub(r'"time":\d', '"time":9', path.read_text(), count=1))
-    found(project, "times.jsonl: sha256: says ")
+    found(files, "times.jsonl: sha256: says ")
 
 
-def test_a_param_in_the_provenance(project):
+def test_a_param_in_the_provenance(files):
     def change(known):
         known["params"]["recipe"]["optimizer"]["lr"] = 1.0
 
-    edit_json(work_dir(project) / "provenance.json", change)
-    lines = found(project, "provenance.json: fingerprint: says ", "the params in ")
+    edit_json(work_dir(files) / "provenance.json", change)
+    lines = found(files, "provenance.json: fingerprint: says ", "the params in ")
     assert any("params.recipe.optimizer.lr: says 1.0" in line for line in lines)
 
 
@@ -313,89 +321,89 @@ def test_a_param_in_the_provenance(project):
         lambda it: it["names"].update(recipe="another"),
     ],
 )
-def test_anything_else_in_the_provenance(project, change):
-    edit_json(work_dir(project) / "provenance.json", change)
-    found(project, "provenance.json: SHA-256: says ", "metrics.json, written when the run was done")
+def test_anything_else_in_the_provenance(files, change):
+    edit_json(work_dir(files) / "provenance.json", change)
+    found(files, "provenance.json: SHA-256: says ", "metrics.json, written when the run was done")
 
 
-def test_the_kept_difference_from_the_commit(project):
-    (path,) = work_dir(project).glob("git-*.diff")
+def test_the_kept_difference_from_the_commit(files):
+    (path,) = work_dir(files).glob("git-*.diff")
     assert "+# not committed" in path.read_text()
     path.write_text(path.read_text().replace("+# not committed", "+# nothing"))
-    found(project, f"{path.name}: SHA-256: says ", "provenance.json")
+    found(files, f"{path.name}: SHA-256: says ", "provenance.json")
 
 
-def test_the_parent_that_a_run_says_it_started_from(project):
+def test_the_parent_that_a_run_says_it_started_from(files):
     def change(known):
         known["parent"]["weights_sha256"] = "0" * 64
 
-    edit_json(work_dir(project, CHILD) / "provenance.json", change)
-    found(project, "provenance.json: parent.weights_sha256: says 0000", PARENT)
+    edit_json(work_dir(files, CHILD) / "provenance.json", change)
+    found(files, "provenance.json: parent.weights_sha256: says 0000", PARENT)
 
 
 # --- weights, checkpoints, data ----------------------------------------------------------------
 
 
-def test_a_bit_of_the_weights(project):
-    flip(run_dir(project) / "model.safetensors")
-    found(project, "model.safetensors: SHA-256: says ", "metrics.json")
+def test_a_bit_of_the_weights(files):
+    flip(run_dir(files) / "model.safetensors")
+    found(files, "model.safetensors: SHA-256: says ", "metrics.json")
 
 
-def test_the_weights_of_another_seed(project):
-    path = run_dir(project) / "model.safetensors"
-    shutil.copy(run_dir(project, T, 1) / "model.safetensors", path)
+def test_the_weights_of_another_seed(files):
+    path = run_dir(files) / "model.safetensors"
+    shutil.copy(run_dir(files, T, 1) / "model.safetensors", path)
     digest = sha256(path)
-    edit_json(run_dir(project) / "metrics.json", lambda it: it.update(weights_sha256=digest))
-    lines = found(project, "model.safetensors: seed: says 1, but 0 follows")
+    edit_json(run_dir(files) / "metrics.json", lambda it: it.update(weights_sha256=digest))
+    lines = found(files, "model.safetensors: seed: says 1, but 0 follows")
     assert any("is not that of" in line and "checkpoints" in line for line in lines)
 
 
-def test_weights_that_were_replaced_along_with_their_digest(project):
+def test_weights_that_were_replaced_along_with_their_digest(files):
     """The last checkpoint still holds those that were trained."""
-    path = run_dir(project) / "model.safetensors"
+    path = run_dir(files) / "model.safetensors"
     flip(path)
     digest = sha256(path)
-    edit_json(run_dir(project) / "metrics.json", lambda it: it.update(weights_sha256=digest))
-    edit_json(run_dir(project) / "evaluation.json", lambda it: it.update(weights_sha256=digest))
-    found(project, "model.safetensors: tensor ", "is not that of ", "checkpoints/step-")
+    edit_json(run_dir(files) / "metrics.json", lambda it: it.update(weights_sha256=digest))
+    edit_json(run_dir(files) / "evaluation.json", lambda it: it.update(weights_sha256=digest))
+    found(files, "model.safetensors: tensor ", "is not that of ", "checkpoints/step-")
 
 
-def test_a_checkpoint(project):
-    path = max((work_dir(project) / "checkpoints").iterdir())
+def test_a_checkpoint(files):
+    path = max((work_dir(files) / "checkpoints").iterdir())
     flip(path)
-    found(project, "checkpoints/step-", "SHA-256: says ", "its name")
+    found(files, "checkpoints/step-", "SHA-256: says ", "its name")
 
 
 @pytest.mark.parametrize(
     ("name", "where"),
     [("imagenet1k.json", "imagenet1k.json"), ("class_map_imagenet22k_to_1k.json", "class_map")],
 )
-def test_the_digest_of_a_manifest(project, name, where):
-    edit_json(project.folder / DEMO / "data" / name, lambda it: it.update(digest="0" * 64))
-    found(project, where, "digest: says 0000", "follows from its ")
+def test_the_digest_of_a_manifest(files, name, where):
+    edit_json(files.folder / RESULTS / "data" / name, lambda it: it.update(digest="0" * 64))
+    found(files, where, "digest: says 0000", "follows from its ")
 
 
-def test_the_counts_of_a_manifest(project):
+def test_the_counts_of_a_manifest(files):
     def change(manifest):
         manifest["splits"]["val"]["per_class"][0] += 1
 
-    edit_json(project.folder / DEMO / "data/imagenet1k.json", change)
-    found(project, "imagenet1k.json: splits.val.per_class: says ")
+    edit_json(files.folder / RESULTS / "data/imagenet1k.json", change)
+    found(files, "imagenet1k.json: splits.val.per_class: says ")
 
 
-def test_a_list_of_images(project):
-    path = project.folder / DEMO / "data/imagenet1k.val.txt"
+def test_a_list_of_images(files):
+    path = files.folder / RESULTS / "data/imagenet1k.val.txt"
     path.write_text(path.read_text().replace("0000.", "9999.", 1))
-    found(project, "imagenet1k.val.txt: SHA-256: says ", "imagenet1k.json")
+    found(files, "imagenet1k.val.txt: SHA-256: says ", "imagenet1k.json")
 
 
-def test_measured_sizes(project):
+def test_measured_sizes(files):
     def change(sizes):
         sizes["smt_tiny"]["params"] += 1
         next(iter(sizes["smt_large"]["macs"].values()))["attention"] += 1
 
-    edit_json(project.folder / DEMO / "sizes.json", change)
-    lines = found(project, "sizes.json: smt_tiny.params: says ", "model.safetensors")
+    edit_json(files.folder / RESULTS / "sizes.json", change)
+    lines = found(files, "sizes.json: smt_tiny.params: says ", "model.safetensors")
     assert any("smt_large.macs.32.attention" in line and "the formula" in line for line in lines)
 
 
@@ -411,7 +419,7 @@ def test_sizes_that_only_counting_again_can_tell(project):
 
 # --- MLflow ------------------------------------------------------------------------------------
 
-METRIC = "update metrics set value = 99 where key = 'eval/top1' and step = 62"
+METRIC = "update metrics set value = 99 where key = 'eval/top1' and step = 20"
 LATEST = "update latest_metrics set value = 99 where key = ?"
 
 
@@ -420,14 +428,14 @@ def test_a_value_too_many_in_a_metrics_history(project):
     database(
         project,
         f"insert into metrics ({columns}) select key, 50.5, timestamp + 1, run_uuid, step, is_nan "
-        "from metrics where key = 'eval/loss' and step = 62",
+        "from metrics where key = 'eval/loss' and step = 20",
     )
-    found(project, "metric eval/loss at step 62: says 50.5, but nothing follows")
+    found(project, "metric eval/loss at step 20: says 50.5, but nothing follows")
 
 
 def test_a_value_in_a_metrics_history(project):
     database(project, METRIC)
-    found(project, "MLflow run ", "metric eval/top1 at step 62: says 99.0, but ", T)
+    found(project, "MLflow run ", "metric eval/top1 at step 20: says 99.0, but ", T)
 
 
 @pytest.mark.parametrize("key", ["final/top1", "eval/top5", "evaluation/loss", "train/loss"])
@@ -453,7 +461,7 @@ def test_a_status(project):
 
 
 def test_the_receipt(project):
-    edit_json(project.folder / DEMO / "mlflow.json", lambda it: it["runs"][0].update(run_id="x"))
+    edit_json(project.folder / RESULTS / "mlflow.json", lambda it: it["runs"][0].update(run_id="x"))
     found(project, "receipt of ", "run_id: says x")
 
 
@@ -528,7 +536,7 @@ def test_weights_do_not_give_forged_numbers_though_all_files_agree(project):
     forge(project)
     done = verify(project)
     assert done.returncode == 0, done.stdout  # docs/verify.md says so
-    done = verify(project, "--evaluate")
+    done = verify(project, "--evaluate", "--experiment", T)
     assert done.returncode == EXIT_UNVERIFIED
     assert re.search(
         r"journal\.jsonl, line \d+ \(the last evaluation\): top1: says 99\.0, but [\d.]+ follows "

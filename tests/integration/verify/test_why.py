@@ -3,11 +3,7 @@
 import json
 import re
 
-import pytest
-
 from tests.helpers.finished_project import CHILD, CHILD_384, PARENT, T, edit_json, run_dir, work_dir
-
-pytestmark = pytest.mark.xdist_group("finished_project")
 
 
 def why(project, *arguments, code=0):
@@ -37,7 +33,7 @@ def test_a_row_leads_to_each_of_its_runs(finished):
         assert f"{folder}/journal.jsonl, line {lines} (the last evaluation): equal" in said
     top1 = [record(run_dir(finished, T, s) / "metrics.json")["metrics"]["top1"] for s in (0, 1)]
     assert f"Top-1 (%): {sum(top1) / 2:.2f} ± " in said and "2 of 2 seeds; reported 82.2" in said
-    assert "demo scale: not comparable with the paper" in said
+    assert "smoke scale: not comparable with the paper" in said
     assert "MLflow: run " in said and "without SLURM" in said
     assert said.count("starts from: no other run") == 2
 

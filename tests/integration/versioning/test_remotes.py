@@ -6,10 +6,11 @@ import subprocess
 import pytest
 
 from tests.helpers import s3_server
-from tests.helpers.versioned import CHILD, Versioned, copied, run_folder
+from tests.helpers.finished_project import CHILD, run_dir
 
 pytestmark = [
-    pytest.mark.xdist_group("versioned"),  # where the recorded project is
+    pytest.mark.servers,
+    pytest.mark.xdist_group("s3"),  # one server for all of them
     pytest.mark.usefixtures("server"),  # asked for before anything is trained
 ]
 
@@ -42,16 +43,15 @@ def with_remote(project, s3):
 
 
 @pytest.fixture
-def project(recorded, tmp_path, s3):
-    return with_remote(copied(recorded, tmp_path / "project"), s3)
+def project(finished, tmp_path, s3):
+    project = with_remote(finished.copied(tmp_path / "project"), s3)
+    yield project
+    shutil.rmtree(project.folder)
 
 
 def cloned(project, folder, s3):
     """Return a clone that has S3 alone: no local remote lies beside it."""
-    subprocess.run(["git", "clone", "-q", str(project.folder), str(folder)], check=True)
-    other = object.__new__(Versioned)
-    other.folder = folder
-    return with_remote(other, s3)
+    return with_remote(project.cloned(folder), s3)
 
 
 def objects(project):
@@ -59,7 +59,7 @@ def objects(project):
 
 
 def weights(project):
-    return run_folder(project, CHILD).joinpath("model.safetensors").read_bytes()
+    return run_dir(project, CHILD).joinpath("model.safetensors").read_bytes()
 
 
 def test_pushed_to_s3_and_pulled_elsewhere_neither_has_anything_to_do(project, tmp_path, s3):
@@ -103,7 +103,7 @@ def test_a_pull_that_fails_in_the_middle_is_resumed_and_what_came_is_whole(proje
 
 
 def test_an_object_that_was_changed_on_the_remote_is_not_taken(project, tmp_path, s3):
-    lone = run_folder(project, CHILD) / "model.safetensors"
+    lone = run_dir(project, CHILD) / "model.safetensors"
     project.dvc("push")
     digest = subprocess.run(["md5sum", str(lone)], capture_output=True, text=True).stdout[:32]
     server, place = s3
@@ -114,7 +114,7 @@ def test_an_object_that_was_changed_on_the_remote_is_not_taken(project, tmp_path
     clone.dvc("remote", "modify", "--local", "s3", "verify", "true")
     done = clone.smt("dvc", "restore", CHILD)
     assert done.returncode == 2, done.stdout
-    assert not run_folder(clone, CHILD).joinpath("model.safetensors").exists()
+    assert not run_dir(clone, CHILD).joinpath("model.safetensors").exists()
 
 
 def test_credentials_stay_out_of_the_repository(project):

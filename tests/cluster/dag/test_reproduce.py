@@ -1,0 +1,253 @@
+"""The DAG on a SLURM, with trainings preempted and the driver killed meanwhile.
+
+Trainings wait at a step, so that each of these meets them there. What they become is compared with
+what the same project became on this machine.
+"""
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+
+from tests.helpers import forkserver
+from tests.helpers.finished_project import (
+    ABLATION,
+    CHILD,
+    CLASSIFIERS,
+    DOWNSTREAM,
+    PARENT,
+    RESULTS,
+    RUNS,
+    shrink,
+    work_dir,
+)
+from tests.helpers.versioned import SCALE, Versioned
+from tests.helpers.waiting import wait_for
+
+HELD_AT = 5
+HOLD = '''\
+"""Each training waits after five steps while a file of its name is in the folder HELD."""
+
+import importlib.machinery
+import os
+import sys
+import time
+from pathlib import Path
+
+HELD = Path(os.environ["HELD"])
+
+
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != "smt.engine.trainer":
+            return None
+        spec = super().find_spec(name, path, target)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            hold(module.Trainer)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def hold(trainer):
+    beat = trainer._beat
+
+    def beat_and_wait(self):
+        beat(self)
+        files = [HELD / name for name in sys.argv if (HELD / name).is_file()]
+        if not files or self.state.step < 5:
+            return
+        Path(f"{files[0]}.waits").touch()
+        while files[0].exists() and not self.stop.asked:
+            time.sleep(0.02)
+
+    trainer._beat = beat_and_wait
+
+
+sys.meta_path.insert(0, Finder)
+'''
+
+
+class Rehearsal(Versioned):
+    """A project on SLURM whose trainings can be held at a step."""
+
+    def __init__(self, folder, experiments, cluster):
+        super().__init__(folder)
+        shrink(folder / "params", experiments)
+        self.cluster = cluster
+        self.held = folder.parent / "held"
+        self.held.mkdir()
+        (folder.parent / "site").mkdir()
+        (folder.parent / "site/sitecustomize.py").write_text(HOLD)
+
+    def environment(self, **more):
+        return super().environment(
+            **{
+                **self.cluster.environment(), "SMT_SCALE": SCALE, "HELD": str(self.held),
+                "PYTHONPATH": str(self.folder.parent / "site"), **more,
+            }
+        )  # fmt: skip
+
+    def drive(self, *targets):
+        """Start the driver; what it prints goes to a new log."""
+        self.log = self.folder.parent / f"driver{len([*self.folder.parent.glob('*.log')])}.log"
+        with self.log.open("wb") as log:
+            return forkserver.start(
+                "snakemake", "--profile", "slurm", *targets, "--config", f"scale={SCALE}",
+                cwd=self.folder, env=self.environment(), stdout=log, stderr=log,
+            )  # fmt: skip
+
+    # --- trainings --------------------------------------------------------------------------------
+
+    def hold(self, *experiments):
+        for name in experiments:
+            (self.held / name).touch()
+
+    def let_go(self, *experiments):
+        for name in experiments:
+            (self.held / name).unlink()
+
+    def await_held(self, driver, *experiments):
+        self._await(
+            lambda: all((self.held / f"{name}.waits").exists() for name in experiments), driver
+        )
+
+    def preempt(self, driver):
+        """Let another job take all nodes from the trainings; return when they are requeued."""
+        jobs = [job for job, comment in self._running() if comment.startswith(f"smt {SCALE} ")]
+        self.cluster.run(
+            "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--time=5", "--mem=100",
+            "--output=/dev/null", "--wrap=true",
+        )  # fmt: skip
+        self._await(lambda: all(self._requeues(job) for job in jobs), driver)
+        return jobs
+
+    def _await(self, condition, driver):
+        def is_met():
+            assert driver.poll() is None, self.said()
+            return condition()
+
+        wait_for(is_met, self.said, every=0.2)
+
+    def said(self):
+        """Return what of the driver's log, and of trainings' records, tells why jobs failed."""
+        lines = [
+            line
+            for line in self.log.read_text().splitlines()
+            if re.search("submitit:|smt:|[Ee]rror", line)
+        ]
+        causes = (self.folder / RESULTS / "runs").glob("*/seed*/work-*/failure.json")
+        return "\n".join([*lines[-60:], *(f"{path}: {path.read_text()}" for path in causes)])
+
+    # --- SLURM ------------------------------------------------------------------------------------
+
+    def _running(self):
+        form = ("--noheader", "--format=%A %k", "--states=running")
+        lines = self.cluster.run("squeue", *form).stdout.splitlines()
+        return [line.split(maxsplit=1) for line in lines]
+
+    def _requeues(self, job):
+        shown = self.cluster.run("scontrol", "show", "job", job).stdout
+        return int(re.search(r"Restarts=(\d+)", shown)[1])
+
+    def submitted(self):
+        """Return the name of each job of this project that SLURM has been given, by number."""
+        done = self.cluster.run(
+            "sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-2hours",
+            "--format=JobID,JobName,WorkDir",
+        )  # fmt: skip
+        rows = [line.split("|") for line in done.stdout.splitlines()]
+        return {job: name for job, name, folder in rows if folder == str(self.folder)}
+
+
+def rehearse(project, targets, first, later):
+    """Make targets on SLURM; return the jobs before the driver was killed, and after all of it.
+
+    Experiments `first` are preempted together; the driver is killed while `later` trains.
+    """
+    project.hold(*first, later)
+    driver = project.drive(*targets)
+    project.await_held(driver, *first)
+    assert len(project.preempt(driver)) >= len(first)
+    project.let_go(*first)
+    project.await_held(driver, later)
+    driver.kill()
+    driver.wait()
+    before = project.submitted()
+    project.let_go(later)
+    driver = project.drive(*targets)
+    assert driver.wait(600) == 0, project.said()
+    return before, project.submitted()
+
+
+def is_taken_over(project, before, after):
+    """Assert that the second driver went on with the first one's jobs and gave SLURM none twice."""
+    assert "taken over from an earlier start" in project.log.read_text()
+    names = list(after.values())
+    assert len(names) == len(set(names)), sorted(names)
+    assert set(before) <= set(after)
+
+
+def has_nothing_to_do(project, targets):
+    driver = project.drive(*targets)
+    assert driver.wait(600) == 0 and "Nothing to be done" in project.log.read_text()
+    kept = [each.name for each in (project.folder / ".snakemake/submitit").rglob("*")]
+    assert sorted(kept) == ["driver", "jobs"]
+
+
+def files_of_runs(project, name):
+    runs = project.folder / RESULTS / "runs"
+    return {path.relative_to(runs): path for path in runs.glob(f"*/seed*/{name}")}
+
+
+def test_preempted_and_driven_anew_three_runs_have_the_weights_of_undisturbed_ones(
+    finished, cluster, tmp_path
+):
+    project = Rehearsal(tmp_path / "project", (ABLATION, CHILD), cluster)
+    (project.folder / "data").symlink_to(finished.folder / "data")
+    shutil.copytree(finished.folder / RESULTS / "data", project.folder / RESULTS / "data")
+    names = (PARENT, ABLATION, CHILD)
+    targets = [f"{RESULTS}/runs/{name}/seed0/metrics.json" for name in names]
+    before, after = rehearse(project, targets, (PARENT, ABLATION), CHILD)
+    is_taken_over(project, before, after)
+    has_nothing_to_do(project, targets)
+    weights = files_of_runs(project, "model.safetensors")
+    assert len(weights) == len(names)
+    theirs = files_of_runs(finished, "model.safetensors")
+    for name, path in weights.items():
+        assert path.read_bytes() == theirs[name].read_bytes(), name
+    for name in (PARENT, ABLATION):
+        known = json.loads((work_dir(project, name) / "provenance.json").read_text())
+        assert known["attempts"][-1]["resumed_at_step"] >= HELD_AT, name
+
+
+@pytest.mark.slow
+def test_all_of_it_is_the_same_on_a_cluster(finished, cluster, tmp_path):
+    """Runs of every kind, tables and pictures, from nothing."""
+    project = Rehearsal(tmp_path / "project", (*CLASSIFIERS, *DOWNSTREAM), cluster)
+    before, after = rehearse(project, ("all",), (PARENT, ABLATION), CHILD)
+    is_taken_over(project, before, after)
+    has_nothing_to_do(project, ("all",))
+    for name, count in (("model.safetensors", len(RUNS)), ("samples.jpg", len(DOWNSTREAM))):
+        ours, theirs = (files_of_runs(each, name) for each in (project, finished))
+        assert len(ours) == count and ours.keys() == theirs.keys()
+        for key in ours:
+            assert ours[key].read_bytes() == theirs[key].read_bytes(), key
+    ours, theirs = (each.folder / RESULTS / "tables" for each in (project, finished))
+    tables = sorted(path.name for path in theirs.glob("*.csv"))
+    assert tables == sorted(path.name for path in ours.glob("*.csv"))
+    for table in tables:
+        assert numbers(ours / table) == numbers(theirs / table), table
+
+
+def numbers(table):
+    """Return the rows of a table but for the names of MLflow's runs, which differ."""
+    with table.open() as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return [{key: row[key] for key in row if key != "run_ids"} for row in rows]
