@@ -1,11 +1,13 @@
 """Worker processes that read: what they make of a job is a pure function of what it names."""
 
+import ctypes
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -24,6 +26,9 @@ MEND = "copy it again from the source of the data set"
 
 _RESTARTS = 3
 """Times in a row that dead workers are replaced without a batch in between."""
+
+_PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when the thread that started it ends."""
 
 _REPLACEMENTS = 10
 """Images tried in place of one that cannot be read, before the data set is given up."""
@@ -177,7 +182,23 @@ def _worker_pool(reader: Dataset, jobs: Sequence[Any], workers: int) -> DataLoad
         pin_memory=torch.cuda.is_available(),
         # Without one of its own, the loader would draw from torch's global generator.
         generator=torch.Generator(),
+        worker_init_fn=partial(_end_with, os.getpid()) if _in_main_thread() else None,
     )
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """Let this worker process be killed when the process that reads from it ends, however it ends.
+
+    By itself it would look for it every few seconds, but after that wait for ever to hand on what
+    it has read, where that is more than a pipe holds.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended meanwhile
+        os._exit(1)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _iterator(loader: DataLoader) -> Iterator[Any]:
@@ -188,7 +209,7 @@ def _iterator(loader: DataLoader) -> Iterator[Any]:
     handler = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     # Only the main thread may set a handler, and one set from C cannot be set again.
-    if threading.current_thread() is threading.main_thread() and handler is not None:
+    if _in_main_thread() and handler is not None:
         signal.signal(signal.SIGCHLD, handler)
     return iterator
 

@@ -104,7 +104,7 @@ def test_told_to_stop_while_torch_is_imported_it_ends_as_one_that_can_go_on(smal
     assert process.returncode == 75, errors
 
 
-def test_the_lock_of_a_killed_training_is_free_though_its_workers_live_on(
+def test_the_workers_of_a_killed_training_end_with_it_and_its_lock_is_free(
     small_project, undisturbed
 ):
     prepare = pause.at_step(5)
@@ -112,15 +112,17 @@ def test_the_lock_of_a_killed_training_is_free_though_its_workers_live_on(
         pause.await_stop(process, lambda: said(small_project))
         workers = psutil.Process(process.pid).children()
         for worker in workers:
-            worker.suspend()  # so that it lives as long as it is needed here
+            worker.suspend()  # so that they do not end by themselves
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    assert len(workers) == 2 and all(map(psutil.Process.is_running, workers))
     smt(small_project, "train", RUN)
-    for worker in workers:
-        assert worker.status() == psutil.STATUS_STOPPED
-        worker.kill()
     assert outcome(small_project) == undisturbed
+    assert len(workers) == 2
+    wait_for(lambda: not any(map(is_alive, workers)), lambda: f"{workers}")
+
+
+def is_alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 # --- several processes ---------------------------------------------------------------------------
