@@ -20,11 +20,9 @@ SAID = "said.txt"
 
 
 @pytest.fixture(scope="session")
-def small_data(tmp_path_factory, worker_id, demo_data):
+def small_data(tmp_path_factory, worker_id):
     """Params of a small project, its data and their manifests."""
-    return made_once(
-        tmp_path_factory, worker_id, "small_data", lambda folder: make_small_data(folder, demo_data)
-    )
+    return made_once(tmp_path_factory, worker_id, "small_data", make_small_data)
 
 
 @pytest.fixture

@@ -34,21 +34,14 @@ IMAGES = {"imagenet1k": {"train": 10, "val": 5}, "imagenet22k": {"train": 2, "va
 """Of each class of a small project's data sets, by split."""
 
 
-def make_small_data(folder, demo_data):
-    """Make a small project's data of the first images of each class of the demo's."""
+def make_small_data(folder):
+    """Make a small project's data and their manifests, by the real command."""
     shutil.copytree(ROOT / "params", folder / "params")
     shrink_demo(folder)
     make_small(folder)
-    for name, splits in IMAGES.items():
-        for split, images in splits.items():
-            for source in (demo_data / "data/demo" / name / split).iterdir():
-                target = folder / "data/demo" / name / split / source.name
-                target.mkdir(parents=True)
-                for image in sorted(source.iterdir())[:images]:
-                    os.link(image, target / image.name)
-    shutil.copy(demo_data / "data/demo/map22kto1k.txt", folder / "data/demo")
     for key in (*IMAGES, "class_map:imagenet22k_to_1k"):
-        smt(folder, "data", "manifest", key)
+        for action in ("make", "manifest"):
+            smt(folder, "data", action, key, "--scale", "demo")
 
 
 def make_small_project(folder, small_data):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 from collections import Counter
 
@@ -10,32 +11,53 @@ import pytest
 from smt.errors import UserError
 from smt.proof import plan, table
 from tests.helpers.project_copy import ProjectCopy
-from tests.helpers.shrink import cut_down_digits
-from tests.helpers.trainings import RUN_OF_DEMO, edit_demo, one_line, shrink_demo, smt
+from tests.helpers.ranks import AS_FORKS
+from tests.helpers.trainings import (
+    RUN_OF_DEMO,
+    edit_demo,
+    make_small,
+    make_small_project,
+    one_line,
+    shrink_demo,
+    smt,
+)
 
 pytestmark = pytest.mark.xdist_group("proof")  # what they share is made once
 
 RUN = RUN_OF_DEMO
+DRAW = "252"
+"""Of it come, in few steps, kills of one process and of two in nearly all of their kinds."""
 
 
-@pytest.fixture(scope="module")
-def proved(tmp_path_factory):
-    """A project whose DAG has proved a run on one process and on two, and what that printed."""
-    project = ProjectCopy(tmp_path_factory.mktemp("proved") / "project")
-    shrink_demo(project.folder)
-    edit_demo(
-        project.folder,
-        lambda demo: (
-            cut_down_digits(demo),
-            demo["recipes"]["*"].update(device_batch=64),
-            demo["recipes"]["imagenet1k"]["schedule"].update(epochs=3),
-            demo["proof"].update(
-                kills=5,
-                runs=[{"experiment": RUN, "ranks": 1}, {"experiment": RUN, "ranks": 2}],
-            ),
-        ),
+@pytest.fixture(
+    scope="module", params=["by the command", pytest.param("by the DAG", marks=pytest.mark.slow)]
+)
+def proved(request, tmp_path_factory):
+    """A project in which a run is proved on one process and on two, and what that printed.
+
+    By the command the trainings are forks, by the DAG processes from nothing.
+    """
+    if request.param == "by the command":
+        small_data = request.getfixturevalue("small_data")
+        folder = make_small_project(tmp_path_factory.mktemp("proved") / "project", small_data)
+        edit_demo(folder, _proof)
+        done = smt(folder, "prove", "--scale", "demo", "--draw", DRAW, prepare=AS_FORKS)
+        return folder, done.stdout
+    project = ProjectCopy(tmp_path_factory.mktemp("proved_by_dag") / "project")
+    for change in (shrink_demo, make_small, lambda folder: edit_demo(folder, _proof)):
+        change(project.folder)
+    done = project.snakemake("proof")
+    assert done.returncode == 0, done.stderr
+    logs = (project.folder / "results/demo/logs/prove").glob("*.log")
+    return project.folder, "".join(log.read_text() for log in logs)
+
+
+def _proof(demo):
+    """Let a run of 36 steps be proved."""
+    demo["recipes"]["imagenet1k"]["schedule"].update(epochs=3)
+    demo["proof"].update(
+        kills=5, runs=[{"experiment": RUN, "ranks": 1}, {"experiment": RUN, "ranks": 2}]
     )
-    return project.folder, project.snakemake("proof")
 
 
 def outcome(project, ranks):
@@ -45,7 +67,7 @@ def outcome(project, ranks):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_weights_and_journals_are_equal_after_real_kills(proved, ranks):
-    project, done = proved
+    project, said = proved
     seen = outcome(project, ranks)
     assert table.is_equal(seen), seen
     assert len(seen["kills"]) >= 4
@@ -56,8 +78,7 @@ def test_weights_and_journals_are_equal_after_real_kills(proved, ranks):
     for kill in ended:
         expected = {75} if kill["saves"] else {75, -signal.SIGKILL}
         assert set(kill["exit_codes"]) <= expected
-    assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("equal to the byte") == 2
+    assert said.count("equal to the byte") == 2
 
 
 def test_the_table_has_a_row_for_each(proved):
@@ -97,16 +118,45 @@ def test_a_difference_is_found_and_named(proved, tmp_path):
         path.unlink()
 
 
-def test_a_training_that_fails_in_a_proof_is_one_line(proved):
+def test_the_table_says_where_the_processes_ran(proved):
     project, _ = proved
-    done = smt(project, "prove", "imagenet1k_smt_large_224", "--scale", "demo", check=False)
+    seen = outcome(project, 2)
+    path = project / "results/demo/proof/other.json"
+    text = (project / "results/demo/proof/proof.md").read_text()
+    assert "SLURM" not in text
+    records = ({"launcher": "slurm", "nodes": 2}, {})
+    assert records[0].keys() <= seen.keys()
+    for record, words in zip(records, (["2 on 2 nodes of SLURM"], []), strict=True):
+        old = {key: value for key, value in seen.items() if key not in records[0]}
+        path.write_text(json.dumps(old | record))  # the second from before there was a choice
+        try:
+            smt(project, "prove", "--tables", "only", "--scale", "demo")
+        finally:
+            path.unlink()
+        text = (project / "results/demo/proof/proof.md").read_text()
+        assert re.findall(r"\d on \d nodes of SLURM", text) == words
+
+
+def test_the_dag_proves_what_the_scale_names(tmp_path):
+    project = ProjectCopy(tmp_path / "project")
+    edit_demo(project.folder, _proof)
+    asked = project.snakemake("--dry-run", "--quiet", "host", "--printshellcmds", "proof")
+    assert asked.returncode == 0, asked.stderr
+    said = asked.stdout + asked.stderr
+    assert said.count(f"smt prove {RUN} --seed 0 --ranks ") == 2
+    assert said.count("smt prove --tables only --scale demo") == 1
+
+
+def test_a_training_that_fails_in_a_proof_is_one_line(small_project):
+    (small_project / "results/demo/data/imagenet22k.json").unlink()
+    arguments = ("prove", "imagenet1k_smt_large_224", "--scale", "demo")
+    done = smt(small_project, *arguments, check=False, prepare=AS_FORKS)
     assert done.returncode == 4
     one_line(done, "has no manifest", "run: smt data manifest", "its logs are in")
 
 
-def test_no_set_of_runs_is_one_line(proved):
-    project, _ = proved
-    done = smt(project, "prove", "--scale", "paper", check=False)
+def test_no_set_of_runs_is_one_line(small_project):
+    done = smt(small_project, "prove", "--scale", "paper", check=False)
     assert done.returncode == 2
     one_line(done, "scale paper names no runs to prove", "smt prove EXPERIMENT")
 

@@ -1,13 +1,16 @@
 """BatchNorm over several processes: what one process with all of the images would do."""
 
 import copy
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import distributed, nn
 
 from smt.models.sync_norm import SyncBatchNorm
+from tests.helpers import ROOT, forkserver
 
 IMAGES = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 WEIGHTS = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -34,30 +37,32 @@ def step(norm, images, weights):
     }  # fmt: skip
 
 
-def work(rank, port, results):
+def work(rank, folder):
+    """Be one of two processes: leave in `folder` what it makes of its share."""
     distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
     share = SHARES[rank]
-    results[rank] = step(fill(SyncBatchNorm(3)), IMAGES[share], WEIGHTS[share])
+    result = step(fill(SyncBatchNorm(3)), IMAGES[share], WEIGHTS[share])
+    torch.save(result, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def shared():
+def shared(tmp_path_factory):
     """What two processes make of the images, each of its own share."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        results = manager.dict()
-        multiprocessing.start_processes(
-            work, (port, results), nprocs=2, start_method="spawn", join=True
-        )
-        return [dict(results[rank]) for rank in (0, 1)]
+    folder = tmp_path_factory.mktemp("shared")
+    with (folder / "said").open("wb") as file:
+        started = [
+            forkserver.start(
+                "tests.unit.engine.test_sync_norm", str(rank), str(folder), cwd=ROOT,
+                env=dict(os.environ), stdout=file, stderr=file,
+            )
+            for rank in (0, 1)
+        ]  # fmt: skip
+        codes = [process.wait() for process in started]
+    assert codes == [0, 0], (folder / "said").read_text()
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +93,7 @@ def test_alone_it_is_torchs_own():
     assert all(torch.equal(one[name], other[name]) for name in one)
     ours, theirs = copy.deepcopy(ours).eval(), theirs.eval()
     assert torch.equal(ours(IMAGES), theirs(IMAGES))
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))

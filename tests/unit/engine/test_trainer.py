@@ -1,9 +1,11 @@
 """The training loop on a small task of its own: a real model, optimizer and files."""
 
+import logging
 import math
-import subprocess
+import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,8 @@ from smt.layout import bundled_params
 from smt.params import load_project
 from smt.spec import Guard
 from smt.tracking import journal
-from tests.helpers import ROOT
+from tests.helpers import ROOT, forkserver
+from tests.helpers.waiting import PATIENCE
 
 DEMO = load_project(bundled_params(), "demo").recipes["imagenet1k"]
 STOP = Guard(policy="stop", max_skips=0, spike=None)
@@ -405,30 +408,25 @@ def test_mixed_precision_trains(tmp_path, precision):
 
 # --- the watchdog --------------------------------------------------------------------------------
 
-HANGS = """
-import logging, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from tests.unit.engine.test_trainer import Regression, run
 
-logging.basicConfig()
-task = Regression()
+def hang(folder):
+    """Train, and hang in a step for as long as a test would wait."""
+    logging.basicConfig()
+    task = Regression()
 
-def a_step_that_hangs(step):
-    if step == 7:
-        time.sleep(600)
+    def a_step_that_hangs(step):
+        if step == 7:
+            time.sleep(PATIENCE)
 
-task.before_step = a_step_that_hangs
-run(task, Path({folder!r}), stall=1.0)
-"""
+    task.before_step = a_step_that_hangs
+    run(task, folder, stall=4.0)
 
 
 def test_a_training_that_hangs_says_where_and_ends_as_one_that_can_go_on(tmp_path):
-    script = HANGS.format(tests=str(ROOT), folder=str(tmp_path))
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = forkserver.run(
+        "tests.unit.engine.test_trainer", str(tmp_path), cwd=ROOT, env=dict(os.environ)
+    )
     assert done.returncode == 75, done.stderr
-    assert time.monotonic() - started < 300  # half of what the step would hang
     assert "no step for" in done.stderr
     stacks = (tmp_path / "train.log").read_text()
     assert "stacks of rank 0" in stacks and "a_step_that_hangs" in stacks
@@ -436,3 +434,7 @@ def test_a_training_that_hangs_says_where_and_ends_as_one_that_can_go_on(tmp_pat
     run(whole, tmp_path / "whole")
     run(task, tmp_path)
     assert same(whole.model, task.model)
+
+
+if __name__ == "__main__":
+    hang(Path(sys.argv[1]))
