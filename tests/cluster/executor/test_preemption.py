@@ -137,6 +137,13 @@ def test_a_signal_before_the_first_line_of_a_job_that_slurm_requeues(toy):
     assert "Calling checkpoint method" not in log, log  # submitit's own, which fails here
 
 
+def test_a_signal_before_python_runs_does_not_end_a_job(toy):
+    """SLURM may tell a job of a minute of its limit in its first second."""
+    toy.write(training_rule(steps=1))
+    toy.succeed(setup="kill -USR2 $$")
+    assert len(toy.starts()) == 1
+
+
 def test_an_error_of_an_attempt_that_slurm_has_requeued_is_not_believed(toy):
     toy.write(training_rule(steps=1))
     result = f"{toy.folder}/.snakemake/submitit/${{SLURM_JOB_ID}}_0_result.pkl"
