@@ -25,9 +25,8 @@ from smt.report.predictions import predictions
 from smt.report.svg import Scale
 from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
-from tests.helpers.debian import require
+from tests.helpers.browser import browser
 from tests.helpers.run_files import PARENT, B, RunFiles, S, T
-from tests.helpers.waiting import PATIENCE
 from tests.integration.report.test_figures import DETECTOR, finish_detector
 from tests.integration.report.test_trajectory import begin, finish
 
@@ -370,15 +369,13 @@ def test_a_browser_shows_it_without_scrolling_sideways(parts, tmp_path):
     page = report(parts).html().replace("&", "&amp;").replace('"', "&quot;")
     frames = "".join(FRAME.format(width=width, page=page) for width in widths)
     (tmp_path / "measure.html").write_text(MEASURE.format(frames=frames))
-    done = subprocess.run(
-        [require("chromium"), "--headless", "--no-sandbox", "--disable-gpu",
-         "--window-size=1600,1000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-         (tmp_path / "measure.html").as_uri()],
-        capture_output=True, text=True, timeout=PATIENCE,
-    )  # fmt: skip
-    measured = re.findall(r"<pre>(\d+) (\d+) (\d+)", done.stdout)
-    assert len(measured) == len(widths), done.stderr
-    for width, (needed, shown, drawings) in zip(widths, measured, strict=True):
+    with browser() as chromium:
+        said = chromium.page((tmp_path / "measure.html").as_uri(), measured)
+    for width, (needed, shown, drawings) in zip(widths, measured(said), strict=True):
         assert width - 20 <= int(shown) <= width
         assert needed == shown
         assert int(drawings) > 10
+
+
+def measured(page):
+    return re.findall(r"<pre>(\d+) (\d+) (\d+)</pre>", page)

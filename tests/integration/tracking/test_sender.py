@@ -144,7 +144,7 @@ def test_a_server_killed_and_a_training_killed_on_the_way(small_project, tmp_pat
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         with training(small_project, server.uri, steps=(16,)) as process:
             pause.await_stop(process, lambda: said(small_project))
-            wait_for(lambda: shown() and shown()[0] > 0)
+            wait_for(lambda: shown() and shown()[0] > 0, every=0.5)
             server.kill()
             wait_for(lambda: "next try in" in layout.sender_log.read_text())
             sends = sender_of(process)

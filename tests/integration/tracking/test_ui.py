@@ -18,7 +18,7 @@ from smt.report.build import build
 from smt.report.collect import collect
 from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
-from tests.helpers.debian import require
+from tests.helpers.browser import browser
 from tests.helpers.run_files import CREATED, RunFiles, T, expected_rows, remote, rows
 from tests.helpers.waiting import PATIENCE, wait_for_answer
 
@@ -105,37 +105,32 @@ def test_the_ui_shows_this_projects_runs_and_takes_a_sync(ui, monkeypatch):
     ]
 
 
-def dom(url, folder):
-    """Return a page as Chromium has it when its scripts have run."""
-    return subprocess.run(
-        [
-            require("chromium"), "--headless", "--no-sandbox", "--disable-gpu",
-            "--virtual-time-budget=60000", f"--user-data-dir={folder}", "--dump-dom", url,
-        ],
-        check=True, capture_output=True, text=True, timeout=PATIENCE,
-    ).stdout  # fmt: skip
-
-
 @pytest.mark.servers
 @pytest.mark.browser
-def test_a_browser_compares_two_runs_and_draws_both_curves(ui, monkeypatch, tmp_path):
+def test_a_browser_compares_two_runs_and_draws_both_curves(ui, monkeypatch):
     """From the address that `smt ui` gives, and from a cell of a table with two seeds."""
     files = ui.files
     monkeypatch.setenv("MLFLOW_TRACKING_URI", ui.url)
     build(collect(files.project, files.layout), files.layout, ["imagenet1k"])
     cell = (files.layout.tables / "imagenet1k.md").read_text()
     (curves,) = set(re.findall(r"\[94\.00 .*?\]\((\S+?)\)", cell))
-    page = dom(curves, tmp_path / "profile")
-    assert all(f"{name} (eval/top1)" in page for name in NAMES)
-    # Plotly draws each line twice, in the chart and below its legend.
-    drawn = set(re.findall(r'<path class="js-line"[^>]*? d="([^"]+)"', page))
-    assert len(drawn) == 2
-    heights = sorted(float(path.split(",")[-1]) for path in drawn)
-    assert heights[0] < heights[1]  # the better one ends higher up
     overview = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui.url}).stdout.split()[-1]
-    page = dom(overview, tmp_path / "profile")
-    assert all(name in page for name in NAMES)
-    assert "js-line" in page or "<canvas" in page
+    with browser() as chromium:
+        page = chromium.page(curves, lambda page: len(drawn(page)) == 2)
+        assert all(f"{name} (eval/top1)" in page for name in NAMES)
+        heights = sorted(float(path.split(",")[-1]) for path in drawn(page))
+        assert heights[0] < heights[1]  # the better one ends higher up
+        chromium.page(
+            overview,
+            lambda page: (
+                all(name in page for name in NAMES) and ("js-line" in page or "<canvas" in page)
+            ),
+        )
+
+
+def drawn(page):
+    """Return the lines of a page's charts: Plotly draws each twice, once below its legend."""
+    return set(re.findall(r'<path class="js-line"[^>]*? d="([^"]+)"', page))
 
 
 def test_a_port_in_use_is_one_line_with_another_that_is_free(files):
