@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import psutil
@@ -14,13 +13,18 @@ from smt.proof import table
 from smt.proof.slurm import Request, SlurmLauncher
 from tests.helpers.trainings import (
     RUN_OF_DEMO,
+    STEPS_PER_EPOCH,
     await_step,
+    copy_project,
     edit_demo,
-    make_project,
+    ended,
+    make_small_project,
     metrics,
     one_line,
     run_dir,
+    said,
     smt,
+    start,
 )
 from tests.helpers.waiting import wait_for
 
@@ -28,35 +32,30 @@ pytestmark = pytest.mark.xdist_group("proof_on_nodes")  # their project has one 
 
 RUN = RUN_OF_DEMO
 REQUEST = Request(nodes=2, cpus=1, memory_mb=2500, minutes=10)
-TRAIN = ("train", RUN, "--scale", "demo", "--checkpoint-steps", "10")
+TRAIN = ("train", RUN, "--scale", "demo", "--checkpoint-steps", "3")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, demo_data):
-    """A project whose run takes 62 steps, which 4 processes can share."""
-    project = make_project(tmp_path_factory.mktemp("on_nodes") / "project", demo_data)
-    edit_demo(
-        project,
-        lambda demo: (
-            demo["recipes"]["*"].update(device_batch=16),
-            demo["recipes"]["imagenet1k"]["schedule"].update(epochs=1, warmup_epochs=0),
-        ),
-    )
+def project(tmp_path_factory, small_data):
+    """A small project, whose run 4 processes can share."""
+    project = make_small_project(tmp_path_factory.mktemp("on_nodes") / "project", small_data)
+    edit_demo(project, lambda demo: demo["recipes"]["*"].update(device_batch=2))
     return project
 
 
+def set_epochs(project, epochs):
+    edit_demo(project, lambda demo: demo["recipes"]["imagenet1k"]["schedule"].update(epochs=epochs))
+
+
 @pytest.fixture
-def here(cluster, project, monkeypatch):
-    """This process in the project's folder, as on a login node of the cluster."""
+def here(cluster, project, tmp_path, monkeypatch):
+    """This process in a copy of the project, as on a login node of the cluster."""
+    project = copy_project(project, tmp_path / "project")
     monkeypatch.chdir(project)
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, cluster.environment()[name])
     yield project
     wait_for(lambda: not cluster.run("squeue", "--noheader", "--me").stdout)
-
-
-def ended(attempt):
-    return wait_for(attempt.poll, attempt.said)
 
 
 def trainings(cluster):
@@ -74,48 +73,62 @@ def alive(process):
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_proof_on_two_nodes_ends_equal(cluster, project):
+def test_a_proof_through_slurm_ends_equal(cluster, here):
+    done = smt(here, "prove", RUN, "--launcher", "slurm", "--kills", "1", "--tables", "never")
+    assert "1 kills" in done.stdout and "equal to the byte" in done.stdout
+    seen = json.loads((here / f"results/demo/proof/{RUN}-seed0-ranks1.json").read_text())
+    assert table.is_equal(seen), seen
+    assert (seen["launcher"], seen["nodes"], seen["ranks"]) == ("slurm", 1, 1)
+
+
+@pytest.mark.slow
+def test_a_proof_on_two_nodes_ends_equal(cluster, here):
     arguments = ("--nodes", "2", "--ranks", "2", "--kills", "3", "--draw", "12")
-    done = smt(project, "prove", RUN, "--launcher", "slurm", *arguments, env=cluster.environment())
+    done = smt(here, "prove", RUN, "--launcher", "slurm", *arguments)
     assert "3 kills" in done.stdout and "equal to the byte" in done.stdout
-    record = project / f"results/demo/proof/{RUN}-seed0-ranks2.json"
-    seen = json.loads(record.read_text())
+    seen = json.loads((here / f"results/demo/proof/{RUN}-seed0-ranks2.json").read_text())
     assert table.is_equal(seen), seen
     assert (seen["launcher"], seen["nodes"], seen["ranks"]) == ("slurm", 2, 2)
-    text = (project / "results/demo/proof/proof.md").read_text()
+    text = (here / "results/demo/proof/proof.md").read_text()
     assert "2 on 2 nodes of SLURM" in text
 
-    record.write_text(json.dumps({k: seen[k] for k in seen if k not in ("launcher", "nodes")}))
-    smt(project, "prove", "--tables", "only")
-    text = (project / "results/demo/proof/proof.md").read_text()
-    assert "SLURM" not in text, "a record from before there was a choice"
 
-
-def test_one_rank_and_one_data_worker_are_hit_among_four_on_two_nodes(cluster, here):
-    launcher = SlurmLauncher(REQUEST)
-    attempt = launcher.start([*TRAIN, "--workers", "1"], 4, here / "logs" / "first")
+def hit(cluster, here, ranks):
+    """Kill a data worker of the last rank and then rank 1, of a training on two nodes."""
+    per_node = ranks // 2
+    attempt = SlurmLauncher(REQUEST).start([*TRAIN, "--workers", "1"], ranks, here / "logs" / "hit")
     try:
-        await_step(run_dir(here), 20, attempt)
-        ranks = trainings(cluster)
-        nodes = {rank: ranks[rank].environ()["SLURMD_NODENAME"] for rank in ranks}
-        assert nodes == {0: "n1", 1: "n1", 2: "n2", 3: "n2"}
-        workers = {rank: ranks[rank].children() for rank in ranks}
-        assert [len(workers[rank]) for rank in range(4)] == [1, 1, 1, 1]
-
-        assert attempt.kill_worker(2)
-        wait_for(lambda: not alive(workers[2][0]))
-        assert all(alive(workers[rank][0]) for rank in (0, 1, 3)) and attempt.poll() is None
-        wait_for(lambda: any(map(alive, ranks[2].children())), lambda: "none in its place")
+        await_step(run_dir(here), 4, attempt)
+        processes = trainings(cluster)
+        nodes = {rank: processes[rank].environ()["SLURMD_NODENAME"] for rank in processes}
+        assert nodes == {rank: f"n{1 + rank // per_node}" for rank in range(ranks)}
+        # Of each epoch a training has new ones: between two there are none.
+        workers = {rank: wait_for(processes[rank].children)[0] for rank in reversed(range(ranks))}
+        assert attempt.kill_worker(ranks - 1)
+        wait_for(lambda: not alive(workers[ranks - 1]))
+        assert attempt.poll() is None
+        wait_for(lambda: any(map(alive, processes[ranks - 1].children())), attempt.said)
 
         attempt.kill(signal.SIGKILL, 1)
-        assert ended(attempt) == [EXIT_RESUME, -signal.SIGKILL, EXIT_RESUME, EXIT_RESUME]
-        assert not any(map(alive, ranks.values()))
+        codes = ended(attempt)
+        assert not any(map(alive, processes.values()))
+        return codes
     finally:
         attempt.close()
 
-    attempt = launcher.start(TRAIN, 4, here / "logs" / "second")
+
+def test_one_rank_and_one_data_worker_are_hit_on_two_nodes(cluster, here):
+    set_epochs(here, 1000)  # it is killed long before
+    assert hit(cluster, here, 2) == [EXIT_RESUME, -signal.SIGKILL]
+
+
+@pytest.mark.slow
+def test_one_rank_and_one_data_worker_are_hit_among_four_on_two_nodes(cluster, here):
+    set_epochs(here, 30)
+    assert hit(cluster, here, 4) == [EXIT_RESUME, -signal.SIGKILL, EXIT_RESUME, EXIT_RESUME]
+    attempt = SlurmLauncher(REQUEST).start(TRAIN, 4, here / "logs" / "second")
     assert ended(attempt) == [0, 0, 0, 0], attempt.said()
-    assert metrics(here)["steps"] == 62
+    assert metrics(here)["steps"] == 30 * STEPS_PER_EPOCH
     assert not attempt.kill_worker(0), "of a training that has ended"
 
 
@@ -129,9 +142,9 @@ def test_what_is_closed_is_gone(cluster, here):
 
 
 def test_trainings_end_with_the_proof_that_started_them(cluster, here):
-    command = [sys.executable, "-m", "smt", "prove", RUN, "--launcher", "slurm", "--scale", "demo"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: trainings(cluster))
+    set_epochs(here, 1000)
+    with start(here, "prove", RUN, "--launcher", "slurm", "--scale", "demo") as process:
+        wait_for(lambda: trainings(cluster), lambda: said(here))
         process.kill()
     wait_for(lambda: not trainings(cluster))
     folder = here / f"results/demo/proof/{RUN}-seed0-ranks1/undisturbed"
@@ -155,7 +168,7 @@ def test_in_a_job_they_are_a_step_of_it_whatever_its_options(cluster, here, tmp_
     job = cluster.run(
         "sbatch", "--parsable", "--wait", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1",
         "--cpus-per-task=2", "--mem-per-cpu=1500", "--distribution=cyclic", "--gpus-per-node=1",
-        f"--output={tmp_path}/out", "--partition=gpu", "--time=3",
+        f"--output={tmp_path}/out", "--partition=gpu", "--time=10",
         f"--wrap=SLURM_LABELIO=1 exec {sys.executable} {script} {here}/logs/in_job",
     ).stdout.strip()  # fmt: skip
     assert "[0, 0, 0, 0] smt, version" in (tmp_path / "out").read_text()
@@ -185,17 +198,17 @@ def test_no_srun_is_one_line(here, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "words"),
     [
         (("--launcher", "slurm", "--nodes", "2", "--ranks", "3"), "--ranks 4"),
         (("--nodes", "2"), "add: --launcher slurm"),
         (("--partition", "gpu"), "add: --launcher slurm"),
     ],
 )
-def test_options_that_do_not_fit_are_one_line(project, options, said):
+def test_options_that_do_not_fit_are_one_line(project, options, words):
     done = smt(project, "prove", RUN, *options, check=False)
     assert done.returncode == 2
-    one_line(done, said)
+    one_line(done, words)
 
 
 def test_the_environment_can_say_more_of_what_is_asked(here, cluster, monkeypatch):
@@ -205,7 +218,7 @@ def test_the_environment_can_say_more_of_what_is_asked(here, cluster, monkeypatc
     monkeypatch.setitem(os.environ, "SLURM_MEM_PER_CPU", "1")
     attempt = SlurmLauncher(REQUEST).start(TRAIN, 2, here / "logs" / "asked")
     try:
-        said = cluster.run("squeue", "--me", "--noheader", "--format=%P %l %D %j").stdout.split()
-        assert said == ["high", "3:00", "2", "smt-prove"]
+        shown = cluster.run("squeue", "--me", "--noheader", "--format=%P %l %D %j").stdout.split()
+        assert shown == ["high", "3:00", "2", "smt-prove"]
     finally:
         attempt.close()
