@@ -146,7 +146,7 @@ def _serve(listening: socket.socket) -> None:
     if threading.active_count() > 1:  # a fork would lack them, and wait for locks that they hold
         raise RuntimeError(f"an import has started threads: {threading.enumerate()}")
     gc.freeze()
-    while _DRIVER not in select.select([listening, _DRIVER], [], [])[0]:
+    while _DRIVER not in select.select([listening.fileno(), _DRIVER], [], [])[0]:
         line, _ = listening.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -173,9 +173,11 @@ def _attend(line: socket.socket) -> None:
     command = os.pidfd_open(pid)
     with suppress(OSError):
         line.sendall(_number(pid))
-    ready, _, _ = select.select([command, line, _DRIVER], [], [])
+    ready, _, _ = select.select([command, line.fileno(), _DRIVER], [], [])
     if command not in ready:
-        os.killpg(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it is not the first of a session yet
+            os.killpg(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with suppress(OSError):
         line.sendall(_number(code if code >= 0 else 128 - code))

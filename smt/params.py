@@ -67,7 +67,9 @@ def load_project(params: Path, scale: str) -> spec.Project:
     project = spec.Project(
         scale_name=scale,
         scale=_validate(
-            spec.Scale, own, [(scales, (each,)) for each in reversed(layers)],
+            spec.Scale,
+            own,
+            [(scales, (each,)) for each in reversed(layers)],
             skip=(*_OVERLAID, "base"),
         ),
         recipes=_joined(files, {name: sections.pop(name) for name in RECIPES.values()}),
