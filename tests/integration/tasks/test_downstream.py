@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
+from smt.data import scenes
 from smt.files import sha256
 from smt.params import load_project
 from tests.helpers import ROOT
@@ -46,6 +47,7 @@ def project(tmp_path_factory):
 def _shrink(demo):
     cut_down_scenes(demo)
     demo["datasets"]["imagenet1k"].update(train_images=320, val_images=100)
+    demo["datasets"]["coco"].update(train_images=16, images_with_objects=scenes.with_objects(16))
     demo["models"]["smt_tiny"].update(TINY)
     demo["models"]["smt_small"].update(depths=TINY["depths"])
     demo["recipes"]["imagenet1k"]["schedule"].update(epochs=1, warmup_epochs=0)
@@ -58,7 +60,7 @@ def _shrink(demo):
     demo["detection_recipes"]["*"]["schedule"].update(warmup_steps=2)
     demo["segmentation_recipes"]["upernet_160k"].update(device_batch=2)
     demo["segmentation_recipes"]["upernet_160k"]["schedule"].update(
-        steps=16, interval=8, warmup_steps=2
+        steps=8, interval=4, warmup_steps=2
     )
 
 
@@ -204,3 +206,5 @@ def test_killed_and_gone_on_it_ends_with_the_same_bytes(trained, name, ranks):
     options = ("--kills", "3", "--ranks", str(ranks), "--tables", "never")
     done = smt(project, "prove", name, *options, prepare=AS_FORKS)
     assert "equal to the byte" in done.stdout + done.stderr
+    seen = json.loads((project / f"results/demo/proof/{name}-seed0-ranks{ranks}.json").read_text())
+    assert any(kill["ends"] for kill in seen["kills"])

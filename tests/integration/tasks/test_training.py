@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -69,25 +68,11 @@ def test_a_run_leaves_weights_numbers_and_provenance(done):
     assert found["metrics"] == numbers["metrics"] and found["images"] == VALIDATED
 
 
-PAUSES = "import sys; from tests.helpers import pause; from smt.cli import main; "
-"""Of a process from nothing that stops at a step as a fork does."""
-
-
 def test_stopped_and_killed_it_goes_on_to_the_same_bytes(small_project, undisturbed):
-    """The first attempt is a process from nothing, the others are forks."""
-    script = f"{PAUSES}pause.stop_at_step('4', '0'); sys.argv[0] = 'smt'; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, "train", RUN, "--checkpoint-minutes", "0.001"],
-        cwd=small_project, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    with process:
-        try:
-            pause.await_stop(process)
-        finally:
-            pause.send(process, signal.SIGTERM)
-    codes = [process.returncode]
-    for number, step in ((signal.SIGKILL, 13), (signal.SIGUSR2, 17)):
-        codes.append(stop_at(small_project, step, "--checkpoint-minutes", "0.001", number=number))
+    codes = [
+        stop_at(small_project, step, "--checkpoint-minutes", "0.001", number=number)
+        for number, step in ((signal.SIGTERM, 4), (signal.SIGKILL, 13), (signal.SIGUSR2, 17))
+    ]
     assert codes == [75, -signal.SIGKILL, 75]
     assert "goes on after step" in smt(small_project, "train", RUN).stderr
     assert outcome(small_project) == undisturbed
@@ -101,12 +86,15 @@ def test_stopped_and_killed_it_goes_on_to_the_same_bytes(small_project, undistur
     assert times[-1][1] == metrics(small_project)["finished"]
 
 
-def test_two_ranks_keep_the_global_batch_and_count_every_image_once(small_project, trained):
-    """As `torchrun` starts them, from nothing."""
+def test_two_ranks_keep_the_global_batch_and_count_every_image_once(
+    small_project, trained, undisturbed_pair
+):
+    """As `torchrun` starts them, from nothing: to the bytes to which forks come."""
     started = subprocess.run(
         command("train", RUN, ranks=2), cwd=small_project, capture_output=True, text=True
     )
     assert started.returncode == 0, started.stderr
+    assert outcome(small_project) == undisturbed_pair
     alone, pair = metrics(trained), metrics(small_project)
     assert (pair["steps"], pair["images"]) == (alone["steps"], alone["images"])
     assert pair["fingerprint"] == alone["fingerprint"]
