@@ -4,11 +4,13 @@ NEEDS says for each of them what that is. What only reads or plans runs in `make
 serves or submits runs in `make test-all`.
 """
 
+import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,8 @@ class Need:
     """Experiment and seed whose results are removed before, where the project has them."""
     serves: bool = False
     """It goes on until it is stopped."""
+    kills: bool = False
+    """It signals what it starts: these are processes from nothing, for forks are not reached."""
     marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.slow,)
 
 
@@ -115,12 +119,12 @@ NEEDS = {
     ),
     f"smt train {RETINANET}": needs_results(without=RETINANET),
     f"smt evaluate {RETINANET}": needs_results(),
-    f"smt prove {RETINANET} --kills 3": needs_results(),
+    f"smt prove {RETINANET} --kills 3": replace(needs_results(), kills=True),
     f"smt train {SMT_T} --seed 0": needs_results(without=SMT_T),
     f"smt evaluate {SMT_T} --seed 0": needs_results(),
     "smt ui": needs_a_server(),
-    "snakemake --profile local proof": needs_a_checkout(),
-    f"smt prove {SMT_T} --kills 20": needs_results(),
+    "snakemake --profile local proof": replace(needs_a_checkout(), kills=True),
+    f"smt prove {SMT_T} --kills 20": Need("longer_runs", kills=True),
     "smt checkpoint results/demo/runs": reads_results(),
     f"smt sync --register --experiment {SMT_T}": reads_results(),
     "smt verify": needs_results(),
@@ -151,6 +155,14 @@ class Place:
     folder: Path
     environment: Mapping[str, str]
 
+    def without_forks(self) -> "Place":
+        """Return the same place, where every command is a process from nothing."""
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        others = {
+            name: each for name, each in self.environment.items() if name != forkserver.COMMANDS
+        }
+        return Place(self.folder, {**others, "PATH": path})
+
     def type(self, script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["bash", "-euc", script],
@@ -175,6 +187,15 @@ def finished_copy(finished, tmp_path):
     (project.folder / "results" / "demo").symlink_to(SCALE)  # where the README has them
     yield forked(project)
     shutil.rmtree(project.folder)
+
+
+@pytest.fixture
+def longer_runs(finished, tmp_path):
+    """A copy in which SMT-T has 80 steps to be killed in, where scale smoke has 20."""
+    project = finished.copied(tmp_path / "project")
+    schedule = {"imagenet1k": {"schedule": {"epochs": 8}}}
+    project.change("scales.yaml", lambda content: content[SCALE]["recipes"].update(schedule))
+    return forked(project)
 
 
 @pytest.fixture
@@ -249,6 +270,8 @@ def test_a_command_does_what_it_is_there_for(command: Command, need: Need, reque
     place: Place = request.getfixturevalue(need.where)
     if need.without:
         shutil.rmtree(run_dir(place, *need.without))
+    if need.kills or need.serves:
+        place = place.without_forks()
     if need.serves:
         return _answers(command, place)
     done = place.type(command.script)
@@ -263,11 +286,10 @@ def _answers(command, place):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = place.folder / "server.log"
-    environment = {**place.environment, "PATH": ProjectCopy.environment(place)["PATH"]}
     with log.open("wb") as file:
         process = subprocess.Popen(
             ["bash", "-euc", f"exec {command.text} --port {port}"],
-            cwd=place.folder, env=environment, stdout=file, stderr=file,
+            cwd=place.folder, env=place.environment, stdout=file, stderr=file,
         )  # fmt: skip
     try:
         wait_for_answer(f"http://127.0.0.1:{port}/health", process, log)
