@@ -11,6 +11,7 @@ import shutil
 
 import pytest
 
+from smt.params import load_project
 from tests.helpers.finished_project import (
     CHILD,
     DOWNSTREAM,
@@ -88,11 +89,33 @@ def made(finished, tmp_path_factory):
 
 
 def test_every_table_stands_in_every_format(made):
-    names = (*TABLES, "sizes", "drift")
+    assert_made(made, TABLES)
+
+
+def assert_made(project, tables):
+    names = (*tables, "sizes", "drift")
     for name in names:
         for suffix in (".md", ".csv", ".tex", ".html"):
-            assert (_tables(made) / f"{name}{suffix}").stat().st_size > 100, name + suffix
-    assert not any("pending" in (_tables(made) / f"{n}.md").read_text() for n in names)
+            assert (_tables(project) / f"{name}{suffix}").stat().st_size > 100, name + suffix
+    assert not any("pending" in (_tables(project) / f"{n}.md").read_text() for n in names)
+
+
+@pytest.mark.slow
+def test_one_command_makes_every_experiment_and_every_table(tmp_path):
+    """Typed as a user types it: nothing is left out, and nothing is begun as tests begin it."""
+    project = Versioned(tmp_path / "project")
+    known = load_project(project.folder / "params", SCALE)
+    done = project.run(
+        "snakemake", "--profile", "local", "all", "--config", f"scale={SCALE}",
+        SMT_SEND="1", SMT_FORKSERVER="",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_made(project, known.tables)
+    page = (project.folder / RESULTS / "report.html").read_text()
+    assert f"{len(known.runs)} <small>of {len(known.runs)} done</small>" in page
+    verified = project.smt("verify")
+    assert verified.returncode == 0, verified.stdout
+    shutil.rmtree(project.folder)
 
 
 @pytest.mark.parametrize(

@@ -212,17 +212,17 @@ def processes(project):
 def committing(project, recording):
     """Return DVC's process that takes files in, once there is one."""
 
-    def forks():
-        assert recording.poll() is None, "it has ended"
-        return [
-            each
-            for each in processes(project)
-            if each.pid != recording.pid and "forked_command" not in " ".join(each.cmdline())
-        ]
+    def is_dvc(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ours = recording.pid in (process.pid, process.ppid())
+            return not ours and forkserver.__name__ in process.cmdline()
+        return False
 
-    wait_for(forks, lambda: "DVC was not started", every=0.01)
-    (commit,) = forks()
-    return commit
+    def forked():
+        assert recording.poll() is None, "it has ended"
+        return next(filter(is_dvc, processes(project)), None)
+
+    return wait_for(forked, lambda: "DVC was not started", every=0.01)
 
 
 def kill(project, recording, commit):
