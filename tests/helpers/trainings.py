@@ -91,6 +91,7 @@ def shrink_demo(folder):
             demo["models"]["smt_large"].update(TINY),
             demo["recipes"]["*"].update(device_batch=32),
             demo["recipes"]["imagenet1k"]["schedule"].update(epochs=2),
+            demo["recipes"]["imagenet1k"]["optimizer"].update(lr=2e-3),
             demo["recipes"]["imagenet22k"]["schedule"].update(epochs=2),
             demo["recipes"]["imagenet22k_to_1k_224"]["schedule"].update(epochs=2),
             demo["recipes"]["imagenet22k_to_1k_384"]["schedule"].update(epochs=2),

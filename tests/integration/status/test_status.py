@@ -27,8 +27,9 @@ from tests.helpers.waiting import PATIENCE, wait_for
 
 HEADS, HALF = "ablation_heads_1", "ablation_stage3_half"
 SEGMENTER = "ade20k_upernet_smt_base"
-STEPS = 6 * 62
-"""Of a demo run on 4000 images in global batches of 64."""
+EPOCHS = 6
+STEPS = EPOCHS * 62
+"""Of a run on the demo's 4000 images in global batches of 64, whatever the demo's own budget."""
 
 HOLD = """
 import signal, sys
@@ -46,7 +47,9 @@ def run(experiment, seed=0):
 
 @pytest.fixture
 def files(tmp_path):
-    return RunFiles(tmp_path)
+    files = RunFiles(tmp_path)
+    files.change("scales.yaml", EPOCHS, "demo", "recipes", "imagenet1k", "schedule", "epochs")
+    return files
 
 
 @pytest.fixture
