@@ -158,6 +158,9 @@ def test_what_the_trainer_writes_arrives(files):
 
 def test_names_are_those_that_a_researcher_compares(files):
     files.change("scales.yaml", [1, 1, 6, 1], "demo", "models", "smt_small", "depths")
+    for name, rate in (("imagenet1k_smt_tiny", 0.1), ("imagenet1k_smt_small", 0.2)):
+        overlay = {"seeds": [0], "drop_path": rate}
+        files.change("scales.yaml", overlay, "demo", "experiments", name)
     files.finish(TINY)
     files.finish(SMALL)
     send(files)
