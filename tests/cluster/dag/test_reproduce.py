@@ -60,7 +60,7 @@ def hold(trainer):
 
     def beat_and_wait(self):
         beat(self)
-        files = [HELD / name for name in sys.argv if (HELD / name).is_file()]
+        files = [HELD / name for name in sys.argv[1:] if (HELD / name).is_file()]
         if not files or self.state.step < 5:
             return
         Path(f"{files[0]}.waits").touch()
