@@ -31,14 +31,13 @@ def postgres(folder):
     # It refuses to run as root; Debian's package has made a user for it.
     owner = ["postgres"] if os.geteuid() == 0 else []
     if owner:
-        for path in (folder, *folder.parents):
-            if path.stat().st_uid == 0 and path.stat().st_mode & 0o005 != 0o005:
-                path.chmod(path.stat().st_mode | 0o055)
         os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
     prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if owner else []
     data, port = folder / "data", free_port()
 
     def run(program, *arguments):
+        if owner:  # each time: a pytest that begins beside this one closes their common folder
+            _open_to_others(folder)
         command = [*prefix, str(POSTGRESQL[-1] / program), *arguments]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
@@ -49,6 +48,13 @@ def postgres(folder):
         yield f"postgresql://smt@127.0.0.1:{port}"
     finally:
         run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+
+
+def _open_to_others(folder):
+    """Let other users pass through the folders of root that lead to `folder`."""
+    for path in folder.parents:
+        if path.stat().st_uid == 0 and path.stat().st_mode & 0o005 != 0o005:
+            path.chmod(path.stat().st_mode | 0o055)
 
 
 def empty_database(uri, name):

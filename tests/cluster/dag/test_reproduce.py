@@ -206,6 +206,7 @@ def files_of_runs(project, name):
     return {path.relative_to(runs): path for path in runs.glob(f"*/seed*/{name}")}
 
 
+@pytest.mark.slow
 def test_preempted_and_driven_anew_three_runs_have_the_weights_of_undisturbed_ones(
     finished, cluster, tmp_path
 ):
