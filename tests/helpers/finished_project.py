@@ -50,6 +50,8 @@ def finish(folder):
     (folder / "data").mkdir()
     (project.folder / "data").symlink_to(folder / "data")
     project.git("init", "-q")
+    with (project.folder / ".git/info/exclude").open("a") as file:
+        file.write("data\n")  # a link here, which no clone has
     project.git("add", ".")
     project.git("commit", "-q", "-m", "a project")
     with (project.folder / "params/models.yaml").open("a") as file:

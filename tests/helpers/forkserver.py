@@ -27,6 +27,8 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
 from tests.helpers import ROOT
 from tests.helpers.waiting import wait_for
 
@@ -203,8 +205,11 @@ def _write_commands(folder: Path) -> None:
 def stop(folder: Path) -> None:
     """End the server, if there is one: whoever started this run of pytest calls it."""
     if _pid_file(folder).exists():
-        with suppress(ProcessLookupError):
-            os.kill(int(_pid_file(folder).read_text()), signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            server = psutil.Process(int(_pid_file(folder).read_text()))
+            server.kill()
+            # It takes a moment: what it has imported is given back first.
+            wait_for(lambda: server.status() == psutil.STATUS_ZOMBIE, lambda: str(server))
 
 
 def _socket(folder: Path) -> Path:
