@@ -147,18 +147,18 @@ MUTATIONS = (
         "smt/tasks/training.py",
         'if not path.exists() or sha256(path) != metrics["weights_sha256"]:',
         "if not path.exists():",
-        (*TASKS, "integration/tasks/test_downstream.py"),
+        ("unit/tasks/test_start.py", *TASKS, "integration/tasks/test_downstream.py"),
     ),
     Mutation(
         "a detector starts from nothing", "engine", "smt/tasks/downstream.py",
         "            start_from_classifier(self._trunk, layout.weights(parent))\n",
         "            pass\n",
-        ("integration/tasks/test_downstream.py",),
+        ("unit/tasks/test_start.py", "integration/tasks/test_downstream.py"),
     ),
     Mutation(
         "fine-tuning starts from nothing", "engine", "smt/tasks/classify.py",
         "            weights.load_state(model, state, source)\n", "",
-        TASKS,
+        ("unit/tasks/test_start.py", *TASKS),
     ),
     Mutation(
         "after an evaluation a classifier stays in evaluation mode", "engine",
@@ -285,7 +285,7 @@ MUTATIONS = (
     Mutation(
         "the receipt holds the password of the database", "sync", "smt/tracking/mlflow_sync.py",
         '"tracking_uri": mlflow.public(server.uri)', '"tracking_uri": server.uri',
-        SYNC,
+        ("unit/tracking/test_server.py", *SYNC),
     ),
     Mutation(
         "what a training writes last is not sent", "sender", "smt/tracking/sender.py",
@@ -451,14 +451,14 @@ MUTATIONS = (
         "the words of an attempt that failed before are shown", "executor",
         f"{PLUGIN}/diagnosis.py",
         "last = lines[begins[-1] :]", "last = lines[begins[0] :]",
-        EXECUTOR[1:],
+        ("unit/executor/test_diagnosis.py", *EXECUTOR[1:]),
     ),
     Mutation(
         "a job is done though its outputs were deleted since", "executor",
         f"{PLUGIN}/tracking.py",
         'return result["exit_code"] == 0 and all(os.path.exists(each) for each in job.outputs)',
         'return bool(result["exit_code"] == 0)',
-        EXECUTOR[::-1],
+        ("unit/executor/test_tracking.py", *EXECUTOR[::-1]),
     ),
     Mutation(
         "a command that cannot go on is killed before its time limit", "executor",
@@ -493,7 +493,7 @@ MUTATIONS = (
         "runs of other params are recorded", "dvc", "smt/versioning/record.py",
         'return bool(final["fingerprint"] == evaluation["fingerprint"] == current)',
         'return bool(final["fingerprint"] == evaluation["fingerprint"])',
-        DVC,
+        ("unit/versioning/test_record.py", *DVC),
     ),
     Mutation(
         "half a lock file stays after a kill", "dvc", "smt/versioning/dvc.py",

@@ -64,6 +64,16 @@ def test_lines_without_a_time_take_the_one_before(tmp_path):
     assert [record.time for record in read(tmp_path, 5.0)] == [5.0, 5.0]
 
 
+def test_a_clock_that_was_set_back_does_not_turn_time_back(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2, 3)
+    journal.close()
+    times = (100.0, 40.0, 120.0)
+    lines = [json.dumps({"line": n, "time": at, "metrics": {}}) for n, at in enumerate(times)]
+    (tmp_path / TIMES).write_text("\n".join(lines) + "\n")
+    assert [record.time for record in read(tmp_path, 0)] == [100.0, 100.0, 120.0]
+
+
 def test_a_torn_line_of_times_is_dropped_on_opening(tmp_path):
     journal = Journal(tmp_path, Position())
     append(journal, 1)
