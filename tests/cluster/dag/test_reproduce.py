@@ -20,6 +20,7 @@ from tests.helpers.finished_project import (
     PARENT,
     RESULTS,
     RUNS,
+    T,
     shrink,
     work_dir,
 )
@@ -206,11 +207,11 @@ def files_of_runs(project, name):
     return {path.relative_to(runs): path for path in runs.glob(f"*/seed*/{name}")}
 
 
-@pytest.mark.slow
 def test_preempted_and_driven_anew_three_runs_have_the_weights_of_undisturbed_ones(
     finished, cluster, tmp_path
 ):
-    project = Rehearsal(tmp_path / "project", (ABLATION, CHILD), cluster)
+    # The first gives the second what the scale says of it.
+    project = Rehearsal(tmp_path / "project", (T, ABLATION, CHILD), cluster)
     (project.folder / "data").symlink_to(finished.folder / "data")
     shutil.copytree(finished.folder / RESULTS / "data", project.folder / RESULTS / "data")
     names = (PARENT, ABLATION, CHILD)
