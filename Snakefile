@@ -18,18 +18,14 @@ include: "workflow/rules/targets.smk"
 
 
 onstart:
-    require_data(workflow.dag.needrun_jobs())
-    preload(workflow.dag.needrun_jobs())
-    send_while_training(workflow.dag.needrun_jobs())
+    begin(workflow.dag.needrun_jobs())
 
 
 onsuccess:
-    stop_sending()
-    forkserver.stop(FORKSERVER)
+    end()
     announce_results()
 
 
 onerror:
-    stop_sending()
-    forkserver.stop(FORKSERVER)
+    end()
     explain_failures()

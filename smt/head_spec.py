@@ -4,7 +4,7 @@ Intersections over union (IoU) are fractions. Sizes are pixels of the image that
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -234,6 +234,9 @@ class Denoising(Strict):
 class DINO(Strict):
     """DINO: a deformable transformer whose queries are selected among the encoder's outputs."""
 
+    NORM_GROUPS: ClassVar[int] = 32
+    """Of GroupNorm (Deformable DETR, and DINO after it)."""
+
     kind: Literal["dino"]
     title: str
     channels: Positive
@@ -256,6 +259,12 @@ class DINO(Strict):
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong, by key."""
+        if self.channels % self.NORM_GROUPS:
+            few, more = self.NORM_GROUPS, 2 * self.NORM_GROUPS
+            yield (
+                ("channels",),
+                f"{self.channels} is no multiple of {few}; valid: {few}, {more}, ...",
+            )
         yield from _divided(self.channels, heads=self.heads)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from smt import spec
+from smt import fingerprint, spec
 from smt.cluster_spec import Cluster, ScaleShare
 from smt.errors import UserError, suggest
 from smt.head_spec import HEADS, NoHead, UPerNet
@@ -293,6 +293,7 @@ class _Checker:
             self._task(name, experiment)
         for name in self.project.experiments:
             self._start(name)
+        self._distinct()
         proof = self.project.scale.proof
         for index, proved in enumerate(proof.runs if proof else ()):
             path = (self.project.scale_name, "proof", "runs", index, "experiment")
@@ -519,6 +520,21 @@ class _Checker:
                 f"{start.class_map} goes from {class_map.source} to {class_map.target}, "
                 f"this experiment from {source} to {target}",
             )
+
+    def _distinct(self) -> None:
+        """Refuse two names of one training: a run is known by what it computes, not by its name."""
+        names: dict[str, str] = {}
+        for name in self.project.experiments:
+            run = spec.Run(experiment=name, seed=0)
+            data = {key: key for key in fingerprint.inputs(self.project, run)}
+            first = names.setdefault(fingerprint.fingerprint(self.project, run, data), name)
+            if first != name:
+                raise self._fail(
+                    "experiments", ("experiments", name),
+                    f"at scale {self.project.scale_name} it trains exactly what {first} does; "
+                    f"let tables.yaml name {first} in both places, or give one of them another "
+                    "model, recipe, head or start",
+                )  # fmt: skip
 
     def _tables(self) -> None:
         for name, table in self.project.tables.items():

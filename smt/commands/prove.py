@@ -77,10 +77,12 @@ def command(
         )  # fmt: skip
         outcome = proof.prove()
         count = Counter(each["signal"] for each in outcome["kills"])
+        missed = outcome["kills_drawn"] - len(outcome["kills"])
         equal = table.is_equal(outcome)
         click.echo(
             f"{proof.title}: {sum(count.values())} kills "
             f"({', '.join(f'{number} {name}' for name, number in sorted(count.items()))}); "
+            f"{f'for {missed} more no time was left; ' if missed else ''}"
             f"{'equal to the byte' if equal else 'NOT EQUAL, see ' + str(proof.record)}"
         )
         if not equal:

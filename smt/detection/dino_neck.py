@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from smt.detection.structures import Size
-
-GROUPS = 32
-"""Of GroupNorm (Deformable DETR, and DINO after it)."""
+from smt.head_spec import DINO
 
 
 class Neck(nn.Module):
@@ -24,7 +22,7 @@ class Neck(nn.Module):
             assert each.bias is not None
             nn.init.zeros_(each.bias)
         self.projections = nn.ModuleList(
-            nn.Sequential(each, nn.GroupNorm(GROUPS, channels)) for each in convolutions
+            nn.Sequential(each, nn.GroupNorm(DINO.NORM_GROUPS, channels)) for each in convolutions
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

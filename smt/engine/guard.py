@@ -2,9 +2,11 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from smt.errors import TrainingError
 from smt.spec import Guard
@@ -86,6 +88,18 @@ def problem_of_gradient(norm: float, loss_scale: float | None) -> str | None:
     return None if loss_scale >= 1 else f"the loss scale of fp16 fell to {loss_scale:.3g}"
 
 
+def problem_of_end(trend: Trend, weights: Iterable[Tensor]) -> str | None:
+    """Return what is wrong with a training after its last step, in a phrase, or None.
+
+    A run of fewer steps than the recipe may skip comes to its end even if none was of use.
+    """
+    if trend.steps == 0:
+        return f"all {trend.skipped} steps were skipped"
+    if not all(bool(each.isfinite().all()) for each in weights):
+        return "there are weights that are not finite"
+    return None
+
+
 def skip(guard: Guard, trend: Trend, problem: str, step: int, where: str) -> Trend:
     """Return the trend after step `step` was left out; `where` says how far along that is.
 
@@ -98,8 +112,13 @@ def skip(guard: Guard, trend: Trend, problem: str, step: int, where: str) -> Tre
                     guard.max_skips)  # fmt: skip
         return replace(trend, skipped=skipped)
     after = f", after {trend.skipped} skipped steps" if guard.policy == "skip" else ""
-    raise Diverged(
-        f"{problem} {where}{after}; lower optimizer.lr or raise schedule.warmup_epochs in "
-        "params/recipes.yaml, or use precision bf16 or fp32",
+    raise diverged(f"{problem} {where}{after}", step)
+
+
+def diverged(problem: str, step: int) -> Diverged:
+    """Return the error that says so, with what to do."""
+    return Diverged(
+        f"{problem}; lower optimizer.lr or raise schedule.warmup_epochs in params/recipes.yaml, or "
+        "use precision bf16 or fp32",
         step,
     )

@@ -139,6 +139,8 @@ class Trainer:
             try:
                 while self.state.epochs < self.epochs:
                     self._finish_steps(progress)
+                    if self.state.epochs + 1 == self.epochs:
+                        self._require_use()
                     metrics = self._close_epoch(progress)
                 self.writer.wait()
                 return metrics if metrics is not None else self._evaluate(progress)
@@ -259,6 +261,15 @@ class Trainer:
         if self.journal is not None:
             skipped = {"train/skipped_steps": float(state.trend.skipped)}
             self.journal.append(state.step, state.epochs, skipped, progress.system())
+
+    def _require_use(self) -> None:
+        """Stop where all steps have come to nothing that evaluation could measure."""
+        state = self.state
+        problem = guard.problem_of_end(state.trend, self.parameters)
+        if problem is not None:
+            raise guard.diverged(
+                f"{problem}, at step {state.step} of {self.total_steps}", state.step
+            )
 
     def _close_epoch(self, progress: Progress) -> dict[str, float]:
         """Evaluate if it is this epoch's turn, write it down, save."""

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,8 @@ class Proof:
             str(self.run), self.draw, steps=undisturbed["steps"], ranks=self.ranks,
             kills=self.kills,
         )  # fmt: skip
-        dealt = list(self._interrupt(kills, undisturbed["wall_seconds"] / undisturbed["steps"]))
-        outcome = self._compare(undisturbed, dealt)
+        dealt = list(self._interrupt(kills, undisturbed))
+        outcome = {**self._compare(undisturbed, dealt), "kills_drawn": len(kills)}
         if self.ranks > 1:
             log.info("%s: undisturbed on 1 process, for comparison", self.run)
             self._train("alone", 1)
@@ -146,22 +146,26 @@ class Proof:
         with closing(self._start(name, ranks, 0, None)) as attempt:
             self._require(attempt, _ended(attempt), {0}, name)
 
-    def _interrupt(self, kills: list[Kill], step_seconds: float) -> Iterator[Dealt]:
+    def _interrupt(self, kills: list[Kill], undisturbed: dict[str, Any]) -> Iterator[Dealt]:
         """Train with all kills on the way, to the end; yield what became of each."""
         number = 0
+        step_seconds = undisturbed["wall_seconds"] / undisturbed["steps"]
+        latest = [*(kill.step for kill in kills[1:]), undisturbed["steps"] - 1]
         attempt: Attempt | None = self._start("interrupted", self.ranks, 0, kills[0].workers)
         try:
-            for kill in kills:
+            for drawn, before in zip(kills, latest, strict=True):
                 if attempt is None:
                     number += 1
-                    attempt = self._start("interrupted", self.ranks, number, kill.workers)
-                sent = self._deal(attempt, kill, step_seconds)
+                    attempt = self._start("interrupted", self.ranks, number, drawn.workers)
+                sent = self._deal(attempt, drawn, step_seconds, before)
                 if sent is None:
-                    continue  # it ended before: too few steps were left
+                    log.info("%s: no time was left for %s", self.title, drawn)
+                    continue
+                kill, step = sent
                 codes = _ended(attempt) if kill.ends else []
                 self._require(attempt, codes, _expected(kill), f"attempt {number}")
-                log.info("%s: %s at step %d", self.title, kill, sent)
-                yield Dealt(kill, sent, codes)
+                log.info("%s: %s at step %d", self.title, kill, step)
+                yield Dealt(kill, step, codes)
                 if kill.ends:
                     attempt = None
             if attempt is None:
@@ -171,8 +175,14 @@ class Proof:
             if attempt is not None:
                 attempt.close()
 
-    def _deal(self, attempt: Attempt, kill: Kill, step_seconds: float) -> int | None:
-        """Wait for the moment of a kill, send it, and return the steps done by then."""
+    def _deal(
+        self, attempt: Attempt, kill: Kill, step_seconds: float, latest: int
+    ) -> tuple[Kill, int] | None:
+        """Wait for the moment of a kill, send it, and return it with the steps done by then.
+
+        One that waits for a checkpoint waits no longer than to step `latest`, where the next kill
+        is due: from then on it is one between checkpoints. None if the training has ended before.
+        """
         while self._step() < kill.step:
             if attempt.poll() is not None:
                 return None
@@ -181,12 +191,14 @@ class Proof:
         deadline = time.monotonic() + _PATIENCE
         while attempt.poll() is None and time.monotonic() < deadline:
             step = self._step()
+            if kill.moment == "checkpoint" and step >= latest and not self._is_saving():
+                kill = replace(kill, moment="step")
             if kill.target == "data worker":
                 if attempt.kill_worker(kill.rank):
-                    return step
+                    return kill, step
             elif kill.moment == "step" or self._is_saving():
                 attempt.kill(kill.signal, kill.rank if kill.target == "one rank" else None)
-                return step
+                return kill, step
             time.sleep(_LOOK / 4)
         return None
 

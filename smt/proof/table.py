@@ -91,7 +91,7 @@ def _row(outcome: dict[str, Any]) -> tuple[Cell, ...]:
         Cell.of(f"{outcome['experiment']}, seed {outcome['seed']}"),
         Cell.of(f"{outcome['ranks']}{_where(outcome)}"),
         Cell.of(str(outcome["steps"])),
-        Cell.of(str(len(kills))),
+        Cell.of(_kills(outcome)),
         Cell.of(listed),
         Cell.of(_steps(each["at_step"] for each in kills)),
         Cell.of(_steps(each["resumed_at"] for each in kills)),
@@ -101,6 +101,13 @@ def _row(outcome: dict[str, Any]) -> tuple[Cell, ...]:
         _verdict(outcome["journal_equal"], outcome["first_difference"]),
         Cell.of(outcome["fingerprint"][:12], title=outcome["fingerprint"]),
     )
+
+
+def _kills(outcome: dict[str, Any]) -> str:
+    """Return how many kills there were, and of how many drawn if some came too late."""
+    dealt = len(outcome["kills"])
+    drawn = outcome.get("kills_drawn", dealt)  # records of old do not say
+    return str(dealt) if dealt == drawn else f"{dealt} of {drawn}"
 
 
 def _where(outcome: dict[str, Any]) -> str:

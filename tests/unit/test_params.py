@@ -172,6 +172,16 @@ MISTAKES = {
         "experiments.coco_retinanet_smt_small.mask_ap",
         "coco_retinanet_smt_small is not measured so; valid: box_ap, box_ap50, ",
     ),
+    "channels that GroupNorm cannot share": Mistake(
+        "heads.yaml", "    title: DINO, 4 scales\n    channels: 256\n",
+        "    title: DINO, 4 scales\n    channels: 272\n",
+        "heads.dino.channels", "272 is no multiple of 32; valid: 32, 64, ...", line=1,
+    ),
+    "two names of one training": Mistake(
+        "experiments.yaml", "    model: smt_tiny_heads_2\n", "    model: smt_tiny_heads_1\n",
+        "experiments.ablation_heads_2",
+        "at scale paper it trains exactly what ablation_heads_1 does", line=-3,
+    ),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from smt import dag, forkserver
+from smt.commands.common import warn_if_not_interruptible
 from smt.errors import EXIT_BAD_INPUT, EXIT_DATA, UserError
 from smt.spec import Run
 from smt.tracking import sender
@@ -61,6 +62,21 @@ def require_data(jobs):
 SENDER = FORKSERVER = None
 
 
+def begin(jobs):
+    """Refuse what cannot be done, and say and start what goes on as long as this process does."""
+    require_data(jobs)
+    if workflow.local_exec:
+        warn_if_not_interruptible()  # the executor of SLURM says so itself
+    preload(jobs)
+    send_while_training(jobs)
+
+
+def end():
+    """End what `begin` started."""
+    sender.stop(SENDER)
+    forkserver.stop(FORKSERVER)
+
+
 def preload(jobs):
     """Import torch once for all jobs, if these run on this machine and in this environment."""
     global FORKSERVER
@@ -70,14 +86,10 @@ def preload(jobs):
 
 
 def send_while_training(jobs):
-    """Bring journals to MLflow from here, until `stop_sending` or the end of this process."""
+    """Bring journals to MLflow from here, until the end of this process."""
     global SENDER
     if sender.is_wanted() and any(job.rule.name in dag.TRAINING_RULES for job in jobs):
         SENDER = sender.start(PLAN.layout)
-
-
-def stop_sending():
-    sender.stop(SENDER)
 
 
 def explain_failures():

@@ -209,10 +209,11 @@ def test_a_new_experiment_trains_itself_alone(done):
 def test_jobs_run_in_an_environment_that_nobody_activated(tmp_path):
     project = ProjectCopy(tmp_path / "project")
     target = "results/demo/data/class_map_imagenet22k_to_1k.json"
-    done = project.run(
-        sys.executable, "-m", "snakemake", "--cores", "1", target, PATH="/usr/bin:/bin"
-    )
+    # Nor from a terminal: what a script starts in its background ignores Ctrl-C, and says so.
+    script = f"trap '' INT; exec {sys.executable} -m snakemake --cores 1 {target}"
+    done = project.run("/bin/sh", "-c", script, PATH="/usr/bin:/bin")
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("smt: Ctrl-C (SIGINT) is ignored") == 1
     assert json.loads((project.folder / target).read_text())["rows"] == list(range(0, 100, 11))
     log = project.folder / "results/demo/logs/data/class_map_imagenet22k_to_1k.manifest.log"
     assert "10 rows from imagenet22k to imagenet1k" in log.read_text()

@@ -5,11 +5,16 @@ import json
 import re
 import signal
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from smt.errors import UserError
+from smt.layout import Layout
 from smt.proof import plan, table
+from smt.proof.run import Proof
+from smt.spec import Run
+from smt.tracking import pulse
 from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.ranks import AS_FORKS
 from tests.helpers.trainings import (
@@ -75,7 +80,7 @@ def test_weights_and_journals_are_equal_after_real_kills(proved, ranks):
     project, said = proved
     seen = outcome(project, ranks)
     assert table.is_equal(seen), seen
-    assert len(seen["kills"]) >= 4
+    assert seen["kills_drawn"] == 5 and len(seen["kills"]) >= 4
     assert len(set(seen["weights_sha256"])) == 1 and len(seen["weights_sha256"][0]) == 64
     assert seen["steps_lost_when_told"] == 0 and seen["most_steps_repeated"] <= 20
     ended = [kill for kill in seen["kills"] if kill["ends"]]
@@ -121,6 +126,49 @@ def test_a_difference_is_found_and_named(proved, tmp_path):
         assert "NOT EQUAL: line 3: this and that" in text and "2 of 3 ended" in text
     finally:
         path.unlink()
+
+
+def test_a_kill_for_which_no_time_was_left_is_counted(proved):
+    project, _ = proved
+    seen = outcome(project, 1)
+    path = project / "results/demo/proof/other.json"
+    path.write_text(json.dumps({**seen, "kills_drawn": 9}))
+    try:
+        smt(project, "prove", "--tables", "only", "--scale", "demo")
+        text = (project / "results/demo/proof/proof.md").read_text()
+        assert f"| {len(seen['kills'])} of 9 |" in text
+    finally:
+        path.unlink()
+
+
+def test_a_kill_that_waits_for_a_checkpoint_does_not_wait_beyond_the_next(tmp_path):
+    layout = Layout("demo", tmp_path / "results", tmp_path / "data")
+    run = Run(experiment=RUN, seed=0)
+    proof = Proof(None, layout, run, None, ranks=1, kills=2, draw=0)
+    folder = proof._layout("interrupted").run_dir(run) / "work-0"
+    folder.mkdir(parents=True)
+    pulse.Pulse(folder).beat(7)
+    drawn = plan.Kill(
+        step=3, signal=signal.SIGKILL, target="all ranks", moment="checkpoint", rank=0, workers=0,
+        delay=0.0,
+    )  # fmt: skip
+    training = Endless()
+    kill, step = proof._deal(training, drawn, step_seconds=0.0, latest=7)
+    assert (kill, step) == (replace(drawn, moment="step"), 7)
+    assert training.killed == [(signal.SIGKILL, None)]
+
+
+class Endless:
+    """A training that neither ends nor saves."""
+
+    def __init__(self):
+        self.killed = []
+
+    def poll(self):
+        return None
+
+    def kill(self, number, rank):
+        self.killed.append((number, rank))
 
 
 def test_the_table_says_where_the_processes_ran(proved):

@@ -329,6 +329,28 @@ def test_more_steps_than_may_be_skipped_stop_the_run(tmp_path):
         run(task, tmp_path)
 
 
+PATIENT = Guard(policy="skip", max_skips=100, spike=None)
+
+
+def test_a_run_without_a_single_step_of_use_is_not_done(tmp_path):
+    task = Regression(guard=PATIENT)
+    task.poison |= dict.fromkeys(range(15), math.nan)
+    with pytest.raises(Diverged, match=r"all 15 steps were skipped, at step 15 of 15; lower"):
+        run(task, tmp_path)
+
+
+def test_a_run_that_ends_with_infinite_weights_is_not_done(tmp_path):
+    task = Regression(guard=PATIENT)
+
+    def spoil(step):
+        if step == 12:
+            next(task.model.parameters()).data.fill_(math.inf)
+
+    task.before_step = spoil
+    with pytest.raises(Diverged, match="weights that are not finite, at step 15 of 15"):
+        run(task, tmp_path)
+
+
 def test_skipped_steps_are_counted_over_an_interruption(tmp_path):
     def poisoned():
         task = Regression(guard=SKIP)
