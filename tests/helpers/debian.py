@@ -8,7 +8,12 @@ import pytest
 
 from tests.helpers.slurm import missing_packages, missing_programs
 
-PROGRAMS = {"chromium": "chromium", "initdb": "postgresql", "pdflatex": "texlive-latex-recommended"}
+PROGRAMS = {
+    "chromium": "chromium",
+    "faketime": "faketime",
+    "initdb": "postgresql",
+    "pdflatex": "texlive-latex-recommended",
+}
 """Program -> the package that brings it, beside those of SLURM (tests/helpers/slurm)."""
 
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin"))

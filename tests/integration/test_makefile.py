@@ -137,7 +137,6 @@ def test_continuous_integration_runs_lint_and_then_what_make_test_runs(suite, tm
     shutil.copy(ROOT / ".ci" / "run", script)
     machine = tmp_path / "machine"  # all that it installs where it is missing is there
     machine.mkdir()
-    write_program(machine / "faketime", "")
     write_program(machine / "python3.11", f'exec {sys.executable} "$@"')
     path = f"{machine}{os.pathsep}{os.environ['PATH']}"
     done = suite.run(str(script), PATH=path, MAKEFLAGS=f"{IN_ONE_PROCESS!r}")

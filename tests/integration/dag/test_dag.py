@@ -156,7 +156,7 @@ def test_a_learning_rate_trains_its_runs_and_their_children_again(done):
 
 
 def test_a_head_trains_its_runs_again_and_no_classifier(done):
-    done.edit("heads.yaml", "    dropout: 0.1\n", "    dropout: 0.2\n")
+    done.edit("heads.yaml", "    auxiliary_weight: 0.4\n", "    auxiliary_weight: 0.5\n")
     plan = done.plan("all")
     assert plan.trainings == {
         ("ade20k_upernet_smt_small", 0): "segment",

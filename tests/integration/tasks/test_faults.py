@@ -12,6 +12,7 @@ import pytest
 
 from smt.engine import checkpoint
 from tests.helpers import ROOT, pause
+from tests.helpers.debian import require
 from tests.helpers.ranks import process_of, start_ranks
 from tests.helpers.trainings import (
     RUN_OF_DEMO,
@@ -270,12 +271,8 @@ def test_a_disk_that_fills_while_training_costs_nothing_but_the_wait(
 
 def test_a_clock_that_is_set_back_changes_nothing(stopped, undisturbed):
     """A process from nothing, too, goes on where a fork has stopped."""
-    faketime = shutil.which("faketime")
-    if faketime is None:
-        missing = "faketime sets the clock back; install it: apt-get install faketime"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     done = subprocess.run(
-        [faketime, "-f", "-400d", *command("train", RUN)], cwd=stopped, capture_output=True,
+        [require("faketime"), "-f", "-400d", *command("train", RUN)], cwd=stopped, capture_output=True,
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
