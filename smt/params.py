@@ -293,7 +293,6 @@ class _Checker:
             self._task(name, experiment)
         for name in self.project.experiments:
             self._start(name)
-        self._distinct()
         proof = self.project.scale.proof
         for index, proved in enumerate(proof.runs if proof else ()):
             path = (self.project.scale_name, "proof", "runs", index, "experiment")
@@ -302,6 +301,7 @@ class _Checker:
         self._reported()
         self._cluster()
         self._trajectory()
+        self._distinct()
 
     def _fail(self, file: str, path: KeyPath, message: str) -> UserError:
         return UserError(f"{self.files[file].where(path)}: {message}")
@@ -533,7 +533,7 @@ class _Checker:
                     "experiments", ("experiments", name),
                     f"at scale {self.project.scale_name} it trains exactly what {first} does; "
                     f"let tables.yaml name {first} in both places, or give one of them another "
-                    "model, recipe, head or start",
+                    "model, recipe, drop_path, head or start, here or in scales.yaml",
                 )  # fmt: skip
 
     def _tables(self) -> None:

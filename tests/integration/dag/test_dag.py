@@ -201,9 +201,9 @@ def test_a_new_experiment_trains_itself_alone(done):
     done.edit(
         "experiments.yaml",
         "  ablation_heads_2:\n",
-        "  ablation_wide:\n    base: ablation_heads_1\n    model: smt_small\n  ablation_heads_2:\n",
+        "  ablation_paths:\n    base: ablation_heads_1\n    drop_path: 0.3\n  ablation_heads_2:\n",
     )
-    assert set(done.plan("all").trainings.items()) == {(("ablation_wide", 0), "ablation")}
+    assert set(done.plan("all").trainings.items()) == {(("ablation_paths", 0), "ablation")}
 
 
 def test_jobs_run_in_an_environment_that_nobody_activated(tmp_path):
@@ -271,7 +271,7 @@ def test_an_experiment_may_not_have_the_name_of_a_rule(done):
     done.edit(
         "experiments.yaml",
         "  ablation_heads_2:\n",
-        "  tables:\n    base: ablation_heads_1\n  ablation_heads_2:\n",
+        "  tables:\n    base: ablation_heads_1\n    drop_path: 0.3\n  ablation_heads_2:\n",
     )
     assert "experiments.tables: the DAG has a rule of this name" in refusal(
         done.snakemake("--dry-run", "all")

@@ -1,7 +1,6 @@
 """What hurts a training, done to it for real: signals, kills, damage, changes under its feet."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -272,8 +271,8 @@ def test_a_disk_that_fills_while_training_costs_nothing_but_the_wait(
 def test_a_clock_that_is_set_back_changes_nothing(stopped, undisturbed):
     """A process from nothing, too, goes on where a fork has stopped."""
     done = subprocess.run(
-        [require("faketime"), "-f", "-400d", *command("train", RUN)], cwd=stopped, capture_output=True,
-        text=True,
+        [require("faketime"), "-f", "-400d", *command("train", RUN)], cwd=stopped,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     attempts = provenance(stopped)["attempts"]
