@@ -47,13 +47,13 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: env  ## a first look, in two minutes: four runs at demo scale, in the tables and the report
 	@echo "make: one classifier, one ablation, one detector, one segmenter at demo scale"
-	@snakemake --profile local --logger runs $(FIRST_LOOK)
+	@snakemake --profile local $(FIRST_LOOK) --logger runs
 	@for command in sync tables figures report; do smt $$command --scale demo > /dev/null; done
 	$(call show_results,make reproduce  (all experiments; these are kept))
 
 reproduce: env  ## every variant and ablation at demo scale, then tables, figures and a report
 	@echo "make: every experiment at demo scale, on this machine; what is done already is kept"
-	@snakemake --profile local --logger runs all
+	@snakemake --profile local all --logger runs
 	$(call show_results,smt ui  (every run and its curves side by side))
 
 # What was made, where it is, and in $(1) what to do next.

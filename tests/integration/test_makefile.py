@@ -11,6 +11,7 @@ import tomllib
 import pytest
 
 from tests.helpers import ROOT
+from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.small_suite import KINDS, LINT, Suite, write_program
 
 LINES = (ROOT / "requirements.lock").read_text().splitlines()
@@ -87,6 +88,17 @@ def test_what_pip_says_goes_to_a_log_and_its_end_is_shown_if_it_fails(clone, cod
         (2, False) if code else (0, True)
     )
     assert ("line 300" in done.stderr) == bool(code) and len(said.splitlines()) < 12
+
+
+# --- make demo, make reproduce --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["demo", "reproduce"])
+def test_snakemake_understands_what_it_is_asked(target, tmp_path):
+    done = make(ROOT, "--dry-run", "--always-make", target)
+    (line,) = [each for each in done.stdout.splitlines() if each.startswith("snakemake ")]
+    asked = ProjectCopy(tmp_path / "project").module("snakemake", *line.split()[1:], "--dry-run")
+    assert asked.returncode == 0, asked.stderr
 
 
 # --- make check, make test, make test-all ---------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Snakemake logger that counts trainings: `snakemake --logger runs ...`.
+"""Snakemake logger that counts trainings: `snakemake TARGETS --logger runs`.
 
 On a terminal one line moves: how many runs are done of all, what trains now, the time left. Every
 run that ends has a line of its own, with its result; where there is no terminal these are all.
