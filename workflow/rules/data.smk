@@ -6,6 +6,7 @@ rule demo_data:
         touch(PATHS["made"]),
     log:
         f"{LOGS}/data/{{data}}.make.log",
+    priority: 2  # every training waits for it
     conda:
         "../envs/smt.yaml"
     resources:
@@ -27,6 +28,7 @@ rule manifest:
         PATHS["manifest"],
     log:
         f"{LOGS}/data/{{data}}.manifest.log",
+    priority: 2  # every training waits for it
     conda:
         "../envs/smt.yaml"
     resources:

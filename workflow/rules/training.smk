@@ -20,6 +20,7 @@ rule pretrain:
         f"{LOGS}/train/{{experiment}}-seed{{seed}}.log",
     wildcard_constraints:
         experiment=dag.pattern(PLAN.group("pretrain")),
+    priority: 1  # above ablations and evaluations: what takes long does not come last
     conda:
         "../envs/smt.yaml"
     threads: lambda w: plan(w.scale).project.scale.threads
@@ -48,6 +49,7 @@ use rule pretrain as finetune with:
 use rule pretrain as ablation with:
     wildcard_constraints:
         experiment=dag.pattern(PLAN.group("ablation")),
+    priority: 0
 
 
 use rule pretrain as detect with:
