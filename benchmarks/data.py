@@ -21,8 +21,9 @@ from timm.data import ImageDataset, create_loader
 
 from smt.data import manifest
 from smt.data.augment import TrainTransform
+from smt.data.decoding import decode
 from smt.data.eval_transform import normalise
-from smt.data.imagenet import ImageFolder, decode
+from smt.data.imagenet import ImageFolder
 from smt.data.loader import TrainLoader
 from smt.data.rng import reseed
 from smt.layout import Layout, bundled_params

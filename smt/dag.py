@@ -185,7 +185,9 @@ class Plan:
             class_map = self.project.class_maps[key.removeprefix(manifest.CLASS_MAP)]
             return class_map.model_dump(mode="json", exclude={"path"})
         return self.project.datasets[key].model_dump(
-            mode="json", exclude={"title", "root", "source"}, exclude_defaults=True
+            mode="json",
+            exclude={"title", "root", "source", "also_published"},
+            exclude_defaults=True,
         )
 
     def missing_data(self, key: str) -> list[str]:

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -179,6 +179,11 @@ class Guard(Strict):
 class Recipe(Strict):
     """How a model is trained."""
 
+    FILE: ClassVar[str]
+    """Of params/, where recipes of this kind stand."""
+    WARMUP: ClassVar[str]
+    """Key of how long the learning rate rises."""
+
     title: str
     dataset: Name
     resolution: Annotated[int, Field(ge=32)]
@@ -208,6 +213,8 @@ class Recipe(Strict):
 class ClassificationRecipe(Recipe):
     """How a classifier is trained."""
 
+    FILE = "recipes.yaml"
+    WARMUP = "schedule.warmup_epochs"
     schedule: Schedule
     augment: Augment
     evaluation: Evaluation
@@ -227,6 +234,8 @@ class DownstreamRecipe(Recipe):
 class DetectionRecipe(DownstreamRecipe):
     """How a detector is trained."""
 
+    FILE = "detection.yaml"
+    WARMUP = "schedule.warmup_steps"
     schedule: StepSchedule
     augment: DetectionAugment
     evaluation: DetectionEvaluation
@@ -235,6 +244,8 @@ class DetectionRecipe(DownstreamRecipe):
 class SegmentationRecipe(DownstreamRecipe):
     """How a segmenter is trained."""
 
+    FILE = "segmentation.yaml"
+    WARMUP = "schedule.warmup_steps"
     schedule: PolySchedule
     augment: SegmentationAugment
     evaluation: SegmentationEvaluation
@@ -252,6 +263,9 @@ class Dataset(Strict):
     """Folder, absolute or below the data folder (`--data`, SMT_DATA, or data/)."""
     classes: Positive
     train_images: Positive
+    also_published: tuple[Positive, ...] = ()
+    """Other counts of training images that copies of the data set have: one of them is no sign of
+    an incomplete copy, but has to be chosen as `train_images`."""
     val_images: Annotated[int, Field(ge=0)]
     """0 where the data set has no validation split."""
     images_with_objects: Positive | None = None

@@ -4,12 +4,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
 from smt.commands.common import load, scale_option, warn_if_not_interruptible
-from smt.data import demo, imagenet, manifest, scan
+from smt.data import demo, manifest, scan
 from smt.data import verify as verification
+from smt.data.decoding import require_decodable
 from smt.data.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split
 from smt.data.progress import ShownMeter
 from smt.data.scan import SplitScan, expected_images
@@ -92,11 +94,13 @@ def write_manifest(key: str, jobs: int | None, scale: str) -> None:
     with ShownMeter(key) as meter:
         found = manifest.write(project, layout, key, jobs=jobs, meter=meter)
     click.echo(f"{key}: {_summary(found)}: {manifest.digest_file(layout, key)}")
+    if isinstance(found, Manifest):
+        _warn_of_what_is_left_out(found)
 
 
 @command.command()
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
-@click.option("--decode", is_flag=True, help="Decode each image as well, as training does.")
+@click.option("--decode", is_flag=True, help="Decode images of training, too.")
 @jobs_option
 @scale_option
 def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) -> None:
@@ -128,10 +132,10 @@ def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) ->
     _each(project, layout, keys, one)
 
 
-def _decode(path: Path) -> None:
+def _decode(path: Path, content: BinaryIO) -> None:
     """Decode a file if it is an image, as training does; COCO's annotations are none."""
     if scan.is_image(path.name):
-        imagenet.decode(path)
+        require_decodable(content)
 
 
 @command.command()
@@ -239,8 +243,41 @@ def _facts(found: Manifest) -> str:
     counts: Counter[str] = Counter()
     for split in found.splits.values():
         counts.update(split.facts)
-    named = (f"{counts[name]} {name.replace('_', ' ')}" for name in sorted(counts))
-    return f" ({', '.join(named)})" if counts else ""
+    named = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
+    return f" ({', '.join(named)})" if named else ""
+
+
+_LARGE = 0.1
+"""Part of a split's annotations from which on those that are left out are warned of."""
+
+
+def _warn_of_what_is_left_out(found: Manifest) -> None:
+    """Say on stderr where much of a split is not trained on, and why."""
+    for name, split in found.splits.items():
+        facts = split.facts
+        total = sum(facts.get(each, 0) for each in ("objects", *_LEFT_OUT))
+        for reason, what in _LEFT_OUT.items():
+            if facts.get(reason, 0) > _LARGE * total:
+                click.echo(
+                    f"smt: warning: {found.dataset}: {facts[reason]} of {total} annotations of "
+                    f"{name} {what}",
+                    err=True,
+                )
+        if facts.get("without_mask", 0) > _LARGE * total:
+            click.echo(
+                f"smt: warning: {found.dataset}: {facts['without_mask']} of {total} annotations of "
+                f"{name} have no mask: heads that draw masks need one, those of boxes alone do not",
+                err=True,
+            )
+
+
+_LEFT_OUT = {
+    "crowds": "are crowds (iscrowd: 1), and not trained on",
+    "ignored": "say ignore, and are not trained on",
+    "without_area": "have no area inside their image, and are not trained on: is every bbox "
+    "[x, y, width, height] in pixels?",
+}
+"""What is said of annotations that are not trained on, by the name of their count."""
 
 
 def _numbers(splits: Mapping[str, Split | SplitScan], classes: int) -> str:

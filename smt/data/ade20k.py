@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from smt.data import label_maps, lists, scan
-from smt.data.imagenet import decode
+from smt.data.decoding import decode
 from smt.data.label_maps import Pair
 from smt.data.manifest import Manifest
 from smt.data.scan import Wrong
@@ -38,12 +38,12 @@ class ADE20KSplit:
         return len(self.images)
 
     def picture(self, index: int) -> Image.Image:
-        """Return an image as RGB.
+        """Return an image as RGB, upright by its EXIF.
 
         Raises:
             DataError: it cannot be read.
         """
-        return decode(self.images[index].image)
+        return decode(self.images[index].image, upright=True)
 
     def label_map(self, index: int) -> np.ndarray:
         """Return the classes of an image's pixels, (H, W) uint8, from 0; 255 is no class.

@@ -30,7 +30,7 @@ def read(
         "classes sorted by folder name) of target class i, or set its path in params/data.yaml"
     )
     try:
-        lines = path.read_text().rstrip().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise DataError(f"class map {path} cannot be read ({reason}); {wanted}") from None

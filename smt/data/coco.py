@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ import numpy as np
 from PIL import Image
 
 from smt.data import instances, lists, masks
-from smt.data.imagenet import decode
+from smt.data.decoding import decode
 from smt.data.manifest import Manifest
 from smt.data.scan import Wrong, annotation_file, image_folder
 from smt.errors import DataError
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class Annotation:
-    """The objects of an image that are trained on: no crowds, nothing without an area."""
+    """The objects of an image that are trained on: no crowds, nothing without an area.
+
+    Where masks are asked for, nothing without one either.
+    """
 
     boxes: np.ndarray
     """(N, 4) float32, x1 y1 x2 y2 in pixels, inside the image."""
@@ -37,16 +44,19 @@ class Annotation:
 
 
 class CocoSplit:
-    """`train` or `val`, images sorted by id.
+    """`train` or `val`, images sorted by id; for a detector of boxes alone, or of `masks` as well.
 
     The annotations stay in a memory map of their file that all processes of a node share, beside a
     few arrays: COCO's 860,000 as Python objects would take gigabytes in each process.
 
     Raises:
-        DataError: the annotations are not those that the manifest is of, or cannot be read.
+        DataError: the annotations are not those that the manifest is of, or cannot be read; or
+            masks are asked for, and in `train` there is none, or in `val` not one of everything.
     """
 
-    def __init__(self, root: Path, split: str, manifest: Manifest) -> None:
+    def __init__(
+        self, root: Path, split: str, manifest: Manifest, *, masks: bool = False
+    ) -> None:
         self.name, self.classes = manifest.dataset, manifest.classes
         self.annotation_file = root / annotation_file(split)
         """COCO's JSON file, which the evaluation reads."""
@@ -55,6 +65,10 @@ class CocoSplit:
             self._instances = instances.read(self.annotation_file, self._text.data)
         except Wrong as wrong:
             raise DataError(f"{wrong}; {_remedy(manifest)}") from None
+        self._is_used = self._instances.is_usable
+        if masks:
+            self._require_masks(split)
+            self._is_used = self._is_used & self._instances.has_mask
         self.category_ids = self._instances.category_ids
         """COCO's id of each class."""
         self.images = CocoImages(root / image_folder("coco", split), self._instances)
@@ -65,13 +79,13 @@ class CocoSplit:
         return len(self.images)
 
     def picture(self, index: int) -> Image.Image:
-        """Return an image as RGB.
+        """Return an image as RGB, upright by its EXIF.
 
         Raises:
             DataError: it cannot be read, or is not of the size that its annotations are of.
         """
         image = self.images[index]
-        picture = decode(image.path)
+        picture = decode(image.path, upright=True)
         if picture.size != (image.width, image.height):
             raise DataError(
                 f"image {image.path} is {picture.height} x {picture.width} pixels, but "
@@ -100,7 +114,26 @@ class CocoSplit:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         first, last = self._instances.first[index : index + 2]
-        return first + np.flatnonzero(self._instances.is_usable[first:last])
+        return first + np.flatnonzero(self._is_used[first:last])
+
+    def _require_masks(self, split: str) -> None:
+        """Refuse what a detector of masks could not be trained on, or not be measured by."""
+        found = self._instances
+        # The evaluation compares with crowds as well.
+        without = ~found.has_mask & (found.is_usable if split == "train" else True)
+        count = int(without.sum())
+        if not count:
+            return
+        first = int(np.flatnonzero(without)[0])
+        text = self._text[slice(*found.spans[first].tolist())].tobytes()
+        what = f"{count} of {len(without)} annotations of {self.annotation_file} have no mask"
+        if split == "val" or not (found.is_usable & found.has_mask).any():
+            raise DataError(
+                f"{what}, such as annotation {json.loads(text)['id']}, and this head draws masks; "
+                "train one of boxes alone, such as retinanet, or bring annotations with a "
+                "segmentation"
+            )
+        log.warning("%s: they are left out of the training of a head that draws masks", what)
 
 
 class CocoImages(Sequence[CocoImage]):

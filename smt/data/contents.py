@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -26,8 +27,8 @@ _BATCH = 32
 _AHEAD = 8192
 """Files in whole folders that may wait for a slow one before them."""
 
-Probe = Callable[[Path], object]
-"""Raises a UserError for a file whose bytes are there, but are no image."""
+Probe = Callable[[Path, BinaryIO], object]
+"""Given a file and its content, raises a UserError where its bytes are there, but are no image."""
 
 
 class Meter:
@@ -237,13 +238,14 @@ def _read(path: Path, file: Found, buffer: memoryview, probe: Probe | None) -> D
             while count := content.readinto(buffer):
                 digest.update(buffer[:count])
                 size += count
+            if size != file.size:
+                was = f"{file.size} bytes, then {size}"
+                return Digest(None, f"was changed while it was read ({was})")
+            if probe is not None:
+                content.seek(0)
+                probe(path, BufferedReader(content))
     except OSError as error:
         return Digest(None, f"cannot be read ({error.strerror})")
-    if size != file.size:
-        return Digest(None, f"was changed while it was read ({file.size} bytes, then {size})")
-    try:
-        if probe is not None:
-            probe(path)
     except UserError as error:
         return Digest(digest.hexdigest(), first_line(error))
     return Digest(digest.hexdigest())

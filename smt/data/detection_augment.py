@@ -82,7 +82,7 @@ class DetectionTrainTransform:
             scene = scene.rescale(policy.first)
         if policy.crop is not None:
             scene = scene.crop(policy.crop)
-        scene = scene.rescale(policy.last)
+        scene = scene.rescale(policy.last).with_area()
         kept = None if masks is None else scene.picture.follow(masks[scene.objects])
         return DetectionSample(
             normalised(scene.picture.pixels[0]),
@@ -138,8 +138,12 @@ class _Scene:
         left = draw.integer(0, self.picture.size[1] - width)
         picture = self.picture.crop(top, left, height, width)
         boxes = _clipped(self.boxes - np.array([left, top, left, top], np.float32), picture.size)
-        inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return _Scene(picture, boxes[inside], self.objects[inside])
+        return _Scene(picture, boxes, self.objects).with_area()
+
+    def with_area(self) -> "_Scene":
+        """Return the scene without boxes of no width or height, in float32: losses divide by it."""
+        has = (self.boxes[:, 2] > self.boxes[:, 0]) & (self.boxes[:, 3] > self.boxes[:, 1])
+        return _Scene(self.picture, self.boxes[has], self.objects[has])
 
 
 def _clipped(boxes: np.ndarray, size: Size) -> np.ndarray:

@@ -6,7 +6,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from smt.data.manifest import Manifest
 from smt.errors import DataError
@@ -78,22 +77,3 @@ def _read_list(split: str, manifest: Manifest) -> np.ndarray:
     if hashlib.sha256(text.data).hexdigest() != manifest.splits[split].sha256:
         raise DataError(f"list of images {path} is not the one that its manifest names; {remedy}")
     return text
-
-
-def decode(path: Path) -> Image.Image:
-    """Return an image file as RGB.
-
-    Raises:
-        DataError: the file is missing or no image that can be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            # convert() would copy what is RGB already: 5 % of the time of a photograph.
-            return image if image.mode == "RGB" else image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Decoders of damaged files raise nearly anything: OSError, SyntaxError, ValueError, ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"cannot read image {path} ({reason})") from None

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from smt.data import instances, label_maps, scan
+from smt.data.decoding import upright_size
 from smt.data.instances import Instances
 from smt.data.scan import SplitScan, Wrong
-from smt.errors import first_line
 from smt.spec import Dataset
 
 S = TypeVar("S")
@@ -32,8 +31,9 @@ class InspectedSplit:
     per_class: tuple[int, ...]
     """Images of each class, or that show it."""
     facts: dict[str, int] = field(default_factory=dict)
-    """Of COCO: objects that are trained on, crowds, left_out (without an area in the image),
-    and empty_images (without any annotation). Of ADE20K: blank_maps, which show no class."""
+    """Of COCO: objects that are trained on, and among them those without_mask; what is not:
+    crowds, ignored, and without_area in the image; and empty_images, without any annotation. Of
+    ADE20K: blank_maps, which show no class."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def _inspect_coco(dataset: Dataset, root: Path, splits: Iterable[str]) -> Inspec
         if (each.category_ids, each.classes) != (train.category_ids, train.classes):
             raise Wrong(f"{each.path} has other categories than {train.path}; valid: the same")
     for split, each in found.items():
+        _require_objects(each)
         _require_images(root / scan.image_folder("coco", split), each)
     _require_trainable(dataset, train)
     return Inspected(
@@ -91,8 +92,10 @@ def _require_images(folder: Path, found: Instances) -> None:
     there, named = set(scan.image_names(folder)), found.file_names.tolist()
     if absent := set(named) - there:
         first = found.image_ids[named.index(min(absent))]
+        is_there = (folder / min(absent)).exists()
+        state = f"has none of the names {', '.join(scan.SUFFIXES)}" if is_there else "is missing"
         raise Wrong(
-            f"{folder}/{min(absent)} is missing, but {found.path} has it as image {first} "
+            f"{folder}/{min(absent)} {state}, but {found.path} has it as image {first} "
             f"({len(absent)} such)"
         )
     if extra := there - set(named):
@@ -100,7 +103,7 @@ def _require_images(folder: Path, found: Instances) -> None:
             f"{folder}/{min(extra)} is no image of {found.path} ({len(extra)} such); valid: "
             "images that it lists"
         )
-    with _side_by_side(image_size, [folder / name for name in named]) as sizes:
+    with _side_by_side(upright_size, [folder / name for name in named]) as sizes:
         for id_, name, size, said in zip(
             found.image_ids, named, sizes, found.sizes.tolist(), strict=True
         ):
@@ -111,15 +114,42 @@ def _require_images(folder: Path, found: Instances) -> None:
                 )
 
 
+def _require_objects(found: Instances) -> None:
+    """Refuse a split in which there is nothing to learn or to find, and boxes in other units."""
+    things = ~found.is_crowd
+    corners = found.boxes[things, :2] + found.boxes[things, 2:]
+    if len(corners) and np.nanmax(corners) <= 1:
+        raise Wrong(
+            f"{found.path}: no box reaches beyond 1, as in fractions of the image; valid: pixels, "
+            "[x, y, width, height]"
+        )
+    if not found.is_usable.any():
+        reasons = _left_out(found)
+        listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in reasons.items())
+        raise Wrong(
+            f"{found.path} has no object of use: of {len(found.labels)} annotations {listed}; valid: "
+            "some that are no crowd, with a box of a pixel at least inside the image"
+        )
+
+
+def _left_out(found: Instances) -> dict[str, int]:
+    """Return how many annotations are not trained on, by reason."""
+    reasons = {
+        "crowds": found.is_crowd,
+        "ignored": found.is_ignored & ~found.is_crowd,
+        "without_area": ~(found.is_usable | found.is_ignored | found.is_crowd),
+    }
+    return {name: int(which.sum()) for name, which in reasons.items()}
+
+
 def _count_instances(found: Instances) -> InspectedSplit:
-    objects, crowds = int(found.is_usable.sum()), int(found.is_crowd.sum())
     shown = np.unique(np.stack([found.image, found.labels])[:, found.is_usable], axis=1)[1]
     return InspectedSplit(
         per_class=tuple(np.bincount(shown, minlength=len(found.classes)).tolist()),
         facts={
-            "objects": objects,
-            "crowds": crowds,
-            "left_out": len(found.labels) - objects - crowds,
+            "objects": int(found.is_usable.sum()),
+            "without_mask": int((found.is_usable & ~found.has_mask).sum()),
+            **_left_out(found),
             "empty_images": int((np.diff(found.first) == 0).sum()),
         },
     )
@@ -142,6 +172,11 @@ def _inspect_ade20k(dataset: Dataset, root: Path, scans: Mapping[str, SplitScan]
         with _side_by_side(partial(_shown, dataset.classes), pairs) as shown:
             rows = np.array(list(shown))
         blank = int((~rows.any(1)).sum())
+        if blank == len(rows):
+            raise Wrong(
+                f"{root / scan.map_folder(split)}: no map has a pixel of a class, so there is "
+                "nothing to learn or to measure; valid: labels from 1, 0 is no class"
+            )
         splits[split] = InspectedSplit(tuple(rows.sum(0).tolist()), {"blank_maps": blank})
     return Inspected(classes, splits)
 
@@ -158,16 +193,3 @@ def _side_by_side(look: Callable[[S], T], at: list[S]) -> Iterator[Iterator[T]]:
             yield pool.map(look, at)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return the height and width that an image file says of itself; its pixels are not read.
-
-    Raises:
-        Wrong: it is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise Wrong(f"{path} is no image ({first_line(error)})") from None

@@ -15,8 +15,11 @@ from smt.data.scan import Wrong
 SMALLEST_SIDE = 32
 """Pixels: smaller images are not trained on (mmdet, CustomDataset._filter_imgs)."""
 
-_KEYS = ("id", "image_id", "category_id", "iscrowd", "area", "bbox", "segmentation")
-"""What every annotation has."""
+_KEYS = ("id", "image_id", "category_id", "iscrowd", "area", "bbox")
+"""What every annotation has; without a segmentation it has a box alone."""
+
+_CROWD, _DRAWN, _IGNORED = 1, 2, 4
+"""Bits of what is kept of an annotation."""
 
 _LONGEST_SIDE = 2**16
 """Pixels of an image's side, of which JPEG can have no more."""
@@ -45,8 +48,12 @@ class Instances:
     """(N,) int64, classes."""
     is_crowd: np.ndarray
     """(N,) bool."""
+    is_ignored: np.ndarray
+    """(N,) bool: the file says to leave it out."""
     is_usable: np.ndarray
-    """(N,) bool: no crowd, and a box and a mask that have an area inside the image."""
+    """(N,) bool: no crowd, not ignored, and with a box that has an area inside the image."""
+    has_mask: np.ndarray
+    """(N,) bool: its mask can be drawn, which a detector of boxes alone does not ask for."""
     spans: np.ndarray
     """(N, 2) int64, bytes of the file that an annotation stands in, from and to."""
 
@@ -149,6 +156,18 @@ def _require_unique(path: Path, what: str, values: Sequence[Any]) -> None:
         raise Wrong(f"{path}: {what} {twice!r} stands twice; each may stand once")
 
 
+def _odd(entry: Any) -> str:
+    """Return which value of an annotation is of another kind than it has to be, in a phrase."""
+    if isinstance(entry, dict):
+        for key in ("id", "image_id", "category_id", "area"):
+            kind = int | float if key == "area" else int
+            if key in entry and (not isinstance(entry[key], kind) or abs(entry[key]) >= 2**63):
+                return f"its {key} is {entry[key]!r:.40}"
+        if "bbox" in entry:
+            return f"its bbox is {entry['bbox']!r:.60}"
+    return f"it is {entry!r:.40}"
+
+
 class _Annotations:
     """The annotations in the order of the file, column by column."""
 
@@ -162,24 +181,24 @@ class _Annotations:
     def take(self, entry: Any, start: int, end: int) -> None:
         """Take down an annotation; Wrong if it is none."""
         try:
-            id_, image, category, crowd, area, box, segmentation = [entry[key] for key in _KEYS]
+            id_, image, category, crowd, area, box = [entry[key] for key in _KEYS]
             self._ids.append(id_)
             self._images.append(image)
             self._categories.append(category)
             self._areas.append(area)
             x, y, width, height = box
             self._boxes.extend((x, y, width, height))
-            known = masks.measure(segmentation)
+            known = masks.measure(entry.get("segmentation") or [])
             self._sizes.extend(known.size or (-1, -1))
         except masks.NoMask as error:
             raise Wrong(self._complaint(entry, start, str(error))) from None
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise Wrong(self._complaint(entry, start, "a value of another kind")) from None
+            raise Wrong(self._complaint(entry, start, _odd(entry))) from None
         self._reach.extend((known.lowest, known.highest))
-        is_crowd, is_drawn = crowd == 1, known.is_drawn and not entry.get("ignore")
         if crowd not in (0, 1):
             raise Wrong(f"{self._path}: annotation {id_}: iscrowd is {crowd!r:.40}; valid: 0 or 1")
-        self._flags.append(is_crowd + 2 * is_drawn)
+        flags = (_CROWD, crowd == 1), (_DRAWN, known.is_drawn), (_IGNORED, entry.get("ignore"))
+        self._flags.append(sum(flag for flag, is_set in flags if is_set))
         self._spans.extend((start, end))
 
     def _complaint(self, entry: Any, start: int, what: str) -> str:
@@ -199,7 +218,7 @@ class _Annotations:
     ) -> Instances:  # fmt: skip
         """Return all annotations by image, checked against images and categories."""
         ids, images = np.array(self._ids), np.array(self._images)
-        self._require_ids(ids)
+        _require_unique(self._path, "annotation id", self._ids)
         image = self._places(images, image_ids, "image_id", "its images")
         label = self._places(
             np.array(self._categories), np.array(category_ids), "category_id", "its categories"
@@ -208,10 +227,11 @@ class _Annotations:
         self._require_fitting(ids, size)
         order = np.argsort(image, kind="stable")
         flags = np.array(self._flags)
-        is_crowd = (flags & 1).astype(bool)
+        is_crowd, has_mask, is_ignored = (
+            (flags & flag).astype(bool) for flag in (_CROWD, _DRAWN, _IGNORED)
+        )
         boxes = np.array(self._boxes).reshape(-1, 4)
-        is_usable = ~is_crowd & (flags & 2).astype(bool) & has_area(boxes, size)
-        is_usable &= np.array(self._areas) > 0
+        is_usable = ~is_crowd & ~is_ignored & has_area(boxes, size) & (np.array(self._areas) > 0)
         return Instances(
             path=self._path,
             category_ids=category_ids,
@@ -223,17 +243,11 @@ class _Annotations:
             boxes=boxes[order],
             labels=label[order],
             is_crowd=is_crowd[order],
+            is_ignored=is_ignored[order],
             is_usable=is_usable[order],
+            has_mask=has_mask[order],
             spans=np.array(self._spans).reshape(-1, 2)[order],
         )
-
-    def _require_ids(self, ids: np.ndarray) -> None:
-        _require_unique(self._path, "annotation id", ids.tolist())
-        if len(ids) and ids.min() < 1:
-            raise Wrong(
-                f"{self._path}: annotation {ids.min()}: its id is below 1, which the evaluation "
-                "takes for no object; valid: whole numbers from 1"
-            )
 
     def _places(self, wanted: np.ndarray, known: np.ndarray, key: str, of: str) -> np.ndarray:
         """Return where each of `wanted` stands in `known`, which is sorted; all must be there."""

@@ -29,6 +29,8 @@ def read(content: bytes | memoryview, long: str, take: Take) -> dict[str, Any]:
         text = str(content, "utf-8")
     except UnicodeDecodeError as error:
         raise NotJson(f"no UTF-8 at byte {error.start} of {len(content)}") from None
+    if text.startswith("\ufeff"):
+        raise NotJson("a byte order mark (BOM) stands before it: save it as UTF-8 without one")
     return _Reader(text, len(content), long, take).object()
 
 

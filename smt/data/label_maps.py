@@ -9,6 +9,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from smt.data import scan
+from smt.data.decoding import upright_size
 from smt.data.scan import Wrong
 from smt.errors import first_line
 
@@ -46,9 +47,11 @@ def pairs(root: Path, split: str) -> list[Pair]:
             raise Wrong(f"{images}/{name} and {image_of[wanted]} have one map, {maps}/{wanted}")
         image_of[wanted] = name
     if absent := image_of.keys() - there:
+        alike = [name for name in there if name.lower() == min(absent).lower()]
+        hint = f"; {alike[0]} is another name" if alike else ""
         raise Wrong(
             f"{maps}/{min(absent)} is missing, the map of {images}/{image_of[min(absent)]} "
-            f"({len(absent)} such)"
+            f"({len(absent)} such{hint})"
         )
     if extra := there - image_of.keys():
         raise Wrong(f"{maps}/{min(extra)} has no image in {images} ({len(extra)} such)")
@@ -62,11 +65,7 @@ def read(pair: Pair, classes: int) -> np.ndarray:
         Wrong: it is no PNG file of one channel of bytes, is not of its image's size, or has a label
             above `classes`.
     """
-    try:
-        with Image.open(pair.image) as image:
-            size = image.size
-    except Exception as error:
-        raise Wrong(f"{pair.image} is no image ({first_line(error)})") from None
+    size = upright_size(pair.image)
     try:
         with Image.open(pair.map) as found:
             _require_labels(pair.map, found)
@@ -76,10 +75,10 @@ def read(pair: Pair, classes: int) -> np.ndarray:
     except Exception as error:
         # Decoders of damaged files raise nearly anything.
         raise Wrong(f"{pair.map} cannot be decoded ({first_line(error)})") from None
-    if labels.shape != size[::-1]:
+    if labels.shape != size:
         raise Wrong(
             f"{pair.map} is {labels.shape[0]} x {labels.shape[1]} pixels (height x width), but "
-            f"its image {pair.image} {size[1]} x {size[0]}"
+            f"its image {pair.image} {size[0]} x {size[1]}"
         )
     if (highest := labels.max(initial=0)) > classes:
         raise Wrong(f"{pair.map} has label {highest}; valid: 0 for no class, and 1 to {classes}")
@@ -114,7 +113,7 @@ def class_names(root: Path, classes: int) -> tuple[str, ...]:
     if not path.exists():
         return tuple(f"class_{label:03d}" for label in range(1, classes + 1))
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
         found = [(row["Idx"].strip(), row["Name"].strip()) for row in rows]
     except (OSError, UnicodeDecodeError, KeyError, AttributeError, csv.Error):

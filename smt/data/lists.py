@@ -74,8 +74,8 @@ def make(
 ) -> tuple[str, dict[str, SplitSum]]:
     """Read every file; return the SHA-256 of all lists together, and what each amounts to.
 
-    `write` is given the lines of a split, a folder at a time; files that cannot be read or decoded
-    are added to `wrong`.
+    `write` is given the lines of a split, a folder at a time; files that cannot be read, or that
+    `reader` is to decode and cannot, are added to `wrong`.
 
     Raises:
         Changed: a folder holds another number of images than it was scanned with.
@@ -93,7 +93,9 @@ def make(
                     raise Changed(f"{reader.root / listing.folder} was changed while it was read")
                 for file, digest in zip(listing.files, digests, strict=True):
                     if digest.problem is not None:
-                        kind: Kind = "undecodable" if digest.sha256 else "unreadable"
+                        # An evaluation needs every image; in training others can stand in.
+                        spared = split == "train" and digest.sha256 is not None
+                        kind: Kind = "undecodable" if spared else "unreadable"
                         wrong.add(kind, f"{listing.folder}/{file.name}", digest.problem)
                 text = lines(listing, digests)
                 whole.update(text)

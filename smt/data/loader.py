@@ -12,7 +12,8 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from smt.data.eval_transform import EvalTransform
-from smt.data.imagenet import ImageFolder, decode
+from smt.data.decoding import decode
+from smt.data.imagenet import ImageFolder
 from smt.data.rng import preserved, reseed
 from smt.data.sampler import Job, Schedule
 from smt.data.workers import MEND, Loader, Substitute, errors_returned, read_all

@@ -10,6 +10,7 @@ disk takes minutes, and no run sees other files than its fingerprint says.
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
@@ -18,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from smt import fingerprint
 from smt.data import class_map, lists, scan
-from smt.data.contents import Kept, Meter, Reader
+from smt.data.contents import Kept, Meter, Probe, Reader
 from smt.data.differences import Differences
 from smt.data.lists import SplitSum
 from smt.data.scan import SplitScan
@@ -34,6 +35,9 @@ T = TypeVar("T", "Manifest", "ClassMapManifest")
 
 CLASS_MAP = "class_map:"
 """What stands before the name of a class map where data sets and class maps are named together."""
+
+_THREADS = 16
+"""Files that are looked at side by side, for a disk on the network answers late."""
 
 REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
 
@@ -138,10 +142,28 @@ def write(
         ):
             shown = meter or Meter()
             root = layout.dataset_root(project.datasets[key])
-            reader = Reader(root, kept, jobs=jobs, meter=shown)
+            probe = probe_of_validation(project.datasets[key], root)
+            reader = Reader(root, kept, jobs=jobs, probe=probe, meter=shown)
             made = record(project, layout, key, reader, wrong, shown)
             kept.finish()
         return made
+
+
+def probe_of_validation(dataset: Dataset, root: Path) -> Probe:
+    """Return what decodes the images that evaluations need: one missing is found before training.
+
+    Those of training may be many times as many; `smt data verify --decode` is for them.
+    """
+    folder = root / scan.image_folder(dataset.layout, "val")
+
+    def probe(path: Path, content: BinaryIO) -> None:
+        if folder in path.parents:
+            # Snakemake reads this module at every start, and needs no image library for it.
+            from smt.data.decoding import require_decodable
+
+            require_decodable(content)
+
+    return probe
 
 
 def record(
@@ -149,11 +171,12 @@ def record(
 ) -> Manifest:
     """Read a data set by `reader`, write its manifest and lists, and return the manifest.
 
-    Images that cannot be decoded are added to `wrong`: whether training takes others in
-    their place is for its recipe to say.
+    Training images that `reader` cannot decode are added to `wrong`: whether training takes others
+    in their place is for its recipe to say.
 
     Raises:
-        DataError: the data set is not as params say, or files cannot be read: they are in `wrong`.
+        DataError: the data set is not as params say, or files cannot be read, or validation images
+            not be decoded: they are in `wrong`.
     """
     dataset, path = project.datasets[key], digest_file(layout, key)
     make = make_command(project, key)
@@ -310,6 +333,42 @@ def digests(project: Project, layout: Layout, run: Run) -> dict[str, str]:
             _require_current(manifest, project.datasets[key], layout)
             found[key] = manifest.digest
     return found
+
+
+def require_validation(project: Project, layout: Layout, key: str) -> None:
+    """Refuse validation files that are not of the sizes that they had, before a run needs them.
+
+    Training images may be many times as many: `smt data check` and `smt data verify` are for them.
+
+    Raises:
+        DataError: naming the first such file and what to do.
+    """
+    written, root = read(layout, key), layout.dataset_root(project.datasets[key])
+    if "val" not in written.splits:
+        return
+    sha256 = written.splits["val"].sha256
+    with ThreadPoolExecutor(_THREADS) as pool:
+        listed = list(lists.recorded(written.list_file("val"), sha256, key))
+        sizes = pool.map(_size, (root / line.path for line in listed))
+        differing = [
+            (line, size) for line, size in zip(listed, sizes, strict=True) if size != line.size
+        ]
+    if not differing:
+        return
+    line, size = differing[0]
+    now = "is missing" if size is None else f"has {size} bytes"
+    raise DataError(
+        f"{root / line.path} {now}, {line.size} when its manifest was made ({len(differing)} such); "
+        f"bring back what was there, or run {_manifest_command(layout, key)} for the data as they "
+        "are, which makes of each run on them another one"
+    )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _require_current(manifest: Manifest, dataset: Dataset, layout: Layout) -> None:

@@ -40,16 +40,41 @@ def measure(segmentation: Any) -> Measure:
         return _measure_runs(segmentation)
     if not isinstance(segmentation, list):
         raise NoMask("its segmentation is neither polygons nor runs")
-    try:
-        drawn = _polygons(segmentation)
-        if not drawn:
-            return Measure(is_drawn=False)
-        # What is not finite stays so in a sum, while min and max may pass over it.
-        if not math.isfinite(sum(map(sum, drawn))):
-            raise NoMask("a corner of its polygons is not a finite number")
-        return Measure(True, min(map(min, drawn)), max(map(max, drawn)))
-    except TypeError:
-        raise NoMask("its polygons are not lists of numbers") from None
+    _require_polygons(segmentation)
+    drawn = _polygons(segmentation)
+    if not drawn:
+        return Measure(is_drawn=False)
+    # What is not finite stays so in a sum, while min and max may pass over it.
+    if not math.isfinite(sum(map(sum, drawn))):
+        raise NoMask("a corner of its polygons is not a finite number")
+    return Measure(True, min(map(min, drawn)), max(map(max, drawn)))
+
+
+def _require_polygons(segmentation: list[Any]) -> None:
+    """Refuse what is written otherwise: passed over, its objects would be gone without a word."""
+    for polygon in segmentation:
+        if isinstance(polygon, dict):
+            raise NoMask("its runs stand in a list; valid: runs {size, counts} without brackets")
+        if not isinstance(polygon, list):
+            raise NoMask(
+                f"its segmentation is a list of {_kind(polygon)}; valid: a list of polygons, each "
+                "a list of numbers"
+            )
+        # As in nearly every file all is well, numbers are looked at one by one only if not.
+        if not {*map(type, polygon)} <= {int, float}:
+            odd = next(each for each in polygon if type(each) not in (int, float))
+            raise NoMask(
+                f"a polygon of it is a list of {_kind(odd)}; valid: one list of numbers, x and y "
+                "in turn"
+            )
+    if len(segmentation) >= _CORNERS and all(len(each) == 2 for each in segmentation):
+        raise NoMask("its corners are pairs; valid: polygons, x and y in turn in one list each")
+
+
+def _kind(value: Any) -> str:
+    """Return how a message calls values of this kind."""
+    names = {list: "lists", dict: "objects", str: "texts", bool: "true and false"}
+    return names.get(type(value), "numbers" if isinstance(value, int | float) else "nothing")
 
 
 def _polygons(segmentation: Sequence[list[float]]) -> list[list[float]]:
@@ -63,8 +88,11 @@ def _measure_runs(segmentation: dict[str, Any]) -> Measure:
         counts = segmentation["counts"]
         runs = _unpack(counts) if isinstance(counts, str) else counts
         total, shortest = sum(runs), min(runs, default=0)
+        kinds = {*map(type, (height, width)), *map(type, runs)}
     except (KeyError, TypeError, ValueError):
         raise NoMask("its runs are not {size: [height, width], counts: [...]}") from None
+    if kinds != {int}:
+        raise NoMask("its runs or their size are not whole numbers, written without a point")
     if total != height * width or shortest < 0:
         raise NoMask(f"its runs make {total} pixels, not the {height} x {width} of its size")
     return Measure(True, size=(height, width))

@@ -45,6 +45,8 @@ class Listing:
     folder: str
     """Below the root, as in `train/n01440764`."""
     files: tuple[Found, ...]
+    strangers: tuple[str, ...] = ()
+    """Names of other files, hidden ones left aside, sorted."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class SplitScan:
     """Its folders below the root, in the order of its list; see `parts`."""
     files: tuple[int, ...]
     """Of each part."""
+    strangers: tuple[str, ...]
+    """Files beside the images that are taken for none, below the root."""
     classes: tuple[str, ...]
     """Names of the class folders, sorted; none where annotations say what the classes are."""
     images: int
@@ -122,9 +126,10 @@ def scan(name: str, dataset: Dataset, root: Path, make: str | None) -> dict[str,
         except Wrong as wrong:
             raise DataError(f"{name}: {wrong}; {remedy}") from None
         if scans[split].images != count:
-            folder = root / image_folder(dataset.layout, split)
-            wrong_count = _count(folder, scans[split].images, count)
-            raise DataError(f"{name}: {wrong_count} ({dataset.source}); {remedy}")
+            if split == "train" and scans[split].images in dataset.also_published:
+                raise DataError(_another_copy(name, dataset, root, scans[split].images))
+            what = _miscount(dataset, root, split, scans[split])
+            raise DataError(f"{name}: {what}; {remedy}")
     if "val" in scans and scans["val"].classes != scans["train"].classes:
         raise DataError(f"{name}: {_difference(root, scans)}; {remedy}")
     return scans
@@ -161,10 +166,29 @@ def places_of(layout: Arrangement, split: str) -> tuple[str, ...]:
     return (f"{images}/CLASS/IMAGE",)
 
 
-def _count(folder: Path, found: int, expected: int) -> str:
-    if found < expected:
-        return f"{folder} has {found} of {expected} images, so it is not copied whole"
-    return f"{folder} has {found} images, {found - expected} more than the {expected} of params"
+def _another_copy(name: str, dataset: Dataset, root: Path, images: int) -> str:
+    folder = root / image_folder(dataset.layout, "train")
+    return (
+        f"{name}: {folder} has {images} images, as other copies of {dataset.title} do, and params "
+        f"say {dataset.train_images}; set datasets.{name}.train_images in params/data.yaml to "
+        f"{images}"
+    )
+
+
+def _miscount(dataset: Dataset, root: Path, split: str, found: SplitScan) -> str:
+    """Return what is to be said of a split that has another number of images than params say."""
+    folder, expected = root / image_folder(dataset.layout, split), expected_images(dataset)[split]
+    if found.images > expected:
+        more = found.images - expected
+        what = f"{folder} has {found.images} images, {more} more than the {expected} of params"
+    elif found.strangers:
+        what = (
+            f"{folder} has {found.images} of {expected} images, and {len(found.strangers)} files "
+            f"that are taken for none, such as {found.strangers[0]} (valid: {', '.join(SUFFIXES)})"
+        )
+    else:
+        what = f"{folder} has {found.images} of {expected} images, so it is not copied whole"
+    return f"{what} ({dataset.source})"
 
 
 def _difference(root: Path, scans: dict[str, SplitScan]) -> str:
@@ -184,7 +208,7 @@ def scan_split(root: Path, layout: Arrangement, split: str, classes: int) -> Spl
     """Return what a split holds: `classes` class folders, none empty, no file without content."""
     names = class_folders(root / split, classes) if layout == "imagenet" else ()
     of_split = tuple(f"{split}/{name}" for name in names) or needed(layout, split)
-    counts, total, without, empty = [], 0, [], []
+    counts, total, without, empty, strangers = [], 0, [], [], []
     for listing in listings(root, of_split):
         for file in listing.files:
             path = f"{listing.folder}/{file.name}"
@@ -194,6 +218,7 @@ def scan_split(root: Path, layout: Arrangement, split: str, classes: int) -> Spl
                 empty.append(path)
         if not listing.files:
             without.append(listing.folder)
+        strangers += [f"{listing.folder}/{name}" for name in listing.strangers]
         counts.append(len(listing.files))
         total += sum(file.size for file in listing.files)
     if without:
@@ -203,6 +228,7 @@ def scan_split(root: Path, layout: Arrangement, split: str, classes: int) -> Spl
     return SplitScan(
         parts=of_split,
         files=tuple(counts),
+        strangers=tuple(strangers),
         classes=names,
         # Annotations stand before the images that they are of.
         images=sum(counts) if layout == "imagenet" else counts[-1],
@@ -222,6 +248,9 @@ def class_folders(folder: Path, expected: int | None = None) -> tuple[str, ...]:
     if expected is not None and len(names) != expected:
         loose = sum(is_image(name) for name, is_folder in inside if not is_folder)
         hint = f" beside {loose} images that are in none" if loose else ""
+        if len(names) > expected:
+            without = [name for name in names if not image_names(folder / name)]
+            hint += f", of which {without[0]} has no images" if without else ""
         raise Wrong(f"{folder} has {len(names)} class folders{hint}, expected {expected}")
     return names
 
@@ -271,11 +300,16 @@ def _list(root: Path, folder: str) -> Listing:
         return _list_alone(root, folder)
     try:
         with os.scandir(root / folder) as entries:
-            files = sorted(_found(entry) for entry in entries if is_image(entry.name))
+            files, strangers = [], []
+            for entry in entries:
+                if is_image(entry.name):
+                    files.append(_found(entry))
+                elif not entry.name.startswith(".") and entry.is_file():
+                    strangers.append(entry.name)
     except OSError as error:
         raise Wrong(f"{root / folder} cannot be read ({error.strerror})") from None
     _require_plain(root / folder, [file.name for file in files])
-    return Listing(folder, tuple(files))
+    return Listing(folder, tuple(sorted(files)), tuple(sorted(strangers)))
 
 
 def _list_alone(root: Path, path: str) -> Listing:

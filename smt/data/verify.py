@@ -57,7 +57,7 @@ def verify(
 ) -> Verified:
     """Read a data set and compare it with its manifest; without one, make it.
 
-    `probe` says of a file whether it can be decoded. A reading that was killed, or that found
+    `probe` says of a file whether it can be decoded; by default those of validation are. A reading that was killed, or that found
     something wrong, goes on where it was, so that only what was mended is read again.
 
     Raises:
@@ -72,7 +72,8 @@ def verify(
         Kept(kept_in) as kept,
         Differences(layout.differences(key)) as wrong,
     ):
-        reader = Reader(root, kept, jobs=jobs, probe=probe, meter=meter)
+        default = manifest.probe_of_validation(project.datasets[key], root)
+        reader = Reader(root, kept, jobs=jobs, probe=probe or default, meter=meter)
         if not manifest.digest_file(layout, key).exists():
             made = manifest.record(project, layout, key, reader, wrong, meter)
             found = Verified(made, True, wrong, (), reader.tally)

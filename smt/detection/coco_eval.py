@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from smt.detection.results import ImageResult, Kind, entries
+from smt.detection.results import Entry, ImageResult, Kind, entries
 from smt.errors import DataError
+
+Annotations = dict[str, Any]
+"""COCO's file of instances."""
 
 PREFIX: dict[Kind, str] = {"bbox": "box", "segm": "mask"}
 """Of the names of figures."""
@@ -135,15 +138,56 @@ def evaluations(
             f"{annotation_file}: no image {unknown[0]}, which was to be evaluated; give the "
             "annotations that belong to the images"
         )
-    truth = COCO(annotations, print_function=_nothing)
-    evaluated = known if image_ids is None else image_ids
-    return {kind: _evaluate(truth, every, kind, evaluated) for kind in kinds}
+    numbers = _Numbers(annotations)
+    truth = COCO(numbers.annotations(annotations), print_function=_nothing)
+    evaluated = [numbers.images[each] for each in (known if image_ids is None else image_ids)]
+    return {kind: _evaluate(truth, numbers.entries(every, kind), kind, evaluated) for kind in kinds}
+
+
+class _Numbers:
+    """Ids counted from 1, in their order, in place of those of the annotations.
+
+    The library holds ids as floating-point numbers, where some of 2^53 and more are the same, and
+    takes an object of id 0 for none.
+    """
+
+    def __init__(self, annotations: Annotations) -> None:
+        self.images = _counted(annotations["images"])
+        self.categories = _counted(annotations["categories"])
+
+    def annotations(self, annotations: Annotations) -> Annotations:
+        """Return annotations with counted ids."""
+        return {
+            **annotations,
+            "images": [{**each, "id": self.images[each["id"]]} for each in annotations["images"]],
+            "categories": [
+                {**each, "id": self.categories[each["id"]]} for each in annotations["categories"]
+            ],
+            "annotations": [
+                {**self._counted(each), "id": number}
+                for number, each in enumerate(annotations["annotations"], 1)
+            ],
+        }
+
+    def entries(self, results: list[ImageResult], kind: Kind) -> list[Entry]:
+        """Return the objects of images with counted ids."""
+        return [self._counted(each) for each in entries(results, kind)]
+
+    def _counted(self, entry: Entry) -> Entry:
+        image, category = entry["image_id"], entry["category_id"]
+        return {
+            **entry, "image_id": self.images[image], "category_id": self.categories[category]
+        }  # fmt: skip
+
+
+def _counted(entries: list[Entry]) -> dict[int, int]:
+    return {id_: number for number, id_ in enumerate(sorted(each["id"] for each in entries), 1)}
 
 
 def _evaluate(
-    truth: COCO, results: list[ImageResult], kind: Kind, image_ids: Collection[int]
+    truth: COCO, results: list[Entry], kind: Kind, image_ids: Collection[int]
 ) -> Evaluation:
-    found = truth.loadRes(list(entries(results, kind)))
+    found = truth.loadRes(results)
     evaluator = COCOeval_faster(truth, found, kind, print_function=_nothing)
     evaluator.params.imgIds = sorted(image_ids)
     evaluator.evaluate()
@@ -157,7 +201,7 @@ def _nothing(*said: object) -> None:
     """Take the place of what the library would print."""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Annotations:
     """Return COCO's annotations of instances.
 
     Raises:
@@ -173,9 +217,4 @@ def _read(path: Path) -> dict[str, Any]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(annotations, dict) or not isinstance(annotations.get(key), list):
             raise DataError(f"{path}: missing list {key}; {remedy}")
-    if any(each.get("id") == 0 for each in annotations["annotations"]):
-        raise DataError(
-            f"{path}: an annotation has id 0, which COCO's tools take for no match; number "
-            "annotations from 1"
-        )
     return annotations

@@ -1,6 +1,7 @@
 """A picture of some validation images: above as they are annotated, below as they are predicted."""
 
 import colorsys
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,6 +25,9 @@ TILE = 256
 """Pixels of the longer side of an image in the picture, whatever it has itself."""
 NAMED = 0.02
 """Part of an image from which on a class of a label map has its name in it."""
+
+_SYNONYMS = re.compile("[;,]")
+"""Between the names of one class in ADE20K's tables: `;` in one of them, `,` in another."""
 
 _CAPTIONS = ("annotated", "predicted")
 _STRIP = 24
@@ -182,7 +186,7 @@ def with_labels(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) 
     for label in np.argsort(-counts, kind="stable").tolist():
         if counts[label] >= NAMED * seen.size:
             x, y = _inside(seen == label)
-            text = names[label].partition(";")[0]  # ADE20K's names are lists of synonyms
+            text = _SYNONYMS.split(names[label])[0]
             width = draw.textlength(text, _font())
             _name(draw, x - width / 2, y - _LINE / 2, text, colour(label))
     return tile

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from smt.errors import TrainingError
-from smt.spec import Guard
+from smt.spec import Guard, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -100,25 +100,26 @@ def problem_of_end(trend: Trend, weights: Iterable[Tensor]) -> str | None:
     return None
 
 
-def skip(guard: Guard, trend: Trend, problem: str, step: int, where: str) -> Trend:
+def skip(recipe: Recipe, trend: Trend, problem: str, step: int, where: str) -> Trend:
     """Return the trend after step `step` was left out; `where` says how far along that is.
 
     Raises:
         Diverged: the recipe's guard stops at such a step, or has skipped as many as it may.
     """
+    guard = recipe.guard
     if guard.policy == "skip" and trend.skipped < guard.max_skips:
         skipped = trend.skipped + 1
         log.warning("step skipped: %s %s; %d of at most %d", problem, where, skipped,
                     guard.max_skips)  # fmt: skip
         return replace(trend, skipped=skipped)
     after = f", after {trend.skipped} skipped steps" if guard.policy == "skip" else ""
-    raise diverged(f"{problem} {where}{after}", step)
+    raise diverged(recipe, f"{problem} {where}{after}", step)
 
 
-def diverged(problem: str, step: int) -> Diverged:
+def diverged(recipe: Recipe, problem: str, step: int) -> Diverged:
     """Return the error that says so, with what to do."""
     return Diverged(
-        f"{problem}; lower optimizer.lr or raise schedule.warmup_epochs in params/recipes.yaml, or "
-        "use precision bf16 or fp32",
+        f"{problem}; lower optimizer.lr or raise {recipe.WARMUP} in params/{recipe.FILE}, or use "
+        "precision bf16 or fp32",
         step,
     )

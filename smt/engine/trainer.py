@@ -254,7 +254,7 @@ class Trainer:
         """Put back what a step without use has changed, and write down that it was left out."""
         state = self.state
         where = f"at step {state.step} of {self.total_steps}, learning rate {rate:.3g}"
-        state.trend = guard.skip(self.task.recipe.guard, state.trend, problem, state.step, where)
+        state.trend = guard.skip(self.task.recipe, state.trend, problem, state.step, where)
         self.batch_norm.restore(batch_norm)
         if state.scaler.is_enabled():
             state.scaler.update(state.scaler.get_scale() * state.scaler.get_backoff_factor())
@@ -267,9 +267,8 @@ class Trainer:
         state = self.state
         problem = guard.problem_of_end(state.trend, self.parameters)
         if problem is not None:
-            raise guard.diverged(
-                f"{problem}, at step {state.step} of {self.total_steps}", state.step
-            )
+            where = f"at step {state.step} of {self.total_steps}"
+            raise guard.diverged(self.task.recipe, f"{problem}, {where}", state.step)
 
     def _close_epoch(self, progress: Progress) -> dict[str, float]:
         """Evaluate if it is this epoch's turn, write it down, save."""

@@ -40,11 +40,12 @@ class Detection(Downstream):
             self._kinds, self._threshold = ("bbox", "segm"), self._head.mask_threshold
         classes = len(self._manifest.classes)
         self.model = build.build(self._trunk, self._head, classes).to(ranks.device)
-        self._val = CocoSplit(self._root, "val", self._manifest)
+        masks = "segm" in self._kinds
+        self._val = CocoSplit(self._root, "val", self._manifest, masks=masks)
         self._loader = detection_loader(
-            CocoSplit(self._root, "train", self._manifest),
+            CocoSplit(self._root, "train", self._manifest, masks=masks),
             recipe,
-            masks="segm" in self._kinds,
+            masks=masks,
             seed=run.seed,
             **self._readers,
         )

@@ -98,6 +98,9 @@ class RunTraining:
             with self.ranks.together():
                 parent = self._require_parent()
                 changes = self._require_unchanged(options) if self.ranks.is_first else []
+                if self.ranks.is_first:
+                    dataset = self.project.dataset_of(self.run.experiment)
+                    manifest.require_validation(self.project, self.layout, dataset)
                 task = task_of(
                     self.project, self.layout, self.run, self.ranks, workers=options.workers
                 )

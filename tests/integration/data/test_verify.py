@@ -247,16 +247,32 @@ def test_a_list_that_was_changed_is_refused(data):
 
 def test_a_truncated_image_is_named_where_images_are_decoded(tmp_path):
     data = DataSet(tmp_path)
-    path = data.root / "val" / "c1" / "002.JPEG"
+    path = data.root / "train" / "c1" / "002.JPEG"
     path.write_bytes(path.read_bytes()[:300])
     assert data.verify()[0] == 0  # what is there is what is written down
     code, output, _ = data.verify("--decode")
     assert code == 3 and "1 file (1 undecodable); training stops at one, or" in output
-    assert "undecodable val/c1/002.JPEG  (cannot read image" in output
+    assert "undecodable train/c1/002.JPEG  (cannot be decoded (" in output
     data.written("tiny.json").unlink()
     code, output, _ = data.verify("--decode")
     assert code == 3 and "1 file (1 undecodable)" in output
     assert data.written("tiny.json").exists(), "a recipe may skip such images"
+
+
+def test_images_of_validation_are_decoded_in_any_case(tmp_path):
+    """An evaluation needs every one: one that is damaged is found before a training, not after."""
+    data = DataSet(tmp_path)
+    path = data.root / "val" / "c1" / "002.JPEG"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+    code, output, _ = data.verify()
+    assert code == 3 and f"{path} cannot be decoded (" in output
+    assert not data.written("tiny.json").exists()
+    path.write_bytes(whole)
+    assert data.verify()[0] == 0
+    path.write_bytes(whole[:300])
+    code, output, _ = data.verify()
+    assert code == 3 and "val/c1/002.JPEG" in output
 
 
 @pytest.mark.parametrize(

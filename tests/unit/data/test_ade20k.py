@@ -219,3 +219,31 @@ def test_the_dag_names_each_part_that_is_not_there(ade20k):
     assert plan.missing_data("tiny") == []
     ade20k.maps.rename(ade20k.root / "elsewhere")
     assert plan.missing_data("tiny") == [f"{ade20k.maps}/ of tiny"]
+
+
+def test_a_split_whose_maps_show_no_class_is_refused(ade20k):
+    """mIoU would be of nothing: not a number, and no JSON."""
+    Image.fromarray(labels_of(0)).save(ade20k.root / "annotations" / "validation" / "d.png")
+    message = ade20k.refusal()
+    assert f"{ade20k.root}/annotations/validation: no map has a pixel of a class" in message
+
+
+def test_a_map_of_another_case_is_named(ade20k):
+    (ade20k.maps / "c.png").rename(ade20k.maps / "c.PNG")
+    message = ade20k.refusal()
+    assert f"{ade20k.maps}/c.png is missing" in message and "(1 such; c.PNG is another" in message
+
+
+def test_a_photograph_and_its_map_are_upright_alike(ade20k):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    pixels = np.zeros((*SIZE, 3), np.uint8)
+    Image.fromarray(np.rot90(pixels, 3)).save(ade20k.images / "c.jpg", exif=exif)
+    split = ADE20KSplit(ade20k.root, "train", ade20k.manifest())
+    assert split.picture(2).size == SIZE[::-1] and split.label_map(2).shape == SIZE
+
+
+def test_the_names_of_a_table_with_a_byte_order_mark_are_read(ade20k):
+    rows = "".join(f"{label}\tname {label}\n" for label in range(1, CLASSES + 1))
+    (ade20k.root / "objectInfo150.txt").write_text(f"Idx\tName\n{rows}", encoding="utf-8-sig")
+    assert ade20k.manifest().classes[0] == "name 1"

@@ -106,9 +106,9 @@ class Coco(TinyData):
         )  # fmt: skip
         return PROJECT.model_copy(update={"datasets": {"tiny": dataset}})
 
-    def open(self, split="train"):
+    def open(self, split="train", **how):
         self.write()
-        return CocoSplit(self.root, split, self.manifest())
+        return CocoSplit(self.root, split, self.manifest(), **how)
 
     def refusal(self, write=True):
         if write:
@@ -129,7 +129,8 @@ def test_a_manifest_says_what_is_there(coco):
     assert (found.layout, found.splits["train"].images) == ("coco", 5)
     # Two dogs in image 10, one each in 20 and 30; café in 30 and 5, and as a crowd in 20.
     assert found.splits["train"].per_class == (3, 2)
-    expected = {"objects": 6, "crowds": 1, "left_out": 0, "empty_images": 1}
+    reasons = dict.fromkeys(("without_mask", "ignored", "without_area"), 0)
+    expected = {"objects": 6, "crowds": 1, "empty_images": 1, **reasons}
     assert found.splits["train"].facts == expected
     assert found.splits["val"].facts == {**dict.fromkeys(expected, 0), "objects": 1}
 
@@ -209,28 +210,98 @@ def test_images_are_trained_on_that_show_an_object_and_are_not_tiny(coco):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "why", "reason"),
     [
-        ({"bbox": [4, 4, 0, 6]}, "no width"),
-        ({"bbox": [4, 4, 6, -1]}, "no height"),
-        ({"bbox": [4, 4, 0.5, 6]}, "less than a pixel"),
-        ({"bbox": [float("nan"), 4, 6, 6]}, "no number"),
-        ({"bbox": [4, 4, float("inf"), 6]}, "no end"),
-        ({"bbox": [60, 4, 6, 6]}, "right of the image"),
-        ({"bbox": [4, -9, 6, 6]}, "above the image"),
-        ({"area": 0}, "no area"),
-        ({"area": float("nan")}, "no area either"),
-        ({"segmentation": []}, "no polygon"),
-        ({"segmentation": [[1, 1, 2, 2]]}, "a polygon of two corners"),
-        ({"ignore": 1}, "to be left out"),
+        ({"bbox": [4, 4, 0, 6]}, "no width", "without_area"),
+        ({"bbox": [4, 4, 6, -1]}, "no height", "without_area"),
+        ({"bbox": [4, 4, 0.5, 6]}, "less than a pixel", "without_area"),
+        ({"bbox": [float("nan"), 4, 6, 6]}, "no number", "without_area"),
+        ({"bbox": [4, 4, float("inf"), 6]}, "no end", "without_area"),
+        ({"bbox": [60, 4, 6, 6]}, "right of the image", "without_area"),
+        ({"bbox": [4, -9, 6, 6]}, "above the image", "without_area"),
+        ({"area": 0}, "no area", "without_area"),
+        ({"area": float("nan")}, "no area either", "without_area"),
+        ({"ignore": 1}, "to be left out", "ignored"),
     ],
 )
-def test_objects_without_an_area_are_counted_and_left_out(coco, change, reason):
+def test_objects_without_an_area_are_counted_by_reason_and_left_out(coco, change, why, reason):
     coco.train["annotations"][2].update(change)
     split = coco.open()
     facts = manifest.read(coco.layout, "tiny").splits["train"].facts
-    assert (facts["objects"], facts["left_out"], facts["crowds"]) == (5, 1, 1)
+    assert (facts["objects"], facts["crowds"], facts[reason]) == (5, 1, 1)
     assert split.annotation(3).labels.tolist() == [1] and len(split.masks(3)) == 1
+
+
+NO_MASK = ([], None, [[1, 1, 2, 2]])
+"""Segmentations of annotations that have a box alone; the last is a polygon of two corners."""
+
+
+@pytest.mark.parametrize("segmentation", NO_MASK)
+def test_an_object_without_a_mask_is_one_for_heads_of_boxes_alone(coco, segmentation):
+    coco.train["annotations"][2]["segmentation"] = segmentation
+    assert coco.open().annotation(3).labels.tolist() == [1, 0]
+    facts = manifest.read(coco.layout, "tiny").splits["train"].facts
+    assert (facts["objects"], facts["without_mask"]) == (6, 1)
+    with_masks = coco.open(masks=True)
+    assert with_masks.annotation(3).labels.tolist() == [1] and len(with_masks.masks(3)) == 1
+
+
+def test_annotations_of_boxes_alone_train_boxes_and_are_refused_for_masks(coco):
+    for split in (coco.train, coco.val):
+        for number, entry in enumerate(split["annotations"]):
+            entry["segmentation"] = []
+            if number % 2:
+                del entry["segmentation"]
+    split = coco.open()
+    assert split.annotation(3).boxes.tolist() == [[2, 3, 12, 13], [40, 30, 50, 40]]
+    with pytest.raises(DataError, match=r"6 of 7 annotations of .* have no mask, such as") as error:
+        coco.open(masks=True)
+    assert "train one of boxes alone" in str(error.value)
+
+
+def test_each_object_of_validation_has_a_mask_where_masks_are_measured(coco):
+    coco.val["annotations"].append(
+        coco.annotation(9, 1, 3, [5, 5, 9, 9], [], crowd=1)
+    )
+    coco.open("val")
+    coco.open("train", masks=True)
+    with pytest.raises(DataError, match=r"1 of 2 annotations of .* such as annotation 9, and this"):
+        coco.open("val", masks=True)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_an_object_of_use_is_refused(coco, split):
+    annotations = getattr(coco, split)["annotations"]
+    for entry in annotations:
+        entry["iscrowd"] = 1
+    annotations[0].update(iscrowd=0, bbox=[1, 1, 0, 5])
+    message = coco.refusal()
+    assert f"{coco.file(split)} has no object of use: of {len(annotations)} annotations" in message
+    assert f"{len(annotations) - 1} crowds, 0 ignored, 1 without area" in message
+    getattr(coco, split)["annotations"] = []
+    assert "has no object of use: of 0 annotations" in coco.refusal()
+
+
+def test_boxes_in_fractions_of_the_image_are_refused(coco):
+    for entry in coco.val["annotations"]:
+        entry["bbox"] = [0.1, 0.2, 0.3, 0.4]
+    message = coco.refusal()
+    assert f"{coco.file('val')}: no box reaches beyond 1, as in fractions of the image" in message
+
+
+def test_a_photograph_is_turned_as_its_exif_says_and_of_that_size(coco):
+    """As OpenCV reads it for mmdet: an orientation of 6 is a camera held upright."""
+    upright = np.zeros((60, 48, 3), np.uint8)
+    upright[:20] = 255  # its top is bright
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = coco.root / "train2017" / "000000000020.jpg"
+    Image.fromarray(np.rot90(upright)).save(path, exif=exif, quality=95)
+    assert Image.open(path).size == (60, 48)
+    split = coco.open()  # of 60 x 48 pixels by the annotations
+    pixels = np.asarray(split.picture(2))
+    assert pixels.shape == (60, 48, 3)
+    assert pixels[:15].min() > 240 and pixels[25:].max() < 15
 
 
 def of_annotation(**change):
@@ -248,12 +319,12 @@ def test_a_wrong_annotation_is_refused_and_named(coco):
         ({"image_id": 31}, "annotation 2 has image_id 31, which is none of its images (1 such)"),
         ({"category_id": 4}, "annotation 2 has category_id 4, which is none of its categories"),
         ({"id": 1}, "annotation id 1 stands twice"),
-        ({"id": 0}, "annotation 0: its id is below 1"),
         ({"id": 2.5}, "annotation 2.5 (byte "),
         ({"iscrowd": 2}, "annotation 2: iscrowd is 2; valid: 0 or 1"),
-        ({"bbox": [1, 2, 3]}, "is wrong: a value of another kind; valid: "),
-        ({"bbox": ["1", 2, 3, 4]}, "is wrong: a value of another kind; valid: "),
-        ({"area": None}, "is wrong: a value of another kind; valid: "),
+        ({"image_id": "20"}, "is wrong: its image_id is '20'; valid: "),
+        ({"bbox": [1, 2, 3]}, "is wrong: its bbox is [1, 2, 3]; valid: "),
+        ({"bbox": ["1", 2, 3, 4]}, "is wrong: its bbox is ['1', 2, 3, 4]; valid: "),
+        ({"area": None}, "is wrong: its area is None; valid: "),
         ({"segmentation": other}, "2 of image 20 has a mask of 48 x 60 pixels; valid: 60 x 48"),
         ({"segmentation": short}, "its runs make 120 pixels, not the 60 x 48 of its size"),
         ({"segmentation": {**short, "counts": [-1, 2881]}}, "its runs make 2880 pixels, not"),
@@ -261,8 +332,13 @@ def test_a_wrong_annotation_is_refused_and_named(coco):
         ({"segmentation": {**short, "counts": "o"}}, "its runs are not {size:"),
         ({"segmentation": {"counts": [2880]}}, "its runs are not {size:"),
         ({"segmentation": "drawn"}, "its segmentation is neither polygons nor runs"),
-        ({"segmentation": [[1, 1, 5, 1, 5, "5"]]}, "its polygons are not lists of numbers"),
-        ({"segmentation": [1, 1, 5, 1, 5, 5]}, "its polygons are not lists of numbers"),
+        ({"segmentation": {**short, "counts": [100.0, 2780]}}, "not whole numbers"),
+        ({"segmentation": {"size": [60.0, 48], "counts": [2880]}}, "not whole numbers"),
+        ({"segmentation": [{"size": [60, 48], "counts": [2880]}]}, "its runs stand in a list"),
+        ({"segmentation": [[1, 1, 5, 1, 5, "5"]]}, "a polygon of it is a list of texts"),
+        ({"segmentation": [[[1, 1], [5, 1], [5, 5]]]}, "a polygon of it is a list of lists"),
+        ({"segmentation": [[1, 1], [5, 1], [5, 5]]}, "its corners are pairs"),
+        ({"segmentation": [1, 1, 5, 1, 5, 5]}, "its segmentation is a list of numbers"),
         ({"segmentation": [[1, 1, 5, 1, float("nan"), 5]]}, "a corner of its polygons is not"),
         ({"segmentation": [[1, 1, 500, 1, 5, 5]]}, "2 of image 20 has a corner at 1 or 500"),
         ({"segmentation": [[1, 1, -61, 1, 5, 5]]}, "2 of image 20 has a corner at -61 or 5"),
@@ -275,9 +351,7 @@ def test_a_wrong_annotation_is_refused_and_named(coco):
         coco.train["annotations"][1] = before
 
 
-@pytest.mark.parametrize(
-    "key", ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"]
-)
+@pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox", "area", "iscrowd"])
 def test_an_annotation_without_a_key_is_refused(coco, key):
     coco.train["annotations"][1].pop(key)
     message = coco.refusal()
@@ -378,6 +452,8 @@ def test_a_file_that_is_cut_off_is_refused_with_the_byte(coco):
         message = coco.refusal(write=False)
         assert f" of {length})" in message or "file of 0 bytes" in message
         assert str(coco.file("train")) in message
+    coco.file("train").write_bytes(b"\xef\xbb\xbf" + whole)
+    assert "a byte order mark (BOM) stands before it" in coco.refusal(write=False)
     coco.file("train").write_bytes(whole[:200] + b"\xff" + whole[201:])
     assert f"is not whole (no UTF-8 at byte 200 of {len(whole)})" in coco.refusal(write=False)
     for text, complaint in (

@@ -286,3 +286,14 @@ def test_an_evaluated_image_is_scaled_and_its_boxes_go_back_to_the_file():
     assert seen.original == (480, 640)
     back = seen.restore(torch.tensor([[0.0, 0, 1067, 800], [533.5, 400, 1067, 600]]))
     assert torch.allclose(back, torch.tensor([[0.0, 0, 640, 480], [320, 240, 640, 360]]))
+
+
+def test_a_box_without_a_width_in_float32_is_dropped_with_its_label_and_mask():
+    """Inside of its image by less than float32 can tell, it has none: losses would be NaN."""
+    boxes = np.array([[39.9999999, 5, 44, 20], [2, 3, 12, 13], [2, 9, 12, 9]]).astype(np.float32)
+    masks = rectangles(boxes, 30, 40)
+    sample = train_transform(Policy(last=rule(60)))(
+        numbered(30, 40), boxes, np.array([4, 5, 6]), masks
+    )
+    assert sample.boxes.tolist() == [[4, 6, 24, 26]]
+    assert sample.labels.tolist() == [5] and len(sample.masks) == 1

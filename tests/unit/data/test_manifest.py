@@ -84,8 +84,7 @@ def test_the_digest_follows_any_name_and_byte_and_nothing_else(root, layout):
     (root / "LICENSE").write_text("passed over")
     assert write(root, layout).digest == before
     image = root / "val" / "c1" / "001.JPEG"
-    content = image.read_bytes()
-    image.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    image.write_bytes(image.read_bytes() + b"x")
     other = write(root, layout).digest
     image.rename(image.with_name("002.JPEG"))
     assert len({before, other, write(root, layout).digest}) == 3
@@ -115,6 +114,53 @@ def test_a_missing_data_set_is_refused(root, layout):
 def test_a_missing_split_is_refused(root, layout):
     shutil.rmtree(root / "val")
     assert f"{root}/val cannot be read (No such file" in refusal(root, layout)
+
+
+def test_a_validation_image_that_cannot_be_decoded_is_refused_before_any_training(root, layout):
+    image = root / "val" / "c1" / "001.JPEG"
+    image.write_bytes(image.read_bytes()[:300])
+    message = refusal(root, layout)
+    assert f"{image} cannot be decoded (" in message and "(1 such file, all in " in message
+
+
+def test_one_of_training_is_for_its_recipe_to_stop_at(root, layout):
+    image = root / "train" / "c1" / "001.JPEG"
+    image.write_bytes(image.read_bytes()[:300])
+    assert write(root, layout).splits["train"].images == 12
+
+
+def test_files_that_are_taken_for_none_are_named_where_images_are_missing(root, layout):
+    (root / "train" / "c1" / "001.JPEG").rename(root / "train" / "c1" / "001.bmp")
+    message = refusal(root, layout)
+    assert f"{root}/train has 11 of 12 images, and 1 files that are taken for none" in message
+    assert "such as train/c1/001.bmp (valid: .jpeg, .jpg, .png)" in message
+
+
+def test_a_folder_that_is_no_class_is_named(root, layout):
+    (root / "train" / "__MACOSX" / "c0").mkdir(parents=True)
+    message = refusal(root, layout)
+    assert f"{root}/train has 4 class folders, of which __MACOSX has no images, expec" in message
+
+
+def test_a_count_of_another_copy_is_a_choice_and_no_sign_of_a_broken_one(root, layout):
+    project = project_of(root, 3, 14, 6)
+    tiny = project.datasets["tiny"].model_copy(update={"also_published": (13, 12)})
+    project = project.model_copy(update={"datasets": {"tiny": tiny}})
+    with pytest.raises(DataError, match="train has 12 images, as other copies of tiny do") as error:
+        manifest.write(project, layout, "tiny")
+    assert "set datasets.tiny.train_images in params/data.yaml to 12" in str(error.value)
+
+
+def test_a_validation_file_of_another_size_is_named_before_a_run_needs_it(root, layout):
+    project = project_of(root, 3, 12, 6)
+    write(root, layout)
+    manifest.require_validation(project, layout, "tiny")
+    image = root / "val" / "c1" / "001.JPEG"
+    image.write_bytes(image.read_bytes() + b"more")
+    (root / "val" / "c2" / "001.JPEG").unlink()
+    with pytest.raises(DataError, match=r"bytes, \d+ when its manifest was made \(2 such\)") as e:
+        manifest.require_validation(project, layout, "tiny")
+    assert str(image) in str(e.value) and "run smt data manifest tiny --scale demo" in str(e.value)
 
 
 def test_a_half_copied_data_set_is_refused(root, layout):
