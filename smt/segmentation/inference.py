@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from smt.augment_spec import SegmentationEvaluation
+from smt.data.picture import PADDED_TO
 from smt.data.segmentation_augment import SegmentationEvalTransform
 from smt.segmentation.resample import Size, resize
 from smt.segmentation.upernet import UPerNet
@@ -51,8 +53,13 @@ def _views(
 def probabilities(model: UPerNet, images: Tensor, size: Size) -> Tensor:
     """Return (B, classes, *size) of images (B, 3, H, W), in the way that mmseg enlarges logits.
 
-    They are enlarged to the images' size, then to `size`.
+    They are enlarged to the images' size, then to `size`. Of an image narrower than the coarsest
+    stage's stride, which has no logits in mmseg, the rest up to it is filled with the mean colour.
     """
     height, width = images.shape[-2:]
-    logits = resize(resize(model.logits(images).float(), (height, width)), size)
-    return logits.softmax(1)
+    seen = images
+    if min(height, width) < PADDED_TO:
+        room = (0, max(PADDED_TO - width, 0), 0, max(PADDED_TO - height, 0))
+        seen = F.pad(images, room)
+    enlarged = resize(model.logits(seen).float(), (seen.shape[-2], seen.shape[-1]))
+    return resize(enlarged[..., :height, :width], size).softmax(1)
