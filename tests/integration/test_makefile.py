@@ -109,7 +109,7 @@ def suite(tmp_path):
     return Suite(tmp_path / "project")
 
 
-IN_ONE_PROCESS = "WORKERS=-p no:randomly -p no:xdist"
+IN_ONE_PROCESS = "WORKERS=-p no:xdist"
 
 
 @pytest.mark.parametrize(
