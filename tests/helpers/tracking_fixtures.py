@@ -55,7 +55,7 @@ def mlflow(started_mlflow):
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory):
+def postgresql():
     """The URI of a PostgreSQL, without a database's name."""
-    with postgres(tmp_path_factory.mktemp("postgresql") / "server") as uri:
+    with postgres() as uri:
         yield uri

@@ -6,6 +6,7 @@ import pwd
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -24,37 +25,34 @@ def free_port():
 
 
 @contextmanager
-def postgres(folder):
-    """Run a PostgreSQL in `folder`, on loopback; yield its URI, to which databases are added."""
+def postgres():
+    """Run a PostgreSQL on loopback; yield its URI, to which databases are added.
+
+    Its folder is none of pytest's: those are root's alone, and each pytest that begins closes the
+    folder that they are in, while the server runs as a user of its own.
+    """
     require("initdb")
-    folder.mkdir(parents=True)
-    # It refuses to run as root; Debian's package has made a user for it.
-    owner = ["postgres"] if os.geteuid() == 0 else []
-    if owner:
-        os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
-    prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if owner else []
-    data, port = folder / "data", free_port()
+    with tempfile.TemporaryDirectory(prefix="smt-postgresql-") as folder:
+        # It refuses to run as root; Debian's package has made a user for it.
+        owner = ["postgres"] if os.geteuid() == 0 else []
+        if owner:
+            os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
+        prefix = (
+            ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if owner else []
+        )
+        data, port = f"{folder}/data", free_port()
 
-    def run(program, *arguments):
-        if owner:  # each time: a pytest that begins beside this one closes their common folder
-            _open_to_others(folder)
-        command = [*prefix, str(POSTGRESQL[-1] / program), *arguments]
-        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        def run(program, *arguments):
+            command = [*prefix, str(POSTGRESQL[-1] / program), *arguments]
+            subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
-    run("initdb", "-D", str(data), "-U", "smt", "--auth=trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-    run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql://smt@127.0.0.1:{port}"
-    finally:
-        run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
-
-
-def _open_to_others(folder):
-    """Let other users pass through the folders of root that lead to `folder`."""
-    for path in folder.parents:
-        if path.stat().st_uid == 0 and path.stat().st_mode & 0o005 != 0o005:
-            path.chmod(path.stat().st_mode | 0o055)
+        run("initdb", "-D", data, "-U", "smt", "--auth=trust", "--no-sync")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+        run("pg_ctl", "-D", data, "-w", "-l", f"{folder}/log", "-o", options, "start")
+        try:
+            yield f"postgresql://smt@127.0.0.1:{port}"
+        finally:
+            run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
 
 
 def empty_database(uri, name):

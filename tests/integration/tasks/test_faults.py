@@ -338,6 +338,24 @@ def test_other_params_are_refused_with_the_difference_and_putting_them_back_goes
     assert (weights(stopped), journal) == undisturbed
 
 
+def test_data_that_were_mended_meanwhile_are_told_of_and_not_finished_under_their_old_digest(
+    stopped,
+):
+    digest = provenance(stopped)["data"]["imagenet1k"]
+    images = (stopped / "data").resolve()
+    (stopped / "data").unlink()
+    shutil.copytree(images, stopped / "data")
+    image = sorted((stopped / "data/demo/imagenet1k/val").rglob("*.JPEG"))[0]
+    image.write_bytes(image.read_bytes() + b"mended")
+    done = smt(stopped, "train", RUN, check=False)
+    assert done.returncode == 3
+    one_line(done, image.name, "when its manifest was made", "run smt data manifest imagenet1k")
+    smt(stopped, "data", "manifest", "imagenet1k", "--scale", "demo")
+    done = smt(stopped, "train", RUN, check=False)
+    assert done.returncode == 4
+    one_line(done, "half done, at step", f"with other params: data {digest[:12]} -> ")
+
+
 def test_with_leave_a_run_begins_anew_with_other_params_and_that_is_recorded(stopped):
     first = work_dir(stopped)
     edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=3e-3))
