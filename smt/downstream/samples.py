@@ -26,9 +26,6 @@ TILE = 256
 NAMED = 0.02
 """Part of an image from which on a class of a label map has its name in it."""
 
-_SYNONYMS = re.compile("[;,]")
-"""Between the names of one class in ADE20K's tables: `;` in one of them, `,` in another."""
-
 _CAPTIONS = ("annotated", "predicted")
 _STRIP = 24
 """Height of a caption."""
@@ -186,10 +183,15 @@ def with_labels(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) 
     for label in np.argsort(-counts, kind="stable").tolist():
         if counts[label] >= NAMED * seen.size:
             x, y = _inside(seen == label)
-            text = _SYNONYMS.split(names[label])[0]
+            text = first_synonym(names[label])
             width = draw.textlength(text, _font())
             _name(draw, x - width / 2, y - _LINE / 2, text, colour(label))
     return tile
+
+
+def first_synonym(name: str) -> str:
+    """Return the first of the names of a class; ADE20K's tables have `;` or `,` between them."""
+    return re.split("[;,]", name)[0]
 
 
 def _inside(mask: np.ndarray) -> tuple[int, int]:

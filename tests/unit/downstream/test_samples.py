@@ -188,6 +188,12 @@ def test_every_process_keeps_its_own_maps_and_one_of_them_the_picture(tmp_path, 
         assert picture.width == 2 * samples.TILE + samples._GAP
 
 
+@pytest.mark.parametrize("name", ["building, edifice", "building;edifice", "building"])
+def test_of_the_names_of_a_class_the_first_is_shown(name):
+    """objectInfo150.txt has commas between them, the csv file of the same classes semicolons."""
+    assert samples.first_synonym(name) == "building"
+
+
 def test_neighbouring_classes_differ_in_colour():
     colours = np.array([samples.colour(label) for label in range(CLASSES)], int)
     assert len(np.unique(colours, axis=0)) == CLASSES
