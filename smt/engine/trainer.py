@@ -270,6 +270,14 @@ class Trainer:
             where = f"at step {state.step} of {self.total_steps}"
             raise guard.diverged(self.task.recipe, f"{problem}, {where}", state.step)
 
+    def _require_numbers(self, metrics: Mapping[str, float]) -> None:
+        """Stop where the last evaluation gives what no table and no JSON can hold."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                where = f"at step {self.state.step} of {self.total_steps}"
+                problem = f"the last evaluation gives {name} {value}, {where}"
+                raise guard.diverged(self.task.recipe, problem, self.state.step)
+
     def _close_epoch(self, progress: Progress) -> dict[str, float]:
         """Evaluate if it is this epoch's turn, write it down, save."""
         done, metrics = self.state.epochs + 1, {}
@@ -277,6 +285,8 @@ class Trainer:
             if time.monotonic() - self.saved_at > self.settings.checkpoint_seconds / 10:
                 self._save(progress)  # who is killed in an evaluation has lost little more than it
             metrics = self._evaluate(progress, final=done == self.epochs)
+            if done == self.epochs:
+                self._require_numbers(metrics)
         self.state.epochs = done
         value = metrics.get(self.task.headline)
         if value is not None and (self.state.best is None or value > self.state.best):

@@ -351,6 +351,13 @@ def test_a_run_that_ends_with_infinite_weights_is_not_done(tmp_path):
         run(task, tmp_path)
 
 
+def test_a_run_whose_last_evaluation_is_no_number_is_not_done(tmp_path):
+    task = Regression()
+    task.evaluate = lambda interrupted, final: {"loss": math.nan if final else 1.0}
+    with pytest.raises(Diverged, match="the last evaluation gives loss nan, at step 15 of 15"):
+        run(task, tmp_path)
+
+
 def test_skipped_steps_are_counted_over_an_interruption(tmp_path):
     def poisoned():
         task = Regression(guard=SKIP)
