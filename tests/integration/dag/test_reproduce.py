@@ -35,16 +35,19 @@ EPOCHS, STEPS = 3, 36
 
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory):
-    """A project after `snakemake all` with one failing experiment, its mending, and `all` again."""
+    """A project after `snakemake all` with one failing experiment, its mending, and `all` again.
+
+    They speak as `make reproduce` does.
+    """
     project = Versioned(tmp_path_factory.mktemp("mended") / "project")
     shrink(project.folder / "params", (T, CHILD))
     project.change("scales.yaml", _give_time_to_fail)
     project.set_rate("imagenet22k", RUNAWAY)
-    broken = project.snakemake("all")
+    broken = project.snakemake("all", "--logger", "runs")
     partial = project.smt("sync"), project.smt("tables")
     tables = {path.name: path.read_text() for path in _tables(project).iterdir()}
     project.set_rate("imagenet22k", 2e-3)
-    return broken, partial, tables, project.snakemake("all")
+    return broken, partial, tables, project.snakemake("all", "--logger", "runs")
 
 
 def _give_time_to_fail(scales):
@@ -74,7 +77,18 @@ def test_tables_of_a_partial_result_say_what_failed_and_what_is_pending(mended):
 def test_after_mending_only_what_was_missing_is_trained(mended):
     _, _, _, done = mended
     assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"Train (\w+), seed", done.stdout + done.stderr)) == {PARENT, CHILD}
+    lines = [line for line in done.stderr.splitlines() if re.match(r"\d/\d ", line)]
+    number = r"top-1 \d+\.\d\d  \d+ s  (less than a minute|about \d+ min) left"
+    first, second = lines
+    assert re.fullmatch(rf"1/2  {PARENT} seed 0  {number}", first), done.stderr
+    assert re.fullmatch(rf"2/2  {CHILD} seed 0  {number}", second), done.stderr
+
+
+def test_a_run_that_fails_has_a_line_with_its_log(mended):
+    broken, _, _, _ = mended
+    (line,) = [each for each in broken.stderr.splitlines() if each.startswith("failed: ")]
+    assert line == f"failed: {PARENT} seed 0; see {RESULTS}/logs/train/{PARENT}-seed0.log"
+    assert "Traceback" not in broken.stderr and len(broken.stderr.splitlines()) < 15
 
 
 # --- what is made ---------------------------------------------------------------------------------

@@ -111,8 +111,9 @@ class LogHandler(LogHandlerBase):
     # --- events -----------------------------------------------------------------------------------
 
     def _begin(self, record: Any) -> None:
-        counts = {rule: n for rule, n in record.stats.items() if rule != "total"}
-        self._total = sum(counts.get(rule, 0) for rule in dag.TRAINING_RULES)
+        # What is not trained takes little, and would only hide how long trainings take.
+        counts = {rule: n for rule, n in record.stats.items() if rule in dag.TRAINING_RULES}
+        self._total = sum(counts.values())
         self._left = TimeLeft(counts, time.monotonic())
         if self._console.is_terminal and not self.common_settings.dryrun and self._live is None:
             self._live = Live(
@@ -134,11 +135,11 @@ class LogHandler(LogHandlerBase):
         job = self._jobs.pop(record.job_id, None)
         if job is None:
             return
+        if not job.is_training:
+            return
         now = time.monotonic()
         if self._left is not None:
             self._left.finished(job.rule, now - job.started)
-        if not job.is_training:
-            return
         self._done += 1
         result = _result(Path(job.outputs[0]))
         seconds = f"{now - job.started:.0f} s"
