@@ -53,3 +53,10 @@ def first_line(error: Exception) -> str:
     """Return the first line of what an exception says, or its kind."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def listed(names: Iterable[str], shown: int = 8) -> str:
+    """Return the first names in a row and how many more there are, on one line and in ASCII."""
+    every = [name if name.isascii() and name.isprintable() else ascii(name) for name in names]
+    more = f" and {len(every) - shown:,} more" if len(every) > shown else ""
+    return ", ".join(every[:shown]) + more

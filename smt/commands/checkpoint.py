@@ -1,17 +1,19 @@
 """`smt checkpoint`: what a file of weights or a checkpoint holds, and whether it is whole."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from smt.errors import EXIT_DATA, DataError, UserError
+from smt.errors import EXIT_DATA, UserError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_DAMAGED = "DAMAGED"
 
 
 @click.command()
@@ -21,7 +23,7 @@ def command(path: Path) -> None:
 
     PATH is a checkpoint of a training, exported weights (model.safetensors), a released checkpoint
     (.pth), or a folder: of a run, or any above. Nothing in a file is run; one that carries code is
-    refused. Exit code 3 if something is damaged.
+    refused. Exit code 3 if something is damaged, or its weights are not finite.
     """
     if path.is_dir():
         whole = _folder(path)
@@ -40,7 +42,7 @@ def _folder(folder: Path) -> bool:
     damaged = 0
     for path in files:
         name = checkpoint.Name.of(path)
-        damage = _damage(path)
+        damage = _damage(path) or _not_finite(path)
         damaged += damage is not None
         where = path.relative_to(folder)
         if name is not None:
@@ -55,21 +57,18 @@ def _folder(folder: Path) -> bool:
 
 def _file(path: Path) -> bool:
     from smt.engine import checkpoint
+    from smt.models.imports import file_kind
 
-    if path.suffix != ".safetensors":
-        lines = _released(path)
-    elif checkpoint.Name.of(path) is not None:
-        lines = _checkpoint(path)
+    if path.suffix != ".safetensors" or file_kind.is_torch(path):
+        lines, damage = _others(path), None
     else:
-        lines = _weights(path)
-    damage = _damage(path)
+        lines = _weights(path) if checkpoint.Name.of(path) is None else _checkpoint(path)
+        damage = _damage(path)
+    rows = list(lines) if damage is None else [(_DAMAGED, damage)]
     click.echo(str(path))
-    if damage is not None:
-        click.echo(f"  DAMAGED: {damage}")
-        return False
-    for key, value in lines:
-        click.echo(f"  {key:<13}{value}")
-    return True
+    for key, value in rows:
+        click.echo(f"  {key + ':' if key == _DAMAGED else key:<12} {value}")
+    return all(key != _DAMAGED for key, _ in rows)
 
 
 def _damage(path: Path) -> str | None:
@@ -78,16 +77,15 @@ def _damage(path: Path) -> str | None:
 
     from smt.engine import checkpoint
     from smt.files import read_json, sha256
+    from smt.models.imports import file_kind
 
-    if path.suffix != ".safetensors":
-        return None
     if checkpoint.Name.of(path) is not None:
         return checkpoint.damage_of(path)
     try:
         with safe_open(path, framework="pt"):
             pass
     except SafetensorError as error:
-        return f"not a whole safetensors file ({error})"
+        return file_kind.mistaken(path) or f"not a whole safetensors file ({error})"
     said = (read_json(path.with_name("metrics.json")) or {}).get("weights_sha256")
     if said is not None and said != sha256(path):
         return f"not the file that {path.with_name('metrics.json')} names: its SHA-256 differs"
@@ -110,32 +108,78 @@ def _checkpoint(path: Path) -> Iterator[tuple[str, str]]:
     yield "skipped", f"{facts['trend']['skipped']} steps"
     for part in ("model", "optimizer"):
         yield part, _sizes({k: v for k, v in held.tensors.items() if k.startswith(f"{part}.")})
+    yield from _broken(held.tensors)
 
 
 def _weights(path: Path) -> Iterator[tuple[str, str]]:
-    from safetensors import safe_open
-
     from smt.files import sha256
     from smt.models import weights
 
-    state = weights.read(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = json.loads((file.metadata() or {}).get("smt", "{}"))
+    state, metadata = weights.read(path), weights.metadata(path)
     beside = path.with_name("metrics.json")
     yield "kind", "weights" + (f"; the file that {beside} names" if beside.exists() else "")
     yield "sha256", sha256(path)
-    yield from metadata.items()
+    for key, value in metadata.items():
+        yield _shown(key), _shown(value)
     yield "model", _sizes(state)
+    yield from _broken(state)
 
 
-def _released(path: Path) -> Iterator[tuple[str, str]]:
+def _others(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield what a checkpoint of others holds, also where smt convert would want to know more."""
     from smt.models import released
+    from smt.models.imports import torch_file, unwrap
 
-    state = released.read(path)
-    if not state:
-        raise DataError(f"{path}: no tensors in it")
-    yield "kind", "released checkpoint; bring it in by: smt convert"
-    yield "model", _sizes(state)
+    content = torch_file.read(path)
+    found = unwrap.states(content.tree)
+    try:
+        taken = released.take(content, path)
+    except UserError as error:
+        if not found:
+            raise
+        yield "kind", f"no state that smt convert takes by itself: {error}"
+        yield from _states(found)
+        return
+    smt = unwrap.is_smt(taken.state)
+    what = "released checkpoint; bring it in by: smt convert" if smt else "not of an SMT"
+    yield "kind", what if smt else f"checkpoint, {what} by its names: {listed(taken.state, 3)}"
+    for note in taken.notes:
+        yield "note", note
+    yield from _states(found)
+    yield from _broken(taken.state)
+
+
+def _states(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    from torch import Tensor
+
+    for key, state in found.items():
+        yield (
+            listed([key]) if key else "model",
+            _sizes({name: each for name, each in state.items() if isinstance(each, Tensor)}),
+        )
+
+
+def _broken(tensors: Mapping[str, "Tensor"]) -> Iterator[tuple[str, str]]:
+    """Yield a line on tensors that are not finite, if there are any."""
+    from smt.models.imports import values
+
+    broken = values.not_finite(tensors)
+    if broken is not None:
+        yield _DAMAGED, broken
+
+
+def _not_finite(path: Path) -> str | None:
+    """Return which tensors of a safetensors file are not finite, or None."""
+    from smt.models import weights
+    from smt.models.imports import values
+
+    return values.not_finite(weights.read(path))
+
+
+def _shown(value: Any) -> str:
+    """Return a value of somebody else's file on one line, without control characters."""
+    shown = f"{value:.10g}" if isinstance(value, float) else str(value)
+    return shown if shown.isprintable() else ascii(shown)
 
 
 def _sizes(tensors: Mapping[str, "Tensor"]) -> str:

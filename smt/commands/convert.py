@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from smt.files import explained, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SUFFIXES = {"ours": (".safetensors",), "released": (".pth", ".pt", ".bin", ".ckpt")}
+"""What TARGET may end in, so that nobody takes it for a file of the other form."""
 
 
 @click.command()
@@ -28,65 +31,119 @@ if TYPE_CHECKING:
     help="ours: a released checkpoint to safetensors; released: the other way round.",
 )
 @click.option(
+    "--state",
+    metavar="KEY",
+    help="Which weights of a file that holds several: model, model_ema, ... "
+    "[default: model, as the release evaluates them].",
+)
+@click.option(
+    "--prefix",
+    help="Take the names that begin so, such as backbone., and no others. Not needed for a prefix "
+    "that every name has.",
+)
+@click.option(
     "--class-map",
     type=click.Path(path_type=Path),
     help="File with the old class of each new one, a line each: cuts the classifier down.",
 )
 @click.option("--scale", default="paper", show_default=True, help="Scale that --model is of.")
 def command(
-    source: Path, target: Path, model: str, form: str, class_map: Path | None, scale: str
+    source: Path,
+    target: Path,
+    model: str,
+    form: str,
+    state: str | None,
+    prefix: str | None,
+    class_map: Path | None,
+    scale: str,
 ) -> None:
     """Convert the weights SOURCE to TARGET; nothing is written unless every tensor fits.
 
-    SOURCE is a released checkpoint (.pth) or, with --to released, weights of ours (.safetensors).
+    SOURCE is a released checkpoint (.pth), or one of others that holds an SMT in the released
+    naming; with --to released it is weights of ours (.safetensors).
     """
     project, _ = load(scale)
     if model not in project.models:
         valid = suggest(model, project.models)
         raise UserError(f"--model: no model {model!r} in params/models.yaml; {valid}")
-    if class_map is not None and form == "released":
-        raise UserError("--class-map: valid only with --to ours")
-    convert = _export if form == "released" else _import
+    for option, value in (("--class-map", class_map), ("--state", state), ("--prefix", prefix)):
+        if value is not None and form == "released":
+            raise UserError(f"{option}: valid only with --to ours")
+    _check_target(source, target, form)
     with explained(target, "give a file that can be written"):
-        tensors = convert(source, target, project.models[model], class_map)
+        if form == "released":
+            tensors = _export(source, target, project.models[model])
+        else:
+            tensors = _import(source, target, project.models[model], state, prefix, class_map)
     click.echo(f"{target}: {model}, {tensors} tensors of {source}")
 
 
-def _import(source: Path, target: Path, model: spec.Model, class_map: Path | None) -> int:
-    """Write a released checkpoint as weights of ours; return how many tensors it had."""
+def _check_target(source: Path, target: Path, form: str) -> None:
+    if target.suffix not in _SUFFIXES[form]:
+        raise UserError(
+            f"{target}: weights in this form end in {' or '.join(_SUFFIXES[form])}; with --to ours "
+            "safetensors are written, with --to released a file of torch.save"
+        )
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{target} is SOURCE itself: give another file to write to")
+
+
+def _import(
+    source: Path,
+    target: Path,
+    model: spec.Model,
+    key: str | None,
+    prefix: str | None,
+    class_map: Path | None,
+) -> int:
+    """Write a checkpoint of others as weights of ours; return how many tensors it had."""
     from smt.models import released, weights
 
-    found = released.read(source)
-    state = released.from_released(found, _expected(model, found), source)
+    found = released.read(source, key, prefix)
+    for note in found.notes:
+        click.echo(f"{source}: {note}")
+    expected = _expected(model, found.classes)
+    if released.is_ours(found.state):
+        click.echo(f"{source}: its names are this project's own already")
+        released.check(found.state, expected, source)
+        state = dict(found.state)
+    else:
+        state = released.from_released(found.state, expected, source)
+    metadata: dict[str, Any] = {"converted_from": source.name}
+    if found.key:
+        metadata["state"] = found.key
     if class_map is not None:
-        state = weights.select_head_rows(state, _rows(class_map, _classes(state)))
-    weights.save(state, target, {"converted_from": source.name})
-    return len(found)
+        state = weights.select_head_rows(state, _rows(class_map, found.classes))
+        metadata["class_map"] = class_map.name
+    # Copies: a file may hold one tensor under two names, which safetensors does not.
+    weights.save({name: each.clone() for name, each in state.items()}, target, metadata)
+    return len(found.state)
 
 
-def _export(source: Path, target: Path, model: spec.Model, class_map: Path | None) -> int:
+def _export(source: Path, target: Path, model: spec.Model) -> int:
     """Write weights of ours as a released checkpoint; return how many tensors it has."""
     import torch
 
     from smt.models import released, weights
 
     state = weights.read(source)
-    weights.check(weights.shapes(_expected(model, state)), weights.shapes(state), source)
+    if state and not released.is_ours(state):
+        raise UserError(
+            f"{source} has no tensor in this project's naming: --to released takes weights of "
+            "ours; a released checkpoint is brought in by --to ours"
+        )
+    released.check(state, _expected(model, weights.classes(state)), source)
     written = released.to_released(state)
     with replacing(target) as file:
         torch.save({"model": written}, file)
     return len(written)
 
 
-def _expected(model: spec.Model, state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """Return names and shapes of `model` with as many classes as `state` has, or without any."""
+def _expected(model: spec.Model, classes: int) -> Mapping[str, "Tensor"]:
+    """Return names, shapes and kinds of `model` with so many classes; with 0 without a head."""
     from smt.models import zoo
 
-    return zoo.skeleton(model, num_classes=_classes(state)).state_dict()
-
-
-def _classes(state: Mapping[str, "Tensor"]) -> int:
-    return len(state["head.weight"]) if "head.weight" in state else 0
+    return zoo.skeleton(model, num_classes=classes).state_dict()
 
 
 def _rows(path: Path, source_classes: int) -> tuple[int, ...]:

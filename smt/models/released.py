@@ -4,20 +4,17 @@ A released file holds the state under the key `model`, beside optimizer, schedul
 config. Only MSA is laid out in another way: released `q` and `kv`, here `query_key` and `value`.
 """
 
-import argparse
 import re
-import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from smt.errors import UserError
+from smt.errors import UserError, listed
 from smt.models import weights
+from smt.models.imports import torch_file, unwrap, values
 
 _STEM = {"conv": "conv.0", "batch_norm": "conv.1", "reduce": "conv.3", "norm": "norm"}
 _PATCH_EMBEDDING = {"conv": "proj", "norm": "norm"}
@@ -50,45 +47,58 @@ _NAME = re.compile(
 _DETECTION_NAME = re.compile(r"^(block\d+\.\d+\.attn\.)dw_conv\.(weight|bias)$")
 
 
-class _Config:
-    """Stands in for yacs.config.CfgNode, whose code is neither needed nor run: a plain mapping."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is taken from a file of others."""
 
-    def __new__(cls) -> Any:
-        return OrderedDict()
+    state: dict[str, Tensor]
+    """In the released naming, or in ours where the file has that."""
+    key: str
+    """Of the state in the file; empty where its tensors lie under no key."""
+    notes: tuple[str, ...]
+    """What was chosen, and what was changed in the names, a line each."""
+
+    @property
+    def classes(self) -> int:
+        """Rows of the classifier; 0 without one."""
+        return weights.classes(self.state)
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Return the state of a released checkpoint, in the released naming.
+def read(path: Path, state: str | None = None, prefix: str | None = None) -> Checkpoint:
+    """Return a checkpoint's state under an SMT's names.
 
-    No code of the file is run: tensors, plain values, argparse's namespaces and yacs' configs
-    (as plain mappings) are read, anything else is refused.
+    No code of the file is run. Of several states it takes that of the key `state`, else the one
+    that `unwrap.choose` says. Names are freed of what wrappers have put into them, and of `prefix`.
 
     Raises:
-        UserError: no such file, a damaged one, one with other objects, or one without a state.
+        UserError: no such file, a damaged one, one with other objects, without a state, with
+            several, or with names that only `prefix` can decide on.
     """
-    allowed: list[Any] = [(_Config, "yacs.config.CfgNode"), argparse.Namespace]
-    try:
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged bytes may read as an odd pickle protocol
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error})") from None
-    except UnpicklingError:
-        raise UserError(f"checkpoint {path} {_refusal(path, allowed)}") from None
-    except Exception:  # on damaged bytes torch's reader fails in a dozen ways
-        raise UserError(
-            f"checkpoint {path} is damaged or not of torch.save: copy it again"
-        ) from None
-    state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
-    if not state or not isinstance(state, dict):
-        raise UserError(f"checkpoint {path} holds no state dict, under the key model or by itself")
-    strangers = [name for name, each in state.items() if not isinstance(each, Tensor)]
+    return take(torch_file.read(path), path, state, prefix)
+
+
+def take(
+    content: torch_file.Content, path: Path, state: str | None = None, prefix: str | None = None
+) -> Checkpoint:
+    """Return what `read` does, of a file that has been read.
+
+    Raises:
+        UserError: as `read`.
+    """
+    found = unwrap.states(content.tree)
+    key, choice = unwrap.choose(found, state, path)
+    under = f"under the key {listed([key])}" if key else "by itself"
+    strangers = [name for name, each in found[key].items() if not isinstance(each, Tensor)]
     if strangers:
         raise UserError(
-            f"checkpoint {path} holds no state dict under the key model: {strangers[0]!r} "
-            "is not a tensor"
+            f"checkpoint {path} holds no state dict {under}: not a tensor: {listed(strangers)}"
         )
-    return one_naming(state)
+    own, changes = unwrap.unwrap(found[key], prefix, path)
+    notes = [each for each in (choice, *changes) if each is not None]
+    if content.is_safetensors != (path.suffix == ".safetensors"):
+        form = "safetensors" if content.is_safetensors else "torch.save"
+        notes.insert(0, f"by its content it is a file of {form}, whatever its name says")
+    return Checkpoint(one_naming(own), key, tuple(notes))
 
 
 def one_naming(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,21 +109,6 @@ def one_naming(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     names = {name: _DETECTION_NAME.sub(r"\1local_conv.\2", name) for name in state}
     return {(new if new not in state else old): state[old] for old, new in names.items()}
-
-
-def _refusal(path: Path, allowed: list[Any]) -> str:
-    try:
-        with torch.serialization.safe_globals(allowed):
-            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # damaged so that its list of classes cannot be read either
-        unsafe = []
-    if not unsafe:
-        return "is damaged or not of torch.save: copy it again"
-    return (
-        f"holds objects of {', '.join(sorted(unsafe))}, which loading could run as code; "
-        "where you trust it, save its tensors alone: torch.save({'model': checkpoint['model']}, "
-        "'OUT.pth')"
-    )
 
 
 def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -135,13 +130,29 @@ def from_released(
 ) -> dict[str, Tensor]:
     """Return a released state in the naming of `ours`, the state of the model it is meant for.
 
-    `ours` may be on the meta device: only its names and shapes are used.
+    `ours` may be on the meta device: only its names, shapes and kinds of number are used.
 
     Raises:
-        UserError: names the tensors (as `source` does) that are missing, extra or misshapen.
+        UserError: names the tensors (as `source` does) that are missing, extra or misshapen, and
+            those whose values cannot be weights.
     """
-    weights.check(weights.shapes(to_released(ours)), weights.shapes(released), source)
+    check(released, to_released(ours), source)
     return {name: _find(name, released, ours) for name in ours}
+
+
+def check(state: Mapping[str, Tensor], model: Mapping[str, Tensor], source: Path) -> None:
+    """Check that names, shapes and values of a file can be those of `model`, in its naming.
+
+    Raises:
+        UserError: names the tensors that cannot.
+    """
+    weights.check(weights.shapes(model), weights.shapes(state), source)
+    values.check(state, model, source)
+
+
+def is_ours(state: Mapping[str, Tensor]) -> bool:
+    """Return whether the names of a state are this project's."""
+    return any(name.startswith("stages.") for name in state)
 
 
 def _find(name: str, released: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> Tensor:

@@ -1,28 +1,28 @@
 """Weights on disk: safetensors, written whole or not at all, loaded whole or not at all."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from smt.errors import UserError
+from smt.errors import UserError, listed
 from smt.files import replacing, sha256
+from smt.models.imports import file_kind
 
 HEAD = ("head.weight", "head.bias")
 """The classifier's tensors, one row a class."""
 
-_SHOWN = 8
-"""Tensors that an error names of each kind before it only counts the rest."""
 
-
-def save(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> str:
+def save(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> str:
     """Write `state` and `metadata` to `path` as safetensors and return the file's SHA-256.
 
-    The same content gives the same bytes. The file appears whole or not at all.
+    `metadata` is of values that JSON has. The same content gives the same bytes. The file appears
+    whole or not at all.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # One entry: safetensors writes several in an order that differs from one process to another.
@@ -43,10 +43,32 @@ def read(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"weights {path} cannot be read ({error.strerror or error})") from None
     except safetensors.SafetensorError as error:
+        what = file_kind.mistaken(path)
+        if what is not None:
+            raise UserError(f"weights {path}: it {what}") from None
         raise UserError(
             f"weights {path} are not a whole safetensors file ({error}); a released .pth file is "
             f"brought to this form by: smt convert {path} OUT.safetensors --model NAME"
         ) from None
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """Return what `save` was given as metadata; nothing where another program wrote the file.
+
+    Raises:
+        safetensors.SafetensorError: not a whole safetensors file.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        return parsed(file.metadata() or {})
+
+
+def parsed(header: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `save` was given as metadata, from all that a header says beside tensors."""
+    try:
+        found = json.loads(header.get("smt", "{}"))
+    except ValueError:  # somebody else's entry of that name
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def load(model: nn.Module, path: Path) -> None:
@@ -86,6 +108,12 @@ def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[s
     return {name: each[index] if name in HEAD else each for name, each in state.items()}
 
 
+def classes(state: Mapping[str, Tensor]) -> int:
+    """Return the rows of a classifier; 0 where there is none, or a tensor that is no matrix."""
+    head = state.get(HEAD[0])
+    return len(head) if head is not None and head.dim() == 2 else 0
+
+
 def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of `state`."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -105,7 +133,7 @@ def check(
         if name in found and found[name] != shape
     ]
     problems = [
-        f"{kind} {_first(names)}"
+        f"{kind} {listed(names)}"
         for kind, names in (
             ("missing", [name for name in expected if name not in found]),
             ("extra", [name for name in found if name not in expected]),
@@ -118,12 +146,6 @@ def check(
             f"weights {source} are not of this model: {'; '.join(problems)}; nothing was loaded, "
             "check the model's name and its number of classes"
         )
-
-
-def _first(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smt import spec
 from smt.layout import bundled_params
-from smt.models import released
+from smt.models import released, weights
 from smt.models.smt import SMT
 from smt.params import load_project
 
@@ -72,8 +72,7 @@ def _checkpoint_filter(state: dict[str, Tensor], network: SMT) -> dict[str, Tens
     """Return `state` in our naming, where it has the released one."""
     if not any(name.startswith("patch_embed1.") for name in state):
         return state
-    classes = len(state["head.weight"]) if "head.weight" in state else 0
-    ours = skeleton(network.spec, num_classes=classes).state_dict()
+    ours = skeleton(network.spec, num_classes=weights.classes(state)).state_dict()
     return released.from_released(
         released.one_naming(state), ours, Path("of timm's pretrained_cfg")
     )

@@ -6,7 +6,6 @@ import os
 import random
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from smt.errors import UserError
 from smt.layout import bundled_params
 from smt.models import released, weights, zoo
 from smt.params import load_project
-from tests.helpers import golden_fill
+from tests.helpers import golden_fill, released_files
 from tests.helpers.in_process import smt
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -66,23 +65,11 @@ def test_a_released_checkpoint_comes_in_and_goes_out_to_the_bit(tmp_path, releas
     weights.load(model, ours)
 
 
-def test_the_configuration_of_the_release_is_no_obstacle(tmp_path, released_state, monkeypatch):
+def test_the_configuration_of_the_release_is_no_obstacle(tmp_path, released_state):
     # The release pickles its yacs configuration: a mapping class of a module not installed here.
-    class CfgNode(dict):
-        def __init__(self, values):
-            super().__init__(values)
-            self.__dict__["__immutable__"] = True
-
-    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
-    package, module = ModuleType("yacs"), ModuleType("yacs.config")
-    package.config, module.CfgNode = module, CfgNode
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "yacs", package)
-        patch.setitem(sys.modules, "yacs.config", module)
-        config = CfgNode({"TRAIN": CfgNode({"EPOCHS": 300}), "TAGS": ["smt"]})
-        source = write(tmp_path / "in.pth", released_state, config=config)
+    source = released_files.write(tmp_path / "in.pth", released_state)
     assert "yacs" not in sys.modules
-    assert released.read(source).keys() == released_state.keys()
+    assert released.read(source).state.keys() == released_state.keys()
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -1,0 +1,198 @@
+"""From what people save to a state under an SMT's own names: wrappers, prefixes, averages."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from smt.errors import UserError, listed
+
+_DEPTH = 3
+"""Levels of nested mappings that are searched for states."""
+
+_NO_WEIGHTS = re.compile(r"optim|sched|scaler|^amp$|^callbacks$|^loops$", re.IGNORECASE)
+"""Keys of what a training keeps beside its weights."""
+
+_AVERAGED = re.compile(r"ema|swa|averag|teacher|shadow", re.IGNORECASE)
+"""In the key of weights that are a running mean of those that were trained."""
+
+_USUAL = ("model", "state_dict")
+"""Which of several states is taken by itself: the release's own key, and the most usual one."""
+
+_OWN = re.compile(r"(?:^|\.)((?:patch_embed\d+\.|block\d+\.\d+\.|stages\.\d+\.).+)$")
+"""From here on a name is an SMT's own, released or ours; what stands before is a prefix."""
+
+_COUNTERS = ("n_averaged", "steps")
+"""What torch's AveragedModel and mmengine's averaged models keep beside the weights."""
+
+_WITHIN = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts that wrappers put into names, around single layers as well."""
+
+_WRAPPERS = {
+    "module": "DataParallel or DistributedDataParallel",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FullyShardedDataParallel",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
+
+
+def states(tree: Any) -> dict[str, Mapping[str, Any]]:
+    """Return every mapping of names to tensors in a file, by its keys joined by dots.
+
+    That of the file itself has the key "": it counts only where there is none below it.
+    """
+    return dict(_states(tree, (), _DEPTH))
+
+
+def _states(
+    tree: Any, keys: tuple[str, ...], depth: int
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not isinstance(tree, Mapping) or not all(isinstance(key, str) for key in tree):
+        return
+    below = []
+    if depth:
+        for key, value in tree.items():
+            if isinstance(value, Mapping) and not _NO_WEIGHTS.search(key):
+                below += list(_states(value, (*keys, key), depth - 1))
+    if not below and any(isinstance(value, Tensor) for value in tree.values()):
+        below = [(".".join(keys), tree)]
+    yield from below
+
+
+def choose(found: Mapping[str, Any], wanted: str | None, source: Path) -> tuple[str, str | None]:
+    """Return the key of the state that is taken, and what to say of it.
+
+    Without `wanted` that is the only one, or `model` as the release's own code takes it, or
+    `state_dict`, or the only one that is not averaged.
+
+    Raises:
+        UserError: there is none, not this one, or several without a usual one.
+    """
+    if not found:
+        raise UserError(
+            f"checkpoint {source} holds no state dict, under the key model or by itself; save the "
+            "tensors by: torch.save({'model': model.state_dict()}, 'OUT.pth')"
+        )
+    if wanted is not None:
+        if wanted not in found:
+            valid = listed(each or "none: its tensors lie under no key" for each in found)
+            raise UserError(f"--state {ascii(wanted)}: not in {source}; valid: {valid}")
+        return wanted, None if len(found) == 1 else f"it holds {listed(found)}: {wanted} was taken"
+    if len(found) == 1:
+        (key,) = found
+        usual = key in ("", "model")
+        return key, None if usual else f"the weights were taken from its key {listed([key])}"
+    plain = [key for key in found if not _AVERAGED.search(key)]
+    (*usual_keys,) = (key for key in _USUAL if key in found)
+    if not usual_keys and len(plain) != 1:
+        raise UserError(
+            f"checkpoint {source} holds several states ({listed(found)}): name the one to take by "
+            "--state KEY"
+        )
+    key = usual_keys[0] if usual_keys else plain[0]
+    others = [each for each in found if each != key]
+    why = ", which the release's own code evaluates" if key == "model" else ""
+    return key, (
+        f"it holds {listed([key, *others])}: {listed([key])} was taken{why}; to take another: "
+        f"--state {listed(others[:1])}"
+    )
+
+
+def unwrap(
+    state: Mapping[str, Tensor], prefix: str | None, source: Path
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a state without what wrappers put before and into its names, and what to say of it.
+
+    A prefix is taken off by itself where every name has it. With `prefix` only the names that
+    begin with it are taken.
+
+    Raises:
+        UserError: some names have a prefix and others do not, or two names would become one.
+    """
+    counters = [name for name in _COUNTERS if name in state and state[name].numel() == 1]
+    names = [name for name in state if name not in counters]
+    notes = [f"{listed(counters)} left out: a counter, no weight"] if counters else []
+    if prefix is None:
+        prefix = _prefix(names, source)
+    else:
+        taken = [name for name in names if name.startswith(prefix)]
+        if not taken:
+            valid = listed(sorted(_prefixes(names))) or "none"
+            raise UserError(f"--prefix {ascii(prefix)}: no name of {source} has it; valid: {valid}")
+        if len(taken) < len(names):
+            left = [name for name in names if name not in set(taken)]
+            notes.append(
+                f"{len(left)} of {len(names)} names without {ascii(prefix)} left out: "
+                f"{listed(left, 3)}"
+            )
+        names = taken
+    if prefix:
+        notes.append(f"{ascii(prefix)} taken off all {len(names)} names{_reason(prefix)}")
+    new = {name: _inner(name.removeprefix(prefix)) for name in names}
+    inner = [name for name in names if new[name] != name.removeprefix(prefix)]
+    if inner:
+        notes.append(f"wrappers taken out of {len(inner)} names, such as {listed(inner[:1])}")
+    _refuse_collisions(new, source)
+    return {new[name]: state[name] for name in names}, notes
+
+
+def is_smt(state: Mapping[str, Any]) -> bool:
+    """Return whether names of a state are those of an SMT, released or ours."""
+    return "" in _prefixes(list(state))
+
+
+def _prefix(names: list[str], source: Path) -> str:
+    """Return what stands before the names of an SMT in all of them: mostly nothing."""
+    found = _prefixes(names)
+    if not found or found.keys() == {""}:
+        return ""  # names that are not an SMT's are told when they are held against a model's
+    first = next(prefix for prefix in found if prefix)
+    strangers = [name for name in names if not name.startswith(first)]
+    if not strangers and len(found) == 1:
+        return first
+    if len(found) > 1:
+        of = "; ".join(
+            f"{ascii(prefix) if prefix else 'none'} ({len(each)}, such as {listed(each[:1])})"
+            for prefix, each in found.items()
+        )
+        why = f"names an SMT's tensors under several prefixes: {of}"
+    else:
+        why = (
+            f"has the prefix {ascii(first)} at {len(names) - len(strangers)} of {len(names)} "
+            f"names; without it: {listed(strangers)}"
+        )
+    raise UserError(
+        f"checkpoint {source} {why}; to take those of one prefix alone: --prefix {listed([first])}"
+    )
+
+
+def _prefixes(names: list[str]) -> dict[str, list[str]]:
+    """Return the names that have an SMT's own name in them, by what stands before it."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        match = _OWN.search(name)
+        if match is not None:
+            found.setdefault(name[: match.start(1)], []).append(name)
+    return found
+
+
+def _reason(prefix: str) -> str:
+    reasons = [_WRAPPERS[part] for part in prefix.split(".") if part in _WRAPPERS]
+    return f" ({', '.join(reasons)})" if reasons else ""
+
+
+def _inner(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WITHIN)
+
+
+def _refuse_collisions(new: Mapping[str, str], source: Path) -> None:
+    first: dict[str, str] = {}
+    for old, name in new.items():
+        if name in first:
+            raise UserError(
+                f"checkpoint {source}: without its wrappers {listed([first[name]])} and "
+                f"{listed([old])} are one name; save the state of the model within the wrappers"
+            )
+        first[name] = old
