@@ -141,22 +141,24 @@ def _others(path: Path) -> Iterator[tuple[str, str]]:
         yield from _states(found)
         return
     smt = unwrap.is_smt(taken.state)
-    what = "released checkpoint; bring it in by: smt convert" if smt else "not of an SMT"
-    yield "kind", what if smt else f"checkpoint, {what} by its names: {listed(taken.state, 3)}"
+    if smt:
+        yield "kind", "released checkpoint; bring it in by: smt convert"
+    else:
+        yield "kind", f"checkpoint, not of an SMT by its names: {listed(taken.state, 3)}"
     for note in taken.notes:
         yield "note", note
     yield from _states(found)
-    yield from _broken(taken.state)
 
 
 def _states(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     from torch import Tensor
 
     for key, state in found.items():
-        yield (
-            listed([key]) if key else "model",
-            _sizes({name: each for name, each in state.items() if isinstance(each, Tensor)}),
-        )
+        tensors = {name: each for name, each in state.items() if isinstance(each, Tensor)}
+        name = listed([key]) if key else "model"
+        yield name, _sizes(tensors)
+        for damaged, broken in _broken(tensors):
+            yield damaged, f"{name}: {broken}" if len(found) > 1 else broken
 
 
 def _broken(tensors: Mapping[str, "Tensor"]) -> Iterator[tuple[str, str]]:

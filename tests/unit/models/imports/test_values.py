@@ -100,3 +100,13 @@ def test_two_names_of_one_tensor_are_no_obstacle(tmp_path, state, target):
     state = {**state, "norm1.bias": state["norm1.weight"]}
     source = save(tmp_path / "in.pth", {"model": state})
     taken(convert(source, target), target, state)
+
+
+def test_smt_checkpoint_says_which_of_several_states_is_broken(tmp_path, state):
+    broken = {n: torch.full_like(t, float("inf")) for n, t in state.items() if n == "norm1.bias"}
+    for keys in (("model", "model_ema"), ("student", "teacher_b", "other")):
+        states = dict.fromkeys(keys[:-1], state) | {keys[-1]: {**state, **broken}}
+        done = smt("checkpoint", save(tmp_path / "in.pth", states))
+        assert done.returncode == 3
+        (line,) = (each for each in done.stdout.splitlines() if "DAMAGED" in each)
+        assert f"{keys[-1]}: 1 of {len(state)} tensors are not finite: norm1.bias" in line
