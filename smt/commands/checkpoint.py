@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smt.commands.common import load
 from smt.errors import EXIT_DATA, UserError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from smt.models.imports.facts import Facts
 
 
 _DAMAGED = "DAMAGED"
@@ -23,7 +26,9 @@ def command(path: Path) -> None:
 
     PATH is a checkpoint of a training, exported weights (model.safetensors), a released checkpoint
     (.pth), or a folder: of a run, or any above. Nothing in a file is run; one that carries code is
-    refused. Exit code 3 if something is damaged, or its weights are not finite.
+    refused. Of a released checkpoint, and of weights converted from one, it also tells what the
+    counters of BatchNorm say of the training, and whether the epoch and the configuration that the
+    file records agree. Exit code 3 if something is damaged, or its weights are not finite.
     """
     if path.is_dir():
         whole = _folder(path)
@@ -113,16 +118,23 @@ def _checkpoint(path: Path) -> Iterator[tuple[str, str]]:
 
 def _weights(path: Path) -> Iterator[tuple[str, str]]:
     from smt.files import sha256
-    from smt.models import weights
+    from smt.models import released, weights
 
     state, metadata = weights.read(path), weights.metadata(path)
+    facts = released.kept_facts(metadata)
     beside = path.with_name("metrics.json")
     yield "kind", "weights" + (f"; the file that {beside} names" if beside.exists() else "")
     yield "sha256", sha256(path)
     for key, value in metadata.items():
-        yield _shown(key), _shown(value)
+        if key != "source" or not facts.to_json():
+            yield _shown(key), _shown(value)
     yield "model", _sizes(state)
     yield from _broken(state)
+    if "converted_from" in metadata:
+        yield from _recorded(facts)
+        # A head that was cut down does not tell the classes that were trained.
+        classes = None if "class_map" in metadata else weights.classes(state)
+        yield from _counted(state, classes, facts)
 
 
 def _others(path: Path) -> Iterator[tuple[str, str]]:
@@ -132,6 +144,7 @@ def _others(path: Path) -> Iterator[tuple[str, str]]:
 
     content = torch_file.read(path)
     found = unwrap.states(content.tree)
+    facts = released.facts_of(content)
     try:
         taken = released.take(content, path)
     except UserError as error:
@@ -139,6 +152,7 @@ def _others(path: Path) -> Iterator[tuple[str, str]]:
             raise
         yield "kind", f"no state that smt convert takes by itself: {error}"
         yield from _states(found)
+        yield from _recorded(facts)
         return
     smt = unwrap.is_smt(taken.state)
     if smt:
@@ -148,6 +162,9 @@ def _others(path: Path) -> Iterator[tuple[str, str]]:
     for note in taken.notes:
         yield "note", note
     yield from _states(found)
+    yield from _recorded(facts)
+    if smt:
+        yield from _counted(taken.state, taken.classes, facts)
 
 
 def _states(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -159,6 +176,52 @@ def _states(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]
         yield name, _sizes(tensors)
         for damaged, broken in _broken(tensors):
             yield damaged, f"{name}: {broken}" if len(found) > 1 else broken
+
+
+def _recorded(facts: "Facts") -> Iterator[tuple[str, str]]:
+    """Yield what a file knows of its training: single values, learning rate, configuration."""
+    from smt.models.imports.facts import flat
+
+    done = facts.epochs_done
+    notes = {
+        "epoch": f" (counted from 0: {done:,} done)" if done is not None else "",
+        "max_accuracy": " (the release saves an epoch before it validates it: of those before)",
+    }
+    for key, value in facts.recorded.items():
+        yield _shown(key), _shown(value) + notes.get(key, "")
+    if "lr" in facts.optimizer:
+        yield "lr", f"{_shown(facts.optimizer['lr'])} (the last of the optimizer)"
+    if facts.optimizer_steps is not None:
+        yield "optimizer", f"{facts.optimizer_steps:,} steps"
+    top = {key: value for key, value in facts.config.items() if not isinstance(value, Mapping)}
+    sections = ((f"config.{_shown(key)}", value) for key, value in facts.config.items())
+    for name, values in (("config", top), *sections):
+        if isinstance(values, Mapping) and values:
+            pairs = flat(values)
+            yield name, ", ".join(f"{_shown(key)}={_shown(each)}" for key, each in pairs)
+
+
+def _counted(
+    state: Mapping[str, "Tensor"], classes: int | None, facts: "Facts"
+) -> Iterator[tuple[str, str]]:
+    """Yield what the counters of BatchNorm say of the training, against what the file records."""
+    from smt.models.imports import counters
+
+    counts = counters.counts(state)
+    if not counts:
+        return
+    (count, layers), *others = sorted(counts.items(), key=lambda each: -len(each[1]))
+    passes = "forward passes in training, by num_batches_tracked of"
+    yield "counters", f"{count:,} {passes} {len(layers)} BatchNorm layers"
+    for other, names in others:
+        yield "DIFFERS", f"{other:,} {passes} {listed(names)}"
+    project, _ = load("paper")
+    explained = counters.explain(project, count, classes or None, facts)
+    yield "which means", explained.meaning
+    for said in explained.agrees:
+        yield "agrees", said
+    for said in explained.contradictions:
+        yield "CONTRADICTS", said
 
 
 def _broken(tensors: Mapping[str, "Tensor"]) -> Iterator[tuple[str, str]]:

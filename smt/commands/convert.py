@@ -8,7 +8,7 @@ import click
 
 from smt import spec
 from smt.commands.common import load
-from smt.errors import UserError, suggest
+from smt.errors import UserError, listed, suggest
 from smt.files import explained, replacing
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def command(
     """Convert the weights SOURCE to TARGET; nothing is written unless every tensor fits.
 
     SOURCE is a released checkpoint (.pth), or one of others that holds an SMT in the released
-    naming; with --to released it is weights of ours (.safetensors).
+    naming; with --to released it is weights of ours (.safetensors). What it knows beside its
+    weights (epoch, accuracy, learning rate, configuration) goes with them: smt checkpoint shows it.
     """
     project, _ = load(scale)
     if model not in project.models:
@@ -115,8 +116,14 @@ def _import(
     if class_map is not None:
         state = weights.select_head_rows(state, _rows(class_map, found.classes))
         metadata["class_map"] = class_map.name
+    kept = found.facts.to_json()
+    if kept:
+        metadata["source"] = kept
     # Copies: a file may hold one tensor under two names, which safetensors does not.
     weights.save({name: each.clone() for name, each in state.items()}, target, metadata)
+    if kept:
+        names = [*found.facts.recorded, *(part for part in kept if part != "recorded")]
+        click.echo(f"{target}: also has of {source.name}: {listed(names)}")
     return len(found.state)
 
 
@@ -135,8 +142,23 @@ def _export(source: Path, target: Path, model: spec.Model) -> int:
     released.check(state, _expected(model, weights.classes(state)), source)
     written = released.to_released(state)
     with replacing(target) as file:
-        torch.save({"model": written}, file)
+        torch.save({"model": written, **_known(source)}, file)
     return len(written)
+
+
+def _known(source: Path) -> dict[str, Any]:
+    """Return what weights of ours know of the released file that they came from, by its keys.
+
+    Nothing, where its head was cut down: then these are not the weights that its accuracy is of.
+    """
+    from smt.models import released, weights
+
+    metadata = weights.metadata(source)
+    if "class_map" in metadata:
+        return {}
+    facts = released.kept_facts(metadata)
+    known = {**facts.recorded, **({"config": facts.config} if facts.config else {})}
+    return {key: value for key, value in known.items() if key != "model"}
 
 
 def _expected(model: spec.Model, classes: int) -> Mapping[str, "Tensor"]:

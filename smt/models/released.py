@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from smt.errors import UserError, listed
 from smt.models import weights
 from smt.models.imports import torch_file, unwrap, values
+from smt.models.imports.facts import Facts
 
 _STEM = {"conv": "conv.0", "batch_norm": "conv.1", "reduce": "conv.3", "norm": "norm"}
 _PATCH_EMBEDDING = {"conv": "proj", "norm": "norm"}
@@ -57,6 +59,8 @@ class Checkpoint:
     """Of the state in the file; empty where its tensors lie under no key."""
     notes: tuple[str, ...]
     """What was chosen, and what was changed in the names, a line each."""
+    facts: Facts
+    """What the file knows beside its tensors."""
 
     @property
     def classes(self) -> int:
@@ -65,7 +69,7 @@ class Checkpoint:
 
 
 def read(path: Path, state: str | None = None, prefix: str | None = None) -> Checkpoint:
-    """Return a checkpoint's state under an SMT's names.
+    """Return a checkpoint's state under an SMT's names, and what the file knows beside it.
 
     No code of the file is run. Of several states it takes that of the key `state`, else the one
     that `unwrap.choose` says. Names are freed of what wrappers have put into them, and of `prefix`.
@@ -98,7 +102,20 @@ def take(
     if content.is_safetensors != (path.suffix == ".safetensors"):
         form = "safetensors" if content.is_safetensors else "torch.save"
         notes.insert(0, f"by its content it is a file of {form}, whatever its name says")
-    return Checkpoint(one_naming(own), key, tuple(notes))
+    return Checkpoint(one_naming(own), key, tuple(notes), facts_of(content))
+
+
+def facts_of(content: torch_file.Content) -> Facts:
+    """Return what a file knows; weights of ours that were converted know it of their source."""
+    if not content.is_safetensors:
+        # A state by itself has nothing beside it: its single numbers are its own counters.
+        return Facts() if "" in unwrap.states(content.tree) else Facts.of(content.tree)
+    return kept_facts(weights.parsed(content.metadata))
+
+
+def kept_facts(metadata: Mapping[str, Any]) -> Facts:
+    """Return what weights of ours keep of the file that they were converted from."""
+    return Facts.from_json(metadata.get("source"))
 
 
 def one_naming(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

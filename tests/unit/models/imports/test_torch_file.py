@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from smt.models import weights
 from tests.helpers import released_files
 from tests.helpers.conversions import convert, refused, save, taken
 from tests.helpers.in_process import smt
@@ -124,6 +125,10 @@ def test_plain_objects_that_people_save_are_read_without_their_code(tmp_path, st
         },
     )  # fmt: skip
     taken(convert(source, target), target, state)
+    assert weights.metadata(target)["source"] == {
+        "recorded": {"best": 82.25, "epoch": 7, "big": 0.5, "flag": True, "folder": "/runs/a"},
+        "config": {"lr": 0.1},
+    }
 
 
 def test_a_folder_is_no_checkpoint(tmp_path, target):

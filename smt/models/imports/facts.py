@@ -1,0 +1,195 @@
+"""What a checkpoint of others knows of its training beside the weights, as values that JSON has."""
+
+import argparse
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeGuard
+
+from torch import Tensor
+
+_DEPTH = 8
+"""Levels of nesting that are kept: a file could hold a mapping that holds itself."""
+
+_LONGEST = 10_000
+"""Characters of a text, or items of a list, that are kept; a longer one is left out."""
+
+_CONFIGS = ("config", "args", "cfg", "hyper_parameters", "meta")
+"""Keys under which a training's configuration is saved: the release's own is the first."""
+
+_OMITTED = object()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file knows beside its weights, each part empty where it does not."""
+
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    """Single values that lie beside the weights, such as epoch and max_accuracy."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration of the training."""
+    lr_scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """Single values of the learning-rate schedule."""
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    """`lr`: the last learning rate, of each group where they differ. `steps`: those that AdamW has
+    counted."""
+
+    @classmethod
+    def of(cls, tree: Any) -> "Facts":
+        """Return what a file holds that `torch_file.read` has read."""
+        if not isinstance(tree, Mapping):
+            return cls()
+        configs = (_plain(tree[key]) for key in _CONFIGS if _is_config(tree.get(key)))
+        return cls(
+            recorded=_singles(tree),
+            config=next(configs, {}),
+            lr_scheduler=_singles(tree.get("lr_scheduler")),
+            optimizer=_of_optimizer(tree.get("optimizer")),
+        )
+
+    @classmethod
+    def from_json(cls, kept: Any) -> "Facts":
+        """Return what `to_json` has kept."""
+        kept = kept if isinstance(kept, Mapping) else {}
+        parts = {each.name: kept.get(each.name) for each in fields(cls)}
+        return cls(**{name: part for name, part in parts.items() if isinstance(part, Mapping)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as values that JSON has, without the parts that are empty."""
+        return {name: part for name, part in vars(self).items() if part}
+
+    @property
+    def epochs_done(self) -> int | None:
+        """Epochs of the training that are done; the recorded epoch counts them from 0."""
+        epoch = self.recorded.get("epoch")
+        return epoch + 1 if _is_count(epoch) or (epoch == 0 and epoch is not False) else None
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of the whole training, by the configuration."""
+        return self.configured("TRAIN", "EPOCHS") or self.configured("epochs")
+
+    @property
+    def device_batch(self) -> int | None:
+        """Images of a process in one forward pass."""
+        return self.configured("DATA", "BATCH_SIZE") or self.configured("batch_size")
+
+    @property
+    def accumulation(self) -> int | None:
+        """Forward passes of an optimizer step."""
+        return self.configured("TRAIN", "ACCUMULATION_STEPS")
+
+    @property
+    def schedule_steps(self) -> int | None:
+        """Optimizer steps of the whole training, as timm's cosine schedule keeps them."""
+        schedule = self.lr_scheduler
+        steps, warmup = schedule.get("t_initial"), schedule.get("warmup_t")
+        if not _is_count(steps) or schedule.get("t_in_epochs") is not False:
+            return None
+        if schedule.get("warmup_prefix") is True and _is_count(warmup):
+            return steps + warmup
+        return steps
+
+    @property
+    def schedule_passes(self) -> int | None:
+        """Forward passes of an epoch, by schedule and configuration."""
+        steps, epochs = self.schedule_steps, self.epochs
+        if steps is None or epochs is None or steps % epochs:
+            return None
+        return steps // epochs * (self.accumulation or 1)
+
+    @property
+    def optimizer_steps(self) -> int | None:
+        """Steps that the optimizer has made."""
+        steps = self.optimizer.get("steps")
+        return steps if _is_count(steps) else None
+
+    def setting(self, *keys: str) -> Any:
+        """Return what the configuration has below these keys, or None."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    def configured(self, *keys: str) -> int | None:
+        """Return the whole number of 1 or more that the configuration has, or None."""
+        value = self.setting(*keys)
+        return value if _is_count(value) else None
+
+    def text(self, *keys: str) -> str | None:
+        """Return the text that the configuration has below these keys, or None."""
+        value = self.setting(*keys)
+        return value if isinstance(value, str) else None
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the single values of nested mappings, each with its keys joined by dots."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from flat(below, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, Mapping | argparse.Namespace)
+
+
+def _is_single(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_meta
+    return isinstance(value, bool | int | float | str) and _plain(value) is not _OMITTED
+
+
+def _singles(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(key): _plain(each) for key, each in value.items() if _is_single(each)}
+
+
+def _of_optimizer(optimizer: Any) -> dict[str, Any]:
+    if not isinstance(optimizer, Mapping):
+        return {}
+    groups, state = optimizer.get("param_groups"), optimizer.get("state")
+    rates = [
+        _plain(each["lr"])
+        for each in (groups if isinstance(groups, list) else [])
+        if isinstance(each, Mapping) and _is_single(each.get("lr"))
+    ]
+    steps = [
+        int(_plain(each["step"]))
+        for each in (state.values() if isinstance(state, Mapping) else [])
+        if isinstance(each, Mapping) and _is_single(each.get("step"))
+        and isinstance(_plain(each["step"]), int | float)
+    ]  # fmt: skip
+    facts: dict[str, Any] = {}
+    if rates:
+        facts["lr"] = rates[0] if len(set(rates)) == 1 else sorted(set(rates), key=str)
+    if steps:
+        facts["steps"] = max(steps)
+    return facts
+
+
+def _plain(value: Any, depth: int = _DEPTH) -> Any:
+    """Return `value` as JSON has it; what it has not is `_OMITTED`."""
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_meta:
+        value = value.item()
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    if value is None or isinstance(value, bool | int):
+        return value if abs(value or 0) < 2**63 else _OMITTED
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        # Half of a surrogate pair can be written nowhere.
+        return value.encode(errors="replace").decode() if len(value) <= _LONGEST else _OMITTED
+    if depth == 0 or not isinstance(value, Mapping | list | tuple) or len(value) > _LONGEST:
+        return _OMITTED
+    if isinstance(value, Mapping):
+        pairs = ((_plain(str(key)), _plain(each, depth - 1)) for key, each in value.items())
+        return {key: each for key, each in pairs if each is not _OMITTED}
+    return [each for each in (_plain(item, depth - 1) for item in value) if each is not _OMITTED]
