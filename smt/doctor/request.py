@@ -1,6 +1,5 @@
 """What jobs ask of SLURM: the trainings' resources, and where the profile sends them."""
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,15 +22,6 @@ _OPTIONS = {
     "slurm_reservation": "--reservation",
 }
 """Resource of a job in Snakemake -> option of sbatch."""
-
-_VARIABLES = {
-    "slurm_partition": "SBATCH_PARTITION",
-    "slurm_account": "SBATCH_ACCOUNT",
-    "slurm_qos": "SBATCH_QOS",
-    "slurm_constraint": "SBATCH_CONSTRAINT",
-    "slurm_reservation": "SBATCH_RESERVATION",
-}
-"""What sbatch reads in place of what a job's script says."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,9 @@ class Destination:
 
 
 def destination(profile: Path, *, partition: str | None, account: str | None) -> Destination:
-    """Return where jobs go: as given here, else by sbatch's environment, else by the profile.
+    """Return where jobs go: as given here, else by the profile.
+
+    Options of sbatch in the environment are not among it: the executor keeps them from sbatch.
 
     Raises:
         UserError: the profile cannot be read.
@@ -77,11 +69,9 @@ def destination(profile: Path, *, partition: str | None, account: str | None) ->
     defaults = dict(_pairs(content.get("default-resources")))
     given = {"slurm_partition": partition, "slurm_account": account}
     choices = {}
-    for name, variable in _VARIABLES.items():
+    for name, option in _OPTIONS.items():
         if value := given.get(name):
-            choices[name] = Choice(value, _OPTIONS[name])
-        elif value := os.environ.get(variable):
-            choices[name] = Choice(value, variable)
+            choices[name] = Choice(value, option)
         elif value := defaults.get(name):
             choices[name] = Choice(value, f"{name} in {profile}")
     return Destination(choices, tuple(shlex.split(defaults.get("slurm_extra", ""))), _jobs(content))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from snakemake_executor_plugin_submitit.slurm import environment
+
 from smt.errors import UserError
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol")
@@ -51,8 +53,9 @@ class Slurm:
         """Run a program of SLURM and return what it said, failed or not."""
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT
-            )
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT,
+                env=environment(),
+            )  # fmt: skip
         except subprocess.TimeoutExpired as late:
             said = late.stderr.decode(errors="replace").strip() if late.stderr else "nothing"
             return Answer(False, f"no answer in {_TIMEOUT:.0f} s; it said: {said.splitlines()[-1]}")

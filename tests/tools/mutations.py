@@ -392,19 +392,11 @@ MUTATIONS = (
         DOCTOR,
     ),
     Mutation(
-        "the profile goes before sbatch's environment", "doctor", "smt/doctor/request.py",
+        "the doctor asks SLURM with options of the environment", "doctor", "smt/doctor/slurm.py",
         """\
-        elif value := os.environ.get(variable):
-            choices[name] = Choice(value, variable)
-        elif value := defaults.get(name):
-            choices[name] = Choice(value, f"{name} in {profile}")
+                env=environment(),
 """,
-        """\
-        elif value := defaults.get(name):
-            choices[name] = Choice(value, f"{name} in {profile}")
-        elif value := os.environ.get(variable):
-            choices[name] = Choice(value, variable)
-""",
+        "",
         DOCTOR,
     ),
     # --- params and fingerprints -----------------------------------------------------------------
@@ -474,7 +466,7 @@ MUTATIONS = (
     Mutation(
         "a full queue is an error in place of a reason to wait", "executor",
         f"{PLUGIN}/backends.py",
-        '"temporarily", "maxsubmit",', '"temporarily",',
+        '    "maxsubmit", "job submit limit",', '    "job submit limit",',
         EXECUTOR,
     ),
     # --- proof -----------------------------------------------------------------------------------
@@ -556,8 +548,8 @@ MUTATIONS = (
     Mutation(
         "images in which nothing was found are not evaluated", "detection",
         "smt/detection/coco_eval.py",
-        "evaluated = known if image_ids is None else image_ids",
-        "evaluated = set(ids) if image_ids is None else image_ids",
+        "for each in (known if image_ids is None else image_ids)]",
+        "for each in (set(ids) if image_ids is None else image_ids)]",
         DETECTION[9:],
     ),
     Mutation(

@@ -50,7 +50,6 @@ def test_before_a_rehearsal_on_a_cluster_all_is_well(project, cluster):
     ("arguments", "environment", "source"),
     [
         (["--partition", "gpuu"], {}, "--partition"),
-        ([], {"SBATCH_PARTITION": "gpuu"}, "SBATCH_PARTITION"),
         ([], {"SMT_PARTITION": "gpuu"}, "slurm_partition in workflow/profiles/slurm/config.yaml"),
     ],
 )
@@ -80,7 +79,6 @@ def test_a_partition_that_is_down(project, cluster):
     ("arguments", "environment", "source"),
     [
         (["--account", "reserch"], {}, "--account"),
-        ([], {"SBATCH_ACCOUNT": "reserch"}, "SBATCH_ACCOUNT"),
         ([], {"SMT_ACCOUNT": "reserch"}, "slurm_account in workflow/profiles/slurm/config.yaml"),
     ],
 )
@@ -92,6 +90,13 @@ def test_a_wrong_account_is_named_with_who_chose_it(
     assert report.of("account")[1].startswith(
         f"reserch ({source}): not one of this user's; did you mean research?"
     )
+
+
+def test_options_in_the_environment_are_not_what_jobs_get(project, cluster):
+    """The executor keeps them from sbatch: they would go before what a rule asks for."""
+    environment = {"SBATCH_PARTITION": "gpuu", "SBATCH_ACCOUNT": "reserch", "SQUEUE_USERS": "none"}
+    report = rehearsal(project, cluster, "--no-job", **environment)
+    assert (report.code, report.errors) == (0, set())
 
 
 def test_the_right_account_is_taken(project, cluster):
@@ -168,7 +173,7 @@ def test_other_code_on_the_node_than_here(project, cluster, tmp_path):
     shutil.copytree(ROOT / "smt", tmp_path / "smt")
     with (tmp_path / "smt" / "engine" / "optim.py").open("a") as file:
         file.write("\nCHANGED = 1\n")
-    environment = {"PYTHONPATH": str(tmp_path), "SBATCH_EXPORT": "NONE"}
+    environment = {"PYTHONPATH": str(tmp_path), "SMT_SBATCH": "--export=NONE"}
     report = rehearsal(project, cluster, **environment)
     level, text = report.of("environment")
     assert (report.code, level) == (2, "error")

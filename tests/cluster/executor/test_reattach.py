@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 
 import pytest
 
@@ -172,6 +173,44 @@ def test_ctrl_c_cancels_and_the_next_start_goes_on(toy):
     assert toy.jobs()[job] == "CANCELLED", said
     (_, first), (step, second) = toy.starts()
     assert first == job != second and step > 0  # it had saved what it had
+
+
+def test_told_to_stop_again_and_again_within_a_moment_it_cancels_every_job(toy):
+    toy.write(
+        "rule all:\n    input: expand('{number}.txt', number=range(20))\n"
+        "rule r:\n    output: '{number}.txt'\n    resources: mem_mb=50, runtime=10\n"
+        "    shell: 'sleep 600; touch {output}'\n"
+    )
+    driver = toy.start_process()
+    driver.await_that(lambda: len(toy.jobs()) == 20)
+    for _ in range(4):
+        driver.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    driver.finish()
+    wait_for(lambda: set(toy.jobs().values()) == {"CANCELLED"})
+
+
+OF_OTHERS = {
+    "SBATCH_PARTITION": "cancel", "SBATCH_TIMELIMIT": "1", "SBATCH_MEM_PER_NODE": "7",
+    "SBATCH_JOB_NAME": "mine", "SQUEUE_STATES": "FAILED", "SQUEUE_FORMAT": "%j", "SQUEUE_SORT": "i",
+    "SQUEUE_USERS": "nobody", "SCANCEL_STATE": "PENDING", "SACCT_FORMAT": "jobid",
+}  # fmt: skip
+"""What people have in their environment for what they do by hand."""
+
+
+def test_options_of_the_environment_reach_none_of_slurms_programs(toy):
+    toy.environment.update(OF_OTHERS)
+    toy.write(
+        "rule r:\n    output: 'r.txt'\n    resources: mem_mb=300, runtime=7\n"
+        "    shell: 'scontrol show job $SLURM_JOB_ID > {output}; sleep 3'\n"
+    )
+    said = toy.succeed()
+    options = "SBATCH_JOB_NAME, SBATCH_MEM_PER_NODE, SBATCH_PARTITION, SBATCH_TIMELIMIT"
+    assert f"submitit: {options} of the environment: not used" in said
+    shown = (toy.folder / "r.txt").read_text()
+    assert "TimeLimit=00:07:00" in shown and "MinMemoryNode=300M" in shown
+    assert "Partition=cancel" not in shown and "JobName=r-" in shown
+    assert len(toy.jobs()) == 1
 
 
 def test_ctrl_c_leaves_the_jobs_where_it_is_told_to(toy):

@@ -18,7 +18,7 @@ from snakemake_executor_plugin_submitit.attempts import (
     refusal,
     stalls,
 )
-from snakemake_executor_plugin_submitit.backends import is_refusal
+from snakemake_executor_plugin_submitit.backends import is_transient
 from snakemake_executor_plugin_submitit.registry import Record, Registry
 
 PLUGIN = Path(resources.__file__).parent
@@ -92,6 +92,8 @@ def test_memory_of_each_cpu_takes_the_place_of_that_of_a_node():
         ({"slurm_extra": "-J x"}, "-J is set by the executor"),
         ({"slurm_extra": "--comment=x"}, "there is slurm_comment"),
         ({"slurm_extra": "'open"}, "No closing quotation"),
+        ({"slurm_extra": "--clusters=other"}, "--clusters: jobs go to one cluster, that of SLURM_"),
+        ({"slurm_extra": "-M other"}, "-M: jobs go to one cluster"),
     ],
 )
 def test_a_resource_that_cannot_be_met_is_named(given, words):
@@ -112,19 +114,24 @@ def test_misspelt_resources_and_names_of_other_tools_are_found():
 
 
 @pytest.mark.parametrize(
-    ("said", "refused"),
+    ("said", "transient"),
     [
-        ("sbatch: error: Batch job submission failed: Invalid partition name specified", True),
-        ("Batch job submission failed: Requested node configuration is not available", True),
-        ("sbatch: unrecognized option '--colour'", True),
-        ("Batch job submission failed: Socket timed out on send/recv operation", False),
-        ("sbatch: error: Unable to contact slurm controller (connect failure)", False),
-        ("error: AssocMaxSubmitJobLimit\nJob violates accounting/QOS policy", False),
-        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", False),
+        ("sbatch: error: Batch job submission failed: Invalid partition name specified", False),
+        ("Batch job submission failed: Requested node configuration is not available", False),
+        ("sbatch: unrecognized option '--colour'", False),
+        ("sbatch: error: Unable to open file /somewhere/script.sh", False),
+        ("error: Illegal value (abc) for --nice, must be between +/-10000", False),
+        ("sbatch: error: Batch script is empty!", False),
+        ("sbatch: error: what no list of messages has", False),
+        ("Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("sbatch: error: Unable to contact slurm controller (connect failure)", True),
+        ("error: AssocMaxSubmitJobLimit\nJob violates accounting/QOS policy", True),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("error: Munge encode failed: Failed to access /run/munge/munge.socket.2", True),
     ],
 )
-def test_what_sbatch_says_is_told_apart(said, refused):
-    assert is_refusal(said) is refused
+def test_a_controller_that_is_away_is_told_from_an_answer(said, transient):
+    assert is_transient(said) is transient
 
 
 @pytest.mark.parametrize(

@@ -93,46 +93,42 @@ def read_result(folder: Path, job_id: str) -> dict[str, Any]:
 def remove_files(folder: Path, job_id: str, keep_log: bool) -> None:
     """Remove what submitit wrote for a job."""
     paths = JobPaths(folder, job_id=job_id, task_id=0)
-    for link in folder.glob(".submission_file_*.sh"):
-        if link.is_symlink() and os.readlink(link) == str(paths.submission_file):
-            link.unlink(missing_ok=True)
     for path in (paths.submitted_pickle, paths.result_pickle, paths.submission_file):
         path.unlink(missing_ok=True)
     if not keep_log:
         paths.stdout.unlink(missing_ok=True)
 
 
-# What sbatch says of jobs that it will never take. Anything else is tried again.
-_REFUSALS = (
-    "invalid", "not permitted", "denied", "unrecognized", "unknown", "not available", "violates",
-    "limit", "no partition", "more processors", "cannot be satisfied", "no such", "incorrect",
-    "must specify", "not valid", "disabled", "exclusive", "needs", "illegal", "memory required",
-)  # fmt: skip
+# What sbatch says where the controller is away or full for now. All else is an answer to the job.
 _TRANSIENT = (
-    "socket timed out", "unable to contact", "connection", "try again", "temporarily", "maxsubmit",
+    "socket timed out", "timed out", "unable to contact", "connection", "try again", "temporarily",
+    "not responding", "zero bytes were transmitted", "communication", "send/recv", "no route",
+    "transport endpoint", "authentication", "credential", "munge", "in standby mode",
+    "maxsubmit", "job submit limit", "too many jobs", "shutting down", "not running",
 )  # fmt: skip
 
 
-def is_refusal(message: str) -> bool:
-    """Return whether what sbatch says means that this job will never be taken."""
+def is_transient(message: str) -> bool:
+    """Return whether what sbatch says means that it may take this job later."""
     said = message.lower()
-    return any(sign in said for sign in _REFUSALS) and not any(sign in said for sign in _TRANSIENT)
+    return any(sign in said for sign in _TRANSIENT)
 
 
 class _SlurmExecutor(submitit.SlurmExecutor):
     """Submitit's own, whose sbatch gets further arguments and a clean environment."""
 
     further: tuple[str, ...] = ()
+    script: Path | None = None
+    """What sbatch was last given. SLURM has a copy from then on."""
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        # A Snakemake that itself runs in a job must not hand on that job's size and numbers.
-        around = [
+        self.script = submission_file_path
+        kept_away = [
             option
-            for variable in os.environ
-            if variable.startswith(("SLURM_", "SRUN_")) and variable != "SLURM_CONF"
+            for variable in filter(slurm.is_of_tools, os.environ)
             for option in ("-u", variable)
         ]
-        return ["env", *around, "sbatch", *self.further, str(submission_file_path)]
+        return ["env", *kept_away, "sbatch", *self.further, str(submission_file_path)]
 
 
 _HEEDLESS = "trap '' USR2"
@@ -157,18 +153,17 @@ class SlurmBackend:
                 return str(executor.submit(step).job_id)
         except FailedJobError as error:
             self._remove_drafts()
-            raise (Refused if is_refusal(str(error)) else NoAnswer)(
-                _last_line(str(error))
-            ) from None
+            kind = NoAnswer if is_transient(str(error)) else Refused
+            raise kind(_in_one_line(str(error))) from None
         except (FailedSubmissionError, OSError) as error:
             self._remove_drafts()
-            raise NoAnswer(_last_line(str(error))) from None
+            raise NoAnswer(_in_one_line(str(error))) from None
+        finally:
+            if executor.script is not None:
+                executor.script.unlink(missing_ok=True)  # by now a link to the script
 
     def _remove_drafts(self) -> None:
         """Remove what submitit wrote for a job that got no number."""
-        for path in self._folder.glob(".submission_file_*.sh"):
-            if not path.is_symlink():
-                path.unlink(missing_ok=True)
         for path in self._folder.glob(f"{'[0-9a-f]' * 32}.pkl"):
             path.unlink(missing_ok=True)
 
@@ -282,5 +277,7 @@ class DebugBackend:
         return True
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no message"])[-1].removeprefix("sbatch: error: ")
+def _in_one_line(text: str) -> str:
+    """Return all that sbatch says."""
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in text.splitlines()]
+    return "; ".join(filter(None, map(str.strip, lines))) or "no message"

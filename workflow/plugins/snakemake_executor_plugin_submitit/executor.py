@@ -1,6 +1,7 @@
 """The executor: jobs of Snakemake in, jobs of submitit out, and what became of them."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -59,6 +60,8 @@ class Executor(RemoteExecutor):
         self._ending: list[tuple[Record, list[Any]]] = []
         self._sort_out_strangers()
         _tell_of_ignored_interrupt(logger)
+        _tell_of_options(logger)
+        _heed_one_interrupt()
         super().__init__(workflow, logger)
         self.next_seconds_between_status_checks = settings.poll_interval
 
@@ -168,7 +171,7 @@ class Executor(RemoteExecutor):
         running = self._tracker.running()
         if self._settings.on_interrupt == "leave":
             self._log.info(f"submitit: {len(running)} jobs go on; start Snakemake again for them")
-        elif running and not self._tracker.cancel():
+        elif not self._tracker.cancel():
             numbers = " ".join(running)
             self._log.error(
                 f"submitit: SLURM does not answer; to cancel the jobs: scancel {numbers}"
@@ -272,6 +275,29 @@ def _tell_of_ignored_interrupt(logger: LoggerExecutorInterface) -> None:
             f"and kill -INT do not end this Snakemake; kill -TERM {pid} lets it end when its jobs "
             f"have, kill -KILL {pid} leaves them to the next start"
         )
+
+
+def _tell_of_options(logger: LoggerExecutorInterface) -> None:
+    """Say which options of sbatch in the environment are not used."""
+    options = sorted(name for name in os.environ if name.startswith("SBATCH_"))
+    if options:
+        logger.info(
+            f"submitit: {', '.join(options)} of the environment: not used, for it would go before "
+            "what rules ask for; put it into default-resources of the profile"
+        )
+
+
+def _heed_one_interrupt() -> None:
+    """Let a second Ctrl-C not break off what the first one has begun: cancelling jobs."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # not the main thread: then it gets no signals
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _is_ours(workflow: WorkflowExecutorInterface) -> bool:

@@ -56,6 +56,9 @@ _TAKEN = {
 }  # fmt: skip
 """Flags of sbatch that jobs here depend on."""
 
+_CLUSTERS = ("-M", "--clusters", "--cluster")
+"""Flags that send a job to another cluster, whose jobs squeue would have to be asked for."""
+
 
 def misspelt(names: Iterable[str], known: Collection[str] = ()) -> dict[str, str]:
     """Return each of `names` that has no effect and looks as if it should, with the likely one.
@@ -175,6 +178,11 @@ def _extra(flags: str | None) -> tuple[str, ...]:
         raise ValueError(f"resource slurm_extra: {error}: {flags}") from None
     for word in words:
         name = word.partition("=")[0] if word.startswith("--") else word[:2]
+        if name in _CLUSTERS:
+            raise ValueError(
+                f"resource slurm_extra: {name}: jobs go to one cluster, that of SLURM_CONF; start "
+                "Snakemake once for each"
+            )
         if any(name in (long, short) for long, short in _TAKEN.items()):
             raise ValueError(
                 f"resource slurm_extra: {name} is set by the executor; leave it out"

@@ -1,11 +1,16 @@
 """Questions to SLURM. None is the answer where SLURM gives none: it delays, and decides nothing."""
 
+import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 TIMEOUT = 30.0
 """Seconds that a question may take."""
+
+_OF_TOOLS = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_", "SRUN_", "SALLOC_",
+             "SLURM_")  # fmt: skip
+"""Beginnings of variables that SLURM's programs read as options, or that a job has around it."""
 
 ALIVE = {
     "PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_FED",
@@ -36,6 +41,20 @@ class Status:
 
 GONE = Status("GONE")
 """A job that SLURM has forgotten: it ended more than MinJobAge ago."""
+
+
+def is_of_tools(variable: str) -> bool:
+    """Return whether SLURM's programs must not see a variable of the environment.
+
+    Options of the user's own would go before what a rule asks for, or hide jobs that run; and a
+    Snakemake that itself runs in a job must not hand on that job's size and numbers.
+    """
+    return variable.startswith(_OF_TOOLS) and variable != "SLURM_CONF"
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment as SLURM's programs are to see it."""
+    return {name: value for name, value in os.environ.items() if not is_of_tools(name)}
 
 
 def statuses() -> dict[str, Status] | None:
@@ -105,7 +124,7 @@ def _ask(*command: str) -> str | None:
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT, check=False,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, env=environment(),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -128,15 +128,18 @@ class Tracker:
         return sorted({each.job_id for each in self._tracked if each.job_id is not None})
 
     def cancel(self) -> bool:
-        """Cancel all jobs; return whether the cluster took it."""
-        numbers = []
+        """Cancel all jobs; return whether the cluster took it.
+
+        At first the jobs, for whoever is in a hurry may end this process before the records say so.
+        """
+        watched = [each for each in self._tracked if each.phase is Phase.WATCH and each.job_id]
+        taken = self._backend.cancel(each.job_id for each in watched if each.job_id)
         for each in self._tracked:
-            if each.phase is Phase.WATCH and each.record.job_id:
-                numbers.append(each.record.job_id)
-                self._registry.update(each.record, cancelled=True)
-            elif each.tried_since is not None:
-                numbers += self._backend.find(each.record.name) or []
-        return self._backend.cancel(numbers)
+            if each.phase is not Phase.WATCH and each.tried_since is not None:
+                taken &= self._backend.cancel(self._backend.find(each.record.name) or [])
+        for each in watched:
+            self._registry.update(each.record, cancelled=True)
+        return taken
 
     def those_of_use(self, records: Iterable[Record]) -> list[Record]:
         """Return the records of jobs that run or have left a result; forget the others."""
