@@ -18,6 +18,7 @@ from smt.spec import Project, Row, Run
 from smt.tracking import provenance
 from smt.tracking.journal import JOURNAL
 from smt.tracking.provenance import PROVENANCE
+from smt.verify import schedule
 from smt.verify.derive import derive
 from smt.verify.expected import Receipt
 
@@ -240,18 +241,27 @@ def _machine(known: Mapping[str, Any]) -> Node:
 def _params(known: Mapping[str, Any]) -> Node:
     params, names = known["params"], known["names"]
     node = Node(f"params: model {names['model']}, recipe {names['recipe']}, seed {params['seed']}")
-    recipe = params["recipe"]
+    recipe, optimizer = params["recipe"], params["recipe"]["optimizer"]
     node.add(
-        f"epochs: {recipe['schedule']['epochs']}, at {recipe['resolution']} pixels, global batch "
-        f"{recipe['global_batch']}, lr {recipe['optimizer']['lr']:g}, weight decay "
-        f"{recipe['optimizer']['weight_decay']:g}, drop path {params['drop_path']:g}"
+        f"{schedule.length(recipe['schedule'])}, at {_size(recipe)} pixels, global batch "
+        f"{recipe['global_batch']}, lr {optimizer['lr']:g}, weight decay "
+        f"{optimizer['weight_decay']:g}, drop path {params['drop_path']:g}"
     )
+    if "head" in params:
+        node.add(f"head {params['head']['kind']}, {params['classes']} classes")
     model = params["model"]
     node.add(
         f"widths {model['widths']}, depths {model['depths']}, mixers {model['mixers']}, "
         f"{model['mhmc_heads']} heads in MHMC, aggregation {model['aggregation']}"
     )
     return node
+
+
+def _size(recipe: Mapping[str, Any]) -> str:
+    """Return the size of an image: of a classifier's the side, of others' height and width."""
+    if "resolution_long" in recipe:
+        return f"{recipe['resolution']} x {recipe['resolution_long']}"
+    return str(recipe["resolution"])
 
 
 def _attempts(known: Mapping[str, Any], final: Mapping[str, Any]) -> Node:

@@ -12,7 +12,7 @@ from smt.metrics import METRICS
 from smt.spec import Project, Run
 from smt.tracking import journal, provenance
 from smt.tracking.provenance import PROVENANCE
-from smt.verify import tensors
+from smt.verify import schedule, tensors
 from smt.verify.derive import Derived, derive
 from smt.verify.ledger import NOTHING, Ledger, same
 
@@ -332,8 +332,9 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _epochs(schedule: Mapping[str, Any]) -> Any:
-    """Return the epochs of a recipe's schedule; a segmenter's has intervals of its steps."""
-    if "interval" in schedule:
-        return schedule["steps"] // max(schedule["interval"], 1)
-    return schedule.get("epochs", NOTHING)
+def _epochs(recorded: Mapping[str, Any]) -> Any:
+    """Return the epochs of a recorded schedule, or NOTHING where it states none."""
+    try:
+        return schedule.epochs(recorded)
+    except (KeyError, TypeError, ValueError):
+        return NOTHING

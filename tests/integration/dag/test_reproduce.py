@@ -129,6 +129,14 @@ def test_one_command_makes_every_experiment_and_every_table(tmp_path):
     assert f"{len(known.runs)} <small>of {len(known.runs)} done</small>" in page
     verified = project.smt("verify")
     assert verified.returncode == 0, verified.stdout
+    for table, content in known.tables.items():
+        for row in content.rows:
+            told = project.smt("why", table, row.experiment)
+            assert told.returncode == 0, told.stderr
+            assert f"run {row.experiment}-seed0: " in told.stdout
+    for command in ("status", "plan", "release", "report"):
+        done = project.smt(command)
+        assert done.returncode == 0, done.stderr
     shutil.rmtree(project.folder)
 
 

@@ -13,11 +13,14 @@ from smt.commands.verify import summary
 from smt.errors import EXIT_UNVERIFIED
 from smt.files import sha256
 from smt.verify import tensors
+from smt.verify.ledger import NOTHING
 from tests.helpers.finished_project import (
     CHILD,
+    DETECTORS,
     PARENT,
     RESULTS,
     RUNS,
+    SEGMENTER,
     TABLES,
     T,
     audit,
@@ -308,6 +311,24 @@ def test_a_param_in_the_provenance(files):
     edit_json(work_dir(files) / "provenance.json", change)
     lines = found(files, "provenance.json: fingerprint: says ", "the params in ")
     assert any("params.recipe.optimizer.lr: says 1.0" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "key", "value", "epochs"),
+    [(T, "epochs", 3, 3), (DETECTORS[0], "epochs", 3, 3), (SEGMENTER, "steps", 12, 3),
+     (SEGMENTER, "interval", 8, 1), (SEGMENTER, "interval", "many", NOTHING),
+     (T, "epochs", None, NOTHING)],
+)  # fmt: skip
+def test_a_schedule_of_another_length_in_the_provenance(files, experiment, key, value, epochs):
+    """Each task states its length by a key of its own: the journal has to have as many epochs."""
+
+    def change(known):
+        known["params"]["recipe"]["schedule"][key] = value
+
+    edit_json(work_dir(files, experiment) / "provenance.json", change)
+    ends = 1 if experiment in DETECTORS else 2
+    found(files, f"journal.jsonl: epochs of its last line: says {ends}, but {epochs} follows from",
+          "params.recipe.schedule")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,21 @@
 import json
 import re
 
-from tests.helpers.finished_project import CHILD, CHILD_384, PARENT, T, edit_json, run_dir, work_dir
+import pytest
+
+from tests.helpers.finished_project import (
+    CHILD,
+    CHILD_384,
+    DETECTORS,
+    PARENT,
+    SEGMENTER,
+    TABLES,
+    T,
+    edit_json,
+    load,
+    run_dir,
+    work_dir,
+)
 
 
 def why(project, *arguments, code=0):
@@ -47,6 +61,47 @@ def test_it_walks_down_to_the_pretraining(finished):
     assert f"fingerprint {parent['fingerprint']}" in below
     assert "recipe imagenet22k, seed 0" in below and "starts from: no other run" in below
     assert "class_map:imagenet22k_to_1k: digest " in said[: said.index(start)]
+
+
+def params_of(project, experiment):
+    (path,) = (run_dir(project, experiment)).glob("work-*/provenance.json")
+    return record(path)["params"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_of_every_table_leads_to_its_params(finished, table):
+    """Of whatever task: classifiers, detectors and segmenters state schedules by different keys."""
+    known = load(finished)
+    for row in known.tables[table].rows:
+        said = why(finished, table, row.label)
+        assert said.splitlines()[0] == f"{known.tables[table].title}: {row.label}"
+        for seed in known.seeds(row.experiment):
+            assert f"run {row.experiment}-seed{seed}: " in said
+        recipe = known.experiments[row.experiment].recipe
+        assert f"recipe {recipe}, seed " in said
+        assert "not done" not in said and "NOT" not in said
+
+
+def test_a_classifier_says_epochs_and_one_size(finished):
+    said = why(finished, "imagenet1k", "SMT-T")
+    assert "epochs: 2, at 32 pixels, global batch 16, lr 0.004, weight decay 0.05" in said
+    assert "head " not in said.replace("heads", "")
+
+
+def test_a_detector_says_epochs_both_sides_and_its_head(finished):
+    said = why(finished, "coco_mask_rcnn", DETECTORS[0])
+    own = said[: said.index("starts from")]
+    assert "epochs: 1, at 64 x 64 pixels, global batch 4, lr 0.002" in own
+    assert "head two_stage, 10 classes" in own
+
+
+def test_a_segmenter_says_steps_and_their_interval(finished):
+    said = why(finished, "ade20k", "SMT-S")
+    own = said[: said.index("starts from")]
+    lr = params_of(finished, SEGMENTER)["recipe"]["optimizer"]["lr"]
+    assert f"steps: 8, evaluated every 4, at 64 x 64 pixels, global batch 4, lr {lr:g}" in own
+    assert "head upernet, 11 classes" in own
+    assert "epochs: 2, at 32 pixels" in said[said.index("starts from") :]  # its backbone
 
 
 def test_every_line_is_part_of_a_tree(finished):
