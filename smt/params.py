@@ -559,6 +559,7 @@ class _Checker:
                 for metric, entry in metrics.items():
                     if section == "experiments":
                         self._measured(name, metric)
+                    self._derived((section, name, metric, "derived_for"), name, entry)
                     if entry.source not in reported.sources:
                         valid = suggest(entry.source, reported.sources)
                         raise self._fail(
@@ -575,6 +576,17 @@ class _Checker:
                 "reported", ("experiments", name, metric),
                 f"{name} is not measured so; {suggest(metric, valid)}",
             )  # fmt: skip
+
+    def _derived(self, path: KeyPath, name: str, entry: spec.ReportedValue) -> None:
+        """Refuse a derived number that no row of the tables it is for would show."""
+        tables = self.project.tables
+        valid = [each for each in tables if name in (row.experiment for row in tables[each].rows)]
+        for index, table in enumerate(entry.derived_for):
+            if table not in valid:
+                raise self._fail(
+                    "reported", (*path, index),
+                    f"no table {table!r} with a row of {name}; {suggest(table, valid)}",
+                )  # fmt: skip
 
     def _trajectory(self) -> None:
         known = (self.files["scales"].data, self.project.experiments, self.project.reported.sources)

@@ -344,10 +344,13 @@ class Source(Strict):
 
 
 class ReportedValue(Strict):
-    """A published number."""
+    """A published number, or one that was derived from published ones."""
 
     value: float
     source: Name
+    derived_for: tuple[Name, ...] = ()
+    """Tables that it was worked out for, and stands in; the source does not print it. Empty for a
+    number that the source prints, which stands in every table."""
 
 
 class Reported(Strict):
@@ -522,6 +525,16 @@ class Project(Strict):
         if experiment.drop_path is not None:
             return experiment.drop_path
         return self.recipes[experiment.recipe].drop_path
+
+    def reported_value(self, name: str, metric: str, table: str = "") -> ReportedValue | None:
+        """Return the published number of an experiment, or the one derived for `table`.
+
+        Without a table that is what its source prints, and nothing else.
+        """
+        found = self.reported.experiments.get(name, {}).get(metric)
+        if found is not None and found.derived_for and table not in found.derived_for:
+            return None
+        return found
 
     def dataset_of(self, name: str) -> str:
         """Return the name of the data set that an experiment trains on."""

@@ -144,7 +144,7 @@ def _results(item: Item) -> str:
 def _result(item: Item, metric: str) -> str:
     decimals, summary = METRICS[metric].decimals, item.over_seeds(metric)
     assert summary is not None
-    reported = item.project.reported.experiments.get(item.run.experiment, {}).get(metric)
+    reported = item.project.reported_value(item.run.experiment, metric)
     value = reported.value if reported else None
     verdict = judge(
         summary, value, tolerance=_tolerance(item), comparable=item.project.scale.notice is None

@@ -26,14 +26,18 @@ class Agreement:
 
 
 def agreements(results: Results) -> list[Agreement]:
-    """Return every published number of the tables, in their order, each once."""
+    """Return every published number of the tables, in their order, each once.
+
+    Numbers that were derived from published ones are not among them.
+    """
     found: dict[tuple[str, str], Agreement] = {}
     for name, table in results.project.tables.items():
         built = ResultTable(name, results)
         for row in table.rows:
             for metric in table.metrics:
                 result = built.result(row.experiment, metric)
-                if result.reported is not None and METRICS[metric].percent:
+                reported = result.reported
+                if reported and not reported.derived_for and METRICS[metric].percent:
                     label = f"{_place(results.project, table, row)}, {METRICS[metric].name}"
                     entry = _agreement(results, row.experiment, label, table.tolerance, result)
                     found.setdefault((row.experiment, metric), entry)

@@ -164,7 +164,7 @@ def _marker(results: Results, sizes: Sizes, name: str) -> Marker | None:
     summary = summarise(_top1(results.of(name)))
     if macs is None or summary is None:
         return None
-    reported = project.reported.experiments.get(name, {}).get("top1")
+    reported = project.reported_value(name, "top1")
     return Marker(
         label=experiment.title,
         group=experiment.group,

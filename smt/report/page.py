@@ -125,8 +125,12 @@ class Report:
 
     def _unpublished(self) -> int:
         """Return how many experiments of the tables have no published number at all."""
-        shown = {row.experiment for table in self.project.tables.values() for row in table.rows}
-        return len(shown - self.project.reported.experiments.keys())
+        project = self.project
+        shown = {row.experiment for table in project.tables.values() for row in table.rows}
+        return sum(
+            not any(project.reported_value(name, metric) for metric in project.metrics_of(name))
+            for name in shown
+        )
 
     def _effort(self) -> list[tuple[str, str]]:
         """Return hours and attempts of the runs that are done."""

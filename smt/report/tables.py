@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 SIZES = ("params_m", "gmacs")
 """Published sizes of a head on a model."""
 
+DERIVED = (
+    "Derived: worked out here from what the source says, which does not print the number; it is "
+    "shown as reported in no other table."
+)
 COUNTED = (
     "MACs in 1e9 multiply-accumulates of one image: as the published figures were counted, and "
     "with the products of attention; the table of sizes says of which size the image is."
@@ -77,7 +81,7 @@ class ResultTable:
         if self.sizes is not None:
             sizes = self._reported_sizes(row)
             yield from (sizes[key] for key in SIZES if key in sizes)
-        found = (self._reported(row.experiment, metric) for metric in self.table.metrics)
+        found = (self.reported(row.experiment, metric) for metric in self.table.metrics)
         yield from (each for each in found if each is not None)
 
     def _system(self, row: Row) -> str:
@@ -101,8 +105,9 @@ class ResultTable:
         """Return whether a row has a metric at all: not every detector draws masks."""
         return metric in self.project.metrics_of(row.experiment)
 
-    def _reported(self, experiment: str, metric: str) -> ReportedValue | None:
-        return self.project.reported.experiments.get(experiment, {}).get(metric)
+    def reported(self, experiment: str, metric: str) -> ReportedValue | None:
+        """Return what this table shows as published, or as derived from what is."""
+        return self.project.reported_value(experiment, metric, self.name)
 
     def _n(self, experiment: str) -> int:
         """Return how many seeds of an experiment are done."""
@@ -112,7 +117,7 @@ class ResultTable:
         """Return what was reported of an experiment, what came out, and the verdict."""
         runs = self.results.of(experiment)
         summary = summarise([run.metrics[metric] for run in runs if metric in run.metrics])
-        reported = self._reported(experiment, metric)
+        reported = self.reported(experiment, metric)
         verdict = judge(
             summary,
             reported.value if reported else None,
@@ -197,7 +202,8 @@ class ResultTable:
     def _published(self, value: ReportedValue | None) -> Cell:
         if value is None:
             return Cell.of("")
-        return Cell.of(f"{value.value} [{source_mark(self.sources.index(value.source))}]")
+        kind = " derived" if value.derived_for else ""
+        return Cell.of(f"{value.value}{kind} [{source_mark(self.sources.index(value.source))}]")
 
     def _reproduced_cell(self, result: MetricResult, runs: Sequence[RunResult]) -> Cell:
         if result.summary is None:
@@ -225,6 +231,9 @@ class ResultTable:
             f"[{source_mark(index)}] {sources[name].title}: {sources[name].where}."
             for index, name in enumerate(self.sources)
         ]
+        shown = (each for row in table.rows for each in self._every_reported(row))
+        if any(each.derived_for for each in shown):
+            notes.append(DERIVED)
         reproduced, verdict = explain(table.tolerance)
         single = [row.label for row in table.rows if self._n(row.experiment) == 1]
         if single:
@@ -287,6 +296,7 @@ class ResultTable:
         summary, reported = result.summary, result.reported
         record = {
             f"{metric}_reported": exact(reported.value if reported else None),
+            f"{metric}_reported_kind": _kind(reported),
             f"{metric}_source": reported.source if reported else "",
             f"{metric}_mean": exact(summary.mean if summary else None),
             f"{metric}_std": exact(summary.std if summary else None),
@@ -298,6 +308,13 @@ class ResultTable:
             record[f"{metric}_gain_reported"] = exact(gain_reported)
             record[f"{metric}_gain"] = exact(gain)
         return record
+
+
+def _kind(reported: ReportedValue | None) -> str:
+    """Return whether a number is printed by its source or was worked out from it."""
+    if reported is None:
+        return ""
+    return "derived" if reported.derived_for else "published"
 
 
 def _count(number: int | None, unit: float) -> Cell:

@@ -87,14 +87,19 @@ class Lineage:
         runs = [Run(experiment=row.experiment, seed=s) for s in project.seeds(row.experiment)]
         finals = [final for run in runs if (final := _read(self.layout.metrics(run)))]
         for metric in project.tables[table].metrics:
-            root.add(self._cell(row.experiment, metric, finals, len(runs)))
+            root.add(self._cell(table, row.experiment, metric, finals, len(runs)))
         root.add(f"in {self.layout.tables}/{table}.md, .csv, .tex, .html")
         for run in runs:
             root.children.append(self.run(run))
         return root
 
     def _cell(
-        self, experiment: str, metric: str, finals: list[Mapping[str, Any]], seeds: int
+        self,
+        table: str,
+        experiment: str,
+        metric: str,
+        finals: list[Mapping[str, Any]],
+        seeds: int,
     ) -> str:
         values = [each["metrics"][metric] for each in finals if metric in each["metrics"]]
         decimals, summary = METRICS[metric].decimals, summarise(values)
@@ -106,11 +111,12 @@ class Lineage:
             if summary.std is not None:
                 text += f" ± {summary.std:.{decimals}f}"
             text += f", {summary.n} of {seeds} seeds"
-        reported = self.project.reported.experiments.get(experiment, {}).get(metric)
+        reported = self.project.reported_value(experiment, metric, table)
         if reported is None:
             return f"{text}; not reported"
         source = self.project.reported.sources[reported.source]
-        return f"{text}; reported {reported.value} ({source.title}: {source.where})"
+        kind = "derived" if reported.derived_for else "reported"
+        return f"{text}; {kind} {reported.value} ({source.title}: {source.where})"
 
     def run(self, run: Run, called: str = "", children: tuple[Run, ...] = ()) -> Node:
         """Return the tree of one run; `called` says how it came to be here, for which children."""

@@ -172,6 +172,18 @@ MISTAKES = {
         "experiments.coco_retinanet_smt_small.mask_ap",
         "coco_retinanet_smt_small is not measured so; valid: box_ap, box_ap50, ",
     ),
+    "derived number for a table that there is not": Mistake(
+        "reported.yaml", "80.8, source: summary_derived, derived_for: [ablation_components]}",
+        "80.8, source: summary_derived, derived_for: [ablation_ladder]}",
+        "experiments.ablation_ladder_mhmc.top1.derived_for.0",
+        "no table 'ablation_ladder' with a row of ablation_ladder_mhmc; valid: ablation_components",
+    ),
+    "derived number for a table that does not show it": Mistake(
+        "reported.yaml", "80.8, source: summary_derived, derived_for: [ablation_components]}",
+        "80.8, source: summary_derived, derived_for: [ablation_stacking]}",
+        "experiments.ablation_ladder_mhmc.top1.derived_for.0",
+        "no table 'ablation_stacking' with a row of ablation_ladder_mhmc; did you mean ",
+    ),
     "channels that GroupNorm cannot share": Mistake(
         "heads.yaml", "    title: DINO, 4 scales\n    channels: 256\n",
         "    title: DINO, 4 scales\n    channels: 272\n",
@@ -228,6 +240,17 @@ def test_an_entry_takes_from_its_base_what_it_does_not_give():
     assert (own.optimizer.lr, own.schedule.epochs) == (1.25e-4, 90)
     assert own.optimizer.betas == base.optimizer.betas
     assert own.augment == base.augment
+
+
+def test_a_derived_number_is_published_nowhere_and_stands_in_its_table_alone():
+    project = load_project(ROOT / "params", "paper")
+    published = project.reported_value("ablation_stage3_msa", "top1")
+    ladder = project.reported_value("ablation_stage3_msa", "top1", "ablation_components")
+    assert published is None and (ladder.value, ladder.source) == (81.6, "summary_derived")
+    assert project.reported_value("ablation_stage3_msa", "top1", "ablation_stacking") is None
+    tiny = project.reported_value("imagenet1k_smt_tiny", "top1")
+    assert tiny == project.reported_value("imagenet1k_smt_tiny", "top1", "ablation_components")
+    assert tiny.value == 82.2
 
 
 def test_the_demo_overlays_an_entry_of_every_base_and_keeps_its_structure():

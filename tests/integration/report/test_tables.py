@@ -17,6 +17,7 @@ from smt.report.verdict import judge, summarise
 from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
 from smt.tracking.server import Server
+from smt.verify.lineage import Lineage, find_row
 from tests.helpers.debian import require
 from tests.helpers.run_files import CHILD, PARENT, B, S, T, remote
 
@@ -181,6 +182,38 @@ def test_gains_are_over_the_baseline(make_files):
     assert rows["+ MHMC"]["top1_gain_reported"] == "0.8"
     assert (rows["+ SAA"]["top1_gain"], rows["+ SAA"]["top1_gain_reported"]) == ("", "1.6")
     assert made(files, "ablation_heads")["1"]["top1_reported"] == ""
+
+
+def test_a_derived_number_is_marked_and_stands_in_the_table_it_is_for_alone(make_files):
+    files = make_files(scale="paper", seeds=(0,))
+    for experiment, top1 in ((T, 82.2), ("ablation_stage3_msa", 81.5)):
+        files.finish(Run(experiment=experiment, seed=0), top1, epochs=1)
+    sync(files.project, files.layout)
+    rung = made(files, "ablation_components")["+ SAA"]
+    assert (rung["top1_reported"], rung["top1_source"]) == ("81.6", "summary_derived")
+    assert (rung["top1_reported_kind"], rung["top1_verdict"]) == ("derived", "reproduced")
+    text = (files.layout.tables / "ablation_components.md").read_text()
+    assert "| \\+ SAA | 81.6 derived \\[a\\] |" in text and "Derived: worked out here" in text
+    assert made(files, "ablation_components")["+ EHN (SMT-T)"]["top1_reported_kind"] == "published"
+    row = made(files, "ablation_stacking")["all MSA"]
+    assert float(row["top1_mean"]) == 81.5
+    for key in ("reported", "reported_kind", "source", "delta", "gain_reported"):
+        assert row[f"top1_{key}"] == "", key
+    assert row["top1_verdict"] == "not reported"
+    stacking = (files.layout.tables / "ablation_stacking.md").read_text()
+    assert "81.6" not in stacking and "derived" not in stacking.lower()
+
+
+def test_why_says_of_a_derived_number_what_the_table_says(make_files):
+    files = make_files(scale="paper", seeds=(0,))
+    lineage = Lineage(files.project, files.layout)
+    told = {
+        table: lineage.row(table, find_row(files.project, table, "ablation_stage3_msa"))
+        for table in ("ablation_components", "ablation_stacking")
+    }
+    text = {table: "\n".join(node.lines()) for table, node in told.items()}
+    assert "Top-1 (%): not run; derived 81.6 (published summary" in text["ablation_components"]
+    assert "Top-1 (%): not run; not reported" in text["ablation_stacking"]
 
 
 # --- the cross-check ---------------------------------------------------------------------------
