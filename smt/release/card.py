@@ -10,7 +10,7 @@ from smt.metrics import METRICS
 from smt.release.choose import Item
 from smt.report.render import markdown_text
 from smt.report.tables import signed
-from smt.report.verdict import delta, judge
+from smt.report.verdict import INTERVAL, INTERVAL_TITLE, delta, explain_verdict, judge
 
 UNDECIDED = "unknown"
 """Hugging Face's word for a licence that nobody has given."""
@@ -132,13 +132,23 @@ def _results(item: Item) -> str:
             f"{markdown_text(item.dataset.title)} has no validation split: only the last training "
             f"loss is known, {loss:.4f}."
         )
+    titles = ["Metric", "Reported", "This file", "Mean over seeds", "Mean less reported"]
+    titles += [INTERVAL_TITLE] if _is_compared(item) else []
     lines = [
-        "| Metric | Reported | This file | Mean over seeds | Mean less reported | Verdict |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        f"| {' | '.join(titles)} | Verdict |",
+        f"| --- |{' ---: |' * (len(titles) - 1)} --- |",
         *(_result(item, metric) for metric in measured),
     ]
     images = f"{item.evaluation['images']:,} images of the validation split"
-    return "\n".join(lines) + f"\n\nOn {images}."
+    text = "\n".join(lines) + f"\n\nOn {images}."
+    if not _is_compared(item):
+        return text
+    explained = f"{INTERVAL} {explain_verdict(f'{_tolerance(item):g}')}"
+    return f"{text} {markdown_text(explained)}"
+
+
+def _is_compared(item: Item) -> bool:
+    return item.project.scale.notice is None
 
 
 def _result(item: Item, metric: str) -> str:
@@ -146,9 +156,11 @@ def _result(item: Item, metric: str) -> str:
     assert summary is not None
     reported = item.project.reported_value(item.run.experiment, metric)
     value = reported.value if reported else None
+    spread = item.spread(metric)
     verdict = judge(
-        summary, value, tolerance=_tolerance(item), comparable=item.project.scale.notice is None
+        summary, value, spread, tolerance=_tolerance(item), comparable=_is_compared(item)
     )
+    interval = f"± {spread.interval(summary.n):.{decimals}f}" if spread else "unknown"
     mean = f"{summary.mean:.{decimals}f}"
     if summary.std is not None:
         mean += f" ± {summary.std:.{decimals}f}"
@@ -158,6 +170,7 @@ def _result(item: Item, metric: str) -> str:
         f"{item.final['metrics'][metric]:.{decimals}f}",
         f"{mean} (n = {summary.n})",
         "" if value is None else signed(delta(summary.mean, value), decimals),
+        *([interval] if _is_compared(item) else []),
         verdict,
     ]
     return f"| {' | '.join(cells)} |"

@@ -10,6 +10,7 @@ from smt.errors import EXIT_UNVERIFIED, UserError
 from smt.files import read_json
 from smt.layout import Layout
 from smt.params import require_experiments
+from smt.report.spread import Spread, by_recipe
 from smt.report.verdict import Summary, summarise
 from smt.spec import ClassificationRecipe, Dataset, Model, Project, Run
 from smt.tracking.provenance import PROVENANCE
@@ -40,6 +41,8 @@ class Item:
     evaluation: Mapping[str, Any]
     seeds: Mapping[int, Mapping[str, float]]
     """Final numbers of every seed of the experiment that is done."""
+    spreads: Mapping[tuple[str, str], Spread]
+    """How far seeds differ by chance, by recipe and metric; empty at a scale without verdicts."""
 
     @property
     def name(self) -> str:
@@ -68,6 +71,10 @@ class Item:
         """Return a metric over the seeds that are done."""
         return summarise([each[metric] for each in self.seeds.values() if metric in each])
 
+    def spread(self, metric: str) -> Spread | None:
+        """Return how far seeds differ by chance in its recipe, if that is known."""
+        return self.spreads.get((self.project.experiments[self.run.experiment].recipe, metric))
+
 
 def choose(
     project: Project, paper: Project, layout: Layout, experiments: Sequence[str], seed: str
@@ -89,8 +96,11 @@ def choose(
     ]
     finals = {name: _finals(project, layout, name) for name in chosen}
     runs = {name: _seed(project, layout, name, finals[name], seed) for name in chosen}
-    _require_verified(project, paper, layout, finals)
-    return [_item(project, layout, runs[name], finals[name], seed) for name in chosen]
+    judged_by = _of_same_recipes(project, layout, finals)
+    _require_verified(project, paper, layout, judged_by)
+    metrics = {name: [each["metrics"] for each in own.values()] for name, own in judged_by.items()}
+    spreads = by_recipe(project, metrics) if project.scale.notice is None else {}
+    return [_item(project, layout, runs[name], finals[name], seed, spreads) for name in chosen]
 
 
 def _require_classifiers(project: Project, experiments: Sequence[str]) -> None:
@@ -118,6 +128,22 @@ def _finals(project: Project, layout: Layout, name: str) -> dict[int, dict[str, 
         if final.get("fingerprint") == fingerprint.fingerprint(project, run, digests):
             found[seed] = final
     return found
+
+
+def _of_same_recipes(
+    project: Project, layout: Layout, finals: Mapping[str, dict[int, dict[str, Any]]]
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return `finals`, and where cards have verdicts those of all experiments of their recipes.
+
+    Verdicts rest on the seeds of all of them.
+    """
+    every = dict(finals)
+    if project.scale.notice is None:
+        recipes = {project.experiments[name].recipe for name in finals}
+        for name in project.order:
+            if name not in every and project.experiments[name].recipe in recipes:
+                every[name] = _finals(project, layout, name)
+    return every
 
 
 def _seed(project: Project, layout: Layout, name: str, finals: Mapping[int, Any], seed: str) -> Run:
@@ -176,7 +202,14 @@ def _require_verified(
         raise Unverified(f"nothing was released: {found[0]}{more}; smt verify shows all")
 
 
-def _item(project: Project, layout: Layout, run: Run, finals: Mapping[int, Any], rule: str) -> Item:
+def _item(
+    project: Project,
+    layout: Layout,
+    run: Run,
+    finals: Mapping[int, Any],
+    rule: str,
+    spreads: Mapping[tuple[str, str], Spread],
+) -> Item:
     final = finals[run.seed]
     evaluation = read_json(layout.evaluation(run))
     if evaluation is None:
@@ -192,6 +225,7 @@ def _item(project: Project, layout: Layout, run: Run, finals: Mapping[int, Any],
         provenance=read_json(layout.work_dir(run, final["fingerprint"]) / PROVENANCE),
         evaluation=evaluation,
         seeds={seed: each["metrics"] for seed, each in finals.items()},
+        spreads=spreads,
     )
 
 

@@ -1,11 +1,13 @@
 """Every published number beside ours, once, whichever tables it stands in."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smt.metrics import METRICS
 from smt.report.collect import Results
-from smt.report.tables import MetricResult, ResultTable
+from smt.report.result import MetricResult
+from smt.report.tables import ResultTable
 from smt.spec import Project, Row, Table
 
 
@@ -17,7 +19,10 @@ class Agreement:
     reported: float
     delta: float | None
     """Reproduced less reported; None while nothing is."""
-    std: float | None
+    interval: float | None
+    """Half the width of the prediction interval around what was reproduced, where it is known."""
+    is_of_others: bool
+    """Whether that rests on other experiments alone, because this one has a single seed."""
     tolerance: float
     kind: str
     """The verdict, or the state of a run that has none, as a word for style sheets."""
@@ -69,7 +74,7 @@ def _agreement(
         states = dict.fromkeys(run.state for run in results.of(experiment) if run.state != "done")
         said = ", ".join(states) or "not measured"
         kind = next(iter(states), "not-run")
-        return Agreement(label, reported, None, None, tolerance, kind, f"{reported}: {said}")
+        return Agreement(label, reported, None, None, False, tolerance, kind, f"{reported}: {said}")
     value = f"{summary.mean:.{METRICS[result.metric].decimals}f}"
     if summary.std is not None:
         value += f" ± {summary.std:.{METRICS[result.metric].decimals}f}"
@@ -77,11 +82,29 @@ def _agreement(
         label,
         reported,
         result.delta,
-        summary.std,
+        result.interval,
+        result.is_of_others,
         tolerance,
         result.verdict.replace(" ", "-"),
         f"{reported} → {value}, {result.verdict}",
     )
+
+
+ROOM = 4.0
+"""Tolerances to either side of 0 that a drawing shows at least, so that no band fills it."""
+LONGEST = 10.0
+"""Tolerances of an interval that a drawing makes room for: few degrees of freedom give long ones,
+which then end at its edge."""
+
+
+def reach(rows: Sequence[Agreement]) -> tuple[float, float]:
+    """Return from where to where a drawing of distances goes, in points."""
+    ends = [sign * ROOM * each.tolerance for each in rows for sign in (-1, 1)]
+    for each in rows:
+        if each.delta is not None:
+            room = min(each.interval or 0.0, LONGEST * each.tolerance)
+            ends += [each.delta - room, each.delta + room]
+    return min(ends), max(ends)
 
 
 def verdicts(rows: list[Agreement]) -> dict[str, int]:

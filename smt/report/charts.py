@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from smt.metrics import METRICS
-from smt.report.agreement import Agreement
+from smt.report.agreement import Agreement, reach
 from smt.report.figures import Band, Curve, Marker, metric_of
 from smt.report.svg import FONT, Drawing, Scale, element, padded, points
 from smt.report.tables import signed
@@ -206,8 +206,6 @@ def _marker_key(index: int, marker: Marker) -> Key:
 
 # --- reported against reproduced -------------------------------------------------------------
 
-_ROOM = 4.0
-"""Tolerances to either side that are in the drawing at least."""
 _ROW, _TOP, _WIDTH = 26, 8, 420
 """Height of a row and of what is above it, and width of the middle."""
 _SAID = 260
@@ -217,17 +215,16 @@ _LETTER = 7.2
 
 
 def agreement(title: str, rows: Sequence[Agreement]) -> Chart:
-    """Return the distance of each reproduced number from the reported one, with its tolerance."""
+    """Return the distance of each reproduced number from the reported one.
+
+    With the tolerance as a band and the prediction interval as a whisker, dashed where it rests on
+    other experiments alone.
+    """
     if not rows:
         return Chart(title, (), nothing="No number is reported of any row.")
     bottom = _TOP + _ROW * len(rows)
-    # Never so near that a band fills the drawing.
-    reach = [sign * _ROOM * each.tolerance for each in rows for sign in (-1, 1)]
-    for each in rows:
-        if each.delta is not None:
-            reach += [each.delta - (each.std or 0), each.delta + (each.std or 0)]
     left = 10 + _LETTER * max(len(each.label) for each in rows)
-    x = Scale(*padded(reach, 0.08), left, left + _WIDTH)
+    x = Scale(*padded(reach(rows), 0.08), left, left + _WIDTH)
     drawing = Drawing(x.end + _SAID, bottom + 46, title)
     drawing.line(x(0), _TOP, x(0), bottom, "zero")
     for index, row in enumerate(rows):
@@ -252,9 +249,12 @@ def _agreement_row(drawing: Drawing, x: Scale, y: float, row: Agreement) -> None
     drawing.text(x.end + 14, y + FONT / 3, row.said, f"row {colour}")
     if row.delta is None:
         return
-    if row.std:
-        low, high = x(row.delta - row.std), x(row.delta + row.std)
-        path = f"M{low:.1f} {y - 4:.1f}v8m0 -4H{high:.1f}m0 -4v8"
-        drawing.add("path", d=path, class_=f"whisker {colour}")
     hover = f"{row.label}: {row.said}, {signed(row.delta, 2)}"
+    if row.interval:
+        low = max(x(row.delta - row.interval), x.start)
+        high = min(x(row.delta + row.interval), x.end)
+        path = f"M{low:.1f} {y - 4:.1f}v8m0 -4H{high:.1f}m0 -4v8"
+        dash = "4 3" if row.is_of_others else None
+        drawing.add("path", d=path, class_=f"whisker {colour}", stroke_dasharray=dash)
+        hover += f", 95 % interval ± {row.interval:.2f}"
     drawing.add("circle", hover=hover, cx=x(row.delta), cy=y, r=5.5, class_=f"point {colour}")

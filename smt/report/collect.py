@@ -5,6 +5,7 @@ The numbers come from MLflow. Where a run's `metrics.json` is at hand it must sa
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from smt import fingerprint
@@ -13,6 +14,7 @@ from smt.errors import DataError, UserError
 from smt.files import read_json
 from smt.layout import Layout
 from smt.metrics import METRICS
+from smt.report.spread import Spread, by_recipe
 from smt.report.trajectory import OffTrack, off_track
 from smt.spec import Project, Run
 from smt.tracking import server as mlflow
@@ -62,6 +64,21 @@ class Results:
         """Return the results of an experiment's runs, by seed as params give them."""
         seeds = self.project.seeds(experiment)
         return [self.runs[Run(experiment=experiment, seed=seed)] for seed in seeds]
+
+    def spread(self, experiment: str, metric: str) -> Spread | None:
+        """Return how far seeds differ by chance in the recipe of an experiment, if that is known.
+
+        None where no experiment of the recipe has several seeds that are done.
+        """
+        return self._spreads.get((self.project.experiments[experiment].recipe, metric))
+
+    @cached_property
+    def _spreads(self) -> dict[tuple[str, str], Spread]:
+        finals = {
+            name: [run.metrics for run in self.of(name) if run.state == "done"]
+            for name in self.project.experiments
+        }
+        return by_recipe(self.project, finals)
 
 
 def collect(project: Project, layout: Layout) -> Results:

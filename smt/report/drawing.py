@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from smt.files import explained, replacing
 from smt.layout import Layout
 from smt.report import figures
-from smt.report.agreement import Agreement, agreements
+from smt.report.agreement import Agreement, agreements, reach
 from smt.report.collect import Results
 from smt.report.figures import Band, Curve, Marker, metric_of
 from smt.report.render import REMEDY
@@ -201,13 +201,24 @@ def _agreement(rows: Sequence[Agreement], title: str, notice: str | None) -> "Fi
         )
         colour = VERDICTS.get(row.kind, "#666666")
         if row.delta is not None:
-            axes.errorbar(row.delta, place, xerr=row.std or None, fmt="o", color=colour, capsize=3)
+            _point(axes, row, row.delta, place, colour)
         axes.text(1.02, place, row.said, transform=beside, va="center", fontsize=9, color=colour)
     axes.axvline(0, color="#666666", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.set(xlabel="reproduced less reported, in points", ylim=(len(rows) - 0.5, -0.5))
+    low, high = reach(rows) if rows else (-1.0, 1.0)
+    axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     if all(row.delta is None for row in rows):
-        widest = max((row.tolerance for row in rows), default=1.0)
-        axes.set_xlim(-4 * widest, 4 * widest)
         axes.set_title("no run is done yet", fontsize=10)
+    figure.supxlabel(
+        "band: tolerance; whisker: 95 % prediction interval, dashed where it rests on other "
+        "experiments alone",
+        fontsize=8,
+    )
     return figure
+
+
+def _point(axes: "Axes", row: Agreement, delta: float, place: int, colour: str) -> None:
+    bar = axes.errorbar(delta, place, xerr=row.interval or None, fmt="o", color=colour, capsize=3)
+    if row.interval and row.is_of_others:
+        bar[2][0].set_linestyle("--")

@@ -14,7 +14,7 @@ from smt.report.index import Overview, stated
 from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable
-from smt.report.verdict import explain
+from smt.report.verdict import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
 from smt.tracking.provenance import LOG
 from smt.tracking.server import runs_url, web
 
@@ -22,7 +22,9 @@ URGENT: tuple[State, ...] = ("failed", "running", "stale", "pending")
 """States of runs that are not done, the one to look at first in front."""
 ORDER: tuple[State, ...] = ("done", "running", "failed", "stale", "pending")
 """In which states are counted."""
-VERDICTS = ("reproduced", "within noise", "above", "below", "not comparable", "pending")
+VERDICTS = (
+    "reproduced", "within noise", "above", "below", "no verdict", "not comparable", "pending",
+)  # fmt: skip
 """In the order in which they are counted."""
 
 
@@ -76,8 +78,7 @@ class Report:
         titles = figures.titles(project)
         self.agreement = charts.agreement(titles[figures.AGREEMENT], rows)
         self.tables = [self._section(ResultTable(name, results).grid()) for name in project.tables]
-        tolerances = dict.fromkeys(table.tolerance for table in project.tables.values())
-        self.explained = [text for each in tolerances for text in explain(each)]
+        self.explained = self._explained()
         self.sizes = self._section(sizes.sizes_grid(project, layout))
         self.drift = self._section(drift.drift_grid(project, layout))
         self.curves = list(self._curves())
@@ -101,7 +102,7 @@ class Report:
 
     @property
     def reproduced(self) -> int:
-        """Published numbers that came out, exactly or by what chance explains."""
+        """Published numbers that came out, within the tolerance or by what chance explains."""
         return sum(count for name, count in self.verdicts if name in ("reproduced", "within noise"))
 
     def html(self) -> str:
@@ -122,6 +123,14 @@ class Report:
         for name, title in figures.titles(self.project).items():
             if figures.is_curves(name):
                 yield charts.learning_curves(title, figures.curves(self.results, name))
+
+    def _explained(self) -> list[str]:
+        """Return what holds for the numbers and verdicts of every table."""
+        if self.notice is not None:
+            return [REPRODUCED, NOT_COMPARED]
+        every = sorted({table.tolerance for table in self.project.tables.values()})
+        tolerance = " or ".join(f"{each:g}" for each in every)
+        return [REPRODUCED, INTERVAL, explain_verdict(f"{tolerance}, as its table says")]
 
     def _unpublished(self) -> int:
         """Return how many experiments of the tables have no published number at all."""

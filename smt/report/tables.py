@@ -1,13 +1,14 @@
 """The paper's tables: reported beside reproduced, row by row."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smt.metrics import METRICS
 from smt.report.collect import Results, RunResult
 from smt.report.grid import Cell, Column, Grid, Span
-from smt.report.verdict import Summary, Verdict, delta, explain, judge, summarise
+from smt.report.noise import noise
+from smt.report.result import MetricResult
+from smt.report.verdict import INTERVAL_TITLE, NOT_COMPARED, REPRODUCED, delta, judge, summarise
 from smt.spec import ReportedValue, Row, Table
 
 if TYPE_CHECKING:
@@ -25,22 +26,6 @@ COUNTED = (
     "MACs in 1e9 multiply-accumulates of one image: as the published figures were counted, and "
     "with the products of attention; the table of sizes says of which size the image is."
 )
-
-
-@dataclass(frozen=True)
-class MetricResult:
-    """One metric of one row."""
-
-    metric: str
-    reported: ReportedValue | None
-    summary: Summary | None
-    verdict: Verdict
-
-    @property
-    def delta(self) -> float | None:
-        if self.reported is None or self.summary is None:
-            return None
-        return delta(self.summary.mean, self.reported.value)
 
 
 class ResultTable:
@@ -118,13 +103,15 @@ class ResultTable:
         runs = self.results.of(experiment)
         summary = summarise([run.metrics[metric] for run in runs if metric in run.metrics])
         reported = self.reported(experiment, metric)
+        spread = self.results.spread(experiment, metric)
         verdict = judge(
             summary,
             reported.value if reported else None,
+            spread,
             tolerance=self.table.tolerance,
             comparable=self.comparable,
         )
-        return MetricResult(metric, reported, summary, verdict)
+        return MetricResult(experiment, metric, reported, summary, spread, verdict)
 
     def _gains(self, row: Row, metric: str) -> tuple[float | None, float | None]:
         """Return the reported and the reproduced gain over the table's baseline."""
@@ -151,18 +138,20 @@ class ResultTable:
                 for title in titles
             ]
         for metric in self.table.metrics:
-            heading = METRICS[metric].heading
-            columns += [
-                Column(title, heading, numeric=True)
-                for title in ("reported", "reproduced", "delta")
-            ]
-            columns.append(Column("verdict", heading))
-            if self.table.baseline is not None:
-                group = f"Gain, {heading}"
-                columns += [
-                    Column(title, group, numeric=True) for title in ("reported", "reproduced")
-                ]
+            columns += self._metric_columns(metric)
         return (*columns, Column("Seeds", numeric=True), Column("Runs", provenance=True))
+
+    def _metric_columns(self, metric: str) -> list[Column]:
+        heading = METRICS[metric].heading
+        titles = ["reported", "reproduced", "delta"]
+        if self.comparable:
+            titles.append(INTERVAL_TITLE)
+        columns = [Column(title, heading, numeric=True) for title in titles]
+        columns.append(Column("verdict", heading))
+        if self.table.baseline is not None:
+            group = f"Gain, {heading}"
+            columns += [Column(title, group, numeric=True) for title in ("reported", "reproduced")]
+        return columns
 
     def _cells(self, row: Row) -> tuple[Cell, ...]:
         runs = self.results.of(row.experiment)
@@ -177,12 +166,13 @@ class ResultTable:
 
     def _metric_cells(self, row: Row, metric: str, runs: Sequence[RunResult]) -> list[Cell]:
         if not self._is_measured(row, metric):
-            return [Cell.of("")] * (4 if self.table.baseline is None else 6)
+            return [Cell.of("")] * len(self._metric_columns(metric))
         result, decimals = self.result(row.experiment, metric), METRICS[metric].decimals
         cells = [
             self._published(result.reported),
             self._reproduced_cell(result, runs),
             Cell.of(signed(result.delta, decimals)),
+            *([_interval_cell(result)] if self.comparable else []),
             Cell.of(result.verdict, kind=result.verdict.replace(" ", "-")),
         ]
         if self.table.baseline is not None:
@@ -234,11 +224,16 @@ class ResultTable:
         shown = (each for row in table.rows for each in self._every_reported(row))
         if any(each.derived_for for each in shown):
             notes.append(DERIVED)
-        reproduced, verdict = explain(table.tolerance)
         single = [row.label for row in table.rows if self._n(row.experiment) == 1]
-        if single:
-            reproduced += f" Rows of one seed have none: {joined(single)}."
-        notes += [reproduced, verdict]
+        notes.append(
+            f"{REPRODUCED} Rows of one seed have none: {joined(single)}." if single else REPRODUCED
+        )
+        results = [
+            (row, self.result(row.experiment, metric))
+            for row in table.rows
+            for metric in table.metrics
+        ]
+        notes += noise(self.project, table, results) if self.comparable else [NOT_COMPARED]
         if self.sizes is not None:
             notes.append(COUNTED)
         if table.baseline is not None:
@@ -301,6 +296,10 @@ class ResultTable:
             f"{metric}_mean": exact(summary.mean if summary else None),
             f"{metric}_std": exact(summary.std if summary else None),
             f"{metric}_delta": exact(result.delta),
+            f"{metric}_interval": exact(result.interval),
+            f"{metric}_interval_of": result.basis,
+            f"{metric}_pooled_std": exact(result.spread.std if result.spread else None),
+            f"{metric}_pooled_df": str(result.spread.df if result.spread else ""),
             f"{metric}_verdict": result.verdict if self._is_measured(row, metric) else "",
         }
         if self.table.baseline is not None:
@@ -308,6 +307,16 @@ class ResultTable:
             record[f"{metric}_gain_reported"] = exact(gain_reported)
             record[f"{metric}_gain"] = exact(gain)
         return record
+
+
+def _interval_cell(result: MetricResult) -> Cell:
+    """Return half the width of the prediction interval; a star where it is of other experiments."""
+    if result.summary is None:
+        return Cell.of("")
+    if result.interval is None:
+        return Cell.of("unknown")
+    mark = " *" if result.is_of_others else ""
+    return Cell.of(f"± {result.interval:.{METRICS[result.metric].decimals}f}{mark}")
 
 
 def _kind(reported: ReportedValue | None) -> str:

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal[
-    "reproduced", "within noise", "below", "above", "not comparable", "not reported", "not run"
-]
+from smt.report.spread import COVERAGE, Spread
 
-NOISE = 2.0
-"""Standard deviations over seeds that a published number, one draw of the same spread, may be
-away from our mean by chance: 95 % of normal draws are within 1.96."""
+Verdict = Literal[
+    "reproduced",
+    "within noise",
+    "below",
+    "above",
+    "no verdict",
+    "not comparable",
+    "not reported",
+    "not run",
+]
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,19 @@ def delta(measured: float, reported: float) -> float:
 
 
 def judge(
-    summary: Summary | None, reported: float | None, *, tolerance: float, comparable: bool
+    summary: Summary | None,
+    reported: float | None,
+    spread: Spread | None,
+    *,
+    tolerance: float,
+    comparable: bool,
 ) -> Verdict:
     """Return what became of a reported number.
 
     `reproduced`: the mean is within `tolerance` (in the metric's unit) of it. `within noise`: it is
-    further away, by no more than NOISE standard deviations over seeds. `below`, `above`: neither.
-    At a scale that is not comparable with the paper only that is said.
+    further away, but inside the prediction interval that `spread` gives. `below`, `above`: neither.
+    `no verdict`: further away than the tolerance, and no `spread` tells how far chance goes. At a
+    scale that is not comparable with the paper only that is said.
     """
     if summary is None:
         return "not run"
@@ -58,19 +69,37 @@ def judge(
         return "below"
     if abs(difference) <= tolerance:
         return "reproduced"
-    if summary.std is not None and abs(difference) <= NOISE * summary.std:
+    if spread is None:
+        return "no verdict"
+    if abs(difference) <= spread.interval(summary.n):
         return "within noise"
     return "below" if difference < 0 else "above"
 
 
-def explain(tolerance: float) -> tuple[str, str]:
-    """Return what stands below a table: how its numbers came about, and what verdicts mean."""
+REPRODUCED = (
+    "Reproduced: mean over the seeds that are done, ± their sample standard deviation (n - 1 in "
+    "its denominator)."
+)
+_INSIDE = f"{100 * COVERAGE:g}"
+_OUTSIDE = f"{100 * (1 - COVERAGE):.3g}"
+INTERVAL_TITLE = f"{_INSIDE} % interval"
+INTERVAL = (
+    f"{INTERVAL_TITLE}: half the width of the prediction interval around that mean, t * s * "
+    f"sqrt(1 + 1/n) for n seeds. Of trainings that differ from ours by chance alone {_INSIDE} in "
+    "100 lie in it, if results are normally distributed and spread alike in all experiments of a "
+    "recipe. s is the standard deviation over seeds, pooled over the experiments of the recipe "
+    "that have several that are done; t is the quantile of Student's distribution with the degrees "
+    "of freedom of s."
+)
+NOT_COMPARED = "Verdict: none, because results at this scale cannot be compared with the paper's."
+
+
+def explain_verdict(tolerance: str) -> str:
+    """Return what stands below a table about its verdicts."""
     return (
-        "Reproduced: mean over the seeds that are done, ± their sample standard deviation (n - 1 "
-        "in its denominator).",
         "Verdict, by the distance of that mean from the reported value. Reproduced: no more than "
-        f"{tolerance:g}. Within noise: more, but no more than {NOISE:g} standard deviations of our "
-        "seeds. Of trainings that differ by chance alone 95 in 100 lie that near to their mean, so "
-        "such a distance does not speak against the paper. A single seed has no standard "
-        "deviation, and is never within noise. Else: below or above.",
+        f"{tolerance}. Within noise: more, but inside the interval, so that it does not speak "
+        "against the paper. Below or above: outside of both; of numbers that differ by chance "
+        f"alone at most {_OUTSIDE} in 100 get this verdict, and of many numbers some will. No "
+        "verdict: more, and no interval to judge by."
     )

@@ -228,6 +228,33 @@ def header(project):
         return file.metadata()["smt"]
 
 
+def be_compared(project):
+    """Let verdicts be given at this scale, as at the paper's."""
+    edit_yaml(project.folder / "params/scales.yaml", lambda it: it[SCALE].update(notice=None))
+
+
+def test_a_card_judges_by_the_seeds_of_all_experiments_of_the_recipe(project):
+    be_compared(project)
+    release(project, SMALL)
+    tops = [json.loads((run_dir(project, T, seed) / "metrics.json").read_text())["metrics"]["top1"]
+            for seed in (0, 1)]  # fmt: skip
+    # Two seeds of SMT-T, one of SMT-S: s of 1 degree of freedom, whose t is 12.706.
+    interval = 12.706205 * abs(tops[0] - tops[1]) / 2**0.5 * 2**0.5
+    text = (folder(project) / f"smt_small.{SMALL}" / "README.md").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("| Top-1 (%) |"))
+    assert f"| ± {interval:.2f} |" in line
+    assert "95 % interval" in text and "95 in 100 lie in it" in text
+    assert "not comparable" not in text
+
+
+def test_what_a_verdict_rests_on_has_to_verify_as_well(project):
+    edit_json(run_dir(project, T, 1) / "metrics.json", lambda it: it["metrics"].update(top1=99.0))
+    assert release(project, SMALL).returncode == 0  # no verdict at this scale
+    be_compared(project)
+    done = release(project, SMALL, code=EXIT_UNVERIFIED)
+    assert f"{T}/seed1/metrics.json: metrics.top1: says 99.0" in done.stderr
+
+
 def test_a_licence_of_ones_own(project):
     release(project, T, "--licence", "cc-by-nc-4.0")
     card = ModelCard.load(folder(project) / NAME / "README.md")

@@ -303,9 +303,9 @@ def circles(drawing, kind):
 
 def test_dots_lie_in_the_band_where_they_are_reproduced():
     rows = [
-        Agreement("in", 80.0, 0.2, None, 0.2, "reproduced", "in"),
-        Agreement("out", 80.0, -0.3, 0.1, 0.2, "below", "out"),
-        Agreement("none", 80.0, None, None, 0.2, "pending", "none"),
+        Agreement("in", 80.0, 0.2, None, False, 0.2, "reproduced", "in"),
+        Agreement("out", 80.0, -0.3, 0.1, False, 0.2, "below", "out"),
+        Agreement("none", 80.0, None, None, False, 0.2, "pending", "none"),
     ]
     ((_, drawing),) = charts.agreement("title", rows).panels
     inside, outside = circles(drawing, "point")
@@ -314,6 +314,30 @@ def test_dots_lie_in_the_band_where_they_are_reproduced():
     right = left + float(band.get("width"))
     assert float(inside.get("cx")) == pytest.approx(right, abs=0.2)
     assert float(outside.get("cx")) < left
+
+
+def whiskers(drawing):
+    svg = ElementTree.fromstring(drawing)
+    return [each for each in svg.iter("path") if "whisker" in each.get("class").split()]
+
+
+def test_whiskers_are_prediction_intervals_dashed_where_they_are_of_others():
+    rows = [
+        Agreement("own", 80.0, 0.1, 0.3, False, 0.2, "reproduced", "own"),
+        Agreement("others", 80.0, 0.1, 0.3, True, 0.2, "reproduced", "others"),
+        Agreement("unknown", 80.0, 0.3, None, False, 0.2, "no verdict", "unknown"),
+        Agreement("long", 80.0, 0.1, 50.0, False, 0.2, "within-noise", "long"),
+    ]
+    ((_, drawing),) = charts.agreement("title", rows).panels
+    own, others, long = whiskers(drawing)
+    assert own.get("stroke-dasharray") is None and others.get("stroke-dasharray") == "4 3"
+    band = next(iter(ElementTree.fromstring(drawing).iter("rect")))
+    unit = float(band.get("width")) / 0.4  # the band is 0.2 to either side
+    ends = [float(number) for number in re.findall(r"[MH]([\d.-]+)", own.get("d"))]
+    assert ends[1] - ends[0] == pytest.approx(0.6 * unit, abs=0.2)
+    ends = [float(number) for number in re.findall(r"[MH]([\d.-]+)", long.get("d"))]
+    assert ends[1] - ends[0] < 6 * unit, "it ends at the edge"
+    assert "own, +0.10, 95 % interval ± 0.30" in drawing
 
 
 def test_a_seed_under_way_has_a_thin_line_of_its_own_and_no_part_in_the_mean(parts):

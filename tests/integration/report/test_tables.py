@@ -12,6 +12,7 @@ from smt.files import read_json, write_json
 from smt.report.build import build, grid, table_names
 from smt.report.collect import collect
 from smt.report.render import latex_text, markdown_text, page
+from smt.report.spread import pooled
 from smt.report.tables import signed, source_mark
 from smt.report.verdict import judge, summarise
 from smt.spec import Run
@@ -65,22 +66,38 @@ def paper(make_files):
         ([82.2], 82.2, "reproduced"),
         ([82.0], 82.2, "reproduced"),  # 82.2 - 82.0 is a little over 0.2 in binary
         ([82.4], 82.2, "reproduced"),
-        ([81.9], 82.2, "below"),
-        ([82.5], 82.2, "above"),
-        ([81.7, 82.1], 82.2, "within noise"),  # 0.3 below, std 0.28
-        ([81.8, 81.82], 82.2, "below"),
+        ([81.9], 82.2, "no verdict"),
+        ([82.5], 82.2, "no verdict"),
+        ([81.7, 82.1], 82.2, "within noise"),  # 0.3 below, interval 12.706 x 0.283 x 1.225 = 4.4
+        ([81.8, 81.82], 82.2, "below"),  # 0.39 below, interval 0.22
+        ([82.6, 82.62], 82.2, "above"),
+        (
+            [81.5, 81.7, 81.9],
+            82.2,
+            "within noise",
+        ),  # 0.5 below, interval 4.303 x 0.2 x 1.155 = 0.99
+        ([81.0, 81.2, 81.4], 82.2, "below"),  # 1.0 below
         ([82.2], None, "not reported"),
         ([], 82.2, "not run"),
         ([float("nan")], 82.2, "below"),
     ],
 )
 def test_verdicts(values, reported, verdict):
-    summary = summarise(values)
-    assert judge(summary, reported, tolerance=0.2, comparable=True) == verdict
+    summary, spread = summarise(values), pooled({"its own": values})
+    assert judge(summary, reported, spread, tolerance=0.2, comparable=True) == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(82.0, "reproduced"), (81.4, "within noise"), (80.9, "below")]
+)
+def test_a_single_seed_is_judged_by_the_seeds_of_others(value, verdict):
+    spread = pooled({"others": [84.0, 84.2, 84.4]})  # interval 4.303 x 0.2 x 1.414 = 1.22
+    assert judge(summarise([value]), 82.2, spread, tolerance=0.2, comparable=True) == verdict
 
 
 def test_at_a_scale_with_a_notice_nothing_is_compared():
-    assert judge(summarise([82.2]), 82.2, tolerance=0.2, comparable=False) == "not comparable"
+    summary = summarise([82.2])
+    assert judge(summary, 82.2, None, tolerance=0.2, comparable=False) == "not comparable"
 
 
 def test_mean_and_std_over_the_seeds_that_are_done(paper):
@@ -94,6 +111,74 @@ def test_mean_and_std_over_the_seeds_that_are_done(paper):
     text = (paper.layout.tables / "imagenet1k.md").read_text()
     assert "82.20 ± 0.20" in text
     assert "82.2 \\[a\\]" in text
+
+
+def cells(grid, label):
+    """Return the cells of a row by heading."""
+    row = next(row for row in grid.rows if row[0].text == label)
+    return {column.full_title: cell.text for column, cell in zip(grid.columns, row, strict=True)}
+
+
+def test_intervals_are_pooled_over_the_recipe_and_a_single_seed_is_marked(paper):
+    rows = made(paper, "imagenet1k")
+    # SMT-T: 82.0, 82.2, 82.4, so s = 0.2 of 2 degrees of freedom, whose t is 4.302653.
+    tiny, small, base = (rows[name] for name in ("SMT-T", "SMT-S", "SMT-B"))
+    for row in (tiny, small):
+        assert float(row["top1_pooled_std"]) == pytest.approx(0.2)
+        assert row["top1_pooled_df"] == "2"
+    assert float(tiny["top1_interval"]) == pytest.approx(4.302653 * 0.2 * (4 / 3) ** 0.5, rel=1e-6)
+    assert float(small["top1_interval"]) == pytest.approx(4.302653 * 0.2 * 2**0.5, rel=1e-6)
+    assert tiny["top1_interval_of"] == "its own seeds"
+    assert small["top1_interval_of"] == "1 other experiment"
+    assert (base["top1_interval"], base["top1_interval_of"]) == ("", "")
+    shown = grid(results(paper), paper.layout, "imagenet1k")
+    assert cells(shown, "SMT-T")["Top-1 (%) 95 % interval"] == "± 0.99"
+    assert cells(shown, "SMT-S")["Top-1 (%) 95 % interval"] == "± 1.22 *"
+    assert cells(shown, "SMT-B")["Top-1 (%) 95 % interval"] == ""
+    notes = "\n".join(shown.notes)
+    assert "imagenet1k, top-1: s = 0.200, degrees of freedom: 2, experiments: 1" in notes
+    assert "* A single seed, whose s comes from other experiments alone: SMT-S." in notes
+    assert "95 in 100 lie in it" in notes and "at most 5 in 100 get this verdict" in notes
+    assert "No interval" not in notes
+    text = (paper.layout.tables / "imagenet1k.md").read_text()
+    assert "| ± 1.22 \\* |" in text
+
+
+def test_seeds_of_a_recipe_are_pooled_whichever_table_they_stand_in(paper):
+    for seed, top1 in enumerate((80.0, 80.6)):
+        paper.finish(Run(experiment="ablation_heads_1", seed=seed), top1, epochs=1)
+    sync(paper.project, paper.layout)
+    tiny = made(paper, "imagenet1k")["SMT-T"]
+    assert tiny["top1_pooled_df"] == "3"
+    assert float(tiny["top1_pooled_std"]) == pytest.approx(((2 * 0.04 + 0.18) / 3) ** 0.5)
+    assert tiny["top1_interval_of"] == "this and 1 more"
+    assert made(paper, "ablation_heads")["1"]["top1_pooled_df"] == "3"
+
+
+def test_where_every_experiment_has_one_seed_no_verdict_is_possible_and_that_is_said(make_files):
+    files = make_files(scale="paper", seeds=(0,))
+    for name, top1 in ((T, 82.1), (S, 81.0)):
+        files.finish(Run(experiment=name, seed=0), top1, epochs=1)
+    sync(files.project, files.layout)
+    rows = made(files, "imagenet1k")
+    assert (rows["SMT-T"]["top1_verdict"], rows["SMT-S"]["top1_verdict"]) == (
+        "reproduced", "no verdict"
+    )  # fmt: skip
+    assert rows["SMT-S"]["top1_interval"] == rows["SMT-S"]["top1_pooled_df"] == ""
+    shown = grid(results(files), files.layout, "imagenet1k")
+    assert cells(shown, "SMT-S")["Top-1 (%) 95 % interval"] == "unknown"
+    (note,) = (note for note in shown.notes if note.startswith("No interval: SMT-T; SMT-S."))
+    assert "No experiment of the recipe (imagenet1k) has two seeds that are done" in note
+    assert "no verdict is possible" in note and "`seeds` in params/experiments.yaml" in note
+
+
+def test_at_a_scale_that_is_not_compared_there_are_neither_verdicts_nor_intervals(files):
+    files.finish(TINY, 96.0)
+    sync(files.project, files.layout)
+    shown = grid(results(files), files.layout, "imagenet1k")
+    assert not any("interval" in column.title for column in shown.columns)
+    assert "Verdict: none, because results at this scale cannot be compared" in shown.notes[2]
+    assert not any("in 100" in note for note in shown.notes)
 
 
 def test_each_cell_leads_to_its_run(paper):
@@ -112,7 +197,7 @@ def test_a_table_in_parts_says_what_stands_how(paper):
     small, base = rows["SMT-S"], rows["SMT-B"]
     assert (small["n"], small["states"]) == ("1", "done; failed; running")
     assert float(small["top1_mean"]) == 83.0
-    assert small["top1_verdict"] == "below"
+    assert small["top1_verdict"] == "within noise"  # by the seeds of SMT-T
     assert small["reasons"].startswith("the loss is not finite at step 7")
     assert "1 of 300 epochs" in small["reasons"]
     assert (base["n"], base["top1_mean"], base["top1_verdict"]) == ("0", "", "not run")
