@@ -52,6 +52,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9234
         (gzip.compress(b"weights"), "a gzip archive: unpack it first"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
     ],
+    ids=["LFS", "page", "page with a mark", "not found", "log", "empty", "gzip", "HDF5"],
 )
 def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, target, name, content, words):
     source = tmp_path / name
