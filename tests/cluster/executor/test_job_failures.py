@@ -88,6 +88,16 @@ def test_a_command_that_fails_shows_its_code_and_its_last_words(failing):
 
 
 @FAILING
+@pytest.mark.parametrize(("name", "code"), [("code", 4), ("own_log", 1)])
+def test_for_slurm_it_has_failed_with_that_code(failing, name, code):
+    """So that accounting, mails and jobs with --dependency=afterok know."""
+    toy, said = failing
+    job = re.match(r"job (\d+)", said[name])[1]
+    shown = toy.cluster.run("scontrol", "show", "job", job).stdout
+    assert "JobState=FAILED" in shown and f" ExitCode={code}:0" in shown
+
+
+@FAILING
 def test_the_end_of_the_rules_own_log_is_shown(failing):
     line = failing[1]["own_log"]
     assert "logs/own_log.log: " in line

@@ -3,6 +3,7 @@
 It imports little, since every job waits for it, and nothing of Snakemake, since it outlives it.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -207,7 +208,27 @@ class _Supervisor:
         if message:
             _say(message)
         requeues = max(len(self._attempts.read()) - 1, 0)
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            atexit.register(_end_with, self._exit_code(code))
         return {"exit_code": code or 1, "message": message, "requeues": requeues}
+
+    def _exit_code(self, code: int) -> int:
+        """Return the exit code of the rule's command; Snakemake's own is always 1."""
+        # Few jobs fail, and all would wait for it.
+        from snakemake_executor_plugin_submitit import diagnosis
+
+        said = diagnosis.exit_code(self._step.folder.parent / f"{self._job_id}_0_log.out")
+        return int(said) if said else code if code > 0 else 128 - code if code else 1
+
+
+def _end_with(code: int) -> None:
+    """End this process, whose result submitit has written by now, as one that failed.
+
+    By it SLURM knows what has failed: in its accounting, in mails, for jobs that wait for others.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _requeue(job_id: str) -> None:
