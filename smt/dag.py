@@ -32,6 +32,10 @@ TRAINING_RULES = ("pretrain", "finetune", "ablation", "detect", "segment")
 """Rules that train: their jobs are the runs, and their first output is the run's final numbers."""
 
 
+MAKE_EVERY_TABLE = frozenset(("all", "tables", "report"))
+"""Targets that every table is part of."""
+
+
 def scales() -> tuple[str, ...]:
     """Return the names of all scales in `params/`."""
     return tuple(YamlFile(default_params() / "scales.yaml").data)
@@ -242,12 +246,34 @@ class Plan:
         """Experiments that stand in some table."""
         return tuple({name: None for each in self.tables for name in self.table_experiments(each)})
 
-    def table_inputs(self, table: str) -> list[str]:
-        """Return what `table` is made from: measured sizes, or results that MLflow has as well."""
+    def table_inputs(self, table: str, *, among_all: bool = False) -> list[str]:
+        """Return what `table` is made from: measured sizes, or results that MLflow has as well.
+
+        `among_all` tables, it also waits for all seeds that its intervals rest on, those of
+        experiments in other tables too. Asked for alone, it is made of what is done by then.
+        """
         if table in FIXED:
             return list(dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))))
         sizes = [str(self.layout.sizes)] if self.project.tables[table].sizes else []
-        return [*self.results(self.table_experiments(table)), self.synced(table), *sizes]
+        others = [self.synced(each) for each in self._pooled_with(table)] if among_all else []
+        return [*self.results(self.table_experiments(table)), self.synced(table), *others, *sizes]
+
+    def _pooled_with(self, table: str) -> tuple[str, ...]:
+        """Return the other tables with seeds that intervals of `table` are pooled over."""
+        if self.project.scale.notice is not None:
+            return ()  # no verdicts, and no intervals
+        experiments = self.project.experiments
+        recipes = {experiments[name].recipe for name in self.table_experiments(table)}
+        pooled = {
+            name
+            for name in self.tabulated
+            if experiments[name].recipe in recipes and len(self.runs([name])) > 1
+        }
+        return tuple(
+            each
+            for each in self.tables
+            if each != table and pooled.intersection(self.table_experiments(each))
+        )
 
     def index_inputs(self) -> list[str]:
         """Return what the page that leads to the tables comes after."""

@@ -103,7 +103,7 @@ class ResultTable:
         runs = self.results.of(experiment)
         summary = summarise([run.metrics[metric] for run in runs if metric in run.metrics])
         reported = self.reported(experiment, metric)
-        spread = self.results.spread(experiment, metric)
+        spread = self.results.spread(experiment, metric) if self.comparable else None
         verdict = judge(
             summary,
             reported.value if reported else None,

@@ -329,6 +329,22 @@ MUTATIONS = (
         REPORT,
     ),
     Mutation(
+        "an interval leaves out that what is reported has chance of its own", "report",
+        "smt/report/spread.py",
+        "math.sqrt(1 + 1 / n)", "math.sqrt(1 / n)",
+        ("unit/report/test_spread.py", *REPORT),
+    ),
+    Mutation(
+        "seeds of other recipes are pooled", "report", "smt/report/spread.py",
+        "key = (project.experiments[name].recipe, metric)", 'key = ("imagenet1k", metric)',
+        ("unit/report/test_spread.py", *REPORT),
+    ),
+    Mutation(
+        "a derived number stands in every table", "report", "smt/spec.py",
+        "found.derived_for and table not in found.derived_for", "False",
+        ("unit/test_params.py", *REPORT),
+    ),
+    Mutation(
         "seeds that are not done are counted", "report", "smt/report/tables.py",
         'return sum(run.state == "done" for run in self.results.of(experiment))',
         "return len(self.results.of(experiment))",

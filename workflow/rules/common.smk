@@ -53,6 +53,15 @@ def run_of(wildcards):
     return Run(experiment=wildcards.experiment, seed=int(wildcards.seed))
 
 
+def are_all_tables_asked_for():
+    # Known once the targets are, which is after these files are read. A job that another Snakemake
+    # has started makes its own part alone.
+    settings = workflow.dag_settings
+    if settings.target_jobs:
+        return False
+    return not settings.targets or not dag.MAKE_EVERY_TABLE.isdisjoint(settings.targets)
+
+
 def require_data(jobs):
     missing = dag.missing_data(jobs, plan)
     if missing:

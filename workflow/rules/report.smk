@@ -1,4 +1,5 @@
-# Sizes, export to MLflow, tables, figures and the report. Each table needs only its own experiments.
+# Sizes, export to MLflow, tables, figures and the report. Each table needs only its own experiments;
+# where all are made, it also waits for the other seeds that its intervals rest on.
 
 
 rule profile:
@@ -43,7 +44,9 @@ rule export:
 
 rule table:
     input:
-        lambda w: plan(w.scale).table_inputs(w.table),
+        lambda w: plan(w.scale).table_inputs(
+            w.table, among_all=are_all_tables_asked_for()
+        ),
     output:
         report(
             f"{PATHS['tables']}/{{table}}.html",

@@ -5,8 +5,11 @@ import shutil
 import sys
 
 import pytest
+import yaml
 
+from smt import dag
 from smt.params import load_project
+from tests.helpers import ROOT
 from tests.helpers.project_copy import ProjectCopy
 
 pytestmark = pytest.mark.xdist_group("dag")  # what they share is made once
@@ -129,12 +132,57 @@ def test_chosen_seeds_leave_the_others_out(bare):
     assert len(plan.trainings) == 16 * 2 + 3 + 11
 
 
+def test_among_all_tables_one_waits_for_the_seeds_that_its_intervals_rest_on(monkeypatch):
+    monkeypatch.setenv("SMT_PARAMS", str(ROOT / "params"))
+    paper = dag.load("paper")
+    own = {
+        f"results/paper/runs/imagenet1k_smt_{variant}/seed{seed}/{name}.json"
+        for variant in ("tiny", "small", "base") for seed in (0, 1, 2)
+        for name in ("metrics", "evaluation")
+    } | {"results/paper/sync/imagenet1k.done"}  # fmt: skip
+    others = {
+        f"results/paper/sync/ablation_{name}.done"
+        for name in ("components", "heads", "stacking", "aggregation")
+    }
+    assert set(paper.table_inputs("imagenet1k")) == own
+    assert set(paper.table_inputs("imagenet1k", among_all=True)) == own | others
+    # One seed each, no verdicts, or one seed chosen: nothing is pooled.
+    for plan, table in ((paper, "coco_detectors"), (dag.load("demo"), "imagenet1k"),
+                        (dag.load("paper", [0]), "imagenet1k")):  # fmt: skip
+        assert plan.table_inputs(table, among_all=True) == plan.table_inputs(table)
+
+
 # --- what is made again ------------------------------------------------------------------------
 
 
 def test_nothing_is_to_be_done_when_all_is_there(done):
     assert done.plan("all").pending == {}
     assert "Nothing to be done" in done.snakemake("all").stderr
+
+
+def test_tables_with_intervals_are_settled_after_all_and_made_again_when_more_seeds_are(
+    tmp_path, demo_data
+):
+    project = ProjectCopy(tmp_path / "project")
+    path = project.folder / "params/scales.yaml"
+    scales = yaml.safe_load(path.read_text())
+    scales["demo"].update(notice=None, seeds=[0, 1])
+    scales["demo"]["experiments"] = {"*": {"seeds": [0, 1]}}
+    path.write_text(yaml.safe_dump(scales, sort_keys=False))
+    (project.folder / "data").symlink_to(demo_data / "data")
+    shutil.copytree(demo_data / "results", project.folder / "results")
+    project.pretend_done()
+    assert project.plan("all").pending == {}
+    run = "results/demo/runs/ablation_heads_1/seed1"
+    for name in ("metrics", "evaluation"):
+        (project.folder / run / f"{name}.json").unlink()
+    for target in ("all", "tables", "report"):
+        plan = project.plan(target)
+        assert set(plan.trainings) == {("ablation_heads_1", 1)}
+        assert {"imagenet1k", "ablation_stacking"} <= plan.tables  # of one recipe
+        assert not {"coco_detectors", "imagenet22k"} & plan.tables
+    alone = project.plan("results/demo/tables/imagenet1k.html")
+    assert alone.trainings == {} and alone.tables == {"imagenet1k"}
 
 
 def test_titles_and_comments_train_nothing(done):

@@ -181,6 +181,18 @@ def test_at_a_scale_that_is_not_compared_there_are_neither_verdicts_nor_interval
     assert not any("in 100" in note for note in shown.notes)
 
 
+def test_nor_in_a_csv_though_there_are_several_seeds(make_files):
+    """A table of such a scale rests on its own rows alone, whatever else is done."""
+    files = make_files(seeds=(0, 1))
+    for seed in (0, 1):
+        files.finish(Run(experiment=T, seed=seed), 96.0 + seed)
+    sync(files.project, files.layout)
+    row = made(files, "imagenet1k")["SMT-T"]
+    assert float(row["top1_std"]) == pytest.approx(0.5**0.5)
+    keys = ("top1_interval", "top1_interval_of", "top1_pooled_std", "top1_pooled_df")
+    assert [row[key] for key in keys] == ["", "", "", ""]
+
+
 def test_each_cell_leads_to_its_run(paper):
     row = made(paper, "imagenet1k")["SMT-T"]
     runs = [Run(experiment=T, seed=seed) for seed in range(3)]
