@@ -391,7 +391,8 @@ class Finding(Strict):
     release: str
     ours: str
     """May name a measured size as {model.metric}, filled in from `smt profile`."""
-    kind: Literal["size", "recipe", "code", "missing"]
+    kind: Literal["size", "recipe", "code", "missing", "protocol"]
+    """protocol: how numbers are taken that are the same in name."""
 
 
 def _metric(name: str) -> str:

@@ -13,11 +13,12 @@ from smt.data import manifest
 from smt.errors import DataError, UserError
 from smt.files import read_json
 from smt.layout import Layout
-from smt.metrics import METRICS
+from smt.metrics import HEADLINES, METRICS
 from smt.report.spread import Spread, by_recipe
 from smt.report.trajectory import OffTrack, off_track
 from smt.spec import Project, Run
 from smt.tracking import server as mlflow
+from smt.tracking.journal import Evaluation, best_evaluation
 from smt.tracking.provenance import PROVENANCE, failure
 from smt.tracking.server import RemoteRun, Server
 
@@ -47,6 +48,8 @@ class RunResult:
     """Where a browser shows it."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Final numbers, by the names of metrics.json; empty unless done."""
+    best: Evaluation | None = None
+    """Its best evaluation by the headline metric, if it is done and its journal is here."""
     warning: OffTrack | None = None
     """Where it is running and not where it should be by now."""
 
@@ -161,11 +164,13 @@ class _Collector:
         final = read_json(self.layout.metrics(run))
         state, reason = self._state(run, current, final, remote)
         metrics: dict[str, float] = {}
+        best: Evaluation | None = None
         if state == "done" and remote is not None:
             metrics = _section(remote, "final")
+            best = self._best(run, current)
             if final is not None and self.checked:
                 self._check(run, final, remote, url)
-        self.runs[run] = RunResult(run, state, reason, current, remote, url, metrics)
+        self.runs[run] = RunResult(run, state, reason, current, remote, url, metrics, best)
 
     def _digests_of(self, run: Run) -> dict[str, str]:
         needed = fingerprint.inputs(self.project, run)
@@ -212,6 +217,13 @@ class _Collector:
             return "not begun"
         state = self.runs[parent].state
         return f"waits for {parent}, which {'failed' if state == 'failed' else f'is {state}'}"
+
+    def _best(self, run: Run, current: str) -> Evaluation | None:
+        headline = HEADLINES[self.project.experiments[run.experiment].task]
+        try:
+            return best_evaluation(self.layout.work_dir(run, current), headline)
+        except (ValueError, KeyError, TypeError):
+            return None  # a damaged journal is for smt verify to name
 
     def _check(self, run: Run, final: dict[str, Any], remote: RemoteRun, url: str | None) -> None:
         """Compare MLflow's numbers with those of `metrics.json`, and with one another."""

@@ -1,10 +1,15 @@
 """One metric of one row: what was reported, what came out, and how far chance goes."""
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from smt.metrics import HEADLINES
+from smt.report.collect import RunResult
 from smt.report.spread import Spread
 from smt.report.verdict import Summary, Verdict, delta
 from smt.spec import ReportedValue
+from smt.tracking.journal import Evaluation
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,15 @@ class MetricResult:
     summary: Summary | None
     spread: Spread | None
     verdict: Verdict
+    best: tuple[Evaluation, ...] = ()
+    """The best evaluation of each seed that is done; empty where they are not all known."""
+
+    @property
+    def best_mean(self) -> float | None:
+        """Mean over seeds of the metric at the best epoch of each, if that is known."""
+        if not self.best:
+            return None
+        return statistics.fmean(each.metrics[self.metric] for each in self.best)
 
     @property
     def interval(self) -> float | None:
@@ -45,3 +59,19 @@ class MetricResult:
         if self.reported is None or self.summary is None:
             return None
         return delta(self.summary.mean, self.reported.value)
+
+
+def has_best(metric: str) -> bool:
+    """Return whether the best epoch of a run is chosen by this metric."""
+    return metric in HEADLINES.values()
+
+
+def best_of(runs: Sequence[RunResult], metric: str) -> tuple[Evaluation, ...]:
+    """Return the best evaluation of each run that has the metric, or none of any.
+
+    A mean of some seeds does not belong beside one of all, and of a run that was evaluated once the
+    best is the last.
+    """
+    done = [run.best for run in runs if metric in run.metrics]
+    best = [each for each in done if each is not None and each.evaluations > 1]
+    return tuple(best) if len(best) == len(done) else ()

@@ -7,8 +7,16 @@ from smt.metrics import METRICS
 from smt.report.collect import Results, RunResult
 from smt.report.grid import Cell, Column, Grid, Span
 from smt.report.noise import noise
-from smt.report.result import MetricResult
-from smt.report.verdict import INTERVAL_TITLE, NOT_COMPARED, REPRODUCED, delta, judge, summarise
+from smt.report.result import MetricResult, best_of, has_best
+from smt.report.verdict import (
+    INTERVAL_TITLE,
+    NOT_COMPARED,
+    REPRODUCED,
+    best_epoch,
+    delta,
+    judge,
+    summarise,
+)
 from smt.spec import ReportedValue, Row, Table
 
 if TYPE_CHECKING:
@@ -111,7 +119,8 @@ class ResultTable:
             tolerance=self.table.tolerance,
             comparable=self.comparable,
         )
-        return MetricResult(experiment, metric, reported, summary, spread, verdict)
+        best = best_of(runs, metric) if has_best(metric) else ()
+        return MetricResult(experiment, metric, reported, summary, spread, verdict, best)
 
     def _gains(self, row: Row, metric: str) -> tuple[float | None, float | None]:
         """Return the reported and the reproduced gain over the table's baseline."""
@@ -143,7 +152,9 @@ class ResultTable:
 
     def _metric_columns(self, metric: str) -> list[Column]:
         heading = METRICS[metric].heading
-        titles = ["reported", "reproduced", "delta"]
+        titles = ["reported", "reproduced"]
+        titles += ["best epoch"] if has_best(metric) else []
+        titles.append("delta")
         if self.comparable:
             titles.append(INTERVAL_TITLE)
         columns = [Column(title, heading, numeric=True) for title in titles]
@@ -171,6 +182,7 @@ class ResultTable:
         cells = [
             self._published(result.reported),
             self._reproduced_cell(result, runs),
+            *([_best_cell(result)] if has_best(metric) else []),
             Cell.of(signed(result.delta, decimals)),
             *([_interval_cell(result)] if self.comparable else []),
             Cell.of(result.verdict, kind=result.verdict.replace(" ", "-")),
@@ -233,6 +245,7 @@ class ResultTable:
             for row in table.rows
             for metric in table.metrics
         ]
+        notes += [best_epoch(metric) for metric in table.metrics if has_best(metric)]
         notes += noise(self.project, table, results) if self.comparable else [NOT_COMPARED]
         if self.sizes is not None:
             notes.append(COUNTED)
@@ -295,6 +308,7 @@ class ResultTable:
             f"{metric}_source": reported.source if reported else "",
             f"{metric}_mean": exact(summary.mean if summary else None),
             f"{metric}_std": exact(summary.std if summary else None),
+            **_best_record(result),
             f"{metric}_delta": exact(result.delta),
             f"{metric}_interval": exact(result.interval),
             f"{metric}_interval_of": result.basis,
@@ -307,6 +321,21 @@ class ResultTable:
             record[f"{metric}_gain_reported"] = exact(gain_reported)
             record[f"{metric}_gain"] = exact(gain)
         return record
+
+
+def _best_cell(result: MetricResult) -> Cell:
+    if result.best_mean is None:
+        return Cell.of("")
+    return Cell.of(f"{result.best_mean:.{METRICS[result.metric].decimals}f}")
+
+
+def _best_record(result: MetricResult) -> dict[str, str]:
+    if not has_best(result.metric):
+        return {}
+    return {
+        f"{result.metric}_best": exact(result.best_mean),
+        f"{result.metric}_best_epochs": joined(each.epoch for each in result.best),
+    }
 
 
 def _interval_cell(result: MetricResult) -> Cell:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from smt.metrics import METRICS
 from smt.report.spread import COVERAGE, Spread
 
 Verdict = Literal[
@@ -77,8 +78,8 @@ def judge(
 
 
 REPRODUCED = (
-    "Reproduced: mean over the seeds that are done, ± their sample standard deviation (n - 1 in "
-    "its denominator)."
+    "Reproduced: mean over the seeds that are done, at the last epoch, ± their sample standard "
+    "deviation (n - 1 in its denominator)."
 )
 _INSIDE = f"{100 * COVERAGE:g}"
 _OUTSIDE = f"{100 * (1 - COVERAGE):.3g}"
@@ -91,6 +92,18 @@ INTERVAL = (
     "that have several that are done; t is the quantile of Student's distribution with the degrees "
     "of freedom of s."
 )
+
+
+def best_epoch(metric: str) -> str:
+    """Return what stands below a table about the best epoch by a metric."""
+    return (
+        f"Best epoch: mean over the same seeds of the highest {METRICS[metric].name} that any "
+        "evaluation gave, where a run was evaluated more than once and its journal is here. The "
+        "release's training of classifiers prints that. The highest of many evaluations on the "
+        "validation images is above the last by chance too, so delta and verdict are of the last."
+    )
+
+
 NOT_COMPARED = "Verdict: none, because results at this scale cannot be compared with the paper's."
 
 

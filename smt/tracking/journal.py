@@ -7,6 +7,7 @@ stands beside it in `times.jsonl`, where the first entry for a line is the one t
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -99,6 +100,48 @@ def read(folder: Path, created: float) -> list[Record]:
         metrics = {**line["metrics"], **entry.get("metrics", {})}
         records.append(Record(line["step"], line["epoch"], metrics, latest))
     return records
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The best evaluation of a run."""
+
+    metrics: Mapping[str, float]
+    """By the names of metrics.json."""
+    epoch: int
+    line: int
+    """Where it stands in the journal, from 1."""
+    evaluations: int
+    """Of how many it is the best."""
+
+
+def best_evaluation(folder: Path, metric: str) -> Evaluation | None:
+    """Return the evaluation with the highest value of `metric` in the journal of a work folder.
+
+    Of equal ones that is the first. None where there is no journal, or no finite value in it.
+
+    Raises:
+        ValueError: such a line of the journal is damaged.
+    """
+    key = f"eval/{metric}"
+    try:
+        content = (folder / JOURNAL).read_bytes()
+    except FileNotFoundError:
+        return None
+    mark = f'"{key}"'.encode()
+    # Most lines are of training: they need not be understood.
+    lines = [(n, text) for n, text in enumerate(content.splitlines(), 1) if mark in text]
+    found = [(number, json.loads(text)) for number, text in lines]
+    finite = [each for each in found if math.isfinite(each[1]["metrics"][key])]
+    if not finite:
+        return None
+    number, best = max(finite, key=lambda each: each[1]["metrics"][key])
+    metrics = {
+        name.removeprefix("eval/"): value
+        for name, value in best["metrics"].items()
+        if name.startswith("eval/")
+    }
+    return Evaluation(metrics, best["epoch"], number, len(found))
 
 
 def extent(path: Path) -> dict[str, Any]:

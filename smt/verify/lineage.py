@@ -11,12 +11,12 @@ from smt.data import manifest
 from smt.errors import DataError, UserError, suggest
 from smt.files import read_json
 from smt.layout import Layout
-from smt.metrics import METRICS
+from smt.metrics import HEADLINES, METRICS
 from smt.report import build
 from smt.report.verdict import summarise
 from smt.spec import Project, Row, Run
 from smt.tracking import provenance
-from smt.tracking.journal import JOURNAL
+from smt.tracking.journal import JOURNAL, best_evaluation
 from smt.tracking.provenance import PROVENANCE
 from smt.verify import schedule
 from smt.verify.derive import derive
@@ -159,6 +159,7 @@ class Lineage:
             yield Node(f"numbers: {derived.source}: {'equal' if equal else 'NOT EQUAL'}")
         except (OSError, ValueError) as error:
             yield Node(f"numbers: {work_dir / JOURNAL} gives none ({error})")
+        yield from self._best(run, work_dir)
         weights = self.layout.weights(run)
         size = f"{weights.stat().st_size / 2**20:.1f} MB" if weights.exists() else "not there"
         yield Node(f"weights: {weights}, SHA-256 {final['weights_sha256'][:16]}..., {size}")
@@ -169,6 +170,20 @@ class Lineage:
             if again
             else "evaluated on their own: not yet"
         )
+
+    def _best(self, run: Run, work_dir: Path) -> Iterator[Node]:
+        """Yield the best epoch of a run that was evaluated more than once."""
+        headline = HEADLINES[self.project.experiments[run.experiment].task]
+        try:
+            best = best_evaluation(work_dir, headline)
+        except (ValueError, KeyError, TypeError):
+            return  # what is wrong with the journal has been said
+        if best is not None and best.evaluations > 1:
+            yield Node(
+                f"best epoch: {METRICS[headline].said(best.metrics[headline])} at epoch "
+                f"{best.epoch}, of {best.evaluations} evaluations: {work_dir / JOURNAL}, line "
+                f"{best.line}"
+            )
 
     def _data(self, known: Mapping[str, Any]) -> Node:
         node = Node("data")

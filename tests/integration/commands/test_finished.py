@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from smt.metrics import HEADLINES
+from smt.tracking.journal import best_evaluation
+from smt.verify import tensors
 from tests.helpers.finished_project import (
     CLASSIFIERS,
     DOWNSTREAM,
@@ -55,6 +58,17 @@ def test_status_says_of_each_that_it_is_done_with_its_result(finished):
         assert (run["step"], run["epochs"]) == (final["steps"], final["epochs"])
     text = said(finished, "status")
     assert f"{len(RUNS)} runs: {len(RUNS)} done, 0 to go" in text
+
+
+@pytest.mark.parametrize(("experiment", "seed"), sorted(RUNS))
+def test_the_best_evaluation_is_that_of_the_trainings_own_state(finished, experiment, seed):
+    (folder,) = run_dir(finished, experiment, seed).glob("work-*")
+    newest = max((folder / "checkpoints").glob("step-*.safetensors"))
+    facts, known = tensors.read(newest).facts, load(finished)
+    headline = HEADLINES[known.experiments[experiment].task]
+    best = best_evaluation(folder, headline)
+    steps = best.epoch * known.steps_per_epoch(experiment)
+    assert (best.metrics[headline], steps) == (facts["best"], facts["best_step"])
 
 
 def test_plan_has_nothing_to_do(finished):

@@ -21,6 +21,7 @@ from smt.tracking.server import Server
 from smt.verify.lineage import Lineage, find_row
 from tests.helpers.debian import require
 from tests.helpers.run_files import CHILD, PARENT, B, S, T, remote
+from tests.integration.report.test_trajectory import finish
 
 TINY = Run(experiment=T, seed=0)
 LEARNING_RATE = ("demo", "recipes", "imagenet1k", "optimizer", "lr")
@@ -177,7 +178,8 @@ def test_at_a_scale_that_is_not_compared_there_are_neither_verdicts_nor_interval
     sync(files.project, files.layout)
     shown = grid(results(files), files.layout, "imagenet1k")
     assert not any("interval" in column.title for column in shown.columns)
-    assert "Verdict: none, because results at this scale cannot be compared" in shown.notes[2]
+    none = "Verdict: none, because results at this scale cannot be compared"
+    assert sum(note.startswith(none) for note in shown.notes) == 1
     assert not any("in 100" in note for note in shown.notes)
 
 
@@ -311,6 +313,64 @@ def test_why_says_of_a_derived_number_what_the_table_says(make_files):
     text = {table: "\n".join(node.lines()) for table, node in told.items()}
     assert "Top-1 (%): not run; derived 81.6 (published summary" in text["ablation_components"]
     assert "Top-1 (%): not run; not reported" in text["ablation_stacking"]
+
+
+BEST = "Top-1 (%) best epoch"
+
+
+@pytest.fixture
+def evaluated(make_files):
+    """Paper scale with two seeds of SMT-T, whose last epoch is not their best."""
+    files = make_files(scale="paper", seeds=(0, 1))
+    for seed, top1 in enumerate(({29: 82.3, 30: 82.9, 300: 82.0}, {29: 82.5, 30: 82.0, 300: 82.2})):
+        finish(files, Run(experiment=T, seed=seed), top1)
+    sync(files.project, files.layout)
+    return files
+
+
+def test_the_best_epoch_stands_beside_the_last_which_is_judged(evaluated):
+    row = made(evaluated, "imagenet1k")["SMT-T"]
+    assert float(row["top1_mean"]) == pytest.approx(82.1)
+    assert float(row["top1_best"]) == pytest.approx((82.9 + 82.5) / 2)
+    assert row["top1_best_epochs"] == "30; 29"
+    assert float(row["top1_delta"]) == pytest.approx(-0.1)
+    shown = grid(results(evaluated), evaluated.layout, "imagenet1k")
+    assert cells(shown, "SMT-T")[BEST] == "82.70"
+    assert not any("Top-5" in column.group and "best" in column.title for column in shown.columns)
+    (note,) = (note for note in shown.notes if note.startswith("Best epoch: "))
+    assert "the highest top-1 that any evaluation gave" in note
+    assert "delta and verdict are of the last" in note
+
+
+def test_without_the_journals_of_all_seeds_there_is_no_best_epoch(evaluated):
+    """A run that was trained elsewhere has its numbers in MLflow, and no journal here."""
+    shutil.rmtree(evaluated.layout.run_dir(Run(experiment=T, seed=1)))
+    row = made(evaluated, "imagenet1k")["SMT-T"]
+    assert (row["n"], row["top1_best"], row["top1_best_epochs"]) == ("2", "", "")
+    assert cells(grid(results(evaluated), evaluated.layout, "imagenet1k"), "SMT-T")[BEST] == ""
+
+
+def test_of_a_run_that_was_evaluated_once_the_best_epoch_is_not_told(make_files):
+    files = make_files(scale="paper", seeds=(0,))
+    finish(files, TINY, {300: 82.0})
+    sync(files.project, files.layout)
+    assert made(files, "imagenet1k")["SMT-T"]["top1_best"] == ""
+
+
+def test_a_damaged_journal_costs_the_best_epoch_alone(evaluated):
+    path = evaluated.work_dir(TINY) / "journal.jsonl"
+    path.write_text(path.read_text().replace('"epoch":30,', '"epoch":30,,'))
+    row = made(evaluated, "imagenet1k")["SMT-T"]
+    assert float(row["top1_mean"]) == pytest.approx(82.1) and row["top1_best"] == ""
+
+
+def test_the_best_epoch_of_detectors_and_segmenters_is_by_their_own_metric(files):
+    titles = {
+        table: [column.full_title for column in grid(results(files), files.layout, table).columns]
+        for table in ("coco_mask_rcnn", "ade20k")
+    }
+    best = {table: [each for each in every if "best" in each] for table, every in titles.items()}
+    assert best == {"coco_mask_rcnn": ["Box AP (%) best epoch"], "ade20k": ["mIoU (%) best epoch"]}
 
 
 # --- the cross-check ---------------------------------------------------------------------------
@@ -497,6 +557,13 @@ def test_findings_are_filled_in_from_the_papers_models_at_any_scale(files):
     assert ours["SMT-S parameters"].startswith("22.551 M; depths 3 4 18 1")
     assert "2.380 G in convolutions" in ours["attention products in MACs"]
     assert not any("{" in text or "pending" in text for text in ours.values())
+
+
+def test_differences_of_protocol_are_findings(files):
+    drift = grid(results(files), files.layout, "drift")
+    protocol = {row[0].text: row[3].text for row in drift.rows if row[1].text == "protocol"}
+    assert "the highest top-1 of all epochs so far" in protocol["epoch that a result is of"]
+    assert protocol["loading of pretrained weights"].startswith("never strict")
 
 
 def test_findings_wait_for_sizes(files):

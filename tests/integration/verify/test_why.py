@@ -52,6 +52,18 @@ def test_a_row_leads_to_each_of_its_runs(finished):
     assert said.count("starts from: no other run") == 2
 
 
+def test_it_names_the_best_epoch_of_each_run_that_was_evaluated_more_than_once(finished):
+    said = why(finished, "imagenet1k", "SMT-T")
+    for seed in (0, 1):
+        folder = work_dir(finished, T, seed)
+        lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+        tops = {each["epoch"]: each["metrics"].get("eval/top1") for each in lines}
+        best = max((value, -epoch) for epoch, value in tops.items() if value is not None)
+        assert f"best epoch: top-1 {best[0]:.2f} at epoch {-best[1]}, of 2 evaluations: " in said
+    detector = why(finished, "coco_detectors", DETECTORS[1])  # evaluated once
+    assert "best epoch" not in detector[: detector.index("starts from")]
+
+
 def test_it_walks_down_to_the_pretraining(finished):
     said = why(finished, "imagenet22k", "SMT-L at 384")
     parent = record(run_dir(finished, PARENT) / "metrics.json")

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from smt.tracking.journal import JOURNAL, TIMES, Journal, Position, read
+from smt.tracking.journal import (
+    JOURNAL,
+    TIMES,
+    Evaluation,
+    Journal,
+    Position,
+    best_evaluation,
+    read,
+)
 
 
 def append(journal, *steps):
@@ -91,3 +99,44 @@ def test_a_torn_line_of_times_is_dropped_on_opening(tmp_path):
 def test_a_journal_shorter_than_its_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="shorter than its checkpoint"):
         Journal(tmp_path, Position(bytes=10, lines=1))
+
+
+# --- the best evaluation ------------------------------------------------------------------------
+
+
+def write_lines(folder, *lines):
+    text = [json.dumps({"step": 5 * n, "epoch": n, "metrics": each}) for n, each in lines]
+    (folder / JOURNAL).write_text("".join(f"{line}\n" for line in text))
+
+
+def test_the_best_evaluation_is_the_first_of_the_highest_with_all_that_it_measured(tmp_path):
+    write_lines(
+        tmp_path,
+        (1, {"train/loss": 2.0, "eval/top1": 81.0, "eval/top5": 95.0}),
+        (1, {"train/loss": 1.5}),
+        (2, {"eval/top1": 82.5, "eval/top5": 95.5, "train/loss": 1.0}),
+        (3, {"eval/top1": 82.5, "eval/top5": 96.0}),
+        (4, {"eval/top1": 82.0, "eval/top5": 96.5}),
+    )
+    best = best_evaluation(tmp_path, "top1")
+    assert best == Evaluation({"top1": 82.5, "top5": 95.5}, 2, 3, 4)
+    assert best_evaluation(tmp_path, "top5").epoch == 4
+
+
+def test_what_is_not_finite_is_not_the_best(tmp_path):
+    write_lines(tmp_path, (1, {"eval/top1": float("nan")}), (2, {"eval/top1": 50.0}))
+    assert best_evaluation(tmp_path, "top1").epoch == 2
+    write_lines(tmp_path, (1, {"eval/top1": float("nan")}))
+    assert best_evaluation(tmp_path, "top1") is None
+
+
+def test_without_a_journal_or_an_evaluation_there_is_no_best(tmp_path):
+    assert best_evaluation(tmp_path, "top1") is None
+    write_lines(tmp_path, (1, {"train/loss": 1.0, "eval/top1_of_another_kind": 90.0}))
+    assert best_evaluation(tmp_path, "top1") is None
+
+
+def test_a_damaged_evaluation_is_an_error(tmp_path):
+    (tmp_path / JOURNAL).write_text('{"step":5,"epoch":1,"metrics":{"eval/top1":8\n')
+    with pytest.raises(ValueError):
+        best_evaluation(tmp_path, "top1")
