@@ -55,6 +55,36 @@ class Away:
         self._mark.unlink()
 
 
+# --- a rule's retries -----------------------------------------------------------------------------
+
+RETRIED = """
+rule {name}:
+    output: '{name}.txt'
+    retries: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt * 300,
+        runtime=lambda wildcards, attempt: attempt + 5,
+    shell: 'scontrol show job $SLURM_JOB_ID | grep -o "TimeLimit=[0-9:]*\\|MinMemoryNode=[0-9]*"'
+        ' >> {name}.seen; echo {{resources.mem_mb}} >> {name}.seen; '
+        '[ $(grep -c Time {name}.seen) -eq 3 ] && touch {{output}}'
+"""
+
+
+def test_retries_are_jobs_of_their_own_with_the_resources_of_that_attempt(toy):
+    grouped = RETRIED.format(name="grouped").replace("retries", "group: 'g'\n    retries")
+    toy.write(f"rule all:\n    input: 'alone.txt', 'grouped.txt'\n{RETRIED.format(name='alone')}"
+              f"{grouped}")  # fmt: skip
+    toy.succeed("all")
+    expected = [
+        line for attempt in (1, 2, 3)
+        for line in (f"TimeLimit=00:0{attempt + 5}:00", f"MinMemoryNode={attempt * 300}",
+                     str(attempt * 300))
+    ]  # fmt: skip
+    for name in ("alone", "grouped"):
+        assert (toy.folder / f"{name}.seen").read_text().split() == expected
+    assert sorted(toy.jobs().values()) == ["COMPLETED"] * 2 + ["FAILED"] * 4
+
+
 # --- one line that explains -----------------------------------------------------------------------
 
 WORKFLOW = "".join(

@@ -218,8 +218,19 @@ class Executor(RemoteExecutor):
         return command.replace(" -m snakemake ", f" -c {shlex.quote(_START)} ", 1)
 
     def additional_general_args(self) -> list[str]:
-        """Return arguments that save each job the second that Snakemake else waits at its end."""
-        return join_cli_args(["--max-jobs-per-timespan 100/0s", "--scheduler greedy"])
+        """Return arguments that save each job a second, and leave its retries to this Snakemake.
+
+        Snakemake else waits for that second at its end. And it would try a rule again within the
+        job, with what SLURM gave to the first attempt; rules that are preemptible have a number of
+        retries of their own, and nothing else comes of it here.
+        """
+        return join_cli_args(
+            [
+                "--max-jobs-per-timespan 100/0s",
+                "--preemptible-rules --preemptible-retries 0",
+                "--scheduler greedy",
+            ]
+        )
 
     def _record(self, job: JobExecutorInterface) -> Record:
         contents = {made: _content(each) for each in _members(job) for made in _made_by(each)}
