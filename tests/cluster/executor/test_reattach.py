@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.helpers import forkserver
-from tests.helpers.toy_workflow import training_rule
+from tests.helpers.toy_workflow import Toy, training_rule
 from tests.helpers.waiting import wait_for
 
 MANY = """
@@ -211,6 +211,35 @@ def test_options_of_the_environment_reach_none_of_slurms_programs(toy):
     assert "TimeLimit=00:07:00" in shown and "MinMemoryNode=300M" in shown
     assert "Partition=cancel" not in shown and "JobName=r-" in shown
     assert len(toy.jobs()) == 1
+
+
+def test_workflows_that_share_a_folder_do_not_share_jobs(toy, cluster, tmp_path):
+    """As by the profile of a group: rules and files of the same names are others'."""
+    rule = (
+        "rule r:\n    output: 'r.txt'\n    resources: mem_mb=300, runtime=5\n"
+        "    shell: 'until [ -e go ]; do sleep 0.1; done; echo {0} > {{output}}'\n"
+    )
+    folder = tmp_path / "shared" / "submitit"
+    toy.write(rule.format("first"))
+    first = toy.start(folder=folder)
+    first.await_that(lambda: "RUNNING" in toy.jobs().values())
+    first.kill()
+    with Toy(tmp_path / "other", cluster) as other:
+        other.write(rule.format("second"))
+        (other.folder / "go").touch()
+        assert "taken over" not in other.succeed(folder=folder)
+        assert (other.folder / "r.txt").read_text() == "second\n"
+        assert list(toy.jobs().values()) == ["RUNNING"]
+        (toy.folder / "go").touch()
+        assert "is taken over" in toy.succeed(folder=folder)
+    assert (toy.folder / "r.txt").read_text() == "first\n"
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(toy):
+    toy.write("rule r:\n    output: 'r.txt'\n    shell: 'touch {output}'\n")
+    said = toy.start(folder="/proc/submitit").fail()
+    assert "submitit: /proc/submitit: " in said and "Traceback" not in said
 
 
 def test_ctrl_c_leaves_the_jobs_where_it_is_told_to(toy):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import getpass
 import hashlib
 import json
 import os
@@ -47,7 +48,7 @@ class Executor(RemoteExecutor):
         settings = workflow.executor_settings
         assert isinstance(settings, ExecutorSettings)
         self._settings = settings
-        self._folder = Path(settings.folder or ".snakemake/submitit").absolute()
+        self._folder = _folder(settings.folder)
         self._log = logger
         self._workflow = workflow
         _check_names(workflow)
@@ -253,14 +254,39 @@ class Executor(RemoteExecutor):
         )
 
 
+def _folder(setting: Path | None) -> Path:
+    """Return where the files of this working directory's jobs lie.
+
+    A folder elsewhere may be that of many workflows and users, as by a profile of a group: each
+    working directory has a folder of its own in it.
+
+    Raises:
+        ApiError: the folder cannot be made.
+    """
+    here = Path.cwd()
+    folder = (here / (setting or ".snakemake/submitit")).absolute()
+    try:
+        if folder.is_relative_to(here):
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                folder.chmod(0o1777)  # other users' folders come beside
+            digest = hashlib.sha256(str(here).encode()).hexdigest()[:16]
+            folder = folder / f"{getpass.getuser()}-{here.name}-{digest}"
+            folder.mkdir(exist_ok=True)
+        folder.chmod(0o700)  # pickles in it are run
+    except OSError as error:
+        raise ApiError(f"submitit: {folder}: {error.strerror} (submitit-folder)") from None
+    return folder
+
+
 def _open(folder: Path, workflow: WorkflowExecutorInterface) -> Registry:
     """Return the registry of a folder that nobody else uses.
 
     Raises:
         ApiError: another Snakemake runs this workflow, here or on another machine.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)  # pickles in it are run
     registry = Registry(folder / "jobs")
     holder = registry.lock()
     if holder:
