@@ -33,6 +33,9 @@ EPOCHS, STEPS = 3, 36
 # --- a failure on the way -------------------------------------------------------------------------
 
 
+MENDED = pytest.mark.xdist_group("mended")  # what they share is made once
+
+
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory):
     """A project after `snakemake all` with one failing experiment, its mending, and `all` again.
@@ -58,6 +61,7 @@ def _tables(project):
     return project.folder / RESULTS / "tables"
 
 
+@MENDED
 def test_a_failure_stops_only_what_starts_from_it(mended):
     broken, _, _, _ = mended
     assert broken.returncode != 0
@@ -66,6 +70,7 @@ def test_a_failure_stops_only_what_starts_from_it(mended):
     assert re.search(rf"at step \d+ of {STEPS}, learning rate \d\.\d+e\+", line)
 
 
+@MENDED
 def test_tables_of_a_partial_result_say_what_failed_and_what_is_pending(mended):
     _, (sync, tables_command), tables, _ = mended
     assert sync.returncode == 0 and tables_command.returncode == 0, tables_command.stderr
@@ -74,6 +79,7 @@ def test_tables_of_a_partial_result_say_what_failed_and_what_is_pending(mended):
     assert "smoke scale: not comparable with the paper" in tables["imagenet1k.md"]
 
 
+@MENDED
 def test_after_mending_only_what_was_missing_is_trained(mended):
     _, _, _, done = mended
     assert done.returncode == 0, done.stderr
@@ -84,6 +90,7 @@ def test_after_mending_only_what_was_missing_is_trained(mended):
     assert re.fullmatch(rf"2/2  {CHILD} seed 0  {number}", second), done.stderr
 
 
+@MENDED
 def test_a_run_that_fails_has_a_line_with_its_log(mended):
     broken, _, _, _ = mended
     (line,) = [each for each in broken.stderr.splitlines() if each.startswith("failed: ")]
