@@ -61,18 +61,20 @@ def test_seeds_that_are_all_alike_have_no_width():
 
 def test_each_recipe_and_metric_is_pooled_for_itself():
     project = load_project(ROOT / "params", "paper")
-    detector = "coco_retinanet_smt_small"
+    large, detector = "imagenet1k_smt_large_224", "coco_retinanet_smt_small"
     found = by_recipe(
         project,
         {
             TINY: [{"top1": 82.0, "wall_seconds": 5.0}, {"top1": 82.4, "wall_seconds": 9.0}],
             SMALL: [{"top1": 83.0}, {"top1": 83.4}, {"top1": 83.8}],
             "imagenet1k_smt_base": [{"top1": 84.0}],
+            large: [{"top1": 87.0}, {"top1": 89.0}],
             detector: [{"box_ap": 47.0}],
         },
     )
     assert found == {
-        ("imagenet1k", "top1"): Spread(pytest.approx(math.sqrt(0.4 / 3)), 3, (TINY, SMALL))
+        ("imagenet1k", "top1"): Spread(pytest.approx(math.sqrt(0.4 / 3)), 3, (TINY, SMALL)),
+        ("imagenet22k_to_1k_224", "top1"): Spread(pytest.approx(math.sqrt(2)), 1, (large,)),
     }
 
 
