@@ -256,19 +256,13 @@ def _warn_of_what_is_left_out(found: Manifest) -> None:
     for name, split in found.splits.items():
         facts = split.facts
         total = sum(facts.get(each, 0) for each in ("objects", *_LEFT_OUT))
-        for reason, what in _LEFT_OUT.items():
+        for reason, what in (_LEFT_OUT | _NOT_FOR_MASKS).items():
             if facts.get(reason, 0) > _LARGE * total:
                 click.echo(
                     f"smt: warning: {found.dataset}: {facts[reason]} of {total} annotations of "
                     f"{name} {what}",
                     err=True,
                 )
-        if facts.get("without_mask", 0) > _LARGE * total:
-            click.echo(
-                f"smt: warning: {found.dataset}: {facts['without_mask']} of {total} annotations of "
-                f"{name} have no mask: heads that draw masks need one, those of boxes alone do not",
-                err=True,
-            )
 
 
 _LEFT_OUT = {
@@ -278,6 +272,11 @@ _LEFT_OUT = {
     "[x, y, width, height] in pixels?",
 }
 """What is said of annotations that are not trained on, by the name of their count."""
+
+_NOT_FOR_MASKS = {
+    "without_mask": "have no mask: heads that draw masks need one, those of boxes alone do not",
+}
+"""The same of objects, which some heads are trained on."""
 
 
 def _numbers(splits: Mapping[str, Split | SplitScan], classes: int) -> str:

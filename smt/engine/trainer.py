@@ -264,19 +264,20 @@ class Trainer:
 
     def _require_use(self) -> None:
         """Stop where all steps have come to nothing that evaluation could measure."""
-        state = self.state
-        problem = guard.problem_of_end(state.trend, self.parameters)
+        problem = guard.problem_of_end(self.state.trend, self.parameters)
         if problem is not None:
-            where = f"at step {state.step} of {self.total_steps}"
-            raise guard.diverged(self.task.recipe, f"{problem}, {where}", state.step)
+            raise self._diverged(problem)
 
     def _require_numbers(self, metrics: Mapping[str, float]) -> None:
         """Stop where the last evaluation gives what no table and no JSON can hold."""
         for name, value in metrics.items():
             if not math.isfinite(value):
-                where = f"at step {self.state.step} of {self.total_steps}"
-                problem = f"the last evaluation gives {name} {value}, {where}"
-                raise guard.diverged(self.task.recipe, problem, self.state.step)
+                raise self._diverged(f"the last evaluation gives {name} {value}")
+
+    def _diverged(self, problem: str) -> guard.Diverged:
+        step = self.state.step
+        where = f"at step {step} of {self.total_steps}"
+        return guard.diverged(self.task.recipe, f"{problem}, {where}", step)
 
     def _close_epoch(self, progress: Progress) -> dict[str, float]:
         """Evaluate if it is this epoch's turn, write it down, save."""

@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from tests.helpers.tiny_data import TinyData
 
 from smt import dag
+from smt.commands.data import _warn_of_what_is_left_out
 from smt.data import jsonfile, manifest, masks, verify
 from smt.data.coco import CocoSplit
 from smt.errors import DataError
@@ -280,6 +281,18 @@ def test_a_split_without_an_object_of_use_is_refused(coco, split):
     assert f"{len(annotations) - 1} crowds, 0 ignored, 1 without area" in message
     getattr(coco, split)["annotations"] = []
     assert "has no object of use: of 0 annotations" in coco.refusal()
+
+
+def test_a_large_share_that_is_left_out_is_warned_of_by_reason(coco, capsys):
+    coco.train["annotations"][1]["bbox"] = [4, 4, 0, 6]
+    coco.train["annotations"][2]["segmentation"] = []
+    coco.write()
+    _warn_of_what_is_left_out(coco.manifest())
+    said = "smt: warning: tiny: 1 of 7 annotations of train"
+    crowds, area, mask = capsys.readouterr().err.splitlines()
+    assert crowds == f"{said} are crowds (iscrowd: 1), and not trained on"
+    assert area.startswith(f"{said} have no area inside their image, and are not trained on: ")
+    assert mask.startswith(f"{said} have no mask: heads that draw masks need one, ")
 
 
 def test_boxes_in_fractions_of_the_image_are_refused(coco):

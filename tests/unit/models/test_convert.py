@@ -15,6 +15,7 @@ from smt.layout import bundled_params
 from smt.models import released, weights, zoo
 from smt.params import load_project
 from tests.helpers import golden_fill, released_files
+from tests.helpers.conversions import refused
 from tests.helpers.in_process import smt
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,15 +36,6 @@ def write(path, state, **others):
 
 def convert(*arguments):
     return smt("convert", *arguments, "--model", "smt_tiny")
-
-
-def refused(done, target, *words):
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("smt: error: ")
-    for word in words:
-        assert word in line, line
-    assert not target.exists()
 
 
 def test_a_released_checkpoint_comes_in_and_goes_out_to_the_bit(tmp_path, released_state):

@@ -132,13 +132,13 @@ class Tracker:
 
         At first the jobs, for whoever is in a hurry may end this process before the records say so.
         """
-        watched = [each for each in self._tracked if each.phase is Phase.WATCH and each.job_id]
-        taken = self._backend.cancel(each.job_id for each in watched if each.job_id)
+        taken = self._backend.cancel(self.running())
         for each in self._tracked:
             if each.phase is not Phase.WATCH and each.tried_since is not None:
                 taken &= self._backend.cancel(self._backend.find(each.record.name) or [])
-        for each in watched:
-            self._registry.update(each.record, cancelled=True)
+        for each in self._tracked:
+            if each.job_id is not None:
+                self._registry.update(each.record, cancelled=True)
         return taken
 
     def those_of_use(self, records: Iterable[Record]) -> list[Record]:

@@ -13,16 +13,6 @@ from tests.helpers.conversions import convert, save, taken
 from tests.helpers.in_process import smt
 
 
-@pytest.fixture(scope="module")
-def state():
-    return released_files.state()
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "out.safetensors"
-
-
 def shown(path):
     """Return what smt checkpoint says of a file, as key and value of each line."""
     done = smt("checkpoint", path)

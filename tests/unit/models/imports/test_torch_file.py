@@ -11,19 +11,8 @@ import safetensors.torch
 import torch
 
 from smt.models import weights
-from tests.helpers import released_files
 from tests.helpers.conversions import convert, refused, save, taken
 from tests.helpers.in_process import smt
-
-
-@pytest.fixture(scope="module")
-def state():
-    return released_files.state()
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "out.safetensors"
 
 
 def test_the_content_of_a_file_counts_not_its_name(tmp_path, state, target):

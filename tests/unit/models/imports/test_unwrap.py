@@ -4,19 +4,8 @@ import pytest
 import torch
 
 from smt.models import weights
-from tests.helpers import released_files
 from tests.helpers.conversions import convert, refused, save, taken
 from tests.helpers.in_process import smt
-
-
-@pytest.fixture(scope="module")
-def state():
-    return released_files.state()
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "out.safetensors"
 
 
 def test_of_model_and_its_average_the_model_is_taken_and_that_is_said(tmp_path, state, target):

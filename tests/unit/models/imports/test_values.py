@@ -5,21 +5,10 @@ import torch
 
 from smt.models import weights
 from smt.models.imports import values
-from tests.helpers import released_files
 from tests.helpers.conversions import convert, refused, save, taken
 from tests.helpers.in_process import smt
 
 COUNTER = "block1.0.attn.bn.num_batches_tracked"
-
-
-@pytest.fixture(scope="module")
-def state():
-    return released_files.state()
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "out.safetensors"
 
 
 @pytest.mark.parametrize("value, kind", [("nan", "NaN"), ("inf", "infinite"), ("-inf", "infinite")])

@@ -1,0 +1,15 @@
+"""What the tests of other people's checkpoints start from and write to."""
+
+import pytest
+
+from tests.helpers import released_files
+
+
+@pytest.fixture(scope="module")
+def state():
+    return released_files.state()
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "out.safetensors"
