@@ -302,7 +302,7 @@ def test_without_accounting(tmp_path, tmp_path_factory, cluster):
         driver = toy.start("--keep-going")
         job = toy.await_training(1, driver)
         plain.run("scontrol", "requeue", job)
-        toy.await_training(2, driver)
+        job = toy.await_training(2, driver)
         driver.await_that((toy.folder / "r.txt").exists)
         plain.run("scancel", job)
         said = driver.fail()

@@ -112,12 +112,16 @@ def test_preemption_that_cancels_is_submitted_again(toy, cluster):
     assert "PREEMPTED" in said and "submitted again" in said
 
 
-def test_scontrol_requeue(toy, cluster):
+def test_scontrol_requeue_at_any_moment_of_a_second(toy, cluster):
+    """A node refuses an attempt that begins in the second in which the one before was ended."""
     toy.write(training_rule())
     driver = toy.start()
-    job = toy.await_training(1, driver)
-    cluster.run("scontrol", "requeue", job)
-    went_on_once(toy, driver)
+    for count in range(1, 4):
+        cluster.run("scontrol", "requeue", toy.await_training(count, driver))
+    toy.await_training(4, driver)
+    toy.let_finish()
+    driver.succeed()
+    assert len(toy.starts()) == 4 and len({job for _, job in toy.starts()}) == 1
 
 
 def in_first_attempt(toy, commands):

@@ -115,9 +115,14 @@ def cancel(job_ids: Iterable[str]) -> bool:
     return not numbers or _ask("scancel", "--quiet", *numbers) is not None
 
 
-def start_now(job_id: str) -> None:
-    """Take the hold off a job that was requeued: SLURM makes it wait for two minutes."""
-    _ask("scontrol", "update", f"jobid={job_id}", "StartTime=now")
+def start_soon(job_id: str) -> None:
+    """Take the hold off a job that was requeued: SLURM makes it wait for two minutes.
+
+    Not at once: a node refuses what begins within the second in which the attempt before was ended,
+    for it knows the two apart by the second of their credentials ("Job already killed, do not
+    launch batch job").
+    """
+    _ask("scontrol", "update", f"jobid={job_id}", "StartTime=now+1")
 
 
 def _ask(*command: str) -> str | None:

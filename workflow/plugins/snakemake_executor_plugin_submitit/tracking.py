@@ -27,6 +27,9 @@ BACK_OFF = 6
 ANSWERS = 2
 """How many answers of SLURM in a row it takes to believe that a job without a result is over."""
 
+SOON = 5.0
+"""Seconds until a job that was told to begin soon, and does not, is told again."""
+
 FAULTS_OF_NODES = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "REQUEUED")
 """States of a job that ended through no fault of its own, maybe before its first line."""
 
@@ -71,6 +74,8 @@ class Tracked:
     taken_over: bool = False
     """Whether an earlier start submitted it, and it has not been seen alive since."""
     attempts: int = 0
+    told_to_begin: float = -SOON
+    """When SLURM was last told to begin it (monotonic seconds), after a requeue."""
     held: bool = False
     """Whether it was said that SLURM holds it back."""
     in_the_way: list[Record] = field(default_factory=list)
@@ -363,8 +368,13 @@ class Tracker:
         """Do what helps a job that runs or waits, and tell of what happened to it."""
         assert job.record.job_id is not None
         attempts = self._registry.attempts(job.record).read()
-        if status.state == "PENDING" and status.reason == "BeginTime" and attempts:
-            slurm.start_now(job.record.job_id)
+        now = time.monotonic()
+        if (
+            status.state == "PENDING" and status.reason == "BeginTime" and attempts
+            and now >= job.told_to_begin + SOON
+        ):  # fmt: skip
+            job.told_to_begin = now
+            slurm.start_soon(job.record.job_id)
         if "eld" in status.reason and not job.held:  # JobHeldUser, launch failed requeued held
             job.held = True
             self._log.warning(
