@@ -10,6 +10,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/installed
+EXECUTOR := workflow/plugins/snakemake-executor-plugin-submitit
 INSTALL_LOG := $(VENV)/install.log
 PIP = $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
 RESULTS := $(or $(SMT_RESULTS),results)/demo
@@ -28,7 +29,7 @@ help:  ## this list
 
 env: $(STAMP)  ## the environment in .venv, every version as requirements.lock pins it
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml $(EXECUTOR)/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
 	  echo "make: $(PYTHON) is not Python 3.11. Install it, as with: sudo apt-get install" \
 	    "python3.11 python3.11-venv; or name it: make env PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -38,7 +39,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "make: installing $$(grep -c == requirements.lock) packages into $(VENV)/" \
 	  "(several GB, a few minutes the first time); log: $(INSTALL_LOG)"
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	@{ $(PIP) -r requirements.lock && $(PIP) --no-build-isolation --no-deps -e .; } \
+	@{ $(PIP) -r requirements.lock && $(PIP) --no-build-isolation --no-deps -e . -e $(EXECUTOR); } \
 	  > $(INSTALL_LOG) 2>&1 || { \
 	  grep -v "^WARNING: Location" $(INSTALL_LOG) | tail -n 5 >&2; \
 	  echo "make: not installed; all that pip said: $(INSTALL_LOG)" >&2; exit 2; }
@@ -88,13 +89,13 @@ define install
 endef
 
 slurm: env  ## SLURM from Debian's packages, where it is missing
-	$(call install,tests.helpers.slurm missing,SLURM is)
+	$(call install,testbed.slurm missing,SLURM is)
 
 servers: env  ## whatever tests start: SLURM, PostgreSQL, a browser, LaTeX
 	$(call install,tests.helpers.debian,programs that tests start are)
 
 check: lint  ## in three minutes, for every commit: style, types, unit tests; no servers
-	@pytest $(WORKERS) -m "not slow" tests/unit
+	@pytest $(WORKERS) -m "not slow" tests/unit $(EXECUTOR)/tests/unit
 
 test: env  ## the tests that continuous integration runs, with real servers of their own
 	@$(MAKE) --no-print-directory servers || \
@@ -106,10 +107,10 @@ test-all: env  ## these and the long ones
 	@pytest $(WORKERS)
 
 cluster: slurm  ## a SLURM of two nodes on this machine, to play with
-	@python -m tests.helpers.slurm --folder $(CLUSTER) start
+	@python -m testbed.slurm --folder $(CLUSTER) start
 
 cluster-stop: env  ## end it
-	@python -m tests.helpers.slurm --folder $(CLUSTER) stop
+	@python -m testbed.slurm --folder $(CLUSTER) stop
 
 lint: env  ## style, types, layers, workflow
 	@failed=; \

@@ -28,7 +28,7 @@ import submission_parts
 from submission_parts import PARTS, Parts
 from submission_runs import PACKAGES, Case, NoBaseline, Run, Site
 
-from tests.helpers.slurm import Cluster, ClusterError
+from testbed.slurm import Cluster, ClusterError
 
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--jobs", "100")
 BASELINE = (*SNAKEMAKE, "--executor", "slurm")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.helpers.slurm import Cluster
+from testbed.slurm import Cluster
 
 PACKAGES = (
     "snakemake-executor-plugin-slurm==2.8.0",

@@ -11,9 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from testbed import toy_workflow
+from testbed.fixtures import cluster
 from tests.helpers import ROOT, forkserver
-from tests.helpers.debian import require_slurm
-from tests.helpers.slurm import Cluster
+
+__all__ = ["cluster"]
 
 pytest_plugins = (
     "tests.helpers.finished_fixtures",
@@ -46,6 +48,7 @@ def pytest_configure(config):
         folder = tempfile.mkdtemp(prefix="smt-tests-")
         os.environ[forkserver.FOLDER] = folder  # workers, and all that they start, inherit it
         os.environ[forkserver.CONTROLLER] = str(os.getpid())
+    toy_workflow.launch = forkserver.start
 
 
 def pytest_unconfigure(config):
@@ -151,16 +154,3 @@ def demo_data(tmp_path_factory, worker_id):
                     assert done.returncode == 0, done.stderr
             (folder / "done").touch()
     return folder
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory, worker_id):
-    """A real SLURM of two nodes, for the tests of one worker: each worker has its own.
-
-    Without SLURM they are reported as not run; in continuous integration they fail.
-    """
-    require_slurm()
-    shared = tmp_path_factory.getbasetemp()
-    template = (shared if worker_id == "master" else shared.parent) / "slurm_database"
-    with Cluster(tmp_path_factory.mktemp("slurm"), tied=True, template=template) as cluster:
-        yield cluster

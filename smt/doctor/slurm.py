@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from snakemake_executor_plugin_submitit.slurm import environment
-
 from smt.errors import UserError
+from snakemake_executor_plugin_submitit.slurm import environment
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol")
 """What submitting jobs takes."""

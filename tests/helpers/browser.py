@@ -7,8 +7,8 @@ import subprocess
 import tempfile
 from contextlib import contextmanager
 
+from testbed.waiting import PATIENCE, wait_for
 from tests.helpers.debian import require
-from tests.helpers.waiting import PATIENCE, wait_for
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1600,1000",
          "--disable-breakpad", "--remote-debugging-pipe")  # fmt: skip

@@ -4,9 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
-from tests.helpers.slurm import missing_packages, missing_programs
+from testbed.fixtures import report_missing
+from testbed.slurm import missing_packages
 
 PROGRAMS = {
     "chromium": "chromium",
@@ -14,7 +13,7 @@ PROGRAMS = {
     "initdb": "postgresql",
     "pdflatex": "texlive-latex-recommended",
 }
-"""Program -> the package that brings it, beside those of SLURM (tests/helpers/slurm)."""
+"""Program -> the package that brings it, beside those of SLURM (testbed.slurm)."""
 
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 """Where Debian has PostgreSQL's servers: no PATH leads there."""
@@ -30,24 +29,8 @@ def require(program):
     """Return the path of a program; without it a test is reported as not run, or fails in CI."""
     found = find(program)
     if found is None:
-        _report_missing(f"{program} is not installed (apt-get install {PROGRAMS[program]})", "CI")
+        report_missing(f"{program} is not installed (apt-get install {PROGRAMS[program]})")
     return found
-
-
-def require_slurm():
-    """Do the same for the programs of SLURM."""
-    if missing := missing_programs():
-        _report_missing(
-            f"SLURM is not installed: {', '.join(missing)} missing "
-            f"(apt-get install {' '.join(missing_packages())})",
-            "CI", "SMT_REQUIRE_SLURM",
-        )  # fmt: skip
-
-
-def _report_missing(reason, *variables):
-    if any(map(os.environ.get, variables)):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 def main():

@@ -29,8 +29,8 @@ from typing import BinaryIO
 
 import psutil
 
+from testbed.waiting import wait_for
 from tests.helpers import ROOT
-from tests.helpers.waiting import wait_for
 
 FOLDER = "TESTS_FOLDER"
 """Environment variable: where the server of a run of pytest has its socket, lock and log."""

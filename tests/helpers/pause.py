@@ -9,7 +9,7 @@ import signal
 
 import psutil
 
-from tests.helpers.waiting import wait_for
+from testbed.waiting import wait_for
 
 
 def at_step(step: int, rank: int = 0) -> tuple[str, ...]:

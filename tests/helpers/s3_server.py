@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.waiting import wait_for
+from testbed.waiting import wait_for
 
 BUCKET = "smt"
 KEY, SECRET = "AKIATESTOFSMT", "secret-that-must-not-be-kept"

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from sqlalchemy import create_engine, text
 
+from testbed.waiting import PATIENCE, wait_for_answer
 from tests.helpers.debian import POSTGRESQL, require
-from tests.helpers.waiting import PATIENCE, wait_for_answer
 
 
 def free_port():

@@ -15,9 +15,9 @@ from contextlib import closing
 import yaml
 
 from smt.tracking.journal import JOURNAL
+from testbed.waiting import wait_for
 from tests.helpers import ROOT, forkserver, pause
 from tests.helpers.ranks import start_ranks
-from tests.helpers.waiting import wait_for
 
 RUN_OF_DEMO = "imagenet1k_smt_tiny"
 TINY = {

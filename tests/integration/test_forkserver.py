@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from smt import forkserver
+from testbed.waiting import wait_for
 from tests.helpers.project_copy import ProjectCopy
-from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("forkserver")  # what they share is made once
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 
 from tests.helpers import ROOT
-from tests.tools.mutations import MUTATIONS, Mutation
+from tests.tools.mutations import MUTATIONS, PLUGIN, Mutation
 
 LIMIT = 1500.0
 """Seconds for the tests of one mutation. A test that hangs has found it."""
@@ -37,6 +37,9 @@ LEFT_BEHIND = {".git", ".venv", ".snakemake", ".cluster", "data", "results", ".h
                ".mypy_cache", ".ruff_cache", ".pytest_cache"}  # fmt: skip
 """What no test needs of the root of a checkout."""
 
+OWN = ("_smt_reproduction.pth", "_snakemake_executor_plugin_submitit.pth")
+"""Where an environment has the code of the checkout that it was made in."""
+
 FLAT_NAMES = {
     "unit/data/test_ade20k.py": "test_ade20k_data.py",
     "unit/data/test_coco.py": "test_coco_data.py",
@@ -46,9 +49,6 @@ FLAT_NAMES = {
     "unit/segmentation/test_inference.py": "test_segmentation_inference.py",
     "unit/segmentation/test_metrics.py": "test_segmentation_metrics.py",
     "integration/data/test_verify.py": "test_data_verify.py",
-    "cluster/test_slurm.py": "test_cluster.py",
-    "cluster/executor/test_ranks.py": "test_executor.py",
-    "integration/executor/test_local.py": "test_executor.py",
     "cluster/tasks/test_training.py": "test_cluster_training.py",
     "cluster/proof/test_proof.py": "test_proof_cluster.py",
 }
@@ -89,7 +89,8 @@ class Checkout:
         named = dict.fromkeys(
             FLAT_NAMES.get(each, Path(each).name) if self.is_flat else each for each in tests
         )
-        return [f"tests/{each}" for each in named if (self.whole / "tests" / each).exists()]
+        places = (each for name in named for each in (f"tests/{name}", name))
+        return [each for each in places if (self.whole / each).exists()]
 
     def outcome(self, mutation: Mutation) -> Outcome:
         """Return what the tests make of a mutation: at first those that are not slow."""
@@ -132,7 +133,7 @@ class Checkout:
                 return [ENDLESS]
             output.seek(0)
             said = output.read()
-        failed = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", said, re.MULTILINE)
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+\.py.*?)(?: - .*)?$", said, re.MULTILINE)
         if not failed and code not in (0, 5):  # 5: there is none to run
             raise Unusable(f"pytest ended with {code}: {said[-2000:]}")
         return failed
@@ -154,9 +155,9 @@ def make_environment(copy: Path) -> None:
     own = target / packages.relative_to(prefix)
     own.mkdir(parents=True)
     for entry in packages.iterdir():
-        if entry.name != "_smt_reproduction.pth":
+        if entry.name not in OWN:
             (own / entry.name).symlink_to(entry)
-    (own / "_smt_reproduction.pth").write_text(f"{copy}\n{copy}/workflow/plugins\n")
+    (own / OWN[0]).write_text(f"{copy}\n{copy}/{PLUGIN}/src\n{copy}/{PLUGIN}/tests\n")
     shutil.copy(prefix / "pyvenv.cfg", target)
     (target / "bin").mkdir()
     for program in (prefix / "bin").glob("[!_]*"):

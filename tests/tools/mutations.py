@@ -15,10 +15,11 @@ STATUS = ("integration/status/test_status.py",)
 PLAN = ("integration/commands/test_plan.py",)
 DOCTOR = ("integration/doctor/test_doctor.py", "cluster/doctor/test_doctor.py")
 PARAMS = ("unit/test_params.py", "unit/test_fingerprint.py", "integration/dag/test_dag.py")
-EXECUTOR = (
-    "unit/executor/test_executor.py", "integration/executor/test_local.py",
-    "cluster/executor/test_job_failures.py", "cluster/executor/test_preemption.py",
-    "cluster/executor/test_reattach.py",
+PLUGIN = "workflow/plugins/snakemake-executor-plugin-submitit"
+EXECUTOR = tuple(
+    f"{PLUGIN}/tests/{name}.py"
+    for name in ("unit/test_executor", "local/test_local", "cluster/test_job_failures",
+                 "cluster/test_preemption", "cluster/test_reattach")
 )  # fmt: skip
 PROOF = ("integration/proof/test_proof.py", "cluster/proof/test_proof.py")
 DVC = ("integration/versioning/test_dvc.py", "integration/versioning/test_remotes.py")
@@ -41,7 +42,7 @@ MODELS = (
     "unit/engine/test_sync_norm.py",
 )  # fmt: skip
 
-PLUGIN = "workflow/plugins/snakemake_executor_plugin_submitit"
+CODE = f"{PLUGIN}/src/snakemake_executor_plugin_submitit"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Mutation:
     """Text that stands once in the file."""
     new: str
     tests: tuple[str, ...]
-    """Files below `tests/`, the likeliest first."""
+    """Files below `tests/`, or the root, the likeliest first."""
 
 
 MUTATIONS = (
@@ -440,48 +441,48 @@ MUTATIONS = (
     ),
     # --- executor --------------------------------------------------------------------------------
     Mutation(
-        "preemptions count as attempts without progress", "executor", f"{PLUGIN}/attempts.py",
+        "preemptions count as attempts without progress", "executor", f"{CODE}/attempts.py",
         "        if attempt.end == TERMINATED:\n            continue\n", "",
         EXECUTOR,
     ),
     Mutation(
-        "the last requeue is never used", "executor", f"{PLUGIN}/attempts.py",
+        "the last requeue is never used", "executor", f"{CODE}/attempts.py",
         "if len(attempts) > max_requeues:", "if len(attempts) >= max_requeues:",
         EXECUTOR,
     ),
     Mutation(
-        "a job that makes a part of what is wanted will do", "executor", f"{PLUGIN}/registry.py",
+        "a job that makes a part of what is wanted will do", "executor", f"{CODE}/registry.py",
         "self.contents.get(made) == digest for made, digest in other.contents.items()",
         "other.contents.get(made) == digest for made, digest in self.contents.items()",
         EXECUTOR,
     ),
     Mutation(
         "the words of an attempt that failed before are shown", "executor",
-        f"{PLUGIN}/diagnosis.py",
+        f"{CODE}/diagnosis.py",
         "last = lines[begins[-1] :]", "last = lines[begins[0] :]",
-        ("unit/executor/test_diagnosis.py", *EXECUTOR[1:]),
+        (f"{PLUGIN}/tests/unit/test_diagnosis.py", *EXECUTOR[1:]),
     ),
     Mutation(
         "a job is done though its outputs were deleted since", "executor",
-        f"{PLUGIN}/tracking.py",
+        f"{CODE}/tracking.py",
         'return result["exit_code"] == 0 and all(os.path.exists(each) for each in job.outputs)',
         'return bool(result["exit_code"] == 0)',
-        ("unit/executor/test_tracking.py", *EXECUTOR[::-1]),
+        (f"{PLUGIN}/tests/unit/test_tracking.py", *EXECUTOR[::-1]),
     ),
     Mutation(
         "a command that cannot go on is killed before its time limit", "executor",
-        f"{PLUGIN}/job_step.py",
+        f"{CODE}/job_step.py",
         "if progress is None:", 'if progress == "":',
         EXECUTOR[3:1:-1],
     ),
     Mutation(
-        "a job that ends while nobody looks is run again", "executor", f"{PLUGIN}/job_step.py",
+        "a job that ends while nobody looks is run again", "executor", f"{CODE}/job_step.py",
         "            self._write_marks()\n", "",
         EXECUTOR[::-1],
     ),
     Mutation(
         "a full queue is an error in place of a reason to wait", "executor",
-        f"{PLUGIN}/backends.py",
+        f"{CODE}/backends.py",
         '    "maxsubmit", "job submit limit",', '    "job submit limit",',
         EXECUTOR,
     ),

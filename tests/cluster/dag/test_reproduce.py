@@ -11,6 +11,7 @@ import shutil
 
 import pytest
 
+from testbed.waiting import wait_for
 from tests.helpers import forkserver
 from tests.helpers.finished_project import (
     ABLATION,
@@ -25,7 +26,6 @@ from tests.helpers.finished_project import (
     work_dir,
 )
 from tests.helpers.versioned import SCALE, Versioned
-from tests.helpers.waiting import wait_for
 
 HELD_AT = 5
 HOLD = '''\

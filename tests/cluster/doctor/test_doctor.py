@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
+from testbed.slurm import Cluster, Settings
+from testbed.waiting import wait_for
 from tests.helpers import ROOT
 from tests.helpers.doctor_report import Report, doctor
 from tests.helpers.project_copy import ProjectCopy
-from tests.helpers.slurm import Cluster, Settings
-from tests.helpers.waiting import wait_for
 
 
 @pytest.fixture(scope="module")

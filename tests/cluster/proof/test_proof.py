@@ -11,6 +11,7 @@ import pytest
 from smt.errors import EXIT_RESUME, UserError
 from smt.proof import table
 from smt.proof.slurm import Request, SlurmLauncher
+from testbed.waiting import wait_for
 from tests.helpers.trainings import (
     RUN_OF_DEMO,
     STEPS_PER_EPOCH,
@@ -26,7 +27,6 @@ from tests.helpers.trainings import (
     smt,
     start,
 )
-from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("proof_on_nodes")  # their project has one run
 

@@ -17,7 +17,7 @@ from smt.data.scan import Found
 from smt.errors import UserError
 from tests.helpers import ROOT, forkserver
 from tests.helpers.imagefolders import write_images
-from tests.helpers.waiting import PATIENCE, wait_for
+from testbed.waiting import PATIENCE, wait_for
 
 CLASSES, TRAIN, VAL = 6, 30, 4
 LISTS = {"tiny.train.txt", "tiny.val.txt"}

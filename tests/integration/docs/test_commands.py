@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from smt.errors import EXIT_DATA
+from testbed.waiting import PATIENCE, wait_for_answer
 from tests.helpers import forkserver
 from tests.helpers.documents import Command, commands, follow_example, unnamed_blocks
 from tests.helpers.finished_project import CHILD, RUNS, run_dir
@@ -24,7 +25,6 @@ from tests.helpers.shrink import keep
 from tests.helpers.small_scale import make_small
 from tests.helpers.small_suite import Suite, add_environment
 from tests.helpers.versioned import SCALE, Versioned
-from tests.helpers.waiting import PATIENCE, wait_for_answer
 
 pytestmark = pytest.mark.xdist_group("documents")  # what they share is made once
 

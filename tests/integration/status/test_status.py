@@ -20,10 +20,10 @@ from smt.layout import Layout
 from smt.spec import Run
 from smt.status import queue, text, trail
 from smt.status.states import collect
+from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
 from tests.helpers.run_files import CHILD, PARENT, B, RunFiles, S, T
 from tests.helpers.trainings import await_step, run_dir, said, start, stop_at
-from tests.helpers.waiting import PATIENCE, wait_for
 
 HEADS, HALF = "ablation_heads_1", "ablation_stage3_half"
 SEGMENTER = "ade20k_upernet_smt_base"

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from smt.engine import checkpoint
+from testbed.waiting import wait_for
 from tests.helpers import ROOT, pause
 from tests.helpers.debian import require
 from tests.helpers.ranks import process_of, start_ranks
@@ -32,7 +33,6 @@ from tests.helpers.trainings import (
     weights,
     work_dir,
 )
-from tests.helpers.waiting import wait_for
 
 RUN = RUN_OF_DEMO
 

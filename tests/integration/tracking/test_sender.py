@@ -20,11 +20,11 @@ from smt.tracking import sender
 from smt.tracking.mlflow_sync import sync
 from smt.tracking.server import Server
 from smt.tracking.view import views
+from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
 from tests.helpers.run_files import RunFiles, S, T
 from tests.helpers.tracking_servers import empty_database, failing_line, mlflow_server
 from tests.helpers.trainings import RUN_OF_DEMO, said, smt, start, work_dir
-from tests.helpers.waiting import PATIENCE, wait_for
 
 TINY = Run(experiment=T, seed=0)
 SMALL = Run(experiment=S, seed=0)

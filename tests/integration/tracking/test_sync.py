@@ -17,8 +17,8 @@ from smt.spec import Run
 from smt.tracking import journal, provenance
 from smt.tracking.mlflow_sync import SENT_COUNT, SENT_DIGEST, SENT_FINAL, sync
 from smt.tracking.server import Server
+from testbed.waiting import PATIENCE
 from tests.helpers.run_files import CREATED, PARENT, RunFiles, S, T, expected_rows, remote, rows
-from tests.helpers.waiting import PATIENCE
 
 TINY = Run(experiment=T, seed=0)
 SMALL = Run(experiment=S, seed=0)

@@ -18,9 +18,9 @@ from smt.report.build import build
 from smt.report.collect import collect
 from smt.spec import Run
 from smt.tracking.mlflow_sync import sync
+from testbed.waiting import PATIENCE, wait_for_answer
 from tests.helpers.browser import browser
 from tests.helpers.run_files import CREATED, RunFiles, T, expected_rows, remote, rows
-from tests.helpers.waiting import PATIENCE, wait_for_answer
 
 TINY, SECOND = (Run(experiment=T, seed=seed) for seed in (0, 1))
 NAMES = [f"smt_tiny/imagenet1k/seed{seed}" for seed in (0, 1)]

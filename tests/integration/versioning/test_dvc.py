@@ -18,6 +18,7 @@ from smt.params import load_project
 from smt.spec import Run
 from smt.versioning import stages
 from smt.versioning.record import keep
+from testbed.waiting import wait_for
 from tests.helpers import ROOT, forkserver
 from tests.helpers.finished_project import (
     ABLATION,
@@ -35,7 +36,6 @@ from tests.helpers.finished_project import (
 from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.run_files import RunFiles
 from tests.helpers.versioned import SCALE, Versioned
-from tests.helpers.waiting import wait_for
 
 ALL = f"recorded: {len(RUNS)} runs, all"
 STAGES = len(RUNS) + len(("data", "dag", "tables"))

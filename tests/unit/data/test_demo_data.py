@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from tests.helpers.in_process import smt
-from tests.helpers.waiting import PATIENCE, wait_for
+from testbed.waiting import PATIENCE, wait_for
 
 from smt.commands.data import command
 from smt.data import demo, manifest

@@ -25,8 +25,8 @@ from smt.layout import bundled_params
 from smt.params import load_project
 from smt.spec import Guard
 from smt.tracking import journal
+from testbed.waiting import PATIENCE
 from tests.helpers import ROOT, forkserver
-from tests.helpers.waiting import PATIENCE
 
 DEMO = load_project(bundled_params(), "demo").recipes["imagenet1k"]
 STOP = Guard(policy="stop", max_skips=0, spike=None)

@@ -12,10 +12,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers import forkserver
-from tests.helpers.waiting import PATIENCE, wait_for
+from testbed.waiting import PATIENCE, wait_for
 
 TRAINER = Path(__file__).resolve().with_name("toy_trainer.py")
+
+
+def _launch(module, *arguments, cwd, env, stdout=None, stderr=None):
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=stdout, stderr=stderr,
+                            start_new_session=True)  # fmt: skip
+
+
+launch = _launch
+"""What starts Snakemake: a new process, or whatever quicker way a test suite has."""
 
 
 def training_rule(*, steps="told", manner="", name="train", params="", **resources):
@@ -125,9 +134,9 @@ class Toy:
                 "--rerun-triggers", "input", "params", *options, *arguments]  # fmt: skip
 
     def start(self, *arguments, **settings):
-        """Start Snakemake, as a fork."""
+        """Start Snakemake."""
         with self._output() as file:
-            process = forkserver.start(
+            process = launch(
                 "snakemake", *self.arguments(*arguments, **settings), cwd=self.folder,
                 env=self.environment, stdout=file, stderr=file,
             )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.toy_workflow import Toy, training_rule
+from testbed.toy_workflow import Toy, training_rule
 
 JOB = """
 rule r:

@@ -6,13 +6,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.helpers import ROOT
-from tests.helpers.debian import require_slurm
-from tests.helpers.slurm import (
+from testbed.fixtures import require_slurm
+from testbed.slurm import (
     ACCOUNT,
     NODES,
     Cluster,
@@ -21,7 +21,9 @@ from tests.helpers.slurm import (
     configuration,
     programs,
 )
-from tests.helpers.waiting import wait_for
+from testbed.waiting import wait_for
+
+TESTS = Path(__file__).parents[1]
 
 
 def submit(cluster, folder, command, *options):
@@ -219,28 +221,28 @@ def test_two_clusters_know_nothing_of_each_other(cluster, second, tmp_path):
 
 
 def test_another_process_ends_what_a_crashed_one_left(second):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [
         sys.executable,
         "-m",
-        "tests.helpers.slurm",
+        "testbed.slurm",
         "stop",
         "--folder",
         str(second.folder.path),
     ]
-    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    subprocess.run(command, check=True, env=environment)
     assert processes_in(second.folder.path) == []
 
 
 def test_a_tied_cluster_ends_with_its_process_even_if_that_is_killed(cluster, tmp_path):
     program = (
-        "import sys, time, pathlib; from tests.helpers.slurm import Cluster, Settings\n"
+        "import sys, time, pathlib; from testbed.slurm import Cluster, Settings\n"
         "Cluster(pathlib.Path(sys.argv[1]), Settings(accounting=False), tied=True).start()\n"
         "print('started', flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "tied")],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(TESTS)},
     )  # fmt: skip
     assert owner.stdout.readline() == "started\n"
     assert len(Cluster(tmp_path / "tied").pids()) == 4
@@ -276,18 +278,18 @@ def test_a_daemon_that_does_not_start_is_one_clear_line(tmp_path, monkeypatch):
 
 def test_where_slurm_is_hidden_its_tests_are_named_as_not_run(tmp_path):
     (tmp_path / "hide.py").write_text(
-        "import tests.helpers.slurm.programs as programs; programs.SEARCH_PATH = '/nowhere'"
+        "import testbed.slurm.programs as programs; programs.SEARCH_PATH = '/nowhere'"
     )
     kept = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("PYTEST_", "CI", "SMT_"))
     }
-    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    path = f"{tmp_path}{os.pathsep}{TESTS}"
     name = "tests/cluster/test_slurm.py::test_both_nodes_are_idle"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "hide", "--no-fold-skipped", name],
-        cwd=ROOT, env={**kept, "PYTHONPATH": path}, capture_output=True, text=True,
+        cwd=TESTS.parent, env={**kept, "PYTHONPATH": path}, capture_output=True, text=True,
     )  # fmt: skip
     assert "1 skipped" in done.stdout.splitlines()[-1]
     assert name in done.stdout.splitlines()[-2]
@@ -295,11 +297,9 @@ def test_where_slurm_is_hidden_its_tests_are_named_as_not_run(tmp_path):
         assert part in done.stdout
 
 
-@pytest.mark.parametrize("variable", ["CI", "SMT_REQUIRE_SLURM"])
-def test_where_slurm_is_required_a_test_without_it_fails(monkeypatch, variable):
+def test_where_slurm_is_required_a_test_without_it_fails(monkeypatch):
     monkeypatch.setattr(programs, "SEARCH_PATH", "/nowhere")
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv(variable, "true")
+    monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="SLURM is not installed: munged, sbatch"):
         require_slurm()
 

@@ -1,4 +1,4 @@
-"""`python -m tests.helpers.slurm`: start, use and stop a SLURM on this host."""
+"""`python -m testbed.slurm`: start, use and stop a SLURM on this host."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ cluster: nodes n1 and n2 are idle: 8 CPUs, 8000 MB and 4 GPUs each, on this mach
 cluster: partitions: gpu (the default), cancel, grace, and high, which preempts them
 cluster: for this shell:   export SLURM_CONF={cluster.slurm_conf}
 cluster: then as always:   sinfo; srun --gpus=1 env; sbatch ...; squeue; sacct
-cluster: to end it:        python -m tests.helpers.slurm --folder {folder} stop"""
+cluster: to end it:        python -m testbed.slurm --folder {folder} stop"""
 
 
 def main() -> int:
@@ -66,7 +66,7 @@ def _tell_status(cluster: Cluster) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.helpers.slurm", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m testbed.slurm", description=__doc__)
     parser.add_argument(
         "action",
         choices=("start", "stop", "status", "env", "missing"),

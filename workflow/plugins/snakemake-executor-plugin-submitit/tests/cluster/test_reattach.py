@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests.helpers import forkserver
-from tests.helpers.toy_workflow import Toy, training_rule
-from tests.helpers.waiting import wait_for
+from testbed import toy_workflow
+from testbed.toy_workflow import Toy, training_rule
+from testbed.waiting import wait_for
 
 MANY = """
 rule all:
@@ -265,7 +265,7 @@ def test_a_snakemake_with_another_profile_is_not_disturbed(toy):
         "rule r:\n    output: 'r.txt'\n"
         "    shell: 'until [ -e go ]; do sleep 0.1; done; touch {output}'\n"
     )
-    with forkserver.start(
+    with toy_workflow.launch(
         "snakemake", "--cores", "1", cwd=toy.folder, env=toy.environment
     ) as other:
         locks = toy.folder / ".snakemake" / "locks"

@@ -4,6 +4,7 @@ import logging
 import pickle
 
 import pytest
+
 from snakemake_executor_plugin_submitit import ExecutorSettings, backends
 from snakemake_executor_plugin_submitit.registry import Record, Registry
 from snakemake_executor_plugin_submitit.tracking import Outcome, Phase, Tracker

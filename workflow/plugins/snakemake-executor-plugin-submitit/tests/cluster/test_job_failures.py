@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from tests.helpers.slurm import Cluster, Settings
-from tests.helpers.toy_workflow import Toy, message, messages, training_rule
-from tests.helpers.waiting import wait_for
+from testbed.slurm import Cluster, Settings
+from testbed.toy_workflow import Toy, message, messages, training_rule
+from testbed.waiting import wait_for
 
 
 def rule(command, name="r", **resources):

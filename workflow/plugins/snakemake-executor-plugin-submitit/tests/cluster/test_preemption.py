@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from tests.helpers.toy_workflow import training_rule
+from testbed.toy_workflow import training_rule
 
 
 def goes_on(toy, driver, name="train"):

@@ -1,0 +1,16 @@
+"""Fixtures of all tests of the executor."""
+
+from pathlib import Path
+
+import pytest
+
+from testbed.fixtures import cluster, toy
+
+__all__ = ["cluster", "toy"]
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that start a SLURM."""
+    for item in items:
+        if Path(__file__).parent / "cluster" in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
