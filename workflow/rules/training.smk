@@ -27,6 +27,7 @@ rule pretrain:
     resources:
         mem_mb=lambda w: plan(w.scale).resources(run_of(w)).mem_mb,
         runtime=lambda w: plan(w.scale).resources(run_of(w)).runtime,
+        resumable=True,
         nodes=lambda w: plan(w.scale).resources(run_of(w)).nodes,
         tasks_per_node=lambda w: plan(w.scale).resources(run_of(w)).tasks_per_node,
         cpus_per_task=lambda w: plan(w.scale).resources(run_of(w)).cpus_per_task,

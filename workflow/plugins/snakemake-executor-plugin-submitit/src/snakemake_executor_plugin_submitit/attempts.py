@@ -95,8 +95,7 @@ class Attempts:
 def stalls(attempts: list[Attempt], progress: str | None) -> int:
     """Return how many of the last attempts ended where they had begun, at `progress`.
 
-    Attempts that SLURM ended do not count: a job may be preempted however often. Nor do those that
-    stopped when they were told to, of a command that does not say how far it is.
+    Attempts that SLURM ended do not count: a job may be preempted however often.
     """
     count = 0
     for attempt in reversed(attempts):
@@ -104,8 +103,6 @@ def stalls(attempts: list[Attempt], progress: str | None) -> int:
             break
         if attempt.end == TERMINATED:
             continue
-        if progress is None and attempt.end in (SIGNALLED, ASKED):
-            break
         count += 1
     return count
 

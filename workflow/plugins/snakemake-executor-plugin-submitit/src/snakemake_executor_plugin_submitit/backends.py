@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 
 from snakemake_executor_plugin_submitit import slurm
+from snakemake_executor_plugin_submitit.internals.submitit import (
+    FailedJobError,
+    FailedSubmissionError,
+    JobPaths,
+    SlurmExecutor,
+    without_pauses,
+)
 from snakemake_executor_plugin_submitit.job_step import JobStep
 from snakemake_executor_plugin_submitit.resources import Request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
@@ -114,23 +120,6 @@ def is_transient(message: str) -> bool:
     return any(sign in said for sign in _TRANSIENT)
 
 
-class _SlurmExecutor(submitit.SlurmExecutor):
-    """Submitit's own, whose sbatch gets further arguments and a clean environment."""
-
-    further: tuple[str, ...] = ()
-    script: Path | None = None
-    """What sbatch was last given. SLURM has a copy from then on."""
-
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        self.script = submission_file_path
-        kept_away = [
-            option
-            for variable in filter(slurm.is_of_tools, os.environ)
-            for option in ("-u", variable)
-        ]
-        return ["env", *kept_away, "sbatch", *self.further, str(submission_file_path)]
-
-
 _HEEDLESS = "trap '' USR2"
 """First line of a batch script: SLURM may signal a short job at once, before its Python listens."""
 
@@ -144,9 +133,11 @@ class SlurmBackend:
         self._python = f"exec {settings.python or shlex.quote(sys.executable)}"
 
     def submit(self, step: JobStep, request: Request, name: str) -> str:
-        executor = _SlurmExecutor(self._folder, max_num_timeout=10**6, python=self._python)
-        executor._throttling = 0.0  # it would sleep for 0.2 s before each job
+        executor = without_pauses(
+            SlurmExecutor(self._folder, max_num_timeout=10**6, python=self._python)
+        )
         executor.further = request.extra
+        executor.kept_away = [*filter(slurm.is_of_tools, os.environ)]
         executor.update_parameters(**self._parameters(step, request, name))
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # it prints what it raises as well
@@ -169,7 +160,7 @@ class SlurmBackend:
 
     def _parameters(self, step: JobStep, request: Request, name: str) -> dict[str, Any]:
         more: dict[str, Any] = {
-            "signal": f"B:USR2@{step.signal_delay:.0f}",
+            "signal": f"B:USR2@{step.signal_delay:.0f}" if step.resumable else None,
             "requeue": True,
             "reservation": request.reservation,
             "mem-per-cpu": request.memory_per_cpu,
@@ -215,10 +206,11 @@ class LocalBackend:
         self._jobs: dict[str, submitit.LocalJob[Any]] = {}
 
     def submit(self, step: JobStep, request: Request, name: str) -> str:
-        executor = submitit.LocalExecutor(
-            self._folder, max_num_timeout=10**6, python=self._settings.python
+        executor = without_pauses(
+            submitit.LocalExecutor(
+                self._folder, max_num_timeout=10**6, python=self._settings.python
+            )
         )
-        executor._throttling = 0.0
         executor.update_parameters(
             timeout_min=request.minutes,
             signal_delay_s=step.signal_delay,

@@ -7,6 +7,7 @@ from typing import Any
 
 from snakemake_executor_plugin_submitit import slurm
 from snakemake_executor_plugin_submitit.attempts import Attempt
+from snakemake_executor_plugin_submitit.registry import Record
 from snakemake_executor_plugin_submitit.slurm import Status
 
 LAST_LINES = 3
@@ -23,10 +24,54 @@ _NOT_OF_COMMAND = (
 
 _REMEDIES = {
     "OUT_OF_MEMORY": "raise mem_mb",
-    "TIMEOUT": "raise runtime, or have its command save on SIGUSR2 and say how far it is",
-    "DEADLINE": "raise runtime, or have its command save on SIGUSR2 and say how far it is",
+    "TIMEOUT": "raise runtime, or make the rule resumable",
+    "DEADLINE": "raise runtime, or make the rule resumable",
     "CANCELLED": "start Snakemake again to run it again",
 }
+
+
+_USUAL = ("", "Priority", "Resources", "BeginTime", "Cleaning", "Prolog", "Licenses")
+"""Reasons for which any job may wait a while."""
+
+_HINTS = {
+    "PartitionTimeLimit": "lower runtime, or choose another slurm_partition",
+    "WallDurationPerJob": "lower runtime, or choose another slurm_qos",
+    "PartitionNodeLimit": "lower nodes, or choose another slurm_partition",
+    "NodePerJob": "lower nodes, or choose another slurm_qos",
+    "CpuPerJob": "lower threads or cpus_per_task, or choose another slurm_qos",
+    "MemPerJob": "lower mem_mb, or choose another slurm_qos",
+    "GRESPerJob": "lower gpus, or choose another slurm_qos",
+    "PartitionDown": "choose another slurm_partition, or wait until it is up",
+    "PartitionInactive": "choose another slurm_partition, or wait until it is active",
+    "AccountNotAllowed": "choose another slurm_account or slurm_partition",
+    "InvalidAccount": "choose another slurm_account",
+    "QOSNotAllowed": "choose another slurm_qos or slurm_partition",
+    "InvalidQOS": "choose another slurm_qos",
+    "BadConstraints": "choose another slurm_constraint",
+    "Reservation": "choose another slurm_reservation, or wait until it begins",
+    "DependencyNeverSatisfied": "leave the dependency out of slurm_extra",
+    "ReqNodeNotAvail": "wait until the nodes are back, or ask for others",
+    "Limit": "it waits for a limit of its account, partition or QOS",
+}
+"""Part of a reason -> what can be done. The first that fits."""
+
+
+def is_usual(reason: str) -> bool:
+    """Return whether a job that waits for this reason is going to start by itself."""
+    return reason in _USUAL
+
+
+def explain_waiting(reason: str, records: Sequence[Record]) -> str:
+    """Return one line on the jobs that wait for a reason: which, and what can be done."""
+    numbers = [str(each.job_id) for each in records]
+    shown = ", ".join(numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+    who = records[0].title if len(records) == 1 else f"{len(records)} jobs ({shown})"
+    if "eld" in reason:  # JobHeldUser, launch failed requeued held
+        is_held = "is held" if len(records) == 1 else "are held"
+        return f"{who} {is_held} ({reason}); to let it go on: scontrol release {','.join(numbers)}"
+    hint = next((hint for part, hint in _HINTS.items() if part in reason), None)
+    waits = "waits" if len(records) == 1 else "wait"
+    return f"{who} {waits}: {reason}" + (f"; {hint}" if hint else "")
 
 
 def tail(log: Path) -> list[str]:

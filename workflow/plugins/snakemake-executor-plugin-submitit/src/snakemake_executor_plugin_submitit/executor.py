@@ -6,11 +6,10 @@ import getpass
 import hashlib
 import json
 import os
-import shlex
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,13 @@ from snakemake_interface_executor_plugins.utils import format_cli_arg, join_cli_
 from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
 
 from snakemake_executor_plugin_submitit import resources
+from snakemake_executor_plugin_submitit.contents import contents, made_by, members, triggers
+from snakemake_executor_plugin_submitit.internals import snakemake as internals
 from snakemake_executor_plugin_submitit.job_step import JobStep
 from snakemake_executor_plugin_submitit.registry import Record, Registry
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
 _MANY_FILES = 20
-
-_START = "import gc; gc.disable(); from snakemake.cli import main; gc.enable(); gc.freeze(); main()"
-"""What `python -m snakemake` does, without collecting garbage while it imports a thousand modules.
-
-Importing is most of what a short job does, and all that it makes there lasts until the end.
-"""
 
 _LAST_WORDS = 10.0
 """Seconds that a job which has made its outputs may take to say so."""
@@ -51,12 +46,17 @@ class Executor(RemoteExecutor):
         self._folder = _folder(settings.folder)
         self._log = logger
         self._workflow = workflow
+        internals.check(workflow)
         _check_names(workflow)
         self._registry = _open(self._folder, workflow)
         # Imported now: submitit is of no use to the many starts of Snakemake that run no jobs.
+        from snakemake_executor_plugin_submitit.internals import submitit
         from snakemake_executor_plugin_submitit.tracking import Tracker
 
-        self._tracker = Tracker(settings, self._folder, self._registry, logger)
+        submitit.check()
+
+        self._triggers = triggers(workflow)
+        self._tracker = Tracker(settings, self._folder, self._registry, logger, self._triggers)
         self._wake = threading.Event()
         self._ending: list[tuple[Record, list[Any]]] = []
         self._sort_out_strangers()
@@ -73,12 +73,11 @@ class Executor(RemoteExecutor):
         Snakemake's marks, and its step is about to put them back. What its outputs were made with
         is recorded here in a moment. The others are forgotten, or named where they run.
         """
-        dag = self._workflow.dag
-        wanted = {str(made) for job in dag.needrun_jobs() for made in _made_by(job)}
+        wanted = {made for job in internals.jobs_to_run(self._workflow) for made in made_by(job)}
         strangers = [each for each in self._registry.all() if not wanted & set(each.contents)]
         if not strangers:
             return
-        makers = {made: job for job in dag.jobs for made in _made_by(job)}
+        makers = {made: job for job in internals.all_jobs(self._workflow) for made in made_by(job)}
         ending = [each for each in strangers if set(each.contents) <= set(makers)]
         self._ending = [
             (record, [makers[made] for made in record.contents])
@@ -98,9 +97,9 @@ class Executor(RemoteExecutor):
             if succeeded is None:
                 continue
             for job in jobs if succeeded else []:
-                # Of what was made with other parameters the mark stays: it is made again.
-                if record.contents[_made_by(job)[0]] == _content(job):
-                    await self._workflow.persistence.finished(job)
+                # Of what was made from something else the mark stays: it is made again.
+                if not record.changes(self._contents(job), self._triggers):
+                    await internals.record(job, self._workflow)
             self._tracker.forget(record)
             self._ending.remove((record, jobs))
 
@@ -113,15 +112,17 @@ class Executor(RemoteExecutor):
             request = resources.request(
                 job.resources, self._threads(job), self._settings.default_runtime or 60
             )
-            record = self._record(job)
+            record = self._record(job, request)
             step = self._step(job, record, request)
         except (ValueError, WorkflowError) as error:
             # Anything that is raised here would end all other jobs.
             super().report_job_submission(info, register_job=False)
-            self.report_job_error(info, msg=f"{error}. ")
+            self._report_error(info, str(error))
             return
         made, logs = (list(map(str, files)) for files in (job.output, job.log))
-        info.aux = {"tracked": self._tracker.track(record, step, request, made, logs)}
+        forced = any(internals.is_forced(each, self._workflow) for each in members(job))
+        tracked = self._tracker.track(record, step, request, made, logs, forced)
+        info.aux = {"tracked": tracked}
         self.report_job_submission(info, register_job=False)
         self._wake.set()
 
@@ -140,7 +141,12 @@ class Executor(RemoteExecutor):
             elif outcome.message is None:
                 self.report_job_success(info)
             else:
-                self.report_job_error(info, msg=f"{outcome.message}. ")
+                self._report_error(info, outcome.message, outcome.log)
+
+    def _report_error(self, info: SubmittedJobInfo, message: str, log: Path | None = None) -> None:
+        if info.job.is_group():  # Snakemake shows no message of a group
+            self._log.error(f"submitit: group {_label(info.job)}: {message}")
+        self.report_job_error(info, msg=f"{message}. ", aux_logs=[str(log)] if log else [])
 
     def _advance(self, info: SubmittedJobInfo) -> Any:
         """Return how a job ended, or None; a disk that fails for a while is no reason to end."""
@@ -214,29 +220,22 @@ class Executor(RemoteExecutor):
         return str(format_cli_arg("--wait-for-files-file", str(path)))
 
     def format_job_exec(self, job: JobExecutorInterface) -> str:
-        """Return Snakemake's command line for a job, which starts quicker than it would alone."""
-        command = str(super().format_job_exec(job))
-        return command.replace(" -m snakemake ", f" -c {shlex.quote(_START)} ", 1)
+        """Return Snakemake's command line for a job."""
+        return internals.quicker_start(str(super().format_job_exec(job)))
 
-    def additional_general_args(self) -> list[str]:
-        """Return arguments that save each job a second, and leave its retries to this Snakemake.
+    def additional_general_args(self) -> str:
+        """Return Snakemake's arguments that every job has."""
+        return internals.arguments_within_jobs()
 
-        Snakemake else waits for that second at its end. And it would try a rule again within the
-        job, with what SLURM gave to the first attempt; rules that are preemptible have a number of
-        retries of their own, and nothing else comes of it here.
-        """
-        return join_cli_args(
-            [
-                "--max-jobs-per-timespan 100/0s",
-                "--preemptible-rules --preemptible-retries 0",
-                "--scheduler greedy",
-            ]
-        )
-
-    def _record(self, job: JobExecutorInterface) -> Record:
-        contents = {made: _content(each) for each in _members(job) for made in _made_by(each)}
+    def _record(self, job: JobExecutorInterface, request: resources.Request) -> Record:
         key = _key(job)
-        return Record(key=key, name=f"{_label(job)}-{key}", contents=contents)
+        return Record(
+            key=key, name=f"{_label(job)}-{key}", directory=os.getcwd(),
+            contents=self._contents(job), request=request.digest(),
+        )  # fmt: skip
+
+    def _contents(self, job: JobExecutorInterface) -> dict[str, dict[str, str]]:
+        return contents(job, self._workflow)
 
     def _step(
         self, job: JobExecutorInterface, record: Record, request: resources.Request
@@ -250,7 +249,11 @@ class Executor(RemoteExecutor):
             max_requeues=self._settings.max_requeues or 0,
             max_stalls=self._settings.max_stalls or 1,
             may_requeue=request.may_requeue,
-            marks=tuple(_marks(job, self._workflow.persistence)),
+            resumable=all(
+                resources.is_resumable(each.resources, self._settings.resumable)
+                for each in members(job)
+            ),
+            marks=tuple(internals.marks(members(job), self._workflow.persistence)),
         )
 
 
@@ -294,8 +297,7 @@ def _open(folder: Path, workflow: WorkflowExecutorInterface) -> Registry:
             f"submitit: {holder} already runs this workflow (it holds {folder}/jobs/driver); wait "
             "for it, or end it: its jobs go on and are taken over"
         )
-    persistence = workflow.persistence
-    if getattr(persistence, "locked", False) and not _is_ours(workflow):
+    if internals.is_locked_by_another(workflow):
         raise ApiError(
             "submitit: another Snakemake works in this directory, with another profile; wait for "
             "it, or if it has crashed: snakemake --unlock"
@@ -337,21 +339,16 @@ def _heed_one_interrupt() -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def _is_ours(workflow: WorkflowExecutorInterface) -> bool:
-    """Return whether the lock is this process's own: it takes one unless told --nolock."""
-    return bool(workflow.execution_settings.lock)
-
-
 def _check_names(workflow: WorkflowExecutorInterface) -> None:
     """Look through the rules that will run for resources that look misspelt.
 
     Raises:
         ApiError: naming all of them, and every valid name.
     """
-    known = set(workflow.global_resources)
+    known = internals.limited_resources(workflow)
     problems = {
         (job.rule.name, name): likely
-        for job in workflow.dag.needrun_jobs()
+        for job in internals.jobs_to_run(workflow)
         for name, likely in resources.misspelt(job.rule.resources, known).items()
     }
     if problems:
@@ -363,38 +360,8 @@ def _check_names(workflow: WorkflowExecutorInterface) -> None:
         )
 
 
-def _members(job: JobExecutorInterface) -> Iterable[Any]:
-    """Return the jobs of a group, or the job itself."""
-    return sorted(job.jobs, key=_identity) if job.is_group() else [job]
-
-
-def _made_by(job: Any) -> list[str]:
-    """Return what a single job makes; of one that makes no file, its rule and wildcards."""
-    return [str(each) for each in job.output] or [_identity(job)]
-
-
-def _identity(job: Any) -> str:
-    return json.dumps([job.rule.name, sorted(job.wildcards_dict.items())])
-
-
-def _content(job: Any) -> str:
-    """Return a digest of what a single job is made from: rule, wildcards, inputs, parameters.
-
-    The text of its command is no part of it: a job that runs is not begun anew for a comment.
-    """
-    made_from = [_identity(job), sorted(map(str, job.input)), sorted(_parameters(job))]
-    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
-
-
-def _parameters(job: Any) -> Iterable[tuple[str, str]]:
-    named = dict(job.params.items())
-    return [(str(name), repr(value)) for name, value in named.items()] + [
-        (str(number), repr(value)) for number, value in enumerate(job.params)
-    ]
-
-
 def _key(job: JobExecutorInterface) -> str:
-    made = sorted(each for member in _members(job) for each in _made_by(member))
+    made = sorted(each for member in members(job) for each in made_by(member))
     where = json.dumps([str(Path.cwd()), made])
     return hashlib.sha256(where.encode()).hexdigest()[:16]
 
@@ -403,15 +370,3 @@ def _label(job: JobExecutorInterface) -> str:
     """Return the beginning of a job's name in SLURM: its rule, or its group."""
     name = job.groupid if job.is_group() else job.rule.name
     return "".join(each if each.isalnum() or each in "_." else "_" for each in str(name))[:40]
-
-
-def _marks(job: JobExecutorInterface, persistence: Any) -> Iterable[tuple[str, str]]:
-    """Return Snakemake's marks of the outputs of a job, where it keeps them in files."""
-    if not hasattr(persistence, "_incomplete_path"):
-        return
-    for member in _members(job):
-        for output in member.output:
-            path = persistence._record_path(
-                persistence._incomplete_path, persistence._get_key(output)
-            )
-            yield str(Path(path).absolute()), json.dumps({"external_jobid": None})

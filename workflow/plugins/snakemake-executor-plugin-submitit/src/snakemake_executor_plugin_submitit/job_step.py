@@ -54,6 +54,9 @@ class JobStep:
     max_stalls: int
     may_requeue: bool
     """Whether SLURM would requeue it, or was told not to."""
+    resumable: bool = False
+    """Whether its command saves when it is told to, and goes on from there. Others are never told,
+    nor started again but for what SLURM or a node has ended."""
     marks: tuple[tuple[str, str], ...] = ()
     """Path and content of files that are written again once the command has succeeded.
 
@@ -114,20 +117,21 @@ class _Supervisor:
             return subprocess.run(command, env=self._environment(), check=False).returncode
         processes.adopt_orphans()
         processes.hold_signals()
-        child = processes.start(self._step.command, self._environment())
+        child = processes.start(self._step.command, self._environment(), self._step.resumable)
         resend = 0.0
         while child.poll() is None:
             taken = processes.next_signal(1.0)
             processes.reap_orphans(child)
             if taken == signal.SIGTERM and not self._terminated:
                 self._terminated = True
-                _say("SIGTERM: SLURM ends this job; its processes are told to save and stop")
-                processes.signal_all(signal.SIGUSR2)
-            if taken == signal.SIGUSR2 and self._deadline is None:
+                _say("SIGTERM: SLURM ends this job")
+                if self._step.resumable:
+                    self._signal()
+            if taken == signal.SIGUSR2 and self._deadline is None and self._step.resumable:
                 self._tell_to_stop()
                 resend = time.monotonic() + RESEND
             if self._deadline is not None and time.monotonic() >= resend:
-                processes.signal_all(signal.SIGUSR2)
+                self._signal()
                 resend = time.monotonic() + RESEND
             self._enforce_deadline()
         self._await_orphans(child)
@@ -140,7 +144,14 @@ class _Supervisor:
             "SIGUSR2: the time limit is near, or the job is preempted; its processes are told to "
             f"save and stop, and have {self._step.signal_delay - spare:.0f} s"
         )
-        processes.signal_all(signal.SIGUSR2)
+        self._signal()
+
+    def _signal(self) -> None:
+        """Tell the processes of the job that can be told, on all its nodes."""
+        told = processes.tell()
+        _say(f"SIGUSR2 to {', '.join(told)}" if told else "no process here takes SIGUSR2")
+        if int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1:
+            processes.tell_other_nodes()
 
     def _enforce_deadline(self) -> None:
         if self._deadline is None or self._unresponsive or time.monotonic() < self._deadline:
@@ -184,12 +195,28 @@ class _Supervisor:
             self._attempts.end(self._job_id, TERMINATED)
             _say("ended by SLURM, which starts it again if it is to go on")
             sys.exit(1)
-        if self._attempts.asked_to_resume() and self._deadline is None:
-            return self._go_on(code, ASKED)
-        if self._deadline is not None:
-            return self._go_on(code, UNRESPONSIVE if self._unresponsive else SIGNALLED)
+        why = self._why_again()
+        if why is not None:
+            return self._go_on(code, why)
         self._attempts.end(self._job_id, FAILED)
-        return self._failure(code, None)
+        return self._failure(code, self._untold() if self._deadline is not None else None)
+
+    def _why_again(self) -> str | None:
+        """Return why a command that failed is to be started again, or None if it is not."""
+        attempts = self._attempts
+        if not self._step.resumable:
+            return None
+        if self._deadline is None:
+            return ASKED if attempts.asked_to_resume() else None
+        if attempts.progress() is None and not attempts.asked_to_resume():
+            return None
+        return UNRESPONSIVE if self._unresponsive else SIGNALLED
+
+    def _untold(self) -> str:
+        return (
+            "it failed after the signal to save and stop, and never said that it could go on "
+            f"(${PROGRESS} or ${RESUME})"
+        )
 
     def _go_on(self, code: int, why: str) -> dict[str, Any]:
         self._attempts.end(self._job_id, why)

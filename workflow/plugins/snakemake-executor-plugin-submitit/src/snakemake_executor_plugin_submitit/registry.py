@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -24,8 +24,12 @@ class Record:
     """Names the files of the job; made from what it makes."""
     name: str
     """The job's name in SLURM. The key is a part of it."""
-    contents: dict[str, str]
-    """What each of its Snakemake jobs, named by what it makes, is made from: a digest of each."""
+    directory: str
+    """The working directory of its Snakemake."""
+    contents: dict[str, dict[str, str]]
+    """For each thing that it makes a digest of each kind of what that is made from."""
+    request: str
+    """A digest of what it asks of the cluster."""
     job_id: str | None = None
     """SLURM's number of it, or None if that was never learnt."""
     resubmissions: int = 0
@@ -33,9 +37,21 @@ class Record:
     cancelled: bool = False
     """Whether Snakemake cancelled it; it may take its time to end."""
 
-    def covers(self, other: "Record") -> bool:
-        """Return whether this job makes all that another would, from the same."""
-        return all(self.contents.get(made) == digest for made, digest in other.contents.items())
+    @property
+    def title(self) -> str:
+        """What a line for the user calls it."""
+        return f"job {self.job_id} ({self.name})"
+
+    def covers(self, contents: dict[str, dict[str, str]]) -> bool:
+        """Return whether this job makes all that another would."""
+        return set(contents) <= set(self.contents)
+
+    def changes(self, contents: dict[str, dict[str, str]], kinds: Collection[str]) -> list[str]:
+        """Return of which of these kinds anything differs from what another job is made from."""
+        return sorted(
+            kind for kind in kinds
+            if any(self.contents[made].get(kind) != each[kind] for made, each in contents.items())
+        )  # fmt: skip
 
 
 class Registry:
@@ -50,9 +66,11 @@ class Registry:
     def _read(self) -> Iterable[Record]:
         for path in self.folder.glob("*.json"):
             try:
-                yield Record(**json.loads(path.read_text(encoding="utf-8")))
+                record = Record(**json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, TypeError):  # of another version of this plugin
                 continue
+            if record.directory == os.getcwd():  # else this is a copy of that directory
+                yield record
 
     def lock(self) -> str | None:
         """Take the folder for this process; return who has it, if somebody else does.

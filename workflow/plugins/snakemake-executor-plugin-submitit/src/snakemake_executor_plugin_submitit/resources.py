@@ -1,6 +1,7 @@
 """From the resources of a Snakemake job to what submitit and sbatch are asked for."""
 
 import difflib
+import hashlib
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ RESOURCES = {
     "mem_mb": "memory of each node, in MB",
     "mem_mb_per_cpu": "memory of each CPU, in MB; in place of mem_mb",
     "disk_mb": "known to Snakemake; SLURM is not asked for it",
+    "resumable": "whether the command saves on SIGUSR2, and goes on when it is started again [no]",
     "nodes": "nodes [1]",
     "tasks_per_node": "tasks of each node, for srun to start [1]",
     "cpus_per_task": "CPUs of each task [the rule's threads]",
@@ -112,6 +114,10 @@ class Request:
         """Whether SLURM may start the job again."""
         return "--no-requeue" not in self.extra
 
+    def digest(self) -> str:
+        """Return what tells this request from others."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
     @property
     def gpus(self) -> int:
         """GPUs of each node."""
@@ -139,6 +145,24 @@ def request(resources: Mapping[str, Any], threads: int, default_minutes: int) ->
         comment=_word(resources, "slurm_comment"),
         extra=_extra(_word(resources, "slurm_extra")),
     )
+
+
+def is_resumable(resources: Mapping[str, Any], default: bool) -> bool:
+    """Return whether a rule's command can stop and go on.
+
+    Raises:
+        ValueError: it says neither yes nor no.
+    """
+    value = resources.get("resumable", default)
+    try:
+        return _YES_OR_NO[str(value).lower()]
+    except KeyError:
+        raise ValueError(f"resource resumable: {value!r} is neither true nor false") from None
+
+
+_YES_OR_NO = {
+    "true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False,
+}  # fmt: skip
 
 
 def _whole(resources: Mapping[str, Any], name: str, default: int) -> int:

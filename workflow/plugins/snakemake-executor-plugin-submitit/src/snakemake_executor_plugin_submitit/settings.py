@@ -46,10 +46,18 @@ class ExecutorSettings(ExecutorSettingsBase):
             "type": Path,
         },
     )
+    resumable: bool = field(
+        default=False,
+        metadata={
+            "help": "Take every rule for `resumable` that does not say: told to save before its "
+            "time limit, and started again to go on.",
+        },
+    )
     signal_delay: Optional[int] = field(
         default=120,
         metadata={
-            "help": "How long before its time limit a job is told to save and stop, in seconds.",
+            "help": "How long before its time limit a resumable job is told to save and stop, in "
+            "seconds.",
             "type": int,
         },
     )

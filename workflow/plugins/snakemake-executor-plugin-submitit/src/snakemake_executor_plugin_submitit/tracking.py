@@ -5,7 +5,7 @@ import enum
 import os
 import pickle
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
 
 from snakemake_executor_plugin_submitit import backends, diagnosis, slurm
-from snakemake_executor_plugin_submitit.attempts import TO_BE_RESUMED, refusal
+from snakemake_executor_plugin_submitit.attempts import TERMINATED, TO_BE_RESUMED, Attempt, refusal
 from snakemake_executor_plugin_submitit.backends import NoAnswer, Refused
 from snakemake_executor_plugin_submitit.job_step import JobStep
 from snakemake_executor_plugin_submitit.registry import Record, Registry
@@ -50,6 +50,8 @@ class Outcome:
     """How a job ended: `message` is None for success, else one line that says why not."""
 
     message: str | None = None
+    log: Path | None = None
+    """Where there is more on it."""
 
 
 @dataclass
@@ -62,13 +64,17 @@ class Tracked:
     request: Request
     outputs: list[str]
     rule_logs: list[str]
+    forced: bool = False
+    """Whether the user wants it to run, whatever an earlier start has done."""
     phase: Phase = Phase.PLACE
-    since: float = 0.0
+    since: float = field(default_factory=time.monotonic)
     """When it came to its present phase; older answers of SLURM do not concern it."""
     tried_since: float | None = None
     """When its submission was first tried."""
     next_try: float = 0.0
     pause: float = 1.0
+    is_placed_by_status: bool = False
+    """Whether SLURM has to be asked before it is known what to do about an earlier start's job."""
     dead_answers: int = 0
     last_answer: float = 0.0
     taken_over: bool = False
@@ -76,8 +82,8 @@ class Tracked:
     attempts: int = 0
     told_to_begin: float = -SOON
     """When SLURM was last told to begin it (monotonic seconds), after a requeue."""
-    held: bool = False
-    """Whether it was said that SLURM holds it back."""
+    waits_for: str = ""
+    """SLURM's reason for which it waits, as it was last said."""
     in_the_way: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -92,6 +98,7 @@ class Tracked:
     def go(self, phase: Phase) -> None:
         """Begin another phase."""
         self.phase, self.since, self.dead_answers = phase, time.monotonic(), 0
+        self.is_placed_by_status = False
 
 
 class Tracker:
@@ -103,8 +110,10 @@ class Tracker:
         folder: Path,
         registry: Registry,
         logger: LoggerExecutorInterface,
+        triggers: Collection[str],
     ) -> None:
         self._settings, self._folder, self._registry, self._log = settings, folder, registry, logger
+        self._triggers = triggers
         self._backend = backends.backend(settings, folder)
         self._tracked: list[Tracked] = []
         self._results: set[str] = set()
@@ -122,9 +131,10 @@ class Tracker:
         request: Request,
         outputs: list[str],
         rule_logs: list[str],
+        forced: bool = False,
     ) -> Tracked:
         """Take a job over. Nothing is done for it before the next `look` and `advance`."""
-        tracked = Tracked(record, step, request, outputs, rule_logs)
+        tracked = Tracked(record, step, request, outputs, rule_logs, forced)
         self._tracked.append(tracked)
         return tracked
 
@@ -195,7 +205,10 @@ class Tracker:
         with contextlib.suppress(OSError):  # the results that are known stay so
             names = (entry.name for entry in os.scandir(self._folder))
             self._results = {name for name in names if name.endswith("_result.pkl")}
-        asking = [each for each in self._tracked if each.phase in (Phase.WATCH, Phase.CLEAR)]
+        asking = any(
+            each.phase in (Phase.WATCH, Phase.CLEAR) or each.is_placed_by_status
+            for each in self._tracked
+        )
         now = time.monotonic()
         if asking and now >= self._next_question:
             self._ask(now)
@@ -213,8 +226,22 @@ class Tracker:
             self._silent, self._answered = False, now
         changed = statuses is not None and statuses != self._statuses
         self._interval = least if changed else min(self._interval * 1.5, least * BACK_OFF)
-        self._statuses = self._statuses if statuses is None else statuses
+        if statuses is not None:
+            self._statuses = statuses
+            self._tell_what_waits()
         self._next_question = time.monotonic() + self._interval
+
+    def _tell_what_waits(self) -> None:
+        """Say of jobs that wait, for a reason that does not pass by itself, which and why: once."""
+        waiting: dict[str, list[Record]] = {}
+        for job in self._tracked:
+            status = self._statuses.get(job.job_id or "", GONE)
+            reason = status.reason if status.state == "PENDING" else ""
+            if reason != job.waits_for and not diagnosis.is_usual(reason):
+                waiting.setdefault(reason, []).append(job.record)
+            job.waits_for = reason
+        for reason, records in waiting.items():
+            self._log.warning(f"submitit: {diagnosis.explain_waiting(reason, records)}")
 
     def _ask_soon(self) -> None:
         soon = time.monotonic() + min(2.0, self._settings.status_interval or 10.0)
@@ -241,9 +268,20 @@ class Tracker:
         if None in known:  # nobody answers
             return
         records = [record for record in known if record is not None]
-        if len(records) == 1 and self._is_the_same(records[0], job):
-            self._take_over(job, records[0])
-            return
+        if len(records) == 1 and self._does(records[0], job):
+            (record,) = records
+            why = self._why_unwanted(record, job)
+            if why is not None:
+                self._log.warning(f"submitit: {record.title} of an earlier start {why}")
+            elif record.request == job.own.request:
+                self._take_over(job, record)
+                return
+            elif self._answered <= job.since:
+                job.is_placed_by_status, self._next_question = True, 0.0
+                return
+            elif not self._waits_otherwise(record, job):
+                self._take_over(job, record)
+                return
         job.in_the_way = records
         job.go(Phase.CLEAR)
         self._backend.cancel(record.job_id for record in records if record.job_id)
@@ -260,9 +298,9 @@ class Tracker:
             return record
         return self._registry.update(record, job_id=max(numbers, key=int))
 
-    def _is_the_same(self, record: Record, job: Tracked) -> bool:
-        """Return whether a job of an earlier start will do, or has done, what this one would."""
-        if record.job_id is None or record.cancelled or not record.covers(job.record):
+    def _does(self, record: Record, job: Tracked) -> bool:
+        """Return whether a job of an earlier start makes, or has made, what this one would."""
+        if record.job_id is None or record.cancelled or not record.covers(job.own.contents):
             return False
         if backends.result_name(record.job_id) in self._results:
             result = backends.read_result(self._folder, record.job_id)
@@ -270,12 +308,42 @@ class Tracker:
         # Without this file, which follows on its number, it will never begin.
         return backends.submitted(self._folder, record.job_id).exists()
 
+    def _why_unwanted(self, record: Record, job: Tracked) -> str | None:
+        """Return why the job of an earlier start is not what is wanted now, or None if it is."""
+        if job.forced:
+            return "is not used: this start is told to run it anew (-f, -F or -R)"
+        changes = record.changes(job.own.contents, self._triggers)
+        return f"is not used: changed since: {', '.join(changes)}" if changes else None
+
+    def _waits_otherwise(self, record: Record, job: Tracked) -> bool:
+        """Return whether a job waits in the queue with other resources than are asked for now."""
+        assert record.job_id is not None
+        status = self._statuses.get(record.job_id, GONE)
+        if status.state == "PENDING" and not self._registry.attempts(record).read():
+            self._log.warning(
+                f"submitit: {record.title} of an earlier start waits with other resources than are "
+                "asked for now: it is submitted anew"
+            )
+            return True
+        if status.is_alive:
+            self._log.warning(
+                f"submitit: {record.title} has begun with other resources than are asked for now, "
+                "and keeps them"
+            )
+        return False
+
     def _take_over(self, job: Tracked, record: Record) -> None:
         job.record, job.taken_over = record, True
         job.attempts = len(self._registry.attempts(record).read())
         job.go(Phase.WATCH)
+        others = record.changes(job.own.contents, list(next(iter(job.own.contents.values()))))
         self._log.info(
-            f"submitit: job {record.job_id} ({record.name}) is taken over from an earlier start"
+            f"submitit: {record.title} is taken over from an earlier start"
+            + (
+                f", though changed since: {', '.join(others)} (see --rerun-triggers)"
+                if others
+                else ""
+            )
         )
 
     def _clear(self, job: Tracked) -> None:
@@ -375,16 +443,10 @@ class Tracker:
         ):  # fmt: skip
             job.told_to_begin = now
             slurm.start_soon(job.record.job_id)
-        if "eld" in status.reason and not job.held:  # JobHeldUser, launch failed requeued held
-            job.held = True
-            self._log.warning(
-                f"submitit: job {job.record.job_id} ({job.record.name}) is held ({status.reason}); "
-                f"to let it go on: scontrol release {job.record.job_id}"
-            )
         if len(attempts) > max(job.attempts, 1):
             at = self._registry.attempts(job.record).progress()
             self._log.info(
-                f"submitit: job {job.record.job_id} ({job.record.name}) goes on"
+                f"submitit: {job.record.title} goes on"
                 f"{f' from {at!r}' if at else ''}: attempt {len(attempts)}, the one before "
                 f"{attempts[-2].end}"
             )
@@ -399,7 +461,7 @@ class Tracker:
         status = diagnosis.of_result(result, log)
         message = self._explain(job, status, result["message"])
         self._finish(job, keep_log=True)
-        return Outcome(message)
+        return Outcome(message, log)
 
     def _bury(self, job: Tracked, seen: Status, result: dict[str, Any] | None) -> Outcome | None:
         """Decide what becomes of a job that is over and has left no result, or never began."""
@@ -419,7 +481,7 @@ class Tracker:
             self._submit_again(job, status)
             return None
         self._finish(job, keep_log=True)
-        return Outcome(why)
+        return Outcome(why, log if log.exists() else None)
 
     def _why_it_is_over(self, job: Tracked, status: Status, log: Path) -> str | None:
         """Return why a job that left no result is not submitted again, or None if it is."""
@@ -432,7 +494,11 @@ class Tracker:
             if not log.exists():
                 return diagnosis.unseen_folder(job_id, log)
             return self._explain(job, status, "it never reached its first line")
-        if status.state == "TIMEOUT" and progress is None and past[-1].end not in TO_BE_RESUMED:
+        was_refused = status.state == "FAILED" and past[-1].end == TERMINATED  # at a requeue
+        if (
+            status.state not in FAULTS_OF_NODES and not was_refused
+            and not self._may_go_on(job, past, progress)
+        ):  # fmt: skip
             return self._explain(job, status)
         refused = refusal(past, progress, job.step.max_requeues, job.step.max_stalls)
         if refused is None and job.record.resubmissions >= job.step.max_requeues:
@@ -440,6 +506,13 @@ class Tracker:
         if refused is None and not job.request.may_requeue:
             refused = "slurm_extra forbids to requeue it"
         return self._explain(job, status, refused) if refused else None
+
+    @staticmethod
+    def _may_go_on(job: Tracked, past: list[Attempt], progress: str | None) -> bool:
+        """Return whether a job that ended by no fault of its node has somewhere to go on from."""
+        if not job.step.resumable:
+            return False
+        return progress is not None or bool(past and past[-1].end in TO_BE_RESUMED)
 
     def _explain(self, job: Tracked, status: Status, message: str | None = None) -> str:
         assert job.record.job_id is not None
@@ -450,7 +523,7 @@ class Tracker:
         assert job.record.job_id is not None
         reason = f" ({status.reason})" if status.reason else ""
         self._log.warning(
-            f"submitit: job {job.record.job_id} ({job.record.name}) ended without a result: "
+            f"submitit: {job.record.title} ended without a result: "
             f"{status.state}{reason}; it is submitted again"
         )
         backends.remove_files(self._folder, job.record.job_id, keep_log=True)

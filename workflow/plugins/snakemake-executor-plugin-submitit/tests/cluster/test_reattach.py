@@ -1,6 +1,7 @@
 """Snakemake is killed, and started again: what runs is taken over, nothing is run twice."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -100,6 +101,135 @@ def test_a_job_whose_parameters_have_changed_is_cancelled_and_begun_anew(toy):
     toy.succeed()
     assert toy.jobs()[job] == "CANCELLED"
     assert len(toy.jobs()) == 2
+
+
+ALL = ("--rerun-triggers", "mtime", "params", "input", "software-env", "code")
+
+MADE_FROM = """
+rule made:
+    input: 'in.txt'
+    output: 'out.txt'
+    params: number={number}
+    resources: mem_mb=300, runtime={runtime}
+    shell: 'echo {word} $(cat {{input}}) >> begun; until [ -e go ]; do sleep 0.1; done;'
+        ' echo {word} $(cat {{input}}) > {{output}}'
+"""
+GIVEN = {"word": "old", "number": 1, "runtime": 5}
+
+
+def made_from(toy, text="one", **changes):
+    """Write a workflow of one rule that lasts until there is a file `go`."""
+    (toy.folder / "in.txt").write_text(text)
+    toy.write(MADE_FROM.format(**{**GIVEN, **changes}))
+
+
+def killed_once_begun(toy, begun=True):
+    """Start it, and kill Snakemake once its job has begun; return the job's number."""
+    driver = toy.start(*ALL)
+    driver.await_that(lambda: any(each["job_id"] for each in toy.records()))
+    driver.await_that(lambda: (toy.folder / "begun").exists() if begun else True)
+    driver.kill()
+    (job,) = toy.jobs()
+    return job
+
+
+CHANGES = {
+    "code": ({"word": "new"}, (), "code"),
+    "input": ({"text": "two"}, (), "mtime"),
+    "params": ({"number": 2}, (), "params"),
+    "forced": ({}, ("-F",), "told to run it anew"),
+    "forced rule": ({}, ("-R", "made"), "told to run it anew"),
+    "forced file": ({}, ("-f", "./out.txt"), "told to run it anew"),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "ended"),
+    [(each, False) for each in CHANGES] + [("code", True), ("forced", True)],
+)
+def test_what_would_be_made_otherwise_now_is_not_taken_over(toy, change, ended):
+    changes, options, why = CHANGES[change]
+    made_from(toy)
+    job = killed_once_begun(toy)
+    if ended:
+        (toy.folder / "go").touch()
+        toy.await_state(job, "COMPLETED")
+        (toy.folder / "go").unlink()
+    made_from(toy, **changes)
+    driver = toy.start(*ALL, *options)
+    driver.await_that(lambda: len((toy.folder / "begun").read_text().splitlines()) == 2)
+    (toy.folder / "go").touch()
+    said = driver.succeed()
+    (line,) = [each for each in said.splitlines() if f"job {job} " in each]
+    assert "is not used: " in line and why in line
+    assert toy.jobs()[job] == ("COMPLETED" if ended else "CANCELLED") and len(toy.jobs()) == 2
+    word, text = changes.get("word", "old"), changes.get("text", "one")
+    assert (toy.folder / "out.txt").read_text() == f"{word} {text}\n"
+    assert "Nothing to be done" in toy.succeed(*ALL)
+
+
+def test_what_is_the_same_is_taken_over_though_its_parameters_look_otherwise(toy):
+    """Sets have another order in each process, and objects another address."""
+    names = "class Thing: pass\n{}".format(
+        MADE_FROM.replace("number={number}", "names={{*'abcdef'}}, thing=[Thing()]")
+    )
+    (toy.folder / "in.txt").write_text("one")
+    toy.write(names.format(**GIVEN))
+    toy.environment["PYTHONHASHSEED"] = "1"
+    job = killed_once_begun(toy)
+    toy.environment["PYTHONHASHSEED"] = "2"
+    (toy.folder / "go").touch()
+    assert f"job {job} " in (said := toy.succeed(*ALL)) and "is taken over" in said
+    assert list(toy.jobs()) == [job]
+
+
+def test_what_does_not_have_a_rule_run_again_is_taken_over_and_said(toy):
+    made_from(toy)
+    job = killed_once_begun(toy)
+    made_from(toy, word="new")
+    (toy.folder / "go").touch()
+    said = toy.succeed()  # with the triggers input and params
+    assert "is taken over from an earlier start, though changed since: code" in said
+    assert list(toy.jobs()) == [job]
+
+
+def test_a_job_that_waits_is_submitted_anew_where_its_resources_have_changed(toy, cluster):
+    made_from(toy)
+    cluster.run("scontrol", "update", "partition=gpu", "state=down")
+    try:
+        job = killed_once_begun(toy, begun=False)
+        made_from(toy, runtime=7)
+        driver = toy.start(*ALL)
+        driver.await_that(lambda: toy.jobs()[job] == "CANCELLED" and len(toy.jobs()) == 2)
+    finally:
+        cluster.run("scontrol", "update", "partition=gpu", "state=up")
+    (toy.folder / "go").touch()
+    assert "waits with other resources than are asked for now" in driver.succeed()
+    (other,) = set(toy.jobs()) - {job}
+    assert "TimeLimit=00:07:00" in cluster.run("scontrol", "show", "job", other).stdout
+
+
+def test_a_job_that_runs_keeps_its_resources(toy):
+    made_from(toy)
+    job = killed_once_begun(toy)
+    made_from(toy, runtime=7)
+    driver = toy.start(*ALL)
+    driver.await_that(
+        lambda: "has begun with other resources than are asked for now, and keeps" in driver.said()
+    )
+    (toy.folder / "go").touch()
+    driver.succeed()
+    assert list(toy.jobs()) == [job]
+
+
+def test_a_copy_of_the_directory_takes_over_nothing(toy, cluster, tmp_path):
+    made_from(toy)
+    job = killed_once_begun(toy)
+    shutil.copytree(toy.folder, tmp_path / "copy", symlinks=True)
+    with Toy(tmp_path / "copy", cluster) as other:
+        (other.folder / "go").touch()
+        assert "taken over" not in other.succeed(*ALL)
+        assert toy.jobs() == {job: "RUNNING"}
 
 
 def test_a_job_that_can_never_begin_is_replaced(toy):

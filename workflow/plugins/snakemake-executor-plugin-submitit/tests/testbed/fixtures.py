@@ -21,8 +21,9 @@ def cluster(request, tmp_path_factory):
     if _CLUSTER not in stash:  # it is one, also where several conftest.py have this fixture
         shared = tmp_path_factory.getbasetemp()
         template = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "database"
-        stash[_CLUSTER] = Cluster(tmp_path_factory.mktemp("slurm"), tied=True, template=template)
-        stash[_CLUSTER].start()
+        started = Cluster(tmp_path_factory.mktemp("slurm"), tied=True, template=template)
+        started.start()
+        stash[_CLUSTER] = started
     request.addfinalizer(stash[_CLUSTER].stop)
     return stash[_CLUSTER]
 

@@ -32,7 +32,7 @@ def training_rule(*, steps="told", manner="", name="train", params="", **resourc
 
     By default those are as many as it does until `Toy.let_finish`.
     """
-    wanted = {"mem_mb": 300, "runtime": 10, **resources}
+    wanted = {"mem_mb": 300, "runtime": 10, "resumable": True, **resources}
     lines = "".join(f"        {key}={value!r},\n" for key, value in wanted.items())
     return (
         f"rule {name}:\n"

@@ -1,6 +1,7 @@
 """The executor plugin: what it documents, what it asks for, and what its parts decide."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def attempt(progress, end):
         ([attempt("step 5", SIGNALLED), attempt("step 5", LOST)], "step 5", 2),
         ([attempt("step 5", LOST), attempt("step 5", TERMINATED)], "step 5", 1),
         ([attempt("step 5", LOST), attempt("step 6", LOST)], "step 6", 1),
-        ([attempt(None, SIGNALLED), attempt(None, ASKED)], None, 0),
+        ([attempt(None, SIGNALLED), attempt(None, ASKED)], None, 2),
         ([attempt(None, LOST), attempt(None, LOST)], None, 2),
     ],
 )
@@ -194,14 +195,17 @@ def test_an_end_belongs_to_the_attempt_of_its_job(tmp_path):
 
 
 def test_records_come_back_and_are_found_by_what_they_make(tmp_path):
-    record = Record("k", "train-k", {"a.txt": "1", "b.txt": "2"})
+    made = {"a.txt": {"code": "1", "params": "5"}, "b.txt": {"code": "2", "params": "6"}}
+    record = Record("k", "train-k", os.getcwd(), made, "r")
     Registry(tmp_path).write(record)
+    Registry(tmp_path).write(Record("x", "train-x", "/elsewhere", made, "r"))  # by a copy
     (tmp_path / "broken.json").write_text("{")
     registry = Registry(tmp_path)
     assert registry.overlapping(["b.txt", "c.txt"]) == [record]
     assert registry.overlapping(["c.txt"]) == []
-    assert record.covers(Record("x", "x", {"b.txt": "2"}))
-    assert not record.covers(Record("x", "x", {"b.txt": "3"}))
-    assert not record.covers(Record("x", "x", {"b.txt": "2", "c.txt": "1"}))
+    assert record.covers({"b.txt": {}}) and not record.covers({"b.txt": {}, "c.txt": {}})
+    other = {"b.txt": {"code": "3", "params": "6"}}
+    assert record.changes(other, {"code", "params"}) == ["code"]
+    assert record.changes(other, {"params"}) == []
     registry.remove(record)
     assert Registry(tmp_path).all() == []

@@ -1,7 +1,9 @@
 """What becomes of a job that an earlier start of Snakemake has submitted."""
 
 import logging
+import os
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -16,14 +18,14 @@ RESULT = {"exit_code": 0, "message": None, "requeues": 0}
 def ended(tmp_path):
     """A tracker of the job that makes out.txt, which has ended well since; the job; its output."""
     output = tmp_path / "out.txt"
-    record = Record("k", "rule-k", {str(output): "1"}, job_id="7")
+    own = Record("k", "rule-k", os.getcwd(), {str(output): {"code": "1"}}, "r")
+    record = replace(own, job_id="7")
     registry = Registry(tmp_path / "jobs")
     registry.write(record)
     (registry.folder / backends.result_name("7")).write_bytes(pickle.dumps(("success", RESULT)))
     tracker = Tracker(
-        ExecutorSettings(cluster="local"), registry.folder, registry, logging.getLogger()
+        ExecutorSettings(cluster="local"), registry.folder, registry, logging.getLogger(), {"code"}
     )
-    own = Record("k", "rule-k", {str(output): "1"})
     job = tracker.track(own, step=None, request=None, outputs=[str(output)], rule_logs=[])
     tracker.look()
     return tracker, job, output

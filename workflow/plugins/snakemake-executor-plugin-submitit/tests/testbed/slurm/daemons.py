@@ -14,6 +14,9 @@ from .processes import Processes
 _PATIENCE = 300.0
 """Seconds until a daemon that runs, but does not answer, is given up."""
 
+_STARTS = 3
+"""How often slurmdbd is started before it is given up."""
+
 _LAST_LINES = 3
 
 _KNOWN = ("already exist", "Nothing new added")
@@ -68,10 +71,22 @@ class Daemons:
             raise self._failure("mariadbd", f"mariadb-install-db: exit code {done.returncode}")
 
     def start_accounting(self) -> None:
-        """Start slurmdbd on the database, and let it know the cluster and the user."""
-        self._begin("slurmdbd", "slurmdbd", "-D", MYSQL_UNIX_PORT=str(self._folder.database_socket))
+        """Start slurmdbd on the database, and let it know the cluster and the user.
+
+        Once in some hundred starts on a busy machine it gets no answer to its first question to
+        the database, and ends ("We should have gotten a result: No error"): it is started again.
+        """
         account = f"account={ACCOUNT}", f"defaultaccount={ACCOUNT}"
-        self.wait("slurmdbd", lambda: self._add("cluster", NAME))
+        for left in reversed(range(_STARTS)):
+            self._begin(
+                "slurmdbd", "slurmdbd", "-D", MYSQL_UNIX_PORT=str(self._folder.database_socket)
+            )
+            try:
+                self.wait("slurmdbd", lambda: self._add("cluster", NAME))
+                break
+            except ClusterError:
+                if not left:
+                    raise
         failed = self._add("account", ACCOUNT) or self._add("user", getpass.getuser(), *account)
         if failed:
             raise self._failure("slurmdbd", failed)
