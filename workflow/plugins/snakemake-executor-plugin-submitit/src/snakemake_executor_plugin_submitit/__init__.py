@@ -1,7 +1,7 @@
 """Snakemake executor that runs jobs through submitit: on SLURM, in processes here, or in-process.
 
 One Snakemake job is one submitit job all along: through time limits, preemption, requeues, failing
-nodes, and restarts of Snakemake itself. README.md beside this file has the settings.
+nodes, and restarts of Snakemake itself. docs/further.md has the settings.
 
 Nothing is imported before it is asked for: this package is loaded by every start of Snakemake and
 by every job on its node.

@@ -120,6 +120,14 @@ def is_transient(message: str) -> bool:
     return any(sign in said for sign in _TRANSIENT)
 
 
+def _setup(settings: ExecutorSettings) -> list[str]:
+    """Return what a job's shell runs first; if that fails, so does the job."""
+    if not settings.setup:
+        return []
+    failed = shlex.quote(f"submitit: setup failed: {settings.setup}")
+    return [f"{{ {settings.setup}\n}} || {{ code=$?; echo {failed}; exit $code; }}"]
+
+
 _HEEDLESS = "trap '' USR2"
 """First line of a batch script: SLURM may signal a short job at once, before its Python listens."""
 
@@ -136,7 +144,8 @@ class SlurmBackend:
         executor = without_pauses(
             SlurmExecutor(self._folder, max_num_timeout=10**6, python=self._python)
         )
-        executor.further = request.extra
+        # As an argument the path needs no quotes, of which sbatch knows other rules in a script.
+        executor.further = (f"--output={self._folder}/%j_0_log.out", *request.extra)
         executor.kept_away = [*filter(slurm.is_of_tools, os.environ)]
         executor.update_parameters(**self._parameters(step, request, name))
         try:
@@ -179,7 +188,7 @@ class SlurmBackend:
             "qos": request.qos,
             "constraint": request.constraint,
             "comment": request.comment,
-            "setup": [_HEEDLESS, *([self._settings.setup] if self._settings.setup else [])],
+            "setup": [_HEEDLESS, *_setup(self._settings)],
             "stderr_to_stdout": True,
             "use_srun": False,
             "wckey": self._settings.wckey,
@@ -216,7 +225,7 @@ class LocalBackend:
             signal_delay_s=step.signal_delay,
             gpus_per_node=request.gpus,
             stderr_to_stdout=True,
-            setup=[self._settings.setup] if self._settings.setup else [],
+            setup=_setup(self._settings),
         )
         job = executor.submit(step)
         assert isinstance(job, submitit.LocalJob)

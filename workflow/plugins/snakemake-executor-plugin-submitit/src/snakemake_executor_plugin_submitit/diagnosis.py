@@ -121,6 +121,7 @@ def explain(
     if status.exit not in ("", "0:0"):
         details.append(f"exit {status.exit}")
     parts = [f"job {job_id}: {state}" + (f" ({', '.join(details)})" if details else "")]
+    message = message or _missing_output(log)
     if message:
         parts.append(message)
     if status.state in _REMEDIES:
@@ -147,6 +148,14 @@ def _of_command(lines: list[str]) -> list[str]:
     if ends:
         body = body[: ends[0]]
     return [line for line in body if not any(sign in line for sign in _NOT_OF_COMMAND)] or lines
+
+
+def _missing_output(log: Path) -> str | None:
+    """Return what a command that succeeded has not made, as Snakemake wrote it to the log."""
+    _, found, said = "\n".join(tail(log)).rpartition("MissingOutputException")
+    lines = said.partition("--latency-wait:\n")[2].splitlines()
+    files = [line.partition(" (missing")[0] for line in lines if " (missing" in line]
+    return f"its command succeeded, but made no {', '.join(files)}" if found and files else None
 
 
 def exit_code(log: Path) -> str | None:

@@ -6,10 +6,13 @@ import getpass
 import hashlib
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +46,17 @@ class Executor(RemoteExecutor):
         settings = workflow.executor_settings
         assert isinstance(settings, ExecutorSettings)
         self._settings = settings
+        if settings.cluster == "slurm" and not shutil.which("sbatch"):
+            raise ApiError(
+                "submitit: no sbatch on PATH: start Snakemake where jobs are submitted, or choose "
+                "--submitit-cluster local"
+            )
         self._folder = _folder(settings.folder)
         self._log = logger
         self._workflow = workflow
         internals.check(workflow)
-        _check_names(workflow)
+        self._own = frozenset(re.split(r"[,\s]+", settings.own_resources or "")) - {""}
+        _check_resources(workflow, self._own)
         self._registry = _open(self._folder, workflow)
         # Imported now: submitit is of no use to the many starts of Snakemake that run no jobs.
         from snakemake_executor_plugin_submitit.internals import submitit
@@ -60,6 +69,7 @@ class Executor(RemoteExecutor):
         self._wake = threading.Event()
         self._ending: list[tuple[Record, list[Any]]] = []
         self._sort_out_strangers()
+        self._tracker.remove_old_logs()
         _tell_of_ignored_interrupt(logger)
         _tell_of_options(logger)
         _heed_one_interrupt()
@@ -109,9 +119,11 @@ class Executor(RemoteExecutor):
         """Take a job over; it is submitted, or found to run already, by the thread that polls."""
         info = SubmittedJobInfo(job)
         try:
+            own = self._own | (internals.limited_resources(self._workflow) & resources.ALIASES)
             request = resources.request(
-                job.resources, self._threads(job), self._settings.default_runtime or 60
-            )
+                {name: value for name, value in job.resources.items() if name not in own},
+                self._threads(job), self._settings.default_runtime or 60,
+            )  # fmt: skip
             record = self._record(job, request)
             step = self._step(job, record, request)
         except (ValueError, WorkflowError) as error:
@@ -214,10 +226,21 @@ class Executor(RemoteExecutor):
     def _wait_for_files(self, job: JobExecutorInterface) -> str:
         files = [str(each) for each in job.get_wait_for_files()]
         if len(files) <= _MANY_FILES:
-            return str(format_cli_arg("--wait-for-files", files))
+            return str(format_cli_arg("--wait-for-files", [shlex.quote(each) for each in files]))
         path = self._registry.inputs(_key(job))
         path.write_text("\n".join(files) + "\n", encoding="utf-8")
         return str(format_cli_arg("--wait-for-files-file", str(path)))
+
+    def get_snakefile(self) -> str:
+        """Return the path of the Snakefile, for a shell: Snakemake quotes it as Python would."""
+        return shlex.quote(str(super().get_snakefile()))
+
+    def get_envvar_declarations(self) -> str:
+        """Return a command that sets the variables of `envvars:`, quoted for a shell as well."""
+        declared = " ".join(
+            f"{name}={shlex.quote(value)}" for name, value in self.envvars().items()
+        )
+        return f"export {declared} &&" if declared else ""
 
     def format_job_exec(self, job: JobExecutorInterface) -> str:
         """Return Snakemake's command line for a job."""
@@ -268,6 +291,12 @@ def _folder(setting: Path | None) -> Path:
     """
     here = Path.cwd()
     folder = (here / (setting or ".snakemake/submitit")).absolute()
+    unusable = sorted({*"%\\\n"} & {*str(folder)})
+    if unusable:
+        raise ApiError(
+            f"submitit: {str(folder)!r}: SLURM does not take {unusable[0]!r} in the path of a log; "
+            "choose another folder (submitit-folder)"
+        )
     try:
         if folder.is_relative_to(here):
             folder.mkdir(parents=True, exist_ok=True)
@@ -276,7 +305,8 @@ def _folder(setting: Path | None) -> Path:
                 folder.mkdir(parents=True)
                 folder.chmod(0o1777)  # other users' folders come beside
             digest = hashlib.sha256(str(here).encode()).hexdigest()[:16]
-            folder = folder / f"{getpass.getuser()}-{here.name}-{digest}"
+            name = re.sub(r"[^\w.-]", "_", here.name)
+            folder = folder / f"{getpass.getuser()}-{name}-{digest}"
             folder.mkdir(exist_ok=True)
         folder.chmod(0o700)  # pickles in it are run
     except OSError as error:
@@ -291,7 +321,14 @@ def _open(folder: Path, workflow: WorkflowExecutorInterface) -> Registry:
         ApiError: another Snakemake runs this workflow, here or on another machine.
     """
     registry = Registry(folder / "jobs")
-    holder = registry.lock()
+    try:
+        holder = registry.lock()
+    except OSError as error:
+        raise ApiError(
+            f"submitit: {folder}: the file system has no locks ({error.strerror}), without which "
+            "two Snakemakes could run the same jobs; choose another submitit-folder, or have it "
+            "mounted with locks (flock)"
+        ) from None
     if holder:
         raise ApiError(
             f"submitit: {holder} already runs this workflow (it holds {folder}/jobs/driver); wait "
@@ -339,24 +376,25 @@ def _heed_one_interrupt() -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def _check_names(workflow: WorkflowExecutorInterface) -> None:
-    """Look through the rules that will run for resources that look misspelt.
+def _check_resources(workflow: WorkflowExecutorInterface, own: Collection[str]) -> None:
+    """Look through the rules that will run for resources that would have no effect.
 
     Raises:
         ApiError: naming all of them, and every valid name.
     """
-    known = internals.limited_resources(workflow)
+    known = internals.limited_resources(workflow) | set(own)
     problems = {
-        (job.rule.name, name): likely
+        (job.rule.name, name): instead
         for job in internals.jobs_to_run(workflow)
-        for name, likely in resources.misspelt(job.rule.resources, known).items()
+        for name, instead in resources.without_effect(job.rule.resources, known).items()
     }
     if problems:
         named = ", ".join(
-            f"{name} of rule {rule} (meant: {likely}?)" for (rule, name), likely in problems.items()
+            f"{name} of rule {rule} ({instead})" for (rule, name), instead in problems.items()
         )
         raise ApiError(
-            f"submitit: unknown resource {named}; valid: {', '.join(resources.RESOURCES)}"
+            f"submitit: unknown resource {named}; valid: {', '.join(resources.RESOURCES)}; if "
+            "it is the workflow's own: --submitit-own-resources NAME,..."
         )
 
 

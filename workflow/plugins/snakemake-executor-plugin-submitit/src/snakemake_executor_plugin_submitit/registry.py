@@ -76,12 +76,15 @@ class Registry:
         """Take the folder for this process; return who has it, if somebody else does.
 
         The lock goes with the process, however that ends.
+
+        Raises:
+            OSError: the file system of the folder has no locks.
         """
         path = self.folder / "driver"
         file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return path.read_text(encoding="utf-8").strip() or "another process"
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -110,6 +110,20 @@ class ExecutorSettings(ExecutorSettingsBase):
         default="failed",
         metadata={"help": "Which jobs' logs stay in the folder.", "choices": KEEP_LOGS},
     )
+    keep_logs_days: Optional[int] = field(
+        default=30,
+        metadata={
+            "help": "How many days logs stay in the folder; older ones are removed at a start.",
+            "type": int,
+        },
+    )
+    own_resources: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "Names of resources, with commas between them, that mean something to the "
+            "workflow alone, as gpu,time.",
+        },
+    )
     python: Optional[str] = field(
         default=None,
         metadata={
@@ -119,7 +133,10 @@ class ExecutorSettings(ExecutorSettingsBase):
     )
     setup: Optional[str] = field(
         default=None,
-        metadata={"help": "Shell command that a job runs first, as `module load cuda`."},
+        metadata={
+            "help": "Shell command that a job runs first, as `module load cuda`; if it fails, so "
+            "does the job."
+        },
     )
     wckey: Optional[str] = field(
         default=None,
@@ -137,6 +154,7 @@ class ExecutorSettings(ExecutorSettingsBase):
         _at_least("status-interval", self.status_interval, 1)
         _at_least("submit-timeout", self.submit_timeout, 0)
         _at_least("default-runtime", self.default_runtime, 1)
+        _at_least("keep-logs-days", self.keep_logs_days, 0)
 
 
 common_settings = CommonSettings(

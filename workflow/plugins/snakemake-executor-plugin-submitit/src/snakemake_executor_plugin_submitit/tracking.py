@@ -138,6 +138,15 @@ class Tracker:
         self._tracked.append(tracked)
         return tracked
 
+    def remove_old_logs(self) -> None:
+        """Remove the logs of jobs that ended longer ago than they are kept."""
+        oldest = time.time() - 86_400.0 * (self._settings.keep_logs_days or 0)
+        wanted = {record.job_id for record in self._registry.all()}
+        for path in self._folder.glob("*_log.out"):
+            with contextlib.suppress(OSError):
+                if path.name.partition("_")[0] not in wanted and path.stat().st_mtime < oldest:
+                    path.unlink()
+
     def running(self) -> list[str]:
         """Return the numbers of all jobs that are in the cluster's hands."""
         return sorted({each.job_id for each in self._tracked if each.job_id is not None})

@@ -1,6 +1,6 @@
 """A trainer of twenty lines: counts steps, saves on SIGUSR2 or SIGTERM, and asks to go on.
 
-It follows what the plugin's README asks of a command, and knows nothing else of this project.
+It follows what the plugin's documents ask of a command, and knows nothing else of this project.
 Usage: trainer.py STATE STEPS [ignore | stuck]; where STEPS is `told`, it trains until there is a
 file STATE.finish.
 """

@@ -29,12 +29,12 @@ PROJECT = Path(__file__).parents[2]
 
 
 def table(heading):
-    text = (PROJECT / "README.md").read_text()
-    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    text = (PROJECT / "docs" / "further.md").read_text()
+    section = text.split(f"# {heading}\n")[1].split("\n# ")[0]
     return re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", section, flags=re.M)
 
 
-def test_the_readme_lists_every_setting_with_its_default():
+def test_the_documents_list_every_setting_with_its_default():
     listed = {name.strip("`"): default.strip("`") for name, default in table("Settings")}
     fields = {each.name.replace("_", "-"): each for each in dataclasses.fields(ExecutorSettings)}
     assert set(listed) == set(fields)
@@ -44,7 +44,7 @@ def test_the_readme_lists_every_setting_with_its_default():
             assert listed[name] == str(shown), name
 
 
-def test_the_readme_lists_every_resource():
+def test_the_documents_list_every_resource():
     named = " ".join(name for name, _ in table("Resources"))
     assert set(re.findall(r"`(\w+)`", named)) | {"disk_mb"} == set(resources.RESOURCES)
 
@@ -80,6 +80,9 @@ def test_memory_of_each_cpu_takes_the_place_of_that_of_a_node():
         ({"gpus": 3, "nodes": 2}, "3 GPUs do not divide by 2 nodes"),
         ({"nodes": 0}, "resource nodes: 0 is too small"),
         ({"runtime": "soon"}, "resource runtime: 'soon' is not a whole number"),
+        ({"tasks": 3, "nodes": 2}, "3 tasks do not divide by 2 nodes"),
+        ({"cpus_per_gpu": 2}, "resource cpus_per_gpu: there are no gpus"),
+        ({"gpus": 1, "tasks": 2, "cpus_per_gpu": 3}, "3 CPUs do not divide by 2 tasks"),
         ({"gpus_per_node": "a100"}, "is not a number or TYPE:NUMBER"),
         ({"slurm_extra": "--output=x"}, "--output is set by the executor"),
         ({"slurm_extra": "-J x"}, "-J is set by the executor"),
@@ -95,15 +98,34 @@ def test_a_resource_that_cannot_be_met_is_named(given, words):
 
 
 def test_misspelt_resources_and_names_of_other_tools_are_found():
-    names = ["mem_mb", "mem_gb", "gpu", "walltime", "slurm_acount", "slurm_x", "tape_drives"]
-    assert resources.misspelt(names) == {
-        "mem_gb": "mem_mb",
-        "gpu": "gpus",
-        "walltime": "runtime",
-        "slurm_acount": "slurm_account",
-        "slurm_x": "slurm_extra",
+    names = ["mem_mb", "mem_gb", "walltime", "slurm_acount", "slurm_x", "tape_drives"]
+    assert resources.without_effect(names) == {
+        "mem_gb": "meant: mem_mb?",
+        "walltime": "meant: runtime?",
+        "slurm_acount": "meant: slurm_account?",
+        "slurm_x": "meant: slurm_extra?",
     }
-    assert "gpu" not in resources.misspelt(names, known={"gpu"})
+    assert resources.without_effect(["time", "partition"], known={"time", "partition"}) == {}
+    assert "one cluster" in resources.without_effect(["clusters"])["clusters"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"tasks": 4, "nodes": 2}, {"tasks_per_node": 2, "nodes": 2}),
+        ({"gpu": 2, "gpu_model": "a100"}, {"gpus_per_node": "a100:2"}),
+        ({"gpus": "a100:4", "nodes": 2}, {"gpus_per_node": "a100:2"}),
+        ({"gpus": "0"}, {"gpus_per_node": None}),
+        ({"gpus": 2, "tasks_per_gpu": 2}, {"tasks_per_node": 4}),
+        ({"gpus": 4, "cpus_per_gpu": 6}, {"cpus_per_task": 24}),
+        ({"gpus": 4, "tasks_per_gpu": 1, "cpus_per_gpu": 6}, {"cpus_per_task": 6}),
+        ({"mem_mb": 0}, {"memory": "0"}),
+        ({"mpi": "srun"}, {}),
+    ],
+)
+def test_what_other_executors_know_means_the_same_here(asked, expected):
+    found = dataclasses.asdict(resources.request(asked, 1, 60))
+    assert {name: found[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(

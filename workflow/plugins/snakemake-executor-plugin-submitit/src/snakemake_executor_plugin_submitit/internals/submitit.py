@@ -1,6 +1,7 @@
 """What is used of submitit. Importing it takes a moment: only a start that runs jobs does."""
 
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,16 @@ class SlurmExecutor(submitit.SlurmExecutor):
     It has parameters for the options of sbatch, but none for how sbatch is called.
     """
 
-    further: tuple[str, ...] = ()
+    further: Sequence[str] = ()
     kept_away: Collection[str] = ()
     """Variables of the environment that sbatch must not see."""
     script: Path | None = None
     """What sbatch was last given. SLURM has a copy from then on."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Return whether this may be a cluster: sbatch is all that is needed, not srun."""
+        return -1 if shutil.which("sbatch") is None else 2
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         self.script = submission_file_path

@@ -1,0 +1,188 @@
+"""What a cluster, a folder or an environment may be like: it works there, or one line says why."""
+
+import os
+import re
+import time
+
+import pytest
+
+from testbed.toy_workflow import Toy, message
+
+RULE = "rule r:\n    output: 'r.txt'\n    resources: mem_mb=300, runtime=5\n    shell: '{}'\n"
+TOUCH = RULE.format("touch {output}")
+
+
+def error(said):
+    """Return the one line of the executor with which a start ends."""
+    (line,) = [each for each in said.splitlines() if each.startswith("Error: submitit: ")]
+    assert "Traceback" not in said
+    return line
+
+
+# --- jobs that can never start --------------------------------------------------------------------
+
+
+def test_a_job_over_the_limit_of_its_partition_is_named_with_the_reason(toy, cluster):
+    cluster.run("scontrol", "update", "partition=grace", "MaxTime=1")
+    try:
+        toy.write(TOUCH.replace("runtime=5", "runtime=5, slurm_partition='grace'"))
+        driver = toy.start()
+        driver.await_that(lambda: "waits: PartitionTimeLimit" in driver.said())
+        (line,) = re.findall(r"^submitit: (job \d+ .*PartitionTimeLimit.*)$", driver.said(), re.M)
+        assert "lower runtime, or choose another slurm_partition" in line
+    finally:
+        cluster.run("scontrol", "update", "partition=grace", "MaxTime=UNLIMITED")
+    driver.succeed()
+
+
+def test_jobs_of_an_account_that_may_run_none_are_named_in_one_line(toy, cluster):
+    set_limit = ("sacctmgr", "-i", "modify", "account", "research", "set")
+    cluster.run(*set_limit, "GrpJobs=0")
+    try:
+        toy.write("rule all:\n    input: expand('{i}.txt', i=range(3))\n"
+                  + TOUCH.replace("r.txt", "{i}.txt"))  # fmt: skip
+        driver = toy.start()
+        driver.await_that(lambda: "AssocGrpJobsLimit" in driver.said())
+        time.sleep(2)
+        assert driver.said().count("AssocGrpJobsLimit") <= 3  # jobs are named once
+    finally:
+        cluster.run(*set_limit, "GrpJobs=-1")
+    driver.succeed()
+
+
+# --- what a failure says --------------------------------------------------------------------------
+
+
+def test_an_output_that_was_not_made_is_named(toy):
+    toy.write(RULE.format("true").replace("'r.txt'", "'r.txt', 'further/s.txt'"))
+    line = toy.fail("--latency-wait", "1")
+    assert "its command succeeded, but made no r.txt, further/s.txt; " in line
+
+
+def test_a_group_that_fails_says_the_number_of_its_job_its_log_and_the_reason(toy):
+    toy.write(
+        "rule all:\n    input: 'a.txt', 'b.txt'\n"
+        "rule a:\n    output: 'a.txt'\n    group: 'pair'\n    resources: mem_mb=300, runtime=5\n"
+        "    shell: 'touch {output}'\n"
+        "rule b:\n    input: 'a.txt'\n    output: 'b.txt'\n    group: 'pair'\n"
+        "    resources: mem_mb=300, runtime=5\n    shell: 'echo wrong recipe; exit 3'\n"
+    )
+    said = toy.start("all", "--show-failed-logs").fail()
+    (job,) = toy.jobs()
+    (line,) = re.findall(r"^submitit: group pair: (.*)$", said, flags=re.M)
+    assert line.startswith(f"job {job}: FAILED (exit 3); log ") and "wrong recipe" in line
+    log = re.search(r"log (\S+):", line)[1]
+    assert f"    log: {log} (check log file(s) for error details)" in said
+    assert "Logfile " in said and said.count("wrong recipe") > 1  # it is shown
+    assert toy.jobs() == {job: "FAILED"}
+
+
+def test_a_setup_that_fails_fails_the_job(toy):
+    toy.write(TOUCH)
+    line = toy.fail(setup="echo no such module >&2; exit 4")
+    assert "FAILED" in line and "no such module" in line
+    line = toy.fail(setup="echo loading; false")
+    assert "submitit: setup failed: echo loading; false" in line
+    assert not (toy.folder / "r.txt").exists()
+    assert set(toy.jobs().values()) == {"FAILED"}
+
+
+# --- folders and programs -------------------------------------------------------------------------
+
+
+def test_a_directory_of_any_name_will_do(cluster, tmp_path):
+    with Toy(tmp_path / 'it\'s a "project" (1) & ü $HOME', cluster) as toy:
+        toy.write(RULE.format("echo begun; exit 3"))
+        line = message(toy.start().fail())
+        assert "FAILED (exit 3)" in line and "begun" in line
+        toy.write(TOUCH)
+        toy.succeed()
+
+
+@pytest.mark.parametrize("sign", ["%", "\\"])
+def test_a_directory_that_slurm_would_misread_is_named(cluster, tmp_path, sign):
+    with Toy(tmp_path / f"50{sign}j", cluster) as toy:
+        toy.write(TOUCH)
+        line = error(toy.start().fail())
+        assert f"SLURM does not take {sign!r} in the path of a log" in line
+        assert "submitit-folder" in line
+        toy.succeed(folder=tmp_path / "elsewhere")
+
+
+def test_a_file_system_without_locks_is_named(toy, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, fcntl, os\n"
+        "def flock(file, operation):\n"
+        "    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))\n"
+        "fcntl.flock = flock\n"
+    )
+    toy.environment["PYTHONPATH"] = str(tmp_path)
+    toy.write(TOUCH)
+    line = error(toy.start_process().fail())
+    assert "the file system has no locks (Function not implemented)" in line
+    assert "submitit-folder" in line
+
+
+def test_srun_is_not_needed_and_sbatch_is(toy, tmp_path):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for folder in toy.environment["PATH"].split(os.pathsep):
+        for path in os.scandir(folder) if os.path.isdir(folder) else ():
+            if path.name != "srun" and not (programs / path.name).exists():
+                (programs / path.name).symlink_to(path.path)
+    toy.environment["PATH"] = str(programs)
+    toy.write(TOUCH)
+    toy.succeed()
+    (programs / "sbatch").unlink()
+    line = error(toy.start("-F").fail())
+    assert "no sbatch on PATH" in line and "--submitit-cluster local" in line
+
+
+def test_logs_that_are_kept_are_removed_when_they_are_old(toy):
+    toy.write(TOUCH)
+    toy.succeed(keep_logs="all")
+    (log,) = (toy.folder / ".snakemake" / "submitit").glob("*_log.out")
+    old = time.time() - 31 * 86400
+    os.utime(log, (old, old))
+    toy.succeed("-F", keep_logs="all", keep_logs_days=32)
+    assert log.exists()
+    os.utime(log, (old, old))
+    toy.succeed("-F", keep_logs="all")
+    assert not log.exists()
+
+
+# --- resources ------------------------------------------------------------------------------------
+
+
+def test_what_other_executors_know_is_asked_of_slurm(toy):
+    toy.write(
+        "rule all:\n    input: 'a.txt', 'b.txt'\n"
+        "rule a:\n    output: 'a.txt'\n    resources: mem_mb=0, runtime=5, tasks=4, nodes=2\n"
+        "    shell: 'scontrol show job $SLURM_JOB_ID > {output}'\n"
+        "rule b:\n    output: 'b.txt'\n"
+        "    resources: mem_mb=300, runtime=5, gpu=2, cpus_per_gpu=2, mpi='srun'\n"
+        "    shell: 'scontrol show job $SLURM_JOB_ID > {output}'\n"
+    )
+    toy.succeed()
+    first, second = ((toy.folder / name).read_text() for name in ("a.txt", "b.txt"))
+    assert "NumNodes=2" in first and "NumTasks=4" in first and "mem=16000M" in first
+    assert "gres/gpu=2" in second and "NumCPUs=4" in second
+
+
+def test_a_word_of_the_workflows_own_can_be_declared(toy):
+    toy.write(TOUCH.replace("runtime=5", "runtime=5, time=7, clusters='ours', gpu=3"))
+    said = error(toy.start().fail())
+    assert "time of rule r (meant: runtime?)" in said and "one cluster" in said
+    assert "--submitit-own-resources" in said and toy.jobs() == {}
+    toy.succeed(own_resources="time,clusters,gpu")
+
+
+def test_an_internal_that_a_version_lacks_is_named(toy, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import snakemake.persistence as module\ndel module.PersistenceBase._code\n"
+    )
+    toy.environment["PYTHONPATH"] = str(tmp_path)
+    toy.write(TOUCH)
+    line = error(toy.start_process().fail())
+    assert re.search(r"snakemake 9\.\S+ has no Persistence\._code, which snakemake-executor-", line)
+    assert toy.jobs() == {}
