@@ -175,12 +175,7 @@ def test_cancelled_by_the_user(toy, cluster):
 def test_a_folder_that_a_node_does_not_see(toy):
     """SLURM cannot open the log there: here, because it is told of a folder that does not exist."""
     toy.write(rule("touch {output}"))
-    shim(
-        toy,
-        "sbatch",
-        'sed -i "s#^.SBATCH --output=.*#\\#SBATCH --output=/nowhere/%j.out#" "${@: -1}"\n'
-        'exec $REAL "$@"',
-    )
+    shim(toy, "sbatch", 'exec $REAL "${@/#--output=*/--output=/nowhere/%j.out}"')
     line = toy.fail()
     assert re.search(r"job \d+ ended on n\d and left no trace in /\S+: does n\d see this", line)
 
