@@ -11,7 +11,6 @@ README = ROOT / "README.md"
 DOCUMENTS = (
     README,
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "workflow" / "plugins").glob("*/README.md")),
 )
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 _COMMENT = re.compile(r"\s+# .*")

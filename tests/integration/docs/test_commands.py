@@ -114,9 +114,6 @@ NEEDS = {
     "smt doctor": needs_slurm(),
     "snakemake --profile slurm all --config scale=demo": needs_slurm(),
     "snakemake --profile slurm all": needs_slurm(),
-    "snakemake --executor submitit --jobs 100 --default-resources slurm_partition=gpu": Need(
-        "workflow_of_one_rule", marks=(pytest.mark.slow, pytest.mark.cluster)
-    ),
     f"smt train {RETINANET}": needs_results(without=RETINANET),
     f"smt evaluate {RETINANET}": needs_results(),
     f"smt prove {RETINANET} --kills 3": replace(needs_results(), kills=True),
@@ -232,14 +229,6 @@ def on_cluster(tmp_path_factory, cluster):
     for scale in ("demo", "paper"):
         make_small(project.folder / "params", scale)
     return Place(project.folder, _with(project, cluster))
-
-
-@pytest.fixture
-def workflow_of_one_rule(tmp_path, cluster):
-    (tmp_path / "Snakefile").write_text(
-        "rule one:\n    output: 'one.txt'\n    shell: 'date > {output}'\n"
-    )
-    return Place(tmp_path, _with(ProjectCopy(tmp_path / "project"), cluster))
 
 
 def _with(project, cluster):

@@ -8,7 +8,7 @@ from typing import Any
 from snakemake_executor_plugin_submitit import slurm
 from snakemake_executor_plugin_submitit.attempts import Attempt
 from snakemake_executor_plugin_submitit.registry import Record
-from snakemake_executor_plugin_submitit.slurm import Status
+from snakemake_executor_plugin_submitit.slurm import GONE, Status
 
 LAST_LINES = 3
 _READ = 16_384
@@ -85,10 +85,19 @@ def tail(log: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def final_status(job_id: str, seen: Status, log: Path) -> Status:
-    """Return how a job ended, from whoever knows more: accounting, the controller, its log."""
-    known = slurm.accounted(job_id) or slurm.described(job_id) or seen
-    if known.is_alive:
+def final_status(job_id: str, seen: Status, log: Path) -> Status | None:
+    """Return how a job ended, from whoever knows more: accounting, the controller, its log.
+
+    One that squeue no longer lists has ended only if somebody else says so too, for that may be due
+    to how squeue is called. Returns None where nobody does.
+    """
+    known = slurm.accounted(job_id)
+    if known is None or known.is_alive:
+        described = slurm.described(job_id)
+        if seen == GONE and (described is None or described.is_alive):
+            return None
+        known = described or seen
+    if known.is_alive or known == GONE:
         known = seen
     if known.state in ("FAILED", "OUT_OF_MEMORY", "GONE") and _ran_out_of_memory(log):
         return Status("OUT_OF_MEMORY", known.reason, exit=known.exit)

@@ -90,10 +90,10 @@ def accounted(job_id: str) -> Status | None:
 
 
 def described(job_id: str) -> Status | None:
-    """Return what the controller still knows of a job that has ended."""
-    output = _ask("scontrol", "--oneliner", "show", "job", job_id)
+    """Return what the controller still knows of a job: GONE if nothing, None if it is silent."""
+    output, errors = _ask_whole("scontrol", "--oneliner", "show", "job", job_id)
     if not output:
-        return None
+        return GONE if "Invalid job id" in errors else None
     fields = dict(word.partition("=")[::2] for word in output.split())
     reason = fields.get("Reason", "None")
     return Status(
@@ -126,11 +126,16 @@ def start_soon(job_id: str) -> None:
 
 
 def _ask(*command: str) -> str | None:
+    return _ask_whole(*command)[0]
+
+
+def _ask_whole(*command: str) -> tuple[str | None, str]:
+    """Return what a program says, None if it fails; and what it says on stderr."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT, check=False,
             stdin=subprocess.DEVNULL, env=environment(),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+        return None, ""
+    return (done.stdout if done.returncode == 0 else None), done.stderr

@@ -483,6 +483,8 @@ class Tracker:
             job.go(Phase.SUBMIT)
             return None
         status = diagnosis.final_status(job_id, seen, log)
+        if status is None:
+            return None
         if result is not None and status.state not in FAULTS_OF_NODES:
             return self._harvest(job, result)
         why = self._why_it_is_over(job, status, log)

@@ -226,6 +226,28 @@ def test_a_job_of_which_neither_sacct_nor_scontrol_tells_is_believed_to_be_as_sq
     assert re.search(r"ended without a result: FAILED.*; it is submitted again", driver.succeed())
 
 
+def test_a_job_that_squeue_does_not_list_is_not_gone_for_that(toy):
+    """Two would else run on one output."""
+    shim(
+        toy,
+        "squeue",
+        f'echo >> {toy.folder}/asked; [ -e {toy.folder}/go ] && exec $REAL "$@"; exit 0',
+    )
+    toy.write(rule("echo >> begun; until [ -e go ]; do sleep 0.1; done; touch {output}"))
+    driver = toy.start()
+    driver.await_that(
+        lambda: (
+            (toy.folder / "asked").exists()
+            and len((toy.folder / "asked").read_text().splitlines()) >= 5
+            and (toy.folder / "begun").exists()
+        )
+    )
+    (toy.folder / "go").touch()
+    driver.succeed()
+    assert len((toy.folder / "begun").read_text().splitlines()) == 1
+    assert len(toy.jobs()) == 1
+
+
 def test_sbatch_that_fails_for_a_while_only_delays(toy):
     away = Away(toy, "sbatch")
     toy.write(training_rule(steps=1))

@@ -1,0 +1,80 @@
+"""The package as a user gets it: built, installed in an empty environment, and run from there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+OLDEST = [each.split(",")[0].replace(">=", "==") for each in PYPROJECT["dependencies"]]
+"""The lower bounds of all dependencies."""
+README = (PROJECT / "README.md").read_text()
+PYTHONS = [f"3.{minor}" for minor in (11, 12, 13)]
+
+
+def run(*command, **settings):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with wheel and sdist, made from a copy, so that nothing is left in the project."""
+    copy = tmp_path_factory.mktemp("copy") / "project"
+    shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    run(sys.executable, "-m", "hatchling", "build", "-d", copy / "dist", cwd=copy)
+    return copy / "dist"
+
+
+def test_the_wheel_has_the_code_and_the_licence_and_no_tests(built):
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    code = {f"snakemake_executor_plugin_submitit/{path.relative_to(PROJECT / 'src').name}"
+            for path in (PROJECT / "src").glob("*/*.py")}  # fmt: skip
+    assert code <= set(names) and "snakemake_executor_plugin_submitit/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if "test" in name]
+
+
+def test_the_source_has_what_its_tests_and_readers_need(built):
+    (sdist,) = built.glob("*.tar.gz")
+    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "docs/intro.md", "docs/further.md",
+            "tests/testbed/slurm/cluster.py", "example/Snakefile"} <= names  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", PYTHONS)
+@pytest.mark.parametrize("bounds", ["oldest", "newest"])
+def test_it_runs_its_example_from_an_empty_environment(built, tmp_path, cluster, bounds, version):
+    """In processes of this machine, then on SLURM, in a folder that knows nothing of the project.
+
+    With the newest versions of what it needs, and with the oldest that it says will do.
+    """
+    python = shutil.which(f"python{version}")
+    if python is None or subprocess.run([python, "-c", "import venv"]).returncode:
+        pytest.skip(f"no Python {version}")
+    (wheel,) = built.glob("*.whl")
+    run(python, "-m", "venv", tmp_path / "venv")
+    programs = tmp_path / "venv" / "bin"
+    run(programs / "pip", "install", "-q", wheel, *(OLDEST if bounds == "oldest" else ()))
+    own = {name: value for name, value in cluster.environment().items() if name != "PYTHONPATH"}
+    environment = {**own, "PATH": f"{programs}{os.pathsep}{own['PATH']}"}
+    starts = {
+        "local": "snakemake --executor submitit --jobs 4 --submitit-cluster local",
+        "slurm": re.search(r"^snakemake --executor submitit .*$", README, flags=re.M)[0],
+    }
+    for place, start in starts.items():
+        folder = tmp_path / place
+        shutil.copytree(PROJECT / "example", folder)
+        assert "(100%) done" in run(*start.split(), cwd=folder, env=environment)
+        assert "Nothing to be done" in run(*start.split(), cwd=folder, env=environment)
