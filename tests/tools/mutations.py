@@ -452,9 +452,26 @@ MUTATIONS = (
     ),
     Mutation(
         "a job that makes a part of what is wanted will do", "executor", f"{CODE}/registry.py",
-        "self.contents.get(made) == digest for made, digest in other.contents.items()",
-        "other.contents.get(made) == digest for made, digest in self.contents.items()",
+        "return set(contents) <= set(self.contents)",
+        "return bool(set(contents) & set(self.contents))",
         EXECUTOR,
+    ),
+    Mutation(
+        "a job of an earlier start is taken over though its code has changed", "executor",
+        f"{CODE}/contents.py",
+        '"code": _digest([internals.code(job, workflow), _script(job)]),', '"code": "",',
+        EXECUTOR[::-1],
+    ),
+    Mutation(
+        "processes without a handler are signalled as well", "executor", f"{CODE}/processes.py",
+        "if name and name not in _NOT_TOLD and _has_handler(pid):",
+        "if name and name not in _NOT_TOLD:",
+        (f"{PLUGIN}/tests/cluster/test_resumable.py", *EXECUTOR),
+    ),
+    Mutation(
+        "what squeue does not list is gone", "executor", f"{CODE}/diagnosis.py",
+        "if seen == GONE and (described is None or described.is_alive):", "if False:",
+        EXECUTOR[2:],
     ),
     Mutation(
         "the words of an attempt that failed before are shown", "executor",

@@ -50,7 +50,10 @@ class Record:
         """Return of which of these kinds anything differs from what another job is made from."""
         return sorted(
             kind for kind in kinds
-            if any(self.contents[made].get(kind) != each[kind] for made, each in contents.items())
+            if any(
+                self.contents.get(made, {}).get(kind) != each[kind]
+                for made, each in contents.items()
+            )
         )  # fmt: skip
 
 
