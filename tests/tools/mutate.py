@@ -40,6 +40,9 @@ LEFT_BEHIND = {".git", ".venv", ".snakemake", ".cluster", "data", "results", ".h
 OWN = ("_smt_reproduction.pth", "_snakemake_executor_plugin_submitit.pth")
 """Where an environment has the code of the checkout that it was made in."""
 
+OWN_CODE = ("{0}", "{0}/workflow/plugins", f"{{0}}/{PLUGIN}/src", f"{{0}}/{PLUGIN}/tests")
+"""Where that code lies in a copy of the checkout."""
+
 FLAT_NAMES = {
     "unit/data/test_ade20k.py": "test_ade20k_data.py",
     "unit/data/test_coco.py": "test_coco_data.py",
@@ -157,7 +160,7 @@ def make_environment(copy: Path) -> None:
     for entry in packages.iterdir():
         if entry.name not in OWN:
             (own / entry.name).symlink_to(entry)
-    (own / OWN[0]).write_text(f"{copy}\n{copy}/{PLUGIN}/src\n{copy}/{PLUGIN}/tests\n")
+    (own / OWN[0]).write_text("".join(f"{each}\n" for each in OWN_CODE).format(copy))
     shutil.copy(prefix / "pyvenv.cfg", target)
     (target / "bin").mkdir()
     for program in (prefix / "bin").glob("[!_]*"):
