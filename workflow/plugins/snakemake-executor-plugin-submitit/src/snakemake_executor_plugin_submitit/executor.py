@@ -244,7 +244,7 @@ class Executor(RemoteExecutor):
 
     def format_job_exec(self, job: JobExecutorInterface) -> str:
         """Return Snakemake's command line for a job."""
-        return internals.quicker_start(str(super().format_job_exec(job)))
+        return internals.start_of_job(str(super().format_job_exec(job)), job, self._workflow)
 
     def additional_general_args(self) -> str:
         """Return Snakemake's arguments that every job has."""

@@ -6,8 +6,13 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from snakemake_interface_executor_plugins.utils import join_cli_args
+from snakemake_interface_executor_plugins.utils import (
+    encode_target_jobs_cli_args,
+    format_cli_arg,
+    join_cli_args,
+)
 
 from snakemake_executor_plugin_submitit.internals import require
 
@@ -20,9 +25,11 @@ def check(workflow: Any) -> None:
     """
     require("snakemake", "Workflow", workflow, (
         "dag", "persistence", "execution_settings", "global_resources", "rerun_triggers",
-        "dag_settings",
+        "dag_settings", "config_settings",
     ))  # fmt: skip
-    require("snakemake", "DAG", workflow.dag, ("needrun_jobs", "jobs", "forcerules", "omitforce"))
+    require("snakemake", "DAG", workflow.dag, (
+        "needrun_jobs", "jobs", "forcerules", "omitforce", "get_unneeded_temp_files",
+    ))  # fmt: skip
     require("snakemake", "Persistence", workflow.persistence, (
         "_code", "_input", "_software_stack_hash", "finished", "locked",
     ))  # fmt: skip
@@ -135,16 +142,52 @@ def is_locked_by_another(workflow: Any) -> bool:
 
 # --- Snakemake's command within a job -------------------------------------------------------------
 
-_START = "import gc; gc.disable(); from snakemake.cli import main; gc.enable(); gc.freeze(); main()"
-"""What `python -m snakemake` does, without collecting garbage while it imports a thousand modules.
+_START = """
+import gc; gc.disable()
+from urllib.parse import unquote
+from snakemake import cli
+parse = cli.parse_target_jobs_cli_args
+cli.parse_target_jobs_cli_args = lambda words: [
+    job._replace(wildcards_dict={name: unquote(text) for name, text in job.wildcards_dict.items()})
+    for job in parse(words)
+]
+gc.enable(); gc.freeze()
+cli.main()
+""".strip()
+"""What `python -m snakemake` does, but for two things.
 
-Importing is most of what a short job does, and all that it makes there lasts until the end.
+It collects no garbage while it imports a thousand modules: importing is most of what a short job
+does, and all that it makes there lasts until the end. And wildcards come percent-encoded, for
+Snakemake would take them apart at commas and strip their quotes.
 """
 
 
-def quicker_start(command: str) -> str:
-    """Return a command line of Snakemake that starts quicker than it would alone."""
+def start_of_job(command: str, job: Any, workflow: Any) -> str:
+    """Return Snakemake's command line for a job as one that a shell reads as it is meant.
+
+    Snakemake quotes words as Python does; a shell replaces `$NAME` in what is in double quotes.
+    """
+    targets = [
+        spec._replace(
+            wildcards_dict={
+                name: quote(str(value), safe="") for name, value in spec.wildcards_dict.items()
+            }
+        )
+        for spec in job.get_target_spec()
+    ]
+    written = encode_target_jobs_cli_args(job.get_target_spec())
+    command = _rewrite(command, "--target-jobs", written, encode_target_jobs_cli_args(targets))
+    temporary = list(workflow.dag.get_unneeded_temp_files(job))
+    command = _rewrite(command, "--unneeded-temp-files", temporary, temporary)
+    config = workflow.config_settings.config_args
+    command = _rewrite(command, "--config", config, config)
     return command.replace(" -m snakemake ", f" -c {shlex.quote(_START)} ", 1)
+
+
+def _rewrite(command: str, option: str, written: Iterable[str], words: Iterable[str]) -> str:
+    """Return a command line in which an option that Snakemake wrote has these words."""
+    new = f"{option} {shlex.join(map(str, words))}"
+    return command.replace(str(format_cli_arg(option, written)), new, 1) if written else command
 
 
 def arguments_within_jobs() -> str:
