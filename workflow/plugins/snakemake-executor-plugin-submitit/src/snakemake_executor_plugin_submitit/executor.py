@@ -224,12 +224,17 @@ class Executor(RemoteExecutor):
         )
 
     def _wait_for_files(self, job: JobExecutorInterface) -> str:
-        files = [str(each) for each in job.get_wait_for_files()]
-        if len(files) <= _MANY_FILES:
-            return str(format_cli_arg("--wait-for-files", [shlex.quote(each) for each in files]))
-        path = self._registry.inputs(_key(job))
-        path.write_text("\n".join(files) + "\n", encoding="utf-8")
-        return str(format_cli_arg("--wait-for-files-file", str(path)))
+        if self._many_inputs(job):
+            path = shlex.quote(str(self._registry.inputs(_key(job))))
+            return str(format_cli_arg("--wait-for-files-file", path))
+        files = [shlex.quote(str(each)) for each in job.get_wait_for_files()]
+        return str(format_cli_arg("--wait-for-files", files))
+
+    @staticmethod
+    def _many_inputs(job: JobExecutorInterface) -> tuple[str, ...]:
+        """Return the files that a job waits for, if a command line would be long with them."""
+        files = tuple(str(each) for each in job.get_wait_for_files())
+        return files if len(files) > _MANY_FILES else ()
 
     def get_snakefile(self) -> str:
         """Return the path of the Snakefile, for a shell: Snakemake quotes it as Python would."""
@@ -276,6 +281,7 @@ class Executor(RemoteExecutor):
                 resources.is_resumable(each.resources, self._settings.resumable)
                 for each in members(job)
             ),
+            inputs=self._many_inputs(job),
             marks=tuple(internals.marks(members(job), self._workflow.persistence)),
         )
 

@@ -57,6 +57,8 @@ class JobStep:
     resumable: bool = False
     """Whether its command saves when it is told to, and goes on from there. Others are never told,
     nor started again but for what SLURM or a node has ended."""
+    inputs: tuple[str, ...] = ()
+    """Files for which the command waits, if there are many: it finds them in `KEY.inputs`."""
     marks: tuple[tuple[str, str], ...] = ()
     """Path and content of files that are written again once the command has succeeded.
 
@@ -98,6 +100,7 @@ class _Supervisor:
             return self._failure(1, refused)
         self._attempts.begin(self._job_id, socket.gethostname())
         _say(f"attempt {len(past) + 1} on {socket.gethostname()}, job {self._job_id}")
+        self._write_inputs()
         code = self._run_command()
         if code == 0:
             self._write_marks()
@@ -181,6 +184,12 @@ class _Supervisor:
         environment[RESUME] = str(self._attempts.resume_file)
         environment.pop("SNAKEMAKE_PROFILE", None)  # it would submit the job once more
         return environment
+
+    def _write_inputs(self) -> None:
+        """Write the list now: what an earlier job of this key had goes with it."""
+        if self._step.inputs:
+            path = self._step.folder / f"{self._step.key}.inputs"
+            path.write_text("\n".join(self._step.inputs) + "\n", encoding="utf-8")
 
     def _write_marks(self) -> None:
         for path, content in self._step.marks:

@@ -103,6 +103,33 @@ def test_a_job_whose_parameters_have_changed_is_cancelled_and_begun_anew(toy):
     assert len(toy.jobs()) == 2
 
 
+MANY_INPUTS = """
+rule r:
+    input: expand("{{i}}.in", i=range(25))
+    output: "r.txt"
+    params: version={version}
+    resources: mem_mb=300, runtime=5
+    shell: "echo {{params.version}} >> begun; until [ {{params.version}} = 2 ]; do sleep 0.1; done;"
+        " touch {{output}}"
+"""
+
+
+def test_a_job_of_many_inputs_that_is_begun_anew_finds_their_list(toy):
+    """Which is too long for a command line, and is not removed with what is kept of the old job."""
+    for i in range(25):
+        (toy.folder / f"{i}.in").touch()
+    toy.write(MANY_INPUTS.format(version=1))
+    driver = toy.start()
+    driver.await_that((toy.folder / "begun").exists)
+    driver.await_that(lambda: any(each["job_id"] for each in toy.records()))
+    driver.kill()
+    toy.write(MANY_INPUTS.format(version=2))
+    toy.succeed()
+    assert (toy.folder / "begun").read_text().split() == ["1", "2"]
+    assert sorted(toy.jobs().values()) == ["CANCELLED", "COMPLETED"]
+    assert not list((toy.folder / ".snakemake" / "submitit" / "jobs").glob("*.inputs"))
+
+
 ALL = ("--rerun-triggers", "mtime", "params", "input", "software-env", "code")
 
 MADE_FROM = """
