@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.utils import (
     encode_target_jobs_cli_args,
     format_cli_arg,
@@ -23,6 +24,8 @@ def check(workflow: Any) -> None:
     Raises:
         ApiError: naming what is not.
     """
+    from snakemake import cli
+
     require("snakemake", "Workflow", workflow, (
         "dag", "persistence", "execution_settings", "global_resources", "rerun_triggers",
         "dag_settings", "config_settings",
@@ -33,6 +36,7 @@ def check(workflow: Any) -> None:
     require("snakemake", "Persistence", workflow.persistence, (
         "_code", "_input", "_software_stack_hash", "finished", "locked",
     ))  # fmt: skip
+    require("snakemake", "cli", cli, ("main", "parse_target_jobs_cli_args"))
     for job in list(workflow.dag.jobs)[:1]:
         require("snakemake", "Job", job, (
             "rule", "wildcards_dict", "non_derived_params", "_path_to_source_file",
@@ -186,8 +190,10 @@ def start_of_job(command: str, job: Any, workflow: Any) -> str:
 
 def _rewrite(command: str, option: str, written: Iterable[str], words: Iterable[str]) -> str:
     """Return a command line in which an option that Snakemake wrote has these words."""
-    new = f"{option} {shlex.join(map(str, words))}"
-    return command.replace(str(format_cli_arg(option, written)), new, 1) if written else command
+    old = str(format_cli_arg(option, written))
+    if old not in command:
+        raise WorkflowError(f"submitit: Snakemake writes {option} otherwise than {old}")
+    return command.replace(old, f"{option} {shlex.join(map(str, words))}", 1) if old else command
 
 
 def arguments_within_jobs() -> str:
