@@ -12,7 +12,7 @@ from snakemake_interface_common.exceptions import ApiError
 
 NAME = "snakemake-executor-plugin-submitit"
 
-TESTED = "snakemake 9.17 to 9.27 and submitit 1.5.2 to 1.5.4"
+TESTED = "snakemake 9.17 to 9.27 and submitit 1.5.4"
 
 
 def require(package: str, owner: str, found: Any, names: tuple[str, ...]) -> None:
