@@ -74,7 +74,7 @@ def test_a_group_that_fails_says_the_number_of_its_job_its_log_and_the_reason(to
     log = re.search(r"log (\S+):", line)[1]
     assert f"    log: {log} (check log file(s) for error details)" in said
     assert "Logfile " in said and said.count("wrong recipe") > 1  # it is shown
-    assert toy.jobs() == {job: "FAILED"}
+    assert toy.ended() == {job: "FAILED"}
 
 
 def test_a_setup_that_fails_fails_the_job(toy):
@@ -84,7 +84,7 @@ def test_a_setup_that_fails_fails_the_job(toy):
     line = toy.fail(setup="echo loading; false")
     assert "submitit: setup failed: echo loading; false" in line
     assert not (toy.folder / "r.txt").exists()
-    assert set(toy.jobs().values()) == {"FAILED"}
+    assert set(toy.ended().values()) == {"FAILED"}
 
 
 # --- folders and programs -------------------------------------------------------------------------

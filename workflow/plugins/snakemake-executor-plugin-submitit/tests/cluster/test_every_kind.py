@@ -110,7 +110,7 @@ def remote(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("remote")
     with Toy(folder / "work", cluster) as toy:
         run = Run(folder, toy.environment, "--executor", "submitit", "--jobs", "50")
-        run.jobs = toy.jobs()
+        run.jobs = toy.ended()
         yield run
 
 

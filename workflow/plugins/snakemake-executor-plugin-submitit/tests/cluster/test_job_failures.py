@@ -82,7 +82,7 @@ def test_retries_are_jobs_of_their_own_with_the_resources_of_that_attempt(toy):
     ]  # fmt: skip
     for name in ("alone", "grouped"):
         assert (toy.folder / f"{name}.seen").read_text().split() == expected
-    assert sorted(toy.jobs().values()) == ["COMPLETED"] * 2 + ["FAILED"] * 4
+    assert sorted(toy.ended().values()) == ["COMPLETED"] * 2 + ["FAILED"] * 4
 
 
 # --- one line that explains -----------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_submission_whose_answer_was_lost_leaves_one_job(toy):
         ' exit 1; fi\nexec $REAL "$@"',
     )
     toy.succeed()
-    assert sorted(toy.jobs().values()) == ["CANCELLED", "COMPLETED"]
+    assert sorted(toy.ended().values()) == ["CANCELLED", "COMPLETED"]
     assert len(toy.starts()) == 1
 
 
@@ -389,4 +389,4 @@ def test_a_snakemake_that_cannot_be_interrupted_says_so_and_what_ends_it(toy):
     driver.await_that(lambda: "Will exit after finishing currently running jobs" in driver.said())
     toy.let_finish()
     driver.finish()
-    assert toy.jobs() == {job: "COMPLETED"}
+    assert toy.ended() == {job: "COMPLETED"}

@@ -99,7 +99,7 @@ def test_a_job_whose_parameters_have_changed_is_cancelled_and_begun_anew(toy):
     toy.environment["PATH"] = f"{toy.folder}:{toy.environment['PATH']}"
     (toy.folder / "train.state").unlink()
     toy.succeed()
-    assert toy.jobs()[job] == "CANCELLED"
+    assert toy.ended()[job] == "CANCELLED"
     assert len(toy.jobs()) == 2
 
 
@@ -126,7 +126,7 @@ def test_a_job_of_many_inputs_that_is_begun_anew_finds_their_list(toy):
     toy.write(MANY_INPUTS.format(version=2))
     toy.succeed()
     assert (toy.folder / "begun").read_text().split() == ["1", "2"]
-    assert sorted(toy.jobs().values()) == ["CANCELLED", "COMPLETED"]
+    assert sorted(toy.ended().values()) == ["CANCELLED", "COMPLETED"]
     assert not list((toy.folder / ".snakemake" / "submitit" / "jobs").glob("*.inputs"))
 
 
@@ -189,7 +189,7 @@ def test_what_would_be_made_otherwise_now_is_not_taken_over(toy, change, ended):
     said = driver.succeed()
     (line,) = [each for each in said.splitlines() if f"job {job} " in each]
     assert "is not used: " in line and why in line
-    assert toy.jobs()[job] == ("COMPLETED" if ended else "CANCELLED") and len(toy.jobs()) == 2
+    assert toy.ended()[job] == ("COMPLETED" if ended else "CANCELLED") and len(toy.ended()) == 2
     word, text = changes.get("word", "old"), changes.get("text", "one")
     assert (toy.folder / "out.txt").read_text() == f"{word} {text}\n"
     assert "Nothing to be done" in toy.succeed(*ALL)
@@ -269,7 +269,7 @@ def test_a_job_that_can_never_begin_is_replaced(toy):
     (toy.folder / ".snakemake" / "submitit" / f"{job}_submitted.pkl").unlink()
     toy.write(training_rule(steps=1))
     toy.succeed()
-    assert toy.jobs()[job] == "CANCELLED" and len(toy.starts()) == 1
+    assert toy.ended()[job] == "CANCELLED" and len(toy.starts()) == 1
 
 
 def test_of_many_jobs_each_runs_once_though_snakemake_is_killed_twice(toy):
@@ -288,7 +288,7 @@ def test_of_many_jobs_each_runs_once_though_snakemake_is_killed_twice(toy):
     toy.succeed()
     assert sorted(map(int, (toy.folder / "ran.txt").read_text().split())) == list(range(8))
     # One that was being submitted when Snakemake was killed may have been replaced: it never began.
-    assert list(toy.jobs().values()).count("COMPLETED") == 8
+    assert list(toy.ended().values()).count("COMPLETED") == 8
 
 
 def test_a_group_that_runs_is_taken_over(toy):
@@ -327,7 +327,7 @@ def test_ctrl_c_cancels_and_the_next_start_goes_on(toy):
     assert "SIGINT is ignored" not in driver.finish()
     toy.let_finish()
     said = toy.succeed()
-    assert toy.jobs()[job] == "CANCELLED", said
+    assert toy.ended()[job] == "CANCELLED", said
     (_, first), (step, second) = toy.starts()
     assert first == job != second and step > 0  # it had saved what it had
 

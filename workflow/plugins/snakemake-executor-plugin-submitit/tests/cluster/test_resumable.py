@@ -109,7 +109,7 @@ def test_a_fault_after_the_signal_is_a_failure_where_no_progress_was_told(toy, c
     line = message(driver.fail())
     assert f"job {job}: FAILED (exit 7)" in line and "a bug" in line
     assert "never said that it could go on" in line
-    assert toy.jobs() == {job: "FAILED"}
+    assert toy.ended() == {job: "FAILED"}
 
 
 def test_asking_to_be_started_again_without_progress_ends(toy):

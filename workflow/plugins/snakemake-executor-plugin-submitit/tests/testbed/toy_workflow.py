@@ -222,6 +222,15 @@ class Toy:
             if words[2] == str(self.folder)
         }  # fmt: skip
 
+    def ended(self):
+        """Wait until SLURM is done with all of these jobs, and return how each ended.
+
+        It may still be busy with one whose result Snakemake has seen.
+        """
+        busy = {"PENDING", "RUNNING", "COMPLETING"}
+        wait_for(lambda: not busy & set(self.jobs().values()), lambda: str(self.jobs()), every=0.1)
+        return self.jobs()
+
     def await_state(self, job, state):
         """Wait until SLURM gives a job this state."""
         wait_for(lambda: self.jobs().get(job) == state, lambda: str(self.jobs()), every=0.1)
