@@ -145,7 +145,7 @@ class SlurmBackend:
             SlurmExecutor(self._folder, max_num_timeout=10**6, python=self._python)
         )
         # As an argument the path needs no quotes, of which sbatch knows other rules in a script.
-        executor.further = (f"--output={self._folder}/%j_0_log.out", *request.extra)
+        executor.further = (f"--output={log_path(self._folder, '%j')}", *request.extra)
         executor.kept_away = [*filter(slurm.is_of_tools, os.environ)]
         executor.update_parameters(**self._parameters(step, request, name))
         try:

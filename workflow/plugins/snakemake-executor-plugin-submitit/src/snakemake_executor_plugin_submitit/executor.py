@@ -55,8 +55,10 @@ class Executor(RemoteExecutor):
         self._log = logger
         self._workflow = workflow
         internals.check(workflow)
-        self._own = frozenset(re.split(r"[,\s]+", settings.own_resources or "")) - {""}
-        _check_resources(workflow, self._own)
+        own = frozenset(re.split(r"[,\s]+", settings.own_resources or "")) - {""}
+        limited = internals.limited_resources(workflow)
+        _check_resources(workflow, own | limited)
+        self._own = own | (limited & resources.ALIASES)
         self._registry = _open(self._folder, workflow)
         # Imported now: submitit is of no use to the many starts of Snakemake that run no jobs.
         from snakemake_executor_plugin_submitit.internals import submitit
@@ -119,9 +121,8 @@ class Executor(RemoteExecutor):
         """Take a job over; it is submitted, or found to run already, by the thread that polls."""
         info = SubmittedJobInfo(job)
         try:
-            own = self._own | (internals.limited_resources(self._workflow) & resources.ALIASES)
             request = resources.request(
-                {name: value for name, value in job.resources.items() if name not in own},
+                {name: value for name, value in job.resources.items() if name not in self._own},
                 self._threads(job), self._settings.default_runtime or 60,
             )  # fmt: skip
             record = self._record(job, request)
@@ -382,13 +383,12 @@ def _heed_one_interrupt() -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def _check_resources(workflow: WorkflowExecutorInterface, own: Collection[str]) -> None:
+def _check_resources(workflow: WorkflowExecutorInterface, known: Collection[str]) -> None:
     """Look through the rules that will run for resources that would have no effect.
 
     Raises:
         ApiError: naming all of them, and every valid name.
     """
-    known = internals.limited_resources(workflow) | set(own)
     problems = {
         (job.rule.name, name): instead
         for job in internals.jobs_to_run(workflow)

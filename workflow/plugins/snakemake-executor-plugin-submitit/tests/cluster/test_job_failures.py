@@ -8,16 +8,8 @@ import time
 import pytest
 
 from testbed.slurm import Cluster, Settings
-from testbed.toy_workflow import Toy, message, messages, training_rule
+from testbed.toy_workflow import Toy, message, messages, rule, training_rule
 from testbed.waiting import wait_for
-
-
-def rule(command, name="r", **resources):
-    given = {"mem_mb": 300, "runtime": 5, **resources}
-    lines = "".join(f"        {key}={value!r},\n" for key, value in given.items())
-    return (
-        f"rule {name}:\n    output: '{name}.txt'\n    resources:\n{lines}    shell: {command!r}\n"
-    )
 
 
 def shim(toy, program, script):

@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from testbed.toy_workflow import training_rule
+from testbed.toy_workflow import save_and_stop, training_rule
 
 
 def goes_on(toy, driver, name="train"):
@@ -39,11 +39,6 @@ def take_all_nodes(cluster):
         "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--time=2", "--mem=100",
         "--output=/dev/null", "--wrap=true",
     )  # fmt: skip
-
-
-def save_and_stop(cluster, job):
-    """Signal a job as SLURM does some time before its limit."""
-    cluster.run("scancel", "--batch", "--signal=USR2", job)
 
 
 # --- limits of time -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from testbed.toy_workflow import message, training_rule
+from testbed.toy_workflow import message, rule, save_and_stop, training_rule
 
 ROWS = (
     "import time, pathlib\nfor row in range(20):\n    print(row, flush=True)\n    time.sleep(0.1)\n"
@@ -22,17 +22,6 @@ while not told and not pathlib.Path("go").exists():
     time.sleep(0.05)
 pathlib.Path(name + (".told" if told else ".untold")).touch()
 """
-
-
-def rule(shell, name="r", **resources):
-    wanted = {"mem_mb": 300, "runtime": 5, **resources}
-    lines = ", ".join(f"{key}={value!r}" for key, value in wanted.items())
-    return f"rule {name}:\n    output: '{name}.txt'\n    resources: {lines}\n    shell: {shell!r}\n"
-
-
-def save_and_stop(cluster, job):
-    """Signal a job as SLURM does some time before its limit."""
-    cluster.run("scancel", "--batch", "--signal=USR2", job)
 
 
 def job_of(toy, driver):

@@ -45,6 +45,20 @@ def training_rule(*, steps="told", manner="", name="train", params="", **resourc
     )
 
 
+def rule(command, name="r", **resources):
+    """Return a rule of one shell command, whose output is `name`.txt."""
+    given = {"mem_mb": 300, "runtime": 5, **resources}
+    lines = "".join(f"        {key}={value!r},\n" for key, value in given.items())
+    return (
+        f"rule {name}:\n    output: '{name}.txt'\n    resources:\n{lines}    shell: {command!r}\n"
+    )
+
+
+def save_and_stop(cluster, job):
+    """Signal a job as SLURM does some time before its limit."""
+    cluster.run("scancel", "--batch", "--signal=USR2", job)
+
+
 class Driver:
     """A Snakemake that runs, and what it prints."""
 
