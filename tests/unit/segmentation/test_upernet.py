@@ -159,7 +159,7 @@ def test_resized_pixels_lie_between_the_centres_of_the_old(size):
         )
         (top, v), (left, u) = divmod(y, 1), divmod(x_, 1)
         part = padded[:, :, int(top) : int(top) + 2, int(left) : int(left) + 2]
-        weights = torch.tensor([[(1 - v) * (1 - u), (1 - v) * u], [v * (1 - u), v * u]])
+        weights = x.new_tensor([[(1 - v) * (1 - u), (1 - v) * u], [v * (1 - u), v * u]])
         expected[:, :, i, j] = (part * weights).sum((2, 3))
     assert torch.allclose(resize(x, size), expected)
     with deterministic():
