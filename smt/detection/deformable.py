@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smt.detection.grid_sample import grid_sample
 from smt.detection.structures import Size
 
 
@@ -29,9 +29,8 @@ def sample(values: Tensor, shapes: Sequence[Size], places: Tensor, weights: Tens
     sums = grids.new_zeros(())
     levels = maps.split([height * width for height, width in shapes], dim=-1)
     for level, (of_level, shape) in enumerate(zip(levels, shapes, strict=True)):
-        sampled = F.grid_sample(
-            of_level.unflatten(-1, shape), grids[:, :, level], align_corners=False
-        )  # (B * heads, D, Q, P)
+        sampled = grid_sample(of_level.unflatten(-1, shape), grids[:, :, level])
+        # (B * heads, D, Q, P)
         sums = sums + (sampled * weights[:, None, :, level]).sum(-1)  # (B * heads, D, Q)
     return sums.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
 

@@ -15,6 +15,7 @@ from smt.detection.deformable import DeformableAttention
 from smt.detection.dino_neck import Levels
 from smt.detection.losses import start_at_prior
 from smt.head_spec import DINO
+from smt.models.attention import repeatable
 
 PLACE_TEMPERATURE = 20
 """Of the sine encoding of places (DINO's config, pe_temperatureH and pe_temperatureW)."""
@@ -151,7 +152,7 @@ class DecoderLayer(nn.Module):
         """Return queries (B, Q, C) of queries, their positions and boxes (B, Q, L, 4)."""
         located = x + positions
         attended, _ = self.self_attention(located, located, x, attn_mask=mask, need_weights=False)
-        x = self.self_norm(x + attended)
+        x = self.self_norm(x + repeatable(attended))
         attended = _look(self.attention, x + positions, references, memory, levels)
         x = self.attention_norm(x + attended)
         output: Tensor = self.feedforward_norm(x + self.feedforward(x))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from smt.detection.losses import start_at_prior
 from smt.head_spec import SparseRCNN
+from smt.models.attention import repeatable
 
 
 class DynamicInteraction(nn.Module):
@@ -61,7 +62,7 @@ class DynamicHead(nn.Module):
         `proposals` are (B, P, C), `regions` (B * P, C, R, R), image by image.
         """
         attended, _ = self.attention(proposals, proposals, proposals, need_weights=False)
-        x = self.attention_norm(proposals + attended)  # (B, P, C)
+        x = self.attention_norm(proposals + repeatable(attended))  # (B, P, C)
         interacted = self.interaction(x.flatten(0, 1), regions).view_as(x)
         x = self.interaction_norm(x + interacted)
         x = self.feedforward_norm(x + self.feedforward(x))

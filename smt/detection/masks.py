@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import roi_align
+
+from smt.detection.roi_align import roi_align
 
 THRESHOLD = 0.5
 """Cells that the object covers by at least this much belong to it (mmdet's mask targets)."""
@@ -17,9 +18,7 @@ def mask_targets(masks: Tensor, objects: Tensor, boxes: Tensor, resolution: int)
     RoIAlign.
     """
     regions = torch.cat([objects[:, None].to(boxes.dtype), boxes], dim=1)
-    covered = roi_align(
-        masks[:, None].to(boxes.dtype), regions, resolution, sampling_ratio=-1, aligned=True
-    )
+    covered = roi_align(masks[:, None].to(boxes.dtype), regions, resolution)
     return (covered[:, 0] >= THRESHOLD).float()
 
 

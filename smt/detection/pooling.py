@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
+
+from smt.detection.roi_align import ADAPTIVE, roi_align
 
 FINEST_SIDE = 56
 """Boxes of sides up to twice this, in pixels, are cut out of the finest level; each level above
@@ -25,10 +26,6 @@ def level_of(boxes: Tensor, levels: int) -> Tensor:
     return octave.clamp(0, levels - 1).long()
 
 
-ADAPTIVE = -1
-"""Sampling ratio of RoIAlign by which a bin has as many samples as it covers cells of its level."""
-
-
 def pool(
     levels: Sequence[Tensor],
     strides: Sequence[int],
@@ -41,14 +38,22 @@ def pool(
     `levels` are (B, C, H_i, W_i), finest first. Boxes are not rounded: pixel i spans i to i + 1
     (aligned RoIAlign), and a bin has `sampling_ratio` samples along each axis.
     """
-    level = level_of(boxes[:, 1:], len(levels))
-    counts = torch.bincount(level, minlength=len(levels)).tolist()
-    order = level.argsort(stable=True)
+    images = len(levels[0])
+    group = level_of(boxes[:, 1:], len(levels)) * images + boxes[:, 0].long()
+    counts = torch.bincount(group, minlength=len(levels) * images).tolist()
+    of_levels = [counts[i : i + images] for i in range(0, len(counts), images)]
+    order = group.argsort(stable=True)  # by level, then by image
+    chosen = order.split([sum(each) for each in of_levels])
     # In float32 under autocast as well: half precision cannot place a box.
     pooled = [
         roi_align(
-            features.float(), boxes[chosen], resolution, 1 / stride, sampling_ratio, aligned=True
+            features.float(),
+            boxes[rows],
+            resolution,
+            counts=of_level,
+            scale=1 / stride,
+            sampling_ratio=sampling_ratio,
         )
-        for features, stride, chosen in zip(levels, strides, order.split(counts), strict=True)
+        for features, stride, rows, of_level in zip(levels, strides, chosen, of_levels, strict=True)
     ]
     return torch.cat(pooled).to(levels[0].dtype).index_select(0, order.argsort())

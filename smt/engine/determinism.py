@@ -5,7 +5,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-_MESSAGE = re.compile(r"^(\S+) does not have a deterministic implementation")
+_MESSAGE = re.compile(
+    r"(?P<operation>\S.*?) (does not have a deterministic implementation"
+    r"|defaults to a non-deterministic algorithm)"  # attention, flash or memory-efficient
+    r"|.*not deterministic because it uses (?P<library>CuBLAS)",  # CUBLAS_WORKSPACE_CONFIG
+    re.DOTALL,
+)
+"""The forms in which torch says that an operation has no deterministic form."""
 
 
 class NotDeterministic:
@@ -22,7 +28,7 @@ class NotDeterministic:
 
     def __enter__(self) -> "NotDeterministic":
         self._catch.__enter__()
-        warnings.filterwarnings("default", _MESSAGE.pattern.removeprefix("^"))
+        warnings.filterwarnings("default", _MESSAGE.pattern)
         self._show = warnings.showwarning
         warnings.showwarning = self._listen
         return self
@@ -34,6 +40,8 @@ class NotDeterministic:
         match = _MESSAGE.match(str(message))
         if match is None:
             self._show(message, *rest, **more)
-        elif match[1] not in self._names:
-            self._names.add(match[1])
+            return
+        name = match["operation"] or match["library"]
+        if name not in self._names:
+            self._names.add(name)
             self._found(sorted(self._names))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smt.errors import UserError
+from smt.models.attention import repeatable
 from smt.models.layers import (
     Depthwise,
     InterleavedPointwise,
@@ -176,8 +177,8 @@ class MSA(nn.Module):
         shape = (batch, height * width, -1, self.heads, channels // self.heads)
         value = self.value(x)
         query, key = self.query_key(x).view(shape).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
-        attended = F.scaled_dot_product_attention(
-            query, key, value.view(shape)[:, :, 0].transpose(1, 2)
+        attended = repeatable(
+            F.scaled_dot_product_attention(query, key, value.view(shape)[:, :, 0].transpose(1, 2))
         )
         return self.output(attended.transpose(1, 2).reshape(x.shape) + self.depthwise(value))
 

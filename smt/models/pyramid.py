@@ -43,8 +43,8 @@ class Pyramid(nn.Module):
         return levels
 
 
-def start_from_classifier(pyramid: Pyramid, path: Path) -> None:
-    """Load the weights of a classifier in `path` but for its head: every tensor, or none.
+def start_from_classifier(pyramid: nn.Module, path: Path) -> None:
+    """Load the weights of a classifier in `path` but for its head into a Pyramid: all, or none.
 
     Raises:
         UserError: as `weights.load` does.

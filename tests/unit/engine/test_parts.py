@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -26,6 +27,37 @@ def test_operations_that_are_not_deterministic_are_named_once_each():
     finally:
         torch.use_deterministic_algorithms(before)
     assert found == [["put_"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("Flash Attention defaults to a non-deterministic algorithm. To explicitly enable",
+         "Flash Attention"),
+        ("Memory Efficient attention defaults to a non-deterministic algorithm. To explicitly",
+         "Memory Efficient attention"),
+        ("cuDNN Attention defaults to a non-deterministic algorithm. ", "cuDNN Attention"),
+        ("Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)`"
+         "\nor something else, but this operation is not deterministic because it uses CuBLAS and "
+         "you have CUDA >= 10.2.", "CuBLAS"),
+        ("grid_sampler_2d_backward_cuda does not have a deterministic implementation, but you set "
+         "'torch.use_deterministic_algorithms(True, warn_only=True)'.",
+         "grid_sampler_2d_backward_cuda"),
+    ],
+)  # fmt: skip
+def test_whatever_words_torch_has_for_it_the_operation_is_named(words, name):
+    found = []
+    with NotDeterministic(found.append):
+        warnings.warn(words, UserWarning, stacklevel=1)
+        warnings.warn(words, UserWarning, stacklevel=1)
+    assert found == [[name]]
+
+
+def test_other_warnings_are_shown_as_ever():
+    found = []
+    with pytest.warns(UserWarning, match="the sky is blue"), NotDeterministic(found.append):
+        warnings.warn("the sky is blue", UserWarning, stacklevel=1)
+    assert found == []
 
 
 def test_a_disk_that_gets_full_is_said_once(small_disk, caplog):
