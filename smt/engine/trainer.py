@@ -154,14 +154,14 @@ class Trainer:
         for _ in range(start, self.task.steps_per_epoch):
             if not self.settled:
                 batches = self._settle(batches)
-            agreed = self._step(batches, progress)
+            agreed = self.step(batches, progress)
             self._beat()
             if agreed.save or agreed.stop:
                 self._save(progress)
             if agreed.stop:
                 self._stop()
 
-    def _step(self, batches: Iterator[Batch], progress: Progress) -> Agreement:
+    def step(self, batches: Iterator[Batch], progress: Progress) -> Agreement:
         """Take one global step, or leave it out if the guard says so."""
         state, recipe = self.state, self.task.recipe
         rate = optim.learning_rate(recipe, state.step, self.task.steps_per_epoch)

@@ -18,8 +18,8 @@ from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, Interrupted, never
 from smt.layout import Layout
 from smt.models import weights
-from smt.models.smt import SMT
 from smt.spec import ClassificationRecipe, Project, Run
+from smt.tasks.network import network
 
 if TYPE_CHECKING:
     from smt.data.augment import Mix
@@ -67,11 +67,7 @@ class Classification:
     def _build(self, project: Project, layout: Layout, inherit: bool) -> nn.Module:
         experiment = project.experiments[self._run.experiment]
         torch.manual_seed(derive(self._run.seed, "init"))
-        model: nn.Module = SMT(
-            project.models[experiment.model],
-            num_classes=self._classes,
-            drop_path_rate=project.drop_path(self._run.experiment),
-        )
+        model = network(project, self._run.experiment, classes=self._classes)
         parent = project.parent(self._run)
         if parent is not None and inherit:
             assert experiment.start is not None
@@ -100,7 +96,8 @@ class Classification:
             images, targets = self._mix(images, labels, self._run.seed, "mix", *key)
             yield Batch((images, targets), len(labels), key)
 
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    @staticmethod
+    def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the cross entropy with soft targets, in float32."""
         images, targets = batch.loss_inputs
         return F.cross_entropy(model(images).float(), targets)

@@ -8,9 +8,9 @@ import torch
 from smt.data.coco import CocoSplit
 from smt.data.detection_augment import DetectionInput
 from smt.data.downstream import DetectionBatch, detection_inputs, detection_loader, padded
-from smt.detection import build, coco_eval, results
+from smt.detection import coco_eval, results
 from smt.detection.results import ImageResult
-from smt.detection.structures import Target
+from smt.detection.structures import DetectionModel, Target
 from smt.downstream.keeping import keep_detections
 from smt.engine import optim
 from smt.engine.distributed import Ranks
@@ -25,6 +25,7 @@ class Detection(Downstream):
     """The task of a detection run: see `smt.engine.protocol.Task`."""
 
     headline = "box_ap"
+    model: DetectionModel
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
@@ -38,8 +39,6 @@ class Detection(Downstream):
         self._threshold = 0.0
         if isinstance(self._head, TwoStage):
             self._kinds, self._threshold = ("bbox", "segm"), self._head.mask_threshold
-        classes = len(self._manifest.classes)
-        self.model = build.build(self._trunk, self._head, classes).to(ranks.device)
         masks = "segm" in self._kinds
         self._val = CocoSplit(self._root, "val", self._manifest, masks=masks)
         self._loader = detection_loader(

@@ -11,8 +11,9 @@ from smt.data.workers import Loader
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, Interrupted
 from smt.layout import Layout
-from smt.models.pyramid import Pyramid, start_from_classifier
+from smt.models.pyramid import start_from_classifier
 from smt.spec import DownstreamRecipe, Project, Run
+from smt.tasks.network import network
 
 
 class Readers(TypedDict):
@@ -31,6 +32,8 @@ class Downstream:
     place of the scale's number of data workers; it does not change what is read.
     """
 
+    model: nn.Module
+    """What is trained, on this rank's device."""
     _loader: Loader[Any]
     """The training batches, which a task sets when its model is there."""
 
@@ -50,12 +53,13 @@ class Downstream:
         self._root = layout.dataset_root(project.datasets[recipe.dataset])
         self._manifest = manifest.read(layout, recipe.dataset)
         self._head = project.heads[experiment.head]
-        torch.manual_seed(derive(run.seed, "init"))  # of the trunk, then of the head
-        rate = project.drop_path(run.experiment)
-        self._trunk = Pyramid(project.models[experiment.model], rate, recipe.drop_path_mode)
+        torch.manual_seed(derive(run.seed, "init"))
+        self.model = network(project, run.experiment, classes=len(self._manifest.classes))
         parent = project.parent(run)
         if parent is not None and inherit:
-            start_from_classifier(self._trunk, layout.weights(parent))
+            trunk = self.model.get_submodule("backbone")
+            start_from_classifier(trunk, layout.weights(parent))
+        self.model.to(ranks.device)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,7 +71,8 @@ class Downstream:
         """Batches of this process in a global step."""
         return self._loader.accumulation
 
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    @staticmethod
+    def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the sum of the head's losses, in float32."""
         losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
         return torch.stack([each.float() for each in losses.values()]).sum()

@@ -24,6 +24,7 @@ class Segmentation(Downstream):
     """The task of a segmentation run: see `smt.engine.protocol.Task`."""
 
     headline = "miou"
+    model: UPerNet
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
@@ -34,7 +35,6 @@ class Segmentation(Downstream):
         assert isinstance(recipe, SegmentationRecipe) and isinstance(self._head, Head)
         self.recipe = recipe
         self._classes = len(self._manifest.classes)
-        self.model = UPerNet(self._trunk, head=self._head, classes=self._classes).to(ranks.device)
         self._val = ADE20KSplit(self._root, "val", self._manifest)
         self._loader = segmentation_loader(
             ADE20KSplit(self._root, "train", self._manifest),

@@ -1,0 +1,31 @@
+"""The network of an experiment, as it is before its first step."""
+
+from torch import nn
+
+from smt.head_spec import UPerNet
+from smt.models.pyramid import Pyramid
+from smt.models.smt import SMT
+from smt.spec import DownstreamRecipe, Project
+
+
+def network(project: Project, experiment: str, *, classes: int) -> nn.Module:
+    """Return it in float32 on the CPU, its weights drawn from torch's global generator.
+
+    A classifier takes images (B, 3, H, W) to logits (B, classes). A detector or segmenter has its
+    trunk under `backbone`; the trunk's weights are drawn first, then the head's.
+    """
+    entry = project.experiments[experiment]
+    model, drop_path = project.models[entry.model], project.drop_path(experiment)
+    if entry.head is None:
+        return SMT(model, num_classes=classes, drop_path_rate=drop_path)
+    recipe, head = project.recipes[entry.recipe], project.heads[entry.head]
+    assert isinstance(recipe, DownstreamRecipe)
+    trunk = Pyramid(model, drop_path, recipe.drop_path_mode)
+    # Each is imported when it is asked for: a task starts in seconds, and heads are many.
+    if isinstance(head, UPerNet):
+        from smt.segmentation import upernet
+
+        return upernet.UPerNet(trunk, head=head, classes=classes)
+    from smt.detection import build
+
+    return build.build(trunk, head, classes)

@@ -1,0 +1,127 @@
+"""An experiment's network, loss and recipe on made-up batches: its steps without its data."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from smt.data.picture import padded_size
+from smt.detection.structures import DetectionModel, Size, Target
+from smt.engine import optim
+from smt.engine.protocol import Batch, never
+from smt.head_spec import TwoStage
+from smt.segmentation.upernet import UPerNet
+from smt.spec import ClassificationRecipe, Project, Recipe, SegmentationRecipe
+from smt.tasks.classify import Classification
+from smt.tasks.downstream import Downstream
+from smt.tasks.network import network
+
+COCO_SIZE = (800, 1333)
+"""Height and width that most of COCO's images have where their shorter side is 800 pixels."""
+
+OBJECTS = 20
+"""In each image of a detector; COCO's training images have 7 on average."""
+
+
+class Synthetic:
+    """The task of an experiment on noise: see `smt.engine.protocol.Task`.
+
+    Args:
+        project: Params at some scale.
+        experiment: Whose network, loss and recipe to take.
+        device: Where to put the network and its batches.
+        images: In a batch, in place of the recipe's `device_batch`.
+        size: Of images: the recipe's resolution or crop where it has one, else `COCO_SIZE`.
+        changes: Keys of the recipe and what they are here, such as precision.
+    """
+
+    headline = ""
+    accumulation = 1
+    steps_per_epoch = 1_000
+
+    def __init__(
+        self, project: Project, experiment: str, device: torch.device, *,
+        images: int | None = None, size: Size | None = None, **changes: Any,
+    ) -> None:  # fmt: skip
+        entry = project.experiments[experiment]
+        self.recipe: Recipe = project.recipes[entry.recipe].model_copy(update=changes)
+        self.images = images or self.recipe.device_batch
+        self.size = size or _size(self.recipe)
+        self.classes = project.datasets[self.recipe.dataset].classes
+        self._device = device
+        self._masks = entry.head is not None and isinstance(project.heads[entry.head], TwoStage)
+        self.model = network(project, experiment, classes=self.classes).to(device)
+        if isinstance(self.recipe, ClassificationRecipe):
+            self.model.to(memory_format=torch.channels_last)
+        self.loss: Callable[[nn.Module, Batch], torch.Tensor] = (
+            Classification.loss
+            if isinstance(self.recipe, ClassificationRecipe)
+            else Downstream.loss
+        )
+
+    def batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
+        """Yield batches without an end, each of other noise, on the device."""
+        step = start_step
+        while True:
+            yield Batch(self._inputs(), self.images, (epoch, step, 0))
+            step += 1
+
+    def _inputs(self) -> tuple[Any, ...]:
+        if isinstance(self.recipe, ClassificationRecipe):
+            images = self._noise(*self.size).contiguous(memory_format=torch.channels_last)
+            return images, torch.rand(self.images, self.classes).softmax(1).to(self._device)
+        if isinstance(self.recipe, SegmentationRecipe):
+            labels = torch.randint(self.classes, (self.images, *self.size))
+            return self._noise(*self.size), labels.to(self._device)
+        return self._noise(*padded_size(self.size)), [self._target() for _ in range(self.images)]
+
+    def _noise(self, height: int, width: int) -> torch.Tensor:
+        return torch.randn(self.images, 3, height, width).to(self._device)
+
+    def _target(self) -> Target:
+        """Return objects of all sizes, with masks that fill their boxes."""
+        height, width = self.size
+        extent = torch.tensor([width, height])
+        sides = extent * 2 ** (-5 * torch.rand(OBJECTS, 2))  # a 32nd of the image, to all of it
+        first = (extent - sides) * torch.rand(OBJECTS, 2)
+        boxes = torch.cat([first, first + sides], dim=1)
+        masks = None
+        if self._masks:
+            masks = torch.zeros(OBJECTS, height, width, dtype=torch.bool)
+            for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
+                mask[y1 : y2 + 1, x1 : x2 + 1] = True
+            masks = masks.to(self._device)
+        labels = torch.randint(self.classes, (OBJECTS,))
+        return Target(boxes.to(self._device), labels.to(self._device), self.size, masks)
+
+    @torch.inference_mode()
+    def predict(self) -> Any:
+        """Return what the network says of a batch in evaluation mode, in the recipe's precision."""
+        images = self._inputs()[0]
+        self.model.eval()
+        try:
+            with optim.autocast(self.recipe, self._device):
+                match self.model:
+                    case DetectionModel() as detector:
+                        return detector.predict(images, [self.size] * self.images)
+                    case UPerNet() as segmenter:
+                        return segmenter.logits(images)
+                    case classifier:
+                        return classifier(images)
+        finally:
+            self.model.train()
+
+    def evaluate(
+        self, interrupted: Callable[[], bool] = never, *, final: bool = True
+    ) -> dict[str, float]:
+        """Return nothing: noise has no classes."""
+        return {}
+
+
+def _size(recipe: Recipe) -> Size:
+    if isinstance(recipe, ClassificationRecipe):
+        return recipe.resolution, recipe.resolution
+    if isinstance(recipe, SegmentationRecipe):
+        return recipe.augment.crop, recipe.augment.crop
+    return COCO_SIZE
