@@ -12,6 +12,8 @@ PROGRAMS = {
     "faketime": "faketime",
     "initdb": "postgresql",
     "pdflatex": "texlive-latex-recommended",
+    "Rscript": "r-base-core",
+    "rsync": "rsync",
 }
 """Program -> the package that brings it, beside those of SLURM (testbed.slurm)."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.fixtures import report_missing
 from testbed.toy_workflow import Toy
 
 SOURCE = Path(__file__).with_name("every_kind")
@@ -24,6 +25,9 @@ RETRIES = 1
 """Attempts at `retried` before the one that succeeds."""
 LOCAL = {"everything", "by_list", "by_directive", "handed_over", "by_template"}
 GROUPED = [{"first", "second"}, {"piped", "counted"}, {"served", "asked"}]
+
+NEEDED = {"Rscript": "r-base-core", "rsync": "rsync"}
+"""Programs of its rules -> the Debian packages that bring them."""
 
 pytestmark = pytest.mark.xdist_group("every_kind")  # which is run once
 
@@ -101,11 +105,14 @@ class Run:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     """What the local executor makes of it."""
+    for program, package in NEEDED.items():
+        if shutil.which(program) is None:
+            report_missing(f"{program} is not installed (apt-get install {package})")
     return Run(tmp_path_factory.mktemp("local"), os.environ, "--cores", "4")
 
 
 @pytest.fixture(scope="module")
-def remote(cluster, tmp_path_factory):
+def remote(cluster, local, tmp_path_factory):
     """What this executor makes of it; with the jobs that SLURM then knows."""
     folder = tmp_path_factory.mktemp("remote")
     with Toy(folder / "work", cluster) as toy:
@@ -186,6 +193,19 @@ def test_a_variable_and_a_word_of_the_configuration_come_as_they_are(remote):
 def test_what_may_be_cached_is_stored(local, remote):
     (expected,), (found,) = (sorted((run.folder / "cache").iterdir()) for run in (local, remote))
     assert found.name == expected.name and found.read_bytes() == expected.read_bytes()
+
+
+def test_files_of_a_storage_are_fetched_and_brought_by_jobs(remote):
+    text = (remote.work / "fetched.txt").read_text()
+    assert text == "it's stored.txt preferred\nstored\n\nit's again.txt preferred\nagain\n\n"
+    assert sorted(each.name for each in (remote.work / "vault").iterdir()) == [
+        "it's again.txt", "it's stored.txt"
+    ]  # fmt: skip
+
+
+def test_a_script_in_r_has_its_parameters(remote):
+    lines = (remote.work / "parameters" / "r.txt").read_text().splitlines()
+    assert lines == ['it\'s "quoted"; $HOME `id` \\ %s ü 日本', "-3", "6", "ordered.txt"]
 
 
 def test_hooks_run_once_and_not_in_jobs(remote):
