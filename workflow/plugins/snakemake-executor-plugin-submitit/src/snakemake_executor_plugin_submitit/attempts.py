@@ -19,10 +19,11 @@ FAILED = "failed"
 SIGNALLED = "stopped on the signal before its time limit"
 ASKED = "asked to be started again"
 UNRESPONSIVE = "did not stop on the signal before its time limit"
+ABORTED = "was ended by a signal after it had told progress"
 TERMINATED = "was ended by SLURM"
 LOST = "was lost without a word"
 
-TO_BE_RESUMED = (SIGNALLED, ASKED, UNRESPONSIVE)
+TO_BE_RESUMED = (SIGNALLED, ASKED, UNRESPONSIVE, ABORTED)
 """Ends after which the attempt itself wanted another one."""
 
 
@@ -75,6 +76,10 @@ class Attempts:
     def progress(self) -> str | None:
         """Return what the command last said of how far it is, or None if it never did."""
         return _text(self.progress_file).strip()[:100] or None
+
+    def has_progressed(self) -> bool:
+        """Return whether the command is further than when the latest attempt began."""
+        return any(each.progress != self.progress() for each in self.read()[-1:])
 
     def asked_to_resume(self) -> bool:
         """Return whether the command has asked, in this attempt, to be started again."""

@@ -1,6 +1,7 @@
 """Why a job failed, in one line for whoever started it."""
 
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,12 @@ def _missing_output(log: Path) -> str | None:
 
 def exit_code(log: Path) -> str | None:
     """Return the exit code of the rule's command, as Snakemake wrote it to the job's log."""
-    found = re.findall(r"returned non-zero exit status (\d+)", "\n".join(tail(log)))
-    return found[-1] if found else None
+    said = "\n".join(tail(log))
+    ends = re.findall(r"returned non-zero exit status (\d+)|died with <Signals\.(\w+)", said)
+    if not ends:
+        return None
+    code, name = ends[-1]
+    return code or str(128 + signal.Signals[name])
 
 
 def unseen_folder(job_id: str, log: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from snakemake_executor_plugin_submitit import processes
 from snakemake_executor_plugin_submitit.attempts import (
+    ABORTED,
     ASKED,
     DONE,
     FAILED,
@@ -204,19 +205,26 @@ class _Supervisor:
             self._attempts.end(self._job_id, TERMINATED)
             _say("ended by SLURM, which starts it again if it is to go on")
             sys.exit(1)
-        why = self._why_again()
+        why = self._why_again(code)
         if why is not None:
             return self._go_on(code, why)
         self._attempts.end(self._job_id, FAILED)
         return self._failure(code, self._untold() if self._deadline is not None else None)
 
-    def _why_again(self) -> str | None:
-        """Return why a command that failed is to be started again, or None if it is not."""
+    def _why_again(self, code: int) -> str | None:
+        """Return why a command that failed is to be started again, or None if it is not.
+
+        A process that a signal ended had no last word. Where one of several is lost, NCCL's
+        watchdog ends the others by SIGABRT, minutes later.
+        """
         attempts = self._attempts
         if not self._step.resumable:
             return None
         if self._deadline is None:
-            return ASKED if attempts.asked_to_resume() else None
+            if attempts.asked_to_resume():
+                return ASKED
+            by_signal = self._exit_code(code) > 128
+            return ABORTED if by_signal and attempts.has_progressed() else None
         if attempts.progress() is None and not attempts.asked_to_resume():
             return None
         return UNRESPONSIVE if self._unresponsive else SIGNALLED

@@ -108,6 +108,41 @@ def test_asking_to_be_started_again_without_progress_ends(toy):
     assert len((toy.folder / "begun").read_text().splitlines()) == 2
 
 
+ABORTS = """
+echo >> begun
+n=$(wc -l < begun)
+[ $n = 3 ] && touch {output} && exit 0
+[ $n = TOLD ] && echo step $n > $SNAKEMAKE_SUBMITIT_PROGRESS
+"""
+"""The first two of three attempts come to their ends by what follows."""
+
+
+@pytest.mark.parametrize("name", ["ABRT", "KILL", "BUS"])
+@pytest.mark.parametrize("last", ["sh -c 'kill -{} $$$$'", "sh -c 'kill -{} $$$$'; echo not here"])
+def test_who_is_ended_by_a_signal_after_progress_goes_on(toy, name, last):
+    """NCCL's watchdog does so to whoever waits for a process that is lost."""
+    told = ABORTS.replace("[ $n = TOLD ] && ", "")
+    toy.write(rule(f"{told}{last.format(name).replace('$$$$', '$$')}", resumable=True))
+    toy.start(max_stalls=1).succeed()
+    assert len((toy.folder / "begun").read_text().splitlines()) == 3
+    assert len(toy.ended()) == 1
+
+
+def test_who_is_ended_by_a_signal_without_further_progress_fails(toy):
+    toy.write(rule(f"{ABORTS.replace('TOLD', '1')}sh -c 'kill -ABRT $$'", resumable=True))
+    line = message(toy.start(max_stalls=5).fail())
+    assert "exit 134" in line or "Aborted" in line or "SIGABRT" in line
+    assert len((toy.folder / "begun").read_text().splitlines()) == 2
+
+
+def test_a_fault_of_its_own_after_progress_is_a_failure(toy):
+    told = ABORTS.replace("[ $n = TOLD ] && ", "")
+    toy.write(rule(f"{told}echo a bug; exit 7", resumable=True))
+    line = message(toy.start().fail())
+    assert "exit 7" in line and "a bug" in line
+    assert len((toy.folder / "begun").read_text().splitlines()) == 1
+
+
 def test_asking_has_no_effect_in_a_rule_that_is_not_resumable(toy):
     toy.write(rule("echo >> begun; touch $SNAKEMAKE_SUBMITIT_RESUME; exit 1"))
     toy.fail()

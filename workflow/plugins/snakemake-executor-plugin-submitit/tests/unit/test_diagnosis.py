@@ -18,3 +18,17 @@ def test_the_words_of_the_last_attempt_alone_are_shown(tmp_path):
     said = diagnosis.explain("7", Status("FAILED", exit="1:0"), log)
     assert said.startswith("job 7: FAILED (exit 1:0); ")
     assert "the second one never came to its rule" in said and "the first attempt" not in said
+
+
+def test_the_exit_code_is_that_of_the_command_which_a_signal_may_have_ended(tmp_path):
+    """A shell that runs nothing after it becomes the command, and has no code of its own then."""
+    log = tmp_path / "7_0_log.out"
+    for said, expected in (
+        ("Command 'x' returned non-zero exit status 7.", "7"),
+        ("Command 'x' returned non-zero exit status 134.", "134"),
+        ("Command 'x' died with <Signals.SIGABRT: 6>.", "134"),
+        ("Command 'x' died with <Signals.SIGKILL: 9>.", "137"),
+        ("something else", None),
+    ):
+        log.write_text(f"submitit: attempt 1 on n1, job 7\n{said}\n")
+        assert diagnosis.exit_code(log) == expected
