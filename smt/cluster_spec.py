@@ -14,6 +14,8 @@ class Gpu(Strict):
     """A kind of GPU. Its two figures say where they come from, or that they are assumed."""
 
     title: str
+    capability: PositiveFloat
+    """NVIDIA's compute capability, such as 8.0: what code has to be built for."""
     tflops: PositiveFloat
     """Dense fp16 or bf16 on tensor cores with fp32 sums, in 10^12 FLOPs per second."""
     source: str
@@ -56,7 +58,9 @@ class Cluster(Strict):
     """Where trainings run, and for how long at a time."""
 
     gpu: Name
-    """Kind of the GPUs in use, one of `kinds`."""
+    """Kind of the GPUs in use, one of `kinds` that the lock's torch is built for."""
+    least_capability: PositiveFloat
+    """Of the GPUs that requirements.lock's torch is built for (`torch.cuda.get_arch_list()`)."""
     gpus_per_node: Positive
     wall_hours: PositiveFloat
     """Time limit of a job; a longer training is requeued and goes on."""
@@ -73,6 +77,21 @@ class Cluster(Strict):
     def kind(self) -> Gpu:
         """The GPUs in use."""
         return self.kinds[self.gpu]
+
+    def problem_of(self, kind: str) -> str | None:
+        """Return why trainings cannot run on GPUs of a kind, in a phrase with what is valid."""
+        usable = [
+            name for name, each in self.kinds.items() if each.capability >= self.least_capability
+        ]
+        if kind in usable:
+            return None
+        valid = f"valid: {', '.join(usable)}"
+        if kind not in self.kinds:
+            return f"no kind {kind!r} in params/cluster.yaml; {valid}"
+        return (
+            f"{kind} has compute capability {self.kinds[kind].capability}, and the torch of "
+            f"requirements.lock is built for {self.least_capability} and newer; {valid}"
+        )
 
     def startup_hours(self, scale: str) -> float:
         """Return the hours of a job before its first step."""

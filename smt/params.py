@@ -595,9 +595,9 @@ class _Checker:
 
     def _cluster(self) -> None:
         cluster, scale = self.project.cluster, self.project.scale_name
-        if cluster.gpu not in cluster.kinds:
-            valid = ", ".join(cluster.kinds)
-            raise self._fail("cluster", ("gpu",), f"no kind {cluster.gpu!r}; valid: {valid}")
+        problem = cluster.problem_of(cluster.gpu)
+        if problem is not None:
+            raise self._fail("cluster", ("gpu",), problem)
         for name, share in cluster.scales.items():
             if name not in self.files["scales"].data:
                 valid = suggest(name, self.files["scales"].data)

@@ -61,9 +61,9 @@ def on_cluster(
     """Return the project with what the options say of the cluster."""
     cluster = project.cluster
     kind = gpu or cluster.gpu
-    if kind not in cluster.kinds:
-        valid = ", ".join(cluster.kinds)
-        raise UserError(f"--gpu {kind}: no such kind in params/cluster.yaml; valid: {valid}")
+    problem = cluster.problem_of(kind)
+    if problem is not None:
+        raise UserError(f"--gpu {kind}: {problem}")
     changes: dict[str, Any] = {
         "gpu": kind,
         "gpus_per_node": gpus_per_node or cluster.gpus_per_node,

@@ -62,6 +62,13 @@ def test_one_experiment_by_hand():
     assert budget().experiment(TINY).gpu_hours == pytest.approx(3 * found.gpu_hours)
 
 
+def test_the_least_capability_is_that_of_the_installed_torch():
+    import torch  # the rest of this file is about what needs none
+
+    built_for = [float(each.removeprefix("sm_")) / 10 for each in torch.cuda.get_arch_list()]
+    assert PAPER.cluster.least_capability == min(built_for)
+
+
 def test_on_the_gpus_of_the_authors_it_takes_as_long_as_it_took_them():
     found = cost.estimate(altered(gpu="v100"), TINY)
     assert found.compute_hours == pytest.approx(2.5 * 24, rel=0.05)
@@ -310,8 +317,8 @@ def test_figures_given_as_options_change_the_plan(project):
     compute = float(plain[SMALL]["compute_hours"])
     twice = experiments("--efficiency", "0.048")[SMALL]["compute_hours"]
     assert float(twice) == pytest.approx(compute / 2, abs=0.001)
-    v100 = float(experiments("--gpu", "v100")[SMALL]["compute_hours"])
-    assert v100 == pytest.approx(compute * 312 * 0.024 / (125 * 0.026), rel=1e-4)
+    h100 = float(experiments("--gpu", "h100")[SMALL]["compute_hours"])
+    assert h100 == pytest.approx(compute * 312 * 0.024 / (989 * 0.012), rel=1e-4)
     chosen = experiments("--seeds", "1,2")
     assert LARGE not in chosen and chosen[TINY]["runs"] == "2"  # 22K has seed 0 alone
 
@@ -329,7 +336,9 @@ def test_json_holds_what_the_text_says(project):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--gpu", "a100"), "--gpu a100: no such kind in params/cluster.yaml; valid: v100, a100_"),
+        (("--gpu", "a100"), "--gpu a100: no kind 'a100' in params/cluster.yaml; valid: a100_40gb"),
+        (("--gpu", "v100"), "--gpu v100: v100 has compute capability 7.0, and the torch of "
+         "requirements.lock is built for 7.5 and newer; valid: a100_40gb, a100_80gb, h100"),
         (("--wall-hours", "0.2"), "--wall-hours 0.2: no time to train between start-up and tail; "
          "valid: more than 0.25"),
         (("--seeds", "0,7"), "--seeds 0,7: not all of it are seeds of scale paper; valid: 0, 1, 2"),
@@ -385,7 +394,10 @@ MISTAKES = {
         "efficiency: 0.026", "efficiency: 2.6", "kinds.v100.efficiency",
         "less than or equal to 1, found 2.6"),
     "kind that is not there": (
-        "gpu: a100_80gb", "gpu: a100", "gpu", "no kind 'a100'; valid: v100, a100_40gb, a100_80gb"),
+        "gpu: a100_80gb", "gpu: a100", "gpu",
+        "no kind 'a100' in params/cluster.yaml; valid: a100_40gb"),
+    "kind that the lock's torch is too new for": (
+        "gpu: a100_80gb", "gpu: v100", "gpu", "v100 has compute capability 7.0"),
     "scale that is not there": (
         "  demo:\n    gpus: 1\n", "  dem:\n    gpus: 1\n", "scales.dem",
         "no scale 'dem'; did you mean demo"),
