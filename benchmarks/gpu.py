@@ -48,7 +48,8 @@ from smt.detection.grid_sample import grid_sample
 from smt.detection.structures import Size
 from smt.engine import optim
 from smt.engine.determinism import NotDeterministic
-from smt.engine.distributed import Ranks, be_deterministic
+from smt.engine.device import allow_tf32, be_deterministic
+from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
 from smt.engine.trainer import Settings, Trainer
@@ -180,16 +181,11 @@ def facts(bench: Bench) -> dict[str, Any]:
 
 
 def agreement(bench: Bench) -> dict[str, Any]:
-    """Without dropout and drop path, which devices draw otherwise, and without TF32."""
+    """Without dropout and drop path, which devices draw otherwise."""
     found = {}
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        for experiment in HEADS:
-            found[experiment] = agreement_of(bench, experiment)
-            bench.forget()
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    for experiment in HEADS:
+        found[experiment] = agreement_of(bench, experiment)
+        bench.forget()
     return found
 
 
@@ -622,6 +618,7 @@ def main() -> None:
         parser.error(f"no part {unknown[0]}; valid: {', '.join(PARTS)}")
     if not torch.cuda.is_available() and not arguments.small:
         parser.error("torch sees no GPU here; try the script on the CPU with --small")
+    allow_tf32(False)
     be_deterministic()
     bench = Bench(arguments)
     sys.exit(0 if run(bench, arguments.parts or list(PARTS), arguments.json) else 1)

@@ -66,7 +66,7 @@ class Resources:
 
 def estimate(project: Project, experiment: str) -> Estimate:
     """Return what each run of `experiment` costs."""
-    recipe = project.recipes[project.experiments[experiment].recipe]
+    recipe = project.recipe_of(experiment)
     dataset, cluster, scale = project.datasets[recipe.dataset], project.cluster, project.scale_name
     epochs, forward = recipe.schedule.epochs, forward_macs(project, experiment)
     pass_seconds = FLOPS_PER_MAC * forward / flops_per_second(cluster, recipe.precision)
@@ -131,7 +131,7 @@ def forward_macs(project: Project, experiment: str) -> int:
 def flops_per_second(cluster: Cluster, precision: Precision) -> float:
     """Return the FLOPs per second that a GPU of the cluster reaches in training."""
     half = cluster.kind.tflops * 1e12 * cluster.kind.efficiency
-    return half * FP32_RATE if precision == "fp32" else half
+    return half * FP32_RATE if precision in ("fp32", "tf32") else half
 
 
 def attempts_for(compute_hours: float, cluster: Cluster, scale: str) -> int:

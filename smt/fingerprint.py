@@ -11,6 +11,10 @@ CODE_VERSION = 1
 """Raised by hand when a change of the training code changes results."""
 
 
+_NOT_MATHEMATICS = {"title", "drop_path", "deterministic"}
+"""Of a recipe: the drop-path rate stands on its own, and the order of sums is that of a machine."""
+
+
 def inputs(project: Project, run: Run) -> tuple[str, ...]:
     """Return the data sets and class maps whose digests the fingerprint of `run` needs.
 
@@ -42,7 +46,7 @@ def content(project: Project, run: Run, digests: Mapping[str, str]) -> dict[str,
         "task": experiment.task,
         **head,
         "model": project.models[experiment.model].model_dump(mode="json", exclude={"title"}),
-        "recipe": recipe.model_dump(mode="json", exclude={"title", "drop_path"}),
+        "recipe": recipe.model_dump(mode="json", exclude=_NOT_MATHEMATICS),
         "drop_path": project.drop_path(run.experiment),
         "classes": project.datasets[recipe.dataset].classes,
         "data": digests[recipe.dataset],

@@ -26,7 +26,8 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_l
 
 Mixer = Literal["sam", "msa", "alternate", "half"]
 Aggregation = Literal["saa", "none", "conv1x1", "dense", "dense_expand"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""tf32: float32, of whose mantissas GPUs multiply 10 bits; on a CPU it is fp32."""
 
 
 class Model(Strict):
@@ -194,6 +195,9 @@ class Recipe(Strict):
     device_batch: Positive
     """Images per forward pass of one process at most: BatchNorm sees this many."""
     precision: Precision
+    deterministic: bool
+    """Whether the same bits are asked for every time, so that an interrupted run ends in the bytes
+    of an undisturbed one; false: whatever is quickest on a GPU. Not part of the fingerprint."""
     optimizer: Optimizer
     schedule: Schedule | StepSchedule | PolySchedule
     guard: Guard
@@ -203,6 +207,11 @@ class Recipe(Strict):
     """skip: another image of the epoch takes the place of one that cannot be decoded."""
     eval_every: Positive
     """Epochs between evaluations; the last epoch is always evaluated."""
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether most of it is computed in 16 bits, which is for GPUs."""
+        return self.precision in ("bf16", "fp16")
 
     @property
     def chunks(self) -> int:
@@ -537,13 +546,17 @@ class Project(Strict):
             return None
         return found
 
+    def recipe_of(self, experiment: str) -> Recipe:
+        """Return how an experiment is trained."""
+        return self.recipes[self.experiments[experiment].recipe]
+
     def dataset_of(self, name: str) -> str:
         """Return the name of the data set that an experiment trains on."""
-        return self.recipes[self.experiments[name].recipe].dataset
+        return self.recipe_of(name).dataset
 
     def steps_per_epoch(self, name: str) -> int:
         """Return the global batches of an epoch of an experiment; an incomplete one is dropped."""
-        recipe = self.recipes[self.experiments[name].recipe]
+        recipe = self.recipe_of(name)
         if isinstance(recipe.schedule, PolySchedule):
             return recipe.schedule.interval
         dataset = self.datasets[recipe.dataset]
@@ -581,7 +594,7 @@ class Project(Strict):
         Of a model that no experiment trains, that is the first recipe of the project.
         """
         names = [name for name in self.order if self.experiments[name].model == model]
-        recipes = [self.recipes[self.experiments[name].recipe] for name in names]
+        recipes = [self.recipe_of(name) for name in names]
         every = [each for each in recipes if isinstance(each, ClassificationRecipe)]
         if not every:
             first = next(iter(self.recipes.values()))

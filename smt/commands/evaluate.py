@@ -17,7 +17,7 @@ def command(experiment: str, seed: int | None, scale: str) -> None:
     from smt.engine import distributed
     from smt.tasks.evaluation import evaluate
 
-    ranks = distributed.start(project.scale.threads)
+    ranks = distributed.start(project.scale.threads, project.recipe_of(experiment))
     try:
         metrics = evaluate(project, layout, run, ranks)
     finally:

@@ -61,6 +61,8 @@ def command(
     project, layout = load(scale)
     slurm = {"nodes": nodes, "partition": partition, "account": account}
     chosen = [] if tables == "only" else _chosen(project, experiments, seed, ranks)
+    for run, _ in chosen:
+        _require_promise(project, run)
     launchers = [_launcher(launcher, project, run, processes, slurm) for run, processes in chosen]
     proving = project.scale.proof
     warn_if_not_interruptible()
@@ -112,6 +114,16 @@ def _chosen(
         (find_run(project, each.experiment, seed), ranks or each.ranks)
         for each in project.scale.proof.runs
     ]
+
+
+def _require_promise(project: Project, run: Run) -> None:
+    recipe = project.recipe_of(run.experiment)
+    if not recipe.deterministic:
+        name = project.experiments[run.experiment].recipe
+        raise UserError(
+            f"{run}: recipe {name} has deterministic: false (params/{recipe.FILE}), which gives up "
+            "the same bytes; there is nothing to prove, unless it is set to true"
+        )
 
 
 def _launcher(

@@ -83,7 +83,7 @@ def command(
         allow_change=allow_change,
     )
     try:
-        ranks = distributed.start(given.threads)
+        ranks = distributed.start(given.threads, project.recipe_of(run.experiment))
         logging.basicConfig(
             level=logging.INFO if ranks.is_first else logging.WARNING,
             format="%(asctime)s %(message)s",

@@ -60,8 +60,7 @@ def _on_slurm(slurm: Slurm, launch: Launch) -> Findings:
 def _from_a_node(slurm: Slurm, launch: Launch) -> Findings:
     if launch.wait is None:
         return
-    # Half precision is for GPUs alone.
-    gpus = any(recipe.precision != "fp32" for recipe in launch.project.recipes.values())
+    gpus = any(recipe.half_precision for recipe in launch.project.recipes.values())
     results = launch.layout.results
     yield from probe.from_a_node(slurm, launch.wanted, results, gpus=gpus, wait=launch.wait)
 

@@ -1,6 +1,5 @@
 """The processes of a training: who this one is, how they agree, and what the loss of one means."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from smt.engine import device as device_module
 from smt.engine import launch
-from smt.errors import EXIT_RESUME, UserError, first_line
+from smt.errors import EXIT_RESUME, TrainingError, UserError, first_line
+from smt.spec import Recipe
 
 T = TypeVar("T")
 
@@ -107,35 +108,35 @@ class Ranks:
             raise PeerFailed(int(-code))
 
 
-def start(threads: int) -> Ranks:
+def start(threads: int, recipe: Recipe | None = None) -> Ranks:
     """Join the processes that `torchrun` or SLURM started, or be the only one.
 
     NCCL where there are GPUs, one a process by LOCAL_RANK; gloo otherwise. `threads` is the number
-    of CPU threads of each process: it is set here since it changes the order of sums.
+    of CPU threads of each process: it is set here since it changes the order of sums. `recipe` is
+    what is trained or evaluated: it may give up the same bits, and half precision is for GPUs.
 
     Raises:
         PeerLost: the others did not come.
+        UserError: there are GPUs, and this torch cannot use them.
     """
     torch.set_num_threads(threads)
     launch.meet()
     here = launch.place()
     rank, world_size = here.rank, here.world_size
-    if torch.cuda.is_available():
-        # Some clusters let a process see its own GPU alone.
-        device = torch.device("cuda", here.local_rank % torch.cuda.device_count())
+    half = recipe is not None and recipe.half_precision
+    device = device_module.choose(here.local_rank, half_precision=half)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-        # What cuBLAS asks for before it promises the same bits twice.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-    else:
-        device = torch.device("cpu")
-    # On one CPU thread there is one order to add in, whatever the algorithm.
-    if device.type != "cpu" or threads > 1:
-        be_deterministic()
+    device_module.allow_tf32(recipe is not None and recipe.precision == "tf32")
+    if recipe is None or recipe.deterministic:
+        device_module.repeat_exactly(device, threads)
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
     if world_size > 1:
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except (dist.DistError, RuntimeError) as error:
+            refuse_misconfiguration(error)
             if not is_loss_of_peer(error):
                 raise
             raise PeerLost(
@@ -143,16 +144,6 @@ def start(threads: int) -> Ranks:
                 f"({cause_of_loss(error)}); run the same command again"
             ) from None
     return Ranks(rank, world_size, device)
-
-
-def be_deterministic() -> None:
-    """Ask torch for deterministic algorithms where there are any, and for a warning elsewhere.
-
-    Without its habit of filling new memory with NaN then, which helps to find code that reads what
-    it has not written, and takes a part of every step.
-    """
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def stop() -> None:
@@ -164,8 +155,36 @@ def stop() -> None:
 _LOSS_OF_PEER = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
 
 
+_MISCONFIGURED = re.compile(
+    r"Duplicate GPU detected|No space left on device|ncclInvalid(Usage|Argument)"
+    r"|ncclUnhandledCudaError|no kernel image"
+)
+"""What NCCL says where the next attempt would come to the same end."""
+
+
+def misconfiguration(error: Exception) -> str | None:
+    """Return what NCCL says of a set-up in which it cannot work, or None for other errors."""
+    said = str(error)
+    if "NCCL" not in said or _MISCONFIGURED.search(said) is None:
+        return None
+    detail = re.search(r"Last error:\s*(.+)", said)
+    return detail[1].strip() if detail else first_line(error)
+
+
+def refuse_misconfiguration(error: Exception) -> None:
+    """Raise a UserError that says so, where NCCL cannot work in this set-up."""
+    problem = misconfiguration(error)
+    if problem is not None:
+        raise TrainingError(
+            f"the processes cannot exchange sums: NCCL: {problem}; give each process a GPU of its "
+            "own and room in /dev/shm; NCCL_DEBUG=INFO shows more"
+        ) from None
+
+
 def is_loss_of_peer(error: Exception) -> bool:
     """Return whether an exchange between ranks failed, rather than this rank's own work."""
+    if misconfiguration(error) is not None:
+        return False
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOSS_OF_PEER)

@@ -127,14 +127,14 @@ def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> torch.Tenso
     return nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit, foreach=True)
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types of the precisions that autocast is for."""
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """Return the context in which a forward pass of the recipe runs."""
-    return torch.autocast(
-        device.type, dtype=DTYPES[recipe.precision], enabled=recipe.precision != "fp32"
-    )
+    half = HALF.get(recipe.precision)
+    return torch.autocast(device.type, dtype=half, enabled=half is not None)
 
 
 def loss_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:

@@ -59,7 +59,7 @@ class Item:
 
     @property
     def recipe(self) -> ClassificationRecipe:
-        recipe = self.project.recipes[self.project.experiments[self.run.experiment].recipe]
+        recipe = self.project.recipe_of(self.run.experiment)
         assert isinstance(recipe, ClassificationRecipe)
         return recipe
 

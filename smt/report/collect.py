@@ -207,7 +207,7 @@ class _Collector:
         return "pending", f"trained, but not in MLflow yet; run: {command}"
 
     def _progress(self, run: Run, remote: RemoteRun | None) -> str:
-        recipe = self.project.recipes[self.project.experiments[run.experiment].recipe]
+        recipe = self.project.recipe_of(run.experiment)
         done = int(remote.metrics.get("epoch", 0)) if remote else 0
         return f"begun, {done} of {recipe.schedule.epochs} epochs sent to MLflow"
 

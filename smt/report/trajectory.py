@@ -123,7 +123,7 @@ class _Journals:
         return measured_bands(measured, self._epochs(experiment), metric, self.project.trajectory)
 
     def _epochs(self, experiment: str) -> int:
-        return self.project.recipes[self.project.experiments[experiment].recipe].schedule.epochs
+        return self.project.recipe_of(experiment).schedule.epochs
 
     def judge(self, run: Run, fingerprint: str) -> OffTrack | None:
         """Return how a run is off track, or None."""

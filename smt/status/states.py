@@ -261,7 +261,7 @@ def _final(layout: Layout, run: Run) -> Mapping[str, Any] | None:
 
 
 def _length(project: Project, run: Run) -> Length:
-    recipe = project.recipes[project.experiments[run.experiment].recipe]
+    recipe = project.recipe_of(run.experiment)
     steps = project.steps_per_epoch(run.experiment)
     return Length(steps, recipe.schedule.epochs, recipe.global_batch)
 

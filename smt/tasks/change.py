@@ -65,8 +65,12 @@ def of_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
         ("threads", "threads a process"),
         ("device", "as device"),
         ("processor", "as processor"),
+        ("driver", "as the GPU's driver"),
+        ("cuda", "as CUDA"),
+        ("cudnn", "as cuDNN"),
+        ("nccl", "as NCCL"),
     ):
-        if key in then and then[key] != now[key]:
+        if key in then and key in now and then[key] != now[key]:
             extra = "; BatchNorm's running statistics are averaged over processes"
             more = extra if key == "world_size" else ""
             yield f"{now[key]} {unit} instead of {then[key]}: {_ORDER}{more}"

@@ -32,7 +32,7 @@ class Detection(Downstream):
         workers: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(project, layout, run, ranks, inherit=inherit, workers=workers)
-        recipe = project.recipes[project.experiments[run.experiment].recipe]
+        recipe = project.recipe_of(run.experiment)
         assert isinstance(recipe, DetectionRecipe) and not isinstance(self._head, UPerNet)
         self.recipe = recipe
         self._kinds: tuple[results.Kind, ...] = ("bbox",)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from smt.engine import device
 from smt.engine.distributed import Ranks
 from smt.tracking import provenance
 
@@ -12,9 +13,20 @@ def of(ranks: Ranks) -> dict[str, Any]:
     """Return it as JSON values: number of processes, threads of each, device, processor."""
     gpu = ranks.device.type == "cuda"
     return {
+        **(_of_gpu() if gpu else {}),
         "world_size": ranks.world_size,
         "threads": torch.get_num_threads(),
         "device": ranks.device.type,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "processor": torch.cuda.get_device_name() if gpu else provenance.processor(),
+    }
+
+
+def _of_gpu() -> dict[str, Any]:
+    return {
+        "driver": device.driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "tf32": torch.backends.cudnn.allow_tf32,
     }

@@ -31,7 +31,7 @@ class Segmentation(Downstream):
         workers: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(project, layout, run, ranks, inherit=inherit, workers=workers)
-        recipe = project.recipes[project.experiments[run.experiment].recipe]
+        recipe = project.recipe_of(run.experiment)
         assert isinstance(recipe, SegmentationRecipe) and isinstance(self._head, Head)
         self.recipe = recipe
         self._classes = len(self._manifest.classes)

@@ -333,6 +333,7 @@ class RunTraining:
         try:
             yield
         except Exception as error:
+            distributed.refuse_misconfiguration(error)
             if isinstance(error, PeerFailed) or not self._is_loss_of_peer(error):
                 raise
             code = self._failure_of_peer()

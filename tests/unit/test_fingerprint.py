@@ -63,6 +63,7 @@ def test_each_run_has_its_own(project, scale, least):
     [
         ("models.yaml", "title: SMT-T\n", "title: Tiny  # the small one\n"),
         ("recipes.yaml", "title: ImageNet-1K, 300 epochs at 224", "title: From scratch"),
+        ("recipes.yaml", "deterministic: true", "deterministic: false"),
         ("experiments.yaml", "title: SMT-T on ImageNet-1K", "title: Hello"),
         ("data.yaml", "root: imagenet1k\n", "root: /another/disk\n"),
         ("recipes.yaml", "      lr: 1e-3\n", "      lr: 0.001\n"),

@@ -208,6 +208,13 @@ def test_a_training_that_fails_in_a_proof_is_one_line(small_project):
     one_line(done, "has no manifest", "run: smt data manifest", "its logs are in")
 
 
+def test_a_recipe_that_gives_up_the_promise_is_one_line(small_project):
+    edit_demo(small_project, lambda demo: demo["recipes"]["imagenet1k"].update(deterministic=False))
+    done = smt(small_project, "prove", RUN, "--scale", "demo", check=False)
+    assert done.returncode == 2
+    one_line(done, f"{RUN}-seed0: recipe imagenet1k", "deterministic: false", "params/recipes.yaml")
+
+
 def test_no_set_of_runs_is_one_line(small_project):
     done = smt(small_project, "prove", "--scale", "paper", check=False)
     assert done.returncode == 2

@@ -176,6 +176,16 @@ def test_a_full_disk_stops_with_one_line_and_goes_on_afterwards(
     assert outcome(small_project) == undisturbed
 
 
+def test_gpus_that_torch_cannot_use_are_one_line(small_project):
+    """SLURM gave this process one, and there is none: it does not go on on the CPU in fp16."""
+    edit_demo(small_project, lambda demo: demo["recipes"]["imagenet1k"].update(precision="fp16"))
+    granted = {"SLURM_JOB_GPUS": "0"}
+    done = smt(small_project, "train", RUN, check=False, env=granted)
+    assert done.returncode == 2
+    one_line(done, "SLURM_JOB_GPUS=0", "can use none of them", "nvidia-smi")
+    assert not list(small_project.glob("results/demo/runs/**/work-*"))
+
+
 def test_no_permission_to_write_is_one_line(small_project, read_only_folder):
     env = {"SMT_RESULTS": str(read_only_folder / "results")}
     refused = smt(small_project, "train", RUN, check=False, env=env)
