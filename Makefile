@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help env demo reproduce workflow slurm servers check test test-all cluster cluster-stop lint docs lock \
+.PHONY: help env demo reproduce workflow slurm servers check test test-all cluster cluster-stop lint docs demo-docs lock \
   clean distclean
 
 PYTHON ?= python3.11
@@ -112,21 +112,25 @@ cluster: slurm  ## a SLURM of two nodes on this machine, to play with
 cluster-stop: env  ## end it
 	@python -m testbed.slurm --folder $(CLUSTER) stop
 
-lint: env  ## style, types, layers, workflow
+lint: env  ## style, types, layers, workflow, links of the documents
 	@failed=; \
 	for check in "ruff check" "ruff format --check" mypy lint-imports \
-	  "snakefmt --check Snakefile workflow" "snakemake --lint"; do \
+	  "snakefmt --check Snakefile workflow" "snakemake --lint" "mkdocs build --strict"; do \
 	  echo "make: $$check"; $$check || failed="$$failed, $$check"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "make: not clean:$${failed#,}" >&2; exit 1; fi
 	@echo "make: lint is clean"
 
-docs: env  ## docs/dag.svg, and the demo's tables in README.md
+docs: env  ## the documents as a site, in site/; a broken link fails
+	@mkdocs build --strict
+	@echo "make: the documents are in site/index.html"
+
+demo-docs: env  ## docs/dag.svg, and the demo's tables in docs/demo-results.md
 	@command -v dot >/dev/null || { \
 	  echo "make: dot draws the DAG. Install: sudo apt-get install graphviz" >&2; exit 2; }
 	@snakemake --quiet all --rulegraph dot all | tred | dot -Grankdir=LR -Tsvg > docs/dag.svg
-	@python docs/fill_readme.py README.md $(RESULTS)/tables
-	@echo "make: docs/dag.svg and the tables in README.md are up to date"
+	@python docs/demo_results.py docs/demo-results.md $(RESULTS)/tables
+	@echo "make: docs/dag.svg and docs/demo-results.md are up to date"
 
 lock: env  ## requirements.lock from what is in .venv
 	@{ echo "# Every package of the environment, pinned. Made by: make lock"; \
@@ -138,7 +142,7 @@ lock: env  ## requirements.lock from what is in .venv
 	@echo "make: requirements.lock pins $$(grep -c == requirements.lock) packages"
 
 clean:  ## remove caches; results/, data/ and .venv stay
-	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache site *.egg-info
 	@find smt tests workflow benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "make: caches are gone; results/ and data/ are yours to remove"
 

@@ -8,10 +8,14 @@ from tests.helpers import ROOT
 from tests.helpers.project_copy import ProjectCopy
 
 README = ROOT / "README.md"
+WORKED_EXAMPLE = ROOT / "docs" / "add-a-variant.md"
+DEMO_RESULTS = ROOT / "docs" / "demo-results.md"
 DOCUMENTS = (
     README,
-    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "CONTRIBUTING.md",
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path != DEMO_RESULTS),
 )
+"""What is written by hand."""
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 _COMMENT = re.compile(r"\s+# .*")
 _SETTING = "export "
@@ -68,8 +72,8 @@ def unnamed_blocks() -> list[str]:
 
 
 def follow_example(project: ProjectCopy) -> ProjectCopy:
-    """Return a project with the README's worked example in its params."""
-    for _, block in blocks(README, "yaml"):
+    """Return a project with the documents' worked example in its params."""
+    for _, block in blocks(WORKED_EXAMPLE, "yaml"):
         place, text = block.split("\n", 1)
         found = re.match(r"# params/(\w+\.yaml), ", place)
         assert found, place

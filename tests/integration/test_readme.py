@@ -1,4 +1,4 @@
-"""What README.md says of params, files and the DAG is so. Its commands are typed in docs/."""
+"""What the documents say of params, files and the DAG is so. Commands are typed in docs/."""
 
 import re
 import subprocess
@@ -7,10 +7,18 @@ import pytest
 
 from smt.cli import COMMANDS
 from tests.helpers import ROOT
-from tests.helpers.documents import DOCUMENTS, README, blocks, follow_example
+from tests.helpers.documents import (
+    DEMO_RESULTS,
+    DOCUMENTS,
+    README,
+    WORKED_EXAMPLE,
+    blocks,
+    follow_example,
+)
 from tests.helpers.project_copy import ProjectCopy
 
-TEXT = README.read_text()
+MOST_LINES = 150
+"""Of the README: the rest has pages of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +27,7 @@ def project(tmp_path_factory):
 
 
 def test_the_worked_example_adds_one_run_and_its_row(tmp_path):
-    assert len(blocks(README, "yaml")) == 3
+    assert len(blocks(WORKED_EXAMPLE, "yaml")) == 3
     project = follow_example(ProjectCopy(tmp_path / "project"))
     assert project.plan("ablation_heads_3").trainings == {("ablation_heads_3", 0): "ablation"}
     table = project.plan("results/demo/tables/ablation_heads.md")
@@ -39,20 +47,29 @@ def test_commands_in_the_text_exist(document):
 
 
 def test_the_python_in_it_runs():
-    ((_, block),) = blocks(README, "python")
+    found = [block for document in DOCUMENTS for _, block in blocks(document, "python")]
+    (block,) = found
     names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "weights.md", "exec"), names)
     assert names["backbone"].feature_info.reduction() == [4, 8, 16, 32]
 
 
-def test_what_it_points_to_is_there():
-    assert (ROOT / "docs" / "dag.svg").read_text().count("<svg") == 1
-    for path in re.findall(r"`((?:smt|params|workflow|benchmarks|docs)/[\w./]*)`", TEXT):
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_it_points_to_is_there(document):
+    text = document.read_text()
+    for path in re.findall(r"`((?:smt|params|workflow|benchmarks|docs|tests)/[\w./-]*)`", text):
         assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (document.parent / link).exists(), link
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= MOST_LINES
 
 
 def test_the_picture_of_the_dag_shows_every_rule_that_makes_something():
     picture = (ROOT / "docs" / "dag.svg").read_text()
+    assert picture.count("<svg") == 1
     rules = {
         name
         for file in (ROOT / "workflow" / "rules").glob("*.smk")
@@ -63,21 +80,21 @@ def test_the_picture_of_the_dag_shows_every_rule_that_makes_something():
     assert rules <= set(re.findall(r">([\w ]+)</text>", picture))
 
 
-FILL = ["python", str(ROOT / "docs" / "fill_readme.py")]
+FILL = ["python", str(ROOT / "docs" / "demo_results.py")]
 
 
 def test_the_tables_of_the_demo_go_between_the_markers(project, tmp_path):
     assert project.smt("tables").returncode == 0
-    readme = tmp_path / "README.md"
-    readme.write_text(TEXT)
+    page, before = tmp_path / "demo-results.md", DEMO_RESULTS.read_text()
+    page.write_text(before)
     tables = str(project.folder / "results/demo/tables")
-    assert project.run(*FILL, str(readme), tables).returncode == 0
-    filled = readme.read_text()
-    assert "### ImageNet-1K\n" in filled and "### Drift\n" in filled
+    assert project.run(*FILL, str(page), tables).returncode == 0
+    filled = page.read_text()
+    assert "## ImageNet-1K\n" in filled and "## Drift\n" in filled
     assert "demo scale: not comparable with the paper" in filled
-    assert filled.split("<!-- demo tables")[0] == TEXT.split("<!-- demo tables")[0]
-    assert project.run(*FILL, str(readme), tables).returncode == 0
-    assert readme.read_text() == filled
+    assert filled.split("<!-- demo tables")[0] == before.split("<!-- demo tables")[0]
+    assert project.run(*FILL, str(page), tables).returncode == 0
+    assert page.read_text() == filled
 
 
 def test_links_to_a_server_of_ones_own_are_left_out_of_the_tables(project, tmp_path):
@@ -88,11 +105,11 @@ def test_links_to_a_server_of_ones_own_are_left_out_of_the_tables(project, tmp_p
         f"| a \\| b | 82.2 \\[a\\] | [61.57 ± 1.94]{link} | [seed 0]{link} |\n\n"
         "\\[a\\] [The paper](https://example.org/paper).\n"
     )
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- demo tables: begin -->\nold\n<!-- demo tables: end -->\n")
-    assert project.run(*FILL, str(readme), str(tmp_path)).returncode == 0
-    assert readme.read_text() == (
-        "<!-- demo tables: begin -->\n\n### Results\n\n"
+    page = tmp_path / "demo-results.md"
+    page.write_text("<!-- demo tables: begin -->\nold\n<!-- demo tables: end -->\n")
+    assert project.run(*FILL, str(page), str(tmp_path)).returncode == 0
+    assert page.read_text() == (
+        "<!-- demo tables: begin -->\n\n## Results\n\n"
         "| Variant | Reported | Top-1 |\n| --- | --- | ---: |\n"
         "| a \\| b | 82.2 \\[a\\] | 61.57 ± 1.94 |\n\n"
         "\\[a\\] [The paper](https://example.org/paper).\n\n<!-- demo tables: end -->\n"
@@ -103,4 +120,4 @@ def test_without_markers_or_tables_it_is_one_line(project, tmp_path):
     (tmp_path / "README.md").write_text("# Bare\n")
     done = project.run(*FILL, str(tmp_path / "README.md"), str(tmp_path))
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "make reproduce, then make docs" in done.stderr
+    assert "make reproduce, then make demo-docs" in done.stderr

@@ -17,7 +17,7 @@ import pytest
 
 from smt.errors import EXIT_DATA
 from testbed.waiting import PATIENCE, wait_for_answer
-from tests.helpers import forkserver
+from tests.helpers import ROOT, forkserver
 from tests.helpers.documents import Command, commands, follow_example, unnamed_blocks
 from tests.helpers.finished_project import CHILD, RUNS, run_dir
 from tests.helpers.project_copy import ProjectCopy
@@ -94,6 +94,7 @@ NEEDS = {
     "make check": needs_a_suite(),
     "make test": needs_a_suite(),
     "make test-all": needs_a_suite(),
+    "make docs": Need("with_documents"),
     "smt check": needs_params(),
     "snakemake --profile local -n all": needs_params(),
     "snakemake --profile local -n tables": needs_params(),
@@ -214,6 +215,14 @@ def checkout(tmp_path):
     for path in commands.iterdir():
         (project.folder / ".venv/bin" / path.name).symlink_to(path)
     return place
+
+
+@pytest.fixture
+def with_documents(checkout):
+    """The same, with the documents that a site is made of."""
+    shutil.copytree(ROOT / "docs", checkout.folder / "docs", dirs_exist_ok=True)
+    shutil.copy(ROOT / "mkdocs.yml", checkout.folder)
+    return checkout
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Puts the demo's tables into README.md, between its two markers."""
+"""Puts the demo's tables into demo-results.md, between its two markers."""
 
 import re
 import sys
@@ -9,13 +9,13 @@ DROPPED = {"Runs"}
 """Columns that link to runs in the reader's own MLflow: nothing is behind them elsewhere."""
 
 
-def fill(readme: str, tables: list[str]) -> str:
-    """Return `readme` with `tables` (Markdown) between its markers.
+def fill(page: str, tables: list[str]) -> str:
+    """Return `page` with `tables` (Markdown) between its markers.
 
     Raises:
         ValueError: the markers are missing, or not in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"no lines {BEGIN} and {END}")
@@ -30,7 +30,7 @@ def shortened(table: str) -> str:
     lines = text.strip().splitlines()
     header = next((line for line in lines if line.startswith("|")), "")
     dropped = {number for number, cell in enumerate(_cells(header)) if cell in DROPPED}
-    return "\n".join(_without(line, dropped) for line in lines).replace("# ", "### ", 1)
+    return "\n".join(_without(line, dropped) for line in lines).replace("# ", "## ", 1)
 
 
 def _cells(line: str) -> list[str]:
@@ -44,16 +44,16 @@ def _without(line: str, dropped: set[int]) -> str:
     return f"| {' | '.join(kept)} |"
 
 
-def main(readme: Path, folder: Path) -> None:
-    """Fill `readme` from the tables in `folder`, in the order of its index."""
+def main(page: Path, folder: Path) -> None:
+    """Fill `page` from the tables in `folder`, in the order of its index."""
     index = (folder / "index.md").read_text()
     names = list(dict.fromkeys(re.findall(r"\(([a-z0-9_]+)\.(?:md|html)\)", index)))
     tables = [(folder / f"{name}.md").read_text() for name in names]
-    readme.write_text(fill(readme.read_text(), tables))
+    page.write_text(fill(page.read_text(), tables))
 
 
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]))
     except (OSError, ValueError) as error:
-        sys.exit(f"{sys.argv[1]}: {error}; run: make reproduce, then make docs")
+        sys.exit(f"{sys.argv[1]}: {error}; run: make reproduce, then make demo-docs")
