@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smt import __version__
 from smt.files import write_json
@@ -14,7 +14,8 @@ from smt.tracking import source
 
 ANSWER = "answer.json"
 
-_GPUS = "import torch; print(torch.cuda.device_count())"
+CHECK = "smt.engine.check"
+"""What looks at GPUs: it imports torch, which may fail, and is run in a process of its own."""
 
 
 class Environment(NamedTuple):
@@ -42,8 +43,8 @@ class Answer(NamedTuple):
 
     node: str
     environment: Environment
-    gpus: int | None
-    """GPUs that PyTorch sees; None if it does not even load."""
+    gpus: dict[str, Any] | None
+    """What `smt.engine.check` says of GPUs; None if PyTorch does not even load."""
 
 
 def read(folder: Path) -> Answer | None:
@@ -62,10 +63,12 @@ def answer() -> Answer:
     return Answer(node, Environment.here(), _gpus())
 
 
-def _gpus() -> int | None:
-    """Return the GPUs that PyTorch sees; it is loaded elsewhere, for loading it may fail."""
-    done = subprocess.run([sys.executable, "-c", _GPUS], capture_output=True, text=True)
-    return int(done.stdout) if done.returncode == 0 else None
+def _gpus() -> dict[str, Any] | None:
+    done = subprocess.run([sys.executable, "-m", CHECK], capture_output=True, text=True)
+    if done.returncode:
+        return None
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def _seen(job: Job, folder: Path, gpus: bool) -> Findings:
         )
         return
     yield from _environment(answer)
-    yield from _gpus(answer, gpus)
+    yield from of_gpus(answer, gpus)
 
 
 def _await_answer(job: Job, folder: Path) -> node.Answer | None:
@@ -183,16 +183,40 @@ def _environment(answer: node.Answer) -> Findings:
         yield ok("environment", f"{answer.node} runs the same: smt {there.smt}")
 
 
-def _gpus(answer: node.Answer, needed: bool) -> Findings:
-    if answer.gpus:
-        yield ok("gpu", f"PyTorch on {answer.node} sees the GPU that the job asked for")
+_LEAST_SHARED = 2**30
+"""Bytes of /dev/shm below which it is said: a container has 64 MB by default."""
+
+_LOOK = "see there: nvidia-smi; python -m smt.engine.check; and the CUDA of this torch"
+
+
+def of_gpus(answer: node.Answer, needed: bool) -> Findings:
+    """What PyTorch on the node makes of the GPU that the job asked for."""
+    found = answer.gpus
+    if found is None:
+        yield error("gpu", f"PyTorch on {answer.node} does not load", _LOOK)
         return
-    what = "does not load" if answer.gpus is None else "sees no GPU, of the one asked for"
-    text = f"PyTorch on {answer.node} {what}"
-    if needed or answer.gpus is None:
-        yield error("gpu", text, "see there: nvidia-smi; python -c 'import torch'; and its CUDA")
+    if found["count"] and found["problem"] is None:
+        yield ok(
+            "gpu",
+            f"{answer.node} has {found['name']}, {found['memory_bytes'] / 2**30:.0f} GiB, driver "
+            f"{found['driver']}: a step in fp32, tf32, bf16 and fp16 runs",
+        )
+    elif found["count"]:
+        yield error("gpu", f"{answer.node}: {found['problem']}", _LOOK)
     else:
-        yield warning("gpu", text, "nothing to do: at this scale it takes the CPU")
+        text = f"PyTorch on {answer.node} sees no GPU, of the one asked for"
+        if needed:
+            yield error("gpu", f"{text}: {found['problem'] or 'none is there'}", _LOOK)
+        else:
+            yield warning("gpu", text, "nothing to do: at this scale it takes the CPU")
+    shared = found["shared_memory_bytes"]
+    if shared < _LEAST_SHARED:
+        yield warning(
+            "/dev/shm",
+            f"{shared / 2**20:.0f} MB are left on {answer.node}, through which data workers hand "
+            "over their batches",
+            "give it more (of a container: --shm-size), or train with --workers 0",
+        )
 
 
 def _last_line(output: Path) -> str:

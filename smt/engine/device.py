@@ -20,10 +20,11 @@ _GRANTS = {
 }
 """Variables that hold the GPUs that a process has been given; what in them stands for none."""
 
-_REMEDY = (
+REMEDY = (
     "see there: nvidia-smi; then take a node with another driver or GPU (smt doctor looks at one), "
     "or install a torch that is built for this one"
 )
+"""What to do about a GPU that cannot be used."""
 
 
 def choose(local_rank: int, *, half_precision: bool) -> torch.device:
@@ -42,14 +43,14 @@ def choose(local_rank: int, *, half_precision: bool) -> torch.device:
             raise UserError(
                 f"{torch.cuda.get_device_name(device)} has compute capability "
                 f"{capability[0]}.{capability[1]}, and {_torch()} is built for "
-                f"{', '.join(torch.cuda.get_arch_list())}; {_REMEDY}"
+                f"{', '.join(torch.cuda.get_arch_list())}; {REMEDY}"
             )
         return device
     granted = grant(os.environ)
     if granted and (half_precision or DRIVER.exists()):
         raise UserError(
             f"this process was given GPUs ({granted}), and {_torch()} can use none of them: "
-            f"{_why_none()}; {_REMEDY}"
+            f"{_why_none()}; {REMEDY}"
         )
     return torch.device("cpu")
 

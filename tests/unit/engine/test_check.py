@@ -1,0 +1,59 @@
+"""What a node is asked of its GPUs; none is here, so that steps are taken on the CPU."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from smt.engine import check
+from smt.models.smt import SMT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    allowed = torch.backends.cudnn.allow_tf32
+    yield
+    check.device_module.allow_tf32(allowed)
+
+
+def test_a_step_runs_in_every_precision():
+    assert check.problem_of_steps(CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("CUDA error: no kernel image is available for execution on the device\nCompile with",
+         "a step in bf16 fails: CUDA error: no kernel image is available for execution"),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB.", "a step in bf16 fails: CUDA out of"),
+    ],
+)  # fmt: skip
+def test_what_fails_is_named_with_its_precision(monkeypatch, words, says):
+    forward = SMT.forward
+
+    def fails_in_bf16(self, images):
+        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+            raise RuntimeError(words)
+        return forward(self, images)
+
+    monkeypatch.setattr(SMT, "forward", fails_in_bf16)
+    problem = check.problem_of_steps(CPU)
+    assert problem is not None and problem.startswith(says) and "\n" not in problem
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_there_is_none_and_that_is_no_problem_unless_one_was_given(monkeypatch):
+    for name in check.device_module._GRANTS:
+        monkeypatch.delenv(name, raising=False)
+    found = check.check()
+    assert (found["count"], found["problem"]) == (0, None)
+    assert found["shared_memory_bytes"] > 0
+    monkeypatch.setenv("SLURM_JOB_GPUS", "3")
+    done = subprocess.run(
+        [sys.executable, "-m", "smt.engine.check"], capture_output=True, text=True, check=True
+    )
+    assert "SLURM_JOB_GPUS=3" in json.loads(done.stdout)["problem"]
