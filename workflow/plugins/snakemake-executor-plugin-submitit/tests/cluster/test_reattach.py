@@ -344,7 +344,10 @@ def test_told_to_stop_again_and_again_within_a_moment_it_cancels_every_job(toy):
         driver.send_signal(signal.SIGINT)
         time.sleep(0.05)
     driver.finish()
-    wait_for(lambda: set(toy.jobs().values()) == {"CANCELLED"})
+    states = toy.ended()
+    # A job that was cancelled while it started has failed to SLURM, by signal 9.
+    assert len(states) == 20 and set(states.values()) <= {"CANCELLED", "FAILED"}
+    assert not list(toy.folder.glob("*.txt"))
 
 
 OF_OTHERS = {
