@@ -77,10 +77,6 @@ class Attempts:
         """Return what the command last said of how far it is, or None if it never did."""
         return _text(self.progress_file).strip()[:100] or None
 
-    def has_progressed(self) -> bool:
-        """Return whether the command is further than when the latest attempt began."""
-        return any(each.progress != self.progress() for each in self.read()[-1:])
-
     def asked_to_resume(self) -> bool:
         """Return whether the command has asked, in this attempt, to be started again."""
         return self.resume_file.exists()

@@ -28,6 +28,7 @@ from snakemake_executor_plugin_submitit.attempts import (
     UNRESPONSIVE,
     Attempts,
     refusal,
+    stalls,
 )
 from snakemake_executor_plugin_submitit.rendezvous import environment_of_ranks
 
@@ -223,8 +224,8 @@ class _Supervisor:
         if self._deadline is None:
             if attempts.asked_to_resume():
                 return ASKED
-            by_signal = self._exit_code(code) > 128
-            return ABORTED if by_signal and attempts.has_progressed() else None
+            stalled = stalls(attempts.read(), attempts.progress())
+            return ABORTED if not stalled and self._exit_code(code) > 128 else None
         if attempts.progress() is None and not attempts.asked_to_resume():
             return None
         return UNRESPONSIVE if self._unresponsive else SIGNALLED
