@@ -9,7 +9,7 @@ as it goes; a failure of one does not end the others; what was measured is writt
 - agreement: loss and gradients of every head in float32, against those of the CPU;
 - repeat: whether a training step of every head has the same bits when it is taken again;
 - roi_align, sampling: their deterministic gradients beside the kernels';
-- steps: two training steps and a prediction of every experiment at paper scale, with their memory;
+- steps: four training steps and a prediction of every experiment at paper scale, with their memory;
 - training, inference: images a second of SMT-T, S, B and L;
 - resume: trainings killed and gone on with, against undisturbed ones, byte for byte (`smt prove`).
 
