@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset, create_loader
 
-from smt.data import manifest
-from smt.data.augment import TrainTransform
-from smt.data.decoding import decode
-from smt.data.eval_transform import normalise
+from smt.config.load import load_project
+from smt.config.project import Dataset, Project, Recipe
+from smt.data.classification import TrainLoader
 from smt.data.imagenet import ImageFolder
-from smt.data.loader import TrainLoader
 from smt.data.rng import reseed
-from smt.layout import Layout, bundled_params
-from smt.params import load_project
-from smt.spec import Dataset, Project, Recipe
+from smt.data.transforms.classification import TrainTransform
+from smt.data.transforms.evaluation import normalise
+from smt.datasets import manifest
+from smt.datasets.decoding import decode
+from smt.runs.paths import Layout, bundled_params
 
 CASES = (((56, 56), 32), ((500, 375), 224))
 """Size of the files and the resolution that the model sees, in pixels."""

@@ -35,18 +35,18 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from smt.config.heads import TwoStage
+from smt.config.load import load_project
+from smt.config.project import DetectionRecipe, Project, SegmentationRecipe
 from smt.data.downstream import padded
-from smt.data.picture import padded_size
+from smt.data.transforms.image import padded_size
 from smt.detection.paste import paste
 from smt.detection.structures import Backbone, Size, Target
 from smt.detection.two_stage import STRIDES, TwoStageDetector
-from smt.files import write_json
-from smt.head_spec import TwoStage
-from smt.layout import bundled_params
 from smt.models.pyramid import Pyramid
-from smt.params import load_project
+from smt.runs.atomic import write_json
+from smt.runs.paths import bundled_params
 from smt.segmentation.upernet import UPerNet
-from smt.spec import DetectionRecipe, Project, SegmentationRecipe
 
 OURS, SWIN, TORCHVISION = "SMT-S", "Swin-T, same head", "SMT-S, torchvision's pipeline"
 MODEL = "smt_small"

@@ -26,9 +26,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from smt.detection.coco_eval import PREFIX, evaluate
-from smt.detection.results import Entry, ImageResult, Kind, entries
-from smt.files import write_json
+from smt.evaluation.coco import PREFIX, evaluate
+from smt.evaluation.predictions import Entry, ImageResult, Kind, entries
+from smt.runs.atomic import write_json
 
 SIZE = (480, 640)
 """Height and width of every image."""

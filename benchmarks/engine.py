@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from data import project_of, write_photographs
 
-from smt.data import manifest
+from smt.config.load import load_project
+from smt.data.classification import TrainLoader
 from smt.data.imagenet import ImageFolder
-from smt.data.loader import TrainLoader
+from smt.datasets import manifest
 from smt.engine import checkpoint, optim
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
@@ -29,9 +30,8 @@ from smt.engine.progress import Progress
 from smt.engine.protocol import Batch, never
 from smt.engine.state import State
 from smt.engine.trainer import Settings, Trainer
-from smt.layout import Layout, bundled_params
 from smt.models import zoo
-from smt.params import load_project
+from smt.runs.paths import Layout, bundled_params
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 EVERY = 50

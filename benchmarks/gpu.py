@@ -42,6 +42,9 @@ from plain import PlainSMT
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from smt.config.load import load_project
+from smt.config.project import Project
+from smt.config.yaml import YamlFile
 from smt.data.rng import reseed
 from smt.detection import roi_align as roi
 from smt.detection.grid_sample import grid_sample
@@ -53,12 +56,9 @@ from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
 from smt.engine.trainer import Settings, Trainer
-from smt.layout import bundled_params
 from smt.models import blocks
-from smt.params import load_project
-from smt.spec import Project
+from smt.runs.paths import bundled_params
 from smt.tasks.synthetic import Synthetic
-from smt.yamlfile import YamlFile
 
 HEADS = (
     "imagenet1k_smt_tiny", "coco_mask_rcnn_1x_smt_small", "coco_cascade_mask_rcnn_smt_small",

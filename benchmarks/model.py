@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from plain import PlainSMT
 from torch import Tensor, nn
 
-from smt.layout import bundled_params
+from smt.config.load import load_project
+from smt.config.project import Model
 from smt.models import released, zoo
 from smt.models.fold import fold
-from smt.params import load_project
-from smt.spec import Model
+from smt.runs.paths import bundled_params
 
 CLASSES = 1000
 PLAIN, OURS = "plain", "ours"

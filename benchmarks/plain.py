@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smt.spec import Model
+from smt.config.project import Model
 
 
 def to_image(tokens: Tensor, size: tuple[int, int]) -> Tensor:

@@ -16,11 +16,11 @@ from pathlib import Path
 import yaml
 
 from smt.commands.common import find_run, load
+from smt.config.metrics import HEADLINES, METRICS
+from smt.config.project import Project, Run
 from smt.errors import UserError
-from smt.files import read_json
-from smt.layout import Layout
-from smt.metrics import HEADLINES, METRICS
-from smt.spec import Project, Run
+from smt.runs.atomic import read_json
+from smt.runs.paths import Layout
 
 SCALE = "demo"
 

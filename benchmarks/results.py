@@ -33,19 +33,20 @@ import torch
 import yaml
 from engine import ONE, Repeated, plain_seconds
 
-from smt import fingerprint
-from smt.data import manifest
+from smt.config import fingerprint
+from smt.config.load import load_project
+from smt.config.project import Project, Run
+from smt.datasets import manifest
 from smt.engine.progress import Progress
-from smt.files import read_json, write_json
-from smt.layout import Layout, bundled_params
-from smt.params import load_project
 from smt.report.collect import collect
-from smt.spec import Project, Run
-from smt.tracking import mlflow_sync, provenance, server
-from smt.tracking.journal import Journal, Position
-from smt.tracking.mlflow_sync import sync
-from smt.tracking.pulse import Pulse
-from smt.tracking.server import Point, RemoteRun
+from smt.runs import provenance
+from smt.runs.atomic import read_json, write_json
+from smt.runs.heartbeat import Pulse
+from smt.runs.journal import Journal, Position
+from smt.runs.paths import Layout, bundled_params
+from smt.tracking import sync as sending
+from smt.tracking.client import Point, RemoteRun, Server, configure, prepare
+from smt.tracking.sync import sync
 from smt.tracking.view import views
 
 METRICS = ("train/loss", "train/lr", "train/grad_norm", "eval/top1", "eval/top5", "eval/loss")
@@ -224,7 +225,7 @@ def rates(folder: Path, manifests: Path, runs: int, epochs: int, few: int, round
 
 def _one_round(store: Store, uri: str | None, few: int, found: dict[str, list[float]]) -> None:
     with uri_of(uri):
-        server.prepare(store.layout, store.layout.tracking_uri())
+        prepare(store.layout, store.layout.tracking_uri())
         outcome: list[int] = []
         took = seconds(lambda: outcome.append(sync(store.project, store.layout).points))
         found["smt sync"].append(outcome[0] / took)
@@ -309,7 +310,7 @@ def tables(folder: Path, manifests: Path, runs: int, epochs: int, rows: bool, ro
         _compare_reading(store, statistics.median(command), statistics.median(reading))
 
 
-class RowServer(server.Server):
+class RowServer(Server):
     """Puts runs straight into the tables of an SQLite file, in one transaction."""
 
     database: sqlite3.Connection
@@ -366,16 +367,16 @@ class RowServer(server.Server):
 def _fill_by_rows(store: Store) -> None:
     """Do what `smt sync` does, but for the way that runs take into the database."""
     uri = store.layout.tracking_uri()
-    server.prepare(store.layout, uri)
-    before = server.Server.of(store.layout)
+    prepare(store.layout, uri)
+    before = Server.of(store.layout)
     for view in views(store.project, store.layout, store.project.order):
         before.make_experiment(view.table)
     database = sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60)
     with closing(database), database:
         RowServer.database = database
-        mlflow_sync.Server = RowServer  # type: ignore[misc]
+        sending.Server = RowServer  # type: ignore[misc]
         took = seconds(lambda: sync(store.project, store.layout))
-        mlflow_sync.Server = server.Server  # type: ignore[misc]
+        sending.Server = Server  # type: ignore[misc]
     print(f"rows put straight into the database in {took:.0f} s: only reading is measured")
 
 
@@ -464,7 +465,7 @@ def main() -> None:
     arguments = parser.parse_args()
     wanted = (arguments.only,) if arguments.only else ("steps", "rates", "tables")
     torch.set_num_threads(1)
-    server.configure()
+    configure()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "steps" in wanted:

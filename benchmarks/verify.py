@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from smt.data import scan
-from smt.data.contents import Kept, Reader, default_jobs
+from smt.datasets import scan
+from smt.datasets.hashing import Kept, Reader, default_jobs
 
 MEMORY = """
 import resource, sys

@@ -13,17 +13,18 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from smt import cost, fingerprint
-from smt.data import manifest, scan
+from smt.cluster import cost
+from smt.config import fingerprint
+from smt.config.load import load_project
+from smt.config.project import Project, Run
+from smt.config.yaml import YamlFile
+from smt.datasets import manifest, scan
 from smt.errors import UserError
-from smt.layout import Layout, default_params
-from smt.params import load_project
 from smt.report import figures
 from smt.report.build import FIXED, INDEX, table_names
 from smt.report.sizes import PAPER
-from smt.spec import Project, Run
-from smt.tracking import provenance, source
-from smt.yamlfile import YamlFile
+from smt.runs import provenance, source
+from smt.runs.paths import Layout, default_params
 
 EVERYTHING = "all"
 """Stands for all runs where others give a table's name."""

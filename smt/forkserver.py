@@ -38,9 +38,9 @@ COMMANDS = ("data", "train", "evaluate", "profile", "sync", "tables", "figures",
 _PRELOADED = (
     *(f"smt.commands.{name}" for name in COMMANDS),
     "smt.tasks.training", "smt.tasks.classify", "smt.tasks.detect", "smt.tasks.segment",
-    "smt.data.augment", "smt.detection.two_stage", "smt.detection.retinanet",
+    "smt.data.transforms.classification", "smt.detection.two_stage", "smt.detection.retinanet",
     "smt.detection.atss", "smt.detection.sparse_rcnn", "smt.detection.dino",
-    "smt.tracking.mlflow_sync", "mlflow", "torch._dynamo",
+    "smt.tracking.sync", "mlflow", "torch._dynamo",
 )  # fmt: skip
 """Commands import what they need when they need it. The last is what torch's optimizers import when
 they are first used."""

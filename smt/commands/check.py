@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import click
 
-from smt import fingerprint, spec
 from smt.commands.common import load, scale_option
-from smt.data import manifest
+from smt.config import fingerprint
+from smt.config.project import Project, Run
+from smt.datasets import manifest
 from smt.errors import DataError
-from smt.layout import Layout
+from smt.runs.paths import Layout
 
 HEADINGS = ("experiment", "model", "recipe", "data", "starts from", "seeds", "fingerprint")
 
@@ -30,7 +31,7 @@ def command(scale: str) -> None:
         click.echo(project.scale.notice)
 
 
-def _row(project: spec.Project, layout: Layout, name: str) -> tuple[str, ...]:
+def _row(project: Project, layout: Layout, name: str) -> tuple[str, ...]:
     experiment = project.experiments[name]
     return (
         name,
@@ -39,11 +40,11 @@ def _row(project: spec.Project, layout: Layout, name: str) -> tuple[str, ...]:
         project.dataset_of(name),
         experiment.start.experiment if experiment.start else "-",
         ",".join(str(seed) for seed in project.seeds(name)),
-        _fingerprint(project, layout, spec.Run(experiment=name, seed=project.seeds(name)[0])),
+        _fingerprint(project, layout, Run(experiment=name, seed=project.seeds(name)[0])),
     )
 
 
-def _fingerprint(project: spec.Project, layout: Layout, run: spec.Run) -> str:
+def _fingerprint(project: Project, layout: Layout, run: Run) -> str:
     try:
         digests = manifest.digests(project, layout, run)
     except DataError:

@@ -81,8 +81,8 @@ def _damage(path: Path) -> str | None:
     from safetensors import SafetensorError, safe_open
 
     from smt.engine import checkpoint
-    from smt.files import read_json, sha256
     from smt.models.imports import file_kind
+    from smt.runs.atomic import read_json, sha256
 
     if checkpoint.Name.of(path) is not None:
         return checkpoint.damage_of(path)
@@ -117,8 +117,8 @@ def _checkpoint(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _weights(path: Path) -> Iterator[tuple[str, str]]:
-    from smt.files import sha256
     from smt.models import released, weights
+    from smt.runs.atomic import sha256
 
     state, metadata = weights.read(path), weights.metadata(path)
     facts = released.kept_facts(metadata)

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from smt import params, spec
+from smt.config.load import load_project, require_experiments
+from smt.config.project import Project, Run
 from smt.errors import UserError
-from smt.layout import Layout, default_params
+from smt.runs.paths import Layout, default_params
 
 scale_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--scale",
@@ -19,24 +20,24 @@ scale_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 )
 
 
-def load(scale: str) -> tuple[spec.Project, Layout]:
+def load(scale: str) -> tuple[Project, Layout]:
     """Return the validated project at `scale` and where its files lie."""
-    return params.load_project(default_params(), scale), Layout.from_environment(scale)
+    return load_project(default_params(), scale), Layout.from_environment(scale)
 
 
-def find_run(project: spec.Project, experiment: str, seed: int | None) -> spec.Run:
+def find_run(project: Project, experiment: str, seed: int | None) -> Run:
     """Return the run that a user names; without a seed the first one of the scale.
 
     Raises:
         UserError: no such experiment, or a seed that the scale does not have.
     """
-    params.require_experiments(project, (experiment,))
+    require_experiments(project, (experiment,))
     seeds = project.seeds(experiment)
     if seed is None:
-        return spec.Run(experiment=experiment, seed=seeds[0])
+        return Run(experiment=experiment, seed=seeds[0])
     if not 0 <= seed < 2**31:
         raise UserError(f"--seed {seed}: valid: 0 to {2**31 - 1}")
-    return spec.Run(experiment=experiment, seed=seed)
+    return Run(experiment=experiment, seed=seed)
 
 
 def warn_if_not_interruptible() -> None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smt import spec
 from smt.commands.common import load
+from smt.config.project import Model
 from smt.errors import UserError, listed, suggest
-from smt.files import explained, replacing
+from smt.runs.atomic import explained, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def _check_target(source: Path, target: Path, form: str) -> None:
 def _import(
     source: Path,
     target: Path,
-    model: spec.Model,
+    model: Model,
     key: str | None,
     prefix: str | None,
     class_map: Path | None,
@@ -127,7 +127,7 @@ def _import(
     return len(found.state)
 
 
-def _export(source: Path, target: Path, model: spec.Model) -> int:
+def _export(source: Path, target: Path, model: Model) -> int:
     """Write weights of ours as a released checkpoint; return how many tensors it has."""
     import torch
 
@@ -161,7 +161,7 @@ def _known(source: Path) -> dict[str, Any]:
     return {key: value for key, value in known.items() if key != "model"}
 
 
-def _expected(model: spec.Model, classes: int) -> Mapping[str, "Tensor"]:
+def _expected(model: Model, classes: int) -> Mapping[str, "Tensor"]:
     """Return names, shapes and kinds of `model` with so many classes; with 0 without a head."""
     from smt.models import zoo
 
@@ -170,7 +170,7 @@ def _expected(model: spec.Model, classes: int) -> Mapping[str, "Tensor"]:
 
 def _rows(path: Path, source_classes: int) -> tuple[int, ...]:
     """Return the rows of a class map file; it has as many lines as the new head has classes."""
-    from smt.data import class_map
+    from smt.datasets import class_map
 
     try:
         lines = len(path.read_text().rstrip().splitlines())

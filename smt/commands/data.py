@@ -9,16 +9,17 @@ from typing import BinaryIO
 import click
 
 from smt.commands.common import load, scale_option, warn_if_not_interruptible
-from smt.data import demo, manifest, scan
-from smt.data import verify as verification
-from smt.data.decoding import require_decodable
-from smt.data.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split
-from smt.data.progress import ShownMeter
-from smt.data.scan import SplitScan, expected_images
-from smt.data.verify import Verified
+from smt.config.project import Project
+from smt.datasets import manifest, scan
+from smt.datasets import verify as verification
+from smt.datasets.decoding import require_decodable
+from smt.datasets.demo import digits
+from smt.datasets.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split
+from smt.datasets.progress import ShownMeter
+from smt.datasets.scan import SplitScan, expected_images
+from smt.datasets.verify import Verified
 from smt.errors import EXIT_DATA, DataError
-from smt.layout import Layout
-from smt.spec import Project
+from smt.runs.paths import Layout
 
 
 @click.group()
@@ -40,11 +41,11 @@ def make(key: str, scale: str) -> None:
         raise DataError(_what_to_bring(project, layout, key))
     if key.startswith(CLASS_MAP):
         path = layout.data_file(project.class_maps[key.removeprefix(CLASS_MAP)].path)
-        made, what = demo.make_class_map(path), f"{path}"
+        made, what = digits.make_class_map(path), f"{path}"
     else:
         dataset = project.datasets[key]
         root = layout.dataset_root(dataset)
-        made = demo.make(key, dataset, root)
+        made = digits.make(key, dataset, root)
         images = " and ".join(f"{n} {split}" for split, n in expected_images(dataset).items())
         what = f"{root}, {images} images in {dataset.classes} classes"
     click.echo(f"{key}: {'made' if made else 'is there already:'} {what}")

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 import click
 
 from smt import dag
-from smt.cost import Resources
-from smt.data import manifest
-from smt.doctor import checkup, request
+from smt.cluster.cost import Resources
+from smt.cluster.doctor import checkup, request
+from smt.datasets import manifest
 from smt.errors import EXIT_BAD_INPUT
 
 

@@ -3,7 +3,7 @@
 import click
 
 from smt.commands.common import find_run, load, scale_option
-from smt.params import require_experiments
+from smt.config.load import require_experiments
 
 
 @click.group()

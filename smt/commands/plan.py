@@ -4,13 +4,13 @@ from typing import Any
 
 import click
 
-from smt import fingerprint
 from smt.commands.common import load, scale_option
-from smt.data import manifest
+from smt.config import fingerprint
+from smt.config.project import Project, Run
+from smt.datasets import manifest
 from smt.errors import DataError, UserError
-from smt.files import read_json
-from smt.layout import Layout
-from smt.spec import Project, Run
+from smt.runs.atomic import read_json
+from smt.runs.paths import Layout
 
 
 @click.command()
@@ -40,8 +40,8 @@ def command(
     Options take the place of figures of params/cluster.yaml. A run counts as done where its
     metrics.json is there; one that was trained with other params counts as to do.
     """
-    from smt.budget import Budget
-    from smt.report import plan
+    from smt.cluster import plan
+    from smt.cluster.budget import Budget
 
     project, layout = load(scale)
     project = on_cluster(project, gpu, gpus_per_node, wall_hours, efficiency)

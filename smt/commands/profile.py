@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from smt.commands.common import load, scale_option
-from smt.files import explained, write_json
-from smt.spec import Project, ReportedValue, System
+from smt.config.project import Project, ReportedValue, System
+from smt.runs.atomic import explained, write_json
 
 if TYPE_CHECKING:
     from smt.models.profile import Counts
@@ -66,7 +66,7 @@ def measure(project: Project) -> dict[str, Any]:
 
 def _system(project: Project, system: System) -> dict[str, Any]:
     """Return the same of a head on a model, and what each of its parts has of it."""
-    from smt.downstream.sizes import downstream_counts
+    from smt.tasks.sizes import downstream_counts
 
     model, head = project.models[system.model], project.heads[system.head]
     sizes = downstream_counts(model, head, system.classes, system.size)

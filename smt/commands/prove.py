@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smt import cost
+from smt.cluster import cost
 from smt.commands.common import find_run, load, scale_option, warn_if_not_interruptible
+from smt.config.project import Project, Run
 from smt.errors import EXIT_TRAINING, UserError
-from smt.spec import Project, Run
 
 if TYPE_CHECKING:
     from smt.proof.launch import Launcher

@@ -4,11 +4,11 @@ import re
 
 import click
 
-from smt import params
 from smt.commands.common import load, scale_option
+from smt.config.load import load_project
 from smt.errors import UserError
-from smt.layout import default_params
 from smt.report.sizes import PAPER
+from smt.runs.paths import default_params
 
 _IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.+-]{0,59}$")
 
@@ -62,7 +62,7 @@ def command(
         raise UserError(
             "--licence other takes --licence-name and --licence-link; no other licence does"
         )
-    paper = params.load_project(default_params(), PAPER)
+    paper = load_project(default_params(), PAPER)
     items = choose(project, paper, layout, experiments, seed)
     paths = pack(items, layout, Licence(licence, licence_name, licence_link))
     for item in items:

@@ -7,9 +7,9 @@ import time
 import click
 
 from smt.commands.common import load, scale_option, warn_if_not_interruptible
+from smt.config.project import Project
 from smt.errors import UserError
-from smt.layout import Layout
-from smt.spec import Project
+from smt.runs.paths import Layout
 
 
 @click.command()
@@ -63,8 +63,8 @@ def command(
 def _once(
     project: Project, layout: Layout, experiments: tuple[str, ...], files: bool, register: bool
 ) -> str:
-    from smt.tracking.mlflow_sync import sync
-    from smt.tracking.server import public
+    from smt.tracking.client import public
+    from smt.tracking.sync import sync
 
     outcome = sync(project, layout, experiments, files=files, registered=register)
     lines = [
@@ -93,7 +93,7 @@ def _watch(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leaves no half-written file
 
     def once() -> str | None:
-        from smt.tracking.mlflow_sync import sync
+        from smt.tracking.sync import sync
 
         outcome = sync(project, layout, experiments, files=files)
         if not outcome.changed and not outcome.files:

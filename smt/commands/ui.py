@@ -8,7 +8,7 @@ import click
 
 from smt.commands.common import load, scale_option
 from smt.errors import UserError
-from smt.files import read_json
+from smt.runs.atomic import read_json
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -22,28 +22,28 @@ def command(port: int, host: str, scale: str) -> None:
 
     With an MLFLOW_TRACKING_URI that is a server already, only say where it is.
     """
-    from smt.tracking import server
+    from smt.tracking import client
 
     _, layout = load(scale)
     uri = layout.tracking_uri()
     receipt = read_json(layout.sync_receipt) or {}
-    here = receipt.get("tracking_uri") == server.public(uri)
+    here = receipt.get("tracking_uri") == client.public(uri)
     synced = list(receipt["experiments"].values()) if here else []
-    if server.is_http(uri):
-        click.echo(f"MLflow runs already; open {server.runs_url(server.web(uri), synced)}")
+    if client.is_http(uri):
+        click.echo(f"MLflow runs already; open {client.runs_url(client.web(uri), synced)}")
         return
     _require_free(host, port)
     if host not in LOOPBACK:
         click.echo(
             f"smt: warning: whoever reaches {host}:{port} can read and change all runs", err=True
         )
-    with server.locked(layout, "smt: a sync is at work in this folder; waiting for it"):
-        server.prepare(layout, uri)
-    server.configure()
+    with client.locked(layout, "smt: a sync is at work in this folder; waiting for it"):
+        client.prepare(layout, uri)
+    client.configure()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else 15 processes and 2 GB
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # as an argument its password would show in ps
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    click.echo(f"MLflow UI, until Ctrl-C: {server.runs_url(address, synced)}")
+    click.echo(f"MLflow UI, until Ctrl-C: {client.runs_url(address, synced)}")
     sys.stdout.flush()
     options = {
         "--artifacts-destination": layout.artifacts.resolve().as_uri(),

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 
 import click
 
-from smt import params, spec
 from smt.commands import profile
 from smt.commands.common import load, scale_option
+from smt.config.load import load_project
+from smt.config.metrics import METRICS
+from smt.config.project import Run
 from smt.errors import EXIT_UNVERIFIED, UserError
-from smt.layout import default_params
-from smt.metrics import METRICS
 from smt.report.sizes import PAPER
+from smt.runs.paths import default_params
 from smt.verify.audit import Audit
 from smt.verify.ledger import Ledger, same
 
@@ -37,7 +38,7 @@ def command(experiments: tuple[str, ...], evaluate: bool, scale: str) -> None:
     what cannot be found out.
     """
     project, layout = load(scale)
-    paper = params.load_project(default_params(), PAPER)
+    paper = load_project(default_params(), PAPER)
     audit = Audit(project, layout, paper)
     ledger = audit.everything(experiments, profile.measure if evaluate else None)
     if evaluate:
@@ -66,7 +67,7 @@ def _evaluate(audit: Audit) -> None:
         distributed.stop()
 
 
-def _compare(audit: Audit, run: spec.Run, metrics: dict[str, float], *, exact: bool) -> None:
+def _compare(audit: Audit, run: Run, metrics: dict[str, float], *, exact: bool) -> None:
     ledger, path = audit.ledger, audit.layout.weights(run)
     ledger.look(AGAIN, run)
     for name, value in metrics.items():

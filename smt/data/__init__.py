@@ -1,1 +1,1 @@
-"""Data sets, their order and their augmentation."""
+"""From disk to batch: readers, samplers, keyed randomness, augmentation, workers."""

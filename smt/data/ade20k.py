@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from smt.data import label_maps, lists, scan
-from smt.data.decoding import decode
-from smt.data.label_maps import Pair
-from smt.data.manifest import Manifest
-from smt.data.scan import Wrong
+from smt.datasets import label_maps, lists, scan
+from smt.datasets.decoding import decode
+from smt.datasets.label_maps import Pair
+from smt.datasets.manifest import Manifest
+from smt.datasets.scan import Wrong
 from smt.errors import DataError
 
 

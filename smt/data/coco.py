@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from smt.data import instances, lists, masks
-from smt.data.decoding import decode
-from smt.data.manifest import Manifest
-from smt.data.scan import Wrong, annotation_file, image_folder
+from smt.datasets import coco_annotations, lists, masks
+from smt.datasets.decoding import decode
+from smt.datasets.manifest import Manifest
+from smt.datasets.scan import Wrong, annotation_file, image_folder
 from smt.errors import DataError
-
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +53,13 @@ class CocoSplit:
             masks are asked for, and in `train` there is none, or in `val` not one of everything.
     """
 
-    def __init__(
-        self, root: Path, split: str, manifest: Manifest, *, masks: bool = False
-    ) -> None:
+    def __init__(self, root: Path, split: str, manifest: Manifest, *, masks: bool = False) -> None:
         self.name, self.classes = manifest.dataset, manifest.classes
         self.annotation_file = root / annotation_file(split)
         """COCO's JSON file, which the evaluation reads."""
         self._text = _mapped(self.annotation_file, split, manifest)
         try:
-            self._instances = instances.read(self.annotation_file, self._text.data)
+            self._instances = coco_annotations.read(self.annotation_file, self._text.data)
         except Wrong as wrong:
             raise DataError(f"{wrong}; {_remedy(manifest)}") from None
         self._is_used = self._instances.is_usable
@@ -139,7 +136,7 @@ class CocoSplit:
 class CocoImages(Sequence[CocoImage]):
     """The images of a split, sorted by id."""
 
-    def __init__(self, folder: Path, found: instances.Instances) -> None:
+    def __init__(self, folder: Path, found: coco_annotations.Instances) -> None:
         self._folder, self._found = folder, found
 
     @property

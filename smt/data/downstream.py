@@ -16,21 +16,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from smt.config.project import DetectionRecipe, DownstreamRecipe, PolySchedule, SegmentationRecipe
 from smt.data.ade20k import ADE20KSplit
 from smt.data.coco import CocoSplit
-from smt.data.detection_augment import (
+from smt.data.rng import preserved, reseed
+from smt.data.sampler import Job, Schedule
+from smt.data.transforms.detection import (
     DetectionEvalTransform,
     DetectionInput,
     DetectionSample,
     DetectionTrainTransform,
 )
-from smt.data.picture import padded_size
-from smt.data.rng import preserved, reseed
-from smt.data.sampler import Job, Schedule
-from smt.data.segmentation_augment import SegmentationTrainTransform
+from smt.data.transforms.image import padded_size
+from smt.data.transforms.segmentation import SegmentationTrainTransform
 from smt.data.workers import MEND, Loader, Substitute, errors_returned, read_all
 from smt.errors import DataError
-from smt.spec import DetectionRecipe, DownstreamRecipe, PolySchedule, SegmentationRecipe
 
 
 @dataclass(frozen=True)

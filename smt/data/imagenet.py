@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from smt.data.manifest import Manifest
+from smt.datasets.manifest import Manifest
 from smt.errors import DataError
-
 
 _PART = 2**24
 """Bytes of a list that are looked through at once."""

@@ -1,13 +1,16 @@
 """Randomness that depends on what is drawn for, never on what was drawn before."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from operator import index
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+Option = TypeVar("Option")
 
 
 def derive(*parts: int | str) -> int:
@@ -66,3 +69,23 @@ def seeded(*parts: int | str) -> Iterator[None]:
     with preserved():
         reseed(*parts)
         yield
+
+
+def uniform(low: float, high: float) -> float:
+    """Return a number from `low` to `high`, from torch's global generator, as those below do."""
+    return low + (high - low) * torch.rand(()).item()
+
+
+def integer(low: int, high: int) -> int:
+    """Return an integer from `low` to `high`, both among them."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+def choice(options: Sequence[Option]) -> Option:
+    """Return one of `options`, each as likely."""
+    return options[integer(0, len(options) - 1)]
+
+
+def chance(probability: float) -> bool:
+    """Return whether something of this probability happens."""
+    return torch.rand(()).item() < probability

@@ -70,8 +70,8 @@ class Schedule:
 
     A global batch is `order[step * global_batch : (step + 1) * global_batch]`; what does not fill
     one at the end of the epoch is left out. With an `interval` the images come in one endless row,
-    nothing left out, and an epoch is so many steps of it. It is cut into chunks of `device_batch` images, of
-    which each process takes as many as the next, in a row.
+    nothing left out, and an epoch is so many steps of it. It is cut into chunks of `device_batch`
+    images, of which each process takes as many as the next, in a row.
 
     Raises:
         UserError: the chunks cannot be shared equally, or there is no full global batch.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from smt.head_spec import Anchors
+from smt.config.heads import Anchors
 
 
 def base_anchors(anchors: Anchors, stride: int) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smt import head_spec
+from smt.config import heads
+from smt.config.heads import Anchors
 from smt.detection.atss_assigner import assign, centres
 from smt.detection.boxes import decode
 from smt.detection.dense import STRIDES, DenseDetector, Maps, assignment, initialise, joined, tower
@@ -12,7 +13,6 @@ from smt.detection.fpn import FeaturePyramid
 from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.normaliser import mean_over_ranks
 from smt.detection.structures import Backbone, Target
-from smt.head_spec import Anchors
 
 
 class ATSSHead(nn.Module):
@@ -21,7 +21,7 @@ class ATSSHead(nn.Module):
     A level has a factor of its own for the offsets of boxes.
     """
 
-    def __init__(self, head: head_spec.ATSS, classes: int) -> None:
+    def __init__(self, head: heads.ATSS, classes: int) -> None:
         super().__init__()
         self.class_tower = tower(head.channels, head.convolutions, head.groups)
         self.box_tower = tower(head.channels, head.convolutions, head.groups)
@@ -44,7 +44,7 @@ class ATSSHead(nn.Module):
 class ATSSDetector(DenseDetector):
     """ATSS; its losses are `class` (focal), `box` (GIoU) and `centerness` (cross entropy)."""
 
-    def __init__(self, backbone: Backbone, *, head: head_spec.ATSS, classes: int) -> None:
+    def __init__(self, backbone: Backbone, *, head: heads.ATSS, classes: int) -> None:
         super().__init__(
             backbone,
             pyramid=FeaturePyramid(backbone.widths[1:], head.channels, "from_output"),

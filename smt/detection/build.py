@@ -3,8 +3,8 @@
 A detector is imported when it is asked for: the set predictions import SciPy's optimizers.
 """
 
+from smt.config.heads import ATSS, DINO, Detector, RetinaNet, SparseRCNN, TwoStage
 from smt.detection.structures import Backbone, DetectionModel
-from smt.head_spec import ATSS, DINO, Detector, RetinaNet, SparseRCNN, TwoStage
 
 
 def build(backbone: Backbone, head: Detector, classes: int) -> DetectionModel:

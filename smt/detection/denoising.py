@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from smt.config.heads import Denoising
 from smt.detection.dino_objects import Objects
-from smt.head_spec import Denoising
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smt.data.picture import padded_size
+from smt.config.heads import Anchors, Selection
+from smt.data.transforms.image import padded_size
 from smt.detection.anchors import grid_anchors
 from smt.detection.boxes import decode
 from smt.detection.fpn import FeaturePyramid, flatten
@@ -16,7 +17,6 @@ from smt.detection.losses import start_at_prior
 from smt.detection.matching import BACKGROUND, LEFT_OUT
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
 from smt.detection.suppression import strongest
-from smt.head_spec import Anchors, Selection
 
 STRIDES = (8, 16, 32, 64, 128)
 """Of the levels: three of the backbone's and two coarser ones."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from smt.config.heads import DINO
 from smt.detection.boxes import clip, extents
 from smt.detection.denoising import Noised, attention_mask, noised_objects
 from smt.detection.dino_neck import Levels, Neck, levels_of
@@ -16,7 +17,6 @@ from smt.detection.hungarian import Pairs, costs, match_all
 from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.normaliser import mean_over_ranks
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
-from smt.head_spec import DINO
 
 Found = tuple[Tensor, Tensor]
 """Which predictions, all layers and images counted through, are to find which objects of a batch:

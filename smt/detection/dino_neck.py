@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from smt.config.heads import DINO
 from smt.detection.structures import Size
-from smt.head_spec import DINO
 
 
 class Neck(nn.Module):

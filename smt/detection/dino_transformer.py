@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from smt.config.heads import DINO
 from smt.detection.deformable import DeformableAttention
 from smt.detection.dino_neck import Levels
 from smt.detection.losses import start_at_prior
-from smt.head_spec import DINO
 from smt.models.attention import repeatable
 
 PLACE_TEMPERATURE = 20

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from smt.config.heads import SparseRCNN
 from smt.detection.losses import start_at_prior
-from smt.head_spec import SparseRCNN
 from smt.models.attention import repeatable
 
 

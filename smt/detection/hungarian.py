@@ -10,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
+from smt.config.heads import SetWeights
 from smt.detection.structures import Target
-from smt.head_spec import SetWeights
 
 Coordinates = Literal["xyxy", "cxcywh"]
 """In which boxes are compared by L1: two corners (Sparse R-CNN), or centre and sides (DETR)."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smt.head_spec import Matching, Sampling
+from smt.config.heads import Matching, Sampling
 
 BACKGROUND = -1
 LEFT_OUT = -2

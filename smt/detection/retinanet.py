@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from smt import head_spec
+from smt.config import heads
 from smt.detection.boxes import encode
 from smt.detection.dense import DenseDetector, Maps, assignment, initialise, joined, tower
 from smt.detection.fpn import FeaturePyramid
@@ -20,7 +20,7 @@ DEVIATIONS = (1.0, 1.0, 1.0, 1.0)
 class RetinaNetHead(nn.Module):
     """One tower for classes and one for boxes, the same on every level."""
 
-    def __init__(self, head: head_spec.RetinaNet, classes: int) -> None:
+    def __init__(self, head: heads.RetinaNet, classes: int) -> None:
         super().__init__()
         anchors = len(head.anchors.scales) * len(head.anchors.ratios)
         self.class_tower = tower(head.channels, head.convolutions)
@@ -40,7 +40,7 @@ class RetinaNetHead(nn.Module):
 class RetinaNetDetector(DenseDetector):
     """RetinaNet; its losses are `class` (focal) and `box` (L1 of offsets)."""
 
-    def __init__(self, backbone: Backbone, *, head: head_spec.RetinaNet, classes: int) -> None:
+    def __init__(self, backbone: Backbone, *, head: heads.RetinaNet, classes: int) -> None:
         super().__init__(
             backbone,
             pyramid=FeaturePyramid(backbone.widths[1:], head.channels, "from_input"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from smt import head_spec
+from smt.config import heads
 from smt.detection.boxes import decode, encode
 from smt.detection.losses import giou_loss
 from smt.detection.matching import match, sample
@@ -24,7 +24,7 @@ class BoxHead(nn.Module):
     """
 
     def __init__(
-        self, spec: head_spec.BoxHead, *, channels: int, resolution: int, classes: int
+        self, spec: heads.BoxHead, *, channels: int, resolution: int, classes: int
     ) -> None:
         super().__init__()
         self.classes = classes
@@ -60,7 +60,7 @@ class BoxHead(nn.Module):
 class MaskHead(nn.Module):
     """Masks of pooled regions, one for each class (mmdet's FCNMaskHead), from He's distribution."""
 
-    def __init__(self, spec: head_spec.MaskHead, *, channels: int, classes: int) -> None:
+    def __init__(self, spec: heads.MaskHead, *, channels: int, classes: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential()
         for _ in range(spec.convolutions):
@@ -104,8 +104,8 @@ class Regions:
 def draw_regions(
     proposals: Tensor,
     target: Target,
-    matching: head_spec.Matching,
-    sampling: head_spec.Sampling,
+    matching: heads.Matching,
+    sampling: heads.Sampling,
     classes: int,
 ) -> Regions:
     """Draw an image's regions from its proposals (N, 4) and the boxes of its objects.
@@ -142,8 +142,8 @@ def box_losses(
     offsets: Tensor,
     regions: Sequence[Regions],
     targets: Sequence[Target],
-    spec: head_spec.BoxHead,
-    deviations: head_spec.Deviations,
+    spec: heads.BoxHead,
+    deviations: heads.Deviations,
 ) -> dict[str, Tensor]:
     """Return class and box: cross entropy of all regions, L1 or GIoU of those that find objects.
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from smt import head_spec
-from smt.data.picture import padded_size
+from smt.config import heads
+from smt.data.transforms.image import padded_size
 from smt.detection.anchors import grid_anchors
 from smt.detection.boxes import clip, decode, encode
 from smt.detection.fpn import flatten
@@ -38,7 +38,7 @@ class RegionProposalNetwork(nn.Module):
     All weights start from a normal distribution of deviation 0.01, all biases from zero.
     """
 
-    def __init__(self, spec: head_spec.RPN, channels: int, strides: Sequence[int]) -> None:
+    def __init__(self, spec: heads.RPN, channels: int, strides: Sequence[int]) -> None:
         super().__init__()
         self.spec = spec
         self.strides = strides
@@ -110,7 +110,7 @@ class RegionProposalNetwork(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, predictions: Predictions, sizes: Sequence[Size], selection: head_spec.Selection
+        self, predictions: Predictions, sizes: Sequence[Size], selection: heads.Selection
     ) -> list[Tensor]:
         """Return the proposals (at most `keep`, 4) of each image, best first, without gradients.
 

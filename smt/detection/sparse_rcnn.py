@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from smt.config.heads import SparseRCNN
 from smt.detection.boxes import clip, decode, extents
 from smt.detection.dynamic_head import DynamicHead
 from smt.detection.fpn import FeaturePyramid
@@ -15,7 +16,6 @@ from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.normaliser import mean_over_ranks
 from smt.detection.pooling import by_image, pool
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
-from smt.head_spec import SparseRCNN
 
 STRIDES = (4, 8, 16, 32)
 

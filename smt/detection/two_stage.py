@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from smt import head_spec
+from smt.config import heads
 from smt.detection.boxes import decode
 from smt.detection.fpn import FeaturePyramid
 from smt.detection.masks import mask_loss, mask_targets, of_class
@@ -32,7 +32,7 @@ class TwoStageDetector(DetectionModel):
     As mmdet 2.28 has both: a box for each class in every stage.
     """
 
-    def __init__(self, backbone: Backbone, *, head: head_spec.TwoStage, classes: int) -> None:
+    def __init__(self, backbone: Backbone, *, head: heads.TwoStage, classes: int) -> None:
         super().__init__()
         self.head = head
         self.classes = classes

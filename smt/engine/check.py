@@ -11,12 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from smt.config.load import load_project
 from smt.engine import device as device_module
 from smt.engine import optim
 from smt.errors import UserError, first_line
-from smt.layout import bundled_params
 from smt.models.smt import SMT
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 
 SHARED_MEMORY = "/dev/shm"
 """Through which data workers hand over batches."""

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from smt.errors import TrainingError
-from smt.files import publish, sha256
+from smt.runs.atomic import publish, sha256
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from smt.config.project import Guard, Recipe
 from smt.errors import TrainingError
-from smt.spec import Guard, Recipe
 
 log = logging.getLogger(__name__)
 

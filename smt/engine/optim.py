@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smt.spec import (
+from smt.config.project import (
     DownstreamOptimizer,
     Optimizer,
     PolySchedule,

@@ -10,7 +10,7 @@ from torch import nn
 from smt.engine.checkpoint import Checkpoint
 from smt.engine.guard import Trend
 from smt.errors import TrainingError
-from smt.tracking.journal import Position
+from smt.runs.journal import Position
 
 
 @dataclass

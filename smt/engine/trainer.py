@@ -25,10 +25,10 @@ from smt.engine.protocol import Batch, Interrupted, Task
 from smt.engine.state import State
 from smt.engine.watchdog import Watchdog
 from smt.errors import EXIT_TRAINING, TrainingError
-from smt.files import explained
-from smt.tracking.journal import Journal
-from smt.tracking.provenance import LOG
-from smt.tracking.pulse import Pulse
+from smt.runs.atomic import explained
+from smt.runs.heartbeat import Pulse
+from smt.runs.journal import Journal
+from smt.runs.provenance import LOG
 
 RETRY = "mend that and run the same command again: it goes on from its last checkpoint"
 """What to do about a file that could not be written."""

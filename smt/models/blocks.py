@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smt.config.project import Aggregation, Model
 from smt.errors import UserError
 from smt.models.attention import repeatable
 from smt.models.layers import (
@@ -18,7 +19,6 @@ from smt.models.layers import (
     image,
     pixels,
 )
-from smt.spec import Aggregation, Model
 
 BLOCK_NORM_EPS = 1e-6
 """LayerNorm's epsilon in blocks and in the norm that closes a stage (released code); the stem and

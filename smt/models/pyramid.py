@@ -5,11 +5,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from smt.config.project import Model
 from smt.models import weights
 from smt.models.blocks import Block
 from smt.models.layers import image
 from smt.models.smt import SMT
-from smt.spec import Model
 
 
 class Pyramid(nn.Module):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from smt.config.project import Model
 from smt.models.blocks import BLOCK_NORM_EPS, PatchEmbedding, Stem, block
 from smt.models.layers import image
-from smt.spec import Model
 
 STRIDES = (4, 8, 16, 32)
 """Of each stage's output, in pixels of the input."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from smt.errors import UserError, listed
-from smt.files import replacing, sha256
 from smt.models.imports import file_kind
+from smt.runs.atomic import replacing, sha256
 
 HEAD = ("head.weight", "head.bias")
 """The classifier's tensors, one row a class."""

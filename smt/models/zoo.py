@@ -15,18 +15,16 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
-from smt import spec
-from smt.layout import bundled_params
+from smt.config.load import load_project
+from smt.config.project import Model
 from smt.models import released, weights
 from smt.models.smt import SMT
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 
 __all__: list[str] = []  # timm adds the registered names
 
 
-def build(
-    model: spec.Model, *, num_classes: int, drop_path_rate: float = 0.0, in_chans: int = 3
-) -> SMT:
+def build(model: Model, *, num_classes: int, drop_path_rate: float = 0.0, in_chans: int = 3) -> SMT:
     """Return `model` in float32 on the CPU, its weights drawn from torch's global generator.
 
     It takes images (B, in_chans, H, W), each side 32 pixels or more, and returns logits
@@ -35,14 +33,14 @@ def build(
     return SMT(model, num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
 
 
-def skeleton(model: spec.Model, *, num_classes: int) -> SMT:
+def skeleton(model: Model, *, num_classes: int) -> SMT:
     """Return `model` without memory for its weights: names and shapes only."""
     with torch.device("meta"):
         return SMT(model, num_classes=num_classes)
 
 
 @cache
-def registered_models() -> Mapping[str, spec.Model]:
+def registered_models() -> Mapping[str, Model]:
     """Return the models that timm knows by name: those of the bundled params, at paper scale."""
     return load_project(bundled_params(), "paper").models
 
@@ -78,7 +76,7 @@ def _checkpoint_filter(state: dict[str, Tensor], network: SMT) -> dict[str, Tens
     )
 
 
-def _entrypoint(name: str, model: spec.Model) -> Callable[..., Any]:
+def _entrypoint(name: str, model: Model) -> Callable[..., Any]:
     def create(pretrained: bool = False, **options: Any) -> Any:
         out_indices = options.pop("out_indices", (0, 1, 2, 3))
         own = options.pop("model", model)  # a release of another scale brings its own
@@ -86,7 +84,7 @@ def _entrypoint(name: str, model: spec.Model) -> Callable[..., Any]:
             SMT,
             name,
             pretrained,
-            model=spec.Model.model_validate(own),
+            model=Model.model_validate(own),
             pretrained_filter_fn=_checkpoint_filter,
             feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
             **options,

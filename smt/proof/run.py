@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smt import params
+from smt.config.load import load_project
+from smt.config.project import Project, Run
+from smt.config.yaml import YamlFile
 from smt.engine.checkpoint import FOLDER
 from smt.errors import EXIT_RESUME, EXIT_TRAINING, UserError
-from smt.files import read_json, sha256, write_json
-from smt.layout import Layout, default_params
 from smt.proof import plan
 from smt.proof.launch import Attempt, Launcher
 from smt.proof.plan import Kill
-from smt.spec import Project, Run
-from smt.tracking import journal, provenance, pulse
-from smt.yamlfile import YamlFile
+from smt.runs import heartbeat, journal, provenance
+from smt.runs.atomic import read_json, sha256, write_json
+from smt.runs.paths import Layout, default_params
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Proof:
         overlay = scales[self.layout.scale].setdefault("recipes", {}).setdefault(name, {})
         overlay["device_batch"] = recipe.global_batch // self.ranks
         (target / "scales.yaml").write_text(json.dumps(scales, indent=1))
-        params.load_project(target, self.layout.scale)  # a mistake is told before anything starts
+        load_project(target, self.layout.scale)  # a mistake is told before anything starts
 
     def _layout(self, name: str) -> Layout:
         return Layout(self.layout.scale, self.folder / name, self.layout.data)
@@ -129,7 +129,7 @@ class Proof:
         if parent is not None:
             links[own.run_dir(parent)] = self.layout.run_dir(parent)
         for folder in self._work_dirs(name):
-            (folder / pulse.PULSE).unlink(missing_ok=True)  # that of an attempt that is over
+            (folder / heartbeat.PULSE).unlink(missing_ok=True)  # that of an attempt that is over
         for link, target in links.items():
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():
@@ -203,7 +203,7 @@ class Proof:
         return None
 
     def _step(self) -> int:
-        beats = (pulse.read(folder) for folder in self._work_dirs("interrupted"))
+        beats = (heartbeat.read(folder) for folder in self._work_dirs("interrupted"))
         return max((beat.step for beat in beats if beat is not None), default=0)
 
     def _is_saving(self) -> bool:

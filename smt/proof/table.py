@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from smt.config.project import Project
 from smt.errors import UserError
-from smt.files import read_json
-from smt.layout import Layout
 from smt.report import render
 from smt.report.grid import Cell, Column, Grid
-from smt.spec import Project
+from smt.runs.atomic import read_json
+from smt.runs.paths import Layout
 
 PROOF, RANKS = "proof", "world_size"
 """Names of the two tables."""

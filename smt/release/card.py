@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from smt.metrics import METRICS
+from smt.config.metrics import METRICS
 from smt.release.choose import Item
 from smt.report.render import markdown_text
 from smt.report.tables import signed

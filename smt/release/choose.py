@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smt import fingerprint
-from smt.data import manifest
+from smt.config import fingerprint
+from smt.config.load import require_experiments
+from smt.config.project import ClassificationRecipe, Dataset, Model, Project, Run
+from smt.datasets import manifest
 from smt.errors import EXIT_UNVERIFIED, UserError
-from smt.files import read_json
-from smt.layout import Layout
-from smt.params import require_experiments
 from smt.report.spread import Spread, by_recipe
 from smt.report.verdict import Summary, summarise
-from smt.spec import ClassificationRecipe, Dataset, Model, Project, Run
-from smt.tracking.provenance import PROVENANCE
+from smt.runs.atomic import read_json
+from smt.runs.paths import Layout
+from smt.runs.provenance import PROVENANCE
 from smt.verify import data
 from smt.verify.audit import Audit
 

@@ -11,15 +11,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from smt.config.load import load_project
+from smt.config.project import Model
 from smt.errors import UserError
-from smt.files import explained, replacing, sha256
-from smt.layout import Layout, bundled_params
-from smt.params import load_project
 from smt.release import card
 from smt.release.card import Licence
 from smt.release.choose import Item
 from smt.report.sizes import PAPER
-from smt.spec import Model
+from smt.runs.atomic import explained, replacing, sha256
+from smt.runs.paths import Layout, bundled_params
 from smt.verify import tensors
 from smt.verify.sizes import parameters
 

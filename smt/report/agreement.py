@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smt.metrics import METRICS
+from smt.config.metrics import METRICS
+from smt.config.project import Project, Row, Table
 from smt.report.collect import Results
 from smt.report.result import MetricResult
 from smt.report.tables import ResultTable
-from smt.spec import Project, Row, Table
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from smt.config.project import Project
 from smt.errors import UserError, suggest
-from smt.layout import Layout
 from smt.report import drift, sizes
 from smt.report.collect import Results
 from smt.report.grid import Grid
 from smt.report.index import Overview
 from smt.report.render import write, write_text
 from smt.report.tables import ResultTable
-from smt.spec import Project
+from smt.runs.paths import Layout
 
 FIXED = {sizes.NAME: "Sizes", drift.NAME: "Drift"}
 """Tables of measured sizes: no run is behind them."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from smt.metrics import METRICS
+from smt.config.metrics import METRICS
 from smt.report.agreement import Agreement, reach
 from smt.report.figures import Band, Curve, Marker, metric_of
 from smt.report.svg import FONT, Drawing, Scale, element, padded, points

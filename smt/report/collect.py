@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from smt import fingerprint
-from smt.data import manifest
+from smt.config import fingerprint
+from smt.config.metrics import HEADLINES, METRICS
+from smt.config.project import Project, Run
+from smt.datasets import manifest
 from smt.errors import DataError, UserError
-from smt.files import read_json
-from smt.layout import Layout
-from smt.metrics import HEADLINES, METRICS
 from smt.report.spread import Spread, by_recipe
 from smt.report.trajectory import OffTrack, off_track
-from smt.spec import Project, Run
-from smt.tracking import server as mlflow
-from smt.tracking.journal import Evaluation, best_evaluation
-from smt.tracking.provenance import PROVENANCE, failure
-from smt.tracking.server import RemoteRun, Server
+from smt.runs.atomic import read_json
+from smt.runs.journal import Evaluation, best_evaluation
+from smt.runs.paths import Layout
+from smt.runs.provenance import PROVENANCE, failure
+from smt.tracking import client as mlflow
+from smt.tracking.client import RemoteRun, Server
 
 State = Literal["done", "pending", "running", "failed", "stale"]
 WITNESSES = {

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smt.files import explained, replacing
-from smt.layout import Layout
 from smt.report import figures
 from smt.report.agreement import Agreement, agreements, reach
 from smt.report.collect import Results
 from smt.report.figures import Band, Curve, Marker, metric_of
 from smt.report.render import REMEDY
+from smt.runs.atomic import explained, replacing
+from smt.runs.paths import Layout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

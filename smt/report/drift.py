@@ -2,11 +2,11 @@
 
 import re
 
+from smt.config.project import Project
 from smt.errors import UserError, suggest
-from smt.layout import Layout
 from smt.report.grid import Cell, Column, Grid
 from smt.report.sizes import PAPER, Sizes
-from smt.spec import Project
+from smt.runs.paths import Layout
 
 NAME = "drift"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from smt.tracking.server import Point
+from smt.tracking.client import Point
 
 
 def epoch_means(points: Iterable[Point], steps: int) -> dict[float, float]:

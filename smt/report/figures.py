@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from smt.layout import Layout
-from smt.metrics import HEADLINES, METRICS, Metric
+from smt.config.metrics import HEADLINES, METRICS, Metric
+from smt.config.project import ClassificationRecipe, Experiment, Project
 from smt.report.collect import Results, RunResult
 from smt.report.epochs import epoch_means
 from smt.report.sizes import Sizes
 from smt.report.verdict import summarise
-from smt.spec import ClassificationRecipe, Experiment, Project
+from smt.runs.paths import Layout
 
 CURVES = "learning_curves"
 ACCURACY = "accuracy_vs_macs"

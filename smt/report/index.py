@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from smt.metrics import METRICS, headline
+from smt.config.metrics import METRICS, headline
 from smt.report import figures
 from smt.report.collect import Results, RunResult, counts
 from smt.report.grid import Cell, Column
 from smt.report.render import markdown_table, markdown_text, page
 from smt.report.tables import joined
-from smt.tracking.server import is_http, public
+from smt.tracking.client import is_http, public
 
 COLUMNS = (
     Column("Run"),

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from smt.metrics import METRICS
+from smt.config.metrics import METRICS
+from smt.config.project import Project, Row, Table
 from smt.report.result import MetricResult
 from smt.report.spread import Spread
 from smt.report.verdict import INTERVAL, explain_verdict
-from smt.spec import Project, Row, Table
 
 
 def noise(

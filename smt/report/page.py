@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from smt.layout import Layout
 from smt.report import charts, drift, figures, sizes
 from smt.report.agreement import agreements, verdicts
 from smt.report.build import FIXED
@@ -15,8 +14,9 @@ from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable
 from smt.report.verdict import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
-from smt.tracking.provenance import LOG
-from smt.tracking.server import runs_url, web
+from smt.runs.paths import Layout
+from smt.runs.provenance import LOG
+from smt.tracking.client import runs_url, web
 
 URGENT: tuple[State, ...] = ("failed", "running", "stale", "pending")
 """States of runs that are not done, the one to look at first in front."""

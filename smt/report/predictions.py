@@ -4,12 +4,12 @@ import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from smt.files import read_json
-from smt.layout import Layout
-from smt.metrics import METRICS, headline
+from smt.config.metrics import METRICS, headline
+from smt.config.project import Project
 from smt.report.agreement import places
 from smt.report.collect import Results, RunResult
-from smt.spec import Project
+from smt.runs.atomic import read_json
+from smt.runs.paths import Layout
 
 
 @dataclass(frozen=True)

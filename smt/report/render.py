@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smt.files import explained, replacing
 from smt.report.grid import Cell, Column, Grid, Span
+from smt.runs.atomic import explained, replacing
 
 if TYPE_CHECKING:
     from jinja2 import Environment

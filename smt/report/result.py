@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smt.metrics import HEADLINES
+from smt.config.metrics import HEADLINES
+from smt.config.project import ReportedValue
 from smt.report.collect import RunResult
 from smt.report.spread import Spread
 from smt.report.verdict import Summary, Verdict, delta
-from smt.spec import ReportedValue
-from smt.tracking.journal import Evaluation
+from smt.runs.journal import Evaluation
 
 
 @dataclass(frozen=True)

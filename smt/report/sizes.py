@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from smt.config.project import Project, ReportedValue
 from smt.errors import UserError
-from smt.files import read_json
-from smt.layout import Layout
 from smt.report.grid import Cell, Column, Grid
 from smt.report.tables import exact, signed, source_mark
-from smt.spec import Project, ReportedValue
+from smt.runs.atomic import read_json
+from smt.runs.paths import Layout
 
 NAME = "sizes"
 

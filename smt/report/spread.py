@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from smt.metrics import METRICS
-from smt.spec import Project
+from smt.config.metrics import METRICS
+from smt.config.project import Project
 
 COVERAGE = 0.95
 """Part of trainings that differ by chance alone which lies in a prediction interval."""

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from smt.metrics import METRICS
+from smt.config.metrics import METRICS
+from smt.config.project import ReportedValue, Row, Table
 from smt.report.collect import Results, RunResult
 from smt.report.grid import Cell, Column, Grid, Span
 from smt.report.noise import noise
@@ -17,7 +18,6 @@ from smt.report.verdict import (
     judge,
     summarise,
 )
-from smt.spec import ReportedValue, Row, Table
 
 if TYPE_CHECKING:
     from smt.report.sizes import Sizes

@@ -16,12 +16,12 @@ from functools import cache
 from itertools import pairwise
 from typing import get_args
 
-from smt.layout import Layout
+from smt.config.project import Project, Run
+from smt.config.trajectory import ASSUMED, Measure, Trajectory
 from smt.report.epochs import epoch_means
-from smt.spec import Project, Run
-from smt.tracking import journal
-from smt.tracking.server import Point
-from smt.trajectory_spec import ASSUMED, Measure, Trajectory
+from smt.runs import journal
+from smt.runs.paths import Layout
+from smt.tracking.client import Point
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 """The one to judge by first."""

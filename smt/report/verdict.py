@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smt.metrics import METRICS
+from smt.config.metrics import METRICS
 from smt.report.spread import COVERAGE, Spread
 
 Verdict = Literal[

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from smt.augment_spec import SegmentationEvaluation
-from smt.data.picture import PADDED_TO
-from smt.data.segmentation_augment import SegmentationEvalTransform
+from smt.config.augment import SegmentationEvaluation
+from smt.data.transforms.image import PADDED_TO
+from smt.data.transforms.segmentation import SegmentationEvalTransform
 from smt.segmentation.resample import Size, resize
 from smt.segmentation.upernet import UPerNet
 

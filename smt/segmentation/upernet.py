@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smt import head_spec
-from smt.data.label_maps import NO_CLASS
+from smt.config import heads
+from smt.datasets.label_maps import NO_CLASS
 from smt.models.pyramid import Pyramid
 from smt.models.sync_norm import SyncBatchNorm
 from smt.segmentation.resample import average, resize
@@ -69,7 +69,7 @@ class PyramidPooling(nn.Module):
 class Decoder(nn.Module):
     """UPerNet's head: pyramid pooling of the last level, a feature pyramid, all levels fused."""
 
-    def __init__(self, widths: Sequence[int], head: head_spec.UPerNet, classes: int) -> None:
+    def __init__(self, widths: Sequence[int], head: heads.UPerNet, classes: int) -> None:
         super().__init__()
         *finer, last = widths
         channels = head.channels
@@ -97,7 +97,7 @@ class UPerNet(nn.Module):
     torch's global generator.
     """
 
-    def __init__(self, backbone: Pyramid, *, head: head_spec.UPerNet, classes: int) -> None:
+    def __init__(self, backbone: Pyramid, *, head: heads.UPerNet, classes: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.decoder = Decoder(backbone.widths, head, classes)

@@ -6,18 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from smt import fingerprint
-from smt.cost import estimate
-from smt.data import manifest
+from smt.cluster import queue
+from smt.cluster.cost import estimate
+from smt.cluster.queue import Job, NoAnswer, Queue
+from smt.config import fingerprint
+from smt.config.project import Project, Run
+from smt.datasets import manifest
 from smt.errors import DataError
-from smt.files import read_json
-from smt.layout import Layout
 from smt.report.trajectory import OffTrack, off_track
-from smt.spec import Project, Run
-from smt.status import progress, queue, trail
-from smt.status.progress import Length, Progress
-from smt.status.queue import Job, NoAnswer, Queue
-from smt.status.trail import Trail
+from smt.runs import progress, workdir
+from smt.runs.atomic import read_json
+from smt.runs.paths import Layout
+from smt.runs.progress import Length, Progress
+from smt.runs.workdir import Trail
 
 State = Literal["done", "running", "pending", "stopped", "failed", "waiting", "not started"]
 """pending: in SLURM's queue; stopped: begun, and nobody trains it; waiting: for data or for the
@@ -167,7 +168,7 @@ class _Collector:
         return RunStatus(run, "done", Progress(length, length.steps), reason, final["metrics"])
 
     def _with_data(self, run: Run, current: str) -> RunStatus:
-        left = trail.read(self.layout.work_dir(run, current))
+        left = workdir.read(self.layout.work_dir(run, current))
         length, final = _length(self.project, run), _final(self.layout, run)
         if final is not None and final["fingerprint"] == current:
             return RunStatus(
@@ -245,7 +246,7 @@ class _Collector:
             was = facts.final["fingerprint"][:12]
             return f"params or data changed since it was trained (as {was})"
         folders = self.layout.run_dir(facts.run).glob("work-*")
-        saved = {path.name: trail.newest_checkpoint(path) for path in sorted(folders)}
+        saved = {path.name: workdir.newest_checkpoint(path) for path in sorted(folders)}
         half = ", ".join(f"{name} at step {step}" for name, step in saved.items() if step)
         return f"half done with other params or data: {half}" if half else ""
 

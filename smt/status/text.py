@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from smt.metrics import headline
-from smt.status.progress import Progress
+from smt.config.metrics import headline
+from smt.runs.progress import Progress
 from smt.status.states import STATES, RunStatus, State, Status
 
 WIDTH = 100

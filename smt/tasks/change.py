@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from smt.engine import checkpoint
-from smt.files import read_json
-from smt.tracking import provenance
+from smt.runs import provenance
+from smt.runs.atomic import read_json
 
 
 def of_params(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smt.data import manifest
+from smt.config.project import ClassificationRecipe, Project, Run
+from smt.data.classification import TrainLoader, eval_batches
 from smt.data.imagenet import ImageFolder
-from smt.data.loader import TrainLoader, eval_batches
 from smt.data.rng import derive
+from smt.datasets import manifest
 from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, Interrupted, never
-from smt.layout import Layout
 from smt.models import weights
-from smt.spec import ClassificationRecipe, Project, Run
+from smt.runs.paths import Layout
 from smt.tasks.network import network
 
 if TYPE_CHECKING:
-    from smt.data.augment import Mix
+    from smt.data.transforms.classification import Mix
 
 
 class Classification:
@@ -81,7 +81,7 @@ class Classification:
 
     @cached_property
     def _mix(self) -> "Mix":
-        from smt.data.augment import Mix  # timm, which an evaluation does without
+        from smt.data.transforms.classification import Mix  # timm, which an evaluation does without
 
         return Mix(self.recipe.augment, self._classes)
 

@@ -5,19 +5,19 @@ from contextlib import closing
 
 import torch
 
+from smt.config.heads import TwoStage, UPerNet
+from smt.config.project import DetectionRecipe, Project, Run
 from smt.data.coco import CocoSplit
-from smt.data.detection_augment import DetectionInput
 from smt.data.downstream import DetectionBatch, detection_inputs, detection_loader, padded
-from smt.detection import coco_eval, results
-from smt.detection.results import ImageResult
+from smt.data.transforms.detection import DetectionInput
 from smt.detection.structures import DetectionModel, Target
-from smt.downstream.keeping import keep_detections
 from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, never
-from smt.head_spec import TwoStage, UPerNet
-from smt.layout import Kept, Layout
-from smt.spec import DetectionRecipe, Project, Run
+from smt.evaluation import coco, predictions
+from smt.evaluation.predictions import ImageResult
+from smt.evaluation.writer import keep_detections
+from smt.runs.paths import Kept, Layout
 from smt.tasks.downstream import Downstream
 
 
@@ -35,7 +35,7 @@ class Detection(Downstream):
         recipe = project.recipe_of(run.experiment)
         assert isinstance(recipe, DetectionRecipe) and not isinstance(self._head, UPerNet)
         self.recipe = recipe
-        self._kinds: tuple[results.Kind, ...] = ("bbox",)
+        self._kinds: tuple[predictions.Kind, ...] = ("bbox",)
         self._threshold = 0.0
         if isinstance(self._head, TwoStage):
             self._kinds, self._threshold = ("bbox", "segm"), self._head.mask_threshold
@@ -93,7 +93,7 @@ class Detection(Downstream):
         found: dict[str, float] = {}
         with self._ranks.together():
             if detections is not None:
-                found = coco_eval.evaluate(self._val.annotation_file, detections, kinds=self._kinds)
+                found = coco.evaluate(self._val.annotation_file, detections, kinds=self._kinds)
         return self._ranks.from_first(found)
 
     def detections(self, interrupted: Callable[[], bool] = never) -> list[ImageResult] | None:
@@ -129,7 +129,7 @@ class Detection(Downstream):
         images = padded([given.image]).to(self._ranks.device, non_blocking=True)
         with optim.autocast(self.recipe, self._ranks.device):
             (detections,) = self.model.predict(images, [given.size])
-        return results.image_result(
+        return predictions.image_result(
             detections,
             self._val.images[index].id,
             seen=given.size,

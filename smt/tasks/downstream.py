@@ -5,14 +5,14 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from smt.data import manifest
+from smt.config.project import DownstreamRecipe, Project, Run
 from smt.data.rng import derive
 from smt.data.workers import Loader
+from smt.datasets import manifest
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, Interrupted
-from smt.layout import Layout
 from smt.models.pyramid import start_from_classifier
-from smt.spec import DownstreamRecipe, Project, Run
+from smt.runs.paths import Layout
 from smt.tasks.network import network
 
 

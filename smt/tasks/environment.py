@@ -6,7 +6,7 @@ import torch
 
 from smt.engine import device
 from smt.engine.distributed import Ranks
-from smt.tracking import provenance
+from smt.runs import provenance
 
 
 def of(ranks: Ranks) -> dict[str, Any]:

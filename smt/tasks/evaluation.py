@@ -3,14 +3,14 @@
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from smt.config.metrics import METRICS
+from smt.config.project import Project, Run
 from smt.engine.distributed import Ranks
-from smt.engine.workdir import exclusive
 from smt.errors import TrainingError
-from smt.files import read_json, sha256, write_json
-from smt.layout import Layout
-from smt.metrics import METRICS
 from smt.models import weights
-from smt.spec import Project, Run
+from smt.runs.atomic import read_json, sha256, write_json
+from smt.runs.lock import exclusive
+from smt.runs.paths import Layout
 from smt.tasks import environment
 from smt.tasks.downstream import Downstream
 from smt.tasks.kinds import task_of

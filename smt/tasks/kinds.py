@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from smt.config.project import Project, Run
 from smt.engine.distributed import Ranks
-from smt.layout import Layout
-from smt.spec import Project, Run
+from smt.runs.paths import Layout
 
 if TYPE_CHECKING:
     from smt.tasks.classify import Classification

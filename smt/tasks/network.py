@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from smt.head_spec import UPerNet
+from smt.config.heads import UPerNet
+from smt.config.project import DownstreamRecipe, Project
 from smt.models.pyramid import Pyramid
 from smt.models.smt import SMT
-from smt.spec import DownstreamRecipe, Project
 
 
 def network(project: Project, experiment: str, *, classes: int) -> nn.Module:

@@ -6,17 +6,18 @@ from contextlib import closing
 import numpy as np
 import torch
 
+from smt.config.heads import UPerNet as Head
+from smt.config.project import Project, Run, SegmentationRecipe
 from smt.data.ade20k import ADE20KSplit
 from smt.data.downstream import segmentation_inputs, segmentation_loader
-from smt.downstream.keeping import LabelMaps
 from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, never
-from smt.head_spec import UPerNet as Head
-from smt.layout import Kept, Layout
-from smt.segmentation import inference, metrics
+from smt.evaluation import semantic
+from smt.evaluation.writer import LabelMaps
+from smt.runs.paths import Kept, Layout
+from smt.segmentation import inference
 from smt.segmentation.upernet import UPerNet
-from smt.spec import Project, Run, SegmentationRecipe
 from smt.tasks.downstream import Downstream
 
 
@@ -97,10 +98,10 @@ class Segmentation(Downstream):
                 break
             if keep is not None:
                 keep(index, prediction)
-            counts += metrics.confusion(prediction, truth, self._classes)
+            counts += semantic.confusion(prediction, truth, self._classes)
         self._agree(broken_off)
         gathered = self._ranks.gather(counts) or [counts]
-        scores = metrics.scores(self._ranks.from_first(np.sum(gathered, axis=0)))
+        scores = semantic.scores(self._ranks.from_first(np.sum(gathered, axis=0)))
         return {
             f"miou{suffix}": scores.miou,
             f"mean_accuracy{suffix}": scores.mean_accuracy,

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from smt.data.picture import padded_size
+from smt.config.heads import TwoStage
+from smt.config.project import ClassificationRecipe, Project, Recipe, SegmentationRecipe
+from smt.data.transforms.image import padded_size
 from smt.detection.structures import DetectionModel, Size, Target
 from smt.engine import optim
 from smt.engine.protocol import Batch, never
-from smt.head_spec import TwoStage
 from smt.segmentation.upernet import UPerNet
-from smt.spec import ClassificationRecipe, Project, Recipe, SegmentationRecipe
 from smt.tasks.classify import Classification
 from smt.tasks.downstream import Downstream
 from smt.tasks.network import network

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from smt import fingerprint
-from smt.data import manifest
+from smt.config import fingerprint
+from smt.config.project import Project, Run
+from smt.datasets import manifest
 from smt.engine import checkpoint, distributed
 from smt.engine.determinism import NotDeterministic
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
@@ -20,15 +21,14 @@ from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress, duration
 from smt.engine.protocol import Task
 from smt.engine.trainer import RETRY, Settings, Stopped, Trainer
-from smt.engine.workdir import exclusive
 from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
-from smt.files import explained, read_json, sha256, write_json
-from smt.layout import Layout
 from smt.models import weights
-from smt.spec import Project, Run
+from smt.runs import journal, provenance, source
+from smt.runs.atomic import explained, read_json, sha256, write_json
+from smt.runs.lock import exclusive
+from smt.runs.paths import Layout
 from smt.tasks import change, environment
 from smt.tasks.kinds import task_of
-from smt.tracking import journal, provenance, source
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""The journal of a run, its provenance, and MLflow as a view of them."""
+"""MLflow as a view of the journals."""

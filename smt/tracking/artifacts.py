@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from smt.errors import UserError
-from smt.files import sha256
-from smt.tracking.server import RemoteRun, Server
+from smt.runs.atomic import sha256
+from smt.tracking.client import RemoteRun, Server
 from smt.tracking.view import RunView
 
 SENT_FILES = "smt.sent.files"

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from smt.errors import UserError
-from smt.layout import Layout, default_params
+from smt.runs.paths import Layout, default_params
 
 PERIOD = 30.0
 """Seconds from one round to the next, unless SMT_SEND_SECONDS says otherwise."""

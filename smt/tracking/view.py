@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from smt.config.project import Project, Run
 from smt.errors import UserError
-from smt.files import read_json
-from smt.layout import Layout
-from smt.spec import Project, Run
-from smt.tracking import journal
-from smt.tracking.provenance import FAILURE, PROVENANCE, flatten
-from smt.tracking.server import Point
+from smt.runs import journal
+from smt.runs.atomic import read_json
+from smt.runs.paths import Layout
+from smt.runs.provenance import FAILURE, PROVENANCE, flatten
+from smt.tracking.client import Point
 
 _KEY = re.compile(r"^[\w.\- /]{1,250}$", re.ASCII)
 PARAM_LENGTH = 6000

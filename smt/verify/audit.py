@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from smt import fingerprint
-from smt.data import manifest
+from smt.config import fingerprint
+from smt.config.load import require_experiments
+from smt.config.project import Project, Run
+from smt.datasets import manifest
 from smt.errors import DataError, UserError
-from smt.layout import Layout
-from smt.params import require_experiments
 from smt.report.build import FIXED, table_names
 from smt.report.sizes import PAPER
-from smt.spec import Project, Run
-from smt.tracking.server import RemoteRun
+from smt.runs.paths import Layout
+from smt.tracking.client import RemoteRun
 from smt.tracking.view import RunView, views
 from smt.verify import checkpoints, data, expected, sizes, tables, tracking
 from smt.verify.derive import Derived

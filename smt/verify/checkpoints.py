@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smt.files import sha256
-from smt.layout import Layout
-from smt.metrics import HEADLINES
-from smt.spec import Run
-from smt.tracking import journal
+from smt.config.metrics import HEADLINES
+from smt.config.project import Run
+from smt.runs import journal
+from smt.runs.atomic import sha256
+from smt.runs.paths import Layout
 from smt.verify import derive, tensors
 from smt.verify.ledger import NOTHING, Ledger
 

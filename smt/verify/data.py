@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from smt.data import class_map, manifest, scan
-from smt.data.manifest import ClassMapManifest, Manifest
+from smt.datasets import class_map, manifest, scan
+from smt.datasets.manifest import ClassMapManifest, Manifest
 from smt.errors import DataError
-from smt.layout import Layout
+from smt.runs.paths import Layout
 from smt.verify.ledger import Ledger
 
 DATA = "data"

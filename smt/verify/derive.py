@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from smt.tracking import journal
+from smt.runs import journal
 
 
 @dataclass(frozen=True)

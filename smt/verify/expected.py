@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from smt.files import read_json
-from smt.layout import Layout
+from smt.config.project import Project, Run
 from smt.report.collect import Results, assemble
-from smt.spec import Project, Run
-from smt.tracking.server import Point, RemoteRun, Server
+from smt.runs.atomic import read_json
+from smt.runs.paths import Layout
+from smt.tracking.client import Point, RemoteRun, Server
 from smt.tracking.view import RunView, milliseconds
 from smt.verify.derive import Derived
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smt import fingerprint
-from smt.data import manifest
+from smt.config import fingerprint
+from smt.config.metrics import HEADLINES, METRICS
+from smt.config.project import Project, Row, Run
+from smt.datasets import manifest
 from smt.errors import DataError, UserError, suggest
-from smt.files import read_json
-from smt.layout import Layout
-from smt.metrics import HEADLINES, METRICS
 from smt.report import build
 from smt.report.verdict import summarise
-from smt.spec import Project, Row, Run
-from smt.tracking import provenance
-from smt.tracking.journal import JOURNAL, best_evaluation
-from smt.tracking.provenance import PROVENANCE
+from smt.runs import provenance
+from smt.runs.atomic import read_json
+from smt.runs.journal import JOURNAL, best_evaluation
+from smt.runs.paths import Layout
+from smt.runs.provenance import PROVENANCE
 from smt.verify import schedule
 from smt.verify.derive import derive
 from smt.verify.expected import Receipt

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smt import fingerprint
-from smt.files import read_json, sha256
-from smt.layout import Layout
-from smt.metrics import METRICS
-from smt.spec import Project, Run
-from smt.tracking import journal, provenance
-from smt.tracking.provenance import PROVENANCE
+from smt.config import fingerprint
+from smt.config.metrics import METRICS
+from smt.config.project import Project, Run
+from smt.runs import journal, provenance
+from smt.runs.atomic import read_json, sha256
+from smt.runs.paths import Layout
+from smt.runs.provenance import PROVENANCE
 from smt.verify import schedule, tensors
 from smt.verify.derive import Derived, derive
 from smt.verify.ledger import NOTHING, Ledger, same

@@ -1,6 +1,6 @@
 """How long a recorded recipe trains: each kind of schedule states it by keys of its own.
 
-Records are read as the JSON that they are, not as classes of `smt.spec`: what was trained with
+Records are read as the JSON that they are, not as classes of `smt.config`: what was trained with
 older params has to be readable too.
 """
 

@@ -6,9 +6,9 @@ With a function that counts them anew, which takes torch, every figure is compar
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from smt import macs
-from smt.layout import Layout
-from smt.spec import Project, System
+from smt.config import macs
+from smt.config.project import Project, System
+from smt.runs.paths import Layout
 from smt.verify import tensors
 from smt.verify.ledger import NOTHING, Ledger
 from smt.verify.records import load

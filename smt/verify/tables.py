@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from smt.errors import UserError
-from smt.layout import Layout
 from smt.report.build import build
 from smt.report.collect import Results
+from smt.runs.paths import Layout
 from smt.verify.ledger import NOTHING, Ledger, shown
 
 TABLES = "tables"

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from smt.errors import UserError
-from smt.layout import Layout
-from smt.tracking import server as mlflow
-from smt.tracking.server import Point, RemoteRun, Server
+from smt.runs.paths import Layout
+from smt.tracking import client as mlflow
+from smt.tracking.client import Point, RemoteRun, Server
 from smt.tracking.view import RunView, milliseconds
 from smt.verify import expected
 from smt.verify.expected import Receipt

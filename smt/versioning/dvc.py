@@ -13,8 +13,8 @@ import psutil
 import yaml
 
 from smt.errors import TrainingError, UserError
-from smt.files import replacing
-from smt.layout import Layout
+from smt.runs.atomic import replacing
+from smt.runs.paths import Layout
 from smt.versioning.secrets import require_none
 
 _ENVIRONMENT = {"DVC_NO_ANALYTICS": "1"}

@@ -5,13 +5,13 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from smt import fingerprint
-from smt.data import manifest
+from smt.config import fingerprint
+from smt.config.project import Project, Run
+from smt.datasets import manifest
 from smt.errors import DataError, TrainingError
-from smt.files import read_json, replacing, write_json
-from smt.layout import Layout
-from smt.spec import Project, Run
-from smt.tracking import journal, provenance
+from smt.runs import journal, provenance
+from smt.runs.atomic import read_json, replacing, write_json
+from smt.runs.paths import Layout
 from smt.versioning import stages
 from smt.versioning.dvc import commit, dvc, require_repository, smt, snakemake
 

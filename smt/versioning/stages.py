@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from smt.layout import Layout
-from smt.metrics import HEADLINES
-from smt.spec import Project, Run
+from smt.config.metrics import HEADLINES
+from smt.config.project import Project, Run
+from smt.runs.paths import Layout
 
 FILE = "dvc.yaml"
 PARAMS = ("models", "heads", "recipes", "detection", "segmentation", "data", "experiments",

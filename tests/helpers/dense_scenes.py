@@ -10,10 +10,10 @@ from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image, ImageDraw
 from torch import nn
 
+from smt.config.load import load_project
 from smt.detection.structures import Target
 from smt.models import profile
 from smt.models.pyramid import Pyramid
-from smt.params import load_project
 from tests.helpers import ROOT
 
 STRIDES = (8, 16, 32, 64, 128)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from smt.files import write_json
-from smt.layout import Layout
-from smt.params import load_project
+from smt.config.load import load_project
+from smt.runs.atomic import write_json
+from smt.runs.paths import Layout
 from smt.verify.audit import Audit
 from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.shrink import keep, keep_used

@@ -254,10 +254,10 @@ def serve(folder: Path, controller: int) -> None:
 
 def _remember() -> None:
     """Compute what every fork would compute of what is installed: it takes seconds."""
-    from smt.data import demo
-    from smt.tracking import provenance, source
+    from smt.datasets.demo import digits
+    from smt.runs import provenance, source
 
-    demo.mnist()
+    digits.mnist()
     source.digests = cache(source.digests)
     provenance.packages = cache(provenance.packages)
     source.digests(), provenance.packages()

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from smt.data import manifest
+from smt.config.load import load_project
+from smt.config.project import Dataset, Project, Recipe
 from smt.data.imagenet import ImageFolder
-from smt.layout import Layout
-from smt.params import load_project
-from smt.spec import Dataset, Project, Recipe
+from smt.datasets import manifest
+from smt.runs.paths import Layout
 from tests.helpers import ROOT
 
 

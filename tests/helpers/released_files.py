@@ -8,9 +8,9 @@ from unittest import mock
 
 import torch
 
-from smt.layout import bundled_params
+from smt.config.load import load_project
 from smt.models import released, zoo
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 
 SCALE = "smoke"
 """At which the model is small; `--scale` of smt convert."""

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import yaml
 
-from smt import fingerprint
-from smt.data.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split, digest_file, digests
-from smt.files import write_json
-from smt.layout import Layout
-from smt.metrics import HEADLINES
-from smt.params import load_project
-from smt.spec import Project, Run
-from smt.tracking.server import Server
-from smt.yamlfile import YamlFile
+from smt.config import fingerprint
+from smt.config.load import load_project
+from smt.config.metrics import HEADLINES
+from smt.config.project import Project, Run
+from smt.config.yaml import YamlFile
+from smt.datasets.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split, digest_file, digests
+from smt.runs.atomic import write_json
+from smt.runs.paths import Layout
+from smt.tracking.client import Server
 from tests.helpers import ROOT, forkserver
 
 CREATED = 1_700_000_000.0

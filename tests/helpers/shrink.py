@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from smt.data import scenes
+from smt.datasets.demo import scenes
 
 TRAIN, VAL = 32, 9
 """Scenes of a data set that is cut down."""

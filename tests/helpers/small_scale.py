@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from smt.params import _merge as merge
+from smt.config.load import _merge as merge
 
 SMOKE = "smoke"
 OWN = ("title", "notice")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from smt.data import manifest
+from smt.datasets import manifest
 from smt.errors import DataError
 
 

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from smt.layout import Layout
-from smt.tracking import server
+from smt.runs.paths import Layout
+from smt.tracking import client
 from tests.helpers.run_files import RunFiles
 from tests.helpers.tracking_servers import mlflow_server, postgres
 
-server.configure()
+client.configure()
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def empty_database(tmp_path_factory):
     """A database with MLflow's tables: making one takes a second."""
     layout = Layout("demo", tmp_path_factory.mktemp("database"))
     database = layout.results / "mlflow.db"
-    server.prepare(layout, f"sqlite:///{database}")
+    client.prepare(layout, f"sqlite:///{database}")
     return database
 
 
@@ -43,8 +43,8 @@ def files(make_files):
 @pytest.fixture(scope="session")
 def started_mlflow(tmp_path_factory):
     """`mlflow server`, which takes ten CPU-seconds to start."""
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as client:
+        yield client
 
 
 @pytest.fixture

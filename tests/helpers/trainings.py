@@ -14,7 +14,7 @@ from contextlib import closing
 
 import yaml
 
-from smt.tracking.journal import JOURNAL
+from smt.runs.journal import JOURNAL
 from testbed.waiting import wait_for
 from tests.helpers import ROOT, forkserver, pause
 from tests.helpers.ranks import start_ranks

@@ -9,13 +9,13 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster, mask
 from PIL import Image, ImageDraw
 
+from smt.config.heads import Sampling
+from smt.config.load import load_project
 from smt.detection.matching import BACKGROUND, LEFT_OUT
 from smt.detection.paste import paste
 from smt.detection.structures import Target
 from smt.detection.two_stage import TwoStageDetector
-from smt.head_spec import Sampling
 from smt.models.pyramid import Pyramid
-from smt.params import load_project
 from tests.helpers import ROOT
 from tests.helpers.dense_scenes import SmallBackbone, corners, head, iou
 

@@ -44,14 +44,14 @@ OWN_CODE = ("{0}", "{0}/workflow/plugins", f"{{0}}/{PLUGIN}/src", f"{{0}}/{PLUGI
 """Where that code lies in a copy of the checkout."""
 
 FLAT_NAMES = {
-    "unit/data/test_ade20k.py": "test_ade20k_data.py",
-    "unit/data/test_coco.py": "test_coco_data.py",
+    "unit/datasets/test_ade20k.py": "test_ade20k_data.py",
+    "unit/datasets/test_coco.py": "test_coco_data.py",
     "unit/detection/test_losses.py": "test_detection_losses.py",
-    "unit/detection/test_results.py": "test_detection_results.py",
+    "unit/evaluation/test_predictions.py": "test_detection_results.py",
     "unit/engine/test_parts.py": "test_engine_parts.py",
     "unit/segmentation/test_inference.py": "test_segmentation_inference.py",
-    "unit/segmentation/test_metrics.py": "test_segmentation_metrics.py",
-    "integration/data/test_verify.py": "test_data_verify.py",
+    "unit/evaluation/test_semantic.py": "test_segmentation_metrics.py",
+    "integration/datasets/test_verify.py": "test_data_verify.py",
     "cluster/tasks/test_training.py": "test_cluster_training.py",
     "cluster/proof/test_proof.py": "test_proof_cluster.py",
 }

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 ENGINE = ("unit/engine/test_trainer.py", "unit/engine/test_checkpoint.py")
 TASKS = ("integration/tasks/test_training.py", "integration/tasks/test_faults.py")
-DATA = ("unit/data/test_loader.py", "unit/data/test_rng.py", "unit/data/test_sampler.py")
-PROVENANCE = ("unit/tracking/test_provenance.py",)
+DATA = ("unit/data/test_classification.py", "unit/data/test_rng.py", "unit/data/test_sampler.py")
+PROVENANCE = ("unit/runs/test_provenance.py",)
 SYNC = ("integration/tracking/test_sync.py", "integration/tracking/test_sender.py")
 SENDER = ("integration/tracking/test_sender.py",)
 VERIFY = ("integration/verify/test_verify.py", "integration/verify/test_why.py")
@@ -13,8 +13,12 @@ REPORT = ("integration/report/test_tables.py", "integration/report/test_report.p
 TRAJECTORY = ("integration/report/test_trajectory.py",)
 STATUS = ("integration/status/test_status.py",)
 PLAN = ("integration/commands/test_plan.py",)
-DOCTOR = ("integration/doctor/test_doctor.py", "cluster/doctor/test_doctor.py")
-PARAMS = ("unit/test_params.py", "unit/test_fingerprint.py", "integration/dag/test_dag.py")
+DOCTOR = ("integration/cluster/doctor/test_doctor.py", "cluster/doctor/test_doctor.py")
+PARAMS = (
+    "unit/config/test_load.py",
+    "unit/config/test_fingerprint.py",
+    "integration/dag/test_dag.py",
+)
 PLUGIN = "workflow/plugins/snakemake-executor-plugin-submitit"
 EXECUTOR = tuple(
     f"{PLUGIN}/tests/{name}.py"
@@ -29,17 +33,17 @@ DETECTION = (
     "unit/detection/test_atss.py", "unit/detection/test_dense.py",
     "unit/detection/test_roi_heads.py", "unit/detection/test_rpn.py",
     "unit/detection/test_pooling.py", "unit/detection/test_denoising.py",
-    "unit/detection/test_results.py", "unit/detection/test_coco_eval.py",
+    "unit/evaluation/test_predictions.py", "unit/evaluation/test_coco.py",
     "unit/detection/test_two_stage.py", "unit/detection/test_retinanet.py",
     "unit/detection/test_sparse_rcnn.py", "unit/detection/test_dino.py",
 )  # fmt: skip
 SEGMENTATION = (
-    "unit/segmentation/test_metrics.py", "unit/segmentation/test_inference.py",
+    "unit/evaluation/test_semantic.py", "unit/segmentation/test_inference.py",
     "unit/segmentation/test_upernet.py",
 )  # fmt: skip
 MODELS = (
     "unit/models/test_plain.py", "unit/models/test_timm.py", "unit/models/test_golden.py",
-    "unit/engine/test_sync_norm.py",
+    "unit/models/test_sync_norm.py",
 )  # fmt: skip
 
 CODE = f"{PLUGIN}/src/snakemake_executor_plugin_submitit"
@@ -91,9 +95,9 @@ MUTATIONS = (
         ENGINE,
     ),
     Mutation(
-        "a file is written over, through the hard links to it", "checkpoints", "smt/files.py",
+        "a file is written over, through the hard links to it", "checkpoints", "smt/runs/atomic.py",
         "os.replace(temporary, path)", "shutil.copyfile(temporary, path)",
-        ("unit/engine/test_checkpoint.py", "unit/data/test_demo_data.py", *DVC),
+        ("unit/engine/test_checkpoint.py", "unit/datasets/demo/test_digits.py", *DVC),
     ),
     # --- engine ----------------------------------------------------------------------------------
     Mutation(
@@ -139,7 +143,7 @@ MUTATIONS = (
         TASKS,
     ),
     Mutation(
-        "two trainings of a run at once", "engine", "smt/engine/workdir.py",
+        "two trainings of a run at once", "engine", "smt/runs/lock.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB",
         TASKS,
     ),
@@ -170,14 +174,14 @@ MUTATIONS = (
     Mutation(
         "batches are mixed alike in every epoch", "engine", "smt/tasks/classify.py",
         'self._run.seed, "mix", *key)', 'self._run.seed, "mix", *key[1:])',
-        ("unit/tasks/test_classify.py", "unit/data/test_augment.py", *TASKS),
+        ("unit/tasks/test_classify.py", "unit/data/transforms/test_classification.py", *TASKS),
     ),
     # --- sampler and randomness ------------------------------------------------------------------
     Mutation(
         "every interval has the images of the first", "sampler", "smt/data/sampler.py",
         "return stream(self.images, seed, epoch * images, images)",
         "return stream(self.images, seed, 0, images)",
-        (*DATA[::-1], "unit/data/test_segmentation_augment.py"),
+        (*DATA[::-1], "unit/data/transforms/test_segmentation.py"),
     ),
     Mutation(
         "images that are left over in their groups are never seen", "sampler",
@@ -197,9 +201,9 @@ MUTATIONS = (
     ),
     # --- data ------------------------------------------------------------------------------------
     Mutation(
-        "an image is augmented alike in every epoch", "data", "smt/data/loader.py",
+        "an image is augmented alike in every epoch", "data", "smt/data/classification.py",
         'reseed(self._seed, "augment", job.epoch, index)', 'reseed(self._seed, "augment", index)',
-        (*DATA, "unit/data/test_augment.py"),
+        (*DATA, "unit/data/transforms/test_classification.py"),
     ),
     Mutation(
         "a scene is augmented alike in every epoch", "data", "smt/data/downstream.py",
@@ -213,63 +217,66 @@ MUTATIONS = (
         DATA,
     ),
     Mutation(
-        "the last images are not evaluated by several processes", "data", "smt/data/loader.py",
+        "the last images are not evaluated by several processes", "data",
+        "smt/data/classification.py",
         "own = np.arange(rank, len(folder), world_size)",
         "own = np.arange(rank, len(folder) // world_size * world_size, world_size)",
         DATA,
     ),
     Mutation(
-        "boxes of mirrored images are one pixel off", "data", "smt/data/detection_augment.py",
+        "boxes of mirrored images are one pixel off", "data", "smt/data/transforms/detection.py",
         "[width - x2, y1, width - x1, y2]", "[width - 1 - x2, y1, width - 1 - x1, y2]",
-        ("unit/data/test_detection_augment.py",),
+        ("unit/data/transforms/test_detection.py",),
     ),
     Mutation(
-        "the padding of a crop is of the first class", "data", "smt/data/segmentation_augment.py",
+        "the padding of a crop is of the first class", "data",
+        "smt/data/transforms/segmentation.py",
         "torch.full((side, side), NO_CLASS)", "torch.zeros((side, side), dtype=torch.int64)",
-        ("unit/data/test_segmentation_augment.py",),
+        ("unit/data/transforms/test_segmentation.py",),
     ),
     Mutation(
-        "the digest of a data set is of its training images alone", "data", "smt/data/lists.py",
+        "the digest of a data set is of its training images alone", "data", "smt/datasets/lists.py",
         "                whole.update(text)\n",
         '                if split == "train":\n                    whole.update(text)\n',
-        ("unit/data/test_manifest.py", "unit/data/test_coco.py", "integration/data/test_verify.py"),
+        ("unit/datasets/test_manifest.py", "unit/datasets/test_coco.py",
+         "integration/datasets/test_verify.py"),
     ),
     Mutation(
         "annotations that were changed since the manifest are trained on", "data",
         "smt/data/coco.py",
         "if listed is None or listed.sha256 != hashlib.sha256(text.data).hexdigest():",
         "if listed is None:",
-        ("unit/data/test_coco.py",),
+        ("unit/datasets/test_coco.py",),
     ),
     # --- journal and provenance ------------------------------------------------------------------
     Mutation(
-        "lines after the checkpoint stay in the journal", "journal", "smt/tracking/journal.py",
+        "lines after the checkpoint stay in the journal", "journal", "smt/runs/journal.py",
         "        self._journal.truncate(position.bytes)\n", "",
-        ("unit/tracking/test_journal.py", *ENGINE),
+        ("unit/runs/test_journal.py", *ENGINE),
     ),
     Mutation(
-        "a line has the time at which it was last written", "journal", "smt/tracking/journal.py",
+        "a line has the time at which it was last written", "journal", "smt/runs/journal.py",
         'first.setdefault(entry["line"], entry)', 'first[entry["line"]] = entry',
-        ("unit/tracking/test_journal.py", *SYNC),
+        ("unit/runs/test_journal.py", *SYNC),
     ),
     Mutation(
-        "a clock that was set back makes time run backwards", "journal", "smt/tracking/journal.py",
+        "a clock that was set back makes time run backwards", "journal", "smt/runs/journal.py",
         'latest = max(latest, entry.get("time", latest))', 'latest = entry.get("time", latest)',
-        ("unit/tracking/test_journal.py", *TASKS[1:]),
+        ("unit/runs/test_journal.py", *TASKS[1:]),
     ),
     Mutation(
-        "new files do not count as changes", "provenance", "smt/tracking/provenance.py",
+        "new files do not count as changes", "provenance", "smt/runs/provenance.py",
         "dirty = bool(difference or untracked)", "dirty = bool(difference)",
         PROVENANCE,
     ),
     Mutation(
-        "a run on several GPUs costs as one", "provenance", "smt/tracking/provenance.py",
+        "a run on several GPUs costs as one", "provenance", "smt/runs/provenance.py",
         'return int(environment["world_size"]) if', "return 1 if",
         PROVENANCE,
     ),
     # --- MLflow ----------------------------------------------------------------------------------
     Mutation(
-        "the tag of a failure stays when the run goes on", "sync", "smt/tracking/mlflow_sync.py",
+        "the tag of a failure stays when the run goes on", "sync", "smt/tracking/sync.py",
         "            self.server.remove_tag(remote.run_id, key)\n", "            pass\n",
         SYNC,
     ),
@@ -279,14 +286,14 @@ MUTATIONS = (
         SYNC,
     ),
     Mutation(
-        "the receipt names the run that was deleted", "sync", "smt/tracking/mlflow_sync.py",
+        "the receipt names the run that was deleted", "sync", "smt/tracking/sync.py",
         "known.setdefault(fingerprint, run)", "known[fingerprint] = run",
         SYNC,
     ),
     Mutation(
-        "the receipt holds the password of the database", "sync", "smt/tracking/mlflow_sync.py",
+        "the receipt holds the password of the database", "sync", "smt/tracking/sync.py",
         '"tracking_uri": mlflow.public(server.uri)', '"tracking_uri": server.uri',
-        ("unit/tracking/test_server.py", *SYNC),
+        ("unit/tracking/test_client.py", *SYNC),
     ),
     Mutation(
         "what a training writes last is not sent", "sender", "smt/tracking/sender.py",
@@ -341,9 +348,9 @@ MUTATIONS = (
         ("unit/report/test_spread.py", *REPORT),
     ),
     Mutation(
-        "a derived number stands in every table", "report", "smt/spec.py",
+        "a derived number stands in every table", "report", "smt/config/project.py",
         "found.derived_for and table not in found.derived_for", "False",
-        ("unit/test_params.py", *REPORT),
+        ("unit/config/test_load.py", *REPORT),
     ),
     Mutation(
         "seeds that are not done are counted", "report", "smt/report/tables.py",
@@ -384,32 +391,32 @@ MUTATIONS = (
         STATUS,
     ),
     Mutation(
-        "a slow training is called quiet", "status", "smt/status/progress.py",
+        "a slow training is called quiet", "status", "smt/runs/progress.py",
         "usual = QUIET_STEPS / self.rate", "usual = QUIET_STEPS * self.rate",
         STATUS,
     ),
     Mutation(
-        "steps that are taken again count as fast ones", "status", "smt/status/progress.py",
+        "steps that are taken again count as fast ones", "status", "smt/runs/progress.py",
         "if time < record.time and record.step", "if record.step",
         STATUS,
     ),
     Mutation(
-        "a job asks for more time than its partition gives", "plan", "smt/cost.py",
+        "a job asks for more time than its partition gives", "plan", "smt/cluster/cost.py",
         "return min(wanted, int(60 * cluster.wall_hours))", "return wanted",
         PLAN,
     ),
     Mutation(
-        "the longest chain holds what is done", "plan", "smt/budget.py",
+        "the longest chain holds what is done", "plan", "smt/cluster/budget.py",
         "while current not in self._done:", "while True:",
         PLAN,
     ),
     Mutation(
-        "the days of a time limit are left out", "doctor", "smt/doctor/slurm.py",
+        "the days of a time limit are left out", "doctor", "smt/cluster/slurm.py",
         "return (int(days or 0) * 24 + hours) * 60", "return hours * 60",
         DOCTOR,
     ),
     Mutation(
-        "the doctor asks SLURM with options of the environment", "doctor", "smt/doctor/slurm.py",
+        "the doctor asks SLURM with options of the environment", "doctor", "smt/cluster/slurm.py",
         """\
                 env=environment(),
 """,
@@ -418,23 +425,24 @@ MUTATIONS = (
     ),
     # --- params and fingerprints -----------------------------------------------------------------
     Mutation(
-        "another class map of the same name is the same run", "fingerprint", "smt/fingerprint.py",
+        "another class map of the same name is the same run", "fingerprint",
+        "smt/config/fingerprint.py",
         'digests[f"class_map:{class_map}"] if class_map else None', "class_map",
         PARAMS[1:],
     ),
     Mutation(
-        "a new title trains a run again", "fingerprint", "smt/fingerprint.py",
+        "a new title trains a run again", "fingerprint", "smt/config/fingerprint.py",
         'exclude={"title", "drop_path"}', 'exclude={"drop_path"}',
         PARAMS[1:],
     ),
     Mutation(
-        "what an overlay says of one key drops its neighbours", "params", "smt/params.py",
+        "what an overlay says of one key drops its neighbours", "params", "smt/config/load.py",
         "return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}",
         "return {**base, **over}",
         PARAMS,
     ),
     Mutation(
-        "a batch that does not divide the global batch is taken", "params", "smt/params.py",
+        "a batch that does not divide the global batch is taken", "params", "smt/config/load.py",
         "if recipe.global_batch % recipe.device_batch:",
         "if recipe.global_batch < recipe.device_batch:",
         PARAMS,
@@ -570,18 +578,19 @@ MUTATIONS = (
     ),
     Mutation(
         "boxes are brought back to the file by one ratio", "detection",
-        "smt/detection/results.py",
+        "smt/evaluation/predictions.py",
         "y, x = size[0] / seen[0], size[1] / seen[1]", "y = x = size[1] / seen[1]",
         DETECTION[8:],
     ),
     Mutation(
-        "files of results depend on the order of images", "detection", "smt/detection/results.py",
+        "files of results depend on the order of images", "detection",
+        "smt/evaluation/predictions.py",
         "for result in sorted(results, key=lambda each: each.image_id):", "for result in results:",
         DETECTION[8:],
     ),
     Mutation(
         "images in which nothing was found are not evaluated", "detection",
-        "smt/detection/coco_eval.py",
+        "smt/evaluation/coco.py",
         "for each in (known if image_ids is None else image_ids)]",
         "for each in (set(ids) if image_ids is None else image_ids)]",
         DETECTION[9:],
@@ -606,7 +615,7 @@ MUTATIONS = (
     ),
     # --- segmentation and models -----------------------------------------------------------------
     Mutation(
-        "classes that are nowhere count as 0", "segmentation", "smt/segmentation/metrics.py",
+        "classes that are nowhere count as 0", "segmentation", "smt/evaluation/semantic.py",
         "known = values[~np.isnan(values)]", "known = np.nan_to_num(values)",
         SEGMENTATION,
     ),

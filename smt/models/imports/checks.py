@@ -2,7 +2,7 @@
 
 from math import isclose
 
-from smt import spec
+from smt.config.project import Project
 from smt.models.imports.facts import Facts
 from smt.models.imports.readings import Reading, counted, recipe_chains
 
@@ -11,7 +11,7 @@ _Check = tuple[bool, str] | None
 
 
 def held_against(
-    reading: Reading, project: spec.Project, classes: int | None, facts: Facts
+    reading: Reading, project: Project, classes: int | None, facts: Facts
 ) -> tuple[list[str], list[str]]:
     """Return what is recorded that agrees with a reading, and what contradicts it."""
     checks = (
@@ -56,7 +56,7 @@ def _batch_check(reading: Reading, facts: Facts) -> _Check:
     return False, f"the config has {each:,} images a GPU, of which none make {last.batch:,}"
 
 
-def _rate_check(reading: Reading, project: spec.Project, facts: Facts) -> _Check:
+def _rate_check(reading: Reading, project: Project, facts: Facts) -> _Check:
     """The release saves its configuration with the learning rate scaled to the batch."""
     rate = facts.setting("TRAIN", "BASE_LR")
     if facts.text("MODEL", "TYPE") != "smt" or not isinstance(rate, float):

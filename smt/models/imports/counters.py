@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from smt import spec
+from smt.config.project import Project
 from smt.models.imports.checks import held_against, recorded_epoch
 from smt.models.imports.facts import Facts
 from smt.models.imports.readings import datasets_of, readings_of, recipe_chains, trainings_by
@@ -40,7 +40,7 @@ class Explanation:
     contradictions: tuple[str, ...]
 
 
-def explain(project: spec.Project, count: int, classes: int | None, facts: Facts) -> Explanation:
+def explain(project: Project, count: int, classes: int | None, facts: Facts) -> Explanation:
     """Return what a count of forward passes means by the recipes of params and by `facts`.
 
     `classes` are those of the head, where there is one. Of all readings that add up to the count
@@ -78,7 +78,7 @@ def explain(project: spec.Project, count: int, classes: int | None, facts: Facts
 
 
 def _unexplained(
-    project: spec.Project, count: int, datasets: Container[str], facts: Facts
+    project: Project, count: int, datasets: Container[str], facts: Facts
 ) -> Explanation:
     """Return how many epochs of the recipes a count is, which is no whole number of them."""
     trainings = [

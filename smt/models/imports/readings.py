@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from smt import spec
+from smt.config.project import Project
 from smt.models.imports.facts import Facts
 
 
@@ -72,7 +72,7 @@ class Reading:
         return ", then ".join(parts) + (f", {self.recipes}" if self.recipes else "")
 
 
-def readings_of(project: spec.Project, count: int, facts: Facts) -> Iterator[Reading]:
+def readings_of(project: Project, count: int, facts: Facts) -> Iterator[Reading]:
     """Yield every way to make a count, the likeliest kind first, none of them twice."""
     seen = set()
     for reading in (
@@ -85,7 +85,7 @@ def readings_of(project: spec.Project, count: int, facts: Facts) -> Iterator[Rea
             yield reading
 
 
-def _of_recipes(project: spec.Project, count: int, facts: Facts) -> Iterator[Reading]:
+def _of_recipes(project: Project, count: int, facts: Facts) -> Iterator[Reading]:
     """Yield the trainings of params, one after the other, that add up to the count.
 
     The last one is as long as params say, or as the file records.
@@ -102,7 +102,7 @@ def _of_recipes(project: spec.Project, count: int, facts: Facts) -> Iterator[Rea
         yield Reading(trained, recipes=" or ".join(names))
 
 
-def _of_records(project: spec.Project, count: int, facts: Facts) -> Iterator[Reading]:
+def _of_records(project: Project, count: int, facts: Facts) -> Iterator[Reading]:
     """Yield trainings as long as the file records, at whatever batch makes the count."""
     epochs = facts.epochs_done or facts.epochs
     if epochs is None:
@@ -122,7 +122,7 @@ def _of_records(project: spec.Project, count: int, facts: Facts) -> Iterator[Rea
                 yield Reading((*before, last), 0 if before else carried)
 
 
-def _of_whole_epochs(project: spec.Project, count: int) -> Iterator[Reading]:
+def _of_whole_epochs(project: Project, count: int) -> Iterator[Reading]:
     """Yield trainings by a recipe's batch of another number of epochs."""
     for (name,) in (chain for chain in recipe_chains(project) if len(chain) == 1):
         for training in trainings_by(project, name):
@@ -131,7 +131,7 @@ def _of_whole_epochs(project: spec.Project, count: int) -> Iterator[Reading]:
                 yield Reading((training.lasting(epochs),))
 
 
-def recipe_chains(project: spec.Project) -> list[tuple[str, ...]]:
+def recipe_chains(project: Project) -> list[tuple[str, ...]]:
     """Return the recipes of each classifier and of those that it starts from, first one first."""
     chains: dict[tuple[str, ...], None] = {}  # for its order
     for name, experiment in project.experiments.items():
@@ -141,12 +141,12 @@ def recipe_chains(project: spec.Project) -> list[tuple[str, ...]]:
     return list(chains)
 
 
-def _pretrainings(project: spec.Project) -> Iterator[tuple[Training, ...]]:
+def _pretrainings(project: Project) -> Iterator[tuple[Training, ...]]:
     for chain in dict.fromkeys(chain[:-1] for chain in recipe_chains(project) if len(chain) > 1):
         yield from product(*(trainings_by(project, name) for name in chain))
 
 
-def trainings_by(project: spec.Project, name: str) -> list[Training]:
+def trainings_by(project: Project, name: str) -> list[Training]:
     """Return a recipe's training, by each number of micro-batches that make its global batch."""
     recipe = project.recipes[name]
     images = project.datasets[recipe.dataset].train_images
@@ -194,7 +194,7 @@ def _solved(
     return Training(dataset, images, epochs, batch, accumulation, fewest, most)
 
 
-def datasets_of(project: spec.Project, classes: int | None = None) -> dict[str, int]:
+def datasets_of(project: Project, classes: int | None = None) -> dict[str, int]:
     """Return the images of each data set that classifiers are trained on, or those of `classes`."""
     names = {project.recipes[name].dataset for chain in recipe_chains(project) for name in chain}
     return {

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from smt.metrics import HEADLINES
-from smt.tracking.journal import best_evaluation
+from smt.config.metrics import HEADLINES
+from smt.runs.journal import best_evaluation
 from smt.verify import tensors
 from tests.helpers.finished_project import (
     CLASSIFIERS,

@@ -12,14 +12,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smt import cost, dag, fingerprint
-from smt.budget import Budget
+from smt import dag
+from smt.cluster import cost, plan
+from smt.cluster.budget import Budget
 from smt.commands.plan import on_cluster
-from smt.files import read_json, write_json
-from smt.layout import Layout
-from smt.params import load_project
-from smt.report import plan
-from smt.spec import Run
+from smt.config import fingerprint
+from smt.config.load import load_project
+from smt.config.project import Run
+from smt.runs.atomic import read_json, write_json
+from smt.runs.paths import Layout
 from tests.helpers import ROOT
 from tests.helpers.project_copy import ProjectCopy
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from smt import dag
-from smt.params import load_project
+from smt.config.load import load_project
 from tests.helpers import ROOT
 from tests.helpers.project_copy import ProjectCopy
 

@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from smt.params import load_project
+from smt.config.load import load_project
 from tests.helpers.finished_project import (
     CHILD,
     DOWNSTREAM,

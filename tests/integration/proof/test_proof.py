@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 
+from smt.config.project import Run
 from smt.errors import UserError
-from smt.layout import Layout
 from smt.proof import plan, table
 from smt.proof.run import Proof
-from smt.spec import Run
-from smt.tracking import pulse
+from smt.runs import heartbeat
+from smt.runs.paths import Layout
 from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.ranks import AS_FORKS
 from tests.helpers.trainings import (
@@ -147,7 +147,7 @@ def test_a_kill_that_waits_for_a_checkpoint_does_not_wait_beyond_the_next(tmp_pa
     proof = Proof(None, layout, run, None, ranks=1, kills=2, draw=0)
     folder = proof._layout("interrupted").run_dir(run) / "work-0"
     folder.mkdir(parents=True)
-    pulse.Pulse(folder).beat(7)
+    heartbeat.Pulse(folder).beat(7)
     drawn = plan.Kill(
         step=3, signal=signal.SIGKILL, target="all ranks", moment="checkpoint", rank=0, workers=0,
         delay=0.0,

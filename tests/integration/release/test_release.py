@@ -16,12 +16,12 @@ from safetensors import safe_open
 from timm.data import resolve_model_data_config
 
 from smt.errors import EXIT_UNVERIFIED
-from smt.files import sha256
-from smt.layout import Layout
 from smt.models import weights, zoo
 from smt.release import card
 from smt.release.choose import choose
 from smt.release.pack import pack
+from smt.runs.atomic import sha256
+from smt.runs.paths import Layout
 from tests.helpers.finished_project import (
     ABLATION,
     CHILD,

@@ -2,13 +2,13 @@
 
 import pytest
 
+from smt.config.project import Run
 from smt.report import charts, figures
 from smt.report.collect import collect
 from smt.report.drawing import draw
 from smt.report.epochs import epoch_means
-from smt.spec import Run
-from smt.tracking.mlflow_sync import sync
-from smt.tracking.server import Point
+from smt.tracking.client import Point
+from smt.tracking.sync import sync
 from tests.helpers.run_files import B, S, T
 
 DETECTOR = "coco_mask_rcnn_1x_smt_small"

@@ -12,8 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from smt.files import read_json, write_json
-from smt.layout import Layout
+from smt.config.project import Run
 from smt.report import charts, figures
 from smt.report.agreement import Agreement, agreements, places, verdicts
 from smt.report.build import build
@@ -23,8 +22,9 @@ from smt.report.figures import Band, Curve
 from smt.report.page import Report
 from smt.report.predictions import predictions
 from smt.report.svg import Scale
-from smt.spec import Run
-from smt.tracking.mlflow_sync import sync
+from smt.runs.atomic import read_json, write_json
+from smt.runs.paths import Layout
+from smt.tracking.sync import sync
 from tests.helpers.browser import browser
 from tests.helpers.run_files import PARENT, B, RunFiles, S, T
 from tests.integration.report.test_figures import DETECTOR, finish_detector

@@ -7,17 +7,17 @@ import sys
 
 import pytest
 
+from smt.config.project import Run
 from smt.errors import UserError
-from smt.files import read_json, write_json
 from smt.report.build import build, grid, table_names
 from smt.report.collect import collect
 from smt.report.render import latex_text, markdown_text, page
 from smt.report.spread import pooled
 from smt.report.tables import signed, source_mark
 from smt.report.verdict import judge, summarise
-from smt.spec import Run
-from smt.tracking.mlflow_sync import sync
-from smt.tracking.server import Server
+from smt.runs.atomic import read_json, write_json
+from smt.tracking.client import Server
+from smt.tracking.sync import sync
 from smt.verify.lineage import Lineage, find_row
 from tests.helpers.debian import require
 from tests.helpers.run_files import CHILD, PARENT, B, S, T, remote

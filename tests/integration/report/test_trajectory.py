@@ -6,14 +6,14 @@ import math
 import click
 import pytest
 
+from smt.config.project import Run
 from smt.errors import UserError
 from smt.report.build import grid
 from smt.report.collect import collect
 from smt.report.trajectory import Band, band_at, measured_bands
-from smt.spec import Run
+from smt.runs.journal import Journal, Position
 from smt.status import states, text
-from smt.tracking.journal import Journal, Position
-from smt.tracking.mlflow_sync import sync
+from smt.tracking.sync import sync
 from tests.helpers.run_files import PARENT, S, T
 
 TINY, SECOND, THIRD = (Run(experiment=T, seed=seed) for seed in range(3))

@@ -15,10 +15,12 @@ import click
 import pytest
 
 from smt import dag
-from smt.files import read_json, write_json
-from smt.layout import Layout
-from smt.spec import Run
-from smt.status import queue, text, trail
+from smt.cluster import queue
+from smt.config.project import Run
+from smt.runs import workdir
+from smt.runs.atomic import read_json, write_json
+from smt.runs.paths import Layout
+from smt.status import text
 from smt.status.states import collect
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
@@ -34,7 +36,7 @@ STEPS = EPOCHS * 62
 HOLD = """
 import signal, sys
 from pathlib import Path
-from smt.engine.workdir import exclusive
+from smt.runs.lock import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     signal.pause()
@@ -300,23 +302,23 @@ def test_looking_at_a_lock_leaves_it_as_it_is(files, no_slurm):
         path = work_dir / "lock"
         path.chmod(0o444)
         before = path.read_bytes(), path.stat().st_mtime_ns
-        assert [trail.is_locked(path) for _ in range(3)] == [True] * 3
+        assert [workdir.is_locked(path) for _ in range(3)] == [True] * 3
         assert (path.read_bytes(), path.stat().st_mtime_ns) == before
         holder.kill()
         holder.wait()
-        assert trail.is_locked(path) is False
-    assert trail.is_locked(work_dir / "nothing") is False
+        assert workdir.is_locked(path) is False
+    assert workdir.is_locked(work_dir / "nothing") is False
 
 
 def test_checkpoints_are_found_by_the_names_that_they_are_given(tmp_path):
     from smt.engine.checkpoint import FOLDER, Name
 
-    assert trail.newest_checkpoint(tmp_path) is None
+    assert workdir.newest_checkpoint(tmp_path) is None
     (tmp_path / FOLDER).mkdir()
     for name in (Name(99, 1, "a" * 64), Name(1_000_000, 2, "b" * 64), Name(5, 0, "c" * 64)):
         (tmp_path / FOLDER / str(name)).touch()
     (tmp_path / FOLDER / ".step-2000000000.77.tmp").touch()
-    assert trail.newest_checkpoint(tmp_path) == 1_000_000
+    assert workdir.newest_checkpoint(tmp_path) == 1_000_000
 
 
 class RealProject(RunFiles):

@@ -22,16 +22,16 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from smt.data import manifest
-from smt.data.label_maps import NO_CLASS
-from smt.detection.coco_eval import PREFIX
-from smt.detection.results import ImageResult, entries, read
+from smt.config.load import load_project
+from smt.config.project import Run
+from smt.datasets import manifest
+from smt.datasets.label_maps import NO_CLASS
 from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.errors import DataError
-from smt.layout import Layout
-from smt.params import load_project
-from smt.spec import Run
+from smt.evaluation.coco import PREFIX
+from smt.evaluation.predictions import ImageResult, entries, read
+from smt.runs.paths import Layout
 from smt.tasks.kinds import task_of
 from tests.helpers import ROOT
 

@@ -13,9 +13,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
-from smt.data import scenes
-from smt.files import sha256
-from smt.params import load_project
+from smt.config.load import load_project
+from smt.datasets.demo import scenes
+from smt.runs.atomic import sha256
 from tests.helpers import ROOT
 from tests.helpers.ranks import AS_FORKS
 from tests.helpers.shrink import cut_down_scenes, keep

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from smt.engine.workdir import exclusive
-from smt.params import load_project
+from smt.config.load import load_project
+from smt.runs.lock import exclusive
 from smt.tasks import evaluation
 from tests.helpers import ROOT, pause
 from tests.helpers.trained_fixtures import SAID

@@ -12,13 +12,13 @@ from collections import Counter
 import psutil
 import pytest
 
+from smt.config.load import load_project
+from smt.config.project import Run
 from smt.errors import UserError
-from smt.layout import Layout
-from smt.params import load_project
-from smt.spec import Run
+from smt.runs.paths import Layout
 from smt.tracking import sender
-from smt.tracking.mlflow_sync import sync
-from smt.tracking.server import Server
+from smt.tracking.client import Server
+from smt.tracking.sync import sync
 from smt.tracking.view import views
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
@@ -170,7 +170,7 @@ def test_a_server_killed_and_a_training_killed_on_the_way(small_project, tmp_pat
 @pytest.mark.servers
 @pytest.mark.parametrize("state", ["slow", "error", "lost"])
 def test_points_arrive_once_over_a_bad_line(files, mlflow, monkeypatch, state):
-    monkeypatch.setattr("smt.tracking.server.BATCH", 50)
+    monkeypatch.setattr("smt.tracking.client.BATCH", 50)
     work_dir, lines = files.run(TINY), files.lines(TINY, 4)
     with failing_line(mlflow) as line:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", line.uri)

@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from smt.config.project import Run
 from smt.errors import UserError
-from smt.files import read_json, sha256, write_json
-from smt.spec import Run
-from smt.tracking import journal, provenance
-from smt.tracking.mlflow_sync import SENT_COUNT, SENT_DIGEST, SENT_FINAL, sync
-from smt.tracking.server import Server
+from smt.runs import journal, provenance
+from smt.runs.atomic import read_json, sha256, write_json
+from smt.tracking.client import Server
+from smt.tracking.sync import SENT_COUNT, SENT_DIGEST, SENT_FINAL, sync
 from testbed.waiting import PATIENCE
 from tests.helpers.run_files import CREATED, PARENT, RunFiles, S, T, expected_rows, remote, rows
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from smt.config.project import Run
 from smt.report.build import build
 from smt.report.collect import collect
-from smt.spec import Run
-from smt.tracking.mlflow_sync import sync
+from smt.tracking.sync import sync
 from testbed.waiting import PATIENCE, wait_for_answer
 from tests.helpers.browser import browser
 from tests.helpers.run_files import CREATED, RunFiles, T, expected_rows, remote, rows

@@ -11,7 +11,7 @@ import pytest
 
 from smt.commands.verify import summary
 from smt.errors import EXIT_UNVERIFIED
-from smt.files import sha256
+from smt.runs.atomic import sha256
 from smt.verify import tensors
 from smt.verify.ledger import NOTHING
 from tests.helpers.finished_project import (

@@ -13,9 +13,9 @@ import psutil
 import pytest
 import yaml
 
-from smt.layout import Layout
-from smt.params import load_project
-from smt.spec import Run
+from smt.config.load import load_project
+from smt.config.project import Run
+from smt.runs.paths import Layout
 from smt.versioning import stages
 from smt.versioning.record import keep
 from testbed.waiting import wait_for

@@ -4,7 +4,7 @@ import pytest
 
 from smt.data.ade20k import ADE20KSplit
 from smt.data.downstream import segmentation_loader
-from tests.unit.data.test_ade20k import ADE20K, PROJECT
+from tests.unit.datasets.test_ade20k import ADE20K, PROJECT
 
 DEMO = PROJECT.recipes["upernet_160k"]
 RECIPE = DEMO.model_copy(

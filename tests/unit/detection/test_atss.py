@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import multiprocessing
 
+from smt.config.load import load_project
 from smt.detection.atss import ATSSDetector, centerness
 from smt.detection.atss_assigner import assign
 from smt.detection.matching import BACKGROUND
 from smt.models.pyramid import Pyramid
-from smt.params import load_project
 from tests.helpers import ROOT
 from tests.helpers.dense_scenes import (
     assert_every_parameter_learns,

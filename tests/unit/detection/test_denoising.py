@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from smt.config.heads import Denoising
 from smt.detection.denoising import attention_mask, noised_objects
 from smt.detection.dino_objects import objects_of
 from smt.detection.structures import Target
-from smt.head_spec import Denoising
 
 NONE = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from smt.config.heads import Selection
 from smt.detection.dense import (
     Maps,
     Predictions,
@@ -18,7 +19,6 @@ from smt.detection.dense import (
 from smt.detection.fpn import FeaturePyramid
 from smt.detection.matching import BACKGROUND, LEFT_OUT
 from smt.detection.retinanet import RetinaNetDetector
-from smt.head_spec import Selection
 from tests.helpers.dense_scenes import SmallBackbone, iou, own_places, predicted, small, target
 
 UNIT = (1.0, 1.0, 1.0, 1.0)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from smt.config.load import load_project
 from smt.detection import dino
 from smt.detection.deformable import DeformableAttention
 from smt.detection.dino import DINODetector
@@ -16,7 +17,6 @@ from smt.detection.dino_neck import levels_of
 from smt.detection.dino_transformer import Predictions, Queries, _proposals, logit, sine
 from smt.models import profile
 from smt.models.pyramid import Pyramid
-from smt.params import load_project
 from tests.helpers import ROOT
 from tests.helpers.dense_scenes import (
     SmallBackbone,

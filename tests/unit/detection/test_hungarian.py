@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smt.config.heads import SetWeights
 from smt.detection.hungarian import costs, focal_cost, match, match_all, relative
 from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.structures import Target
-from smt.head_spec import SetWeights
 
 SIZE = (50, 100)  # height, width
 WEIGHTS = SetWeights(classes=2, l1=5, giou=3)

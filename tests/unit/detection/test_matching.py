@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
+from smt.config.heads import Matching, Sampling
 from smt.detection.matching import BACKGROUND, LEFT_OUT, match, sample
 from smt.detection.suppression import multiclass_nms, strongest
-from smt.head_spec import Matching, Sampling
 from tests.helpers.two_stage_scenes import by_definition, kept_by_definition
 
 

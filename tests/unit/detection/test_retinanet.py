@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from smt.config.load import load_project
 from smt.detection.retinanet import RetinaNetDetector
 from smt.models.pyramid import Pyramid
-from smt.params import load_project
 from tests.helpers import ROOT
 from tests.helpers.dense_scenes import (
     assert_every_parameter_learns,

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from smt.config.heads import Matching, Sampling
 from smt.detection.roi_heads import (
     BoxHead,
     MaskHead,
@@ -13,7 +14,6 @@ from smt.detection.roi_heads import (
     draw_regions,
     positive_rows,
 )
-from smt.head_spec import Matching, Sampling
 from tests.helpers.dense_scenes import head, iou, parameters, target
 from tests.helpers.two_stage_scenes import decoded, encoded
 

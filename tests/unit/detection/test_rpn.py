@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from smt.config.heads import Anchors, Sampling, Selection
 from smt.detection.anchors import grid_anchors
 from smt.detection.matching import BACKGROUND, LEFT_OUT
 from smt.detection.rpn import RegionProposalNetwork
 from smt.detection.structures import Target
-from smt.head_spec import Anchors, Sampling, Selection
 from tests.helpers.dense_scenes import head, iou, parameters, target
 from tests.helpers.two_stage_scenes import by_definition, decoded, encoded, kept_by_definition
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smt.config.heads import SetWeights
 from smt.detection import sparse_rcnn
 from smt.detection.sparse_rcnn import SparseRCNNDetector
-from smt.head_spec import SetWeights
 from smt.models import profile
 from tests.helpers.dense_scenes import (
     SmallBackbone,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from smt.config.load import load_project
 from smt.engine import device, distributed
 from smt.errors import UserError
-from smt.layout import bundled_params
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 
 RECIPE = load_project(bundled_params(), "paper").recipes["imagenet1k"]
 LOCK = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from smt.config.load import load_project
 from smt.engine import optim
-from smt.layout import bundled_params
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 
 PAPER = load_project(bundled_params(), "paper")
 RECIPE = PAPER.recipes["imagenet1k"]

@@ -10,7 +10,7 @@ import torch
 from smt.engine import headroom
 from smt.engine.determinism import NotDeterministic
 from smt.engine.headroom import Headroom
-from smt.tracking import pulse
+from smt.runs import heartbeat
 
 CPU = torch.device("cpu")
 
@@ -113,10 +113,10 @@ def test_memory_that_gets_short_is_said(monkeypatch, caplog):
 
 
 def test_the_pulse_is_the_last_beat(tmp_path):
-    assert pulse.read(tmp_path) is None
-    beats = pulse.Pulse(tmp_path)
-    assert pulse.read(tmp_path) is None
+    assert heartbeat.read(tmp_path) is None
+    beats = heartbeat.Pulse(tmp_path)
+    assert heartbeat.read(tmp_path) is None
     for step in (9, 10, 123456):
         beats.beat(step)
-        assert pulse.read(tmp_path).step == step
-    assert len((tmp_path / pulse.PULSE).read_text().splitlines()) == 1
+        assert heartbeat.read(tmp_path).step == step
+    assert len((tmp_path / heartbeat.PULSE).read_text().splitlines()) == 1

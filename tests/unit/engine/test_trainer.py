@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from smt.config.load import load_project
+from smt.config.project import Guard
 from smt.data.rng import derive, seeded
 from smt.engine import checkpoint
 from smt.engine.distributed import Ranks
@@ -21,10 +23,8 @@ from smt.engine.progress import Progress
 from smt.engine.protocol import Batch, Interrupted, never
 from smt.engine.trainer import Settings, Stopped, Trainer
 from smt.errors import TrainingError
-from smt.layout import bundled_params
-from smt.params import load_project
-from smt.spec import Guard
-from smt.tracking import journal
+from smt.runs import journal
+from smt.runs.paths import bundled_params
 from testbed.waiting import PATIENCE
 from tests.helpers import ROOT, forkserver
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from smt.config.load import load_project
 from smt.errors import UserError
-from smt.layout import bundled_params
 from smt.models import released, weights, zoo
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 from tests.helpers import golden_fill, released_files
 from tests.helpers.conversions import refused
 from tests.helpers.in_process import smt

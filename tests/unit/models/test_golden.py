@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smt.layout import bundled_params
+from smt.config.load import load_project
 from smt.models import released, zoo
 from smt.models.smt import SMT
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 from tests.helpers import golden_fill
 
 GOLDEN = Path(__file__).parent / "golden"

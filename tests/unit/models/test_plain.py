@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from smt.layout import bundled_params
+from smt.config.load import load_project
 from smt.models import profile, released, zoo
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 from tests.helpers import ROOT
 
 PAPER = load_project(bundled_params(), "paper").models

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from smt.commands import profile as profile_command
-from smt.layout import Layout, bundled_params
+from smt.config.load import load_project
+from smt.config.project import Project
 from smt.models import profile
-from smt.params import load_project
-from smt.spec import Project
+from smt.runs.paths import Layout, bundled_params
 from tests.helpers.in_process import smt
 
 PAPER = load_project(bundled_params(), "paper")

@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 
-from smt.layout import bundled_params
+from smt.config.load import load_project
 from smt.models import released, zoo
 from smt.models.fold import fold
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 
 DEMO = load_project(bundled_params(), "demo").models
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from smt.params import load_project
+from smt.config.load import load_project
 from smt.report.spread import COVERAGE, Spread, by_recipe, pooled, t_quantile
 from smt.report.verdict import INTERVAL, Summary, explain_verdict, judge, summarise
 from tests.helpers import ROOT

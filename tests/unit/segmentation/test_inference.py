@@ -8,10 +8,10 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import nn
 
-from smt.augment_spec import FixedRescale, SegmentationEvaluation
-from smt.data.segmentation_augment import SegmentationEvalTransform
+from smt.config.augment import FixedRescale, SegmentationEvaluation
+from smt.config.load import load_project
+from smt.data.transforms.segmentation import SegmentationEvalTransform
 from smt.models.pyramid import Pyramid
-from smt.params import load_project
 from smt.segmentation.inference import predict, probabilities
 from smt.segmentation.upernet import UPerNet
 from tests.helpers import ROOT

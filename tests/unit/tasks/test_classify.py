@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from smt.data import manifest
+from smt.config.load import load_project
+from smt.config.project import Run
+from smt.datasets import manifest
 from smt.engine.distributed import Ranks
-from smt.layout import Layout
-from smt.params import load_project
-from smt.spec import Run
+from smt.runs.paths import Layout
 from smt.tasks.classify import Classification
 from tests.helpers import ROOT
 from tests.helpers.imagefolders import recipe_of, write_images

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from smt.data import manifest
+from smt.config.project import Run, Start
+from smt.datasets import manifest
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.errors import TrainingError
 from smt.models import weights, zoo
-from smt.spec import Run, Start
 from smt.tasks.classify import Classification
 from smt.tasks.segment import Segmentation
 from smt.tasks.training import Options, RunTraining
 from tests.helpers.imagefolders import project_of, write_images
 from tests.helpers.run_files import CHILD, PARENT, RunFiles
-from tests.unit.data.test_ade20k import ADE20K, PROJECT
+from tests.unit.datasets.test_ade20k import ADE20K, PROJECT
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 TINY = Run(experiment="imagenet1k_smt_tiny", seed=0)

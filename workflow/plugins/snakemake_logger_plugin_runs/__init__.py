@@ -21,7 +21,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from smt import dag
-from smt.metrics import METRICS, headline
+from smt.config.metrics import METRICS, headline
 from snakemake_logger_plugin_runs.timing import TimeLeft
 
 REFRESHES = 2

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from smt.layout import bundled_params
+from smt.config.load import load_project
 from smt.models.imports import counters
 from smt.models.imports.facts import Facts
-from smt.params import load_project
+from smt.runs.paths import bundled_params
 from tests.helpers.released_files import configuration
 
 PAPER = load_project(bundled_params(), "paper")

@@ -1,0 +1,1 @@
+"""SLURM's answers, and what runs cost: GPU hours, memory, storage."""

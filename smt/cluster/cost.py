@@ -1,0 +1,171 @@
+"""What a run costs on the cluster of `params/cluster.yaml`: GPU-hours, attempts, resources.
+
+An estimate from MACs, images and the stated rate of a GPU. GPUs are taken to share a training
+without loss; waiting in the queue is not in it.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+from smt.config import macs
+from smt.config.cluster import Cluster
+from smt.config.project import ClassificationRecipe, Precision, Project, Recipe, SegmentationRecipe
+
+FLOPS_PER_MAC = 2
+TRAINING_PASSES = 3
+"""Forward, and backward as two of it: gradients of what a layer reads, and of its weights."""
+FP32_RATE = 0.5
+"""Of the rate in half precision: memory decides, and every number takes twice as many bytes."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run of an experiment costs."""
+
+    resolution: int
+    """Pixels of the shorter side."""
+    macs: int
+    """Of a forward pass of one image."""
+    images: int
+    """Training images of an epoch; what does not fill a global batch is left out."""
+    epochs: int
+    gpus: int
+    images_per_second: float
+    """Training images on one GPU."""
+    compute_hours: float
+    """Of all GPUs at once: steps, and the evaluations between epochs."""
+    attempts: int
+    """Jobs that the training takes under the time limit."""
+    wall_hours: float
+    """From the start of the first attempt to the end of the last, start-ups and tails included."""
+    evaluation_hours: float
+    """Of the evaluation of the exported weights, a job of its own on one GPU."""
+
+    @property
+    def requeues(self) -> int:
+        return self.attempts - 1
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpus * self.wall_hours + self.evaluation_hours
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the training of a run asks of SLURM, by the names that Snakemake has for it."""
+
+    nodes: int
+    tasks_per_node: int
+    gpus_per_node: int
+    cpus_per_task: int
+    mem_mb: int
+    """Memory of a node."""
+    runtime: int
+    """Minutes."""
+
+
+def estimate(project: Project, experiment: str) -> Estimate:
+    """Return what each run of `experiment` costs."""
+    recipe = project.recipe_of(experiment)
+    dataset, cluster, scale = project.datasets[recipe.dataset], project.cluster, project.scale_name
+    epochs, forward = recipe.schedule.epochs, forward_macs(project, experiment)
+    pass_seconds = FLOPS_PER_MAC * forward / flops_per_second(cluster, recipe.precision)
+    images = project.steps_per_epoch(experiment) * recipe.global_batch
+    evaluated = ceil(epochs / recipe.eval_every) * dataset.val_images
+    gpus = gpus_of(project, experiment)
+    trained = TRAINING_PASSES * epochs * images * trained_area(recipe)
+    passes = trained + evaluated + (final_passes(recipe) - 1) * dataset.val_images
+    compute_hours = passes * pass_seconds / gpus / 3600
+    attempts = attempts_for(compute_hours, cluster, scale)
+    startup_hours = cluster.startup_hours(scale)
+    return Estimate(
+        resolution=recipe.resolution,
+        macs=forward,
+        images=images,
+        epochs=epochs,
+        gpus=gpus,
+        images_per_second=1 / (TRAINING_PASSES * trained_area(recipe) * pass_seconds),
+        compute_hours=compute_hours,
+        attempts=attempts,
+        wall_hours=compute_hours + attempts * startup_hours + (attempts - 1) * cluster.tail_hours,
+        evaluation_hours=startup_hours
+        + final_passes(recipe) * dataset.val_images * pass_seconds / 3600,
+    )
+
+
+def trained_area(recipe: Recipe) -> float:
+    """Return the area of a training image over that of the image that the recipe counts at.
+
+    A segmenter trains on crops. Of other recipes both count as equal; convolutions and linears,
+    which are most of the MACs, go with the area.
+    """
+    if not isinstance(recipe, SegmentationRecipe):
+        return 1.0
+    return recipe.augment.crop**2 / (recipe.resolution * recipe.resolution_long)
+
+
+def final_passes(recipe: Recipe) -> float:
+    """Return how many forward passes the last evaluation takes for each image, by their area.
+
+    That of a segmenter is one at a single scale, and one at each of several, with their mirror
+    images.
+    """
+    if not isinstance(recipe, SegmentationRecipe):
+        return 1.0
+    several = sum(factor**2 for factor in recipe.evaluation.factors)
+    return 1 + several * (2 if recipe.evaluation.hflip else 1)
+
+
+def forward_macs(project: Project, experiment: str) -> int:
+    """Return the MACs of a forward pass of one image, at the size that the recipe counts at."""
+    entry = project.experiments[experiment]
+    recipe = project.recipes[entry.recipe]
+    if isinstance(recipe, ClassificationRecipe):
+        classes = project.datasets[recipe.dataset].classes
+        model = project.models[entry.model]
+        return macs.forward(model, recipe.resolution, num_classes=classes).total
+    measured = project.cluster.scales[project.scale_name].forward_gmacs
+    return round(1e9 * measured[entry.system])
+
+
+def flops_per_second(cluster: Cluster, precision: Precision) -> float:
+    """Return the FLOPs per second that a GPU of the cluster reaches in training."""
+    half = cluster.kind.tflops * 1e12 * cluster.kind.efficiency
+    return half * FP32_RATE if precision in ("fp32", "tf32") else half
+
+
+def attempts_for(compute_hours: float, cluster: Cluster, scale: str) -> int:
+    """Return how many jobs it takes to compute for so long under the cluster's time limit."""
+    return max(1, ceil(compute_hours / cluster.useful_hours(scale)))
+
+
+def gpus_of(project: Project, experiment: str) -> int:
+    """Return the GPUs that each training of `experiment` gets."""
+    share = project.cluster.scales[project.scale_name]
+    return share.gpus_of(experiment, project.experiments[experiment].recipe)[0]
+
+
+def nodes_for(gpus: int, gpus_per_node: int) -> tuple[int, int]:
+    """Return the fewest nodes that hold `gpus`, as many on each, and how many that is."""
+    per_node = max(n for n in range(1, gpus_per_node + 1) if gpus % n == 0)
+    return gpus // per_node, per_node
+
+
+def resources(project: Project, experiment: str, *, task_memory_mb: int) -> Resources:
+    """Return what the training of a run asks for, where each process takes `task_memory_mb`."""
+    nodes, per_node = nodes_for(gpus_of(project, experiment), project.cluster.gpus_per_node)
+    return Resources(
+        nodes=nodes,
+        tasks_per_node=per_node,
+        gpus_per_node=per_node,
+        # On a GPU the threads have little to do while the workers read.
+        cpus_per_task=max(project.scale.threads, project.scale.workers),
+        mem_mb=per_node * task_memory_mb,
+        runtime=runtime_minutes(estimate(project, experiment), project.cluster),
+    )
+
+
+def runtime_minutes(estimated: Estimate, cluster: Cluster) -> int:
+    """Return the minutes to ask for: the estimate with its margin, no more than the limit."""
+    wanted = max(cluster.floor_minutes, ceil(60 * estimated.wall_hours * cluster.margin))
+    return min(wanted, int(60 * cluster.wall_hours))

@@ -1,0 +1,107 @@
+"""Data sets to read, and room for what trainings write."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from smt.cluster.doctor.finding import Findings, error, ok, warning
+from smt.config import macs
+from smt.config.project import Experiment, Model, Project, Run
+from smt.datasets import manifest
+from smt.runs.paths import Layout
+
+_CHECKPOINTS = 3
+"""That a run keeps: the last two, and the best."""
+_STATE = 3
+"""Values of a checkpoint a weight: itself, and two moments of AdamW."""
+_VALUE_BYTES = 4
+
+_COMFORT = 1.5
+"""Room in which other things of a project have a place, too."""
+
+
+def data(project: Project, layout: Layout, missing: Sequence[str]) -> Findings:
+    """The data sets of the scale are there. `missing` has a phrase for each that is not."""
+    for phrase in missing:
+        yield error(
+            "data",
+            f"not found: {phrase}",
+            "give the folder that holds them as SMT_DATA, or their places in params/data.yaml",
+        )
+    if missing:
+        return
+    keys = manifest.needed(project)
+    uncounted = [key for key in keys if not manifest.digest_file(layout, key).exists()]
+    if uncounted:
+        yield ok("data", f"to be made where missing, and counted: {', '.join(uncounted)}")
+    else:
+        yield ok("data", f"counted: {', '.join(keys)}")
+
+
+def disk(project: Project, layout: Layout) -> Findings:
+    """There is room for checkpoints and weights of every run that is to do."""
+    to_do = [run for run in project.runs if not layout.metrics(run).exists()]
+    needed = sum(run_bytes(project, run) for run in to_do)
+    folder = _nearest(layout.results.resolve())
+    if not os.access(folder, os.W_OK):
+        yield error("disk", f"{folder} cannot be written", "give a folder that can: SMT_RESULTS")
+        return
+    free = shutil.disk_usage(folder).free
+    text = (
+        f"{_gb(free)} free in {folder}, where {len(to_do)} runs take about {_gb(needed)} "
+        f"({_CHECKPOINTS} checkpoints and the weights of each)"
+    )
+    remedy = "make room, or give another folder: SMT_RESULTS"
+    if free < needed:
+        yield error("disk", text, remedy)
+    elif free < _COMFORT * needed:
+        yield warning("disk", text, remedy)
+    else:
+        yield ok("disk", text)
+
+
+def run_bytes(project: Project, run: Run) -> int:
+    """Return about how many bytes a run's checkpoints and weights take, once it is done."""
+    experiment = project.experiments[run.experiment]
+    classes = project.datasets[project.dataset_of(run.experiment)].classes
+    backbone = weights(project.models[experiment.model], classes)
+    values = max(backbone, _published(project, experiment))
+    return values * _VALUE_BYTES * (_CHECKPOINTS * _STATE + 1)
+
+
+def _published(project: Project, experiment: Experiment) -> int:
+    """Return the published parameters of a head and its model; 0 where they say nothing of it."""
+    if experiment.head is None or project.scale.notice is not None:
+        return 0
+    sizes = project.reported.systems.get(experiment.system, {})
+    return round(1e6 * sizes["params_m"].value) if "params_m" in sizes else 0
+
+
+def weights(model: Model, num_classes: int) -> int:
+    """Return about how many weights a model has: those of convolutions and linear layers."""
+    # At one pixel a layer does as many MACs as it has weights; only attention has none.
+    layers: Iterable[macs.Macs] = (
+        macs.stem(model, 1, 1),
+        *(macs.patch_embedding(*model.widths[i : i + 2]) for i in range(3)),
+        *(each for stage in range(4) for each in _blocks(model, stage)),
+    )
+    return sum(layer.convolution + layer.linear for layer in layers) + (
+        model.widths[-1] * num_classes
+    )
+
+
+def _blocks(model: Model, stage: int) -> Iterable[macs.Macs]:
+    channels = model.widths[stage]
+    for mixer in model.block_mixers(stage):
+        yield macs.sam(model, channels) if mixer == "sam" else macs.msa(channels, 1)
+        yield macs.mlp(channels, int(channels * model.mlp_ratios[stage]))
+
+
+def _nearest(path: Path) -> Path:
+    """Return the folder, or the one above that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"

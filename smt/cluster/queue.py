@@ -1,0 +1,150 @@
+"""SLURM's queue: one question for all jobs of this user, and which of them train which run."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+
+from smt.config.project import Run
+
+TIMEOUT = 5.0
+"""Seconds to wait for an answer: squeue tries an unreachable controller for minutes."""
+
+_COLUMNS = {
+    "JobID": 20, "State": 20, "Reason": 80, "NodeList": 80, "StartTime": 24, "RestartCnt": 12,
+    "Comment": 400,
+}  # fmt: skip
+"""What is asked of each job, and characters kept for it; squeue cuts off what is longer."""
+
+_ORIGIN = re.compile(r"^squeue: ((error|fatal): )?")
+"""What stands before each of its complaints."""
+
+_ON_NODES = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"}
+_WAITING = {
+    "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"
+}  # fmt: skip
+_BROKEN = {"FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
+
+
+class NoAnswer(Exception):
+    """SLURM gives no answer; the message is a phrase that says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of this user, waiting, running or lately ended."""
+
+    number: str
+    state: str
+    """As RUNNING, PENDING, COMPLETING, OUT_OF_MEMORY: see `man squeue`."""
+    reason: str
+    """Why it waits or ended, as SLURM has it, or empty."""
+    nodes: str
+    """As n[1-2]; empty while it waits."""
+    start: float | None
+    """Unix seconds: when it began, or is expected to; None where SLURM cannot tell."""
+    requeues: int
+    comment: str
+
+    @property
+    def is_on_nodes(self) -> bool:
+        return self.state in _ON_NODES
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in _WAITING
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it ended as no job should."""
+        return self.state in _BROKEN
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in a phrase."""
+        state = self.state.replace("_", " ").lower()
+        return f"job {self.number} {state}{f' ({self.reason})' if self.reason else ''}"
+
+
+def comment(scale: str, run: Run, fingerprint: str) -> str:
+    """Return the comment of the job that trains a run: the DAG's rule sets it, this finds it."""
+    return f"smt {scale} {run} {fingerprint}"
+
+
+class Queue:
+    """The jobs that train runs of one scale; `jobs` is None where SLURM was not heard."""
+
+    def __init__(self, scale: str, jobs: Iterable[Job] | None) -> None:
+        self.was_heard = jobs is not None
+        self._scale, self._jobs = scale, tuple(jobs or ())
+
+    def find(self, run: Run, fingerprint: str) -> Job | None:
+        """Return the job that trains a run: one on nodes, else one that waits, else the latest."""
+        wanted = comment(self._scale, run, fingerprint)
+        return _foremost(job for job in self._jobs if job.comment == wanted)
+
+    def find_other(self, run: Run, fingerprint: str) -> Job | None:
+        """Return a job that trains, or will, what a run was before params or data changed."""
+        own, start = comment(self._scale, run, fingerprint), comment(self._scale, run, "")
+        return _foremost(
+            job
+            for job in self._jobs
+            if job.comment.startswith(start)
+            and job.comment != own
+            and (job.is_on_nodes or job.is_waiting)
+        )
+
+    def is_on_nodes(self, number: str) -> bool:
+        """Return whether a job runs, whatever it is."""
+        return any(job.number == number and job.is_on_nodes for job in self._jobs)
+
+
+def _foremost(jobs: Iterable[Job]) -> Job | None:
+    def rank(job: Job) -> tuple[bool, bool, int]:
+        return job.is_on_nodes, job.is_waiting, int(job.number)
+
+    return max(jobs, key=rank, default=None)
+
+
+def jobs() -> tuple[Job, ...]:
+    """Return this user's jobs that SLURM still holds in memory, by one `squeue`.
+
+    Raises:
+        NoAnswer: there is no squeue, it fails, or it takes longer than `TIMEOUT`.
+    """
+    columns = ",".join(f"{name}:{width}" for name, width in _COLUMNS.items())
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    try:
+        done = subprocess.run(
+            ["squeue", "--me", "--noheader", "--states=all", f"--Format={columns}"],
+            env={**kept, "SLURM_TIME_FORMAT": "%s"}, stdin=subprocess.DEVNULL, capture_output=True,
+            encoding="utf-8", errors="replace", timeout=TIMEOUT,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise NoAnswer("there is no squeue here") from None
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"squeue gave no answer in {TIMEOUT:.0f} s") from None
+    except OSError as error:
+        raise NoAnswer(f"squeue does not start: {error.strerror}") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise NoAnswer(f"squeue failed: {_ORIGIN.sub('', said[-1])}")
+    # With several clusters there are lines that name them.
+    return tuple(map(_job, (line for line in done.stdout.splitlines() if line[:1].isdigit())))
+
+
+def _job(line: str) -> Job:
+    ends = list(accumulate(_COLUMNS.values()))
+    fields = [line[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
+    number, state, reason, nodes, start, requeues, said = fields
+    return Job(
+        number=number,
+        state=state,
+        reason="" if reason in ("None", "N/A") else reason,
+        nodes=nodes,
+        start=float(start) if start.isdigit() else None,
+        requeues=int(requeues) if requeues.isdigit() else 0,
+        comment=said,
+    )

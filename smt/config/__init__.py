@@ -1,0 +1,1 @@
+"""What `params/` says: typed, inherited, checked, with errors that name file and line."""

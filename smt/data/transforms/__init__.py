@@ -1,0 +1,1 @@
+"""Augmentation of training images, and what an evaluation does to its own."""

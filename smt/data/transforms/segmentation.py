@@ -1,0 +1,93 @@
+"""From a decoded image and its label map to what a segmenter sees (mmseg 0.30's pipelines)."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from smt.config.augment import FixedRescale, SegmentationAugment, SegmentationEvaluation
+from smt.data import rng
+from smt.data.transforms.image import Picture, normalised, rescaled
+from smt.data.transforms.photometric import distort
+from smt.datasets.label_maps import NO_CLASS
+
+_TRIES = 10
+"""Crops that are looked at before the next one is taken as it is (mmseg)."""
+
+
+class SegmentationTrainTransform:
+    """The recipe's augmentation: scale, crop, flip, photometric distortion.
+
+    Draws from torch's global generator alone: seed it for each image.
+    """
+
+    def __init__(self, augment: SegmentationAugment) -> None:
+        self._augment = augment
+
+    def __call__(
+        self, image: Image.Image, labels: np.ndarray | Image.Image
+    ) -> tuple[Tensor, Tensor]:
+        """Return image (3, crop, crop) float32, normalised, and labels (crop, crop) int64.
+
+        `image` is RGB of any size, `labels` (height, width) uint8 of the same, NO_CLASS where there
+        is none.
+        """
+        augment, label_map = self._augment, np.asarray(labels)
+        picture = _scaled(Picture.of(image), augment.rescale, rng.uniform(*augment.factor))
+        picture = self._crop(picture, label_map)
+        if rng.chance(augment.hflip):
+            picture = picture.flip()
+        pixels = picture.pixels[0].contiguous()
+        if augment.photometric is not None:
+            pixels = torch.from_numpy(distort(pixels.numpy(), augment.photometric))
+        return _padded(normalised(pixels), picture.follow(label_map), augment.crop)
+
+    def _crop(self, picture: Picture, label_map: np.ndarray) -> Picture:
+        """Return a crop in which no class has too large a part, unless all that are tried have."""
+        largest = self._augment.largest_class
+        for _ in range(_TRIES if largest < 1 else 0):
+            crop = self._any_crop(picture)
+            if _largest_part(crop.follow(label_map)) < largest:
+                return crop
+        return self._any_crop(picture)
+
+    def _any_crop(self, picture: Picture) -> Picture:
+        height, width = (min(side, self._augment.crop) for side in picture.size)
+        top = rng.integer(0, picture.size[0] - height)
+        left = rng.integer(0, picture.size[1] - width)
+        return picture.crop(top, left, height, width)
+
+
+class SegmentationEvalTransform:
+    """The recipe's way to scale an image for evaluation."""
+
+    def __init__(self, evaluation: SegmentationEvaluation) -> None:
+        self._rescale = evaluation.rescale
+
+    def __call__(self, image: Image.Image, factor: float = 1) -> Tensor:
+        """Return what the segmenter sees at `factor` of an RGB image: (3, H, W) float32."""
+        return normalised(_scaled(Picture.of(image), self._rescale, factor).pixels[0])
+
+
+def _scaled(picture: Picture, rule: FixedRescale, factor: float) -> Picture:
+    """Return `picture` scaled by a rule whose limits are multiplied by `factor`."""
+    (short,) = rule.short
+    limits = int(short * factor), int(rule.long * factor)
+    return picture.resize(rescaled(picture.size, *limits))
+
+
+def _largest_part(labels: np.ndarray) -> float:
+    """Return the part that the largest class has of the labelled pixels; 1 without any."""
+    counts = np.bincount(labels.ravel(), minlength=NO_CLASS + 1)[:NO_CLASS]
+    total = counts.sum()
+    return float(counts.max() / total) if total else 1.0
+
+
+def _padded(image: Tensor, labels: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
+    """Return both in the top left of a square: beyond, 0 (the mean colour) and NO_CLASS."""
+    height, width = labels.shape
+    square = torch.zeros(3, side, side)
+    square[:, :height, :width] = image
+    classes = torch.full((side, side), NO_CLASS)
+    classes[:height, :width] = torch.from_numpy(labels)
+    return square, classes

@@ -1,0 +1,1 @@
+"""What lies on disk before a training: scanned, counted, checked, listed in a manifest."""

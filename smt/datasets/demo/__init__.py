@@ -1,0 +1,1 @@
+"""The demo's data sets, drawn from images that packages ship."""

@@ -1,0 +1,401 @@
+"""What a data set holds: its files read, checked against params, and summed up in a digest.
+
+A manifest is a JSON file, and beside it one list of files a split, with a line a file:
+`split/class/file<TAB>bytes<TAB>SHA-256`, and where the layout has them, one for each file of
+annotations as well. The digest is the SHA-256 of the lists one after the other, so
+`cat NAME.train.txt NAME.val.txt | sha256sum` prints it: a fingerprint stands for every byte of the
+data. Training takes its images from the lists: walking a million files on a network
+disk takes minutes, and no run sees other files than its fingerprint says.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from smt.config import fingerprint
+from smt.config.project import Dataset, Project, Run, Strict
+from smt.datasets import class_map, lists, scan
+from smt.datasets.differences import Differences
+from smt.datasets.hashing import Kept, Meter, Probe, Reader
+from smt.datasets.lists import SplitSum
+from smt.datasets.scan import SplitScan
+from smt.errors import DataError, UserError, suggest
+from smt.runs.atomic import explained, publish, write_json
+from smt.runs.paths import Layout
+
+if TYPE_CHECKING:
+    from smt.datasets.validate import Inspected
+
+T = TypeVar("T", "Manifest", "ClassMapManifest")
+
+CLASS_MAP = "class_map:"
+"""What stands before the name of a class map where data sets and class maps are named together."""
+
+_THREADS = 16
+"""Files that are looked at side by side, for a disk on the network answers late."""
+
+REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
+
+
+class Split(Strict):
+    """The images of `train` or `val`."""
+
+    images: int
+    total_bytes: int
+    """Of images and annotations."""
+    per_class: tuple[int, ...]
+    """Images of each class, or that show it, in the order of the classes."""
+    listed_in: str
+    """Name of the file beside the manifest that lists them."""
+    sha256: str
+    """Of that file."""
+    facts: dict[str, int] = {}
+    """What else was counted; see `smt.datasets.validate`."""
+
+
+class Manifest(Strict):
+    """What was found in a data set."""
+
+    dataset: str
+    content: Literal["bytes"]
+    """What the digest covers."""
+    digest: str
+    classes: tuple[str, ...]
+    """Class i is the i-th: names of the class folders, sorted; of COCO's categories by their ids;
+    of ADE20K's classes by their labels."""
+    splits: dict[str, Split]
+    folder: Path = Field(exclude=True)
+    """Where the lists lie; not part of the file."""
+    layout: scan.Arrangement = "imagenet"
+
+    def list_file(self, split: str) -> Path:
+        """Return the path of the list of a split's images."""
+        return self.folder / self.splits[split].listed_in
+
+
+class ClassMapManifest(Strict):
+    """The rows of a class map."""
+
+    kind: Literal["class map"] = "class map"
+    source: str
+    target: str
+    digest: str
+    rows: tuple[int, ...]
+    """For each class of the target, the class of the source."""
+
+
+def digest_file(layout: Layout, key: str) -> Path:
+    """Return the manifest's path; `key` is a data set's name or `class_map:NAME`."""
+    return layout.manifest(key.replace(CLASS_MAP, "class_map_"))
+
+
+def keys(project: Project) -> tuple[str, ...]:
+    """Return the key of every data set and class map of the scale."""
+    return (*project.datasets, *(f"{CLASS_MAP}{name}" for name in project.class_maps))
+
+
+def needed(project: Project) -> tuple[str, ...]:
+    """Return the keys of all that an experiment of the scale reads."""
+    read = {key for run in project.runs for key in fingerprint.inputs(project, run)}
+    return tuple(key for key in keys(project) if key in read)
+
+
+def require_key(project: Project, key: str) -> None:
+    """Raise a UserError with the nearest valid keys where the scale has no `key`."""
+    if key not in keys(project):
+        raise UserError(
+            f"no data set or class map {key!r} in params/data.yaml; {suggest(key, keys(project))}"
+        )
+
+
+def write(
+    project: Project,
+    layout: Layout,
+    key: str,
+    *,
+    jobs: int | None = None,
+    meter: Meter | None = None,
+) -> Manifest | ClassMapManifest:
+    """Read a data set or class map, check it, and write its manifest and lists.
+
+    `jobs` files are read at a time. A reading that was killed goes on where it was.
+
+    Raises:
+        DataError: what is missing, incomplete or wrong; then nothing is written.
+        UserError: the results folder cannot be written, or another process reads the data set.
+    """
+    require_key(project, key)
+    path = digest_file(layout, key)
+    with explained(path, REMEDY):
+        if key.startswith(CLASS_MAP):
+            rows = inspect_class_map(project, layout, key)
+            write_json(path, rows.model_dump(mode="json"))
+            return rows
+        with (
+            Kept(layout.reading(key)) as kept,
+            Differences(layout.differences(key)) as wrong,
+        ):
+            shown = meter or Meter()
+            root = layout.dataset_root(project.datasets[key])
+            probe = probe_of_validation(project.datasets[key], root)
+            reader = Reader(root, kept, jobs=jobs, probe=probe, meter=shown)
+            made = record(project, layout, key, reader, wrong, shown)
+            kept.finish()
+        return made
+
+
+def probe_of_validation(dataset: Dataset, root: Path) -> Probe:
+    """Return what decodes the images that evaluations need: one missing is found before training.
+
+    Those of training may be many times as many; `smt data verify --decode` is for them.
+    """
+    folder = root / scan.image_folder(dataset.layout, "val")
+
+    def probe(path: Path, content: BinaryIO) -> None:
+        if folder in path.parents:
+            # Snakemake reads this module at every start, and needs no image library for it.
+            from smt.datasets.decoding import require_decodable
+
+            require_decodable(content)
+
+    return probe
+
+
+def record(
+    project: Project, layout: Layout, key: str, reader: Reader, wrong: Differences, meter: Meter
+) -> Manifest:
+    """Read a data set by `reader`, write its manifest and lists, and return the manifest.
+
+    Training images that `reader` cannot decode are added to `wrong`: whether training takes others
+    in their place is for its recipe to say.
+
+    Raises:
+        DataError: the data set is not as params say, or files cannot be read, or validation images
+            not be decoded: they are in `wrong`.
+    """
+    dataset, path = project.datasets[key], digest_file(layout, key)
+    make = make_command(project, key)
+    scans = scan.scan(key, dataset, reader.root, make)
+    inspected = _inspect(key, dataset, reader.root, scans, make)
+    meter.expect(sum(sum(found.files) for found in scans.values()))
+    listed_in = {split: f"{path.stem}.{split}.txt" for split in scans}
+    with ExitStack() as stack:
+        files = {
+            split: stack.enter_context(_writing(path.with_name(name)))
+            for split, name in listed_in.items()
+        }
+        try:
+            digest, sums = lists.make(
+                reader, scans, lambda split, text: files[split].write(text), wrong
+            )
+        except (lists.Changed, scan.Wrong) as error:
+            raise DataError(f"{key}: {error}; run this again") from None
+        _require_readable(key, reader.root, wrong, scan.remedy_for(key, dataset, make))
+    found = Manifest(
+        dataset=key,
+        layout=dataset.layout,
+        content="bytes",
+        digest=digest,
+        classes=inspected.classes,
+        splits=_splits(scans, inspected, sums, listed_in),
+        folder=path.parent,
+    )
+    # What a layout has nothing to say about is left out.
+    write_json(path, found.model_dump(mode="json", exclude_defaults=True))
+    return found
+
+
+def _inspect(
+    key: str, dataset: Dataset, root: Path, scans: dict[str, SplitScan], make: str | None
+) -> "Inspected":
+    # Snakemake reads this module at every start, and needs no image library for it.
+    from smt.datasets.validate import inspect
+
+    try:
+        return inspect(dataset, root, scans)
+    except scan.Wrong as wrong:
+        raise DataError(f"{key}: {wrong}; {scan.remedy_for(key, dataset, make)}") from None
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[BinaryIO]:
+    """Write a list under another name, and give it its own on success.
+
+    The other name is always the same, for one process at a time reads a data set: what a killed
+    one left behind, a gigabyte at ImageNet-22K's size, is overwritten.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _require_readable(key: str, root: Path, wrong: Differences, remedy: str) -> None:
+    if count := wrong.counts["unreadable"]:
+        first = next(each for each in wrong.first if each.kind == "unreadable")
+        raise DataError(
+            f"{key}: {root / first.path} {first.what} ({count} such "
+            f"file{'s' if count > 1 else ''}, all in {wrong.path}); {remedy}"
+        )
+
+
+def _splits(
+    scans: dict[str, SplitScan],
+    inspected: "Inspected",
+    sums: dict[str, SplitSum],
+    listed_in: dict[str, str],
+) -> dict[str, Split]:
+    return {
+        split: Split(
+            images=scans[split].images,
+            total_bytes=each.total_bytes,
+            per_class=inspected.splits[split].per_class,
+            facts=inspected.splits[split].facts,
+            listed_in=listed_in[split],
+            sha256=each.sha256,
+        )
+        for split, each in sums.items()
+    }
+
+
+def inspect_class_map(project: Project, layout: Layout, key: str) -> ClassMapManifest:
+    """Return the manifest of a class map as it is now, without writing it.
+
+    Raises:
+        DataError: the class map is missing or wrong.
+    """
+    entry = project.class_maps[key.removeprefix(CLASS_MAP)]
+    rows = class_map.read(
+        layout.data_file(entry.path),
+        source_classes=project.datasets[entry.source].classes,
+        target_classes=project.datasets[entry.target].classes,
+        remedy=make_command(project, key),
+    )
+    return ClassMapManifest(
+        source=entry.source, target=entry.target, digest=class_map.digest(rows), rows=rows
+    )
+
+
+def make_command(project: Project, key: str) -> str | None:
+    """Return the command that makes what `key` names, or None where the user brings it."""
+    if key.startswith(CLASS_MAP):
+        entry = project.class_maps[key.removeprefix(CLASS_MAP)]
+        generators = [project.datasets[each].generator for each in (entry.source, entry.target)]
+        made = generators == ["digit_pairs", "digits"]
+    else:
+        made = project.datasets[key].generator is not None
+    return f"smt data make {key} --scale {project.scale_name}" if made else None
+
+
+def read(layout: Layout, dataset: str) -> Manifest:
+    """Return the manifest of a data set as it was written.
+
+    Raises:
+        DataError: there is none, or it is not a manifest; the message says which command makes it.
+    """
+    return _load(layout, dataset, Manifest)
+
+
+def rows(layout: Layout, name: str) -> tuple[int, ...]:
+    """Return the rows of a class map as its manifest has them: a source class a target class.
+
+    Raises:
+        DataError: there is no manifest of it; the message says which command makes it.
+    """
+    return _load(layout, f"{CLASS_MAP}{name}", ClassMapManifest).rows
+
+
+def read_any(layout: Layout, key: str) -> Manifest | ClassMapManifest:
+    """Return the manifest of a data set or class map; for errors see `read`."""
+    return _load(layout, key, ClassMapManifest) if key.startswith(CLASS_MAP) else read(layout, key)
+
+
+def digests(project: Project, layout: Layout, run: Run) -> dict[str, str]:
+    """Return the digest of everything that the fingerprint of `run` needs, by key.
+
+    Raises:
+        DataError: a manifest is missing, or was made when params said something else.
+    """
+    found: dict[str, str] = {}
+    for key in fingerprint.inputs(project, run):
+        if key.startswith(CLASS_MAP):
+            found[key] = _load(layout, key, ClassMapManifest).digest
+        else:
+            manifest = read(layout, key)
+            _require_current(manifest, project.datasets[key], layout)
+            found[key] = manifest.digest
+    return found
+
+
+def require_validation(project: Project, layout: Layout, key: str) -> None:
+    """Refuse validation files that are not of the sizes that they had, before a run needs them.
+
+    Training images may be many times as many: `smt data check` and `smt data verify` are for them.
+
+    Raises:
+        DataError: naming the first such file and what to do.
+    """
+    written, root = read(layout, key), layout.dataset_root(project.datasets[key])
+    if "val" not in written.splits:
+        return
+    sha256 = written.splits["val"].sha256
+    with ThreadPoolExecutor(_THREADS) as pool:
+        listed = list(lists.recorded(written.list_file("val"), sha256, key))
+        sizes = pool.map(_size, (root / line.path for line in listed))
+        differing = [
+            (line, size) for line, size in zip(listed, sizes, strict=True) if size != line.size
+        ]
+    if not differing:
+        return
+    line, size = differing[0]
+    now = "is missing" if size is None else f"has {size} bytes"
+    raise DataError(
+        f"{root / line.path} {now}, {line.size} when its manifest was made "
+        f"({len(differing)} such); "
+        f"bring back what was there, or run {_manifest_command(layout, key)} for the data as they "
+        "are, which makes of each run on them another one"
+    )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _require_current(manifest: Manifest, dataset: Dataset, layout: Layout) -> None:
+    splits = {name: split.images for name, split in manifest.splits.items()}
+    expected = scan.expected_images(dataset)
+    if (len(manifest.classes), splits) != (dataset.classes, expected):
+        raise DataError(
+            f"{digest_file(layout, manifest.dataset)} is of {len(manifest.classes)} classes and "
+            f"{splits} images, params say {dataset.classes} and {expected}; "
+            f"run: {_manifest_command(layout, manifest.dataset)}"
+        )
+
+
+def _manifest_command(layout: Layout, key: str) -> str:
+    return f"smt data manifest {key} --scale {layout.scale}"
+
+
+def _load(layout: Layout, key: str, kind: type[T]) -> T:
+    path = digest_file(layout, key)
+    remedy = f"run: {_manifest_command(layout, key)}"
+    try:
+        content = json.loads(path.read_bytes())
+        extra = {"folder": path.parent} if kind is Manifest else {}
+        return kind.model_validate({**content, **extra})
+    except FileNotFoundError:
+        raise DataError(f"{key} has no manifest {path}; {remedy}") from None
+    except (OSError, ValueError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not a manifest ({reason}); {remedy}") from None

@@ -1,1 +1,0 @@
-"""What detectors and segmenters have in common."""

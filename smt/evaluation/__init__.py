@@ -1,0 +1,1 @@
+"""From predictions to numbers: COCO's AP, mIoU, files of results, samples to look at."""

@@ -1,0 +1,1 @@
+"""A run on disk: its paths, records, journal, provenance, lock and heartbeat."""

@@ -1,0 +1,199 @@
+"""Where everything lies on disk. No other module builds a path below `results/`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from smt.config.project import Dataset, Run
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def default_params() -> Path:
+    """Return the params folder: SMT_PARAMS, else ./params, else the one beside the package."""
+    if "SMT_PARAMS" in os.environ:
+        return Path(os.environ["SMT_PARAMS"])
+    if Path("params/models.yaml").exists():
+        return Path("params")
+    return bundled_params()
+
+
+def bundled_params() -> Path:
+    """Return the params folder that came with this installation."""
+    packaged = PACKAGE / "_params"
+    return packaged if packaged.exists() else PACKAGE.parent / "params"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an evaluation of a detector or segmenter leaves beside its numbers."""
+
+    samples: Path
+    """Picture of some validation images, as annotated and as predicted."""
+    predictions: Path
+    """Folder of what is predicted of all of them, as the test servers take it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one scale.
+
+    A run's folder holds what the DAG declares (`metrics.json`, `model.safetensors`) and one work
+    folder a fingerprint (`work-0123456789ab/`) with journal, provenance, checkpoints and logs,
+    which Snakemake never deletes.
+    """
+
+    scale: str
+    results: Path = Path("results")
+    data: Path = Path("data")
+
+    @classmethod
+    def from_environment(cls, scale: str) -> "Layout":
+        """Return the layout that SMT_RESULTS and SMT_DATA choose (defaults: results, data)."""
+        return cls(
+            scale=scale,
+            results=Path(os.environ.get("SMT_RESULTS", "results")),
+            data=Path(os.environ.get("SMT_DATA", "data")),
+        )
+
+    @property
+    def root(self) -> Path:
+        """Folder of everything made at this scale."""
+        return self.results / self.scale
+
+    def dataset_root(self, dataset: Dataset) -> Path:
+        """Folder that holds the data set's train/ and val/."""
+        return self.data / dataset.root
+
+    def data_file(self, path: str) -> Path:
+        """A file of params that is absolute or below the data folder."""
+        return self.data / path
+
+    def manifest(self, dataset: str) -> Path:
+        """What was found in a data set: counts, classes, digest."""
+        return self.root / "data" / f"{dataset}.json"
+
+    def reading(self, dataset: str, how: str = "reading") -> Path:
+        """What an unfinished reading of a data set has read so far."""
+        return self.root / "data" / f"{dataset}.{how}.txt"
+
+    def differences(self, dataset: str) -> Path:
+        """Every file of a data set that is not as its manifest says."""
+        return self.root / "data" / f"{dataset}.differences.txt"
+
+    def run_dir(self, run: Run) -> Path:
+        return self.root / "runs" / run.experiment / f"seed{run.seed}"
+
+    def metrics(self, run: Run) -> Path:
+        """Final numbers of a run, its fingerprint and the digest of its weights."""
+        return self.run_dir(run) / "metrics.json"
+
+    def weights(self, run: Run) -> Path:
+        return self.run_dir(run) / "model.safetensors"
+
+    def evaluation(self, run: Run) -> Path:
+        """The exported weights evaluated again, on their own."""
+        return self.run_dir(run) / "evaluation.json"
+
+    def samples(self, run: Run) -> Path:
+        """Some validation images, as annotated and as a detector or segmenter predicts them."""
+        return self.run_dir(run) / "samples.jpg"
+
+    def predictions(self, run: Run) -> Path:
+        """Folder of what a detector or segmenter predicts of every validation image."""
+        return self.run_dir(run) / "predictions"
+
+    def kept(self, run: Run) -> Kept:
+        """What the evaluation of a detector or segmenter keeps."""
+        return Kept(self.samples(run), self.predictions(run))
+
+    def work_dir(self, run: Run, fingerprint: str) -> Path:
+        return self.run_dir(run) / f"work-{fingerprint[:12]}"
+
+    def record(self, run: Run) -> Path:
+        """What DVC keeps of a run's work folder: journal, provenance, log, curves."""
+        return self.run_dir(run) / "record"
+
+    @property
+    def manifests(self) -> Path:
+        """Folder of what was found in every data set."""
+        return self.root / "data"
+
+    def made(self, dataset: str) -> Path:
+        """Says that this machine has made a data set of the demo."""
+        return self.manifests / f"{dataset}.made"
+
+    @property
+    def index(self) -> Path:
+        """Folder of which run is which: what DVC's stages of runs depend on."""
+        return self.root / "index"
+
+    @property
+    def printed(self) -> tuple[Path, ...]:
+        """Everything that is made of finished runs, and the receipt that says where they are."""
+        return (
+            self.tables, self.figures, self.report, self.sizes, self.root / "sync",
+            self.sync_receipt,
+        )  # fmt: skip
+
+    @property
+    def sizes(self) -> Path:
+        """Parameters and MACs of every model."""
+        return self.root / "sizes.json"
+
+    @property
+    def sync_receipt(self) -> Path:
+        """Which run is which MLflow run."""
+        return self.root / "mlflow.json"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The page that sets out all of it."""
+        return self.root / "report.html"
+
+    @property
+    def release(self) -> Path:
+        """Final weights, model cards and results, packed to be published."""
+        return self.root / "release"
+
+    @property
+    def proof(self) -> Path:
+        """Trainings that were killed on purpose, and the table of how they ended."""
+        return self.root / "proof"
+
+    def proof_record(self, run: Run, ranks: int | str) -> Path:
+        """What became of a run that was killed on purpose, on a number of processes."""
+        return self.proof / f"{run.experiment}-seed{run.seed}-ranks{ranks}.json"
+
+    @property
+    def tracking_lock(self) -> Path:
+        """Held by the process that writes to MLflow: one of a results folder at a time."""
+        return self.results / "mlflow.lock"
+
+    @property
+    def sender_lock(self) -> Path:
+        """Held by the process that sends to MLflow while runs train: one of a scale at a time."""
+        return self.root / "sender.lock"
+
+    @property
+    def sender_log(self) -> Path:
+        """What that process says."""
+        return self.root / "logs" / "sync" / "sender.log"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where MLflow keeps files of runs, unless a server has a place of its own."""
+        return self.results / "mlflow-artifacts"
+
+    def tracking_uri(self) -> str:
+        """MLFLOW_TRACKING_URI, else an SQLite file in the results folder (absolute)."""
+        database = (self.results / "mlflow.db").resolve()
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}"

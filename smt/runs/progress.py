@@ -1,0 +1,84 @@
+"""How far a run is, how fast it goes, and when it will be done."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from smt.runs.journal import Record
+from smt.runs.workdir import Trail
+
+QUIET_SECONDS = 60.0
+QUIET_STEPS = 10
+"""A training is quiet after this long, and after as long as this many of its steps take."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is."""
+
+    steps_per_epoch: int
+    """Full global batches, as smt.data.sampler counts them."""
+    epochs: int
+    global_batch: int
+
+    @property
+    def steps(self) -> int:
+        """Global steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is."""
+
+    length: Length
+    step: int
+    """Global steps done."""
+    rate: float | None = None
+    """Steps per second over about the last epoch, evaluation included; None where not known."""
+    silence: float | None = None
+    """Seconds since it last did something; None where nobody trains it."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that it is in, from 1."""
+        return min(self.step // self.length.steps_per_epoch + 1, self.length.epochs)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training images on all GPUs."""
+        return None if self.rate is None else self.rate * self.length.global_batch
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it has done nothing for longer than it should take."""
+        if self.silence is None:
+            return False
+        usual = QUIET_STEPS / self.rate if self.rate else 0.0
+        return self.silence > max(QUIET_SECONDS, usual)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds to its last step at this rate; None where it is not known, or it is quiet."""
+        if self.rate is None or self.is_quiet:
+            return None
+        return (self.length.steps - self.step) / self.rate
+
+
+def of_running(length: Length, trail: Trail, records: Iterable[Record], now: float) -> Progress:
+    """Return the progress of a run that its last attempt trains at `now` (Unix seconds)."""
+    last = trail.beat.time if trail.beat else trail.started
+    rate = _rate(length, trail, records)
+    return Progress(length, trail.step, rate, max(now - last, 0.0))
+
+
+def _rate(length: Length, trail: Trail, records: Iterable[Record]) -> float | None:
+    """Return steps per second since an epoch ago, or since the attempt began."""
+    if trail.beat is None:
+        return None
+    step, time = trail.resumed_at, trail.started
+    for record in records:
+        # What an attempt repeats keeps the time of the attempt that was there first.
+        if time < record.time and record.step <= trail.beat.step - length.steps_per_epoch:
+            step, time = record.step, record.time
+    steps, seconds = trail.beat.step - step, trail.beat.time - time
+    return steps / seconds if steps > 0 and seconds > 0 else None

@@ -1,0 +1,123 @@
+"""What a training leaves in its work folder while it runs, and who holds the folder."""
+
+import fcntl
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smt.runs import heartbeat, journal
+from smt.runs.atomic import read_json
+from smt.runs.heartbeat import Beat
+from smt.runs.lock import LOCK
+from smt.runs.provenance import FAILURE, PROVENANCE
+
+_CHECKPOINTS = "checkpoints/step-*-epoch-*.safetensors"
+"""As smt.engine.checkpoint names them, which cannot be imported without torch."""
+
+_FLOCK = "hhqqi"
+"""struct flock of Linux on 64 bits: type, whence, start, length, process."""
+
+
+@dataclass(frozen=True)
+class Trail:
+    """How far the last attempt at a run has come."""
+
+    work_dir: Path
+    attempts: int
+    """Starts of the training that came as far as its data and its model."""
+    started: float
+    """Unix seconds: when the last of them started; 0 without any."""
+    resumed_at: int
+    """Global steps done when it started."""
+    beat: Beat | None
+    """Its last sign of life."""
+    host: str
+    """Where it runs or ran; empty where that is not known."""
+    process: int | None
+    job: str
+    """Its SLURM job, or empty."""
+    saved: int | None
+    """Step of the newest checkpoint: where another attempt would go on from."""
+    failure: str
+    """Cause of the last attempt's failure, or empty."""
+    failed_at: float
+    locked: bool | None
+    """Whether a process holds the folder to train; None where the file system cannot tell."""
+
+    @property
+    def step(self) -> int:
+        """Global steps done by the last attempt."""
+        return self.beat.step if self.beat else self.resumed_at
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.attempts) or self.saved is not None
+
+    def records(self) -> list[journal.Record]:
+        """Return the journal; nothing where it cannot be read."""
+        try:
+            return journal.read(self.work_dir, 0.0)
+        except ValueError:
+            return []
+
+
+def read(work_dir: Path) -> Trail:
+    """Return what is in a work folder, also of a run that was never begun."""
+    attempts = (read_json(work_dir / PROVENANCE) or {}).get("attempts", [])
+    failure = read_json(work_dir / FAILURE) or {}
+    locked, holder = is_locked(work_dir / LOCK), _holder(work_dir / LOCK)
+    last, saved = attempts[-1] if attempts else {}, newest_checkpoint(work_dir)
+    beat = heartbeat.read(work_dir)
+    if locked and holder.get("pid") != last.get("pid"):
+        # Another attempt has begun, and has still to read its data and to write down that it did.
+        last = {"started": (work_dir / LOCK).stat().st_mtime, "resumed_at_step": saved or 0}
+        beat = None
+    started = last.get("started", 0.0)
+    return Trail(
+        work_dir=work_dir,
+        attempts=len(attempts),
+        started=started,
+        resumed_at=last.get("resumed_at_step", 0),
+        beat=beat if beat and beat.time >= started else None,
+        host=holder.get("host", ""),
+        process=holder.get("pid"),
+        job=last.get("slurm_job_id") or "",
+        saved=saved,
+        failure=failure.get("message", ""),
+        failed_at=failure.get("time", 0.0),
+        locked=locked,
+    )
+
+
+def newest_checkpoint(work_dir: Path) -> int | None:
+    """Return the step of a run's newest checkpoint, or None without any."""
+    steps = (int(path.name.split("-")[1]) for path in work_dir.glob(_CHECKPOINTS))
+    return max(steps, default=None)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Return whether a process holds a lock on a file, without touching it; None: no telling.
+
+    That the lock of this very process is not seen is how locks of POSIX are.
+    """
+    question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        with path.open("rb") as file:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """Return host and pid of the process that holds a lock, or held it last."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}

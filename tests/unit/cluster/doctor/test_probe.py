@@ -1,0 +1,46 @@
+"""What smt doctor says of the GPU of a node, from the node's answer."""
+
+import pytest
+
+from smt.cluster.doctor import probe
+from smt.cluster.doctor.node import Answer, Environment
+
+ENVIRONMENT = Environment("3.11", "0.1", {})
+WELL = {
+    "count": 1, "problem": None, "name": "NVIDIA A100-SXM4-80GB", "memory_bytes": 80 * 2**30,
+    "driver": "580.159", "shared_memory_bytes": 8 * 2**30,
+}  # fmt: skip
+
+
+def said(gpus, needed=True):
+    answer = Answer("n1", ENVIRONMENT, gpus)
+    return [(each.level, each.subject, each.text) for each in probe.of_gpus(answer, needed)]
+
+
+def test_a_gpu_that_trains_is_named_with_its_memory_and_driver():
+    ((level, subject, text),) = said(WELL)
+    assert (level, subject) == ("ok", "gpu")
+    assert "NVIDIA A100-SXM4-80GB, 80 GiB, driver 580.159" in text
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_gpu_that_is_there_and_cannot_be_used_is_an_error(needed):
+    ((level, _, text),) = said({**WELL, "problem": "a step in bf16 fails: no kernel"}, needed)
+    assert level == "error" and text == "n1: a step in bf16 fails: no kernel"
+
+
+@pytest.mark.parametrize(("needed", "expected"), [(True, "error"), (False, "warning")])
+def test_no_gpu_is_an_error_where_one_is_needed(needed, expected):
+    gone = {"count": 0, "problem": None, "shared_memory_bytes": 8 * 2**30}
+    ((level, _, text),) = said(gone, needed)
+    assert level == expected and "sees no GPU" in text
+
+
+def test_a_torch_that_does_not_load_is_an_error():
+    ((level, _, text),) = said(None, needed=False)
+    assert level == "error" and "does not load" in text
+
+
+def test_little_shared_memory_is_said():
+    _, (level, subject, text) = said({**WELL, "shared_memory_bytes": 64 * 2**20})
+    assert (level, subject) == ("warning", "/dev/shm") and "64 MB" in text

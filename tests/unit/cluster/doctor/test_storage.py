@@ -1,0 +1,44 @@
+"""What `smt doctor` reckons with: sizes of runs on disk, and limits as SLURM prints them."""
+
+import pytest
+
+from smt.cluster.doctor import storage
+from smt.cluster.slurm import minutes
+from smt.config.load import load_project
+from tests.helpers import ROOT
+
+
+@pytest.mark.parametrize("model", ["smt_tiny", "smt_small", "smt_base", "smt_large"])
+def test_the_estimate_of_a_models_weights_is_close(model):
+    from smt.models import zoo
+
+    found = load_project(ROOT / "params", "paper").models[model]
+    real = sum(each.numel() for each in zoo.skeleton(found, num_classes=1000).parameters())
+    assert storage.weights(found, 1000) == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("00:12:00", 12),
+        ("1-00:00:00", 24 * 60),
+        ("7-01:30:30", 7 * 24 * 60 + 90.5),
+        ("UNLIMITED", float("inf")),
+    ],
+)
+def test_a_time_limit_as_slurm_prints_it(limit, expected):
+    assert minutes(limit) == expected
+
+
+def test_a_detector_takes_room_for_its_head():
+    from smt.config.project import Run
+    from smt.tasks import sizes
+
+    project = load_project(ROOT / "params", "paper")
+    name = "coco_sparse_rcnn_smt_small"
+    system = project.systems["sparse_rcnn.smt_small"]
+    model, head = project.models[system.model], project.heads[system.head]
+    counted = sizes.downstream_counts(model, head, system.classes, system.size).parameters
+    # Weights, and in each of three checkpoints weights and both moments of AdamW.
+    real = 4 * counted * (3 * 3 + 1)
+    assert storage.run_bytes(project, Run(experiment=name, seed=0)) == pytest.approx(real, rel=0.03)

@@ -1,0 +1,279 @@
+"""Mistakes in params/: each is one line with file, line, key and what is valid, and exit code 2."""
+
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from smt.config.load import load_project
+from tests.helpers import ROOT
+from tests.helpers.project_copy import ProjectCopy
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An edit of params/, and what the message has to say of it."""
+
+    file: str
+    old: str
+    new: str
+    key: str
+    says: str
+    scale: str = "paper"
+    line: int = 0
+    """Lines between the first line of `old` and the one that the message names."""
+
+
+MISTAKES = {
+    "unknown model": Mistake(
+        "experiments.yaml", "on ImageNet-1K\n    model: smt_small\n",
+        "on ImageNet-1K\n    model: smt_smal\n",
+        "experiments.imagenet1k_smt_small.model", "no model 'smt_smal'; did you mean smt_small",
+        line=1,
+    ),
+    "unknown recipe": Mistake(
+        "experiments.yaml", "recipe: imagenet22k\n", "recipe: imagenet21k\n",
+        "experiments.imagenet22k_smt_large.recipe",
+        "no recipe 'imagenet21k'; did you mean imagenet1k or",
+    ),
+    "unknown data set": Mistake(
+        "recipes.yaml", "dataset: imagenet22k\n", "dataset: imagenet21k\n",
+        "recipes.imagenet22k.dataset", "no dataset 'imagenet21k'; did you mean imagenet1k or",
+    ),
+    "unknown key": Mistake(
+        "recipes.yaml", "clip_norm: 5.0\n", "clip_nrm: 5.0\n",
+        "recipes.imagenet1k.optimizer.clip_nrm", "unknown key; did you mean clip_norm",
+    ),
+    "unknown key of an entry": Mistake(
+        "models.yaml", "    stem_kernel: 3\n", "    stem_kernel: 3\n    stem_kernal: 3\n",
+        "models.smt_tiny.stem_kernal", "unknown key; did you mean stem_kernel", line=1,
+    ),
+    "missing key": Mistake(
+        "recipes.yaml", "    precision: fp16\n", "",
+        "recipes.imagenet1k.precision", "this key is missing", line=-6,
+    ),
+    "wrong type": Mistake(
+        "recipes.yaml", "weight_decay: 0.05\n", "weight_decay: strong\n",
+        "recipes.imagenet1k.optimizer.weight_decay", 'valid number, found "strong"',
+    ),
+    "out of range": Mistake(
+        "recipes.yaml", "random_erasing: 0.25\n", "random_erasing: 25\n",
+        "recipes.imagenet1k.augment.random_erasing", "less than or equal to 1, found 25",
+    ),
+    "not one of the choices": Mistake(
+        "models.yaml", "    aggregation: dense\n", "    aggregation: thick\n",
+        "models.smt_tiny_aggregation_dense.aggregation", "'saa', 'none'",
+    ),
+    "heads that do not divide": Mistake(
+        "models.yaml", "    msa_heads: [2, 4, 8, 16] ", "    msa_heads: [2, 4, 7, 16] ",
+        "models.smt_tiny.msa_heads",
+        "7 heads do not divide the 256 channels of stage 3; valid: 1, 2, 4, 8,",
+    ),
+    "heads that do not divide at another scale": Mistake(
+        "models.yaml", "    msa_heads: [2, 4, 8, 16] ", "    msa_heads: [2, 4, 128, 16] ",
+        "models.smt_tiny.msa_heads", "128 heads do not divide the 64 channels of stage 3; valid: "
+        "1, 2, 4, 8, 16, 32, 64 (at scale demo)", scale="demo",
+    ),
+    "batches that do not divide": Mistake(
+        "recipes.yaml", "device_batch: 128\n", "device_batch: 100\n",
+        "recipes.imagenet1k.device_batch", "100 does not divide the global batch of 1024",
+    ),
+    "too much warm-up": Mistake(
+        "recipes.yaml", "epochs: 90\n", "epochs: 5\n",
+        "recipes.imagenet22k.schedule.warmup_epochs",
+        "5 epochs of warm-up in a run of 5",
+        line=-1,
+    ),
+    "an evaluation that is drawn": Mistake(
+        "detection.yaml", "      rescale: {short: [800], long: 1333}\n",
+        "      rescale: {short: [800, 640], long: 1333}\n",
+        "detection_recipes.mask_rcnn_1x.evaluation.rescale.short",
+        "list should have at most 1 item after validation, not 2, found [800, 640]",
+    ),
+    "notation of RandAugment": Mistake(
+        "recipes.yaml", "rand_augment: rand-m9-mstd0.5-inc1\n", "rand_augment: randaug-9\n",
+        "recipes.imagenet1k.augment.rand_augment", "valid: rand-m9-mstd0.5-inc1",
+    ),
+    "key given twice": Mistake(
+        "recipes.yaml", "    precision: fp16\n", "    precision: fp16\n    precision: bf16\n",
+        "", "key 'precision' is given twice", line=1,
+    ),
+    "not YAML": Mistake(
+        "models.yaml", "widths: [96, 192, 384, 768]", "widths: [96, 192, 384, 768",
+        "", "not valid YAML", line=1,
+    ),
+    "a name for a shell": Mistake(
+        "models.yaml", "  smt_tiny_heads_8:\n", '  "smt_tiny;heads":\n',
+        "models.smt_tiny;heads", "a name is lower-case letters, digits and _",
+    ),
+    "base that is not there": Mistake(
+        "models.yaml", "    base: smt_base\n", "    base: smt_bass\n",
+        "models.smt_large.base", "no entry 'smt_bass'; did you mean smt_base",
+    ),
+    "circle of bases": Mistake(
+        "models.yaml", "  smt_tiny_heads_1:\n",
+        "  egg:\n    base: hen\n  hen:\n    base: egg\n  smt_tiny_heads_1:\n",
+        "models.hen.base", "bases form a circle: egg -> hen -> egg", line=3,
+    ),
+    "circle of starts": Mistake(
+        "experiments.yaml", "    recipe: imagenet22k\n",
+        "    recipe: imagenet22k\n"
+        "    start: {experiment: imagenet1k_smt_large_224, class_map: null}\n",
+        "experiments.imagenet22k_smt_large.start", "start from each other in a circle: ", line=1,
+    ),
+    "start from another model": Mistake(
+        "experiments.yaml", "      experiment: imagenet22k_smt_large\n",
+        "      experiment: imagenet1k_smt_tiny\n",
+        "experiments.imagenet1k_smt_large_224.start", "trains smt_tiny, this one smt_large",
+        line=-1,
+    ),
+    "start without a class map": Mistake(
+        "experiments.yaml", "class_map: imagenet22k_to_1k\n", "class_map: null\n",
+        "experiments.imagenet1k_smt_large_224.start.class_map",
+        "imagenet22k has 21841 classes and imagenet1k 1000",
+    ),
+    "overlay of what is not there": Mistake(
+        "scales.yaml", "    smt_base:\n", "    smt_bse:\n",
+        "demo.models.smt_bse", "no such entry in models.yaml; did you mean smt_base", scale="demo",
+    ),
+    "overlay of what is not there, of a scale on another": Mistake(
+        "scales.yaml", "    dino_1x: {title: \"DINO, a few", "    dino_x: {title: \"DINO, a few",
+        "smoke.detection_recipes.dino_x", "no such entry in detection.yaml", scale="smoke",
+    ),
+    "scale on one that is not there": Mistake(
+        "scales.yaml", "  base: demo\n", "  base: dem\n",
+        "smoke.base", "no scale 'dem'; did you mean demo", scale="smoke",
+    ),
+    "scale on itself": Mistake(
+        "scales.yaml", "  base: demo\n", "  base: smoke\n",
+        "smoke.base", "bases form a circle: smoke -> smoke", scale="smoke",
+    ),
+    "key that no scale has": Mistake(
+        "scales.yaml", "  log_every: 5\n", "  log_evry: 5\n",
+        "smoke.log_evry", "unknown key; did you mean log_every", scale="smoke",
+    ),
+    "row of an unknown experiment": Mistake(
+        "tables.yaml", "experiment: ablation_heads_8}", "experiment: ablation_head_8}",
+        "tables.ablation_heads.rows.4.experiment", "did you mean ablation_heads_8",
+    ),
+    "row of an experiment of another task": Mistake(
+        "tables.yaml", "experiment: ablation_heads_8}", "experiment: ade20k_upernet_smt_base}",
+        "tables.ablation_heads.rows.4.experiment",
+        "ade20k_upernet_smt_base has none of this table's metrics, top1; it has: miou, "
+        "mean_accuracy, pixel_accuracy, miou_ms, mean_accuracy_ms, pixel_accuracy_ms",
+    ),
+    "published number without its source": Mistake(
+        "reported.yaml", "top1: {value: 88.1, source: release_readme}",
+        "top1: {value: 88.1, source: hearsay}",
+        "experiments.imagenet1k_smt_large_384.top1.source", "no source 'hearsay'",
+    ),
+    "published number of what is not measured": Mistake(
+        "reported.yaml", "box_ap: {value: 47.3,", "mask_ap: {value: 47.3,",
+        "experiments.coco_retinanet_smt_small.mask_ap",
+        "coco_retinanet_smt_small is not measured so; valid: box_ap, box_ap50, ",
+    ),
+    "derived number for a table that there is not": Mistake(
+        "reported.yaml", "80.8, source: summary_derived, derived_for: [ablation_components]}",
+        "80.8, source: summary_derived, derived_for: [ablation_ladder]}",
+        "experiments.ablation_ladder_mhmc.top1.derived_for.0",
+        "no table 'ablation_ladder' with a row of ablation_ladder_mhmc; valid: ablation_components",
+    ),
+    "derived number for a table that does not show it": Mistake(
+        "reported.yaml", "80.8, source: summary_derived, derived_for: [ablation_components]}",
+        "80.8, source: summary_derived, derived_for: [ablation_stacking]}",
+        "experiments.ablation_ladder_mhmc.top1.derived_for.0",
+        "no table 'ablation_stacking' with a row of ablation_ladder_mhmc; did you mean ",
+    ),
+    "channels that GroupNorm cannot share": Mistake(
+        "heads.yaml", "    title: DINO, 4 scales\n    channels: 256\n",
+        "    title: DINO, 4 scales\n    channels: 272\n",
+        "heads.dino.channels", "272 is no multiple of 32; valid: 32, 64, ...", line=1,
+    ),
+    "two names of one training": Mistake(
+        "experiments.yaml", "    model: smt_tiny_heads_2\n", "    model: smt_tiny_heads_1\n",
+        "experiments.ablation_heads_2",
+        "at scale paper it trains exactly what ablation_heads_1 does", line=-3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_that_says_where_and_what_is_valid(mistake, tmp_path):
+    project = ProjectCopy(tmp_path)
+    line = project.edit(mistake.file, mistake.old, mistake.new) + mistake.line
+    done = project.smt("check", "--scale", mistake.scale)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    where = re.match(r"smt: error: params/(\w+\.yaml):(\d+): (.*)", done.stderr)
+    assert where is not None, done.stderr
+    assert mistake.says in where[3] and mistake.key in where[3]
+    assert (where[1], int(where[2])) == (mistake.file, line), done.stderr
+
+
+def test_an_unknown_scale_lists_the_nearest(tmp_path):
+    done = ProjectCopy(tmp_path).smt("check", "--scale", "papr")
+    assert done.returncode == 2
+    assert done.stderr == ("smt: error: params/scales.yaml: no scale 'papr'; did you mean paper?\n")
+
+
+def test_a_missing_file_of_params_says_where_to_run(tmp_path):
+    project = ProjectCopy(tmp_path)
+    (project.folder / "params" / "tables.yaml").unlink()
+    done = project.smt("check")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "smt: error: params/tables.yaml: no such file; run from the project's root, or give "
+        "--params DIR\n"
+    )
+
+
+def test_numbers_may_be_written_with_an_exponent_alone(tmp_path):
+    """PyYAML on its own reads 1e-3 as text."""
+    project = ProjectCopy(tmp_path)
+    project.edit("recipes.yaml", "      lr: 1e-3\n", "      lr: 1E-3\n")
+    assert load_project(tmp_path / "params", "paper").recipes["imagenet1k"].optimizer.lr == 0.001
+
+
+def test_an_entry_takes_from_its_base_what_it_does_not_give():
+    recipes = load_project(ROOT / "params", "paper").recipes
+    own, base = recipes["imagenet22k"], recipes["imagenet1k"]
+    assert (own.optimizer.lr, own.schedule.epochs) == (1.25e-4, 90)
+    assert own.optimizer.betas == base.optimizer.betas
+    assert own.augment == base.augment
+
+
+def test_a_derived_number_is_published_nowhere_and_stands_in_its_table_alone():
+    project = load_project(ROOT / "params", "paper")
+    published = project.reported_value("ablation_stage3_msa", "top1")
+    ladder = project.reported_value("ablation_stage3_msa", "top1", "ablation_components")
+    assert published is None and (ladder.value, ladder.source) == (81.6, "summary_derived")
+    assert project.reported_value("ablation_stage3_msa", "top1", "ablation_stacking") is None
+    tiny = project.reported_value("imagenet1k_smt_tiny", "top1")
+    assert tiny == project.reported_value("imagenet1k_smt_tiny", "top1", "ablation_components")
+    assert tiny.value == 82.2
+
+
+def test_the_demo_overlays_an_entry_of_every_base_and_keeps_its_structure():
+    paper, demo = (load_project(ROOT / "params", scale) for scale in ("paper", "demo"))
+    assert set(paper.experiments) == set(demo.experiments)
+    assert demo.models["smt_tiny_heads_8"].widths == demo.models["smt_tiny"].widths
+    for name, model in paper.models.items():
+        changed = {
+            key for key, value in model.model_dump().items()
+            if value != getattr(demo.models[name], key)
+        }  # fmt: skip
+        assert changed <= {"widths", "depths", "msa_heads", "mlp_ratios"}, name
+
+
+def test_a_scale_is_laid_over_the_one_that_it_is_based_on():
+    demo, smoke = (load_project(ROOT / "params", scale) for scale in ("demo", "smoke"))
+    assert set(smoke.experiments) == set(demo.experiments)
+    assert (smoke.scale.title, smoke.scale.log_every) == ("smoke scale", 5)
+    assert smoke.scale.seeds == demo.scale.seeds
+    assert smoke.scale.proof.runs == demo.scale.proof.runs
+    # What it says of every entry goes before what its base says of one.
+    assert demo.recipes["imagenet22k"].schedule.epochs > 1
+    assert smoke.recipes["imagenet22k"].schedule.epochs == 1
+    assert smoke.recipes["imagenet22k"].optimizer == demo.recipes["imagenet22k"].optimizer
+    places = {each.root for project in (demo, smoke) for each in project.datasets.values()}
+    assert len(places) == 2 * len(demo.datasets)  # of other counts, so apart

@@ -1,0 +1,305 @@
+"""Demo data: real images, the same bytes each time, made whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from smt.commands.data import command
+from smt.config.load import load_project
+from smt.datasets import manifest
+from smt.datasets.demo import digits as demo
+from smt.datasets.demo.digits import _side_by_side, draw_pairs, make_class_map, mnist
+from smt.errors import DataError, UserError
+from smt.runs.paths import Layout
+from testbed.waiting import PATIENCE, wait_for
+from tests.helpers import ROOT
+from tests.helpers.in_process import smt
+
+PROJECT = load_project(ROOT / "params", "demo")
+SMALL = load_project(ROOT / "params", "smoke")
+
+
+def smt_data(data, *arguments, **how):
+    """Start `smt data ...` as a user does."""
+    environment = {**os.environ, "SMT_DATA": str(data), "SMT_RESULTS": str(data / "results")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "smt", "--params", str(ROOT / "params"), "data", *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
+    )  # fmt: skip
+
+
+def contents(folder):
+    """Return the digest of every file below `folder`, by path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory):
+    """Where all data of scale smoke and their manifests are, made by the real command."""
+    folder = tmp_path_factory.mktemp("demo_data")
+    places = (
+        "--params",
+        ROOT / "params",
+        "--data",
+        folder / "data",
+        "--results",
+        folder / "results",
+    )
+    for action in ("make", "manifest"):
+        for key in manifest.needed(SMALL):
+            done = smt(*places, "data", action, key, "--scale", "smoke")
+            assert done.returncode == 0, done.stderr
+    return Layout("smoke", results=folder / "results", data=folder / "data")
+
+
+@pytest.fixture(scope="module")
+def made(layout):
+    return layout.data / "smoke"
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """The digits, to damage."""
+    return shutil.copytree(made / "imagenet1k", tmp_path / "smoke" / "imagenet1k")
+
+
+def make(root, project=SMALL):
+    return demo.make("imagenet1k", project.datasets["imagenet1k"], root)
+
+
+def test_making_again_elsewhere_gives_the_same_bytes(made, tmp_path):
+    for name in ("imagenet1k", "imagenet22k"):
+        assert demo.make(name, SMALL.datasets[name], tmp_path / name)
+        assert contents(tmp_path / name) == contents(made / name)
+
+
+@pytest.mark.parametrize("name", ["imagenet1k", "imagenet22k"])
+def test_images_are_square_rgb_jpegs_in_imagenets_layout(made, name):
+    dataset = SMALL.datasets[name]
+    for split, images in (("train", dataset.train_images), ("val", dataset.val_images)):
+        expected = images // dataset.classes
+        images = sorted((made / name / split).rglob("*.JPEG"))
+        counts = Counter(path.parent.name for path in images)
+        assert counts == {f"n{label:08d}": expected for label in range(dataset.classes)}
+        with Image.open(images[-1]) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (56, 56))
+
+
+def test_no_digit_is_in_both_splits():
+    digits = mnist()
+    train, val = (
+        {image.tobytes() for image in digits[split].reshape(-1, 28, 28)} for split in digits
+    )
+    assert (len(train), len(val)) == (4000, 1000) and not train & val
+
+
+def test_the_images_are_the_digits_that_their_folders_say(made):
+    """An image scaled back down is nearer to its own digit than to any other of the 5,000."""
+    digits = mnist()
+    for split, path in (
+        ("train", "train/n00000003/n00000003_0007.JPEG"),
+        ("val", "val/n00000008/n00000008_0009.JPEG"),
+    ):
+        with Image.open(made / "imagenet1k" / path) as image:
+            seen = np.asarray(image.convert("L").resize((28, 28), Image.Resampling.BOX), float)
+        every = digits[split].astype(float)
+        distances = ((every - seen) ** 2).sum((2, 3))
+        nearest = np.unravel_index(distances.argmin(), distances.shape)
+        digit, number = int(path.split("/")[1][1:]), int(path[-9:-5])
+        assert nearest == (digit, number)
+
+
+@pytest.mark.parametrize(("split", "digits", "pairs"), [("train", 400, 60), ("val", 100, 10)])
+def test_pairs_are_made_of_digits_of_their_own_split_and_none_twice(made, split, digits, pairs):
+    drawn = list(draw_pairs(split, pairs))
+    assert [label for label, _, _ in drawn] == [n for n in range(100) for _ in range(pairs)]
+    for start in range(0, len(drawn), pairs):
+        _, left, right = zip(*drawn[start : start + pairs], strict=True)
+        assert len(set(left)) == len(set(right)) == pairs
+        assert 0 <= min(left + right) and max(left + right) < digits
+    # What was drawn is what is on disk, but for the loss of JPEG.
+    label, first, second = drawn[-pairs]
+    own = mnist()[split]
+    expected = _side_by_side(own[label // 10, first], own[label % 10, second])
+    path = made / "imagenet22k" / split / "n00000099" / "n00000099_0000.JPEG"
+    with Image.open(path) as image:
+        difference = np.subtract(image.convert("L"), expected, dtype=float)
+    assert np.abs(difference).mean() < 3
+
+
+def test_a_pair_shows_its_first_digit_left_and_its_second_right():
+    one, eight = mnist()["val"][1, 0], mnist()["val"][8, 0]
+    pair = np.asarray(_side_by_side(one, eight), float)
+    turned = np.asarray(_side_by_side(eight, one), float)
+    assert np.array_equal(pair[:, :28], turned[:, 28:])
+    assert np.array_equal(pair[:, 28:], turned[:, :28])
+    assert pair[:, 28:].sum() > 1.5 * pair[:, :28].sum() > 0
+
+
+def test_the_class_map_leads_to_the_pair_of_the_same_digit(layout):
+    classes = manifest.read(layout, "imagenet22k").classes
+    rows = manifest.rows(layout, "imagenet22k_to_1k")
+    assert [classes[row] for row in rows] == [f"n000000{digit}{digit}" for digit in range(10)]
+
+
+def test_manifests_of_demo_data_cover_every_byte(layout, copy):
+    before = manifest.read(layout, "imagenet1k")
+    own = Layout("smoke", results=copy.parent.parent / "results", data=copy.parent.parent)
+    assert before.content == "bytes"
+    assert manifest.write(SMALL, own, "imagenet1k").digest == before.digest
+    flip_a_byte(copy)
+    assert manifest.write(SMALL, own, "imagenet1k").digest != before.digest
+
+
+def flip_a_byte(root):
+    """Change an image without changing its size."""
+    path = root / "train" / "n00000004" / "n00000004_0001.JPEG"
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+
+
+def test_data_that_are_there_are_left_alone(copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert make(copy) is False
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+
+
+@pytest.mark.parametrize("harm", ["image gone", "class gone", "byte flipped", "mark gone"])
+def test_incomplete_data_are_made_anew(made, copy, harm):
+    if harm == "image gone":
+        (copy / "val" / "n00000001" / "n00000001_0005.JPEG").unlink()
+    elif harm == "class gone":
+        shutil.rmtree(copy / "train" / "n00000002")
+    elif harm == "byte flipped":
+        flip_a_byte(copy)
+    else:
+        (copy / "made.json").unlink()
+    assert make(copy) is True
+    assert contents(copy) == contents(made / "imagenet1k")
+    assert {path.name for path in copy.parent.iterdir()} == {"imagenet1k", ".imagenet1k.lock"}
+
+
+def test_files_of_others_are_never_replaced(copy):
+    theirs = copy / "train" / "n00000001" / "holiday.JPEG"
+    theirs.write_bytes(b"precious")
+    (copy / "made.json").unlink()
+    with pytest.raises(DataError, match="holds files that are not of this data set, such as .*ho"):
+        make(copy)
+    assert theirs.read_bytes() == b"precious"
+
+
+def test_a_class_map_of_others_is_never_replaced(tmp_path):
+    path = tmp_path / "map.txt"
+    path.write_text("1\n2\n")
+    with pytest.raises(DataError, match="holds another class map; move it away"):
+        make_class_map(path)
+    assert path.read_text() == "1\n2\n"
+
+
+def test_processes_that_make_the_same_data_do_not_collide(tmp_path):
+    both = [smt_data(tmp_path, "make", "imagenet1k") for _ in range(2)]
+    printed = sorted(process.communicate(timeout=PATIENCE)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    root = tmp_path / "demo" / "imagenet1k"
+    what = f"{root}, 4000 train and 1000 val images in 10 classes\n"
+    assert printed == [f"imagenet1k: is there already: {what}", f"imagenet1k: made {what}"]
+
+
+def test_a_killed_making_leaves_nothing_that_looks_whole(tmp_path):
+    making = tmp_path / "demo" / ".imagenet1k.making"
+    process = smt_data(tmp_path, "make", "imagenet1k")
+    wait_for(lambda: making.exists() or process.poll() is not None, every=0.001)
+    process.kill()
+    process.communicate()
+    assert process.returncode < 0 and not (tmp_path / "demo" / "imagenet1k").exists()
+    assert make(tmp_path / "demo" / "imagenet1k", PROJECT) and not making.exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk):
+    root = small_disk / "demo" / "imagenet1k"
+    with pytest.raises(DataError, match="the disk is full; make room, or .* smt --data DIR") as e:
+        make(root, PROJECT)
+    assert "\n" not in str(e.value) and str(root.parent) in str(e.value)
+    assert {path.name for path in root.parent.iterdir()} == {".imagenet1k.lock"}
+
+
+def test_no_permission_is_one_line_for_the_user(read_only_folder):
+    process = smt_data(Path(read_only_folder), "make", "imagenet1k")
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 3
+    assert error.count("\n") == 1 and "no permission to write there" in error
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "given"),
+    [("train_images", 5000, 4000), ("train_images", 399, 390), ("val_images", 0, 10)],
+)
+def test_counts_that_there_are_not_are_refused_before_anything_is_made(key, asked, given, tmp_path):
+    dataset = PROJECT.datasets["imagenet1k"].model_copy(update={key: asked})
+    message = rf"imagenet1k\.{key} is {asked}, .* set it to {given}$"
+    with pytest.raises(UserError, match=message):
+        demo.make("imagenet1k", dataset, tmp_path / "root")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["imagenet1k", "imagenet22k"])
+def test_a_smaller_set_holds_the_first_images_of_the_larger_and_takes_its_place(
+    name, made, tmp_path
+):
+    root = shutil.copytree(made / name, tmp_path / name)
+    larger = SMALL.datasets[name]
+    counts = {"train_images": larger.classes, "val_images": larger.classes}
+    assert demo.make(name, larger.model_copy(update=counts), root)
+    there, before = contents(root), contents(made / name)
+    assert len(there) == 2 * larger.classes + 1 < len(before)
+    assert all(there[path] == before[path] for path in there if path != "made.json")
+    assert {path.split("_")[-1] for path in there} == {"0000.JPEG", "made.json"}
+    assert demo.make(name, larger, root) and contents(root) == before
+
+
+@pytest.mark.parametrize("key", ["imagenet1k", "imagenet22k", "class_map:imagenet22k_to_1k"])
+def test_making_data_that_the_user_brings_says_what_and_where(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("SMT_PARAMS", str(ROOT / "params"))
+    monkeypatch.setenv("SMT_DATA", str(tmp_path))
+    result = CliRunner().invoke(command, ["make", key, "--scale", "paper"])
+    message = str(result.exception)
+    assert isinstance(result.exception, DataError) and "\n" not in message
+    assert "bring" in message and str(tmp_path) in message
+    assert f"then run: smt data manifest {key} --scale paper" in message
+
+
+def test_check_goes_by_names_and_sizes_and_verify_by_every_byte(layout, tmp_path, monkeypatch):
+    shutil.copytree(layout.data, tmp_path / "data")
+    shutil.copytree(layout.results, tmp_path / "results")
+    for name, value in (("PARAMS", ROOT / "params"), ("DATA", tmp_path / "data")):
+        monkeypatch.setenv(f"SMT_{name}", str(value))
+    monkeypatch.setenv("SMT_RESULTS", str(tmp_path / "results"))
+    result = CliRunner().invoke(command, ["check", "--scale", "smoke"])
+    lines = result.output.splitlines()
+    assert result.exit_code == 0
+    keys = manifest.needed(SMALL)
+    assert [line.split()[1].rstrip(":") for line in lines] == list(keys)
+    assert all(line.startswith("ok ") and "as its manifest says" in line for line in lines)
+    flip_a_byte(tmp_path / "data" / "smoke" / "imagenet1k")
+    assert CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "smoke"]).exit_code == 0
+    result = CliRunner().invoke(command, ["verify", "imagenet1k", "--scale", "smoke"])
+    assert result.exit_code == 3
+    assert "wrong  imagenet1k: 1 file (1 changed) not as in" in result.output
+    (tmp_path / "data/smoke/imagenet1k/val/n00000001/n00000001_0005.JPEG").unlink()
+    result = CliRunner().invoke(command, ["check", "imagenet1k", "--scale", "smoke"])
+    assert result.exit_code == 3
+    assert "missing     val/n00000001/n00000001_0005.JPEG" in result.output

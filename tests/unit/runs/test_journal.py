@@ -1,0 +1,134 @@
+"""The journal: the same bytes after an interruption, and times that never change."""
+
+import json
+
+import pytest
+
+from smt.runs.journal import JOURNAL, TIMES, Evaluation, Journal, Position, best_evaluation, read
+
+
+def append(journal, *steps):
+    for step in steps:
+        journal.append(step, 0, {"train/loss": 1 / step}, {"system/memory_mb": 10.0})
+
+
+def test_interrupted_journal_has_the_bytes_of_an_undisturbed_one(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    journal = Journal(whole, Position())
+    append(journal, 1, 2, 3, 4)
+    journal.close()
+
+    journal = Journal(cut, Position())
+    append(journal, 1, 2)
+    saved = journal.sync()
+    append(journal, 3)
+    journal.close()
+    journal = Journal(cut, saved)
+    append(journal, 3, 4)
+    journal.close()
+
+    assert (cut / JOURNAL).read_bytes() == (whole / JOURNAL).read_bytes()
+
+
+def test_a_line_keeps_the_time_of_its_first_writing(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2)
+    journal.close()
+    before = [record.time for record in read(tmp_path, 0)]
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2)
+    journal.close()
+    assert [record.time for record in read(tmp_path, 0)] == before
+    assert len((tmp_path / TIMES).read_text().splitlines()) == 4
+
+
+def test_reading_leaves_out_a_line_that_is_being_written(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2)
+    journal.close()
+    with (tmp_path / JOURNAL).open("ab") as file:
+        file.write(b'{"step": 3, "epo')
+    assert [record.step for record in read(tmp_path, 0)] == [1, 2]
+
+
+def test_lines_without_a_time_take_the_one_before(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2)
+    journal.close()
+    first = (tmp_path / TIMES).read_text().splitlines()[0]
+    (tmp_path / TIMES).write_text(first + "\n" + '{"line": 1, "ti')
+    records = read(tmp_path, 5.0)
+    assert records[1].time == records[0].time == json.loads(first)["time"]
+    (tmp_path / TIMES).unlink()
+    assert [record.time for record in read(tmp_path, 5.0)] == [5.0, 5.0]
+
+
+def test_a_clock_that_was_set_back_does_not_turn_time_back(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1, 2, 3)
+    journal.close()
+    times = (100.0, 40.0, 120.0)
+    lines = [json.dumps({"line": n, "time": at, "metrics": {}}) for n, at in enumerate(times)]
+    (tmp_path / TIMES).write_text("\n".join(lines) + "\n")
+    assert [record.time for record in read(tmp_path, 0)] == [100.0, 100.0, 120.0]
+
+
+def test_a_torn_line_of_times_is_dropped_on_opening(tmp_path):
+    journal = Journal(tmp_path, Position())
+    append(journal, 1)
+    position = journal.sync()
+    journal.close()
+    with (tmp_path / TIMES).open("ab") as file:
+        file.write(b'{"line": 1, "ti')
+    journal = Journal(tmp_path, position)
+    append(journal, 2)
+    journal.close()
+    assert len(read(tmp_path, 0)) == 2
+    assert all(json.loads(line) for line in (tmp_path / TIMES).read_text().splitlines())
+
+
+def test_a_journal_shorter_than_its_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="shorter than its checkpoint"):
+        Journal(tmp_path, Position(bytes=10, lines=1))
+
+
+# --- the best evaluation ------------------------------------------------------------------------
+
+
+def write_lines(folder, *lines):
+    text = [json.dumps({"step": 5 * n, "epoch": n, "metrics": each}) for n, each in lines]
+    (folder / JOURNAL).write_text("".join(f"{line}\n" for line in text))
+
+
+def test_the_best_evaluation_is_the_first_of_the_highest_with_all_that_it_measured(tmp_path):
+    write_lines(
+        tmp_path,
+        (1, {"train/loss": 2.0, "eval/top1": 81.0, "eval/top5": 95.0}),
+        (1, {"train/loss": 1.5}),
+        (2, {"eval/top1": 82.5, "eval/top5": 95.5, "train/loss": 1.0}),
+        (3, {"eval/top1": 82.5, "eval/top5": 96.0}),
+        (4, {"eval/top1": 82.0, "eval/top5": 96.5}),
+    )
+    best = best_evaluation(tmp_path, "top1")
+    assert best == Evaluation({"top1": 82.5, "top5": 95.5}, 2, 3, 4)
+    assert best_evaluation(tmp_path, "top5").epoch == 4
+
+
+def test_what_is_not_finite_is_not_the_best(tmp_path):
+    write_lines(tmp_path, (1, {"eval/top1": float("nan")}), (2, {"eval/top1": 50.0}))
+    assert best_evaluation(tmp_path, "top1").epoch == 2
+    write_lines(tmp_path, (1, {"eval/top1": float("nan")}))
+    assert best_evaluation(tmp_path, "top1") is None
+
+
+def test_without_a_journal_or_an_evaluation_there_is_no_best(tmp_path):
+    assert best_evaluation(tmp_path, "top1") is None
+    write_lines(tmp_path, (1, {"train/loss": 1.0, "eval/top1_of_another_kind": 90.0}))
+    assert best_evaluation(tmp_path, "top1") is None
+
+
+def test_a_damaged_evaluation_is_an_error(tmp_path):
+    (tmp_path / JOURNAL).write_text('{"step":5,"epoch":1,"metrics":{"eval/top1":8\n')
+    with pytest.raises(ValueError):
+        best_evaluation(tmp_path, "top1")

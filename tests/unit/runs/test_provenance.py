@@ -1,0 +1,99 @@
+"""What a run records of its code, its attempts and the GPU time that they took."""
+
+import hashlib
+import subprocess
+
+import pytest
+
+from smt.runs import provenance
+from smt.runs.atomic import read_json
+from smt.runs.heartbeat import Pulse
+
+CPU = {"world_size": 4, "device": "cpu"}
+GPU = {"world_size": 4, "device": "cuda"}
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A git repository with one commit, which is where commands are run."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    (folder / "code.py").write_text("one = 1\n")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def attempt(work_dir, **values):
+    provenance.record_attempt(
+        work_dir, {"source": {}}, {"environment": CPU, "changes": [], **values}
+    )
+    return read_json(work_dir / provenance.PROVENANCE)
+
+
+def test_a_clean_checkout(checkout, tmp_path):
+    state = provenance.git_state(tmp_path)
+    assert len(state["commit"]) == 40
+    assert state == {**state, "dirty": False, "diff_sha256": None, "untracked": None}
+
+
+def test_each_attempts_difference_is_kept(checkout, tmp_path):
+    work_dir = tmp_path / "work"
+    for text in ("one = 11\n", "one = 111\n"):
+        (checkout / "code.py").write_text(text)
+        known = attempt(work_dir)
+    digests = [each["diff_sha256"] for each in known["attempts"]]
+    assert known["git"]["diff_sha256"] == digests[0] != digests[1]
+    for digest, line in zip(digests, ("+one = 11\n", "+one = 111\n"), strict=True):
+        content = provenance.diff_file(work_dir, digest).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest and line.encode() in content
+
+
+def test_files_that_git_does_not_know_are_named(checkout, tmp_path):
+    for number in range(provenance.UNTRACKED + 5):
+        (checkout / f"new{number:03}.py").touch()
+    state = provenance.git_state(tmp_path)
+    assert state["dirty"] and state["untracked"]["count"] == provenance.UNTRACKED + 5
+    assert state["untracked"]["first"][:2] == ["new000.py", "new001.py"]
+    assert len(state["untracked"]["first"]) == provenance.UNTRACKED
+
+
+def test_without_git_nothing_is_claimed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert set(provenance.git_state(tmp_path).values()) == {None}
+
+
+def test_an_attempt_that_left_no_end_gets_its_last_sign_of_life(tmp_path):
+    attempt(tmp_path)
+    pulse = Pulse(tmp_path)
+    pulse.beat(7)
+    pulse.close()
+    seen = float((tmp_path / "pulse").read_text().split()[1])
+    first, second = attempt(tmp_path, resumed_at_step=5)["attempts"]
+    assert first["ended"] == max(seen, first["started"]) and "ended" not in second
+    known = provenance.finish(tmp_path, second["started"] + 10)
+    assert read_json(tmp_path / provenance.PROVENANCE) == known
+    assert known["attempts"][1]["ended"] == second["started"] + 10
+
+
+def test_a_requeue_is_known_by_its_count(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    attempt(tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    first, second = attempt(tmp_path)["attempts"]
+    assert (first["slurm_job_id"], first["slurm_restart"]) == ("4711", None)
+    assert (second["slurm_job_id"], second["slurm_restart"]) == ("4711", "1")
+    assert second["slurm_nodes"] == "n[1-2]"
+
+
+def test_gpu_seconds_are_of_all_gpus_and_all_attempts():
+    attempts = [
+        {"started": 100.0, "ended": 160.0, "environment": GPU},
+        {"started": 500.0, "ended": 510.5, "environment": {**GPU, "world_size": 2}},
+        {"started": 600.0, "ended": 900.0, "environment": CPU},
+    ]
+    assert provenance.gpu_seconds(attempts) == 4 * 60 + 2 * 10.5
