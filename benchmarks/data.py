@@ -19,8 +19,10 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset, create_loader
 
+from smt.config.datasets import Dataset
 from smt.config.load import load_project
-from smt.config.project import Dataset, Project, Recipe
+from smt.config.project import Project
+from smt.config.recipes import Recipe
 from smt.data.classification import TrainLoader
 from smt.data.imagenet import ImageFolder
 from smt.data.rng import reseed

@@ -37,7 +37,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from smt.config.heads import TwoStage
 from smt.config.load import load_project
-from smt.config.project import DetectionRecipe, Project, SegmentationRecipe
+from smt.config.project import Project
+from smt.config.recipes import DetectionRecipe, SegmentationRecipe
 from smt.data.downstream import padded
 from smt.data.transforms.image import padded_size
 from smt.detection.paste import paste

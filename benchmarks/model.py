@@ -19,7 +19,7 @@ from plain import PlainSMT
 from torch import Tensor, nn
 
 from smt.config.load import load_project
-from smt.config.project import Model
+from smt.config.models import Model
 from smt.models import released, zoo
 from smt.models.fold import fold
 from smt.runs.paths import bundled_params

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smt.config.project import Model
+from smt.config.models import Model
 
 
 def to_image(tokens: Tensor, size: tuple[int, int]) -> Tensor:

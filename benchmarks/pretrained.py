@@ -16,8 +16,9 @@ from pathlib import Path
 import yaml
 
 from smt.commands.common import find_run, load
+from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.errors import UserError
 from smt.runs.atomic import read_json
 from smt.runs.paths import Layout

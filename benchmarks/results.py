@@ -34,8 +34,9 @@ import yaml
 from engine import ONE, Repeated, plain_seconds
 
 from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.datasets import manifest
 from smt.engine.progress import Progress
 from smt.report.collect import collect

@@ -15,8 +15,9 @@ from typing import Any
 
 from smt.cluster import cost
 from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.config.yaml import YamlFile
 from smt.datasets import manifest, scan
 from smt.errors import UserError

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from smt.cluster.cost import Estimate, estimate
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 
 
 @dataclass(frozen=True)

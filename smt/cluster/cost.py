@@ -9,7 +9,8 @@ from math import ceil
 
 from smt.config import macs
 from smt.config.cluster import Cluster
-from smt.config.project import ClassificationRecipe, Precision, Project, Recipe, SegmentationRecipe
+from smt.config.project import Project
+from smt.config.recipes import ClassificationRecipe, Precision, Recipe, SegmentationRecipe
 
 FLOPS_PER_MAC = 2
 TRAINING_PASSES = 3

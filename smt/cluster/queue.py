@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 
 TIMEOUT = 5.0
 """Seconds to wait for an answer: squeue tries an unreachable controller for minutes."""

@@ -6,7 +6,8 @@ import click
 
 from smt.commands.common import load, scale_option
 from smt.config import fingerprint
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError
 from smt.runs.paths import Layout

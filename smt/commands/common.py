@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from smt.config.experiments import Run
 from smt.config.load import load_project, require_experiments
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.errors import UserError
 from smt.runs.paths import Layout, default_params
 

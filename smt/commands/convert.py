@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smt.commands.common import load
-from smt.config.project import Model
+from smt.config.models import Model
 from smt.errors import UserError, listed, suggest
 from smt.runs.atomic import explained, replacing
 

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from smt.commands.common import load, scale_option
-from smt.config.project import Project, ReportedValue, System
+from smt.config.project import Project, System
+from smt.config.published import ReportedValue
 from smt.runs.atomic import explained, write_json
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import click
 
 from smt.cluster import cost
 from smt.commands.common import find_run, load, scale_option, warn_if_not_interruptible
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 from smt.errors import EXIT_TRAINING, UserError
 
 if TYPE_CHECKING:

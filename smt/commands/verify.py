@@ -7,9 +7,9 @@ import click
 
 from smt.commands import profile
 from smt.commands.common import load, scale_option
+from smt.config.experiments import Run
 from smt.config.load import load_project
 from smt.config.metrics import METRICS
-from smt.config.project import Run
 from smt.errors import EXIT_UNVERIFIED, UserError
 from smt.report.sizes import PAPER
 from smt.runs.paths import default_params

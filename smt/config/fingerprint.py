@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 
 CODE_VERSION = 1
 """Raised by hand when a change of the training code changes results."""

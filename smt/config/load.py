@@ -9,28 +9,11 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from smt.config import fingerprint
-from smt.config.cluster import Cluster, ScaleShare
-from smt.config.heads import HEADS, NoHead, UPerNet
-from smt.config.project import (
-    ClassificationRecipe,
-    ClassMap,
-    Dataset,
-    DetectionRecipe,
-    Detector,
-    Experiment,
-    Finding,
-    Model,
-    Project,
-    Recipe,
-    Reported,
-    ReportedValue,
-    Run,
-    Scale,
-    SegmentationRecipe,
-    Table,
-    Task,
-)
+from smt.config.cluster import Cluster
+from smt.config.consistency import Checker
+from smt.config.project import Project, Scale
+from smt.config.published import Finding, Reported
+from smt.config.sections import RECIPES, SECTIONS
 from smt.config.trajectory import Trajectory
 from smt.config.yaml import KeyPath, YamlFile
 from smt.errors import UserError, suggest
@@ -38,26 +21,7 @@ from smt.errors import UserError, suggest
 T = TypeVar("T")
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_]{0,79}$")
-_RAND_AUGMENT = re.compile(r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")
-_SECTIONS: Mapping[str, tuple[str, type | Callable[[Any], type]]] = {
-    "models": ("models", Model),
-    "heads": ("heads", lambda entry: HEADS.get(entry.get("kind"), NoHead)),
-    "recipes": ("recipes", ClassificationRecipe),
-    "detection_recipes": ("detection", DetectionRecipe),
-    "segmentation_recipes": ("segmentation", SegmentationRecipe),
-    "datasets": ("data", Dataset),
-    "class_maps": ("data", ClassMap),
-    "experiments": ("experiments", Experiment),
-    "tables": ("tables", Table),
-}
-"""File of each section, and what its entries are."""
-_OVERLAID = tuple(name for name in _SECTIONS if name != "tables")
-RECIPES = {
-    "classify": "recipes",
-    "detect": "detection_recipes",
-    "segment": "segmentation_recipes",
-}
-"""Section of the recipes of each task."""
+_OVERLAID = tuple(name for name in SECTIONS if name != "tables")
 
 
 def load_project(params: Path, scale: str) -> Project:
@@ -66,7 +30,7 @@ def load_project(params: Path, scale: str) -> Project:
     Raises:
         UserError: naming file, line and key, what is valid, and what to do.
     """
-    names = dict.fromkeys(("scales", *(file for file, _ in _SECTIONS.values()), "reported"))
+    names = dict.fromkeys(("scales", *(file for file, _ in SECTIONS.values()), "reported"))
     files = {name: YamlFile(params / f"{name}.yaml") for name in names}
     drift, cluster, trajectory = (
         YamlFile(params / f"{name}.yaml") for name in ("drift", "cluster", "trajectory")
@@ -81,7 +45,7 @@ def load_project(params: Path, scale: str) -> Project:
     own = {key: value for key, value in own.items() if key not in (*_OVERLAID, "base")}
     reader = _Reader(scales, layers)
     sections = {
-        name: reader.section(files[file], name, kind) for name, (file, kind) in _SECTIONS.items()
+        name: reader.section(files[file], name, kind) for name, (file, kind) in SECTIONS.items()
     }
     project = Project(
         scale_name=scale,
@@ -101,7 +65,7 @@ def load_project(params: Path, scale: str) -> Project:
         cluster=_validate(Cluster, cluster.data, [(cluster, ())]),
         trajectory=_validate(Trajectory, trajectory.data, [(trajectory, ())]),
     )
-    _Checker(project, {**files, "cluster": cluster, "trajectory": trajectory}).check()
+    Checker(project, {**files, "cluster": cluster, "trajectory": trajectory}).check()
     return project
 
 
@@ -138,7 +102,7 @@ def _joined(files: Mapping[str, YamlFile], sections: Mapping[str, dict[str, T]])
     for section, entries in sections.items():
         for name in entries:
             if name in joined:
-                where = files[_SECTIONS[section][0]].where((section, name))
+                where = files[SECTIONS[section][0]].where((section, name))
                 raise UserError(f"{where}: another file has a recipe of this name; rename one")
         joined |= entries
     return joined
@@ -149,10 +113,6 @@ def _merge(base: Any, over: Any) -> Any:
     if isinstance(base, dict) and isinstance(over, dict):
         return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}
     return over
-
-
-LAYOUTS = {"classify": "imagenet", "detect": "coco", "segment": "ade20k"}
-"""Layout of the data sets of each task."""
 
 
 class _Reader:
@@ -173,7 +133,7 @@ class _Reader:
         if not isinstance(entries, dict):
             raise UserError(f"{file.path}: missing key {section}: expected a mapping of names")
         for key in file.data:
-            if key not in _SECTIONS:
+            if key not in SECTIONS:
                 raise UserError(f"{file.where((key,))}: unknown key; valid: {section}")
         for name, entry in entries.items():
             if not isinstance(name, str) or not _NAME.match(name):
@@ -285,392 +245,3 @@ def _keys_at(kind: Any, location: KeyPath) -> tuple[str, ...]:
         if get_origin(kind) in (Union, UnionType):
             kind = next(each for each in get_args(kind) if each is not NoneType)
     return tuple(kind.model_fields) if hasattr(kind, "model_fields") else ()
-
-
-class _Checker:
-    """Checks what one record cannot know of itself."""
-
-    def __init__(self, project: Project, files: dict[str, YamlFile]) -> None:
-        self.project = project
-        self.files = files
-
-    def check(self) -> None:
-        for name, model in self.project.models.items():
-            self._model(name, model)
-        for name, head in self.project.heads.items():
-            self._head(name, head)
-        for name, recipe in self.project.recipes.items():
-            self._recipe(name, recipe)
-        for name, class_map in self.project.class_maps.items():
-            for key in ("source", "target"):
-                self._known("data", ("class_maps", name, key), getattr(class_map, key), "datasets")
-        for name, experiment in self.project.experiments.items():
-            self._known("experiments", ("experiments", name, "model"), experiment.model, "models")
-            self._known(
-                "experiments", ("experiments", name, "recipe"), experiment.recipe, "recipes"
-            )
-            self._task(name, experiment)
-        for name in self.project.experiments:
-            self._start(name)
-        proof = self.project.scale.proof
-        for index, proved in enumerate(proof.runs if proof else ()):
-            path = (self.project.scale_name, "proof", "runs", index, "experiment")
-            self._known("scales", path, proved.experiment, "experiments")
-        self._tables()
-        self._reported()
-        self._cluster()
-        self._trajectory()
-        self._distinct()
-
-    def _fail(self, file: str, path: KeyPath, message: str) -> UserError:
-        return UserError(f"{self.files[file].where(path)}: {message}")
-
-    def _known(self, file: str, path: KeyPath, name: str, section: str) -> None:
-        valid = getattr(self.project, section)
-        if name not in valid:
-            kind = section.rstrip("s").replace("_", " ")
-            raise self._fail(file, path, f"no {kind} {name!r}; {suggest(name, valid)}")
-
-    def _model(self, name: str, model: Model) -> None:
-        for stage, (width, heads) in enumerate(zip(model.widths, model.msa_heads, strict=True)):
-            mixers = model.block_mixers(stage)
-            if "msa" in mixers and width % heads:
-                raise self._fail(
-                    "models",
-                    ("models", name, "msa_heads"),
-                    f"{heads} heads do not divide the {width} channels of stage {stage + 1}; "
-                    f"valid: {_divisors(width)} (at scale {self.project.scale_name})",
-                )
-            if "sam" in mixers and model.mhmc_heads > width:
-                raise self._fail(
-                    "models",
-                    ("models", name, "mhmc_heads"),
-                    f"{model.mhmc_heads} heads for the {width} channels of stage {stage + 1}; "
-                    f"valid: 1 to {width}",
-                )
-            if model.mixers[stage] in ("alternate", "half") and len(set(mixers)) < 2:
-                raise self._fail(
-                    "models",
-                    ("models", name, "mixers"),
-                    f"stage {stage + 1} has {model.depths[stage]} block, too few to be "
-                    f"{model.mixers[stage]}; valid: 2 blocks or more, or the mixer sam or msa",
-                )
-
-    def _head(self, name: str, head: Detector | UPerNet) -> None:
-        for path, problem in head.problems():
-            raise self._fail("heads", ("heads", name, *path), problem)
-
-    def _task(self, name: str, experiment: Experiment) -> None:
-        """Refuse a recipe, a head or a data set that is not of the experiment's task."""
-        project, path = self.project, ("experiments", name)
-        recipe = project.recipes[experiment.recipe]
-        section = _section_of(recipe)
-        if section != RECIPES[experiment.task]:
-            file = _SECTIONS[RECIPES[experiment.task]][0]
-            valid = [
-                each
-                for each in project.recipes
-                if _section_of(project.recipes[each]) == RECIPES[experiment.task]
-            ]
-            raise self._fail(
-                "experiments", (*path, "recipe"),
-                f"{experiment.recipe} is of {section}, but this experiment's task is "
-                f"{experiment.task}; valid, from {file}.yaml: {', '.join(valid)}",
-            )  # fmt: skip
-        heads = [each for each, head in project.heads.items() if _is_of(head, experiment.task)]
-        if experiment.task == "classify":
-            if experiment.head is not None:
-                raise self._fail("experiments", (*path, "head"), "a classifier has none; remove it")
-        elif experiment.head not in heads:
-            raise self._fail(
-                "experiments", (*path, "head"),
-                f"no head {experiment.head!r} for the task {experiment.task}; "
-                f"{suggest(str(experiment.head), heads)}",
-            )  # fmt: skip
-        dataset = project.datasets[recipe.dataset]
-        if dataset.layout != LAYOUTS[experiment.task]:
-            raise self._fail(
-                "experiments", (*path, "recipe"),
-                f"{experiment.recipe} trains on {recipe.dataset}, whose layout is "
-                f"{dataset.layout}; the task {experiment.task} needs {LAYOUTS[experiment.task]}",
-            )  # fmt: skip
-
-    def _recipe(self, name: str, recipe: Recipe) -> None:
-        section = _section_of(recipe)
-        file, path = _SECTIONS[section][0], (section, name)
-        self._known(file, (*path, "dataset"), recipe.dataset, "datasets")
-        if recipe.global_batch % recipe.device_batch:
-            raise self._fail(
-                file,
-                (*path, "device_batch"),
-                f"{recipe.device_batch} does not divide the global batch of "
-                f"{recipe.global_batch}; valid: {_divisors(recipe.global_batch)}",
-            )
-        match recipe:
-            case ClassificationRecipe():
-                self._classification_recipe(path, recipe)
-            case DetectionRecipe():
-                self._detection_recipe(path, recipe)
-            case SegmentationRecipe():
-                self._segmentation_recipe(path, recipe)
-
-    def _detection_recipe(self, path: KeyPath, recipe: DetectionRecipe) -> None:
-        schedule = recipe.schedule
-        late = [each for each in schedule.milestones if each >= schedule.epochs]
-        if late:
-            raise self._fail(
-                "detection", (*path, "schedule", "milestones"),
-                f"epoch {late[0]} in a run of {schedule.epochs}; valid: 1 to "
-                f"{schedule.epochs - 1}",
-            )  # fmt: skip
-        for index, policy in enumerate(recipe.augment.policies):
-            crop = policy.crop
-            if crop is not None and crop.smallest > crop.largest:
-                raise self._fail(
-                    "detection", (*path, "augment", "policies", index, "crop", "smallest"),
-                    f"{crop.smallest} is more than largest, {crop.largest}",
-                )  # fmt: skip
-
-    def _segmentation_recipe(self, path: KeyPath, recipe: SegmentationRecipe) -> None:
-        schedule = recipe.schedule
-        if schedule.steps % schedule.interval:
-            raise self._fail(
-                "segmentation", (*path, "schedule", "interval"),
-                f"{schedule.interval} does not divide the {schedule.steps} steps; valid: "
-                f"{_divisors(schedule.steps)}",
-            )  # fmt: skip
-        if schedule.warmup_steps >= schedule.steps:
-            raise self._fail(
-                "segmentation", (*path, "schedule", "warmup_steps"),
-                f"{schedule.warmup_steps} in a run of {schedule.steps}; valid: 0 to "
-                f"{schedule.steps - 1}",
-            )  # fmt: skip
-        low, high = recipe.augment.factor
-        if low > high:
-            raise self._fail(
-                "segmentation", (*path, "augment", "factor"),
-                f"[{low}, {high}] is not low, then high",
-            )  # fmt: skip
-
-    def _classification_recipe(self, path: KeyPath, recipe: ClassificationRecipe) -> None:
-        if recipe.schedule.warmup_epochs >= recipe.schedule.epochs:
-            raise self._fail(
-                "recipes",
-                (*path, "schedule", "warmup_epochs"),
-                f"{recipe.schedule.warmup_epochs} epochs of warm-up in a run of "
-                f"{recipe.schedule.epochs}; valid: 0 to {recipe.schedule.epochs - 1}",
-            )
-        rand_augment = recipe.augment.rand_augment
-        if rand_augment is not None and not _RAND_AUGMENT.match(rand_augment):
-            raise self._fail(
-                "recipes",
-                (*path, "augment", "rand_augment"),
-                f"{rand_augment!r} is not timm's notation; valid: rand-m9-mstd0.5-inc1 and the "
-                "like (parts m, n, p, w, mstd, mmax, inc), or null",
-            )
-        augment = recipe.augment
-        if (augment.mixup or augment.cutmix) and recipe.device_batch % 2:
-            raise self._fail(
-                "recipes",
-                (*path, "device_batch"),
-                f"{recipe.device_batch} is odd: Mixup and CutMix pair the images of a batch; "
-                "valid: an even number, or mixup: 0 and cutmix: 0",
-            )
-        for key in ("scale", "ratio"):
-            low, high = getattr(augment, key)
-            if low > high:
-                raise self._fail(
-                    "recipes", (*path, "augment", key), f"[{low}, {high}] is not low, then high"
-                )
-
-    def _start(self, name: str) -> None:
-        project = self.project
-        start = project.experiments[name].start
-        path = ("experiments", name, "start")
-        if start is None:
-            return
-        self._known("experiments", (*path, "experiment"), start.experiment, "experiments")
-        chain = [name]
-        for ancestor in project.ancestors(name):
-            if ancestor in chain:
-                raise self._fail(
-                    "experiments",
-                    path,
-                    f"experiments start from each other in a circle: "
-                    f"{' -> '.join((*chain, ancestor))}",
-                )
-            chain.append(ancestor)
-        parent = project.experiments[start.experiment]
-        if parent.model != project.experiments[name].model:
-            raise self._fail(
-                "experiments",
-                path,
-                f"{start.experiment} trains {parent.model}, this one "
-                f"{project.experiments[name].model}; valid: an experiment of the same model",
-            )
-        if parent.task != "classify":
-            raise self._fail(
-                "experiments", (*path, "experiment"),
-                f"{start.experiment} is of the task {parent.task}; valid: one that classifies",
-            )  # fmt: skip
-        if project.experiments[name].task != "classify":
-            if start.class_map is not None:
-                raise self._fail(
-                    "experiments", (*path, "class_map"),
-                    "only the backbone is taken over, which has no classes; valid: null",
-                )  # fmt: skip
-            return
-        source, target = project.dataset_of(start.experiment), project.dataset_of(name)
-        if start.class_map is None:
-            if project.datasets[source].classes != project.datasets[target].classes:
-                raise self._fail(
-                    "experiments",
-                    (*path, "class_map"),
-                    f"null, but {source} has {project.datasets[source].classes} classes and "
-                    f"{target} {project.datasets[target].classes}; name a class map of data.yaml",
-                )
-            return
-        self._known("experiments", (*path, "class_map"), start.class_map, "class_maps")
-        class_map = project.class_maps[start.class_map]
-        if (class_map.source, class_map.target) != (source, target):
-            raise self._fail(
-                "experiments",
-                (*path, "class_map"),
-                f"{start.class_map} goes from {class_map.source} to {class_map.target}, "
-                f"this experiment from {source} to {target}",
-            )
-
-    def _distinct(self) -> None:
-        """Refuse two names of one training: a run is known by what it computes, not by its name."""
-        names: dict[str, str] = {}
-        for name in self.project.experiments:
-            run = Run(experiment=name, seed=0)
-            data = {key: key for key in fingerprint.inputs(self.project, run)}
-            first = names.setdefault(fingerprint.fingerprint(self.project, run, data), name)
-            if first != name:
-                raise self._fail(
-                    "experiments", ("experiments", name),
-                    f"at scale {self.project.scale_name} it trains exactly what {first} does; "
-                    f"let tables.yaml name {first} in both places, or give one of them another "
-                    "model, recipe, drop_path, head or start, here or in scales.yaml",
-                )  # fmt: skip
-
-    def _tables(self) -> None:
-        for name, table in self.project.tables.items():
-            for index, row in enumerate(table.rows):
-                row_path = ("tables", name, "rows", index, "experiment")
-                self._known("tables", row_path, row.experiment, "experiments")
-                measured = self.project.metrics_of(row.experiment)
-                if not set(measured) & set(table.metrics):
-                    raise self._fail(
-                        "tables", row_path,
-                        f"{row.experiment} has none of this table's metrics, "
-                        f"{', '.join(table.metrics)}; it has: {', '.join(measured)}",
-                    )  # fmt: skip
-            if table.baseline is not None:
-                self._known("tables", ("tables", name, "baseline"), table.baseline, "experiments")
-
-    def _reported(self) -> None:
-        reported = self.project.reported
-        for section in ("experiments", "models", "systems"):
-            for name, metrics in getattr(reported, section).items():
-                self._known("reported", (section, name), name, section)
-                for metric, entry in metrics.items():
-                    if section == "experiments":
-                        self._measured(name, metric)
-                    self._derived((section, name, metric, "derived_for"), name, entry)
-                    if entry.source not in reported.sources:
-                        valid = suggest(entry.source, reported.sources)
-                        raise self._fail(
-                            "reported",
-                            (section, name, metric, "source"),
-                            f"no source {entry.source!r}; {valid}",
-                        )
-
-    def _measured(self, name: str, metric: str) -> None:
-        """Refuse a published number of what our evaluation does not measure."""
-        valid = self.project.metrics_of(name)
-        if metric not in valid:
-            raise self._fail(
-                "reported", ("experiments", name, metric),
-                f"{name} is not measured so; {suggest(metric, valid)}",
-            )  # fmt: skip
-
-    def _derived(self, path: KeyPath, name: str, entry: ReportedValue) -> None:
-        """Refuse a derived number that no row of the tables it is for would show."""
-        tables = self.project.tables
-        valid = [each for each in tables if name in (row.experiment for row in tables[each].rows)]
-        for index, table in enumerate(entry.derived_for):
-            if table not in valid:
-                raise self._fail(
-                    "reported", (*path, index),
-                    f"no table {table!r} with a row of {name}; {suggest(table, valid)}",
-                )  # fmt: skip
-
-    def _trajectory(self) -> None:
-        known = (self.files["scales"].data, self.project.experiments, self.project.reported.sources)
-        for path, problem in self.project.trajectory.problems(*known):
-            raise self._fail("trajectory", path, problem)
-
-    def _cluster(self) -> None:
-        cluster, scale = self.project.cluster, self.project.scale_name
-        problem = cluster.problem_of(cluster.gpu)
-        if problem is not None:
-            raise self._fail("cluster", ("gpu",), problem)
-        for name, share in cluster.scales.items():
-            if name not in self.files["scales"].data:
-                valid = suggest(name, self.files["scales"].data)
-                raise self._fail("cluster", ("scales", name), f"no scale {name!r}; {valid}")
-            for section in ("recipes", "experiments"):
-                for each in getattr(share, section):
-                    self._known("cluster", ("scales", name, section, each), each, section)
-        if scale not in cluster.scales:
-            raise self._fail(
-                "cluster", ("scales", scale), "this key is missing; give it gpus, startup_minutes"
-            )
-        if cluster.useful_hours(scale) <= 0:
-            least = cluster.wall_hours - cluster.useful_hours(scale)
-            raise self._fail(
-                "cluster",
-                ("wall_hours",),
-                f"{cluster.wall_hours:g} leaves no time to train between start-up and tail "
-                f"(at scale {scale}); valid: more than {least:.3g}",
-            )
-        for name in self.project.experiments:
-            self._gpus(name, cluster.scales[scale])
-            self._forward_gmacs(name, cluster.scales[scale])
-
-    def _forward_gmacs(self, name: str, share: ScaleShare) -> None:
-        experiment = self.project.experiments[name]
-        key = experiment.system
-        if experiment.head is not None and key not in share.forward_gmacs:
-            raise self._fail(
-                "cluster", ("scales", self.project.scale_name, "forward_gmacs"),
-                f"{key} is missing, which {name} trains; smt profile measures it",
-            )  # fmt: skip
-
-    def _gpus(self, name: str, share: ScaleShare) -> None:
-        """Refuse GPUs that cannot share the batches of an experiment, as training would."""
-        recipe = self.project.experiments[name].recipe
-        chunks = self.project.recipes[recipe].chunks
-        gpus, key = share.gpus_of(name, recipe)
-        if chunks % gpus:
-            raise self._fail(
-                "cluster",
-                ("scales", self.project.scale_name, *key),
-                f"{gpus} GPUs cannot share the {chunks} batches that make a global batch of "
-                f"recipe {recipe} ({name}); valid: {_divisors(chunks)}, here or for it alone "
-                f"(scales.{self.project.scale_name}.recipes.{recipe}.gpus)",
-            )
-
-
-def _section_of(recipe: Recipe) -> str:
-    return next(name for name in RECIPES.values() if type(recipe) is _SECTIONS[name][1])
-
-
-def _is_of(head: Detector | UPerNet, task: Task) -> bool:
-    return task == ("segment" if isinstance(head, UPerNet) else "detect")
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(each) for each in range(1, number + 1) if number % each == 0)

@@ -6,7 +6,7 @@ for how it is computed.
 
 from dataclasses import dataclass
 
-from smt.config.project import Model
+from smt.config.models import Model
 
 IMAGE_CHANNELS = 3
 DEPTHWISE = 3 * 3

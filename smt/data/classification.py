@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from smt.config.project import ClassificationRecipe
+from smt.config.recipes import ClassificationRecipe
 from smt.data.imagenet import ImageFolder
 from smt.data.rng import preserved, reseed
 from smt.data.sampler import Job, Schedule

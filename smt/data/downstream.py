@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from smt.config.project import DetectionRecipe, DownstreamRecipe, PolySchedule, SegmentationRecipe
+from smt.config.recipes import DetectionRecipe, DownstreamRecipe, PolySchedule, SegmentationRecipe
 from smt.data.ade20k import ADE20KSplit
 from smt.data.coco import CocoSplit
 from smt.data.rng import preserved, reseed

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from smt.config import fingerprint
-from smt.config.project import Dataset, Project, Run, Strict
+from smt.config.datasets import Dataset
+from smt.config.experiments import Run
+from smt.config.project import Project, Strict
 from smt.datasets import class_map, lists, scan
 from smt.datasets.differences import Differences
 from smt.datasets.hashing import Kept, Meter, Probe, Reader

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from smt.config.project import Dataset
+from smt.config.datasets import Dataset
 from smt.errors import DataError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from smt.config.project import Dataset
+from smt.config.datasets import Dataset
 from smt.datasets import coco_annotations, label_maps, scan
 from smt.datasets.coco_annotations import Instances
 from smt.datasets.decoding import upright_size

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from smt.config.project import Dataset, Project
+from smt.config.datasets import Dataset
+from smt.config.project import Project
 from smt.datasets import lists, manifest, scan
 from smt.datasets.differences import Differences
 from smt.datasets.hashing import Digest, Kept, Meter, Probe, Reader, Tally

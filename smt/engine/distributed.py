@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from smt.config.project import Recipe
+from smt.config.recipes import Recipe
 from smt.engine import device as device_module
 from smt.engine import launch
 from smt.errors import EXIT_RESUME, TrainingError, UserError, first_line

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from smt.config.project import Guard, Recipe
+from smt.config.recipes import Guard, Recipe
 from smt.errors import TrainingError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smt.config.project import (
+from smt.config.recipes import (
     DownstreamOptimizer,
     Optimizer,
     PolySchedule,

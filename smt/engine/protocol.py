@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from smt.config.project import Recipe
+from smt.config.recipes import Recipe
 
 
 @dataclass(frozen=True)

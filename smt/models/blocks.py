@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smt.config.project import Aggregation, Model
+from smt.config.models import Aggregation, Model
 from smt.errors import UserError
 from smt.models.attention import repeatable
 from smt.models.layers import (

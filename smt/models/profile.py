@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smt.config.project import Model
+from smt.config.models import Model
 from smt.models.blocks import MHMC
 from smt.models.smt import SMT
 

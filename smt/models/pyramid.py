@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from smt.config.project import Model
+from smt.config.models import Model
 from smt.models import weights
 from smt.models.blocks import Block
 from smt.models.layers import image

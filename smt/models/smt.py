@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from smt.config.project import Model
+from smt.config.models import Model
 from smt.models.blocks import BLOCK_NORM_EPS, PatchEmbedding, Stem, block
 from smt.models.layers import image
 

@@ -16,7 +16,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 
 from smt.config.load import load_project
-from smt.config.project import Model
+from smt.config.models import Model
 from smt.models import released, weights
 from smt.models.smt import SMT
 from smt.runs.paths import bundled_params

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.config.yaml import YamlFile
 from smt.engine.checkpoint import FOLDER
 from smt.errors import EXIT_RESUME, EXIT_TRAINING, UserError

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from smt.config import fingerprint
+from smt.config.datasets import Dataset
+from smt.config.experiments import Run
 from smt.config.load import require_experiments
-from smt.config.project import ClassificationRecipe, Dataset, Model, Project, Run
+from smt.config.models import Model
+from smt.config.project import Project
+from smt.config.recipes import ClassificationRecipe
 from smt.datasets import manifest
 from smt.errors import EXIT_UNVERIFIED, UserError
 from smt.report.spread import Spread, by_recipe

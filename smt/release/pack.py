@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smt.config.load import load_project
-from smt.config.project import Model
+from smt.config.models import Model
 from smt.errors import UserError
 from smt.release import card
 from smt.release.card import Licence

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smt.config.metrics import METRICS
-from smt.config.project import Project, Row, Table
+from smt.config.project import Project
+from smt.config.published import Row, Table
 from smt.report.collect import Results
 from smt.report.result import MetricResult
 from smt.report.tables import ResultTable

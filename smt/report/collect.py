@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError, UserError
 from smt.report.spread import Spread, by_recipe

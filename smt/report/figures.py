@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from smt.config.experiments import Experiment
 from smt.config.metrics import HEADLINES, METRICS, Metric
-from smt.config.project import ClassificationRecipe, Experiment, Project
+from smt.config.project import Project
+from smt.config.recipes import ClassificationRecipe
 from smt.report.collect import Results, RunResult
 from smt.report.epochs import epoch_means
 from smt.report.sizes import Sizes

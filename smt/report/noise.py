@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from smt.config.metrics import METRICS
-from smt.config.project import Project, Row, Table
+from smt.config.project import Project
+from smt.config.published import Row, Table
 from smt.report.result import MetricResult
 from smt.report.spread import Spread
 from smt.report.verdict import INTERVAL, explain_verdict

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smt.config.metrics import HEADLINES
-from smt.config.project import ReportedValue
+from smt.config.published import ReportedValue
 from smt.report.collect import RunResult
 from smt.report.spread import Spread
 from smt.report.verdict import Summary, Verdict, delta

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from smt.config.project import Project, ReportedValue
+from smt.config.project import Project
+from smt.config.published import ReportedValue
 from smt.errors import UserError
 from smt.report.grid import Cell, Column, Grid
 from smt.report.tables import exact, signed, source_mark

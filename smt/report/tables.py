@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from smt.config.metrics import METRICS
-from smt.config.project import ReportedValue, Row, Table
+from smt.config.published import ReportedValue, Row, Table
 from smt.report.collect import Results, RunResult
 from smt.report.grid import Cell, Column, Grid, Span
 from smt.report.noise import noise

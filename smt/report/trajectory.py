@@ -16,7 +16,8 @@ from functools import cache
 from itertools import pairwise
 from typing import get_args
 
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 from smt.config.trajectory import ASSUMED, Measure, Trajectory
 from smt.report.epochs import epoch_means
 from smt.runs import journal

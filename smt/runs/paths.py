@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from smt.config.project import Dataset, Run
+from smt.config.datasets import Dataset
+from smt.config.experiments import Run
 
 PACKAGE = Path(__file__).resolve().parents[1]
 

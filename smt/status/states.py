@@ -10,7 +10,8 @@ from smt.cluster import queue
 from smt.cluster.cost import estimate
 from smt.cluster.queue import Job, NoAnswer, Queue
 from smt.config import fingerprint
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError
 from smt.report.trajectory import OffTrack, off_track

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smt.config.project import ClassificationRecipe, Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
+from smt.config.recipes import ClassificationRecipe
 from smt.data.classification import TrainLoader, eval_batches
 from smt.data.imagenet import ImageFolder
 from smt.data.rng import derive

@@ -5,8 +5,10 @@ from contextlib import closing
 
 import torch
 
+from smt.config.experiments import Run
 from smt.config.heads import TwoStage, UPerNet
-from smt.config.project import DetectionRecipe, Project, Run
+from smt.config.project import Project
+from smt.config.recipes import DetectionRecipe
 from smt.data.coco import CocoSplit
 from smt.data.downstream import DetectionBatch, detection_inputs, detection_loader, padded
 from smt.data.transforms.detection import DetectionInput

@@ -5,7 +5,9 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from smt.config.project import DownstreamRecipe, Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
+from smt.config.recipes import DownstreamRecipe
 from smt.data.rng import derive
 from smt.data.workers import Loader
 from smt.datasets import manifest

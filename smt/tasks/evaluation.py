@@ -3,8 +3,9 @@
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from smt.config.experiments import Run
 from smt.config.metrics import METRICS
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.engine.distributed import Ranks
 from smt.errors import TrainingError
 from smt.models import weights

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 from smt.engine.distributed import Ranks
 from smt.runs.paths import Layout
 

@@ -3,7 +3,8 @@
 from torch import nn
 
 from smt.config.heads import UPerNet
-from smt.config.project import DownstreamRecipe, Project
+from smt.config.project import Project
+from smt.config.recipes import DownstreamRecipe
 from smt.models.pyramid import Pyramid
 from smt.models.smt import SMT
 

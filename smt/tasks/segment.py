@@ -6,8 +6,10 @@ from contextlib import closing
 import numpy as np
 import torch
 
+from smt.config.experiments import Run
 from smt.config.heads import UPerNet as Head
-from smt.config.project import Project, Run, SegmentationRecipe
+from smt.config.project import Project
+from smt.config.recipes import SegmentationRecipe
 from smt.data.ade20k import ADE20KSplit
 from smt.data.downstream import segmentation_inputs, segmentation_loader
 from smt.engine import optim

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smt.config.heads import Detector, UPerNet
-from smt.config.project import Model
+from smt.config.models import Model
 from smt.detection import build
 from smt.detection.atss import ATSSDetector
 from smt.detection.dense import DenseDetector

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from smt.config.heads import TwoStage
-from smt.config.project import ClassificationRecipe, Project, Recipe, SegmentationRecipe
+from smt.config.project import Project
+from smt.config.recipes import ClassificationRecipe, Recipe, SegmentationRecipe
 from smt.data.transforms.image import padded_size
 from smt.detection.structures import DetectionModel, Size, Target
 from smt.engine import optim

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from smt.config import fingerprint
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 from smt.datasets import manifest
 from smt.engine import checkpoint, distributed
 from smt.engine.determinism import NotDeterministic

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 from smt.errors import UserError
 from smt.runs import journal
 from smt.runs.atomic import read_json

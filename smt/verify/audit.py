@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.load import require_experiments
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError, UserError
 from smt.report.build import FIXED, table_names

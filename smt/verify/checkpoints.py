@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES
-from smt.config.project import Run
 from smt.runs import journal
 from smt.runs.atomic import sha256
 from smt.runs.paths import Layout

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
-from smt.config.project import Project, Row, Run
+from smt.config.project import Project
+from smt.config.published import Row
 from smt.datasets import manifest
 from smt.errors import DataError, UserError, suggest
 from smt.report import build

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.metrics import METRICS
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.runs import journal, provenance
 from smt.runs.atomic import read_json, sha256
 from smt.runs.paths import Layout

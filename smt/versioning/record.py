@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from smt.config import fingerprint
-from smt.config.project import Project, Run
+from smt.config.experiments import Run
+from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError, TrainingError
 from smt.runs import journal, provenance

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.runs.paths import Layout
 
 FILE = "dvc.yaml"

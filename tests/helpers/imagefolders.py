@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from smt.config.datasets import Dataset
 from smt.config.load import load_project
-from smt.config.project import Dataset, Project, Recipe
+from smt.config.project import Project
+from smt.config.recipes import Recipe
 from smt.data.imagenet import ImageFolder
 from smt.datasets import manifest
 from smt.runs.paths import Layout

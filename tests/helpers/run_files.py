@@ -13,9 +13,10 @@ from pathlib import Path
 import yaml
 
 from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.load import load_project
 from smt.config.metrics import HEADLINES
-from smt.config.project import Project, Run
+from smt.config.project import Project
 from smt.config.yaml import YamlFile
 from smt.datasets.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split, digest_file, digests
 from smt.runs.atomic import write_json

@@ -156,7 +156,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a detector starts from nothing", "engine", "smt/tasks/downstream.py",
-        "            start_from_classifier(self._trunk, layout.weights(parent))\n",
+        "            start_from_classifier(trunk, layout.weights(parent))\n",
         "            pass\n",
         ("unit/tasks/test_start.py", "integration/tasks/test_downstream.py"),
     ),
@@ -432,7 +432,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a new title trains a run again", "fingerprint", "smt/config/fingerprint.py",
-        'exclude={"title", "drop_path"}', 'exclude={"drop_path"}',
+        '{"title", "drop_path", "deterministic"}', '{"drop_path", "deterministic"}',
         PARAMS[1:],
     ),
     Mutation(
@@ -442,7 +442,8 @@ MUTATIONS = (
         PARAMS,
     ),
     Mutation(
-        "a batch that does not divide the global batch is taken", "params", "smt/config/load.py",
+        "a batch that does not divide the global batch is taken", "params",
+        "smt/config/consistency.py",
         "if recipe.global_batch % recipe.device_batch:",
         "if recipe.global_batch < recipe.device_batch:",
         PARAMS,

@@ -10,7 +10,7 @@ from snakemake.utils import validate
 from smt import dag, forkserver
 from smt.commands.common import warn_if_not_interruptible
 from smt.errors import EXIT_BAD_INPUT, EXIT_DATA, UserError
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.tracking import sender
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from smt.cluster.doctor.finding import Findings, error, ok, warning
 from smt.config import macs
-from smt.config.project import Experiment, Model, Project, Run
+from smt.config.experiments import Experiment, Run
+from smt.config.models import Model
+from smt.config.project import Project
 from smt.datasets import manifest
 from smt.runs.paths import Layout
 

@@ -13,7 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
-from smt.config.project import Augment, ClassificationRecipe
+from smt.config.recipes import Augment, ClassificationRecipe
 from smt.data.rng import seeded
 from smt.data.transforms.evaluation import normalise
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from smt.config.project import ClassificationRecipe
+from smt.config.recipes import ClassificationRecipe
 from smt.data.transforms.image import DEVIATION, MEAN
 
 

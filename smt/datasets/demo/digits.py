@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from smt.config.project import Dataset
+from smt.config.datasets import Dataset
 from smt.datasets import lists, scan
 from smt.datasets.demo import scenes
 from smt.datasets.differences import Differences

@@ -17,8 +17,8 @@ from smt.cluster import cost, plan
 from smt.cluster.budget import Budget
 from smt.commands.plan import on_cluster
 from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Run
 from smt.runs.atomic import read_json, write_json
 from smt.runs.paths import Layout
 from tests.helpers import ROOT

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.errors import UserError
 from smt.proof import plan, table
 from smt.proof.run import Proof

@@ -2,7 +2,7 @@
 
 import pytest
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.report import charts, figures
 from smt.report.collect import collect
 from smt.report.drawing import draw

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.report import charts, figures
 from smt.report.agreement import Agreement, agreements, places, verdicts
 from smt.report.build import build

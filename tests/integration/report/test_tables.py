@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.errors import UserError
 from smt.report.build import build, grid, table_names
 from smt.report.collect import collect

@@ -6,7 +6,7 @@ import math
 import click
 import pytest
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.errors import UserError
 from smt.report.build import grid
 from smt.report.collect import collect

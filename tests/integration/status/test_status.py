@@ -16,7 +16,7 @@ import pytest
 
 from smt import dag
 from smt.cluster import queue
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.runs import workdir
 from smt.runs.atomic import read_json, write_json
 from smt.runs.paths import Layout

@@ -22,8 +22,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Run
 from smt.datasets import manifest
 from smt.datasets.label_maps import NO_CLASS
 from smt.engine import optim

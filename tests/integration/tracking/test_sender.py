@@ -12,8 +12,8 @@ from collections import Counter
 import psutil
 import pytest
 
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Run
 from smt.errors import UserError
 from smt.runs.paths import Layout
 from smt.tracking import sender

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.errors import UserError
 from smt.runs import journal, provenance
 from smt.runs.atomic import read_json, sha256, write_json

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.report.build import build
 from smt.report.collect import collect
 from smt.tracking.sync import sync

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import yaml
 
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Run
 from smt.runs.paths import Layout
 from smt.versioning import stages
 from smt.versioning.record import keep

@@ -3,8 +3,8 @@
 import pytest
 
 from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Run
 from tests.helpers.project_copy import ProjectCopy
 
 TINY, SMALL = "imagenet1k_smt_tiny", "imagenet1k_smt_small"

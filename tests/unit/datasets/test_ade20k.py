@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from smt import dag
+from smt.config.datasets import Dataset
 from smt.config.load import load_project
-from smt.config.project import Dataset
 from smt.data.ade20k import ADE20KSplit
 from smt.datasets import manifest, verify
 from smt.errors import DataError

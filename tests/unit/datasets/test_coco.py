@@ -13,8 +13,8 @@ from pycocotools.coco import COCO
 
 from smt import dag
 from smt.commands.data import _warn_of_what_is_left_out
+from smt.config.datasets import Dataset
 from smt.config.load import load_project
-from smt.config.project import Dataset
 from smt.data.coco import CocoSplit
 from smt.datasets import coco_json, manifest, masks, verify
 from smt.errors import DataError

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from smt.commands.data import command
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Run
 from smt.data.imagenet import ImageFolder
 from smt.datasets import manifest
 from smt.errors import DataError, UserError

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from smt.config.load import load_project
-from smt.config.project import Guard
+from smt.config.recipes import Guard
 from smt.data.rng import derive, seeded
 from smt.engine import checkpoint
 from smt.engine.distributed import Ranks

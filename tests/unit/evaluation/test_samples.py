@@ -6,7 +6,7 @@ import torch
 from faster_coco_eval.core import mask as rle
 from PIL import Image
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.data.ade20k import ADE20KSplit
 from smt.datasets import manifest
 from smt.datasets.demo import digits, scenes

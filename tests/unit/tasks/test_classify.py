@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Run
 from smt.datasets import manifest
 from smt.engine.distributed import Ranks
 from smt.runs.paths import Layout

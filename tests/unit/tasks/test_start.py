@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from smt.config.project import Run, Start
+from smt.config.experiments import Run, Start
 from smt.datasets import manifest
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest

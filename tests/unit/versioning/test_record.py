@@ -1,6 +1,6 @@
 """Which runs DVC takes in."""
 
-from smt.config.project import Run
+from smt.config.experiments import Run
 from smt.versioning.record import done_runs
 from tests.helpers.run_files import RunFiles, T
 

@@ -31,7 +31,7 @@ def test_a_time_limit_as_slurm_prints_it(limit, expected):
 
 
 def test_a_detector_takes_room_for_its_head():
-    from smt.config.project import Run
+    from smt.config.experiments import Run
     from smt.tasks import sizes
 
     project = load_project(ROOT / "params", "paper")

@@ -8,7 +8,7 @@ from skimage.data import astronaut
 from timm.data import create_transform
 
 from smt.config.load import load_project
-from smt.config.project import Evaluation
+from smt.config.recipes import Evaluation
 from smt.data.classification import TrainLoader
 from smt.data.rng import reseed, seeded
 from smt.data.sampler import epoch_order

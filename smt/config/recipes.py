@@ -1,0 +1,211 @@
+"""What recipes hold: `params/recipes.yaml`, `detection.yaml`, `segmentation.yaml`."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from smt.config.augment import (
+    DetectionAugment,
+    DetectionEvaluation,
+    SegmentationAugment,
+    SegmentationEvaluation,
+)
+from smt.config.types import Fraction, Name, Positive, PositiveFloat, Strict
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""tf32: float32, of whose mantissas GPUs multiply 10 bits; on a CPU it is fp32."""
+
+
+class Optimizer(Strict):
+    """AdamW and the gradient."""
+
+    lr: PositiveFloat
+    """Peak learning rate at a global batch of `lr_batch`; scaled linearly to the real one."""
+    lr_batch: Positive
+    """Global batch at which the three learning rates of the recipe are stated."""
+    betas: tuple[Fraction, Fraction]
+    eps: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+    """Applied to parameters of two or more dimensions; biases and norms have none."""
+    clip_norm: PositiveFloat | None
+    """Largest L2 norm of the whole gradient."""
+
+
+class DownstreamOptimizer(Optimizer):
+    """AdamW of detectors and segmenters."""
+
+    decay: Literal["all", "all_but_layer_norm"]
+    """What weight decay is applied to: every parameter, or all but those of LayerNorms. Biases and
+    BatchNorms decay, as they do in the released configs."""
+    backbone_rate: PositiveFloat
+    """Learning rate of the backbone over that of the head."""
+
+
+class Schedule(Strict):
+    """Linear warm-up, then cosine, both per step."""
+
+    epochs: Positive
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    warmup_lr: Annotated[float, Field(ge=0)]
+    """Learning rate of step 0, at `lr_batch`."""
+    min_lr: Annotated[float, Field(ge=0)]
+    """Learning rate that the cosine ends in, at `lr_batch`."""
+
+
+class StepSchedule(Strict):
+    """Linear warm-up over the first steps, then a constant rate that drops at some epochs."""
+
+    epochs: Positive
+    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_ratio: Fraction
+    """Learning rate of step 0 over the one without warm-up."""
+    milestones: tuple[Positive, ...]
+    """Epochs after which the rate is multiplied by `gamma`."""
+    gamma: PositiveFloat
+
+
+class PolySchedule(Strict):
+    """A number of steps rather than epochs; the rate falls as a power of what is left of them."""
+
+    steps: Positive
+    interval: Positive
+    """Steps that count as an epoch: after them the model is evaluated and saved."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_ratio: Fraction
+    """Learning rate of step 0 over the one without warm-up."""
+    power: PositiveFloat
+    min_lr: Annotated[float, Field(ge=0)]
+    """Learning rate at the end, at `lr_batch`."""
+
+    @property
+    def epochs(self) -> int:
+        """Intervals of the whole run."""
+        return self.steps // self.interval
+
+
+class Augment(Strict):
+    """Training-time augmentation, in timm's terms."""
+
+    scale: tuple[PositiveFloat, PositiveFloat]
+    """Area of the random resized crop over the image's."""
+    ratio: tuple[PositiveFloat, PositiveFloat]
+    """Aspect ratio of the random resized crop."""
+    hflip: Fraction
+    rand_augment: str | None
+    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1."""
+    color_jitter: Annotated[float, Field(ge=0)]
+    """Used only where there is no RandAugment, as timm does."""
+    random_erasing: Fraction
+    """Probability; erased pixels are noise, one draw a pixel."""
+    mixup: Annotated[float, Field(ge=0)]
+    """Alpha of Mixup's beta distribution; 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)]
+    """Alpha of CutMix's beta distribution; 0 is off."""
+    mix_prob: Fraction
+    """Probability that a batch is mixed at all."""
+    mix_switch_prob: Fraction
+    """Probability of CutMix rather than Mixup where both are on."""
+    label_smoothing: Fraction
+
+
+class Evaluation(Strict):
+    """How an image is brought to the model's resolution for evaluation."""
+
+    resize: Literal["crop", "squash"]
+    """crop: short side to resolution / crop_ratio, then the centre; squash: straight to square."""
+    crop_ratio: Annotated[float, Field(gt=0, le=1)]
+
+
+class Guard(Strict):
+    """What is done with a step whose loss or gradient is not finite, or whose loss jumps."""
+
+    policy: Literal["stop", "skip"]
+    """skip: leave the step out and go on, with a warning and a line in the journal."""
+    max_skips: Annotated[int, Field(ge=0)]
+    """Steps of a run that may be skipped; at the next one it stops."""
+    spike: PositiveFloat | None
+    """A loss further above its running mean than this many times its running mean deviation is
+    such a step as well, from the 100th step on; null for no such rule."""
+
+
+class Recipe(Strict):
+    """How a model is trained."""
+
+    FILE: ClassVar[str]
+    """Of params/, where recipes of this kind stand."""
+    WARMUP: ClassVar[str]
+    """Key of how long the learning rate rises."""
+
+    title: str
+    dataset: Name
+    resolution: Annotated[int, Field(ge=32)]
+    """Side of the square that a classifier sees, in pixels; of a detector or segmenter, the shorter
+    side of the image that its size is counted at."""
+    global_batch: Positive
+    """Images per optimizer step over all processes and accumulation steps."""
+    device_batch: Positive
+    """Images per forward pass of one process at most: BatchNorm sees this many."""
+    precision: Precision
+    deterministic: bool
+    """Whether the same bits are asked for every time, so that an interrupted run ends in the bytes
+    of an undisturbed one; false: whatever is quickest on a GPU. Not part of the fingerprint."""
+    optimizer: Optimizer
+    schedule: Schedule | StepSchedule | PolySchedule
+    guard: Guard
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+    """Drop-path rate of the last block; an experiment may set its own."""
+    unreadable_images: Literal["stop", "skip"]
+    """skip: another image of the epoch takes the place of one that cannot be decoded."""
+    eval_every: Positive
+    """Epochs between evaluations; the last epoch is always evaluated."""
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether most of it is computed in 16 bits, which is for GPUs."""
+        return self.precision in ("bf16", "fp16")
+
+    @property
+    def chunks(self) -> int:
+        """Forward passes that make a global batch, over all processes."""
+        return self.global_batch // self.device_batch
+
+
+class ClassificationRecipe(Recipe):
+    """How a classifier is trained."""
+
+    FILE = "recipes.yaml"
+    WARMUP = "schedule.warmup_epochs"
+    schedule: Schedule
+    augment: Augment
+    evaluation: Evaluation
+
+
+class DownstreamRecipe(Recipe):
+    """How a detector or segmenter is trained."""
+
+    optimizer: DownstreamOptimizer
+    drop_path_mode: Literal["stochastic", "dropout"]
+    """stochastic: a block's branch is dropped for an image (the paper); dropout: element by
+    element (the release's detection and segmentation code)."""
+    resolution_long: Annotated[int, Field(ge=32)]
+    """Longer side of the image that its size is counted at."""
+
+
+class DetectionRecipe(DownstreamRecipe):
+    """How a detector is trained."""
+
+    FILE = "detection.yaml"
+    WARMUP = "schedule.warmup_steps"
+    schedule: StepSchedule
+    augment: DetectionAugment
+    evaluation: DetectionEvaluation
+
+
+class SegmentationRecipe(DownstreamRecipe):
+    """How a segmenter is trained."""
+
+    FILE = "segmentation.yaml"
+    WARMUP = "schedule.warmup_steps"
+    schedule: PolySchedule
+    augment: SegmentationAugment
+    evaluation: SegmentationEvaluation

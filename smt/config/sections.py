@@ -1,0 +1,31 @@
+"""Sections of `params/`: the file of each, and what its entries are."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from smt.config.datasets import ClassMap, Dataset
+from smt.config.experiments import Experiment
+from smt.config.heads import HEADS, NoHead
+from smt.config.models import Model
+from smt.config.published import Table
+from smt.config.recipes import ClassificationRecipe, DetectionRecipe, SegmentationRecipe
+
+SECTIONS: Mapping[str, tuple[str, type | Callable[[Any], type]]] = {
+    "models": ("models", Model),
+    "heads": ("heads", lambda entry: HEADS.get(entry.get("kind"), NoHead)),
+    "recipes": ("recipes", ClassificationRecipe),
+    "detection_recipes": ("detection", DetectionRecipe),
+    "segmentation_recipes": ("segmentation", SegmentationRecipe),
+    "datasets": ("data", Dataset),
+    "class_maps": ("data", ClassMap),
+    "experiments": ("experiments", Experiment),
+    "tables": ("tables", Table),
+}
+"""File of each section, and what its entries are."""
+
+RECIPES = {
+    "classify": "recipes",
+    "detect": "detection_recipes",
+    "segment": "segmentation_recipes",
+}
+"""Section of the recipes of each task."""
