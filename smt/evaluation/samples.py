@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from smt.data.ade20k import ADE20KSplit
 from smt.data.coco import CocoSplit
 from smt.datasets.label_maps import NO_CLASS
-from smt.datasets.masks import draw as drawn_masks
+from smt.datasets.masks import rasterize
 from smt.evaluation.predictions import ImageResult
 from smt.runs.atomic import replacing
 
@@ -109,7 +109,7 @@ def _predicted(split: CocoSplit, result: ImageResult) -> list[Thing]:
     masks: Sequence[np.ndarray | None] = [None] * len(kept)
     if result.masks is not None:
         runs = [{"size": list(result.size), "counts": result.masks[place]} for place in kept]
-        masks = list(drawn_masks(runs, *result.size))
+        masks = list(rasterize(runs, *result.size))
     return [_thing(split, result, place, mask) for place, mask in zip(kept, masks, strict=True)]
 
 

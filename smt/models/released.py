@@ -92,10 +92,10 @@ def take(
     found = unwrap.states(content.tree)
     key, choice = unwrap.choose(found, state, path)
     under = f"under the key {listed([key])}" if key else "by itself"
-    strangers = [name for name, each in found[key].items() if not isinstance(each, Tensor)]
-    if strangers:
+    non_tensors = [name for name, each in found[key].items() if not isinstance(each, Tensor)]
+    if non_tensors:
         raise UserError(
-            f"checkpoint {path} holds no state dict {under}: not a tensor: {listed(strangers)}"
+            f"checkpoint {path} holds no state dict {under}: not a tensor: {listed(non_tensors)}"
         )
     own, changes = unwrap.unwrap(found[key], prefix, path)
     notes = [each for each in (choice, *changes) if each is not None]

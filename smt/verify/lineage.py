@@ -190,7 +190,7 @@ class Lineage:
     def _data(self, known: Mapping[str, Any]) -> Node:
         node = Node("data")
         for key, digest in known["data"].items():
-            path = manifest.digest_file(self.layout, key)
+            path = manifest.manifest_path(self.layout, key)
             now = (_read(path) or {}).get("digest")
             state = (
                 "" if now == digest else "; NOT the present one" if now else "; no manifest here"

@@ -235,9 +235,9 @@ MUTATIONS = (
         ("unit/data/transforms/test_segmentation.py",),
     ),
     Mutation(
-        "the digest of a data set is of its training images alone", "data", "smt/datasets/lists.py",
-        "                whole.update(text)\n",
-        '                if split == "train":\n                    whole.update(text)\n',
+        "the digest of a data set is of its training images alone", "data",
+        "smt/datasets/file_lists.py", "                total_hash.update(text)\n",
+        '                if split == "train":\n                    total_hash.update(text)\n',
         ("unit/datasets/test_manifest.py", "unit/datasets/test_coco.py",
          "integration/datasets/test_verify.py"),
     ),

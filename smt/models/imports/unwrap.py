@@ -149,8 +149,8 @@ def _prefix(names: list[str], source: Path) -> str:
     if not found or found.keys() == {""}:
         return ""  # names that are not an SMT's are told when they are held against a model's
     first = next(prefix for prefix in found if prefix)
-    strangers = [name for name in names if not name.startswith(first)]
-    if not strangers and len(found) == 1:
+    unprefixed = [name for name in names if not name.startswith(first)]
+    if not unprefixed and len(found) == 1:
         return first
     if len(found) > 1:
         of = "; ".join(
@@ -160,8 +160,8 @@ def _prefix(names: list[str], source: Path) -> str:
         why = f"names an SMT's tensors under several prefixes: {of}"
     else:
         why = (
-            f"has the prefix {ascii(first)} at {len(names) - len(strangers)} of {len(names)} "
-            f"names; without it: {listed(strangers)}"
+            f"has the prefix {ascii(first)} at {len(names) - len(unprefixed)} of {len(names)} "
+            f"names; without it: {listed(unprefixed)}"
         )
     raise UserError(
         f"checkpoint {source} {why}; to take those of one prefix alone: --prefix {listed([first])}"

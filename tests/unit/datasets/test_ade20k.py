@@ -199,7 +199,7 @@ def test_classes_have_the_names_of_the_data_sets_own_table(ade20k):
 
 def test_a_map_that_was_changed_since_the_manifest_is_named(ade20k):
     split = ADE20KSplit(ade20k.root, "train", ade20k.manifest())
-    assert verify.verify(ade20k.project, ade20k.layout, "tiny").tally.read == 8
+    assert verify.verify(ade20k.project, ade20k.layout, "tiny").stats.read == 8
     save(Image.fromarray(labels_of(7, 151)))(ade20k)
     with pytest.raises(
         DataError, match=r"c\.png has label 151; .* smt data manifest tiny"

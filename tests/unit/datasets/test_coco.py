@@ -504,8 +504,12 @@ def test_runs_are_measured_as_pycocotools_packs_them():
     for _ in range(200):
         mask = draw.random(draw.integers(1, 40, 2)) < draw.choice([0.02, 0.5, 0.98])
         packed, plain = runs_of(mask, packed=True), runs_of(mask)
-        assert masks.measure(packed).size == masks.measure(plain).size == mask.shape
-        assert (masks.draw([packed, plain], *mask.shape) == mask).all()
+        assert (
+            masks.inspect_segmentation(packed).size
+            == masks.inspect_segmentation(plain).size
+            == mask.shape
+        )
+        assert (masks.rasterize([packed, plain], *mask.shape) == mask).all()
 
 
 def test_annotations_that_were_changed_since_the_manifest_are_refused(coco):
@@ -533,7 +537,7 @@ def test_changed_annotations_and_missing_images_are_named(coco):
     coco.write()
     coco.manifest()
     found = verify.verify(coco.project, coco.layout, "tiny")
-    assert found.is_whole and found.tally.read == 8  # six images, two files of annotations
+    assert found.is_whole and found.stats.read == 8  # six images, two files of annotations
     content = coco.file("train").read_text()
     coco.file("train").write_text(content.replace("50.5", "51.5", 1))
     (coco.root / "val2017" / "000000000001.jpg").rename(coco.root / "val2017" / "2.jpg")
