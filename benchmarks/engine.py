@@ -53,7 +53,7 @@ class Repeated:
         self.model = model.to(memory_format=torch.channels_last)
         images = torch.randn(batch, 3, resolution, resolution)
         self.inputs = images.to(memory_format=torch.channels_last), torch.rand(batch, 10)
-        self.steps_per_epoch, self.accumulation = steps, 1
+        self.steps_per_epoch, self.accumulation_steps = steps, 1
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         for step in range(start_step, self.steps_per_epoch):
@@ -172,9 +172,9 @@ def first_batch(images: int, rounds: int) -> None:
         loader = TrainLoader(folder, recipe, seed=0, rank=0, world_size=1, workers=0)
         late = loader.steps_per_epoch - 1
         ways = {
-            "start": lambda: next(iter(loader.epoch(0))),
-            "late": lambda: next(iter(loader.epoch(0, late))),
-            "replay": lambda: next(itertools.islice(loader.epoch(0), late, None)),
+            "start": lambda: next(iter(loader.batches(0))),
+            "late": lambda: next(iter(loader.batches(0, late))),
+            "replay": lambda: next(itertools.islice(loader.batches(0), late, None)),
         }
         times: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):

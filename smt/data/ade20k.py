@@ -37,7 +37,7 @@ class ADE20KSplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def picture(self, index: int) -> Image.Image:
+    def load_image(self, index: int) -> Image.Image:
         """Return an image as RGB, upright by its EXIF.
 
         Raises:

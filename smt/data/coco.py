@@ -75,20 +75,20 @@ class CocoSplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def picture(self, index: int) -> Image.Image:
+    def load_image(self, index: int) -> Image.Image:
         """Return an image as RGB, upright by its EXIF.
 
         Raises:
             DataError: it cannot be read, or is not of the size that its annotations are of.
         """
-        image = self.images[index]
-        picture = decode(image.path, upright=True)
-        if picture.size != (image.width, image.height):
+        entry = self.images[index]
+        image = decode(entry.path, upright=True)
+        if image.size != (entry.width, entry.height):
             raise DataError(
-                f"image {image.path} is {picture.height} x {picture.width} pixels, but "
-                f"{self.annotation_file} says {image.height} x {image.width}"
+                f"image {entry.path} is {image.height} x {image.width} pixels, but "
+                f"{self.annotation_file} says {entry.height} x {entry.width}"
             )
-        return picture
+        return image
 
     def annotation(self, index: int) -> Annotation:
         """Return boxes and labels of the objects in an image."""

@@ -42,7 +42,7 @@ class Task(Protocol):
         ...
 
     @property
-    def accumulation(self) -> int:
+    def accumulation_steps(self) -> int:
         """Batches of this process in one global step."""
         ...
 
@@ -57,7 +57,7 @@ class Task(Protocol):
         ...
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        """Yield this process's batches of an epoch, `accumulation` a step, from `start_step` on."""
+        """Yield this process's batches of an epoch from global step `start_step` on."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -192,7 +192,7 @@ class Trainer:
 
     def _forward_backward(self, batches: Iterator[Batch], progress: Progress) -> float:
         """Accumulate the gradient of one global step; return this rank's mean loss."""
-        count = self.task.accumulation
+        count = self.task.accumulation_steps
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for index in range(count):
             batch = next(batches)

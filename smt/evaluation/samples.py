@@ -82,7 +82,7 @@ def of_detections(split: CocoSplit, found: Iterable[ImageResult]) -> Image.Image
     indices = chosen(len(split), lambda index: len(split.annotation(index).labels) > 0)
     annotated, predicted = [], []
     for index in indices:
-        picture, result = split.picture(index), results[split.images[index].id]
+        picture, result = split.load_image(index), results[split.images[index].id]
         annotated.append(with_things(picture, _annotated(split, index, result.masks is not None)))
         predicted.append(with_things(picture, _predicted(split, result)))
     return sheet(annotated, predicted)
@@ -162,7 +162,7 @@ def shown_maps(split: ADE20KSplit) -> list[int]:
 
 def of_label_maps(split: ADE20KSplit, predicted: Mapping[int, np.ndarray]) -> Image.Image:
     """Return the picture of a segmenter, with the images that `predicted` has a map (H, W) of."""
-    pictures = {index: split.picture(index) for index in sorted(predicted)}
+    pictures = {index: split.load_image(index) for index in sorted(predicted)}
     names = split.classes
     return sheet(
         [with_labels(each, split.label_map(index), names) for index, each in pictures.items()],

@@ -14,7 +14,7 @@ from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
 from smt.data.classification import TrainLoader, eval_batches
 from smt.data.imagenet import ImageFolder
-from smt.data.rng import derive
+from smt.data.rng import derive_seed
 from smt.datasets import manifest
 from smt.engine import optim
 from smt.engine.distributed import Ranks
@@ -64,11 +64,11 @@ class Classification:
             workers=self._workers,
         )
         self.steps_per_epoch = self._loader.steps_per_epoch
-        self.accumulation = self._loader.accumulation
+        self.accumulation_steps = self._loader.accumulation_steps
 
     def _build(self, project: Project, layout: Layout, inherit: bool) -> nn.Module:
         experiment = project.experiments[self._run.experiment]
-        torch.manual_seed(derive(self._run.seed, "init"))
+        torch.manual_seed(derive_seed(self._run.seed, "init"))
         model = network(project, self._run.experiment, classes=self._classes)
         parent = project.parent(self._run)
         if parent is not None and inherit:
@@ -89,12 +89,12 @@ class Classification:
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yield this rank's batches, mixed and on its device."""
-        for chunk in self._loader.epoch(epoch, start_step):
-            key = (epoch, chunk.step, chunk.chunk)
-            images = chunk.images.to(
+        for batch in self._loader.batches(epoch, start_step):
+            key = (epoch, batch.step, batch.number)
+            images = batch.images.to(
                 self._ranks.device, non_blocking=True, memory_format=torch.channels_last
             )
-            labels = chunk.labels.to(self._ranks.device, non_blocking=True)
+            labels = batch.labels.to(self._ranks.device, non_blocking=True)
             images, targets = self._mix(images, labels, self._run.seed, "mix", *key)
             yield Batch((images, targets), len(labels), key)
 

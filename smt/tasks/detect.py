@@ -10,7 +10,7 @@ from smt.config.heads import TwoStage, UPerNet
 from smt.config.project import Project
 from smt.config.recipes import DetectionRecipe
 from smt.data.coco import CocoSplit
-from smt.data.downstream import DetectionBatch, detection_inputs, detection_loader, padded
+from smt.data.detection import DetectionBatch, detection_inputs, detection_loader, pad
 from smt.data.transforms.detection import DetectionInput
 from smt.detection.structures import DetectionModel, Target
 from smt.engine import optim
@@ -53,8 +53,8 @@ class Detection(Downstream):
 
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yield this rank's batches, on its device."""
-        for job, batch in self._loader.read(epoch, start_step):
-            key = (epoch, job.step, job.chunk)
+        for indices, batch in self._loader.micro_batches(epoch, start_step):
+            key = (epoch, indices.step, indices.number)
             yield Batch(self._on_device(batch), len(batch.images), key)
 
     def _on_device(self, batch: DetectionBatch) -> tuple[torch.Tensor, list[Target]]:
@@ -128,14 +128,14 @@ class Detection(Downstream):
         return found, False
 
     def _result(self, index: int, given: DetectionInput) -> ImageResult:
-        images = padded([given.image]).to(self._ranks.device, non_blocking=True)
+        images = pad([given.image]).to(self._ranks.device, non_blocking=True)
         with optim.autocast(self.recipe, self._ranks.device):
             (detections,) = self.model.predict(images, [given.size])
         return predictions.image_result(
             detections,
             self._val.images[index].id,
             seen=given.size,
-            size=given.original,
+            size=given.original_size,
             categories=self._val.category_ids,
             mask_threshold=self._threshold,
         )

@@ -8,8 +8,8 @@ from torch import nn
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.config.recipes import DownstreamRecipe
-from smt.data.rng import derive
-from smt.data.workers import Loader
+from smt.data.loader import Loader
+from smt.data.rng import derive_seed
 from smt.datasets import manifest
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, Interrupted
@@ -37,7 +37,7 @@ class Downstream:
     model: nn.Module
     """What is trained, on this rank's device."""
     _loader: Loader[Any]
-    """The training batches, which a task sets when its model is there."""
+    """The training micro-batches, which a task sets when its model is there."""
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
@@ -55,7 +55,7 @@ class Downstream:
         self._root = layout.dataset_root(project.datasets[recipe.dataset])
         self._manifest = manifest.read(layout, recipe.dataset)
         self._head = project.heads[experiment.head]
-        torch.manual_seed(derive(run.seed, "init"))
+        torch.manual_seed(derive_seed(run.seed, "init"))
         self.model = network(project, run.experiment, classes=len(self._manifest.classes))
         parent = project.parent(run)
         if parent is not None and inherit:
@@ -69,9 +69,9 @@ class Downstream:
         return self._loader.steps_per_epoch
 
     @property
-    def accumulation(self) -> int:
-        """Batches of this process in a global step."""
-        return self._loader.accumulation
+    def accumulation_steps(self) -> int:
+        """Micro-batches of this process in a global step."""
+        return self._loader.accumulation_steps
 
     @staticmethod
     def loss(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -11,7 +11,7 @@ from smt.config.heads import UPerNet as Head
 from smt.config.project import Project
 from smt.config.recipes import SegmentationRecipe
 from smt.data.ade20k import ADE20KSplit
-from smt.data.downstream import segmentation_inputs, segmentation_loader
+from smt.data.segmentation import segmentation_inputs, segmentation_loader
 from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import Batch, never
@@ -49,10 +49,10 @@ class Segmentation(Downstream):
     def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """Yield this rank's batches, on its device."""
         device = self._ranks.device
-        for job, batch in self._loader.read(epoch, start_step):
+        for indices, batch in self._loader.micro_batches(epoch, start_step):
             images = batch.images.to(device, non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
-            yield Batch((images, labels), len(images), (epoch, job.step, job.chunk))
+            yield Batch((images, labels), len(images), (epoch, indices.step, indices.number))
 
     def evaluate(
         self, interrupted: Callable[[], bool] = never, *, final: bool = True,

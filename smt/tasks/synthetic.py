@@ -38,7 +38,7 @@ class Synthetic:
     """
 
     headline = ""
-    accumulation = 1
+    accumulation_steps = 1
     steps_per_epoch = 1_000
 
     def __init__(

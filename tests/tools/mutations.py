@@ -179,19 +179,19 @@ MUTATIONS = (
     # --- sampler and randomness ------------------------------------------------------------------
     Mutation(
         "every interval has the images of the first", "sampler", "smt/data/sampler.py",
-        "return stream(self.images, seed, epoch * images, images)",
-        "return stream(self.images, seed, 0, images)",
+        "return infinite_order(self.images, seed, epoch * images, images)",
+        "return infinite_order(self.images, seed, 0, images)",
         (*DATA[::-1], "unit/data/transforms/test_segmentation.py"),
     ),
     Mutation(
         "images that are left over in their groups are never seen", "sampler",
         "smt/data/sampler.py",
-        "np.concatenate([*shuffled, left[whole:]])", "np.concatenate(shuffled)",
+        "np.concatenate([*shuffled, mixed[full:]])", "np.concatenate(shuffled)",
         DATA[::-1],
     ),
     Mutation(
         "different parts give one seed", "randomness", "smt/data/rng.py",
-        "repr(plain).encode()", '"".join(map(str, plain)).encode()',
+        "repr(key).encode()", '"".join(map(str, plain)).encode()',
         DATA[1:],
     ),
     Mutation(
@@ -202,18 +202,19 @@ MUTATIONS = (
     # --- data ------------------------------------------------------------------------------------
     Mutation(
         "an image is augmented alike in every epoch", "data", "smt/data/classification.py",
-        'reseed(self._seed, "augment", job.epoch, index)', 'reseed(self._seed, "augment", index)',
+        'reseed(self._seed, "augment", micro_batch.epoch, index)',
+        'reseed(self._seed, "augment", index)',
         (*DATA, "unit/data/transforms/test_classification.py"),
     ),
     Mutation(
-        "a scene is augmented alike in every epoch", "data", "smt/data/downstream.py",
-        'reseed(self._seed, "augment", job.epoch, job.step, job.chunk, place)',
-        'reseed(self._seed, "augment", job.step, job.chunk, place)',
-        ("unit/data/test_downstream.py", "integration/tasks/test_downstream.py"),
+        "a scene is augmented alike in every epoch", "data", "smt/data/loader.py",
+        'reseed(self._seed, "augment", epoch, step, number, place)',
+        'reseed(self._seed, "augment", step, number, place)',
+        ("unit/data/test_segmentation.py", "integration/tasks/test_downstream.py"),
     ),
     Mutation(
-        "new workers begin with the first batch again", "data", "smt/data/workers.py",
-        "_worker_pool(reader, jobs[done:], workers)", "_worker_pool(reader, jobs, workers)",
+        "new workers begin with the first batch again", "data", "smt/data/loader.py",
+        "_worker_pool(reader, keys[done:], workers)", "_worker_pool(reader, jobs, workers)",
         DATA,
     ),
     Mutation(

@@ -69,7 +69,7 @@ def _rate_check(reading: Reading, project: Project, facts: Facts) -> _Check:
         ):  # fmt: skip
             continue
         batch = rate / recipe.optimizer.lr * recipe.optimizer.lr_batch
-        agrees = isclose(batch, reading.last.batch * reading.last.accumulation)
+        agrees = isclose(batch, reading.last.batch * reading.last.accumulation_steps)
         return agrees, (
             f"the config's learning rate of {rate:.6g} is that of recipe {name} at batch "
             f"{batch:,.10g}"
@@ -78,10 +78,10 @@ def _rate_check(reading: Reading, project: Project, facts: Facts) -> _Check:
 
 
 def _accumulation_check(reading: Reading, facts: Facts) -> _Check:
-    steps = facts.accumulation
-    if steps is None or (steps == 1 and reading.last.accumulation == 1):
+    steps = facts.accumulation_steps
+    if steps is None or (steps == 1 and reading.last.accumulation_steps == 1):
         return None
-    return steps == reading.last.accumulation, f"the config accumulates {steps} passes a step"
+    return steps == reading.last.accumulation_steps, f"the config accumulates {steps} passes a step"
 
 
 def _schedule_check(reading: Reading, facts: Facts) -> _Check:
@@ -89,7 +89,7 @@ def _schedule_check(reading: Reading, facts: Facts) -> _Check:
     if steps is None or epochs is None:
         return None
     last = reading.last
-    return steps == epochs * (last.epoch_passes // last.accumulation), (
+    return steps == epochs * (last.epoch_passes // last.accumulation_steps), (
         f"the learning-rate schedule has {steps:,} steps, {steps / epochs:,.10g} an epoch"
     )
 
@@ -99,7 +99,7 @@ def _optimizer_check(reading: Reading, facts: Facts) -> _Check:
     steps = facts.optimizer_steps
     if steps is None:
         return None
-    most = reading.last.passes // reading.last.accumulation
+    most = reading.last.passes // reading.last.accumulation_steps
     fewer = f", {most - steps:,} fewer than the counters" if steps < most else ""
     return steps <= most, f"the optimizer has made {steps:,} steps{fewer}"
 

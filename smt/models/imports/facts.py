@@ -75,7 +75,7 @@ class Facts:
         return self.configured("DATA", "BATCH_SIZE") or self.configured("batch_size")
 
     @property
-    def accumulation(self) -> int | None:
+    def accumulation_steps(self) -> int | None:
         """Forward passes of an optimizer step."""
         return self.configured("TRAIN", "ACCUMULATION_STEPS")
 
@@ -96,7 +96,7 @@ class Facts:
         steps, epochs = self.schedule_steps, self.epochs
         if steps is None or epochs is None or steps % epochs:
             return None
-        return steps // epochs * (self.accumulation or 1)
+        return steps // epochs * (self.accumulation_steps or 1)
 
     @property
     def optimizer_steps(self) -> int | None:

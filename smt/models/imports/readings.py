@@ -19,7 +19,7 @@ class Training:
     epochs: int
     batch: int
     """Images of a forward pass, over all processes."""
-    accumulation: int
+    accumulation_steps: int
     """Forward passes of an optimizer step."""
     fewest: int
     """Images of the smallest batch that gives as many passes in an epoch; `batch` is one of these
@@ -44,8 +44,8 @@ class Training:
         exactly = self.fewest == self.most
         batch = f"{self.batch:,}" if exactly else f"{self.fewest:,} to {self.most:,}"
         what = f"{counted(self.epochs)} of {self.epoch_passes:,}"
-        if self.accumulation > 1:
-            what += f" forward passes of {batch} images ({self.accumulation} a step)"
+        if self.accumulation_steps > 1:
+            what += f" forward passes of {batch} images ({self.accumulation_steps} a step)"
         else:
             what += f" steps of batch {batch}"
         return f"{what} on the {self.images:,} images of {self.dataset}"
@@ -107,7 +107,7 @@ def _of_records(project: Project, count: int, facts: Facts) -> Iterator[Reading]
     epochs = facts.epochs_done or facts.epochs
     if epochs is None:
         return
-    accumulation = facts.accumulation or 1
+    accumulation_steps = facts.accumulation_steps or 1
     starts = {_passes(trained): trained for trained in _pretrainings(project)} | {0: ()}
     schedule = facts.schedule_passes
     if schedule is not None and epochs * schedule < count:
@@ -117,7 +117,7 @@ def _of_records(project: Project, count: int, facts: Facts) -> Iterator[Reading]
         if rest or passes < 1:
             continue
         for name, images in datasets_of(project).items():
-            last = _solved(name, images, epochs, passes, accumulation, facts.device_batch)
+            last = _solved(name, images, epochs, passes, accumulation_steps, facts.device_batch)
             if last is not None:
                 yield Reading((*before, last), 0 if before else carried)
 
@@ -162,8 +162,8 @@ def trainings_by(project: Project, name: str) -> list[Training]:
     ]
 
 
-def _exact(dataset: str, images: int, epochs: int, batch: int, accumulation: int) -> Training:
-    return Training(dataset, images, epochs, batch, accumulation, batch, batch)
+def _exact(dataset: str, images: int, epochs: int, batch: int, accumulation_steps: int) -> Training:
+    return Training(dataset, images, epochs, batch, accumulation_steps, batch, batch)
 
 
 def _passes(trainings: Iterable[Training]) -> int:
@@ -175,7 +175,7 @@ def _solved(
     images: int,
     epochs: int,
     passes: int,
-    accumulation: int,
+    accumulation_steps: int,
     device_batch: int | None,
 ) -> Training | None:
     """Return a training of so many passes in each epoch, or None where no batch gives these.
@@ -191,7 +191,7 @@ def _solved(
     batch = max(fitting, key=lambda each: each & -each)
     if len(fitting) == 1:
         fewest = most = batch
-    return Training(dataset, images, epochs, batch, accumulation, fewest, most)
+    return Training(dataset, images, epochs, batch, accumulation_steps, fewest, most)
 
 
 def datasets_of(project: Project, classes: int | None = None) -> dict[str, int]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from smt.config.load import load_project
 from smt.config.recipes import Guard
-from smt.data.rng import derive, seeded
+from smt.data.rng import derive_seed, seeded
 from smt.engine import checkpoint
 from smt.engine.distributed import Ranks
 from smt.engine.guard import Diverged
@@ -39,7 +39,7 @@ class Regression:
     headline = "top1"
 
     def __init__(
-        self, *, accumulation=1, batch_norm=True, dropout=0.1, epochs=3, lr=1e-2, guard=STOP
+        self, *, accumulation_steps=1, batch_norm=True, dropout=0.1, epochs=3, lr=1e-2, guard=STOP
     ):
         torch.manual_seed(0)
         layers = [nn.Linear(8, 16), nn.BatchNorm1d(16) if batch_norm else nn.Identity()]
@@ -51,7 +51,7 @@ class Regression:
                 "guard": guard,
             }
         )
-        self.steps_per_epoch, self.accumulation = 5, accumulation
+        self.steps_per_epoch, self.accumulation_steps = 5, accumulation_steps
         self.poison = {}
         self.before_step = lambda step: None
 
@@ -61,7 +61,7 @@ class Regression:
             with seeded(1, epoch, step):
                 inputs = torch.randn(16, 8)
             inputs[3, 3] *= self.poison.get(epoch * self.steps_per_epoch + step, 1.0)
-            part = 16 // self.accumulation
+            part = 16 // self.accumulation_steps
             for index, chunk in enumerate(inputs.split(part)):
                 targets = chunk.sum(1, keepdim=True)
                 yield Batch((chunk, targets), part, (epoch, step, index))
@@ -191,7 +191,7 @@ def test_a_finished_run_only_evaluates(tmp_path):
 
 def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path):
     whole = Regression(batch_norm=False, dropout=0.0)
-    parts = Regression(batch_norm=False, dropout=0.0, accumulation=4)
+    parts = Regression(batch_norm=False, dropout=0.0, accumulation_steps=4)
     run(whole, tmp_path / "whole")
     run(parts, tmp_path / "parts")
     for first, second in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
@@ -420,7 +420,7 @@ def test_draws_inside_the_model_do_not_depend_on_history(tmp_path):
             return super().loss(model, batch)
 
     run(Spy(), tmp_path)
-    assert calls == [(key, derive(3, "model", *key)) for key, _ in calls]
+    assert calls == [(key, derive_seed(3, "model", *key)) for key, _ in calls]
     assert len({seed for _, seed in calls}) == len(calls) == 15
 
 

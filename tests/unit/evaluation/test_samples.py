@@ -56,9 +56,9 @@ def packed(mask):
     return runs["counts"].decode()
 
 
-def rows(picture):
+def rows(load_image):
     """Return the two rows of a picture, (H, W, 3) uint8 each, without their captions."""
-    pixels, row = np.asarray(picture), samples._STRIP + samples.TILE + samples._GAP
+    pixels, row = np.asarray(load_image), samples._STRIP + samples.TILE + samples._GAP
     starts = samples._STRIP, samples._STRIP + row
     return [pixels[start : start + samples.TILE, : samples.TILE] for start in starts]
 
@@ -106,8 +106,8 @@ def test_the_same_predictions_make_the_same_bytes(coco, tmp_path):
     for path in paths:
         samples.write(path, samples.of_detections(coco, [found()]))
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    with Image.open(paths[0]) as picture:
-        assert (picture.format, picture.size) == ("JPEG", (samples.TILE, 566))
+    with Image.open(paths[0]) as load_image:
+        assert (load_image.format, load_image.size) == ("JPEG", (samples.TILE, 566))
 
 
 def test_images_that_show_nothing_are_passed_over_and_the_rest_is_spread_over_the_split():
@@ -144,12 +144,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(coco, read_only_folder):
 
 def test_maps_are_coloured_by_class_and_pixels_without_one_are_left(ade20k):
     prediction = np.full(SIZE, 3, np.uint8)
-    tile = np.asarray(samples.with_labels(ade20k.picture(0), prediction, ade20k.classes))
+    tile = np.asarray(samples.with_labels(ade20k.load_image(0), prediction, ade20k.classes))
     blank = np.full(SIZE, 255, np.uint8)
-    plain = np.asarray(samples.with_labels(ade20k.picture(0), blank, ade20k.classes))
+    plain = np.asarray(samples.with_labels(ade20k.load_image(0), blank, ade20k.classes))
     blended = plain.astype(float) / 2 + np.array(samples.colour(3)) / 2
     assert np.abs(tile[-4:, :20] - blended[-4:, :20]).max() <= 2
-    assert np.array_equal(plain, np.asarray(samples._tile(ade20k.picture(0))))
+    assert np.array_equal(plain, np.asarray(samples._tile(ade20k.load_image(0))))
 
 
 class TwoImages(ADE20K):
@@ -184,8 +184,8 @@ def test_every_process_keeps_its_own_maps_and_one_of_them_the_picture(tmp_path, 
     for name, label in {"d.png": 1, "e.png": CLASSES}.items():
         with Image.open(kept.predictions / name) as image:
             assert np.array_equal(np.asarray(image), np.full(SIZE, label))
-    with Image.open(kept.samples) as picture:
-        assert picture.width == 2 * samples.TILE + samples._GAP
+    with Image.open(kept.samples) as load_image:
+        assert load_image.width == 2 * samples.TILE + samples._GAP
 
 
 @pytest.mark.parametrize("name", ["building, edifice", "building;edifice", "building"])
@@ -226,8 +226,8 @@ def test_an_evaluation_keeps_what_a_measurement_does_not(tmp_path, experiment, f
     assert evaluation.evaluate(project, layout, run, ranks) == said["metrics"]
     assert layout.evaluation(run).exists()
     assert sorted(path.name for path in layout.predictions(run).iterdir()) == files
-    with Image.open(layout.samples(run)) as picture:
-        assert picture.size == (2 * samples.TILE + samples._GAP, 566)
+    with Image.open(layout.samples(run)) as load_image:
+        assert load_image.size == (2 * samples.TILE + samples._GAP, 566)
 
 
 def two_scenes(layout, name):

@@ -91,7 +91,7 @@ def test_what_coco_reads_is_what_was_composed(made):
             rows, columns = np.nonzero(object_.mask)
             expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             assert box.tolist() == expected
-        difference = np.abs(np.subtract(split.picture(index), scene.pixels, dtype=float))
+        difference = np.abs(np.subtract(split.load_image(index), scene.pixels, dtype=float))
         assert difference.mean() < 4, "but for the loss of JPEG"
 
 
