@@ -18,7 +18,7 @@ from smt.data.rng import derive_seed
 from smt.datasets import manifest
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, Interrupted, never
+from smt.engine.protocol import EvaluationInterrupted, MicroBatch, never
 from smt.models import weights
 from smt.runs.paths import Layout
 from smt.tasks.network import network
@@ -87,7 +87,7 @@ class Classification:
 
         return Mix(self.recipe.augment, self._classes)
 
-    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
         """Yield this rank's batches, mixed and on its device."""
         for batch in self._loader.batches(epoch, start_step):
             key = (epoch, batch.step, batch.number)
@@ -96,10 +96,10 @@ class Classification:
             )
             labels = batch.labels.to(self._ranks.device, non_blocking=True)
             images, targets = self._mix(images, labels, self._run.seed, "mix", *key)
-            yield Batch((images, targets), len(labels), key)
+            yield MicroBatch((images, targets), len(labels), key)
 
     @staticmethod
-    def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         """Return the cross entropy with soft targets, in float32."""
         images, targets = batch.loss_inputs
         return F.cross_entropy(model(images).float(), targets)
@@ -110,7 +110,7 @@ class Classification:
         """Return top1 and top5 in percent and the mean loss; every image counts once.
 
         Raises:
-            Interrupted: `interrupted` said so on some rank; none has a result then.
+            EvaluationInterrupted: `interrupted` said so on some rank; none has a result then.
         """
         if self._val is None:
             return {}
@@ -119,7 +119,7 @@ class Classification:
         self.model.train()
         top1, top5, loss, images, broken_off = counts
         if broken_off:
-            raise Interrupted
+            raise EvaluationInterrupted
         return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images}
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from smt.data.transforms.detection import DetectionInput
 from smt.detection.structures import DetectionModel, Target
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, never
+from smt.engine.protocol import MicroBatch, never
 from smt.evaluation import coco, predictions
 from smt.evaluation.predictions import ImageResult
 from smt.evaluation.writer import keep_detections
@@ -51,11 +51,11 @@ class Detection(Downstream):
             **self._readers,
         )
 
-    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
         """Yield this rank's batches, on its device."""
         for indices, batch in self._loader.micro_batches(epoch, start_step):
             key = (epoch, indices.step, indices.number)
-            yield Batch(self._on_device(batch), len(batch.images), key)
+            yield MicroBatch(self._on_device(batch), len(batch.images), key)
 
     def _on_device(self, batch: DetectionBatch) -> tuple[torch.Tensor, list[Target]]:
         device = self._ranks.device
@@ -79,13 +79,13 @@ class Detection(Downstream):
         With `kept`, what is found is written there, as COCO's test server takes it.
 
         Raises:
-            Interrupted: `interrupted` said so on some rank; none has a result then.
+            EvaluationInterrupted: `interrupted` said so on some rank; none has a result then.
             UserError: what is found cannot be written.
         """
         detections = self.detections(interrupted)
         measured = self.average_precision(detections)
         if kept is not None:
-            with self._ranks.together():
+            with self._ranks.fail_together():
                 if detections is not None:
                     keep_detections(kept, self._val, detections, self._kinds)
         return measured
@@ -93,16 +93,16 @@ class Detection(Downstream):
     def average_precision(self, detections: list[ImageResult] | None) -> dict[str, float]:
         """Return the metrics of what rank 0 has of all ranks, the same on every rank."""
         found: dict[str, float] = {}
-        with self._ranks.together():
+        with self._ranks.fail_together():
             if detections is not None:
                 found = coco.evaluate(self._val.annotation_file, detections, kinds=self._kinds)
-        return self._ranks.from_first(found)
+        return self._ranks.broadcast(found)
 
     def detections(self, interrupted: Callable[[], bool] = never) -> list[ImageResult] | None:
         """Return what is found in each validation image, by id, on rank 0; None on the others.
 
         Raises:
-            Interrupted: as `evaluate` does.
+            EvaluationInterrupted: as `evaluate` does.
         """
         self.model.eval()
         try:

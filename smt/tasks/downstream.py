@@ -12,7 +12,7 @@ from smt.data.loader import Loader
 from smt.data.rng import derive_seed
 from smt.datasets import manifest
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, Interrupted
+from smt.engine.protocol import EvaluationInterrupted, MicroBatch
 from smt.models.pyramid import start_from_classifier
 from smt.runs.paths import Layout
 from smt.tasks.network import network
@@ -74,7 +74,7 @@ class Downstream:
         return self._loader.accumulation_steps
 
     @staticmethod
-    def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         """Return the sum of the head's losses, in float32."""
         losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
         return torch.stack([each.float() for each in losses.values()]).sum()
@@ -83,4 +83,4 @@ class Downstream:
         """Raise Interrupted on every rank where an evaluation was broken off on one of them."""
         (stopped,) = self._ranks.sum(broken_off)
         if stopped:
-            raise Interrupted
+            raise EvaluationInterrupted

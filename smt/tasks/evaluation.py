@@ -64,7 +64,7 @@ def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[s
     """
     task = _trained(project, layout, run, ranks)
     with ExitStack() as stack:
-        with ranks.together():
+        with ranks.fail_together():
             if ranks.is_first:
                 stack.enter_context(exclusive(layout.run_dir(run), LOCK, "evaluates"))
         return _evaluate(task, project, layout, run, ranks)

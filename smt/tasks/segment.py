@@ -14,7 +14,7 @@ from smt.data.ade20k import ADE20KSplit
 from smt.data.segmentation import segmentation_inputs, segmentation_loader
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, never
+from smt.engine.protocol import MicroBatch, never
 from smt.evaluation import semantic
 from smt.evaluation.writer import LabelMaps
 from smt.runs.paths import Kept, Layout
@@ -46,13 +46,13 @@ class Segmentation(Downstream):
             **self._readers,
         )
 
-    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
         """Yield this rank's batches, on its device."""
         device = self._ranks.device
         for indices, batch in self._loader.micro_batches(epoch, start_step):
             images = batch.images.to(device, non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
-            yield Batch((images, labels), len(images), (epoch, indices.step, indices.number))
+            yield MicroBatch((images, labels), len(images), (epoch, indices.step, indices.number))
 
     def evaluate(
         self, interrupted: Callable[[], bool] = never, *, final: bool = True,
@@ -65,7 +65,7 @@ class Segmentation(Downstream):
         takes it.
 
         Raises:
-            Interrupted: `interrupted` said so on some rank; none has a result then.
+            EvaluationInterrupted: `interrupted` said so on some rank; none has a result then.
             UserError: what is predicted cannot be written.
         """
         measured = self._single_scale(interrupted, kept)
@@ -78,12 +78,12 @@ class Segmentation(Downstream):
         if kept is None:
             return self._scores("", (1.0,), False, interrupted)
         maps = LabelMaps(kept, self._val)
-        with self._ranks.together():
+        with self._ranks.fail_together():
             if self._ranks.is_first:
                 maps.begin()
         measured = self._scores("", (1.0,), False, interrupted, maps.add)
         shown = self._ranks.gather(maps.shown)
-        with self._ranks.together():
+        with self._ranks.fail_together():
             if shown is not None:
                 maps.end(shown)
         return measured
@@ -103,7 +103,7 @@ class Segmentation(Downstream):
             counts += semantic.confusion(prediction, truth, self._classes)
         self._agree(broken_off)
         gathered = self._ranks.gather(counts) or [counts]
-        scores = semantic.scores(self._ranks.from_first(np.sum(gathered, axis=0)))
+        scores = semantic.scores(self._ranks.broadcast(np.sum(gathered, axis=0)))
         return {
             f"miou{suffix}": scores.miou,
             f"mean_accuracy{suffix}": scores.mean_accuracy,

@@ -12,7 +12,7 @@ from smt.config.recipes import ClassificationRecipe, Recipe, SegmentationRecipe
 from smt.data.transforms.image import padded_size
 from smt.detection.structures import DetectionModel, Size, Target
 from smt.engine import optim
-from smt.engine.protocol import Batch, never
+from smt.engine.protocol import MicroBatch, never
 from smt.segmentation.upernet import UPerNet
 from smt.tasks.classify import Classification
 from smt.tasks.downstream import Downstream
@@ -55,17 +55,17 @@ class Synthetic:
         self.model = network(project, experiment, classes=self.classes).to(device)
         if isinstance(self.recipe, ClassificationRecipe):
             self.model.to(memory_format=torch.channels_last)
-        self.loss: Callable[[nn.Module, Batch], torch.Tensor] = (
+        self.loss: Callable[[nn.Module, MicroBatch], torch.Tensor] = (
             Classification.loss
             if isinstance(self.recipe, ClassificationRecipe)
             else Downstream.loss
         )
 
-    def batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
+    def micro_batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[MicroBatch]:
         """Yield batches without an end, each of other noise, on the device."""
         step = start_step
         while True:
-            yield Batch(self._inputs(), self.images, (epoch, step, 0))
+            yield MicroBatch(self._inputs(), self.images, (epoch, step, 0))
             step += 1
 
     def _inputs(self) -> tuple[Any, ...]:

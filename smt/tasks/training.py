@@ -15,7 +15,7 @@ from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
 from smt.engine import checkpoint, distributed
-from smt.engine.determinism import NotDeterministic
+from smt.engine.determinism import NondeterminismRecorder
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import Diverged
 from smt.engine.preempt import StopRequest
@@ -90,13 +90,13 @@ class RunTraining:
         started = time.monotonic()
         with ExitStack() as stack:
             stack.enter_context(self._peers_watched())
-            with self.ranks.together():
+            with self.ranks.fail_together():
                 if self.ranks.is_first:
                     stack.enter_context(exclusive(self.work_dir))
                     provenance.forget_failure(self.work_dir)
             stack.enter_context(self._log_file())
             stack.enter_context(self._failures_recorded())
-            with self.ranks.together():
+            with self.ranks.fail_together():
                 parent = self._require_parent()
                 changes = self._require_unchanged(options) if self.ranks.is_first else []
                 if self.ranks.is_first:
@@ -108,8 +108,8 @@ class RunTraining:
             trainer = self._trainer(task, stop, options)
             if self.ranks.is_first:
                 self._record_attempt(parent, trainer, changes, options)
-            stop.begin()
-            with NotDeterministic(self._record_not_deterministic):
+            stop.defer_signals()
+            with NondeterminismRecorder(self._record_not_deterministic):
                 metrics = self._run(trainer)
             if self.ranks.is_first:
                 self._export(trainer, metrics, started)
@@ -140,7 +140,7 @@ class RunTraining:
             epoch_images=trainer.task.steps_per_epoch * recipe.global_batch,
             ranks=self.ranks,
         )
-        progress.start_at(trainer.state.step * recipe.global_batch)
+        progress.resume_at(trainer.state.step * recipe.global_batch)
         if trainer.state.step and self.ranks.is_first:
             log.info("%s: goes on after step %d", self.run, trainer.state.step)
         with progress, explained(self.work_dir, RETRY, TrainingError):
@@ -165,7 +165,7 @@ class RunTraining:
                 "epochs": trainer.state.epochs,
                 "steps": trainer.state.step,
                 "images": trainer.state.step * recipe.global_batch,
-                "skipped_steps": trainer.state.trend.skipped,
+                "skipped_steps": trainer.state.loss_statistics.skipped,
                 "changes": [each for attempt in known["attempts"] for each in attempt["changes"]],
                 "weights_sha256": digest,
                 "journal": journal.extent(self.work_dir / journal.JOURNAL),

@@ -69,27 +69,30 @@ MUTATIONS = (
     Mutation(
         "the oldest checkpoints are kept in place of the newest", "checkpoints",
         "smt/engine/checkpoint.py",
-        "kept = set(found[:KEEP])", "kept = set(found[-KEEP:])",
+        "newest_paths = set(paths[:KEEP])", "newest_paths = set(paths[-KEEP:])",
         ENGINE[::-1],
     ),
     Mutation(
         "a damaged checkpoint is loaded", "checkpoints", "smt/engine/checkpoint.py",
-        "if sha256(path) != _named(path).sha256:", "if not path.stat().st_size:",
+        "if sha256(path) != _name_of(path).sha256:", "if not path.stat().st_size:",
         (*ENGINE[::-1], *TASKS[::-1]),
     ),
     Mutation(
         "the best checkpoint is removed", "checkpoints", "smt/engine/checkpoint.py",
-        "for path in set(found) - kept - set(best[:1]):", "for path in set(found) - kept:",
+        "for path in set(paths) - newest_paths - set(best[:1]):",
+        "for path in set(paths) - newest_paths:",
         ENGINE,
     ),
     Mutation(
-        "what the guard knows is lost at an interruption", "checkpoints", "smt/engine/state.py",
-        'self.trend = Trend.of(facts["trend"])', "self.trend = Trend()",
+        "what the guard knows is lost at an interruption", "checkpoints",
+        "smt/engine/training_state.py",
+        'self.loss_statistics = LossStatistics.of(facts["trend"])',
+        "self.loss_statistics = LossStatistics()",
         ENGINE,
     ),
     Mutation(
         "losses before an interruption are not in the next record", "checkpoints",
-        "smt/engine/state.py",
+        "smt/engine/training_state.py",
         'self.loss_sum, self.loss_steps = facts["loss_sum"], facts["loss_steps"]',
         "self.loss_sum, self.loss_steps = 0.0, 0",
         ENGINE,
@@ -112,7 +115,7 @@ MUTATIONS = (
     ),
     Mutation(
         "sums over ranks change their order after a start", "engine", "smt/engine/trainer.py",
-        "self.settled = ranks.world_size == 1", "self.settled = True",
+        "self.buckets_settled = ranks.world_size == 1", "self.buckets_settled = True",
         (*TASKS[::-1], *PROOF),
     ),
     Mutation(

@@ -244,7 +244,7 @@ def train_and_evaluate(project, layout, experiment):
     task = task_of(project, layout, run, ONE, inherit=False)
     optimizer = optim.adamw(task.model, task.recipe.optimizer)
     for epoch in range(2):
-        with closing(task.batches(epoch, 0)) as batches:
+        with closing(task.micro_batches(epoch, 0)) as batches:
             loss = task.loss(task.model, next(batches))
         assert loss.isfinite(), loss
         loss.backward()

@@ -211,7 +211,7 @@ def test_a_map_that_was_changed_since_the_manifest_is_named(ade20k):
     (ade20k.maps / "b.png").unlink()
     found = verify.check(ade20k.project, ade20k.layout, "tiny")
     assert "missing     annotations/training/b.png" in map(str, found.differences.first)
-    assert found.counts == (), "maps are not counted as images"
+    assert found.count_mismatches == (), "maps are not counted as images"
 
 
 def test_the_dag_names_each_part_that_is_not_there(ade20k):

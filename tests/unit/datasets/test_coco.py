@@ -549,7 +549,9 @@ def test_changed_annotations_and_missing_images_are_named(coco):
         ["missing", "val2017/000000000001.jpg"],
         ["new", "val2017/2.jpg"],
     ]
-    assert found.counts == (f"{coco.root}/train2017 has 4 images, published are 5 (counted)",)
+    assert found.count_mismatches == (
+        f"{coco.root}/train2017 has 4 images, published are 5 (counted)",
+    )
     coco.file("val").unlink()
     found = verify.check(coco.project, coco.layout, "tiny")
     assert "missing     annotations/instances_val2017.json" in map(str, found.differences.first)

@@ -43,7 +43,7 @@ def as_before(monkeypatch):
     ],
 )
 def test_variables_say_whether_gpus_were_given(environment, expected):
-    assert device.grant(environment) == expected
+    assert device.granted_gpus(environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_variables_say_whether_gpus_were_given(environment, expected):
 def test_an_architecture_runs_on_gpus_of_its_major_version_and_no_older(
     capability, built_for, expected
 ):
-    assert device.runs_on(capability, built_for) is expected
+    assert device.supports(capability, built_for) is expected
 
 
 def test_without_gpus_a_training_takes_the_cpu(monkeypatch):
