@@ -385,15 +385,16 @@ class Checker:
     def _gpus(self, name: str, share: ScaleShare) -> None:
         """Refuse GPUs that cannot share the batches of an experiment, as training would."""
         recipe = self.project.experiments[name].recipe
-        chunks = self.project.recipes[recipe].chunks
+        micro_batches = self.project.recipes[recipe].micro_batches
         gpus, key = share.gpus_of(name, recipe)
-        if chunks % gpus:
+        if micro_batches % gpus:
             raise self._fail(
                 "cluster",
                 ("scales", self.project.scale_name, *key),
-                f"{gpus} GPUs cannot share the {chunks} batches that make a global batch of "
-                f"recipe {recipe} ({name}); valid: {_divisors(chunks)}, here or for it alone "
-                f"(scales.{self.project.scale_name}.recipes.{recipe}.gpus)",
+                f"{gpus} GPUs cannot share the {micro_batches} micro-batches that make a global "
+                f"batch of recipe {recipe} ({name}); valid: {_divisors(micro_batches)}, here or "
+                "for it "
+                f"alone (scales.{self.project.scale_name}.recipes.{recipe}.gpus)",
             )
 
 

@@ -165,7 +165,7 @@ class Recipe(Strict):
         return self.precision in ("bf16", "fp16")
 
     @property
-    def chunks(self) -> int:
+    def micro_batches(self) -> int:
         """Forward passes that make a global batch, over all processes."""
         return self.global_batch // self.device_batch
 

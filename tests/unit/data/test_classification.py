@@ -183,7 +183,7 @@ def test_the_image_that_takes_a_place_brings_its_label(root):
 def test_skipping_does_not_hide_that_the_data_set_is_gone(root):
     for path in paths_of(root, slice(0, IMAGES)):
         damage(path, "text")
-    with pytest.raises(DataError, match=r"nor 10 others drawn in its place; copy it again"):
+    with pytest.raises(DataError, match=r"nor 10 others in its place; copy it again"):
         micro_batches(root, unreadable_images="skip")
 
 

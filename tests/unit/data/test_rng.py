@@ -27,7 +27,7 @@ def draws():
 def test_seeds_stay_what_they_are_in_any_process():
     # Were one of these to change, every run would silently be another one.
     assert derive_seed(0, "augment", 3, 12345) == AUGMENT_SEED
-    code = "from smt.data.rng import derive; print(derive(0, 'augment', 3, 12345))"
+    code = "from smt.data.rng import derive_seed; print(derive_seed(0, 'augment', 3, 12345))"
     printed = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONHASHSEED": "7"}, capture_output=True, check=True
     ).stdout

@@ -283,7 +283,7 @@ def test_an_evaluated_image_is_scaled_and_its_boxes_go_back_to_the_file():
     )
     seen = transform(Image.new("RGB", (640, 480)))
     assert seen.image.shape == (3, 800, 1067) and seen.size == (800, 1067)
-    assert seen.original == (480, 640)
+    assert seen.original_size == (480, 640)
     back = seen.restore(torch.tensor([[0.0, 0, 1067, 800], [533.5, 400, 1067, 600]]))
     assert torch.allclose(back, torch.tensor([[0.0, 0, 640, 480], [320, 240, 640, 360]]))
 
