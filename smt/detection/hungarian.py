@@ -53,9 +53,9 @@ def focal_cost(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) ->
     """
     logits = logits.float()
     probability = logits.sigmoid()  # (Q, C)
-    there = alpha * (1 - probability) ** gamma * -F.logsigmoid(logits)
+    positive = alpha * (1 - probability) ** gamma * -F.logsigmoid(logits)
     absent = (1 - alpha) * probability**gamma * -F.logsigmoid(-logits)
-    return (there - absent)[:, labels]
+    return (positive - absent)[:, labels]
 
 
 def relative(boxes: Tensor, size: tuple[int, int], coordinates: Coordinates) -> Tensor:

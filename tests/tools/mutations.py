@@ -614,7 +614,7 @@ MUTATIONS = (
     ),
     Mutation(
         "queries see where the objects are", "detection", "smt/detection/denoising.py",
-        "(group[:, None] != group) & (group < noised.groups)",
+        "(group[:, None] != group) & (group < denoising.groups)",
         "(group[:, None] != group) & (group[:, None] < noised.groups)",
         DETECTION[7:],
     ),
@@ -632,8 +632,8 @@ MUTATIONS = (
     Mutation(
         "what is seen in a mirror is not turned back", "segmentation",
         "smt/segmentation/inference.py",
-        "probabilities(model, seen.flip(-1), size).flip(-1)",
-        "probabilities(model, seen.flip(-1), size)",
+        "probabilities(model, inputs.flip(-1), size).flip(-1)",
+        "probabilities(model, inputs.flip(-1), size)",
         SEGMENTATION[1:],
     ),
     Mutation(
