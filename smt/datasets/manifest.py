@@ -139,7 +139,7 @@ def write(
             write_json(path, rows.model_dump(mode="json"))
             return rows
         with (
-            HashCache(layout.reading(key)) as cache,
+            HashCache(layout.hash_cache(key)) as cache,
             Differences(layout.differences(key)) as differences,
         ):
             callback = progress or ProgressCallback()

@@ -75,7 +75,7 @@ def verify(
     """
     progress = progress or ProgressCallback()
     root = layout.dataset_root(project.datasets[key])
-    cache_file = layout.reading(key, "decoding" if decode_check else "reading")
+    cache_file = layout.hash_cache(key, "decoding" if decode_check else "reading")
     with (
         explained(cache_file, manifest.REMEDY),
         HashCache(cache_file) as cache,

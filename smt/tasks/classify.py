@@ -117,8 +117,8 @@ class Classification:
         self.model.eval()
         counts = self._ranks.sum(*self._count_correct(self._val, interrupted))
         self.model.train()
-        top1, top5, loss, images, broken_off = counts
-        if broken_off:
+        top1, top5, loss, images, was_interrupted = counts
+        if was_interrupted:
             raise EvaluationInterrupted
         return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images}
 

@@ -1,4 +1,4 @@
-"""What the tasks of detection and segmentation have in common."""
+"""Base of the downstream tasks, detection and segmentation."""
 
 from typing import Any, TypedDict
 
@@ -18,8 +18,8 @@ from smt.runs.paths import Layout
 from smt.tasks.network import network
 
 
-class Readers(TypedDict):
-    """Who reads the images of a run."""
+class LoaderArguments(TypedDict):
+    """Arguments of the loaders that say which process reads which images."""
 
     rank: int
     world_size: int
@@ -47,7 +47,7 @@ class Downstream:
         recipe = project.recipes[experiment.recipe]
         assert isinstance(recipe, DownstreamRecipe) and experiment.head is not None
         self._ranks = ranks
-        self._readers = Readers(
+        self._loader_arguments = LoaderArguments(
             rank=ranks.rank,
             world_size=ranks.world_size,
             workers=project.scale.workers if workers is None else workers,
@@ -79,8 +79,8 @@ class Downstream:
         losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
         return torch.stack([each.float() for each in losses.values()]).sum()
 
-    def _agree(self, broken_off: bool) -> None:
+    def _raise_if_interrupted(self, interrupted: bool) -> None:
         """Raise Interrupted on every rank where an evaluation was broken off on one of them."""
-        (stopped,) = self._ranks.sum(broken_off)
+        (stopped,) = self._ranks.sum(interrupted)
         if stopped:
             raise EvaluationInterrupted

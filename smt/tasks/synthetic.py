@@ -1,4 +1,4 @@
-"""An experiment's network, loss and recipe on made-up batches: its steps without its data."""
+"""An experiment's network, loss and recipe on synthetic micro-batches: steps without data."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,7 +32,7 @@ class Synthetic:
         project: Params at some scale.
         experiment: Whose network, loss and recipe to take.
         device: Where to put the network and its batches.
-        images: In a batch, in place of the recipe's `device_batch`.
+        images: In a micro-batch, in place of the recipe's `device_batch`.
         size: Of images: the recipe's resolution or crop where it has one, else `COCO_SIZE`.
         changes: Keys of the recipe and what they are here, such as precision.
     """
@@ -62,7 +62,7 @@ class Synthetic:
         )
 
     def micro_batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[MicroBatch]:
-        """Yield batches without an end, each of other noise, on the device."""
+        """Yield micro-batches without an end, each of other noise, on the device."""
         step = start_step
         while True:
             yield MicroBatch(self._inputs(), self.images, (epoch, step, 0))

@@ -318,7 +318,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an evaluation may differ on the same machine", "verify", "smt/verify/records.py",
-        "0.0 if exact else METRICS[name].agreement", "METRICS[name].agreement",
+        "0.0 if exact else METRICS[name].tolerance", "METRICS[name].tolerance",
         VERIFY,
     ),
     Mutation(
@@ -584,19 +584,20 @@ MUTATIONS = (
     Mutation(
         "boxes are brought back to the file by one ratio", "detection",
         "smt/evaluation/predictions.py",
-        "y, x = size[0] / seen[0], size[1] / seen[1]", "y = x = size[1] / seen[1]",
+        "y, x = size[0] / input_size[0], size[1] / input_size[1]", "y = x = size[1] / seen[1]",
         DETECTION[8:],
     ),
     Mutation(
         "files of results depend on the order of images", "detection",
         "smt/evaluation/predictions.py",
-        "for result in sorted(results, key=lambda each: each.image_id):", "for result in results:",
+        "for result in sorted(results, key=lambda result: result.image_id):", "for result in "
+        "results:",
         DETECTION[8:],
     ),
     Mutation(
         "images in which nothing was found are not evaluated", "detection",
         "smt/evaluation/coco.py",
-        "for each in (known if image_ids is None else image_ids)]",
+        "for each in (valid_ids if image_ids is None else image_ids)]",
         "for each in (set(ids) if image_ids is None else image_ids)]",
         DETECTION[9:],
     ),
@@ -615,13 +616,13 @@ MUTATIONS = (
     Mutation(
         "queries see where the objects are", "detection", "smt/detection/denoising.py",
         "(group[:, None] != group) & (group < denoising.groups)",
-        "(group[:, None] != group) & (group[:, None] < noised.groups)",
+        "(group[:, None] != group) & (group[:, None] < denoising.groups)",
         DETECTION[7:],
     ),
     # --- segmentation and models -----------------------------------------------------------------
     Mutation(
         "classes that are nowhere count as 0", "segmentation", "smt/evaluation/semantic.py",
-        "known = values[~np.isnan(values)]", "known = np.nan_to_num(values)",
+        "defined = values[~np.isnan(values)]", "defined = np.nan_to_num(values)",
         SEGMENTATION,
     ),
     Mutation(
