@@ -1,4 +1,4 @@
-"""What is measured of a model: how tables call it, and how far two measurements may differ."""
+"""Metrics of an evaluation: their names in tables, and the tolerance between two evaluations."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ METRICS: Mapping[str, Metric] = {
     ),
 }
 
-MEASURED: Mapping[str, tuple[str, ...]] = {
+TASK_METRICS: Mapping[str, tuple[str, ...]] = {
     "classify": ("top1", "top5", "loss"),
     "detect": tuple(name for name in METRICS if name.startswith("box_")),
     "segment": tuple(

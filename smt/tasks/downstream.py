@@ -80,7 +80,7 @@ class Downstream:
         return torch.stack([each.float() for each in losses.values()]).sum()
 
     def _raise_if_interrupted(self, interrupted: bool) -> None:
-        """Raise Interrupted on every rank where an evaluation was broken off on one of them."""
+        """Raise EvaluationInterrupted on every rank if the evaluation of one was interrupted."""
         (stopped,) = self._ranks.sum(interrupted)
         if stopped:
             raise EvaluationInterrupted

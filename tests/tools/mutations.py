@@ -353,7 +353,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a derived number stands in every table", "report", "smt/config/project.py",
-        "found.derived_for and table not in found.derived_for", "False",
+        "value.derived_for and table not in value.derived_for", "False",
         ("unit/config/test_load.py", *REPORT),
     ),
     Mutation(
@@ -584,7 +584,8 @@ MUTATIONS = (
     Mutation(
         "boxes are brought back to the file by one ratio", "detection",
         "smt/evaluation/predictions.py",
-        "y, x = size[0] / input_size[0], size[1] / input_size[1]", "y = x = size[1] / seen[1]",
+        "y, x = size[0] / input_size[0], size[1] / input_size[1]", "y = x = size[1] / "
+        "input_size[1]",
         DETECTION[8:],
     ),
     Mutation(
