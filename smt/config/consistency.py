@@ -233,7 +233,7 @@ class ConsistencyChecker:
                 raise self._fail(
                     "experiments",
                     path,
-                    f"experiments start from each other in a cycle: "
+                    "experiments start from each other in a cycle: "
                     f"{' -> '.join((*chain, ancestor))}",
                 )
             chain.append(ancestor)

@@ -17,7 +17,7 @@ def as_before(monkeypatch):
     """No GPU and none granted; what a test changes for the whole process is put back."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device, "DRIVER", device.DRIVER / "nowhere")
-    for name in device._GRANTS:
+    for name in device._GPU_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     threads, enabled = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     tf32 = torch.backends.cudnn.allow_tf32
