@@ -138,7 +138,7 @@ def measure(root: Path, size: tuple[int, int], resolution: int, images: int, rou
     plain, prefetched = (timm_loader(root, recipe, each) for each in (False, True))
     rates = throughput(
         {
-            "smt": lambda epoch: (chunk.images for chunk in loader.epoch(epoch)),
+            "smt": lambda epoch: (batch.images for batch in loader.batches(epoch)),
             "timm": lambda epoch: (batch[0] for batch in plain),
             "timm with prefetcher": lambda epoch: (batch[0] for batch in prefetched),
         },

@@ -39,7 +39,7 @@ from smt.config.heads import TwoStage
 from smt.config.load import load_project
 from smt.config.project import Project
 from smt.config.recipes import DetectionRecipe, SegmentationRecipe
-from smt.data.downstream import padded
+from smt.data.detection import pad
 from smt.data.transforms.image import padded_size
 from smt.detection.paste import paste
 from smt.detection.structures import Backbone, Size, Target
@@ -215,7 +215,7 @@ class Bench:
         images, targets = self._scenes(classes)
         near, propose = [near_objects(each) for each in targets], network.rpn.propose
         network.rpn.propose = lambda *given: put_first(near, propose(*given))
-        batch, sizes = padded(images), [self.size] * len(images)
+        batch, sizes = pad(images), [self.size] * len(images)
 
         def infer() -> list[Tensor]:
             found = network.predict(batch, sizes)

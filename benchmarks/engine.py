@@ -27,9 +27,9 @@ from smt.engine import checkpoint, optim
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
-from smt.engine.protocol import Batch, never
-from smt.engine.state import State
+from smt.engine.protocol import MicroBatch, never
 from smt.engine.trainer import Settings, Trainer
+from smt.engine.training_state import TrainingState
 from smt.models import zoo
 from smt.runs.paths import Layout, bundled_params
 
@@ -53,13 +53,13 @@ class Repeated:
         self.model = model.to(memory_format=torch.channels_last)
         images = torch.randn(batch, 3, resolution, resolution)
         self.inputs = images.to(memory_format=torch.channels_last), torch.rand(batch, 10)
-        self.steps_per_epoch, self.accumulation = steps, 1
+        self.steps_per_epoch, self.accumulation_steps = steps, 1
 
-    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
         for step in range(start_step, self.steps_per_epoch):
-            yield Batch(self.inputs, len(self.inputs[0]), (epoch, step, 0))
+            yield MicroBatch(self.inputs, len(self.inputs[0]), (epoch, step, 0))
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
         images, targets = batch.loss_inputs
         return F.cross_entropy(model(images), targets)
 
@@ -125,7 +125,7 @@ def pauses(model: str, rounds: int) -> None:
     """Print how long a checkpoint holds a training up, and how long a plain save does."""
     project = load_project(bundled_params(), "paper")
     built = zoo.build(project.models[model], num_classes=1000, drop_path_rate=0.1)
-    state = State(built, optim.adamw(built, project.recipes["imagenet1k"].optimizer),
+    state = TrainingState(built, optim.adamw(built, project.recipes["imagenet1k"].optimizer),
                   torch.amp.GradScaler("cpu", enabled=False))  # fmt: skip
     for parameter in built.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -172,9 +172,9 @@ def first_batch(images: int, rounds: int) -> None:
         loader = TrainLoader(folder, recipe, seed=0, rank=0, world_size=1, workers=0)
         late = loader.steps_per_epoch - 1
         ways = {
-            "start": lambda: next(iter(loader.epoch(0))),
-            "late": lambda: next(iter(loader.epoch(0, late))),
-            "replay": lambda: next(itertools.islice(loader.epoch(0), late, None)),
+            "start": lambda: next(iter(loader.batches(0))),
+            "late": lambda: next(iter(loader.batches(0, late))),
+            "replay": lambda: next(itertools.islice(loader.batches(0), late, None)),
         }
         times: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):

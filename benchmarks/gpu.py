@@ -50,8 +50,8 @@ from smt.detection import roi_align as roi
 from smt.detection.grid_sample import grid_sample
 from smt.detection.structures import Size
 from smt.engine import optim
-from smt.engine.determinism import NotDeterministic
-from smt.engine.device import allow_tf32, be_deterministic
+from smt.engine.determinism import NondeterminismRecorder
+from smt.engine.device import allow_tf32, use_deterministic_algorithms
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
@@ -131,14 +131,14 @@ class Bench:
 def deterministic(wanted: bool) -> Iterator[None]:
     """Ask for deterministic algorithms as training does, or for the quickest."""
     if wanted:
-        be_deterministic()
+        use_deterministic_algorithms()
     else:
         torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = not wanted
     try:
         yield
     finally:
-        be_deterministic()
+        use_deterministic_algorithms()
         torch.backends.cudnn.benchmark = False
 
 
@@ -213,7 +213,7 @@ def loss_and_gradients(
                 module.drop_path_rate = 0.0
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
-        batch = next(task.batches())
+        batch = next(task.micro_batches())
         loss = task.loss(task.model, batch)
         loss.backward()
     gradients = [each.grad for each in task.model.parameters() if each.grad is not None]
@@ -226,10 +226,10 @@ def repeat(bench: Bench) -> dict[str, Any]:
         size = bench.size(experiment, (416, 544))
         torch.manual_seed(0)
         task = Synthetic(bench.project, experiment, bench.device, images=2, size=size)
-        batch = next(task.batches())
+        batch = next(task.micro_batches())
         named: list[str] = []
         same = []
-        with NotDeterministic(lambda names, named=named: named.extend(names)):
+        with NondeterminismRecorder(lambda names, named=named: named.extend(names)):
             before = None
             for _ in range(4):
                 now = gradients_of(task, batch)
@@ -287,7 +287,7 @@ def roi_align(bench: Bench) -> dict[str, Any]:
     measured("the kernel, not deterministic",
              lambda: roi.roi_align(features, boxes, 7, counts=counts, scale=0.25),
              len(boxes))  # fmt: skip
-    be_deterministic()
+    use_deterministic_algorithms()
     measured("ours, deterministic",
              lambda: roi.roi_align(features, boxes, 7, counts=counts, scale=0.25),
              len(boxes))  # fmt: skip
@@ -319,7 +319,7 @@ def sampling(bench: Bench) -> dict[str, Any]:
         with deterministic(wanted):
             experiment = "coco_dino_smt_small"
             task = Synthetic(bench.project, experiment, bench.device, size=bench.size(experiment))
-            batch = next(task.batches())
+            batch = next(task.micro_batches())
             bench.forget()
             seconds = bench.median(partial(gradients_of, task, batch))
             name = f"DINO's step, {'deterministic' if wanted else 'any algorithm'}"
@@ -346,13 +346,13 @@ def steps_of(bench: Bench, experiment: str) -> dict[str, Any]:
     torch.manual_seed(0)
     task = Synthetic(bench.project, experiment, bench.device, size=bench.size(experiment))
     named: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, NotDeterministic(named.extend):
+    with tempfile.TemporaryDirectory() as folder, NondeterminismRecorder(named.extend):
         ranks = Ranks(0, 1, bench.device)
         trainer = Trainer(
             task, Path(folder), seed=0, ranks=ranks, settings=Settings(50, 1e9), stop=StopRequest()
         )
         progress = Progress(experiment, epochs=1, epoch_images=1, ranks=ranks)
-        batches = task.batches()
+        batches = task.micro_batches()
         times = []
         for _ in range(4):
             times.append(bench.seconds(partial(trainer.step, batches, progress)))
@@ -449,7 +449,7 @@ def training_speed(
         optimizer = optim.adamw(task.model, task.recipe.optimizer)
         scaler = optim.loss_scaler(task.recipe, bench.device)
         parameters = list(task.model.parameters())
-        batch = next(task.batches())
+        batch = next(task.micro_batches())
 
         def step() -> None:
             with optim.autocast(task.recipe, bench.device):
@@ -483,7 +483,7 @@ def inference(bench: Bench) -> dict[str, Any]:
                 bench.project, experiment, bench.device, images=images, precision=precision,
                 size=bench.size(experiment, (224, 224)),
             )  # fmt: skip
-            batch = next(task.batches()).loss_inputs[0]
+            batch = next(task.micro_batches()).loss_inputs[0]
             task.model.eval()
             compiled = experiment == VARIANTS[0] and not bench.small
             for form in ("", *["compiled"] * compiled, "plain baseline"):
@@ -619,7 +619,7 @@ def main() -> None:
     if not torch.cuda.is_available() and not arguments.small:
         parser.error("torch sees no GPU here; try the script on the CPU with --small")
     allow_tf32(False)
-    be_deterministic()
+    use_deterministic_algorithms()
     bench = Bench(arguments)
     sys.exit(0 if run(bench, arguments.parts or list(PARTS), arguments.json) else 1)
 

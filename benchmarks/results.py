@@ -42,7 +42,7 @@ from smt.engine.progress import Progress
 from smt.report.collect import collect
 from smt.runs import provenance
 from smt.runs.atomic import read_json, write_json
-from smt.runs.heartbeat import Pulse
+from smt.runs.heartbeat import Heartbeat
 from smt.runs.journal import Journal, Position
 from smt.runs.paths import Layout, bundled_params
 from smt.tracking import sync as sending
@@ -434,11 +434,11 @@ def step_overhead(steps: int, rounds: int) -> None:
 def _tracking_seconds(progress: Progress, steps: int, every: int) -> float:
     """Return seconds a step of what the trainer does for tracking."""
     with tempfile.TemporaryDirectory() as name:
-        journal, pulse = Journal(Path(name), Position()), Pulse(Path(name))
+        journal, pulse = Journal(Path(name), Position()), Heartbeat(Path(name))
         metrics = dict.fromkeys(("train/loss", "train/lr", "train/grad_norm"), 0.123456789)
         start = time.perf_counter()
         for step in range(1, steps + 1):
-            pulse.beat(step)
+            pulse.write(step)
             if step % every == 0:
                 journal.append(step, 0, metrics, progress.system())
         took = time.perf_counter() - start

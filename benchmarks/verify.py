@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from smt.datasets import scan
-from smt.datasets.hashing import Kept, Reader, default_jobs
+from smt.datasets.hashing import FileHasher, HashCache, default_jobs
 
 MEMORY = """
 import resource, sys
@@ -44,12 +44,12 @@ def write_tree(root: Path, folders: int, per_folder: int, sizes: range) -> int:
 def read(root: Path, jobs: int) -> int:
     """Read the tree as `smt data verify` does, kept file included; return the number of files."""
     folders = [f"train/{name}" for name in scan.class_folders(root / "train")]
-    with Kept(root / "reading.txt") as kept:
-        reader = Reader(root, kept, jobs=jobs)
-        for _, digests in reader.read(scan.listings(root, folders)):
+    with HashCache(root / "reading.txt") as kept:
+        hasher = FileHasher(root, kept, jobs=jobs)
+        for _, digests in hasher.read(scan.listings(root, folders)):
             assert all(digest.sha256 for digest in digests)
         kept.finish()
-    return reader.tally.read
+    return hasher.stats.read
 
 
 def sha256sum(root: Path, jobs: int) -> None:

@@ -170,11 +170,11 @@ class Plan:
     @property
     def needed_data(self) -> tuple[str, ...]:
         """Keys of what the experiments read: not everything in params has to be brought."""
-        return manifest.needed(self.project)
+        return manifest.keys_in_use(self.project)
 
     def manifest(self, key: str) -> str:
         """Return the manifest of a data set, or of a class map given as `class_map:NAME`."""
-        return str(manifest.digest_file(self.layout, key))
+        return str(manifest.manifest_path(self.layout, key))
 
     def is_generated(self, key: str) -> bool:
         """Return whether this scale makes the data set or class map itself."""
@@ -209,7 +209,7 @@ class Plan:
         places = [
             root / place
             for split in scan.expected_images(dataset)
-            for place in scan.needed(dataset.layout, split)
+            for place in scan.required_paths(dataset.layout, split)
         ]
         return [
             f"{place}{'' if place.suffix else '/'} of {key}{remedy}"
@@ -328,7 +328,7 @@ class Plan:
             "reported": project.reported.model_dump(mode="json"),
         }
         if table in FIXED:
-            content["findings"] = [each.model_dump(mode="json") for each in project.findings]
+            content["findings"] = [each.model_dump(mode="json") for each in project.discrepancies]
             content["models"] = self.sizes_content()
         else:
             content["table"] = project.tables[table].model_dump(mode="json")

@@ -50,7 +50,7 @@ def _fingerprint(project: Project, layout: Layout, run: Run) -> str:
         digests = manifest.digests(project, layout, run)
     except DataError:
         keys = fingerprint.inputs(project, run)
-        absent = [key for key in keys if not manifest.digest_file(layout, key).exists()]
+        absent = [key for key in keys if not manifest.manifest_path(layout, key).exists()]
         return f"data missing: {', '.join(absent)}" if absent else "data changed"
     return fingerprint.fingerprint(project, run, digests)[:12]
 

@@ -13,7 +13,7 @@ from smt.errors import EXIT_DATA, UserError, listed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from smt.models.imports.facts import Facts
+    from smt.models.imports.metadata import TrainingMetadata
 
 
 _DAMAGED = "DAMAGED"
@@ -90,7 +90,7 @@ def _damage(path: Path) -> str | None:
         with safe_open(path, framework="pt"):
             pass
     except SafetensorError as error:
-        return file_kind.mistaken(path) or f"not a whole safetensors file ({error})"
+        return file_kind.problem_of(path) or f"not a whole safetensors file ({error})"
     said = (read_json(path.with_name("metrics.json")) or {}).get("weights_sha256")
     if said is not None and said != sha256(path):
         return f"not the file that {path.with_name('metrics.json')} names: its SHA-256 differs"
@@ -121,7 +121,7 @@ def _weights(path: Path) -> Iterator[tuple[str, str]]:
     from smt.runs.atomic import sha256
 
     state, metadata = weights.read(path), weights.metadata(path)
-    facts = released.kept_facts(metadata)
+    facts = released.stored_metadata(metadata)
     beside = path.with_name("metrics.json")
     yield "kind", "weights" + (f"; the file that {beside} names" if beside.exists() else "")
     yield "sha256", sha256(path)
@@ -144,7 +144,7 @@ def _others(path: Path) -> Iterator[tuple[str, str]]:
 
     content = torch_file.read(path)
     found = unwrap.states(content.tree)
-    facts = released.facts_of(content)
+    facts = released.training_metadata(content)
     try:
         taken = released.take(content, path)
     except UserError as error:
@@ -178,9 +178,9 @@ def _states(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]
             yield damaged, f"{name}: {broken}" if len(found) > 1 else broken
 
 
-def _recorded(facts: "Facts") -> Iterator[tuple[str, str]]:
+def _recorded(facts: "TrainingMetadata") -> Iterator[tuple[str, str]]:
     """Yield what a file knows of its training: single values, learning rate, configuration."""
-    from smt.models.imports.facts import flat
+    from smt.models.imports.metadata import flat
 
     done = facts.epochs_done
     notes = {
@@ -202,7 +202,7 @@ def _recorded(facts: "Facts") -> Iterator[tuple[str, str]]:
 
 
 def _counted(
-    state: Mapping[str, "Tensor"], classes: int | None, facts: "Facts"
+    state: Mapping[str, "Tensor"], classes: int | None, facts: "TrainingMetadata"
 ) -> Iterator[tuple[str, str]]:
     """Yield what the counters of BatchNorm say of the training, against what the file records."""
     from smt.models.imports import counters

@@ -156,7 +156,7 @@ def _known(source: Path) -> dict[str, Any]:
     metadata = weights.metadata(source)
     if "class_map" in metadata:
         return {}
-    facts = released.kept_facts(metadata)
+    facts = released.stored_metadata(metadata)
     known = {**facts.recorded, **({"config": facts.config} if facts.config else {})}
     return {key: value for key, value in known.items() if key != "model"}
 

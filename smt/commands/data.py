@@ -15,9 +15,9 @@ from smt.datasets import verify as verification
 from smt.datasets.decoding import require_decodable
 from smt.datasets.demo import digits
 from smt.datasets.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split
-from smt.datasets.progress import ShownMeter
+from smt.datasets.progress import ProgressBar
 from smt.datasets.scan import SplitScan, expected_images
-from smt.datasets.verify import Verified
+from smt.datasets.verify import VerifyResult
 from smt.errors import EXIT_DATA, DataError
 from smt.runs.paths import Layout
 
@@ -92,11 +92,11 @@ def write_manifest(key: str, jobs: int | None, scale: str) -> None:
     """
     project, layout = load(scale)
     warn_if_not_interruptible()
-    with ShownMeter(key) as meter:
-        found = manifest.write(project, layout, key, jobs=jobs, meter=meter)
-    click.echo(f"{key}: {_summary(found)}: {manifest.digest_file(layout, key)}")
-    if isinstance(found, Manifest):
-        _warn_of_what_is_left_out(found)
+    with ProgressBar(key) as progress:
+        written = manifest.write(project, layout, key, jobs=jobs, progress=progress)
+    click.echo(f"{key}: {_summary(written)}: {manifest.manifest_path(layout, key)}")
+    if isinstance(written, Manifest):
+        _warn_of_what_is_left_out(written)
 
 
 @command.command()
@@ -115,22 +115,22 @@ def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) ->
     project, layout = load(scale)
     warn_if_not_interruptible()
 
-    def one(key: str) -> str:
+    def check_key(key: str) -> str:
         if key.startswith(CLASS_MAP):
-            if not manifest.digest_file(layout, key).exists():
+            if not manifest.manifest_path(layout, key).exists():
                 manifest.write(project, layout, key)
             return _check_map(project, layout, key)
-        with ShownMeter(key) as meter:
-            probe = _decode if decode else None
-            found = verification.verify(
-                project, layout, key, jobs=jobs, probe=probe, meter=meter
+        with ProgressBar(key) as progress:
+            decode_check = _decode if decode else None
+            result = verification.verify(
+                project, layout, key, jobs=jobs, decode_check=decode_check, progress=progress
             )  # fmt: skip
-        how = f"every byte as its manifest says; {_read(found)}"
-        if found.recorded:
-            how = f"written down in {manifest.digest_file(layout, key)}; {_read(found)}"
-        return _verdict(project, layout, key, found, how)
+        how = f"every byte as its manifest says; {_read(result)}"
+        if result.created:
+            how = f"written down in {manifest.manifest_path(layout, key)}; {_read(result)}"
+        return _verdict(project, layout, key, result, how)
 
-    _each(project, layout, keys, one)
+    _each(project, layout, keys, check_key)
 
 
 def _decode(path: Path, content: BinaryIO) -> None:
@@ -146,103 +146,103 @@ def check(keys: tuple[str, ...], scale: str) -> None:
     """Say of each KEY, or of all, by names and sizes whether it is whole; exit with 3 if not."""
     project, layout = load(scale)
 
-    def one(key: str) -> str:
+    def check_key(key: str) -> str:
         if key.startswith(CLASS_MAP):
             return _check_map(project, layout, key)
         dataset = project.datasets[key]
-        if manifest.digest_file(layout, key).exists():
-            found = verification.check(project, layout, key)
-            return _verdict(project, layout, key, found, "names and sizes as its manifest says")
+        if manifest.manifest_path(layout, key).exists():
+            result = verification.check(project, layout, key)
+            return _verdict(project, layout, key, result, "names and sizes as its manifest says")
         root, make = layout.dataset_root(dataset), manifest.make_command(project, key)
         scans = scan.scan(key, dataset, root, make)
         return f"{key}: {_numbers(scans, dataset.classes)}; no manifest yet"
 
-    _each(project, layout, keys, one)
+    _each(project, layout, keys, check_key)
 
 
 def _needed_or_there(project: Project, layout: Layout) -> tuple[str, ...]:
     """Return the keys of what experiments read, and of data sets that are there all the same."""
-    needed, datasets = manifest.needed(project), project.datasets
+    needed, datasets = manifest.keys_in_use(project), project.datasets
     there = {name for name in datasets if layout.dataset_root(datasets[name]).exists()}
     return tuple(key for key in manifest.keys(project) if key in needed or key in there)
 
 
 def _each(
-    project: Project, layout: Layout, keys: tuple[str, ...], one: Callable[[str], str]
+    project: Project, layout: Layout, keys: tuple[str, ...], check_key: Callable[[str], str]
 ) -> None:
-    """Print what `one` says of each data set, and what is wrong; exit with 3 if anything is."""
+    """Print a line for each data set, with what is wrong; exit with 3 if anything is."""
     for key in keys:
         manifest.require_key(project, key)
-    wrong = False
+    failed = False
     for key in keys or _needed_or_there(project, layout):
         try:
-            click.echo(f"ok     {one(key)}")
+            click.echo(f"ok     {check_key(key)}")
         except DataError as error:
             click.echo(f"wrong  {error}")
-            wrong = True
-    if wrong:
+            failed = True
+    if failed:
         sys.exit(EXIT_DATA)
 
 
 def _check_map(project: Project, layout: Layout, key: str) -> str:
-    found = manifest.inspect_class_map(project, layout, key)
-    path = manifest.digest_file(layout, key)
+    result = manifest.read_class_map(project, layout, key)
+    path = manifest.manifest_path(layout, key)
     if not path.exists():
-        return f"{key}: {_summary(found)}; no manifest yet"
-    if manifest.read_any(layout, key).digest != found.digest:
+        return f"{key}: {_summary(result)}; no manifest yet"
+    if manifest.read_any(layout, key).digest != result.digest:
         raise DataError(
             f"{key}: no longer what {path} says; "
             f"run: smt data manifest {key} --scale {project.scale_name}"
         )
-    return f"{key}: {_summary(found)}; as its manifest says"
+    return f"{key}: {_summary(result)}; as its manifest says"
 
 
-def _verdict(project: Project, layout: Layout, key: str, found: Verified, how: str) -> str:
+def _verdict(project: Project, layout: Layout, key: str, result: VerifyResult, how: str) -> str:
     """Return the line of a data set that is whole, or raise a DataError that names what is not."""
-    if found.is_whole:
-        return f"{key}: {_summary(found.manifest)}; {how}"
-    lines = [f"       {count}" for count in found.counts]
-    lines += [f"       {each}" for each in found.wrong.first]
-    if len(found.wrong) > len(found.wrong.first):
-        more = len(found.wrong) - len(found.wrong.first)
-        lines.append(f"       and {more} more, all in {found.wrong.path}")
-    raise DataError("\n".join([f"{key}: {_complaint(project, layout, key, found)}", *lines]))
+    if result.is_whole:
+        return f"{key}: {_summary(result.manifest)}; {how}"
+    lines = [f"       {count}" for count in result.count_mismatches]
+    lines += [f"       {each}" for each in result.differences.first]
+    if len(result.differences) > len(result.differences.first):
+        more = len(result.differences) - len(result.differences.first)
+        lines.append(f"       and {more} more, all in {result.differences.path}")
+    raise DataError("\n".join([f"{key}: {_complaint(project, layout, key, result)}", *lines]))
 
 
-def _complaint(project: Project, layout: Layout, key: str, found: Verified) -> str:
+def _complaint(project: Project, layout: Layout, key: str, result: VerifyResult) -> str:
     """Return what is wrong with a data set, and what to do about it."""
-    if not found.wrong:
+    if not result.differences:
         return (
             "not of the published size; bring what is missing, or set the counts of datasets."
             f"{key} in params, with their source"
         )
-    count = len(found.wrong)
-    files = f"{count} file{'s' if count > 1 else ''} ({found.wrong.summary()})"
-    if found.wrong.counts.keys() <= {"undecodable"}:
+    count = len(result.differences)
+    files = f"{count} file{'s' if count > 1 else ''} ({result.differences.summary()})"
+    if result.differences.counts.keys() <= {"undecodable"}:
         return f"{files}; training stops at one, or with unreadable_images: skip takes another"
     return (
-        f"{files} not as in {manifest.digest_file(layout, key)}; bring them back, or, to train on "
-        f"what is there: smt data manifest {key} --scale {project.scale_name}"
+        f"{files} not as in {manifest.manifest_path(layout, key)}; bring them back, or, to train "
+        f"on what is there: smt data manifest {key} --scale {project.scale_name}"
     )
 
 
-def _read(found: Verified) -> str:
-    kept = f", {found.tally.kept} by a reading before" if found.tally.kept else ""
-    return f"{found.tally.read} files read{kept}"
+def _read(result: VerifyResult) -> str:
+    cached = result.stats.cached
+    return f"{result.stats.read} files read" + (f", {cached} by a reading before" if cached else "")
 
 
-def _summary(found: Manifest | ClassMapManifest) -> str:
-    if isinstance(found, ClassMapManifest):
-        text = f"{len(found.rows)} rows from {found.source} to {found.target}"
+def _summary(written: Manifest | ClassMapManifest) -> str:
+    if isinstance(written, ClassMapManifest):
+        text = f"{len(written.rows)} rows from {written.source} to {written.target}"
     else:
-        text = f"{_numbers(found.splits, len(found.classes))}{_facts(found)}"
-    return f"{text}, digest {found.digest[:12]}"
+        text = f"{_numbers(written.splits, len(written.classes))}{_facts(written)}"
+    return f"{text}, digest {written.digest[:12]}"
 
 
-def _facts(found: Manifest) -> str:
+def _facts(written: Manifest) -> str:
     """Return what else was counted, over all splits, as in ` (9 objects, 1 crowds)`."""
     counts: Counter[str] = Counter()
-    for split in found.splits.values():
+    for split in written.splits.values():
         counts.update(split.facts)
     named = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     return f" ({', '.join(named)})" if named else ""
@@ -252,15 +252,15 @@ _LARGE = 0.1
 """Part of a split's annotations from which on those that are left out are warned of."""
 
 
-def _warn_of_what_is_left_out(found: Manifest) -> None:
+def _warn_of_what_is_left_out(written: Manifest) -> None:
     """Say on stderr where much of a split is not trained on, and why."""
-    for name, split in found.splits.items():
+    for name, split in written.splits.items():
         facts = split.facts
         total = sum(facts.get(each, 0) for each in ("objects", *_LEFT_OUT))
         for reason, what in (_LEFT_OUT | _NOT_FOR_MASKS).items():
             if facts.get(reason, 0) > _LARGE * total:
                 click.echo(
-                    f"smt: warning: {found.dataset}: {facts[reason]} of {total} annotations of "
+                    f"smt: warning: {written.dataset}: {facts[reason]} of {total} annotations of "
                     f"{name} {what}",
                     err=True,
                 )

@@ -60,7 +60,7 @@ def _missing_data(plan: dag.Plan) -> tuple[str, ...]:
     """Return a phrase for each data set that has to be brought, and is not there."""
     return tuple(
         phrase
-        for key in manifest.needed(plan.project)
+        for key in manifest.keys_in_use(plan.project)
         if manifest.make_command(plan.project, key) is None
         for phrase in plan.missing_data(key)
     )

@@ -64,7 +64,7 @@ def command(
     finishes its step, saves, and exits with 75: the same command goes on from there, to the same
     bytes. None of the options changes the result.
     """
-    launch.fan_out(sys.argv[1:])
+    launch.launch_with_srun(sys.argv[1:])
     stop = StopRequest().install()  # before torch is imported, which takes seconds
     project, layout = load(scale)
     run = find_run(project, experiment, seed)
@@ -89,7 +89,7 @@ def command(
             format="%(asctime)s %(message)s",
             datefmt="%H:%M:%S",
         )
-        with ranks.together():
+        with ranks.fail_together():
             training = RunTraining(project, layout, run, ranks)
         if training.is_done():
             if ranks.is_first:
@@ -99,16 +99,16 @@ def command(
             sender.start(layout)
         training.train(stop, options)
     except Stopped as stopped:
-        requeue.ask_for_another_attempt()
+        requeue.request_requeue()
         if ranks.is_first:
             click.echo(f"smt: {run} {stopped}; the same command goes on", err=True)
         sys.exit(EXIT_RESUME)
     except distributed.PeerLost:
-        requeue.ask_for_another_attempt()
+        requeue.request_requeue()
         raise
     except distributed.PeerFailed as failed:
         if failed.exit_code == EXIT_RESUME:
-            requeue.ask_for_another_attempt()
+            requeue.request_requeue()
         sys.exit(failed.exit_code)
     finally:
         distributed.stop()

@@ -13,7 +13,7 @@ class Rescale(Strict):
     """Scales an image, its proportions kept, as far as both limits allow."""
 
     short: Choices
-    """Limit of the shorter side in pixels: one of these, drawn for each image."""
+    """Limit of the shorter side in pixels: one of these at random for each image."""
     long: Positive
     """Limit of the longer side."""
 
@@ -26,7 +26,7 @@ class FixedRescale(Rescale):
 
 
 class RandomCrop(Strict):
-    """Cuts a rectangle out, whose sides are drawn one by one; it may be without an object."""
+    """Random crop with independent height and width; it may be without an object."""
 
     smallest: Positive
     largest: Positive
@@ -43,7 +43,7 @@ class Policy(Strict):
 
 
 class DetectionAugment(Strict):
-    """Training-time augmentation of a detector: flip, then a policy, each as likely."""
+    """Training-time augmentation of a detector: flip, then a policy, all with equal probability."""
 
     hflip: Fraction
     policies: Annotated[tuple[Policy, ...], Field(min_length=1)]
@@ -76,7 +76,7 @@ class SegmentationAugment(Strict):
     rescale: FixedRescale
     """At a factor of 1."""
     factor: Range
-    """Of both limits, drawn uniformly."""
+    """Of both limits, uniformly random."""
     crop: Positive
     """Side of the square; a smaller image is padded with the mean colour, and no class."""
     largest_class: Fraction

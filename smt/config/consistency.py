@@ -1,4 +1,4 @@
-"""Checks of `params/` across entries: references, sums, circles, two names of one training."""
+"""Checks of `params/` across entries: references, sums, cycles, duplicates of a training."""
 
 import re
 
@@ -20,7 +20,7 @@ LAYOUTS = {"classify": "imagenet", "detect": "coco", "segment": "ade20k"}
 """Layout of the data sets of each task."""
 
 
-class Checker:
+class ConsistencyChecker:
     """Checks what one record cannot know of itself."""
 
     def __init__(self, project: Project, files: dict[str, YamlFile]) -> None:
@@ -36,10 +36,14 @@ class Checker:
             self._recipe(name, recipe)
         for name, class_map in self.project.class_maps.items():
             for key in ("source", "target"):
-                self._known("data", ("class_maps", name, key), getattr(class_map, key), "datasets")
+                self._require_entry(
+                    "data", ("class_maps", name, key), getattr(class_map, key), "datasets"
+                )
         for name, experiment in self.project.experiments.items():
-            self._known("experiments", ("experiments", name, "model"), experiment.model, "models")
-            self._known(
+            self._require_entry(
+                "experiments", ("experiments", name, "model"), experiment.model, "models"
+            )
+            self._require_entry(
                 "experiments", ("experiments", name, "recipe"), experiment.recipe, "recipes"
             )
             self._task(name, experiment)
@@ -48,17 +52,17 @@ class Checker:
         proof = self.project.scale.proof
         for index, proved in enumerate(proof.runs if proof else ()):
             path = (self.project.scale_name, "proof", "runs", index, "experiment")
-            self._known("scales", path, proved.experiment, "experiments")
+            self._require_entry("scales", path, proved.experiment, "experiments")
         self._tables()
         self._reported()
         self._cluster()
         self._trajectory()
-        self._distinct()
+        self._require_distinct()
 
     def _fail(self, file: str, path: KeyPath, message: str) -> UserError:
         return UserError(f"{self.files[file].where(path)}: {message}")
 
-    def _known(self, file: str, path: KeyPath, name: str, section: str) -> None:
+    def _require_entry(self, file: str, path: KeyPath, name: str, section: str) -> None:
         valid = getattr(self.project, section)
         if name not in valid:
             kind = section.rstrip("s").replace("_", " ")
@@ -131,7 +135,7 @@ class Checker:
     def _recipe(self, name: str, recipe: Recipe) -> None:
         section = _section_of(recipe)
         file, path = SECTIONS[section][0], (section, name)
-        self._known(file, (*path, "dataset"), recipe.dataset, "datasets")
+        self._require_entry(file, (*path, "dataset"), recipe.dataset, "datasets")
         if recipe.global_batch % recipe.device_batch:
             raise self._fail(
                 file,
@@ -222,14 +226,14 @@ class Checker:
         path = ("experiments", name, "start")
         if start is None:
             return
-        self._known("experiments", (*path, "experiment"), start.experiment, "experiments")
+        self._require_entry("experiments", (*path, "experiment"), start.experiment, "experiments")
         chain = [name]
         for ancestor in project.ancestors(name):
             if ancestor in chain:
                 raise self._fail(
                     "experiments",
                     path,
-                    f"experiments start from each other in a circle: "
+                    "experiments start from each other in a cycle: "
                     f"{' -> '.join((*chain, ancestor))}",
                 )
             chain.append(ancestor)
@@ -263,7 +267,7 @@ class Checker:
                     f"{target} {project.datasets[target].classes}; name a class map of data.yaml",
                 )
             return
-        self._known("experiments", (*path, "class_map"), start.class_map, "class_maps")
+        self._require_entry("experiments", (*path, "class_map"), start.class_map, "class_maps")
         class_map = project.class_maps[start.class_map]
         if (class_map.source, class_map.target) != (source, target):
             raise self._fail(
@@ -273,8 +277,8 @@ class Checker:
                 f"this experiment from {source} to {target}",
             )
 
-    def _distinct(self) -> None:
-        """Refuse two names of one training: a run is known by what it computes, not by its name."""
+    def _require_distinct(self) -> None:
+        """Refuse two names of one training: the fingerprint names a run, so both would be one."""
         names: dict[str, str] = {}
         for name in self.project.experiments:
             run = Run(experiment=name, seed=0)
@@ -292,7 +296,7 @@ class Checker:
         for name, table in self.project.tables.items():
             for index, row in enumerate(table.rows):
                 row_path = ("tables", name, "rows", index, "experiment")
-                self._known("tables", row_path, row.experiment, "experiments")
+                self._require_entry("tables", row_path, row.experiment, "experiments")
                 measured = self.project.metrics_of(row.experiment)
                 if not set(measured) & set(table.metrics):
                     raise self._fail(
@@ -301,17 +305,19 @@ class Checker:
                         f"{', '.join(table.metrics)}; it has: {', '.join(measured)}",
                     )  # fmt: skip
             if table.baseline is not None:
-                self._known("tables", ("tables", name, "baseline"), table.baseline, "experiments")
+                self._require_entry(
+                    "tables", ("tables", name, "baseline"), table.baseline, "experiments"
+                )
 
     def _reported(self) -> None:
         reported = self.project.reported
         for section in ("experiments", "models", "systems"):
             for name, metrics in getattr(reported, section).items():
-                self._known("reported", (section, name), name, section)
+                self._require_entry("reported", (section, name), name, section)
                 for metric, entry in metrics.items():
                     if section == "experiments":
-                        self._measured(name, metric)
-                    self._derived((section, name, metric, "derived_for"), name, entry)
+                        self._require_measured(name, metric)
+                    self._require_table_of((section, name, metric, "derived_for"), name, entry)
                     if entry.source not in reported.sources:
                         valid = suggest(entry.source, reported.sources)
                         raise self._fail(
@@ -320,17 +326,17 @@ class Checker:
                             f"no source {entry.source!r}; {valid}",
                         )
 
-    def _measured(self, name: str, metric: str) -> None:
-        """Refuse a published number of what our evaluation does not measure."""
+    def _require_measured(self, name: str, metric: str) -> None:
+        """Refuse a published number of a metric that the experiment's evaluation does not give."""
         valid = self.project.metrics_of(name)
         if metric not in valid:
             raise self._fail(
                 "reported", ("experiments", name, metric),
-                f"{name} is not measured so; {suggest(metric, valid)}",
+                f"{name} is not evaluated by it; {suggest(metric, valid)}",
             )  # fmt: skip
 
-    def _derived(self, path: KeyPath, name: str, entry: ReportedValue) -> None:
-        """Refuse a derived number that no row of the tables it is for would show."""
+    def _require_table_of(self, path: KeyPath, name: str, entry: ReportedValue) -> None:
+        """Refuse a derived number for a table without a row of its experiment."""
         tables = self.project.tables
         valid = [each for each in tables if name in (row.experiment for row in tables[each].rows)]
         for index, table in enumerate(entry.derived_for):
@@ -341,8 +347,8 @@ class Checker:
                 )  # fmt: skip
 
     def _trajectory(self) -> None:
-        known = (self.files["scales"].data, self.project.experiments, self.project.reported.sources)
-        for path, problem in self.project.trajectory.problems(*known):
+        valid = (self.files["scales"].data, self.project.experiments, self.project.reported.sources)
+        for path, problem in self.project.trajectory.problems(*valid):
             raise self._fail("trajectory", path, problem)
 
     def _cluster(self) -> None:
@@ -356,7 +362,7 @@ class Checker:
                 raise self._fail("cluster", ("scales", name), f"no scale {name!r}; {valid}")
             for section in ("recipes", "experiments"):
                 for each in getattr(share, section):
-                    self._known("cluster", ("scales", name, section, each), each, section)
+                    self._require_entry("cluster", ("scales", name, section, each), each, section)
         if scale not in cluster.scales:
             raise self._fail(
                 "cluster", ("scales", scale), "this key is missing; give it gpus, startup_minutes"
@@ -383,17 +389,18 @@ class Checker:
             )  # fmt: skip
 
     def _gpus(self, name: str, share: ScaleShare) -> None:
-        """Refuse GPUs that cannot share the batches of an experiment, as training would."""
+        """Refuse GPUs that cannot share the micro-batches of an experiment, as training would."""
         recipe = self.project.experiments[name].recipe
-        chunks = self.project.recipes[recipe].chunks
+        micro_batches = self.project.recipes[recipe].micro_batches
         gpus, key = share.gpus_of(name, recipe)
-        if chunks % gpus:
+        if micro_batches % gpus:
             raise self._fail(
                 "cluster",
                 ("scales", self.project.scale_name, *key),
-                f"{gpus} GPUs cannot share the {chunks} batches that make a global batch of "
-                f"recipe {recipe} ({name}); valid: {_divisors(chunks)}, here or for it alone "
-                f"(scales.{self.project.scale_name}.recipes.{recipe}.gpus)",
+                f"{gpus} GPUs cannot share the {micro_batches} micro-batches that make a global "
+                f"batch of recipe {recipe} ({name}); valid: {_divisors(micro_batches)}, here or "
+                "for it "
+                f"alone (scales.{self.project.scale_name}.recipes.{recipe}.gpus)",
             )
 
 

@@ -1,4 +1,4 @@
-"""What names a run: a hash of everything that changes its mathematics, and of nothing else."""
+"""The fingerprint of a run: a hash of everything that changes its mathematics, of nothing else."""
 
 import hashlib
 import json
@@ -13,7 +13,8 @@ CODE_VERSION = 1
 
 
 _NOT_MATHEMATICS = {"title", "drop_path", "deterministic"}
-"""Of a recipe: the drop-path rate stands on its own, and the order of sums is that of a machine."""
+"""Keys of a recipe left out: the drop-path rate has an entry of its own, and the order of sums
+depends on the machine in any case."""
 
 
 def inputs(project: Project, run: Run) -> tuple[str, ...]:
@@ -40,7 +41,7 @@ def content(project: Project, run: Run, digests: Mapping[str, str]) -> dict[str,
     parent = project.parent(run)
     start = experiment.start
     class_map = start.class_map if start else None
-    # A classifier has none, and its content no such entry.
+    # A classifier has no head, and no such entry.
     head = {} if experiment.head is None else {"head": _without_title(project, experiment.head)}
     return {
         "code": CODE_VERSION,

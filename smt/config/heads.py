@@ -1,4 +1,4 @@
-"""What stands on the backbone: the paper's detectors and segmenter, read from `params/heads.yaml`.
+"""Heads on the backbone: the paper's detectors and segmenter, read from `params/heads.yaml`.
 
 Intersections over union (IoU) are fractions. Sizes are pixels of the image that the model sees.
 """
@@ -11,7 +11,7 @@ from pydantic import Field
 from smt.config.types import Fraction, Positive, PositiveFloat, Strict
 
 Problem = tuple[tuple[str | int, ...], str]
-"""Key and fault of something that one value cannot know of another."""
+"""Key and message of an inconsistency between values."""
 
 Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 """By which the four offsets of a box (dx, dy, dw, dh) are divided."""
@@ -82,7 +82,7 @@ class RPN(Strict):
 
 
 class BoxHead(Strict):
-    """What tells classes and boxes of pooled regions."""
+    """Predicts classes and boxes of pooled regions."""
 
     convolutions: Annotated[int, Field(ge=0)]
     """3 x 3 convolutions with synchronised BatchNorm."""
@@ -105,7 +105,7 @@ class RoIStage(Strict):
 
 
 class MaskHead(Strict):
-    """What draws the masks of pooled regions."""
+    """Predicts the masks of pooled regions."""
 
     convolutions: Positive
     resolution: Positive
@@ -226,7 +226,7 @@ class Denoising(Strict):
     queries: Positive
     """Noised objects of an image, about."""
     label_noise: Fraction
-    """A label is drawn anew with half of this probability."""
+    """A label is replaced by a random one with half of this probability."""
     box_noise: Weight
     """Largest shift of a side over half of the box's size."""
 
@@ -293,8 +293,8 @@ def _divided(channels: int, **parts: int) -> Iterator[Problem]:
             yield (key,), f"{number} does not divide the {channels} channels; valid: {valid}"
 
 
-class NoHead(Strict):
-    """Stands in for an entry without a kind that there is, so that the error says so."""
+class UnknownHead(Strict):
+    """Record of an entry whose kind is unknown: its validation names the valid kinds."""
 
     kind: Literal["two_stage", "retinanet", "atss", "sparse_rcnn", "dino", "upernet"]
 

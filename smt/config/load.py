@@ -10,9 +10,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from smt.config.cluster import Cluster
-from smt.config.consistency import Checker
+from smt.config.consistency import ConsistencyChecker
 from smt.config.project import Project, Scale
-from smt.config.published import Finding, Reported
+from smt.config.published import Discrepancy, Reported
 from smt.config.sections import RECIPES, SECTIONS
 from smt.config.trajectory import Trajectory
 from smt.config.yaml import KeyPath, YamlFile
@@ -21,7 +21,7 @@ from smt.errors import UserError, suggest
 T = TypeVar("T")
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_]{0,79}$")
-_OVERLAID = tuple(name for name in SECTIONS if name != "tables")
+_OVERLAY_SECTIONS = tuple(name for name in SECTIONS if name != "tables")
 
 
 def load_project(params: Path, scale: str) -> Project:
@@ -39,11 +39,13 @@ def load_project(params: Path, scale: str) -> Project:
     if scale not in scales.data:
         raise UserError(f"{scales.path}: no scale {scale!r}; {suggest(scale, scales.data)}")
     layers = _layers(scales, scale)
-    own: dict[str, Any] = {}
+    scale_values: dict[str, Any] = {}
     for layer in layers:
-        own = _merge(own, scales.data[layer])
-    own = {key: value for key, value in own.items() if key not in (*_OVERLAID, "base")}
-    reader = _Reader(scales, layers)
+        scale_values = _merge(scale_values, scales.data[layer])
+    scale_values = {
+        key: value for key, value in scale_values.items() if key not in (*_OVERLAY_SECTIONS, "base")
+    }
+    reader = _SectionReader(scales, layers)
     sections = {
         name: reader.section(files[file], name, kind) for name, (file, kind) in SECTIONS.items()
     }
@@ -51,21 +53,21 @@ def load_project(params: Path, scale: str) -> Project:
         scale_name=scale,
         scale=_validate(
             Scale,
-            own,
-            [(scales, (each,)) for each in reversed(layers)],
-            skip=(*_OVERLAID, "base"),
+            scale_values,
+            [(scales, (layer,)) for layer in reversed(layers)],
+            skip=(*_OVERLAY_SECTIONS, "base"),
         ),
-        recipes=_joined(files, {name: sections.pop(name) for name in RECIPES.values()}),
+        recipes=_merge_sections(files, {name: sections.pop(name) for name in RECIPES.values()}),
         reported=_validate(Reported, files["reported"].data, [(files["reported"], ())]),
         **sections,
-        findings=tuple(
-            _validate(Finding, finding, [(drift, ("findings", index))])
-            for index, finding in enumerate(drift.data.get("findings", ()))
+        discrepancies=tuple(
+            _validate(Discrepancy, entry, [(drift, ("discrepancies", index))])
+            for index, entry in enumerate(drift.data.get("discrepancies", ()))
         ),
         cluster=_validate(Cluster, cluster.data, [(cluster, ())]),
         trajectory=_validate(Trajectory, trajectory.data, [(trajectory, ())]),
     )
-    Checker(project, {**files, "cluster": cluster, "trajectory": trajectory}).check()
+    ConsistencyChecker(project, {**files, "cluster": cluster, "trajectory": trajectory}).check()
     return project
 
 
@@ -80,7 +82,7 @@ def require_experiments(project: Project, names: Iterable[str]) -> None:
 
 
 def _layers(scales: YamlFile, scale: str) -> tuple[str, ...]:
-    """Return the scales that make up `scale`: what it is based on comes first, it comes last."""
+    """Return the scales that make up `scale`: its bases first, itself last."""
     layers: tuple[str, ...] = ()
     base: str | None = scale
     while base is not None:
@@ -91,21 +93,23 @@ def _layers(scales: YamlFile, scale: str) -> tuple[str, ...]:
         if base is not None and base not in scales.data:
             raise UserError(f"{where}: no scale {base!r}; {suggest(str(base), scales.data)}")
         if base in layers:
-            circle = " -> ".join((*reversed(layers), base))
-            raise UserError(f"{where}: bases form a circle: {circle}")
+            cycle = " -> ".join((*reversed(layers), base))
+            raise UserError(f"{where}: bases form a cycle: {cycle}")
     return layers
 
 
-def _joined(files: Mapping[str, YamlFile], sections: Mapping[str, dict[str, T]]) -> dict[str, T]:
-    """Return the entries of several sections together; a name stands in one of them."""
-    joined: dict[str, T] = {}
+def _merge_sections(
+    files: Mapping[str, YamlFile], sections: Mapping[str, dict[str, T]]
+) -> dict[str, T]:
+    """Return the entries of several sections together; a name may stand in one of them only."""
+    merged: dict[str, T] = {}
     for section, entries in sections.items():
         for name in entries:
-            if name in joined:
+            if name in merged:
                 where = files[SECTIONS[section][0]].where((section, name))
                 raise UserError(f"{where}: another file has a recipe of this name; rename one")
-        joined |= entries
-    return joined
+        merged |= entries
+    return merged
 
 
 def _merge(base: Any, over: Any) -> Any:
@@ -115,7 +119,7 @@ def _merge(base: Any, over: Any) -> Any:
     return over
 
 
-class _Reader:
+class _SectionReader:
     """Resolves one section at a time: an entry's base, the entry, then the scale's overlays.
 
     `layers` are the scale and what it is based on, itself last.
@@ -128,7 +132,7 @@ class _Reader:
     def section(
         self, file: YamlFile, section: str, kind: type | Callable[[Any], type]
     ) -> dict[str, Any]:
-        """Return the entries of a section; where `kind` is no record, it tells which one is."""
+        """Return the entries of a section; `kind` is a record, or returns that of an entry."""
         entries = file.data.get(section)
         if not isinstance(entries, dict):
             raise UserError(f"{file.path}: missing key {section}: expected a mapping of names")
@@ -143,7 +147,7 @@ class _Reader:
                 )
             if not isinstance(entry, dict):
                 raise UserError(f"{file.where((section, name))}: expected a mapping of keys")
-        for layer, name in self._overlaid(section):
+        for layer, name in self._overlay_entries(section):
             if name != "*" and name not in entries:
                 raise UserError(
                     f"{self.scales.where((layer, section, name))}: no such entry in "
@@ -157,34 +161,36 @@ class _Reader:
         return records
 
     def _resolve(
-        self, file: YamlFile, section: str, name: str, seen: tuple[str, ...]
+        self, file: YamlFile, section: str, name: str, visited: tuple[str, ...]
     ) -> dict[str, Any]:
         entries = file.data[section]
-        own = dict(entries[name])
-        base = own.pop("base", None)
+        entry = dict(entries[name])
+        base = entry.pop("base", None)
         resolved: dict[str, Any] = {}
         if base is not None:
             where = file.where((section, name, "base"))
             if base not in entries:
                 raise UserError(f"{where}: no entry {base!r}; {suggest(str(base), entries)}")
-            if base in (*seen, name):
-                raise UserError(f"{where}: bases form a circle: {' -> '.join((*seen, name, base))}")
-            resolved = self._resolve(file, section, base, (*seen, name))
-        resolved = _merge(resolved, own)
+            if base in (*visited, name):
+                raise UserError(
+                    f"{where}: bases form a cycle: {' -> '.join((*visited, name, base))}"
+                )
+            resolved = self._resolve(file, section, base, (*visited, name))
+        resolved = _merge(resolved, entry)
         for layer in self.layers:
             overlay = self.scales.data[layer].get(section, {})
             for key in ("*", name):
                 resolved = _merge(resolved, overlay.get(key, {}))
         return resolved
 
-    def _overlaid(self, section: str) -> Iterator[tuple[str, str]]:
-        """Yield the names of a section that each scale lays something over."""
+    def _overlay_entries(self, section: str) -> Iterator[tuple[str, str]]:
+        """Yield scale and name of each overlay on a section."""
         for layer in self.layers:
             for name in self.scales.data[layer].get(section, {}):
                 yield layer, name
 
     def _sources(self, file: YamlFile, section: str, name: str) -> list[tuple[YamlFile, KeyPath]]:
-        """Return where the keys of an entry may stand, the strongest place first."""
+        """Return where the keys of an entry may stand, the place that takes precedence first."""
         sources: list[tuple[YamlFile, KeyPath]] = []
         current: str | None = name
         while current is not None:
@@ -207,7 +213,7 @@ def _validate(
         return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         # A mistyped key is unknown, and the right one missing: the typing error says more.
-        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
         location: KeyPath = tuple(part for part in first["loc"] if part != "[key]")
         raise UserError(
             f"{_where(location, sources)}: {_explain(kind, first, location, skip)}"
@@ -241,7 +247,7 @@ def _keys_at(kind: Any, location: KeyPath) -> tuple[str, ...]:
         if hasattr(kind, "model_fields"):
             kind = kind.model_fields[str(part)].annotation
         else:  # a mapping's values, or the items of a list
-            kind = [each for each in get_args(kind) if each is not ...][-1]
+            kind = [argument for argument in get_args(kind) if argument is not ...][-1]
         if get_origin(kind) in (Union, UnionType):
-            kind = next(each for each in get_args(kind) if each is not NoneType)
+            kind = next(argument for argument in get_args(kind) if argument is not NoneType)
     return tuple(kind.model_fields) if hasattr(kind, "model_fields") else ()

@@ -10,9 +10,9 @@ from smt.config.cluster import Cluster
 from smt.config.datasets import ClassMap, Dataset
 from smt.config.experiments import Experiment, Run, Seeds, system_name
 from smt.config.heads import Detector, TwoStage, UPerNet
-from smt.config.metrics import MEASURED, METRICS
+from smt.config.metrics import METRICS, TASK_METRICS
 from smt.config.models import Model
-from smt.config.published import Finding, Reported, ReportedValue, Table
+from smt.config.published import Discrepancy, Reported, ReportedValue, Table
 from smt.config.recipes import ClassificationRecipe, DownstreamRecipe, PolySchedule, Recipe
 from smt.config.trajectory import Trajectory
 from smt.config.types import Name, Positive, PositiveFloat, Strict
@@ -38,20 +38,20 @@ class System(NamedTuple):
         return f"{self.size[0]} x {self.size[1]}"
 
 
-class ProvedRun(Strict):
-    """A run that is trained undisturbed and interrupted, to see that both end the same."""
+class ProofRun(Strict):
+    """A run that `smt prove` trains with and without interruptions, and compares."""
 
     experiment: Name
     ranks: Positive
-    """Processes; where they cannot share a global batch, the proof lowers the device batch."""
+    """Processes; where they cannot share a global batch, the proof lowers `device_batch`."""
 
 
-class Proving(Strict):
-    """What `smt prove` proves where it is not told."""
+class ProofSettings(Strict):
+    """What `smt prove` proves by default."""
 
     kills: Positive
     """Kills of each run."""
-    runs: Annotated[tuple[ProvedRun, ...], Field(min_length=1)]
+    runs: Annotated[tuple[ProofRun, ...], Field(min_length=1)]
 
 
 class Scale(Strict):
@@ -59,7 +59,7 @@ class Scale(Strict):
 
     title: str
     notice: str | None
-    """Stands on every table and figure made at this scale."""
+    """Printed on every table and figure made at this scale."""
     seeds: Seeds
     threads: Positive
     """CPU threads of a training process: they change the order of sums, so they are fixed."""
@@ -72,9 +72,9 @@ class Scale(Strict):
     checkpoint_steps: Positive | None
     """Most steps between two checkpoints, or null; each epoch ends in one in any case."""
     stall_minutes: PositiveFloat
-    """Time without a step after which a training writes down where it stands, and ends as one that
-    can go on."""
-    proof: Proving | None = None
+    """Time without a step after which a training writes its stacks to the log and ends as
+    resumable."""
+    proof: ProofSettings | None = None
 
 
 class Project(Strict):
@@ -91,7 +91,7 @@ class Project(Strict):
     experiments: dict[Name, Experiment]
     reported: Reported
     tables: dict[Name, Table]
-    findings: tuple[Finding, ...]
+    discrepancies: tuple[Discrepancy, ...]
     cluster: Cluster
     trajectory: Trajectory
 
@@ -142,10 +142,10 @@ class Project(Strict):
 
         Without a table that is what its source prints, and nothing else.
         """
-        found = self.reported.experiments.get(name, {}).get(metric)
-        if found is not None and found.derived_for and table not in found.derived_for:
+        value = self.reported.experiments.get(name, {}).get(metric)
+        if value is not None and value.derived_for and table not in value.derived_for:
             return None
-        return found
+        return value
 
     def recipe_of(self, experiment: str) -> Recipe:
         """Return how an experiment is trained."""
@@ -166,7 +166,7 @@ class Project(Strict):
     @cached_property
     def systems(self) -> dict[str, System]:
         """Every head on every model that an experiment trains, by its name."""
-        found: dict[str, System] = {}
+        by_name: dict[str, System] = {}
         for experiment in self.experiments.values():
             recipe = self.recipes[experiment.recipe]
             if experiment.head is None or not isinstance(recipe, DownstreamRecipe):
@@ -174,15 +174,15 @@ class Project(Strict):
             size = (recipe.resolution, recipe.resolution_long)
             classes = self.datasets[recipe.dataset].classes
             system = System(experiment.head, experiment.model, classes, size)
-            found.setdefault(system.name, system)
-        return found
+            by_name.setdefault(system.name, system)
+        return by_name
 
     def metrics_of(self, name: str) -> tuple[str, ...]:
         """Return what an evaluation of an experiment measures."""
         experiment = self.experiments[name]
         if experiment.task == "detect" and isinstance(self._head(name), TwoStage):
             return tuple(each for each in METRICS if each.startswith(("box_", "mask_")))
-        return MEASURED[experiment.task]
+        return TASK_METRICS[experiment.task]
 
     def _head(self, name: str) -> Detector | UPerNet:
         head = self.experiments[name].head
@@ -196,9 +196,9 @@ class Project(Strict):
         """
         names = [name for name in self.order if self.experiments[name].model == model]
         recipes = [self.recipe_of(name) for name in names]
-        every = [each for each in recipes if isinstance(each, ClassificationRecipe)]
-        if not every:
+        classification = [each for each in recipes if isinstance(each, ClassificationRecipe)]
+        if not classification:
             first = next(iter(self.recipes.values()))
             assert isinstance(first, ClassificationRecipe)
-            every = [first]
-        return tuple(every)
+            classification = [first]
+        return tuple(classification)

@@ -37,8 +37,8 @@ class Reported(Strict):
     """By head and model, as in `mask_rcnn.smt_small`."""
 
 
-class Finding(Strict):
-    """A place where the paper, the release and this project do not agree."""
+class Discrepancy(Strict):
+    """A discrepancy between the paper, the release and this project."""
 
     subject: str
     paper: str

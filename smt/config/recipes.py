@@ -96,7 +96,7 @@ class Augment(Strict):
     color_jitter: Annotated[float, Field(ge=0)]
     """Used only where there is no RandAugment, as timm does."""
     random_erasing: Fraction
-    """Probability; erased pixels are noise, one draw a pixel."""
+    """Probability; erased pixels are noise, another value for each."""
     mixup: Annotated[float, Field(ge=0)]
     """Alpha of Mixup's beta distribution; 0 is off."""
     cutmix: Annotated[float, Field(ge=0)]
@@ -144,18 +144,18 @@ class Recipe(Strict):
     global_batch: Positive
     """Images per optimizer step over all processes and accumulation steps."""
     device_batch: Positive
-    """Images per forward pass of one process at most: BatchNorm sees this many."""
+    """Images of a micro-batch: one forward pass of one process. BatchNorm sees this many."""
     precision: Precision
     deterministic: bool
-    """Whether the same bits are asked for every time, so that an interrupted run ends in the bytes
-    of an undisturbed one; false: whatever is quickest on a GPU. Not part of the fingerprint."""
+    """Whether training is bitwise reproducible, so that an interrupted run ends in the bytes of an
+    uninterrupted one; false: the fastest algorithms of the GPU. Not part of the fingerprint."""
     optimizer: Optimizer
     schedule: Schedule | StepSchedule | PolySchedule
     guard: Guard
     drop_path: Annotated[float, Field(ge=0, lt=1)]
     """Drop-path rate of the last block; an experiment may set its own."""
     unreadable_images: Literal["stop", "skip"]
-    """skip: another image of the epoch takes the place of one that cannot be decoded."""
+    """skip: another image of the data set replaces one that cannot be decoded."""
     eval_every: Positive
     """Epochs between evaluations; the last epoch is always evaluated."""
 
@@ -165,8 +165,8 @@ class Recipe(Strict):
         return self.precision in ("bf16", "fp16")
 
     @property
-    def chunks(self) -> int:
-        """Forward passes that make a global batch, over all processes."""
+    def micro_batches(self) -> int:
+        """Micro-batches of a global batch, over all processes."""
         return self.global_batch // self.device_batch
 
 

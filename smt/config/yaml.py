@@ -90,8 +90,8 @@ class YamlFile:
 
     def where(self, key_path: KeyPath) -> str:
         """Return `file:line: dotted.key` for the deepest part of the path that the file has."""
-        known = key_path
-        while known and known not in self._lines:
-            known = known[:-1]
+        prefix = key_path
+        while prefix and prefix not in self._lines:
+            prefix = prefix[:-1]
         dotted = ".".join(str(part) for part in key_path)
-        return f"{self.path}:{self._lines.get(known, 1)}: {dotted}"
+        return f"{self.path}:{self._lines.get(prefix, 1)}: {dotted}"

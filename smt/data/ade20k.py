@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from smt.datasets import label_maps, lists, scan
+from smt.datasets import file_lists, label_maps, scan
 from smt.datasets.decoding import decode
 from smt.datasets.label_maps import Pair
 from smt.datasets.manifest import Manifest
-from smt.datasets.scan import Wrong
+from smt.datasets.scan import InvalidDataset
 from smt.errors import DataError
 
 
@@ -24,7 +24,7 @@ class ADE20KSplit:
         self.name, self.classes = manifest.dataset, manifest.classes
         images = scan.image_folder("ade20k", split)
         maps = root / scan.map_folder(split)
-        listed = lists.recorded(
+        listed = file_lists.read_checked(
             manifest.list_file(split), manifest.splits[split].sha256, manifest.dataset
         )
         self.images = [
@@ -37,7 +37,7 @@ class ADE20KSplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def picture(self, index: int) -> Image.Image:
+    def load_image(self, index: int) -> Image.Image:
         """Return an image as RGB, upright by its EXIF.
 
         Raises:
@@ -54,7 +54,7 @@ class ADE20KSplit:
         """
         try:
             return label_maps.read(self.images[index], len(self.classes))
-        except Wrong as wrong:
+        except InvalidDataset as wrong:
             raise DataError(
                 f"{wrong}; bring back what was there, or run smt data manifest {self.name} again"
             ) from None

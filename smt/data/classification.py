@@ -13,20 +13,25 @@ from torch.utils.data import Dataset
 
 from smt.config.recipes import ClassificationRecipe
 from smt.data.imagenet import ImageFolder
-from smt.data.rng import preserved, reseed
-from smt.data.sampler import Job, Schedule
+from smt.data.loader import (
+    ImageReplacer,
+    Loader,
+    every_image_required,
+    read_in_order,
+    return_data_errors,
+)
+from smt.data.rng import preserve_rng_state, reseed
+from smt.data.sampler import MicroBatchIndices, MicroBatchSampler
 from smt.data.transforms.evaluation import EvalTransform
-from smt.data.workers import MEND, Loader, Substitute, errors_returned, read_all
 from smt.datasets.decoding import decode
-from smt.errors import DataError
 
 if TYPE_CHECKING:
     from smt.data.transforms.classification import TrainTransform
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """What one process runs through the model at once."""
+class ClassificationBatch:
+    """A micro-batch: what one process runs through the model at once."""
 
     images: torch.Tensor
     """(B, 3, R, R) float32, augmented and normalised."""
@@ -34,15 +39,15 @@ class Chunk:
     """(B,) int64."""
     step: int
     """Global step within the epoch."""
-    chunk: int
-    """Number of the chunk in its global batch, over all processes."""
+    number: int
+    """Of the micro-batch in its global batch, over all processes."""
 
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+ImagesAndLabels = tuple[torch.Tensor, torch.Tensor]
 """Images and labels."""
 
 
-class TrainLoader(Loader[Pair]):
+class TrainLoader(Loader[ImagesAndLabels]):
     """The training images of this process, epoch by epoch.
 
     What an epoch yields depends on the seed, the recipe and the data set; `workers` (0: read in
@@ -62,17 +67,19 @@ class TrainLoader(Loader[Pair]):
         world_size: int,
         workers: int,
     ) -> None:
-        schedule = Schedule(len(folder), recipe.global_batch, recipe.device_batch, rank, world_size)
-        super().__init__(_TrainReader(folder, recipe, seed), schedule, seed, workers)
+        sampler = MicroBatchSampler(
+            len(folder), recipe.global_batch, recipe.device_batch, rank, world_size
+        )
+        super().__init__(_TrainReader(folder, recipe, seed), sampler, seed, workers)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Chunk]:
-        """Yield this process's chunks from `start_step` on; the steps before are not read.
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[ClassificationBatch]:
+        """Yield this process's micro-batches from `start_step` on; the steps before are not read.
 
         Raises:
             DataError: an image cannot be read and the recipe says stop, or a worker died.
         """
-        for job, (images, labels) in self.read(epoch, start_step):
-            yield Chunk(images, labels, job.step, job.chunk)
+        for micro_batch, (images, labels) in self.micro_batches(epoch, start_step):
+            yield ClassificationBatch(images, labels, micro_batch.step, micro_batch.number)
 
 
 def eval_batches(
@@ -87,21 +94,21 @@ def eval_batches(
     """
     own = np.arange(rank, len(folder), world_size)
     batches = [own[i : i + recipe.device_batch] for i in range(0, len(own), recipe.device_batch)]
-    yield from read_all(_EvalReader(folder, recipe), batches, workers)
+    yield from read_in_order(_EvalReader(folder, recipe), batches, workers)
 
 
-_TOGETHER = 16
-"""Images decoded before they are augmented. By turns, each would push the other's code out of the
-processor's caches, which takes an eighth of an image's time at 32 x 32 pixels."""
+_DECODE_GROUP = 16
+"""Images that are decoded before they are augmented. Image by image, decoder and augmentation would
+evict each other's code from the processor's caches: an eighth of the time at 32 x 32 pixels."""
 
 
 class _TrainReader(Dataset):
-    """Reads and augments the images of a job; each image's draws are its own."""
+    """Reads and augments the images of a micro-batch; each image has random numbers of its own."""
 
     def __init__(self, folder: ImageFolder, recipe: ClassificationRecipe, seed: int) -> None:
         self._folder, self._recipe, self._seed = folder, recipe, seed
         skip = recipe.unreadable_images == "skip"
-        self._substitute = Substitute(len(folder), self._path, seed=seed, allowed=skip)
+        self._replacer = ImageReplacer(len(folder), self._path, seed=seed, allowed=skip)
 
     @cached_property
     def _transform(self) -> "TrainTransform":
@@ -111,24 +118,24 @@ class _TrainReader(Dataset):
 
         return TrainTransform(self._recipe)
 
-    @errors_returned
-    def __getitem__(self, job: Job) -> tuple[Pair, list[str]]:
-        indices = job.indices.tolist()
+    @return_data_errors
+    def __getitem__(self, micro_batch: MicroBatchIndices) -> tuple[ImagesAndLabels, list[str]]:
+        indices = micro_batch.indices.tolist()
         images = _empty(len(indices), self._recipe.resolution)
         labels: list[int] = []
         warnings: list[str] = []
-        with preserved():
-            for start in range(0, len(indices), _TOGETHER):
-                group = slice(start, start + _TOGETHER)
+        with preserve_rng_state():
+            for start in range(0, len(indices), _DECODE_GROUP):
+                group = slice(start, start + _DECODE_GROUP)
                 decoded = [
-                    self._substitute.read(self._read, job.epoch, index, warnings)
+                    self._replacer.read(self._read, micro_batch.epoch, index, warnings)
                     for index in indices[group]
                 ]
                 labels += [label for _, label in decoded]
                 for out, index, (image, _) in zip(
                     images[group], indices[group], decoded, strict=True
                 ):
-                    reseed(self._seed, "augment", job.epoch, index)
+                    reseed(self._seed, "augment", micro_batch.epoch, index)
                     self._transform(image, out)
         return (images, torch.tensor(labels)), warnings
 
@@ -147,15 +154,13 @@ class _EvalReader(Dataset):
         self._folder, self._resolution = folder, recipe.resolution
         self._transform = EvalTransform(recipe)
 
-    @errors_returned
-    def __getitem__(self, indices: np.ndarray) -> Pair:
+    @return_data_errors
+    def __getitem__(self, indices: np.ndarray) -> ImagesAndLabels:
         images = _empty(len(indices), self._resolution)
         samples = [self._folder.samples[index] for index in indices.tolist()]
         for out, (path, _) in zip(images, samples, strict=True):
-            try:
+            with every_image_required():
                 self._transform(decode(path), out)
-            except DataError as error:
-                raise DataError(f"{error}; {MEND}: an evaluation needs every image") from None
         return images, torch.tensor([label for _, label in samples])
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from smt.datasets import coco_annotations, lists, masks
+from smt.datasets import coco_annotations, file_lists, masks
 from smt.datasets.decoding import decode
 from smt.datasets.manifest import Manifest
-from smt.datasets.scan import Wrong, annotation_file, image_folder
+from smt.datasets.scan import InvalidDataset, annotation_file, image_folder
 from smt.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class CocoSplit:
         self._text = _mapped(self.annotation_file, split, manifest)
         try:
             self._instances = coco_annotations.read(self.annotation_file, self._text.data)
-        except Wrong as wrong:
+        except InvalidDataset as wrong:
             raise DataError(f"{wrong}; {_remedy(manifest)}") from None
         self._is_used = self._instances.is_usable
         if masks:
@@ -75,20 +75,20 @@ class CocoSplit:
     def __len__(self) -> int:
         return len(self.images)
 
-    def picture(self, index: int) -> Image.Image:
+    def load_image(self, index: int) -> Image.Image:
         """Return an image as RGB, upright by its EXIF.
 
         Raises:
             DataError: it cannot be read, or is not of the size that its annotations are of.
         """
-        image = self.images[index]
-        picture = decode(image.path, upright=True)
-        if picture.size != (image.width, image.height):
+        entry = self.images[index]
+        image = decode(entry.path, upright=True)
+        if image.size != (entry.width, entry.height):
             raise DataError(
-                f"image {image.path} is {picture.height} x {picture.width} pixels, but "
-                f"{self.annotation_file} says {image.height} x {image.width}"
+                f"image {entry.path} is {image.height} x {image.width} pixels, but "
+                f"{self.annotation_file} says {entry.height} x {entry.width}"
             )
-        return picture
+        return image
 
     def annotation(self, index: int) -> Annotation:
         """Return boxes and labels of the objects in an image."""
@@ -102,15 +102,15 @@ class CocoSplit:
     def masks(self, index: int) -> np.ndarray:
         """Return the masks of an image's objects, (N, height, width) bool, in the same order."""
         height, width = self._instances.sizes[index].tolist()
-        spans = self._instances.spans[self._objects(index)].tolist()
-        entries = (json.loads(self._text[start:end].tobytes()) for start, end in spans)
-        return masks.draw([entry["segmentation"] for entry in entries], height, width)
+        byte_ranges = self._instances.byte_ranges[self._objects(index)].tolist()
+        entries = (json.loads(self._text[start:end].tobytes()) for start, end in byte_ranges)
+        return masks.rasterize([entry["segmentation"] for entry in entries], height, width)
 
     def _objects(self, index: int) -> np.ndarray:
         """Return the numbers of an image's objects among all of the split."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        first, last = self._instances.first[index : index + 2]
+        first, last = self._instances.offsets[index : index + 2]
         return first + np.flatnonzero(self._is_used[first:last])
 
     def _require_masks(self, split: str) -> None:
@@ -122,7 +122,7 @@ class CocoSplit:
         if not count:
             return
         first = int(np.flatnonzero(without)[0])
-        text = self._text[slice(*found.spans[first].tolist())].tobytes()
+        text = self._text[slice(*found.byte_ranges[first].tolist())].tobytes()
         what = f"{count} of {len(without)} annotations of {self.annotation_file} have no mask"
         if split == "val" or not (found.is_usable & found.has_mask).any():
             raise DataError(
@@ -163,8 +163,10 @@ def _mapped(path: Path, split: str, manifest: Manifest) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise DataError(f"annotations {path} cannot be read ({error}); {remedy}") from None
     name, listed_in = annotation_file(split), manifest.list_file(split)
-    recorded = lists.recorded(listed_in, manifest.splits[split].sha256, manifest.dataset)
-    listed = next((line for line in recorded if line.path == name), None)
+    read_checked = file_lists.read_checked(
+        listed_in, manifest.splits[split].sha256, manifest.dataset
+    )
+    listed = next((line for line in read_checked if line.path == name), None)
     if listed is None or listed.sha256 != hashlib.sha256(text.data).hexdigest():
         raise DataError(f"annotations {path} are not those that {listed_in} names; {remedy}")
     return text

@@ -1,10 +1,15 @@
-"""Randomness that depends on what is drawn for, never on what was drawn before."""
+"""Keyed randomness: a random number depends on what it is for, never on those drawn before it.
 
+The seed of an augmentation is a hash of (seed, epoch, image), that of a step of (seed, epoch,
+step): no generator's state has to be saved, and the number of workers or an interruption changes
+nothing.
+"""
+
+import operator
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from operator import index
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +18,7 @@ import torch
 Option = TypeVar("Option")
 
 
-def derive(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """Return a seed of 63 bits that depends on `parts` and on nothing else, the machine included.
 
     Different parts give unrelated seeds: `("a", 1)`, `("a1",)` and `("a", "1")` all differ. NumPy's
@@ -22,8 +27,8 @@ def derive(*parts: int | str) -> int:
     Raises:
         TypeError: a part is neither an integer nor a string.
     """
-    plain = tuple(part if isinstance(part, str) else index(part) for part in parts)
-    return int.from_bytes(blake2b(repr(plain).encode(), digest_size=8).digest(), "big") >> 1
+    key = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def reseed(*parts: int | str) -> None:
@@ -31,7 +36,7 @@ def reseed(*parts: int | str) -> None:
 
     Takes 9 us where `torch.manual_seed` alone takes 110: it visits every kind of device.
     """
-    seed = derive(*parts)
+    seed = derive_seed(*parts)
     random.seed(seed)
     # NumPy and torch run the same generator and keep 32 bits of a seed: each gets its own 32, or
     # both would draw the same numbers.
@@ -42,7 +47,7 @@ def reseed(*parts: int | str) -> None:
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Put the global generators back as they were, whatever the body does to them.
 
     Takes 80 us, nearly all of it for NumPy's state: wrap a batch in it rather than a sample.
@@ -61,12 +66,12 @@ def preserved() -> Iterator[None]:
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Draw the body's random numbers from `parts` alone; the global generators end as they were.
+    """Seed the body's random numbers from `parts` alone; the global generators end as they were.
 
     Covers Python's `random`, NumPy's global generator, torch's on the CPU and, where CUDA is in
     use, on the current GPU.
     """
-    with preserved():
+    with preserve_rng_state():
         reseed(*parts)
         yield
 
@@ -82,10 +87,10 @@ def integer(low: int, high: int) -> int:
 
 
 def choice(options: Sequence[Option]) -> Option:
-    """Return one of `options`, each as likely."""
+    """Return one of `options`, all with the same probability."""
     return options[integer(0, len(options) - 1)]
 
 
-def chance(probability: float) -> bool:
-    """Return whether something of this probability happens."""
+def bernoulli(probability: float) -> bool:
+    """Return True with this probability."""
     return torch.rand(()).item() < probability

@@ -1,11 +1,15 @@
-"""Which images make up which step, on which process: a pure function of seed, epoch and step."""
+"""Which images make up which step, on which process: a pure function of seed, epoch and step.
+
+The state of a sampler such as torch's would have to be in every checkpoint, and another number of
+processes would see the images in other steps.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from smt.data.rng import derive
+from smt.data.rng import derive_seed
 from smt.errors import UserError
 
 
@@ -14,25 +18,25 @@ def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
 
     NumPy promises to keep this generator's stream as it is, so the order outlives its versions.
     """
-    word = derive(seed, "order", epoch)
-    return np.random.RandomState([word & 0xFFFFFFFF, word >> 32]).permutation(images)
+    seed_64 = derive_seed(seed, "order", epoch)
+    return np.random.RandomState([seed_64 & 0xFFFFFFFF, seed_64 >> 32]).permutation(images)
 
 
 @dataclass(frozen=True)
-class Job:
-    """The images of one chunk: what one process runs through the model at once."""
+class MicroBatchIndices:
+    """The images of a micro-batch: what one process runs through the model at once."""
 
     epoch: int
     step: int
     """Global step within the epoch."""
-    chunk: int
-    """Number of the chunk in its global batch, over all processes."""
+    number: int
+    """Of the micro-batch in its global batch, over all processes."""
     indices: np.ndarray
     """Numbers of the images."""
 
 
 def grouped_order(groups: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the numbers of all images in the order of an epoch, neighbours of a group together.
+    """Return the numbers of all images in the order of an epoch, images of a group together.
 
     Cut into parts of `size`, in order, nearly every part has images of one group only: landscapes
     are padded little beside landscapes. What is left of the groups makes up the last mixed parts;
@@ -40,60 +44,64 @@ def grouped_order(groups: np.ndarray, size: int, seed: int, epoch: int) -> np.nd
     """
     order = epoch_order(len(groups), seed, epoch)
     parts: list[np.ndarray] = []
-    rest: list[np.ndarray] = []
+    leftovers: list[np.ndarray] = []
     for group in np.unique(groups):
-        own = order[groups[order] == group]
-        whole = len(own) // size * size
-        parts += np.split(own[:whole], whole // size) if whole else []
-        rest.append(own[whole:])
-    left = np.concatenate(rest)
-    whole = len(left) // size * size
-    parts += np.split(left[:whole], whole // size) if whole else []
-    shuffled = [parts[i] for i in epoch_order(len(parts), derive(seed, "parts"), epoch)]
-    return np.concatenate([*shuffled, left[whole:]]).astype(np.int64)
+        members = order[groups[order] == group]
+        full = len(members) // size * size
+        parts += np.split(members[:full], full // size) if full else []
+        leftovers.append(members[full:])
+    mixed = np.concatenate(leftovers)
+    full = len(mixed) // size * size
+    parts += np.split(mixed[:full], full // size) if full else []
+    shuffled = [parts[i] for i in epoch_order(len(parts), derive_seed(seed, "parts"), epoch)]
+    return np.concatenate([*shuffled, mixed[full:]]).astype(np.int64)
 
 
-def stream(images: int, seed: int, start: int, count: int) -> np.ndarray:
-    """Return `count` numbers of images from place `start` on of an endless row of epochs."""
-    taken: list[np.ndarray] = []
+def infinite_order(images: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Return the numbers of `count` images from place `start` on in an endless row of epochs."""
+    parts: list[np.ndarray] = []
     while count:
         epoch, offset = divmod(start, images)
         part = epoch_order(images, seed, epoch)[offset : offset + count]
-        taken.append(part)
+        parts.append(part)
         start, count = start + len(part), count - len(part)
-    return np.concatenate(taken)
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How global batches are cut into chunks, and which of them are this process's.
+class MicroBatchSampler:
+    """How global batches are cut into micro-batches, and which of them are this process's.
 
     A global batch is `order[step * global_batch : (step + 1) * global_batch]`; what does not fill
-    one at the end of the epoch is left out. With an `interval` the images come in one endless row,
-    nothing left out, and an epoch is so many steps of it. It is cut into chunks of `device_batch`
-    images, of which each process takes as many as the next, in a row.
+    one at the end of the epoch is dropped. With an `interval` the epochs follow one another without
+    an end, nothing is dropped, and so many steps count as an epoch. A global batch is cut into
+    micro-batches of `micro_batch_size` images (`device_batch` in params), and every process takes
+    the same number of them, one after another.
 
     Raises:
-        UserError: the chunks cannot be shared equally, or there is no full global batch.
+        UserError: the micro-batches cannot be shared equally, or no global batch is full.
     """
 
     images: int
     global_batch: int
-    device_batch: int
+    micro_batch_size: int
     rank: int
     world_size: int
     interval: int | None = None
     """Global steps that count as an epoch, where that is not once through the images."""
     groups: np.ndarray | None = None
-    """A number an image: those of one number come together in a chunk."""
+    """A number an image: those of one number come together in a micro-batch."""
 
     def __post_init__(self) -> None:
-        if self._chunks % self.world_size:
-            valid = [str(n) for n in range(1, self._chunks + 1) if self._chunks % n == 0]
+        if self._micro_batches % self.world_size:
+            valid = [
+                str(n) for n in range(1, self._micro_batches + 1) if self._micro_batches % n == 0
+            ]
             raise UserError(
-                f"{self.world_size} processes cannot share the {self._chunks} batches of "
-                f"{self.device_batch} images that make a global batch of {self.global_batch}; "
-                f"valid numbers of processes: {', '.join(valid)} (or set the recipe's device_batch)"
+                f"{self.world_size} processes cannot share the {self._micro_batches} micro-batches "
+                f"of {self.micro_batch_size} images that make a global batch of "
+                f"{self.global_batch}; valid numbers of processes: {', '.join(valid)} (or set the "
+                "recipe's device_batch)"
             )
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -102,9 +110,9 @@ class Schedule:
             )
 
     @property
-    def _chunks(self) -> int:
-        """Chunks in a global batch."""
-        return self.global_batch // self.device_batch
+    def _micro_batches(self) -> int:
+        """Micro-batches in a global batch, over all processes."""
+        return self.global_batch // self.micro_batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -112,23 +120,27 @@ class Schedule:
         return self.interval or self.images // self.global_batch
 
     @property
-    def accumulation(self) -> int:
-        """Chunks of one process in a global batch."""
-        return self._chunks // self.world_size
+    def accumulation_steps(self) -> int:
+        """Micro-batches of one process in a global batch."""
+        return self._micro_batches // self.world_size
 
-    def jobs(self, seed: int, epoch: int, start_step: int = 0) -> Iterator[Job]:
-        """Yield this process's chunks of an epoch in order, from global step `start_step` on."""
+    def micro_batches(
+        self, seed: int, epoch: int, start_step: int = 0
+    ) -> Iterator[MicroBatchIndices]:
+        """Yield this process's micro-batches of an epoch from global step `start_step` on."""
         order = self._order(seed, epoch)
-        first = self.rank * self.accumulation
+        first = self.rank * self.accumulation_steps
         for step in range(start_step, self.steps_per_epoch):
-            for chunk in range(first, first + self.accumulation):
-                start = step * self.global_batch + chunk * self.device_batch
-                yield Job(epoch, step, chunk, order[start : start + self.device_batch])
+            for number in range(first, first + self.accumulation_steps):
+                start = step * self.global_batch + number * self.micro_batch_size
+                yield MicroBatchIndices(
+                    epoch, step, number, order[start : start + self.micro_batch_size]
+                )
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
         if self.interval is not None:
             images = self.interval * self.global_batch
-            return stream(self.images, seed, epoch * images, images)
+            return infinite_order(self.images, seed, epoch * images, images)
         if self.groups is not None:
-            return grouped_order(self.groups, self.device_batch, seed, epoch)
+            return grouped_order(self.groups, self.micro_batch_size, seed, epoch)
         return epoch_order(self.images, seed, epoch)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from smt.datasets import coco_json, masks
-from smt.datasets.scan import Wrong
+from smt.datasets.scan import InvalidDataset
 
 SMALLEST_SIDE = 32
 """Pixels: smaller images are not trained on (mmdet, CustomDataset._filter_imgs)."""
@@ -18,7 +18,7 @@ SMALLEST_SIDE = 32
 _KEYS = ("id", "image_id", "category_id", "iscrowd", "area", "bbox")
 """What every annotation has; without a segmentation it has a box alone."""
 
-_CROWD, _DRAWN, _IGNORED = 1, 2, 4
+_CROWD, _HAS_MASK, _IGNORED = 1, 2, 4
 """Bits of what is kept of an annotation."""
 
 _LONGEST_SIDE = 2**16
@@ -40,7 +40,7 @@ class Instances:
     """(I,) str."""
     sizes: np.ndarray
     """(I, 2) int64, height and width of each image in pixels."""
-    first: np.ndarray
+    offsets: np.ndarray
     """(I + 1,) int64: objects first[i] to first[i + 1] are those of image i."""
     boxes: np.ndarray
     """(N, 4) float64, x y width height as the file has them: COCO has a few without an area."""
@@ -54,13 +54,13 @@ class Instances:
     """(N,) bool: no crowd, not ignored, and with a box that has an area inside the image."""
     has_mask: np.ndarray
     """(N,) bool: its mask can be drawn, which a detector of boxes alone does not ask for."""
-    spans: np.ndarray
+    byte_ranges: np.ndarray
     """(N, 2) int64, bytes of the file that an annotation stands in, from and to."""
 
     @property
     def image(self) -> np.ndarray:
         """(N,) int64: the image that an object is in."""
-        return np.repeat(np.arange(len(self.image_ids)), np.diff(self.first))
+        return np.repeat(np.arange(len(self.image_ids)), np.diff(self.offsets))
 
     def is_trainable(self) -> np.ndarray:
         """Return (I,) bool, whether an image has an annotation that is no crowd, and is not tiny.
@@ -76,15 +76,16 @@ def read(path: Path, content: bytes | memoryview) -> Instances:
     """Return the objects that a file says, `content` being its bytes.
 
     Raises:
-        Wrong: one line with the annotation, image or category that is wrong, and what is valid.
+        InvalidDataset: one line with the annotation, image or category that is wrong, and what is
+            valid.
     """
-    table = _Annotations(path)
+    table = _AnnotationTable(path)
     try:
-        rest = coco_json.read(content, "annotations", table.take)
-    except coco_json.NotJson as error:
-        raise Wrong(f"{path} is not whole ({error})") from None
+        rest = coco_json.read(content, "annotations", table.append)
+    except coco_json.InvalidJson as error:
+        raise InvalidDataset(f"{path} is not whole ({error})") from None
     if missing := [key for key in ("images", "annotations", "categories") if key not in rest]:
-        raise Wrong(f"{path} has no {missing[0]!r}; valid: COCO's instances of a split")
+        raise InvalidDataset(f"{path} has no {missing[0]!r}; valid: COCO's instances of a split")
     category_ids, classes = _categories(path, rest["categories"])
     image_ids, file_names, sizes = _images(path, rest["images"])
     return table.sorted(category_ids, classes, image_ids, file_names, sizes)
@@ -107,11 +108,11 @@ def _images(path: Path, entries: Any) -> tuple[np.ndarray, np.ndarray, np.ndarra
     _require_unique(path, "file name of an image", names)
     for id_, name, height, width in zip(ids, names, heights, widths, strict=True):
         if not 0 < height < _LONGEST_SIDE or not 0 < width < _LONGEST_SIDE:
-            raise Wrong(
+            raise InvalidDataset(
                 f"{path}: image {id_} is {height} x {width} pixels; valid: 1 to {_LONGEST_SIDE - 1}"
             )
         if "/" in name or "\\" in name or name.startswith("."):
-            raise Wrong(
+            raise InvalidDataset(
                 f"{path}: image {id_} is in file {name!r}; valid: a name in the split's folder"
             )
     image_ids = np.array(ids, np.int64)
@@ -124,13 +125,13 @@ def _columns(path: Path, noun: str, entries: Any, kinds: dict[str, type]) -> lis
     """Return the values of each key of all entries, once they are of the right kinds."""
     columns: list[list[Any]] = [[] for _ in kinds]
     if not isinstance(entries, list):
-        raise Wrong(f"{path}: its {noun} entries are no list")
+        raise InvalidDataset(f"{path}: its {noun} entries are no list")
     for number, entry in enumerate(entries):
         for column, (key, kind) in zip(columns, kinds.items(), strict=True):
             value = entry.get(key) if isinstance(entry, dict) else None
             if not _is_valid(value, kind):
-                raise Wrong(
-                    f"{path}: {noun} {_named(entry, number)} has no valid {key}, but "
+                raise InvalidDataset(
+                    f"{path}: {noun} {_label(entry, number)} has no valid {key}, but "
                     f"{value!r:.40}; valid: {'one line' if kind is str else 'a whole number'}"
                 )
             column.append(value)
@@ -144,7 +145,7 @@ def _is_valid(value: Any, kind: type) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def _named(entry: Any, number: int) -> str:
+def _label(entry: Any, number: int) -> str:
     """Return how a message calls an entry: by its id, or by its place in the list (from 0)."""
     id_ = entry.get("id") if isinstance(entry, dict) else None
     return f"number {number}" if id_ is None else f"{id_!r:.40}"
@@ -153,10 +154,10 @@ def _named(entry: Any, number: int) -> str:
 def _require_unique(path: Path, what: str, values: Sequence[Any]) -> None:
     if len(set(values)) != len(values):
         twice = next(value for value, count in Counter(values).items() if count > 1)
-        raise Wrong(f"{path}: {what} {twice!r} stands twice; each may stand once")
+        raise InvalidDataset(f"{path}: {what} {twice!r} stands twice; each may stand once")
 
 
-def _odd(entry: Any) -> str:
+def _invalid_value(entry: Any) -> str:
     """Return which value of an annotation is of another kind than it has to be, in a phrase."""
     if isinstance(entry, dict):
         for key in ("id", "image_id", "category_id", "area"):
@@ -168,18 +169,18 @@ def _odd(entry: Any) -> str:
     return f"it is {entry!r:.40}"
 
 
-class _Annotations:
+class _AnnotationTable:
     """The annotations in the order of the file, column by column."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._ids, self._images, self._categories = array("q"), array("q"), array("q")
-        self._flags, self._spans = array("b"), array("q")
+        self._flags, self._byte_ranges = array("b"), array("q")
         self._boxes, self._areas = array("d"), array("d")
-        self._reach, self._sizes = array("d"), array("q")
+        self._extents, self._sizes = array("d"), array("q")
 
-    def take(self, entry: Any, start: int, end: int) -> None:
-        """Take down an annotation; Wrong if it is none."""
+    def append(self, entry: Any, start: int, end: int) -> None:
+        """Append an annotation; raise InvalidDataset if it is none."""
         try:
             id_, image, category, crowd, area, box = [entry[key] for key in _KEYS]
             self._ids.append(id_)
@@ -188,21 +189,25 @@ class _Annotations:
             self._areas.append(area)
             x, y, width, height = box
             self._boxes.extend((x, y, width, height))
-            known = masks.measure(entry.get("segmentation") or [])
-            self._sizes.extend(known.size or (-1, -1))
-        except masks.NoMask as error:
-            raise Wrong(self._complaint(entry, start, str(error))) from None
+            info = masks.inspect_segmentation(entry.get("segmentation") or [])
+            self._sizes.extend(info.size or (-1, -1))
+        except masks.InvalidMask as error:
+            raise InvalidDataset(self._error(entry, start, str(error))) from None
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise Wrong(self._complaint(entry, start, _odd(entry))) from None
-        self._reach.extend((known.lowest, known.highest))
+            raise InvalidDataset(self._error(entry, start, _invalid_value(entry))) from None
+        self._extents.extend((info.lowest, info.highest))
         if crowd not in (0, 1):
-            raise Wrong(f"{self._path}: annotation {id_}: iscrowd is {crowd!r:.40}; valid: 0 or 1")
-        flags = (_CROWD, crowd == 1), (_DRAWN, known.is_drawn), (_IGNORED, entry.get("ignore"))
+            raise InvalidDataset(
+                f"{self._path}: annotation {id_}: iscrowd is {crowd!r:.40}; valid: 0 or 1"
+            )
+        flags = (_CROWD, crowd == 1), (_HAS_MASK, info.has_mask), (_IGNORED, entry.get("ignore"))
         self._flags.append(sum(flag for flag, is_set in flags if is_set))
-        self._spans.extend((start, end))
+        self._byte_ranges.extend((start, end))
 
-    def _complaint(self, entry: Any, start: int, what: str) -> str:
-        where = f"{self._path}: annotation {_named(entry, len(self._spans) // 2)} (byte {start})"
+    def _error(self, entry: Any, start: int, what: str) -> str:
+        where = (
+            f"{self._path}: annotation {_label(entry, len(self._byte_ranges) // 2)} (byte {start})"
+        )
         missing = [key for key in _KEYS if not isinstance(entry, dict) or key not in entry]
         if missing:
             return f"{where} has no {missing[0]}; valid: {', '.join(_KEYS)}"
@@ -219,8 +224,8 @@ class _Annotations:
         """Return all annotations by image, checked against images and categories."""
         ids, images = np.array(self._ids), np.array(self._images)
         _require_unique(self._path, "annotation id", self._ids)
-        image = self._places(images, image_ids, "image_id", "its images")
-        label = self._places(
+        image = self._indices_of(images, image_ids, "image_id", "its images")
+        label = self._indices_of(
             np.array(self._categories), np.array(category_ids), "category_id", "its categories"
         )
         size = sizes[image]
@@ -228,7 +233,7 @@ class _Annotations:
         order = np.argsort(image, kind="stable")
         flags = np.array(self._flags)
         is_crowd, has_mask, is_ignored = (
-            (flags & flag).astype(bool) for flag in (_CROWD, _DRAWN, _IGNORED)
+            (flags & flag).astype(bool) for flag in (_CROWD, _HAS_MASK, _IGNORED)
         )
         boxes = np.array(self._boxes).reshape(-1, 4)
         is_usable = ~is_crowd & ~is_ignored & has_area(boxes, size) & (np.array(self._areas) > 0)
@@ -239,29 +244,29 @@ class _Annotations:
             image_ids=image_ids,
             file_names=file_names,
             sizes=sizes,
-            first=np.concatenate([[0], np.cumsum(np.bincount(image, minlength=len(sizes)))]),
+            offsets=np.concatenate([[0], np.cumsum(np.bincount(image, minlength=len(sizes)))]),
             boxes=boxes[order],
             labels=label[order],
             is_crowd=is_crowd[order],
             is_ignored=is_ignored[order],
             is_usable=is_usable[order],
             has_mask=has_mask[order],
-            spans=np.array(self._spans).reshape(-1, 2)[order],
+            byte_ranges=np.array(self._byte_ranges).reshape(-1, 2)[order],
         )
 
-    def _places(self, wanted: np.ndarray, known: np.ndarray, key: str, of: str) -> np.ndarray:
-        """Return where each of `wanted` stands in `known`, which is sorted; all must be there."""
-        place = np.searchsorted(known, wanted)
-        inside = place < len(known)
-        inside[inside] = known[place[inside]] == wanted[inside]
+    def _indices_of(self, ids: np.ndarray, valid_ids: np.ndarray, key: str, of: str) -> np.ndarray:
+        """Return where each of `ids` stands in `valid_ids`, which is sorted; all must be there."""
+        index = np.searchsorted(valid_ids, ids)
+        inside = index < len(valid_ids)
+        inside[inside] = valid_ids[index[inside]] == ids[inside]
         if not inside.all():
             first = int(np.flatnonzero(~inside)[0])
-            raise Wrong(
-                f"{self._path}: annotation {self._ids[first]} has {key} {wanted[first]}, which is "
+            raise InvalidDataset(
+                f"{self._path}: annotation {self._ids[first]} has {key} {ids[first]}, which is "
                 f"none of {of} ({np.count_nonzero(~inside)} such); valid: an id among the "
-                f"{len(known)} there"
+                f"{len(valid_ids)} there"
             )
-        return place
+        return index
 
     def _require_fitting(self, ids: np.ndarray, size: np.ndarray) -> None:
         """Refuse runs of another size than their image's, and corners far outside of it."""
@@ -269,19 +274,19 @@ class _Annotations:
         other = (runs[:, 0] >= 0) & (runs != size).any(1)
         if other.any():
             first = int(np.flatnonzero(other)[0])
-            raise Wrong(
+            raise InvalidDataset(
                 f"{self._path}: annotation {ids[first]} of image {self._images[first]} has a mask "
                 f"of {runs[first, 0]} x {runs[first, 1]} pixels; valid: {size[first, 0]} x "
                 f"{size[first, 1]}, the image's height and width"
             )
-        reach, side = np.array(self._reach).reshape(-1, 2), size.max(1)
-        far = (reach[:, 0] < -side) | (reach[:, 1] > 2 * side)
+        extents, side = np.array(self._extents).reshape(-1, 2), size.max(1)
+        far = (extents[:, 0] < -side) | (extents[:, 1] > 2 * side)
         if far.any():
             first = int(np.flatnonzero(far)[0])
-            raise Wrong(
+            raise InvalidDataset(
                 f"{self._path}: annotation {ids[first]} of image {self._images[first]} has a "
-                f"corner at {reach[first, 0]:g} or {reach[first, 1]:g}, far outside of the image; "
-                f"valid: pixels of its {size[first, 0]} x {size[first, 1]}"
+                f"corner at {extents[first, 0]:g} or {extents[first, 1]:g}, far outside of the "
+                f"image; valid: pixels of its {size[first, 0]} x {size[first, 1]}"
             )
 
 

@@ -11,60 +11,65 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _WIDE = re.compile(r"[^\x00-\x7f]")
 _DECODER = json.JSONDecoder()
 
-Take = Callable[[Any, int, int], None]
+ElementCallback = Callable[[Any, int, int], None]
 """Is given an element and the bytes of the file, from and to, that it stands in."""
 
 
-class NotJson(Exception):
+class InvalidJson(Exception):
     """Not a JSON object; the message says why, and at which byte."""
 
 
-def read(content: bytes | memoryview, long: str, take: Take) -> dict[str, Any]:
-    """Return a JSON object with None for the array of key `long`, whose elements `take` is given.
+def read(
+    content: bytes | memoryview, array_key: str, on_element: ElementCallback
+) -> dict[str, Any]:
+    """Return a JSON object with None for the array of key `array_key`.
+
+    `on_element` is called with each element of that array.
 
     Raises:
-        NotJson: `content` is damaged or something else.
+        InvalidJson: `content` is damaged or something else.
     """
     try:
         text = str(content, "utf-8")
     except UnicodeDecodeError as error:
-        raise NotJson(f"no UTF-8 at byte {error.start} of {len(content)}") from None
+        raise InvalidJson(f"no UTF-8 at byte {error.start} of {len(content)}") from None
     if text.startswith("\ufeff"):
-        raise NotJson("a byte order mark (BOM) stands before it: save it as UTF-8 without one")
-    return _Reader(text, len(content), long, take).object()
+        raise InvalidJson("a byte order mark (BOM) stands before it: save it as UTF-8 without one")
+    return _Reader(text, len(content), array_key, on_element).object()
 
 
 class _Reader:
     """The text and the place in it."""
 
-    def __init__(self, text: str, size: int, long: str, take: Take) -> None:
-        self._text, self._size, self._long, self._take, self._at = text, size, long, take, 0
+    def __init__(self, text: str, size: int, array_key: str, on_element: ElementCallback) -> None:
+        self._text, self._size, self._at = text, size, 0
+        self._array_key, self._on_element = array_key, on_element
         # Characters of more than a byte, and by how much what follows each is further on.
         wide = [] if len(text) == size else list(_WIDE.finditer(text))
-        self._wide = [found.end() for found in wide]
-        self._further = [0, *accumulate(len(found[0].encode()) - 1 for found in wide)]
+        self._wide = [match.end() for match in wide]
+        self._further = [0, *accumulate(len(match[0].encode()) - 1 for match in wide)]
 
     def object(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        members: dict[str, Any] = {}
         self._expect("{")
         if self._next() != "}":
-            self._member(found)
+            self._member(members)
             while self._next() == ",":
                 self._at += 1
-                self._member(found)
+                self._member(members)
         self._expect("}")
         if self._next():
             self._fail("more than one value")
-        return found
+        return members
 
-    def _member(self, found: dict[str, Any]) -> None:
+    def _member(self, members: dict[str, Any]) -> None:
         key = self._value()
-        if not isinstance(key, str) or key in found:
+        if not isinstance(key, str) or key in members:
             self._fail(f"{key!r} is no key, or stands twice,")
         self._expect(":")
-        if key == self._long:
+        if key == self._array_key:
             self._elements()
-        found[key] = None if key == self._long else self._value()
+        members[key] = None if key == self._array_key else self._value()
 
     def _elements(self) -> None:
         self._expect("[")
@@ -79,7 +84,7 @@ class _Reader:
         self._next()
         start = self._byte(self._at)
         value = self._value()
-        self._take(value, start, self._byte(self._at))
+        self._on_element(value, start, self._byte(self._at))
 
     def _value(self) -> Any:
         self._next()
@@ -109,4 +114,4 @@ class _Reader:
         return at + self._further[bisect_right(self._wide, at)] if self._wide else at
 
     def _fail(self, what: str) -> NoReturn:
-        raise NotJson(f"{what} at byte {self._byte(self._at)} of {self._size}")
+        raise InvalidJson(f"{what} at byte {self._byte(self._at)} of {self._size}")

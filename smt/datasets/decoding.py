@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from smt.datasets.scan import Wrong
+from smt.datasets.scan import InvalidDataset
 from smt.errors import DataError, first_line
 
 _ORIENTATION = 0x0112
@@ -39,7 +39,7 @@ def decode(path: Path, *, upright: bool = False) -> Image.Image:
             range.
     """
     try:
-        return _decoded(path, upright)
+        return _decode(path, upright)
     except MemoryError:
         raise
     except Exception as error:
@@ -50,33 +50,33 @@ def decode(path: Path, *, upright: bool = False) -> Image.Image:
 def require_decodable(content: BinaryIO) -> None:
     """Raise a DataError with the reason, in a phrase, where `decode` would not return an image."""
     try:
-        _decoded(content, upright=False)
+        _decode(content, upright=False)
     except MemoryError:
         raise
     except Exception as error:
         raise DataError(f"cannot be decoded ({first_line(error)})") from None
 
 
-def _decoded(file: Path | BinaryIO, upright: bool) -> Image.Image:
+def _decode(file: Path | BinaryIO, upright: bool) -> Image.Image:
     with Image.open(file) as image:
-        turn = _UPRIGHT.get(_orientation(image)) if upright else None
+        transpose = _UPRIGHT.get(_orientation(image)) if upright else None
         image.load()
         rgb = _rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
+        return rgb if transpose is None else rgb.transpose(transpose)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
     """Return the height and width of an image as it is to be shown; its pixels are not read.
 
     Raises:
-        Wrong: it is no image.
+        InvalidDataset: it is no image.
     """
     try:
         with Image.open(path) as image:
-            is_turned = _orientation(image) >= 5
-            return (image.width, image.height) if is_turned else (image.height, image.width)
+            is_rotated = _orientation(image) >= 5
+            return (image.width, image.height) if is_rotated else (image.height, image.width)
     except Exception as error:
-        raise Wrong(f"{path} is no image ({first_line(error)})") from None
+        raise InvalidDataset(f"{path} is no image ({first_line(error)})") from None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -84,10 +84,10 @@ def _orientation(image: Image.Image) -> int:
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif", b""))
-        found = exif.get(_ORIENTATION)
+        orientation = exif.get(_ORIENTATION)
     except Exception:  # of damaged EXIF, too, readers raise nearly anything
         return 1
-    return found if found in _UPRIGHT else 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from smt.datasets.scan import Found, Listing
+from smt.datasets.scan import FileEntry, Listing
 from smt.errors import UserError, first_line
 
 CHUNK = 2**20
@@ -27,15 +27,15 @@ _BATCH = 32
 _AHEAD = 8192
 """Files in whole folders that may wait for a slow one before them."""
 
-Probe = Callable[[Path, BinaryIO], object]
+DecodeCheck = Callable[[Path, BinaryIO], object]
 """Given a file and its content, raises a UserError where its bytes are there, but are no image."""
 
 
-class Meter:
-    """Is told how far a reading is; this one keeps it to itself."""
+class ProgressCallback:
+    """Called with the progress of a reading; this one does nothing."""
 
     def expect(self, files: int) -> None:
-        """Take down how many files there are."""
+        """Set how many files there are."""
 
     def __call__(self, files: int, size: int) -> None:
         """Count files and their bytes as done."""
@@ -58,8 +58,8 @@ def default_jobs() -> int:
     return min(max(4, 2 * len(os.sched_getaffinity(0))), 16)
 
 
-class Kept:
-    """What an unfinished reading has read, in the order of the tree.
+class HashCache:
+    """SHA-256 of the files that an unfinished reading has read, in the order of the tree.
 
     Use it as a context manager; it is for one process at a time.
 
@@ -84,7 +84,7 @@ class Kept:
         self._earlier = path.open("rb")
         self._line: tuple[list[str], str] | None = ([], "")
 
-    def __enter__(self) -> "Kept":
+    def __enter__(self) -> "HashCache":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -93,15 +93,15 @@ class Kept:
         self._earlier.close()
         self._file.close()
 
-    def digest(self, folder: str, file: Found) -> str | None:
+    def digest(self, folder: str, file: FileEntry) -> str | None:
         """Return the SHA-256 of a file that was read before and is the same still.
 
         To be asked of files in order: the file is as long as the data set and read along with it.
         """
-        wanted = [*folder.split("/"), file.name]
-        while self._line is not None and self._line[0] < wanted:
+        path = [*folder.split("/"), file.name]
+        while self._line is not None and self._line[0] < path:
             self._line = self._next()
-        if self._line is None or self._line[0] != wanted:
+        if self._line is None or self._line[0] != path:
             return None
         stamp, _, sha256 = self._line[1].rpartition("\t")
         return sha256 if stamp == _stamp(file) else None
@@ -113,7 +113,7 @@ class Kept:
         path, _, rest = line.rstrip("\n").partition("\t")
         return path.split("/"), rest
 
-    def add(self, folder: str, files: Iterable[tuple[Found, Digest]]) -> None:
+    def add(self, folder: str, files: Iterable[tuple[FileEntry, Digest]]) -> None:
         """Keep what was read; what has a problem will be read again."""
         lines = [
             f"{folder}/{file.name}\t{_stamp(file)}\t{digest.sha256}\n"
@@ -128,7 +128,7 @@ class Kept:
         self.path.unlink(missing_ok=True)
 
 
-def _stamp(file: Found) -> str:
+def _stamp(file: FileEntry) -> str:
     return f"{file.size}\t{file.times[0]}\t{file.times[1]}"
 
 
@@ -142,25 +142,26 @@ def _cut_after_last_line(file: BinaryIO) -> None:
 
 
 @dataclass
-class Tally:
-    """What a reading has done."""
+class HashStats:
+    """How many files a reading has read."""
 
     read: int = 0
     """Files read."""
-    kept: int = 0
-    """Files that the reading before had read."""
+    cached: int = 0
+    """Files whose SHA-256 came from the cache."""
 
 
-class Reader:
-    """Reads the files of folders, `jobs` at a time, and remembers them where `kept` is given."""
+class FileHasher:
+    """Hashes the files of folders, `jobs` at a time; with a `cache`, none of them twice."""
 
     def __init__(
-        self, root: Path, kept: Kept | None = None, *, jobs: int | None = None,
-        probe: Probe | None = None, meter: Meter | None = None,
+        self, root: Path, cache: HashCache | None = None, *, jobs: int | None = None,
+        decode_check: DecodeCheck | None = None, progress: ProgressCallback | None = None,
     ) -> None:  # fmt: skip
-        self.root, self.tally = root, Tally()
+        self.root, self.stats = root, HashStats()
         jobs = jobs or default_jobs()
-        self._kept, self._jobs, self._probe, self._meter = kept, jobs, probe, meter or Meter()
+        self._cache, self._jobs, self._decode_check = cache, jobs, decode_check
+        self._progress = progress or ProgressCallback()
 
     def read(
         self, listings: Iterable[Listing]
@@ -175,44 +176,44 @@ class Reader:
             waiting: deque[_Folder] = deque()
             files = 0
             for listing in listings:
-                waiting.append(self._begin(pool, listing))
+                waiting.append(self._submit(pool, listing))
                 files += len(listing.files)
                 while files > _AHEAD:
                     files -= len(waiting[0].listing.files)
-                    yield self._end(waiting.popleft())
+                    yield self._finish(waiting.popleft())
             while waiting:
-                yield self._end(waiting.popleft())
+                yield self._finish(waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _begin(self, pool: ThreadPoolExecutor, listing: Listing) -> "_Folder":
-        known = [self._known(listing.folder, file) for file in listing.files]
-        unread = [i for i, sha256 in enumerate(known) if sha256 is None]
+    def _submit(self, pool: ThreadPoolExecutor, listing: Listing) -> "_Folder":
+        cached = [self._cached(listing.folder, file) for file in listing.files]
+        unread = [i for i, sha256 in enumerate(cached) if sha256 is None]
         batches = [unread[start : start + _BATCH] for start in range(0, len(unread), _BATCH)]
         futures = [
             pool.submit(
-                _read_all, self.root / listing.folder, [listing.files[i] for i in batch],
-                self._probe,
+                _hash_files, self.root / listing.folder, [listing.files[i] for i in batch],
+                self._decode_check,
             )
             for batch in batches
         ]  # fmt: skip
-        done = len(known) - len(unread)
-        self.tally.kept += done
-        self._meter(done, sum(f.size for f, k in zip(listing.files, known, strict=True) if k))
-        return _Folder(listing, known, list(zip(batches, futures, strict=True)))
+        done = len(cached) - len(unread)
+        self.stats.cached += done
+        self._progress(done, sum(f.size for f, k in zip(listing.files, cached, strict=True) if k))
+        return _Folder(listing, cached, list(zip(batches, futures, strict=True)))
 
-    def _known(self, folder: str, file: Found) -> str | None:
-        return self._kept.digest(folder, file) if self._kept else None
+    def _cached(self, folder: str, file: FileEntry) -> str | None:
+        return self._cache.digest(folder, file) if self._cache else None
 
-    def _end(self, folder: "_Folder") -> tuple[Listing, list[Digest]]:
-        files, digests = folder.listing.files, [Digest(sha256) for sha256 in folder.known]
+    def _finish(self, folder: "_Folder") -> tuple[Listing, list[Digest]]:
+        files, digests = folder.listing.files, [Digest(sha256) for sha256 in folder.cached]
         for batch, future in folder.batches:
             for index, digest in zip(batch, future.result(), strict=True):
                 digests[index] = digest
-            if self._kept:
-                self._kept.add(folder.listing.folder, [(files[i], digests[i]) for i in batch])
-            self.tally.read += len(batch)
-            self._meter(len(batch), sum(files[i].size for i in batch))
+            if self._cache:
+                self._cache.add(folder.listing.folder, [(files[i], digests[i]) for i in batch])
+            self.stats.read += len(batch)
+            self._progress(len(batch), sum(files[i].size for i in batch))
         return folder.listing, digests
 
 
@@ -220,17 +221,21 @@ class _Folder(NamedTuple):
     """A folder that is being read."""
 
     listing: Listing
-    known: list[str | None]
+    cached: list[str | None]
     """The digest of each file that the reading before had read."""
     batches: list[tuple[list[int], Future[list[Digest]]]]
 
 
-def _read_all(folder: Path, files: list[Found], probe: Probe | None) -> list[Digest]:
+def _hash_files(
+    folder: Path, files: list[FileEntry], decode_check: DecodeCheck | None
+) -> list[Digest]:
     buffer = memoryview(bytearray(CHUNK))
-    return [_read(folder / file.name, file, buffer, probe) for file in files]
+    return [_hash_file(folder / file.name, file, buffer, decode_check) for file in files]
 
 
-def _read(path: Path, file: Found, buffer: memoryview, probe: Probe | None) -> Digest:
+def _hash_file(
+    path: Path, file: FileEntry, buffer: memoryview, decode_check: DecodeCheck | None
+) -> Digest:
     if file.error is not None:
         return Digest(None, f"cannot be read ({file.error})")
     digest, size = hashlib.sha256(), 0
@@ -242,9 +247,9 @@ def _read(path: Path, file: Found, buffer: memoryview, probe: Probe | None) -> D
             if size != file.size:
                 was = f"{file.size} bytes, then {size}"
                 return Digest(None, f"was changed while it was read ({was})")
-            if probe is not None:
+            if decode_check is not None:
                 content.seek(0)
-                probe(path, BufferedReader(content))
+                decode_check(path, BufferedReader(content))
     except OSError as error:
         return Digest(None, f"cannot be read ({error.strerror})")
     except UserError as error:

@@ -21,17 +21,17 @@ from smt.config import fingerprint
 from smt.config.datasets import Dataset
 from smt.config.experiments import Run
 from smt.config.project import Project, Strict
-from smt.datasets import class_map, lists, scan
+from smt.datasets import class_map, file_lists, scan
 from smt.datasets.differences import Differences
-from smt.datasets.hashing import Kept, Meter, Probe, Reader
-from smt.datasets.lists import SplitSum
+from smt.datasets.file_lists import SplitDigest
+from smt.datasets.hashing import DecodeCheck, FileHasher, HashCache, ProgressCallback
 from smt.datasets.scan import SplitScan
 from smt.errors import DataError, UserError, suggest
 from smt.runs.atomic import explained, publish, write_json
 from smt.runs.paths import Layout
 
 if TYPE_CHECKING:
-    from smt.datasets.validate import Inspected
+    from smt.datasets.validate import DatasetSummary
 
 T = TypeVar("T", "Manifest", "ClassMapManifest")
 
@@ -73,7 +73,7 @@ class Manifest(Strict):
     splits: dict[str, Split]
     folder: Path = Field(exclude=True)
     """Where the lists lie; not part of the file."""
-    layout: scan.Arrangement = "imagenet"
+    layout: scan.DatasetLayout = "imagenet"
 
     def list_file(self, split: str) -> Path:
         """Return the path of the list of a split's images."""
@@ -91,7 +91,7 @@ class ClassMapManifest(Strict):
     """For each class of the target, the class of the source."""
 
 
-def digest_file(layout: Layout, key: str) -> Path:
+def manifest_path(layout: Layout, key: str) -> Path:
     """Return the manifest's path; `key` is a data set's name or `class_map:NAME`."""
     return layout.manifest(key.replace(CLASS_MAP, "class_map_"))
 
@@ -101,7 +101,7 @@ def keys(project: Project) -> tuple[str, ...]:
     return (*project.datasets, *(f"{CLASS_MAP}{name}" for name in project.class_maps))
 
 
-def needed(project: Project) -> tuple[str, ...]:
+def keys_in_use(project: Project) -> tuple[str, ...]:
     """Return the keys of all that an experiment of the scale reads."""
     read = {key for run in project.runs for key in fingerprint.inputs(project, run)}
     return tuple(key for key in keys(project) if key in read)
@@ -121,7 +121,7 @@ def write(
     key: str,
     *,
     jobs: int | None = None,
-    meter: Meter | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Manifest | ClassMapManifest:
     """Read a data set or class map, check it, and write its manifest and lists.
 
@@ -132,100 +132,107 @@ def write(
         UserError: the results folder cannot be written, or another process reads the data set.
     """
     require_key(project, key)
-    path = digest_file(layout, key)
+    path = manifest_path(layout, key)
     with explained(path, REMEDY):
         if key.startswith(CLASS_MAP):
-            rows = inspect_class_map(project, layout, key)
+            rows = read_class_map(project, layout, key)
             write_json(path, rows.model_dump(mode="json"))
             return rows
         with (
-            Kept(layout.reading(key)) as kept,
-            Differences(layout.differences(key)) as wrong,
+            HashCache(layout.hash_cache(key)) as cache,
+            Differences(layout.differences(key)) as differences,
         ):
-            shown = meter or Meter()
+            callback = progress or ProgressCallback()
             root = layout.dataset_root(project.datasets[key])
-            probe = probe_of_validation(project.datasets[key], root)
-            reader = Reader(root, kept, jobs=jobs, probe=probe, meter=shown)
-            made = record(project, layout, key, reader, wrong, shown)
-            kept.finish()
-        return made
+            decode_check = validation_decode_check(project.datasets[key], root)
+            hasher = FileHasher(
+                root, cache, jobs=jobs, decode_check=decode_check, progress=callback
+            )
+            recorded = create(project, layout, key, hasher, differences, callback)
+            cache.finish()
+        return recorded
 
 
-def probe_of_validation(dataset: Dataset, root: Path) -> Probe:
+def validation_decode_check(dataset: Dataset, root: Path) -> DecodeCheck:
     """Return what decodes the images that evaluations need: one missing is found before training.
 
     Those of training may be many times as many; `smt data verify --decode` is for them.
     """
     folder = root / scan.image_folder(dataset.layout, "val")
 
-    def probe(path: Path, content: BinaryIO) -> None:
+    def decode_check(path: Path, content: BinaryIO) -> None:
         if folder in path.parents:
             # Snakemake reads this module at every start, and needs no image library for it.
             from smt.datasets.decoding import require_decodable
 
             require_decodable(content)
 
-    return probe
+    return decode_check
 
 
-def record(
-    project: Project, layout: Layout, key: str, reader: Reader, wrong: Differences, meter: Meter
+def create(
+    project: Project,
+    layout: Layout,
+    key: str,
+    hasher: FileHasher,
+    differences: Differences,
+    progress: ProgressCallback,
 ) -> Manifest:
-    """Read a data set by `reader`, write its manifest and lists, and return the manifest.
+    """Read a data set by `hasher`, write its manifest and lists, and return the manifest.
 
-    Training images that `reader` cannot decode are added to `wrong`: whether training takes others
-    in their place is for its recipe to say.
+    Training images that `hasher` cannot decode are added to `differences`: whether training takes
+    others in their place is for its recipe to say.
 
     Raises:
         DataError: the data set is not as params say, or files cannot be read, or validation images
-            not be decoded: they are in `wrong`.
+            not be decoded: they are in `differences`.
     """
-    dataset, path = project.datasets[key], digest_file(layout, key)
+    dataset, path = project.datasets[key], manifest_path(layout, key)
     make = make_command(project, key)
-    scans = scan.scan(key, dataset, reader.root, make)
-    inspected = _inspect(key, dataset, reader.root, scans, make)
-    meter.expect(sum(sum(found.files) for found in scans.values()))
+    scans = scan.scan(key, dataset, hasher.root, make)
+    summary = _validate(key, dataset, hasher.root, scans, make)
+    progress.expect(sum(sum(split_scan.files) for split_scan in scans.values()))
     listed_in = {split: f"{path.stem}.{split}.txt" for split in scans}
     with ExitStack() as stack:
         files = {
-            split: stack.enter_context(_writing(path.with_name(name)))
+            split: stack.enter_context(_atomic_writer(path.with_name(name)))
             for split, name in listed_in.items()
         }
         try:
-            digest, sums = lists.make(
-                reader, scans, lambda split, text: files[split].write(text), wrong
+            digest, sums = file_lists.build(
+                hasher, scans, lambda split, text: files[split].write(text), differences
             )
-        except (lists.Changed, scan.Wrong) as error:
+        except (file_lists.DatasetChanged, scan.InvalidDataset) as error:
             raise DataError(f"{key}: {error}; run this again") from None
-        _require_readable(key, reader.root, wrong, scan.remedy_for(key, dataset, make))
-    found = Manifest(
+        _require_readable(key, hasher.root, differences, scan.remedy_for(key, dataset, make))
+    recorded = Manifest(
         dataset=key,
         layout=dataset.layout,
         content="bytes",
         digest=digest,
-        classes=inspected.classes,
-        splits=_splits(scans, inspected, sums, listed_in),
+        classes=summary.classes,
+        splits=_splits(scans, summary, sums, listed_in),
         folder=path.parent,
     )
     # What a layout has nothing to say about is left out.
-    write_json(path, found.model_dump(mode="json", exclude_defaults=True))
-    return found
+    write_json(path, recorded.model_dump(mode="json", exclude_defaults=True))
+    return recorded
 
 
-def _inspect(
+def _validate(
     key: str, dataset: Dataset, root: Path, scans: dict[str, SplitScan], make: str | None
-) -> "Inspected":
+) -> "DatasetSummary":
     # Snakemake reads this module at every start, and needs no image library for it.
-    from smt.datasets.validate import inspect
+    from smt.datasets.validate import validate
 
     try:
-        return inspect(dataset, root, scans)
-    except scan.Wrong as wrong:
-        raise DataError(f"{key}: {wrong}; {scan.remedy_for(key, dataset, make)}") from None
+        return validate(dataset, root, scans)
+    except scan.InvalidDataset as error:
+        raise DataError(f"{key}: {error}; {scan.remedy_for(key, dataset, make)}") from None
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[BinaryIO]:
+def _atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Write a list under another name, and give it its own on success.
 
     The other name is always the same, for one process at a time reads a data set: what a killed
@@ -240,35 +247,37 @@ def _writing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def _require_readable(key: str, root: Path, wrong: Differences, remedy: str) -> None:
-    if count := wrong.counts["unreadable"]:
-        first = next(each for each in wrong.first if each.kind == "unreadable")
+def _require_readable(key: str, root: Path, differences: Differences, remedy: str) -> None:
+    if count := differences.counts["unreadable"]:
+        first = next(
+            difference for difference in differences.first if difference.kind == "unreadable"
+        )
         raise DataError(
             f"{key}: {root / first.path} {first.what} ({count} such "
-            f"file{'s' if count > 1 else ''}, all in {wrong.path}); {remedy}"
+            f"file{'s' if count > 1 else ''}, all in {differences.path}); {remedy}"
         )
 
 
 def _splits(
     scans: dict[str, SplitScan],
-    inspected: "Inspected",
-    sums: dict[str, SplitSum],
+    summary: "DatasetSummary",
+    sums: dict[str, SplitDigest],
     listed_in: dict[str, str],
 ) -> dict[str, Split]:
     return {
         split: Split(
             images=scans[split].images,
-            total_bytes=each.total_bytes,
-            per_class=inspected.splits[split].per_class,
-            facts=inspected.splits[split].facts,
+            total_bytes=digest.total_bytes,
+            per_class=summary.splits[split].per_class,
+            facts=summary.splits[split].facts,
             listed_in=listed_in[split],
-            sha256=each.sha256,
+            sha256=digest.sha256,
         )
-        for split, each in sums.items()
+        for split, digest in sums.items()
     }
 
 
-def inspect_class_map(project: Project, layout: Layout, key: str) -> ClassMapManifest:
+def read_class_map(project: Project, layout: Layout, key: str) -> ClassMapManifest:
     """Return the manifest of a class map as it is now, without writing it.
 
     Raises:
@@ -290,11 +299,11 @@ def make_command(project: Project, key: str) -> str | None:
     """Return the command that makes what `key` names, or None where the user brings it."""
     if key.startswith(CLASS_MAP):
         entry = project.class_maps[key.removeprefix(CLASS_MAP)]
-        generators = [project.datasets[each].generator for each in (entry.source, entry.target)]
-        made = generators == ["digit_pairs", "digits"]
+        generators = [project.datasets[name].generator for name in (entry.source, entry.target)]
+        is_generated = generators == ["digit_pairs", "digits"]
     else:
-        made = project.datasets[key].generator is not None
-    return f"smt data make {key} --scale {project.scale_name}" if made else None
+        is_generated = project.datasets[key].generator is not None
+    return f"smt data make {key} --scale {project.scale_name}" if is_generated else None
 
 
 def read(layout: Layout, dataset: str) -> Manifest:
@@ -326,15 +335,15 @@ def digests(project: Project, layout: Layout, run: Run) -> dict[str, str]:
     Raises:
         DataError: a manifest is missing, or was made when params said something else.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for key in fingerprint.inputs(project, run):
         if key.startswith(CLASS_MAP):
-            found[key] = _load(layout, key, ClassMapManifest).digest
+            values[key] = _load(layout, key, ClassMapManifest).digest
         else:
             manifest = read(layout, key)
             _require_current(manifest, project.datasets[key], layout)
-            found[key] = manifest.digest
-    return found
+            values[key] = manifest.digest
+    return values
 
 
 def require_validation(project: Project, layout: Layout, key: str) -> None:
@@ -345,12 +354,12 @@ def require_validation(project: Project, layout: Layout, key: str) -> None:
     Raises:
         DataError: naming the first such file and what to do.
     """
-    written, root = read(layout, key), layout.dataset_root(project.datasets[key])
-    if "val" not in written.splits:
+    recorded, root = read(layout, key), layout.dataset_root(project.datasets[key])
+    if "val" not in recorded.splits:
         return
-    sha256 = written.splits["val"].sha256
+    sha256 = recorded.splits["val"].sha256
     with ThreadPoolExecutor(_THREADS) as pool:
-        listed = list(lists.recorded(written.list_file("val"), sha256, key))
+        listed = list(file_lists.read_checked(recorded.list_file("val"), sha256, key))
         sizes = pool.map(_size, (root / line.path for line in listed))
         differing = [
             (line, size) for line, size in zip(listed, sizes, strict=True) if size != line.size
@@ -358,9 +367,9 @@ def require_validation(project: Project, layout: Layout, key: str) -> None:
     if not differing:
         return
     line, size = differing[0]
-    now = "is missing" if size is None else f"has {size} bytes"
+    state = "is missing" if size is None else f"has {size} bytes"
     raise DataError(
-        f"{root / line.path} {now}, {line.size} when its manifest was made "
+        f"{root / line.path} {state}, {line.size} when its manifest was made "
         f"({len(differing)} such); "
         f"bring back what was there, or run {_manifest_command(layout, key)} for the data as they "
         "are, which makes of each run on them another one"
@@ -379,7 +388,7 @@ def _require_current(manifest: Manifest, dataset: Dataset, layout: Layout) -> No
     expected = scan.expected_images(dataset)
     if (len(manifest.classes), splits) != (dataset.classes, expected):
         raise DataError(
-            f"{digest_file(layout, manifest.dataset)} is of {len(manifest.classes)} classes and "
+            f"{manifest_path(layout, manifest.dataset)} is of {len(manifest.classes)} classes and "
             f"{splits} images, params say {dataset.classes} and {expected}; "
             f"run: {_manifest_command(layout, manifest.dataset)}"
         )
@@ -390,7 +399,7 @@ def _manifest_command(layout: Layout, key: str) -> str:
 
 
 def _load(layout: Layout, key: str, kind: type[T]) -> T:
-    path = digest_file(layout, key)
+    path = manifest_path(layout, key)
     remedy = f"run: {_manifest_command(layout, key)}"
     try:
         content = json.loads(path.read_bytes())

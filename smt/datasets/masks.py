@@ -14,14 +14,14 @@ _CORNERS = 3
 """Fewest corners of a polygon that has an area."""
 
 
-class NoMask(Exception):
+class InvalidMask(Exception):
     """A segmentation that is none; the message says why, in a phrase."""
 
 
-class Measure(NamedTuple):
-    """What is known of a segmentation without drawing it."""
+class SegmentationInfo(NamedTuple):
+    """What a segmentation says of itself before it is rasterized."""
 
-    is_drawn: bool
+    has_mask: bool
     """False where no polygon has an area: then there is no mask."""
     lowest: float = 0.0
     """Of all coordinates, in pixels."""
@@ -30,45 +30,49 @@ class Measure(NamedTuple):
     """Height and width that runs are of; None for polygons."""
 
 
-def measure(segmentation: Any) -> Measure:
-    """Return what is known of a segmentation as it stands in an annotation.
+def inspect_segmentation(segmentation: Any) -> SegmentationInfo:
+    """Return the extent of a segmentation as it stands in an annotation.
 
     Raises:
-        NoMask: it is none.
+        InvalidMask: it is none.
     """
     if isinstance(segmentation, dict):
-        return _measure_runs(segmentation)
+        return _inspect_runs(segmentation)
     if not isinstance(segmentation, list):
-        raise NoMask("its segmentation is neither polygons nor runs")
+        raise InvalidMask("its segmentation is neither polygons nor runs")
     _require_polygons(segmentation)
-    drawn = _polygons(segmentation)
-    if not drawn:
-        return Measure(is_drawn=False)
+    polygons = _polygons(segmentation)
+    if not polygons:
+        return SegmentationInfo(has_mask=False)
     # What is not finite stays so in a sum, while min and max may pass over it.
-    if not math.isfinite(sum(map(sum, drawn))):
-        raise NoMask("a corner of its polygons is not a finite number")
-    return Measure(True, min(map(min, drawn)), max(map(max, drawn)))
+    if not math.isfinite(sum(map(sum, polygons))):
+        raise InvalidMask("a corner of its polygons is not a finite number")
+    return SegmentationInfo(True, min(map(min, polygons)), max(map(max, polygons)))
 
 
 def _require_polygons(segmentation: list[Any]) -> None:
     """Refuse what is written otherwise: passed over, its objects would be gone without a word."""
     for polygon in segmentation:
         if isinstance(polygon, dict):
-            raise NoMask("its runs stand in a list; valid: runs {size, counts} without brackets")
+            raise InvalidMask(
+                "its runs stand in a list; valid: runs {size, counts} without brackets"
+            )
         if not isinstance(polygon, list):
-            raise NoMask(
+            raise InvalidMask(
                 f"its segmentation is a list of {_kind(polygon)}; valid: a list of polygons, each "
                 "a list of numbers"
             )
         # As in nearly every file all is well, numbers are looked at one by one only if not.
         if not {*map(type, polygon)} <= {int, float}:
-            odd = next(each for each in polygon if type(each) not in (int, float))
-            raise NoMask(
-                f"a polygon of it is a list of {_kind(odd)}; valid: one list of numbers, x and y "
+            value = next(number for number in polygon if type(number) not in (int, float))
+            raise InvalidMask(
+                f"a polygon of it is a list of {_kind(value)}; valid: one list of numbers, x and y "
                 "in turn"
             )
-    if len(segmentation) >= _CORNERS and all(len(each) == 2 for each in segmentation):
-        raise NoMask("its corners are pairs; valid: polygons, x and y in turn in one list each")
+    if len(segmentation) >= _CORNERS and all(len(polygon) == 2 for polygon in segmentation):
+        raise InvalidMask(
+            "its corners are pairs; valid: polygons, x and y in turn in one list each"
+        )
 
 
 def _kind(value: Any) -> str:
@@ -79,10 +83,14 @@ def _kind(value: Any) -> str:
 
 def _polygons(segmentation: Sequence[list[float]]) -> list[list[float]]:
     """Return the polygons that have an area; COCO's readers pass over others as well."""
-    return [each for each in segmentation if len(each) >= 2 * _CORNERS and len(each) % 2 == 0]
+    return [
+        polygon
+        for polygon in segmentation
+        if len(polygon) >= 2 * _CORNERS and len(polygon) % 2 == 0
+    ]
 
 
-def _measure_runs(segmentation: dict[str, Any]) -> Measure:
+def _inspect_runs(segmentation: dict[str, Any]) -> SegmentationInfo:
     try:
         height, width = segmentation["size"]
         counts = segmentation["counts"]
@@ -90,12 +98,12 @@ def _measure_runs(segmentation: dict[str, Any]) -> Measure:
         total, shortest = sum(runs), min(runs, default=0)
         kinds = {*map(type, (height, width)), *map(type, runs)}
     except (KeyError, TypeError, ValueError):
-        raise NoMask("its runs are not {size: [height, width], counts: [...]}") from None
+        raise InvalidMask("its runs are not {size: [height, width], counts: [...]}") from None
     if kinds != {int}:
-        raise NoMask("its runs or their size are not whole numbers, written without a point")
+        raise InvalidMask("its runs or their size are not whole numbers, written without a point")
     if total != height * width or shortest < 0:
-        raise NoMask(f"its runs make {total} pixels, not the {height} x {width} of its size")
-    return Measure(True, size=(height, width))
+        raise InvalidMask(f"its runs make {total} pixels, not the {height} x {width} of its size")
+    return SegmentationInfo(True, size=(height, width))
 
 
 def _unpack(counts: str) -> list[int]:
@@ -124,13 +132,13 @@ def _unpack(counts: str) -> list[int]:
     return runs
 
 
-def draw(segmentations: Sequence[Any], height: int, width: int) -> np.ndarray:
-    """Return masks (N, height, width) bool of segmentations that `measure` says are drawn."""
+def rasterize(segmentations: Sequence[Any], height: int, width: int) -> np.ndarray:
+    """Return masks (N, height, width) bool of segmentations that have a mask."""
     from faster_coco_eval.core import mask
 
     if not segmentations:
         return np.zeros((0, height, width), bool)
-    runs = [_runs(each, height, width) for each in segmentations]
+    runs = [_runs(segmentation, height, width) for segmentation in segmentations]
     return np.ascontiguousarray(mask.decode(runs).transpose(2, 0, 1)).view(bool)
 
 

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from smt.datasets.hashing import Meter
+from smt.datasets.hashing import ProgressCallback
 
 EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
 
-class ShownMeter(Meter):
+class ProgressBar(ProgressCallback):
     """Files and bytes that are done, on stderr. Use it as a context manager around a reading."""
 
     def __init__(self, title: str) -> None:
@@ -33,7 +33,7 @@ class ShownMeter(Meter):
         )
         self._task = self._bar.add_task(title, total=None, rate=0.0)
 
-    def __enter__(self) -> "ShownMeter":
+    def __enter__(self) -> "ProgressBar":
         self._bar.start()
         return self
 

@@ -15,7 +15,7 @@ from smt.errors import DataError
 SUFFIXES = (".jpeg", ".jpg", ".png")
 """An image's file name ends so, in any case; other files and hidden ones are passed over."""
 
-Arrangement = Literal["imagenet", "coco", "ade20k"]
+DatasetLayout = Literal["imagenet", "coco", "ade20k"]
 """How a data set lies on disk: `layout` of params."""
 
 _ADE20K = {"train": "training", "val": "validation"}
@@ -26,7 +26,7 @@ _ADE20K = {"train": "training", "val": "validation"}
 _THREADS = 16
 
 
-class Found(NamedTuple):
+class FileEntry(NamedTuple):
     """An image file as its folder lists it."""
 
     name: str
@@ -44,8 +44,8 @@ class Listing:
 
     folder: str
     """Below the root, as in `train/n01440764`."""
-    files: tuple[Found, ...]
-    strangers: tuple[str, ...] = ()
+    files: tuple[FileEntry, ...]
+    other_files: tuple[str, ...] = ()
     """Names of other files, hidden ones left aside, sorted."""
 
 
@@ -57,7 +57,7 @@ class SplitScan:
     """Its folders below the root, in the order of its list; see `parts`."""
     files: tuple[int, ...]
     """Of each part."""
-    strangers: tuple[str, ...]
+    other_files: tuple[str, ...]
     """Files beside the images that are taken for none, below the root."""
     classes: tuple[str, ...]
     """Names of the class folders, sorted; none where annotations say what the classes are."""
@@ -65,7 +65,7 @@ class SplitScan:
     total_bytes: int
 
 
-def image_folder(layout: Arrangement, split: str) -> str:
+def image_folder(layout: DatasetLayout, split: str) -> str:
     """Return the folder below the root that holds the images of a split."""
     if layout == "coco":
         return f"{split}2017"
@@ -82,7 +82,7 @@ def map_folder(split: str) -> str:
     return f"annotations/{_ADE20K[split]}"
 
 
-def needed(layout: Arrangement, split: str) -> tuple[str, ...]:
+def required_paths(layout: DatasetLayout, split: str) -> tuple[str, ...]:
     """Return the files and folders below the root without which there is no such split."""
     images = image_folder(layout, split)
     if layout == "coco":
@@ -90,14 +90,14 @@ def needed(layout: Arrangement, split: str) -> tuple[str, ...]:
     return (map_folder(split), images) if layout == "ade20k" else (images,)
 
 
-def parts(root: Path, layout: Arrangement, split: str) -> tuple[str, ...]:
+def parts(root: Path, layout: DatasetLayout, split: str) -> tuple[str, ...]:
     """Return what a split consists of now, in the order of its list: folders, and COCO's file.
 
     Raises:
-        Wrong: ImageNet's class folders cannot be listed.
+        InvalidDataset: ImageNet's class folders cannot be listed.
     """
     if layout != "imagenet":
-        return tuple(each for each in needed(layout, split) if (root / each).exists())
+        return tuple(path for path in required_paths(layout, split) if (root / path).exists())
     names = class_folders(root / split) if (root / split).is_dir() else ()
     return tuple(f"{split}/{name}" for name in names)
 
@@ -123,7 +123,7 @@ def scan(name: str, dataset: Dataset, root: Path, make: str | None) -> dict[str,
     for split, count in expected_images(dataset).items():
         try:
             scans[split] = scan_split(root, dataset.layout, split, dataset.classes)
-        except Wrong as wrong:
+        except InvalidDataset as wrong:
             raise DataError(f"{name}: {wrong}; {remedy}") from None
         if scans[split].images != count:
             if split == "train" and scans[split].images in dataset.also_published:
@@ -156,7 +156,7 @@ def remedy_for(name: str, dataset: Dataset, make: str | None) -> str:
     )
 
 
-def places_of(layout: Arrangement, split: str) -> tuple[str, ...]:
+def places_of(layout: DatasetLayout, split: str) -> tuple[str, ...]:
     """Return where the files of a split lie below the root, as a message calls them."""
     images = image_folder(layout, split)
     if layout == "coco":
@@ -175,19 +175,21 @@ def _another_copy(name: str, dataset: Dataset, root: Path, images: int) -> str:
     )
 
 
-def _miscount(dataset: Dataset, root: Path, split: str, found: SplitScan) -> str:
+def _miscount(dataset: Dataset, root: Path, split: str, split_scan: SplitScan) -> str:
     """Return what is to be said of a split that has another number of images than params say."""
     folder, expected = root / image_folder(dataset.layout, split), expected_images(dataset)[split]
-    if found.images > expected:
-        more = found.images - expected
-        what = f"{folder} has {found.images} images, {more} more than the {expected} of params"
-    elif found.strangers:
+    if split_scan.images > expected:
+        more = split_scan.images - expected
+        what = f"{folder} has {split_scan.images} images, {more} more than the {expected} of params"
+    elif split_scan.other_files:
         what = (
-            f"{folder} has {found.images} of {expected} images, and {len(found.strangers)} files "
-            f"that are taken for none, such as {found.strangers[0]} (valid: {', '.join(SUFFIXES)})"
+            f"{folder} has {split_scan.images} of {expected} images, and "
+            f"{len(split_scan.other_files)} files "
+            f"that are taken for none, such as {split_scan.other_files[0]} (valid: "
+            f"{', '.join(SUFFIXES)})"
         )
     else:
-        what = f"{folder} has {found.images} of {expected} images, so it is not copied whole"
+        what = f"{folder} has {split_scan.images} of {expected} images, so it is not copied whole"
     return f"{what} ({dataset.source})"
 
 
@@ -200,35 +202,39 @@ def _difference(root: Path, scans: dict[str, SplitScan]) -> str:
     )
 
 
-class Wrong(Exception):
+class InvalidDataset(Exception):
     """What is wrong with a folder."""
 
 
-def scan_split(root: Path, layout: Arrangement, split: str, classes: int) -> SplitScan:
+def scan_split(root: Path, layout: DatasetLayout, split: str, classes: int) -> SplitScan:
     """Return what a split holds: `classes` class folders, none empty, no file without content."""
     names = class_folders(root / split, classes) if layout == "imagenet" else ()
-    of_split = tuple(f"{split}/{name}" for name in names) or needed(layout, split)
-    counts, total, without, empty, strangers = [], 0, [], [], []
-    for listing in listings(root, of_split):
+    folders = tuple(f"{split}/{name}" for name in names) or required_paths(layout, split)
+    counts, total, without, empty, other_files = [], 0, [], [], []
+    for listing in listings(root, folders):
         for file in listing.files:
             path = f"{listing.folder}/{file.name}"
             if file.error is not None:
-                raise Wrong(f"{root / path} cannot be read ({file.error})")
+                raise InvalidDataset(f"{root / path} cannot be read ({file.error})")
             if not file.size:
                 empty.append(path)
         if not listing.files:
             without.append(listing.folder)
-        strangers += [f"{listing.folder}/{name}" for name in listing.strangers]
+        other_files += [f"{listing.folder}/{name}" for name in listing.other_files]
         counts.append(len(listing.files))
         total += sum(file.size for file in listing.files)
     if without:
-        raise Wrong(f"{root}/{without[0]} has no images ({_alike(len(without), 'folder')})")
+        raise InvalidDataset(
+            f"{root}/{without[0]} has no images ({_count_phrase(len(without), 'folder')})"
+        )
     if empty:
-        raise Wrong(f"{root}/{empty[0]} is a file of 0 bytes ({_alike(len(empty), 'file')})")
+        raise InvalidDataset(
+            f"{root}/{empty[0]} is a file of 0 bytes ({_count_phrase(len(empty), 'file')})"
+        )
     return SplitScan(
-        parts=of_split,
+        parts=folders,
         files=tuple(counts),
-        strangers=tuple(strangers),
+        other_files=tuple(other_files),
         classes=names,
         # Annotations stand before the images that they are of.
         images=sum(counts) if layout == "imagenet" else counts[-1],
@@ -237,12 +243,12 @@ def scan_split(root: Path, layout: Arrangement, split: str, classes: int) -> Spl
 
 
 def class_folders(folder: Path, expected: int | None = None) -> tuple[str, ...]:
-    """Return the names of the class folders in `folder`, sorted; Wrong if not `expected` ones."""
+    """Return the names of the class folders in `folder`, sorted; raise where not `expected`."""
     try:
         with os.scandir(folder) as entries:
             inside = [(entry.name, entry.is_dir()) for entry in entries]
     except OSError as error:
-        raise Wrong(f"{folder} cannot be read ({error.strerror})") from None
+        raise InvalidDataset(f"{folder} cannot be read ({error.strerror})") from None
     names = tuple(sorted(n for n, is_folder in inside if is_folder and not n.startswith(".")))
     _require_plain(folder, names)
     if expected is not None and len(names) != expected:
@@ -251,11 +257,11 @@ def class_folders(folder: Path, expected: int | None = None) -> tuple[str, ...]:
         if len(names) > expected:
             without = [name for name in names if not image_names(folder / name)]
             hint += f", of which {without[0]} has no images" if without else ""
-        raise Wrong(f"{folder} has {len(names)} class folders{hint}, expected {expected}")
+        raise InvalidDataset(f"{folder} has {len(names)} class folders{hint}, expected {expected}")
     return names
 
 
-def _alike(count: int, noun: str) -> str:
+def _count_phrase(count: int, noun: str) -> str:
     return f"{count} such {noun}{'s' if count > 1 else ''}"
 
 
@@ -268,13 +274,13 @@ def image_names(folder: Path) -> list[str]:
     """Return the names of the images in a folder, sorted; nothing else is asked of them.
 
     Raises:
-        Wrong: the folder cannot be listed.
+        InvalidDataset: the folder cannot be listed.
     """
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if is_image(entry.name))
     except OSError as error:
-        raise Wrong(f"{folder} cannot be read ({error.strerror})") from None
+        raise InvalidDataset(f"{folder} cannot be read ({error.strerror})") from None
 
 
 def listings(root: Path, folders: Iterable[str]) -> Generator[Listing, None, None]:
@@ -284,14 +290,14 @@ def listings(root: Path, folders: Iterable[str]) -> Generator[Listing, None, Non
     stop before the last has to close it, for threads of it wait until then.
 
     Raises:
-        Wrong: a folder cannot be listed, or holds a name that would not stand on one line.
+        InvalidDataset: a folder cannot be listed, or holds a name that would not stand on one line.
     """
     waiting = iter(folders)
     with ThreadPoolExecutor(_THREADS) as pool:
-        ahead = deque(pool.submit(_list, root, each) for each in islice(waiting, 2 * _THREADS))
+        ahead = deque(pool.submit(_list, root, path) for path in islice(waiting, 2 * _THREADS))
         while ahead:
             listing = ahead.popleft().result()
-            ahead.extend(pool.submit(_list, root, each) for each in islice(waiting, 1))
+            ahead.extend(pool.submit(_list, root, path) for path in islice(waiting, 1))
             yield listing
 
 
@@ -300,16 +306,16 @@ def _list(root: Path, folder: str) -> Listing:
         return _list_alone(root, folder)
     try:
         with os.scandir(root / folder) as entries:
-            files, strangers = [], []
+            files, other_files = [], []
             for entry in entries:
                 if is_image(entry.name):
-                    files.append(_found(entry))
+                    files.append(_file_entry(entry))
                 elif not entry.name.startswith(".") and entry.is_file():
-                    strangers.append(entry.name)
+                    other_files.append(entry.name)
     except OSError as error:
-        raise Wrong(f"{root / folder} cannot be read ({error.strerror})") from None
+        raise InvalidDataset(f"{root / folder} cannot be read ({error.strerror})") from None
     _require_plain(root / folder, [file.name for file in files])
-    return Listing(folder, tuple(sorted(files)), tuple(sorted(strangers)))
+    return Listing(folder, tuple(sorted(files)), tuple(sorted(other_files)))
 
 
 def _list_alone(root: Path, path: str) -> Listing:
@@ -317,17 +323,17 @@ def _list_alone(root: Path, path: str) -> Listing:
     try:
         stat = (root / path).stat()
     except OSError as error:
-        raise Wrong(f"{root / path} cannot be read ({error.strerror})") from None
+        raise InvalidDataset(f"{root / path} cannot be read ({error.strerror})") from None
     folder, _, name = path.rpartition("/")
-    return Listing(folder, (Found(name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)),))
+    return Listing(folder, (FileEntry(name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)),))
 
 
-def _found(entry: "os.DirEntry[str]") -> Found:
+def _file_entry(entry: "os.DirEntry[str]") -> FileEntry:
     try:
         stat = entry.stat()
     except OSError as error:
-        return Found(entry.name, 0, (0, 0), error.strerror)
-    return Found(entry.name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns))
+        return FileEntry(entry.name, 0, (0, 0), error.strerror)
+    return FileEntry(entry.name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns))
 
 
 def _require_plain(folder: Path, names: Sequence[str]) -> None:
@@ -335,7 +341,9 @@ def _require_plain(folder: Path, names: Sequence[str]) -> None:
     together = "/".join(names)
     if "\t" in together or "\n" in together or not _is_utf8(together):
         bad = next(name for name in names if "\t" in name or "\n" in name or not _is_utf8(name))
-        raise Wrong(f"{folder} has a name with a tab, a line break or no valid UTF-8: {bad!r}")
+        raise InvalidDataset(
+            f"{folder} has a name with a tab, a line break or no valid UTF-8: {bad!r}"
+        )
 
 
 def _is_utf8(text: str) -> bool:

@@ -8,7 +8,15 @@ from smt.config import heads
 from smt.config.heads import Anchors
 from smt.detection.atss_assigner import assign, centres
 from smt.detection.boxes import decode
-from smt.detection.dense import STRIDES, DenseDetector, Maps, assignment, initialise, joined, tower
+from smt.detection.dense import (
+    STRIDES,
+    DenseDetector,
+    Maps,
+    assignment,
+    concatenate_images,
+    initialise,
+    tower,
+)
 from smt.detection.fpn import FeaturePyramid
 from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.normaliser import mean_over_ranks
@@ -59,9 +67,9 @@ class ATSSDetector(DenseDetector):
     def forward(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         """Return the losses, divided by positives or their centerness, as means over processes."""
         predictions = self.predictions(self.maps(images), [each.size for each in targets])
-        logits = joined(each.logits for each in predictions)  # (N, classes)
-        offsets = joined(each.offsets for each in predictions)  # (N, 4)
-        central = joined(each.centerness for each in predictions)  # (N,)
+        logits = concatenate_images(each.logits for each in predictions)  # (N, classes)
+        offsets = concatenate_images(each.offsets for each in predictions)  # (N, 4)
+        central = concatenate_images(each.centerness for each in predictions)  # (N,)
         matches = [
             assign(target.boxes, each.anchors, self.spec.candidates)
             for target, each in zip(targets, predictions, strict=True)

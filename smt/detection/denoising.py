@@ -16,7 +16,7 @@ from smt.detection.dino_objects import Objects
 
 
 @dataclass(frozen=True)
-class Noised:
+class DenoisingQueries:
     """Denoising queries of a batch, D an image: by group, positive and negative, object.
 
     Images with fewer objects than the fullest have queries too many: `filled` tells which count.
@@ -38,7 +38,7 @@ class Noised:
         return self.labels.shape[1]
 
 
-def noised_objects(objects: Objects, noise: Denoising, classes: int) -> Noised:
+def denoising_queries(objects: Objects, noise: Denoising, classes: int) -> DenoisingQueries:
     """Return `objects` with noise, in as many groups as fit about `noise.queries` objects.
 
     Random numbers come from the global generator of the objects' device. No objects give no
@@ -55,11 +55,11 @@ def noised_objects(objects: Objects, noise: Denoising, classes: int) -> Noised:
         rows = rows.unflatten(0, (images, most))[:, None, None]
         return rows.expand(*spread, *each.shape[1:])
 
-    labels = _noised_labels(padded(objects.labels), noise.label_noise, classes)
-    boxes = _noised_boxes(padded(objects.boxes), noise.box_noise)
+    labels = _noise_labels(padded(objects.labels), noise.label_noise, classes)
+    boxes = _noise_boxes(padded(objects.boxes), noise.box_noise)
     filled = padded(torch.ones_like(objects.labels, dtype=torch.bool))
     first = torch.arange(groups, device=place.device)[:, None] * (2 * most)  # of each group
-    return Noised(
+    return DenoisingQueries(
         labels=labels.flatten(1),
         boxes=boxes.flatten(1, 3),
         filled=filled.flatten(1),
@@ -68,13 +68,13 @@ def noised_objects(objects: Objects, noise: Denoising, classes: int) -> Noised:
     )
 
 
-def _noised_labels(labels: Tensor, noise: float, classes: int) -> Tensor:
+def _noise_labels(labels: Tensor, noise: float, classes: int) -> Tensor:
     """Return labels of which half of `noise` are drawn anew among all classes."""
     redrawn = torch.rand(labels.shape, device=labels.device) < noise / 2
     return torch.where(redrawn, torch.randint_like(labels, classes), labels)
 
 
-def _noised_boxes(boxes: Tensor, noise: float) -> Tensor:
+def _noise_boxes(boxes: Tensor, noise: float) -> Tensor:
     """Return boxes (B, groups, 2, M, 4) whose corners have moved, cut to the image.
 
     Each coordinate of a corner moves to either side, by up to half of the box's side times `noise`
@@ -89,13 +89,13 @@ def _noised_boxes(boxes: Tensor, noise: float) -> Tensor:
     return box_convert(corners.clamp(0, 1), "xyxy", "cxcywh")
 
 
-def attention_mask(noised: Noised, queries: int) -> Tensor:
+def attention_mask(denoising: DenoisingQueries, queries: int) -> Tensor:
     """Return what must not attend to what: (D + Q, D + Q) bool, rows attending to columns.
 
     Denoising queries see their own group and the Q others; those see no denoising query, for it
     would tell them where the objects are.
     """
-    device, of_group = noised.labels.device, noised.queries // noised.groups
-    group = torch.arange(noised.groups, device=device).repeat_interleave(of_group)
-    group = torch.cat([group, group.new_full((queries,), noised.groups)])
-    return (group[:, None] != group) & (group < noised.groups)
+    device, of_group = denoising.labels.device, denoising.queries // denoising.groups
+    group = torch.arange(denoising.groups, device=device).repeat_interleave(of_group)
+    group = torch.cat([group, group.new_full((queries,), denoising.groups)])
+    return (group[:, None] != group) & (group < denoising.groups)

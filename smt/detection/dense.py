@@ -15,8 +15,8 @@ from smt.detection.boxes import decode
 from smt.detection.fpn import FeaturePyramid, flatten
 from smt.detection.losses import start_at_prior
 from smt.detection.matching import BACKGROUND, LEFT_OUT
+from smt.detection.nms import suppress
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
-from smt.detection.suppression import strongest
 
 STRIDES = (8, 16, 32, 64, 128)
 """Of the levels: three of the backbone's and two coarser ones."""
@@ -104,7 +104,7 @@ class DenseDetector(DetectionModel):
         return [self._of_image(maps, index, size) for index, size in enumerate(sizes)]
 
     def _of_image(self, maps: Maps, index: int, size: Size) -> Predictions:
-        grids = own_grids(size)
+        grids = unpadded_grids(size)
 
         def rows(levels: Sequence[Tensor], values: int) -> list[Tensor]:
             own = [
@@ -125,7 +125,7 @@ class DenseDetector(DetectionModel):
         return [detections(one, size, self.deviations, self.test) for one, size in each]
 
 
-def own_grids(size: Size) -> list[tuple[int, int]]:
+def unpadded_grids(size: Size) -> list[tuple[int, int]]:
     """Return the rows and columns of each level, for an image of `size` that is padded alone."""
     height, width = padded_size(size)
     return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in STRIDES]
@@ -155,7 +155,7 @@ def initialise(head: nn.Module, classifier: nn.Conv2d) -> None:
     start_at_prior(classifier.bias)
 
 
-def joined(images: Iterable[list[Tensor]]) -> Tensor:
+def concatenate_images(images: Iterable[list[Tensor]]) -> Tensor:
     """Return the values of all images and levels (N, ...), image by image, level by level."""
     return torch.cat([level for levels in images for level in levels])
 
@@ -175,13 +175,13 @@ def assignment(
         labels.append(torch.where(match == LEFT_OUT, -1, label))
         boxes.append(F.pad(target.boxes, (0, 0, 0, 1))[row])
     positive = (torch.cat(list(matches)) >= 0).nonzero()[:, 0]
-    found = torch.stack([(match >= 0).sum() for match in matches])
+    positives = torch.stack([(match >= 0).sum() for match in matches])
     return Assignment(
         labels=torch.cat(labels),
         positive=positive,
         anchors=torch.cat(list(anchors))[positive],
         boxes=torch.cat(boxes)[positive],
-        count=found.clamp(min=1).sum(),
+        count=positives.clamp(min=1).sum(),
     )
 
 
@@ -210,5 +210,5 @@ def detections(
         score = score * torch.cat(factors)
     score, label = score[looked_at], label[looked_at]
     boxes = decode(torch.cat(offsets)[looked_at], torch.cat(anchors)[looked_at], deviations, size)
-    kept = strongest(boxes, score, label, nms=rule.nms, keep=rule.keep)
-    return Detections(boxes[kept], score[kept], label[kept])
+    selected = suppress(boxes, score, label, nms=rule.nms, keep=rule.keep)
+    return Detections(boxes[selected], score[selected], label[selected])

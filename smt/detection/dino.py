@@ -9,7 +9,7 @@ from torchvision.ops import box_convert
 
 from smt.config.heads import DINO
 from smt.detection.boxes import clip, extents
-from smt.detection.denoising import Noised, attention_mask, noised_objects
+from smt.detection.denoising import DenoisingQueries, attention_mask, denoising_queries
 from smt.detection.dino_neck import Levels, Neck, levels_of
 from smt.detection.dino_objects import Objects, objects_of
 from smt.detection.dino_transformer import Predictions, Queries, Transformer, logit
@@ -18,7 +18,7 @@ from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.normaliser import mean_over_ranks
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
 
-Found = tuple[Tensor, Tensor]
+MatchedRows = tuple[Tensor, Tensor]
 """Which predictions, all layers and images counted through, are to find which objects of a batch:
 two (M,) int64."""
 
@@ -42,19 +42,19 @@ class DINODetector(DetectionModel):
         queries or of the denoising queries.
         """
         objects = objects_of(targets)
-        noised = noised_objects(objects, self.head.denoising, self.classes)
+        denoising = denoising_queries(objects, self.head.denoising, self.classes)
         levels = self._levels(images, [each.size for each in targets])
-        selected, decoded = self.transformer(levels, *self._denoising(noised, levels))
-        denoised, found = _split(decoded, noised.queries)
-        pairs = self._match([selected, found], targets)
+        selected, decoded = self.transformer(levels, *self._denoising(denoising, levels))
+        denoised, predicted = _split(decoded, denoising.queries)
+        pairs = self._match([selected, predicted], targets)
         number = mean_over_ranks(objects.labels.new_full((), len(objects.labels))).clamp(min=1)
         losses = {}
-        for name, predictions, chosen, normaliser in (
-            ("selection", selected, _chosen(pairs[: len(targets)], objects, selected), number),
-            ("decoder", found, _chosen(pairs[len(targets) :], objects, found), number),
-            ("denoising", denoised, _positive(noised, denoised), number * noised.groups),
+        for name, predictions, assigned, normaliser in (
+            ("selection", selected, _matched(pairs[: len(targets)], objects, selected), number),
+            ("decoder", predicted, _matched(pairs[len(targets) :], objects, predicted), number),
+            ("denoising", denoised, _positive(denoising, denoised), number * denoising.groups),
         ):
-            for kind, loss in self._set_losses(predictions, chosen, objects).items():
+            for kind, loss in self._set_losses(predictions, assigned, objects).items():
                 losses[f"{name}_{kind}"] = loss / normaliser
         return losses
 
@@ -75,14 +75,14 @@ class DINODetector(DetectionModel):
         maps = self.neck(self.backbone(images)[1:])
         return levels_of(maps, (images.shape[-2], images.shape[-1]), sizes)
 
-    def _denoising(self, noised: Noised, levels: Levels) -> tuple[Queries, Tensor]:
+    def _denoising(self, denoising: DenoisingQueries, levels: Levels) -> tuple[Queries, Tensor]:
         """Return the denoising queries, with zeros in slots too many, and the attention mask."""
-        empty = ~noised.filled[..., None]
+        empty = ~denoising.filled[..., None]
         queries = Queries(
-            content=self.label_embedding(noised.labels).masked_fill(empty, 0),
-            boxes=logit(noised.boxes).masked_fill(empty, 0),
+            content=self.label_embedding(denoising.labels).masked_fill(empty, 0),
+            boxes=logit(denoising.boxes).masked_fill(empty, 0),
         )
-        return queries, attention_mask(noised, self.transformer.selection.queries(levels))
+        return queries, attention_mask(denoising, self.transformer.selection.queries(levels))
 
     @torch.no_grad()
     def _match(self, each: Sequence[Predictions], targets: Sequence[Target]) -> list[Pairs]:
@@ -106,23 +106,23 @@ class DINODetector(DetectionModel):
         return match_all([cost for of_layer in zip(*of_images, strict=True) for cost in of_layer])
 
     def _set_losses(
-        self, predictions: Predictions, chosen: Found, objects: Objects
+        self, predictions: Predictions, assigned: MatchedRows, objects: Objects
     ) -> dict[str, Tensor]:
         """Return the weighted losses, summed over layers, images and queries."""
         logits = predictions.logits.flatten(0, 2)  # (layers * B * Q, classes)
         boxes = predictions.boxes.flatten(0, 2)
-        rows, which = chosen
+        rows, object_rows = assigned
         labels = torch.full_like(logits[:, 0], self.classes, dtype=torch.long)
-        labels = labels.index_copy(0, rows, objects.labels[which])
-        boxes, wanted = boxes[rows], objects.boxes[which]  # (M, 4)
+        labels = labels.index_copy(0, rows, objects.labels[object_rows])
+        boxes, object_boxes = boxes[rows], objects.boxes[object_rows]  # (M, 4)
         giou = giou_loss(
-            box_convert(boxes, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy")
+            box_convert(boxes, "cxcywh", "xyxy"), box_convert(object_boxes, "cxcywh", "xyxy")
         )
         weights = self.head.loss
         return {
             "classes": weights.classes
             * focal_loss(logits, labels, alpha=self.head.focal_alpha, gamma=self.head.focal_gamma),
-            "l1": weights.l1 * F.l1_loss(boxes, wanted, reduction="sum"),
+            "l1": weights.l1 * F.l1_loss(boxes, object_boxes, reduction="sum"),
             "giou": weights.giou * giou.sum(),
         }
 
@@ -136,19 +136,19 @@ def _split(predictions: Predictions, queries: int) -> tuple[Predictions, Predict
     )
 
 
-def _chosen(pairs: Sequence[Pairs], objects: Objects, predictions: Predictions) -> Found:
+def _matched(pairs: Sequence[Pairs], objects: Objects, predictions: Predictions) -> MatchedRows:
     """Return which predictions are to find which objects, by the pairs of each layer and image."""
     images, queries = predictions.logits.shape[1:3]
     firsts = [sum(objects.counts[:i]) for i in range(images)]  # of each image's objects
-    rows = [found + i * queries for i, (found, _) in enumerate(pairs)]
-    which = [wanted + firsts[i % images] for i, (_, wanted) in enumerate(pairs)]
-    return torch.cat(rows), torch.cat(which)
+    rows = [row + i * queries for i, (row, _) in enumerate(pairs)]
+    object_rows = [column + firsts[i % images] for i, (_, column) in enumerate(pairs)]
+    return torch.cat(rows), torch.cat(object_rows)
 
 
-def _positive(noised: Noised, predictions: Predictions) -> Found:
+def _positive(denoising: DenoisingQueries, predictions: Predictions) -> MatchedRows:
     """Return the same of denoising queries: in every layer and group each object's positive one."""
     layers, images, queries = predictions.logits.shape[:3]
-    layer = torch.arange(layers, device=noised.positive.device)[:, None, None]
-    rows = noised.positive + layer * (images * queries)  # (layers, groups, N)
-    which = torch.arange(rows.shape[-1], device=rows.device).expand_as(rows)
-    return rows.flatten(), which.flatten()
+    layer = torch.arange(layers, device=denoising.positive.device)[:, None, None]
+    rows = denoising.positive + layer * (images * queries)  # (layers, groups, N)
+    object_rows = torch.arange(rows.shape[-1], device=rows.device).expand_as(rows)
+    return rows.flatten(), object_rows.flatten()

@@ -49,8 +49,8 @@ def perceptron(channels: int, hidden: int, outputs: int, layers: int) -> nn.Sequ
     """Return linear layers with ReLU between them."""
     widths = [channels, *[hidden] * (layers - 1), outputs]
     parts: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
-        parts += [nn.Linear(before, after), nn.ReLU()]
+    for in_features, out_features in zip(widths[:-1], widths[1:], strict=True):
+        parts += [nn.Linear(in_features, out_features), nn.ReLU()]
     return nn.Sequential(*parts[:-1])
 
 
@@ -67,15 +67,15 @@ def _attention(head: DINO) -> DeformableAttention:
     )
 
 
-def _look(
+def _attend(
     attention: DeformableAttention,
     queries: Tensor,
     references: Tensor,
     memory: Tensor,
     levels: Levels,
 ) -> Tensor:
-    """Return what queries (B, Q, C) see around their references in the memory of all levels."""
-    seen: Tensor = attention(
+    """Return what queries (B, Q, C) attend to around their references, on all levels."""
+    attended: Tensor = attention(
         queries,
         references,
         memory,
@@ -83,7 +83,7 @@ def _look(
         sides=levels.sides,
         padding=levels.padding,
     )
-    return seen
+    return attended
 
 
 class EncoderLayer(nn.Module):
@@ -99,7 +99,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, levels: Levels) -> Tensor:
         """Return features (B, S, C) of features and their positions (B, S, C)."""
-        attended = _look(self.attention, x + positions, references, x, levels)
+        attended = _attend(self.attention, x + positions, references, x, levels)
         x = self.attention_norm(x + attended)
         output: Tensor = self.feedforward_norm(x + self.feedforward(x))
         return output
@@ -153,7 +153,7 @@ class DecoderLayer(nn.Module):
         located = x + positions
         attended, _ = self.self_attention(located, located, x, attn_mask=mask, need_weights=False)
         x = self.self_norm(x + repeatable(attended))
-        attended = _look(self.attention, x + positions, references, memory, levels)
+        attended = _attend(self.attention, x + positions, references, memory, levels)
         x = self.attention_norm(x + attended)
         output: Tensor = self.feedforward_norm(x + self.feedforward(x))
         return output
@@ -198,22 +198,22 @@ class Decoder(nn.Module):
         """Return every layer's predictions.
 
         Look forward twice (section 3.5): a layer's box adds to the box of the layer before it with
-        that one's gradient, whereas what the layer is given to look at has none.
+        that one's gradient, whereas the reference boxes of a layer have none.
         """
         x = queries.content
-        given = before = queries.boxes.sigmoid()  # (B, Q, 4)
+        reference = previous = queries.boxes.sigmoid()  # (B, Q, 4)
         logits, boxes = [], []
         valid = levels.valid.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
         for layer, class_head, box_head in zip(
             self.layers, self.class_heads, self.box_heads, strict=True
         ):
-            references = given[:, :, None] * valid  # (B, Q, L, 4)
+            references = reference[:, :, None] * valid  # (B, Q, L, 4)
             x = layer(x, self._positions(references[:, :, 0]), references, memory, levels, mask)
             normed = self.norm(x)
             logits.append(class_head(normed))
-            boxes.append((box_head(normed) + logit(before)).sigmoid())
-            before = (box_head(x) + logit(given)).sigmoid()
-            given = before.detach()
+            boxes.append((box_head(normed) + logit(previous)).sigmoid())
+            previous = (box_head(x) + logit(reference)).sigmoid()
+            reference = previous.detach()
         return Predictions(torch.stack(logits), torch.stack(boxes))
 
     def _positions(self, boxes: Tensor) -> Tensor:
@@ -252,9 +252,9 @@ class QuerySelection(nn.Module):
         logits = self.class_head(memory)  # (B, S, classes)
         boxes = self.box_head(memory) + proposals  # (B, S, 4)
         count = self.queries(levels)
-        chosen = logits.detach().amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
-        logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1]))
-        boxes = boxes.gather(1, chosen.expand(-1, -1, 4))
+        selected = logits.detach().amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
+        logits = logits.gather(1, selected.expand(-1, -1, logits.shape[-1]))
+        boxes = boxes.gather(1, selected.expand(-1, -1, 4))
         content = self.content[:count].expand(len(boxes), -1, -1)
         return Queries(content, boxes.detach()), Predictions(logits[None], boxes.sigmoid()[None])
 

@@ -53,9 +53,9 @@ def focal_cost(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) ->
     """
     logits = logits.float()
     probability = logits.sigmoid()  # (Q, C)
-    there = alpha * (1 - probability) ** gamma * -F.logsigmoid(logits)
+    positive = alpha * (1 - probability) ** gamma * -F.logsigmoid(logits)
     absent = (1 - alpha) * probability**gamma * -F.logsigmoid(-logits)
-    return (there - absent)[:, labels]
+    return (positive - absent)[:, labels]
 
 
 def relative(boxes: Tensor, size: tuple[int, int], coordinates: Coordinates) -> Tensor:
@@ -81,16 +81,25 @@ def match_all(each: Sequence[Tensor]) -> list[Pairs]:
     object, and the loss, made of the same numbers, is not finite either: what is to happen then is
     for the training loop to say, which looks at every loss.
     """
-    host = torch.cat([cost.detach().flatten() for cost in each]).cpu().double().numpy()
-    ends = np.cumsum([cost.numel() for cost in each])
-    parts = np.split(host, ends[:-1])
-    solved = [
-        linear_sum_assignment(_finite(part).reshape(tuple(cost.shape)))
-        for part, cost in zip(parts, each, strict=True)
-    ]
-    counts = [len(queries) for queries, _ in solved]
-    indices = torch.from_numpy(np.concatenate(solved, axis=1)).to(each[0].device)  # (2, sum of M)
+    shapes = [(cost.shape[0], cost.shape[1]) for cost in each]
+    host = torch.cat([cost.detach().flatten() for cost in each]).cpu()
+    indices = assign(host, shapes).to(each[0].device)
+    counts = [min(shape) for shape in shapes]
     return [(pair[0], pair[1]) for pair in indices.split(counts, dim=1)]
+
+
+def assign(costs: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Return rows and columns (2, sum of min(Q_i, N_i)) of the cheapest pairs of each matrix.
+
+    `costs` are the elements of all matrices (Q_i, N_i), one after the other, on the CPU.
+    """
+    ends = np.cumsum([queries * objects for queries, objects in shapes])
+    parts = np.split(costs.double().numpy(), ends[:-1])
+    solved = [
+        linear_sum_assignment(_finite(part).reshape(shape))
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(solved, axis=1))
 
 
 def _finite(cost: np.ndarray) -> np.ndarray:

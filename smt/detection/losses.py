@@ -27,8 +27,8 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) ->
     """
     logits = _precise(logits)
     classes = torch.arange(logits.shape[1], device=logits.device)
-    there = (labels[:, None] == classes).to(logits.dtype)  # (N, C)
-    losses = sigmoid_focal_loss(logits, there, alpha=alpha, gamma=gamma).sum(dim=1)  # (N,)
+    positive = (labels[:, None] == classes).to(logits.dtype)  # (N, C)
+    losses = sigmoid_focal_loss(logits, positive, alpha=alpha, gamma=gamma).sum(dim=1)  # (N,)
     return torch.where(labels >= 0, losses, 0).sum()
 
 

@@ -56,17 +56,21 @@ class Sample:
 
 
 def sample(matches: Tensor, sampling: Sampling) -> Sample:
-    """Draw boxes from their `matches` (boxes,): positives up to their part, then background.
+    """Sample boxes from their `matches` (boxes,): positives up to their part, then background.
 
     Background fills what positives leave, so that they are `sampling.boxes` where there are enough.
     """
-    positive = _draw((matches >= 0).nonzero()[:, 0], int(sampling.boxes * sampling.positive))
-    negative = _draw((matches == BACKGROUND).nonzero()[:, 0], sampling.boxes - len(positive))
+    positive = _random_subset(
+        (matches >= 0).nonzero()[:, 0], int(sampling.boxes * sampling.positive)
+    )
+    negative = _random_subset(
+        (matches == BACKGROUND).nonzero()[:, 0], sampling.boxes - len(positive)
+    )
     return Sample(positive, negative)
 
 
-def _draw(indices: Tensor, count: int) -> Tensor:
-    """Return `count` of `indices`, drawn without replacement; all in their order if too few."""
+def _random_subset(indices: Tensor, count: int) -> Tensor:
+    """Return `count` of `indices`, at random without replacement; all in their order if too few."""
     if len(indices) <= count:
         return indices
     return indices[torch.randperm(len(indices), device=indices.device)[:count]]

@@ -7,7 +7,14 @@ from torchvision.ops import box_iou
 
 from smt.config import heads
 from smt.detection.boxes import encode
-from smt.detection.dense import DenseDetector, Maps, assignment, initialise, joined, tower
+from smt.detection.dense import (
+    DenseDetector,
+    Maps,
+    assignment,
+    concatenate_images,
+    initialise,
+    tower,
+)
 from smt.detection.fpn import FeaturePyramid
 from smt.detection.losses import focal_loss
 from smt.detection.matching import match
@@ -55,8 +62,8 @@ class RetinaNetDetector(DenseDetector):
     def forward(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         """Return the losses, each divided by the positives of this process's batch."""
         predictions = self.predictions(self.maps(images), [each.size for each in targets])
-        logits = joined(each.logits for each in predictions)  # (N, classes)
-        offsets = joined(each.offsets for each in predictions)  # (N, 4)
+        logits = concatenate_images(each.logits for each in predictions)  # (N, classes)
+        offsets = concatenate_images(each.offsets for each in predictions)  # (N, 4)
         anchors = [torch.cat(each.anchors) for each in predictions]
         matches = [
             match(box_iou(target.boxes, each), self.spec.matching)

@@ -97,34 +97,34 @@ class Regions:
     """(R,) int64; the number of classes is background."""
     objects: Tensor
     """(P,) int64: what the first P boxes find."""
-    given: Tensor
+    is_ground_truth: Tensor
     """(R,) bool: boxes of the objects themselves, which no network proposed."""
 
 
-def draw_regions(
+def sample_regions(
     proposals: Tensor,
     target: Target,
     matching: heads.Matching,
     sampling: heads.Sampling,
     classes: int,
 ) -> Regions:
-    """Draw an image's regions from its proposals (N, 4) and the boxes of its objects.
+    """Sample an image's regions from its proposals (N, 4) and the boxes of its objects.
 
     The objects' own boxes join after the matching and find themselves (mmdet's
     add_gt_as_proposals).
     """
     matches = match(box_iou(target.boxes, proposals), matching)
-    themselves = torch.arange(len(target.boxes), device=matches.device)
-    matches = torch.cat([themselves, matches])
-    chosen = sample(matches, sampling)
-    rows = torch.cat([chosen.positive, chosen.negative])
-    objects = matches[chosen.positive]
-    background = objects.new_full((len(chosen.negative),), classes)
+    ground_truth = torch.arange(len(target.boxes), device=matches.device)
+    matches = torch.cat([ground_truth, matches])
+    sampled = sample(matches, sampling)
+    rows = torch.cat([sampled.positive, sampled.negative])
+    objects = matches[sampled.positive]
+    background = objects.new_full((len(sampled.negative),), classes)
     return Regions(
         boxes=torch.cat([target.boxes, proposals])[rows],
         labels=torch.cat([target.labels[objects], background]),
         objects=objects,
-        given=rows < len(themselves),
+        is_ground_truth=rows < len(ground_truth),
     )
 
 
@@ -152,15 +152,15 @@ def box_losses(
     """
     labels = torch.cat([each.labels for each in regions])
     rows = positive_rows(regions)
-    found = offsets[rows, labels[rows]].float()  # (P, 4): of the object's class
+    class_offsets = offsets[rows, labels[rows]].float()  # (P, 4): of the object's class
     boxes = torch.cat([each.boxes for each in regions])[rows]
     objects = torch.cat(
         [target.boxes[each.objects] for target, each in zip(targets, regions, strict=True)]
     )
     if spec.loss == "l1":
-        distance = F.l1_loss(found, encode(objects, boxes, deviations), reduction="sum")
+        distance = F.l1_loss(class_offsets, encode(objects, boxes, deviations), reduction="sum")
     else:
-        distance = giou_loss(decode(found, boxes, deviations), objects).sum()
+        distance = giou_loss(decode(class_offsets, boxes, deviations), objects).sum()
     count = max(len(labels), 1)
     return {
         "class": F.cross_entropy(logits.float(), labels, reduction="sum") / count,

@@ -14,8 +14,8 @@ from smt.detection.anchors import grid_anchors
 from smt.detection.boxes import clip, decode, encode
 from smt.detection.fpn import flatten
 from smt.detection.matching import LEFT_OUT, match, sample
+from smt.detection.nms import suppress
 from smt.detection.structures import Size, Target
-from smt.detection.suppression import strongest
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RegionProposalNetwork(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> Predictions:
-        """Return what is said of the anchors of all levels (B, channels, H_i, W_i)."""
+        """Return objectness and offsets of the anchors of all levels (B, channels, H_i, W_i)."""
         # A function, not a layer: counts of published sizes do not see this ReLU.
         hidden = [F.relu(self.convolution(level)) for level in levels]
         shapes = [(level.shape[2], level.shape[3]) for level in levels]
@@ -65,33 +65,33 @@ class RegionProposalNetwork(nn.Module):
         )
 
     def losses(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Return rpn_class and rpn_box: cross entropy of drawn anchors, L1 of positive offsets.
+        """Return rpn_class and rpn_box: cross entropy of sampled anchors, L1 of positive offsets.
 
-        Both are sums over the batch, over the number of drawn anchors. An image without a positive
-        one, or without background, counts one for it all the same, as in mmdet.
+        Both are sums over the batch, over the number of sampled anchors. An image without a
+        positive one, or without background, counts one for it all the same, as in mmdet.
         """
-        logits, labels, offsets, goals, drawn = [], [], [], [], 0
+        logits, labels, offsets, target_offsets, count = [], [], [], [], 0
         for i, target in enumerate(targets):
             matches = self.matches(predictions.anchors, target)
-            chosen = sample(matches, self.spec.sampling)
-            for rows, label in ((chosen.positive, 1.0), (chosen.negative, 0.0)):
+            sampled = sample(matches, self.spec.sampling)
+            for rows, label in ((sampled.positive, 1.0), (sampled.negative, 0.0)):
                 logits.append(predictions.objectness[i, rows].float())
                 labels.append(torch.full_like(logits[-1], label))
-                drawn += max(len(rows), 1)
-            anchors = predictions.anchors[chosen.positive]
-            objects = target.boxes[matches[chosen.positive]]
-            offsets.append(predictions.offsets[i, chosen.positive].float())
-            goals.append(encode(objects, anchors, self.spec.deviations))
+                count += max(len(rows), 1)
+            anchors = predictions.anchors[sampled.positive]
+            objects = target.boxes[matches[sampled.positive]]
+            offsets.append(predictions.offsets[i, sampled.positive].float())
+            target_offsets.append(encode(objects, anchors, self.spec.deviations))
         objectness = F.binary_cross_entropy_with_logits(
             torch.cat(logits), torch.cat(labels), reduction="sum"
         )
         distance = F.smooth_l1_loss(
             torch.cat(offsets),
-            torch.cat(goals),
+            torch.cat(target_offsets),
             reduction="sum",
             beta=self.spec.smooth_l1 or 0.0,  # 0 is L1
         )
-        return {"rpn_class": objectness / drawn, "rpn_box": distance / drawn}
+        return {"rpn_class": objectness / count, "rpn_box": distance / count}
 
     def matches(self, anchors: Tensor, target: Target) -> Tensor:
         """Return the object (anchors,) that each anchor is to find, or what `match` says else.
@@ -99,7 +99,7 @@ class RegionProposalNetwork(nn.Module):
         Anchors of places that the image would not have alone are left out; so are, where the head
         says so, all that are not inside the image.
         """
-        used = _own(anchors, target.size)
+        used = _unpadded(anchors, target.size)
         if self.spec.inside_only:
             height, width = target.size
             x1, y1, x2, y2 = anchors.unbind(1)
@@ -119,7 +119,7 @@ class RegionProposalNetwork(nn.Module):
         propose, so that it does not depend on how far its batch is padded; mmdet, which tests
         images one by one, has no such rule.
         """
-        own = torch.stack([_own(predictions.anchors, size) for size in sizes])
+        own = torch.stack([_unpadded(predictions.anchors, size) for size in sizes])
         objectness = predictions.objectness.masked_fill(~own, -torch.inf)
         rows = _best_of_levels(objectness, predictions.counts, selection.before)
         level = torch.cat([each.new_full(each.shape[1:], i) for i, each in enumerate(rows)])
@@ -132,12 +132,14 @@ class RegionProposalNetwork(nn.Module):
             cut = clip(of_image, size)
             real = (cut[:, 2:] > cut[:, :2]).all(dim=1) & (score > -torch.inf)
             cut = cut[real]
-            kept = strongest(cut, score[real], level[real], nms=selection.nms, keep=selection.keep)
-            proposals.append(cut[kept])
+            selected = suppress(
+                cut, score[real], level[real], nms=selection.nms, keep=selection.keep
+            )
+            proposals.append(cut[selected])
         return proposals
 
 
-def _own(anchors: Tensor, size: Size) -> Tensor:
+def _unpadded(anchors: Tensor, size: Size) -> Tensor:
     """Return which anchors (N,) are at places that an image of `size` would have without a batch.
 
     Their centres are whole pixels but for rounding.

@@ -48,8 +48,8 @@ class SparseRCNNDetector(DetectionModel):
         predictions = self._refine(images, [target.size for target in targets])
         pairs = match_all([cost for each in predictions for cost in self._costs(each, targets)])
         batch = len(targets)
-        found = sum(len(queries) for queries, _ in pairs[:batch])  # the same in every stage
-        positives = mean_over_ranks(torch.tensor(found, device=images.device)).clamp(min=1)
+        matches = sum(len(queries) for queries, _ in pairs[:batch])  # the same in every stage
+        positives = mean_over_ranks(torch.tensor(matches, device=images.device)).clamp(min=1)
         losses = {}
         for stage, prediction in enumerate(predictions):
             of_stage = pairs[stage * batch : (stage + 1) * batch]
@@ -87,9 +87,11 @@ class SparseRCNNDetector(DetectionModel):
         # At coordinates that are no numbers RoIAlign reads where it must not, and a box turned
         # inside out has no level. The loss sees `boxes` as they are.
         is_box = boxes.isfinite().all(-1) & (boxes[..., 2:] >= boxes[..., :2]).all(-1)
-        seen = torch.where(is_box[..., None], boxes, 0)  # (B, P, 4)
+        clean_boxes = torch.where(is_box[..., None], boxes, 0)  # (B, P, 4)
         head = self.head
-        return pool(levels, STRIDES, by_image(list(seen)), head.resolution, head.sampling_ratio)
+        return pool(
+            levels, STRIDES, by_image(list(clean_boxes)), head.resolution, head.sampling_ratio
+        )
 
     def _costs(self, prediction: Prediction, targets: Sequence[Target]) -> list[Tensor]:
         """Return what pairing proposals with objects costs in each image (P, N_i)."""
@@ -114,18 +116,18 @@ class SparseRCNNDetector(DetectionModel):
         """Return a stage's weighted losses, summed over the batch."""
         head = self.head
         logits, boxes = prediction.logits.flatten(0, 1), prediction.boxes.flatten(0, 1)
-        chosen = torch.cat(  # (M,), among the proposals of the whole batch
+        rows = torch.cat(  # (M,), among the proposals of the whole batch
             [queries + i * head.proposals for i, (queries, _) in enumerate(pairs)]
         )
-        found = list(zip(targets, (objects for _, objects in pairs), strict=True))
-        objects = torch.cat([target.boxes[index] for target, index in found])  # (M, 4)
+        matches = list(zip(targets, (objects for _, objects in pairs), strict=True))
+        objects = torch.cat([target.boxes[index] for target, index in matches])  # (M, 4)
         labels = torch.full((len(logits),), logits.shape[1], device=logits.device)
-        labels[chosen] = torch.cat([target.labels[index] for target, index in found])
+        labels[rows] = torch.cat([target.labels[index] for target, index in matches])
         pixels = extents([target.size for target in targets], boxes.device)  # (B, 4)
-        pixels = pixels.repeat_interleave(head.proposals, dim=0)[chosen]  # (M, 4)
+        pixels = pixels.repeat_interleave(head.proposals, dim=0)[rows]  # (M, 4)
         classes = focal_loss(logits, labels, alpha=head.focal_alpha, gamma=head.focal_gamma)
-        distance = ((boxes[chosen] - objects) / pixels).abs().sum()
-        overlap = giou_loss(boxes[chosen], objects).sum()
+        distance = ((boxes[rows] - objects) / pixels).abs().sum()
+        overlap = giou_loss(boxes[rows], objects).sum()
         # Boxes without an object have a gradient all the same, and what is not finite shows.
         nothing = 0 * boxes.sum()
         return {

@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from smt.config import heads
 from smt.detection.boxes import decode
 from smt.detection.fpn import FeaturePyramid
-from smt.detection.masks import mask_loss, mask_targets, of_class
+from smt.detection.mask_loss import mask_loss, mask_targets, select_class
+from smt.detection.nms import multiclass_nms
 from smt.detection.pooling import by_image, pool
 from smt.detection.roi_heads import (
     BoxHead,
     MaskHead,
     Regions,
     box_losses,
-    draw_regions,
     positive_rows,
+    sample_regions,
 )
 from smt.detection.rpn import RegionProposalNetwork
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
-from smt.detection.suppression import multiclass_nms
 
 STRIDES = (4, 8, 16, 32, 64)
 """Of the pyramid's levels; regions are pooled from all but the last."""
@@ -69,10 +69,10 @@ class TwoStageDetector(DetectionModel):
         """Return the weighted losses of stage `i`, and the proposals for the next one, if any."""
         stage = self.head.stages[i]
         regions = [
-            draw_regions(boxes, target, stage.matching, self.head.sampling, self.classes)
+            sample_regions(boxes, target, stage.matching, self.head.sampling, self.classes)
             for boxes, target in zip(proposals, targets, strict=True)
         ]
-        logits, offsets = self._look(i, levels, [each.boxes for each in regions])
+        logits, offsets = self._box_head_outputs(i, levels, [each.boxes for each in regions])
         losses = box_losses(logits, offsets, regions, targets, self.head.box, stage.deviations)
         losses["mask"] = self._mask_loss(i, levels, regions, targets)
         losses = {name: loss * stage.weight for name, loss in losses.items()}
@@ -80,8 +80,10 @@ class TwoStageDetector(DetectionModel):
             return losses, []
         return losses, self._refine_regions(i, logits.detach(), offsets.detach(), regions, targets)
 
-    def _look(self, i: int, levels: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return what stage `i` says of each image's boxes, of all images in one."""
+    def _box_head_outputs(
+        self, i: int, levels: list[Tensor], boxes: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits and offsets of stage `i` for the boxes of all images, one after another."""
         pooled = pool(levels[:-1], STRIDES[:-1], by_image(boxes), self.head.resolution)
         logits, offsets = self.box_heads[i](pooled)
         return logits, offsets
@@ -117,7 +119,7 @@ class TwoStageDetector(DetectionModel):
         refined = self._refine(
             i, labels, offsets, [each.boxes for each in regions], [each.size for each in targets]
         )
-        return [boxes[~each.given] for boxes, each in zip(refined, regions, strict=True)]
+        return [boxes[~each.is_ground_truth] for boxes, each in zip(refined, regions, strict=True)]
 
     def _refine(
         self,
@@ -141,7 +143,7 @@ class TwoStageDetector(DetectionModel):
     def predict(self, images: Tensor, sizes: list[Size]) -> list[Detections]:
         """Return what is found in each image, with a mask for each box.
 
-        Classes are told by the mean of the stages' logits, boxes by the last stage, masks by the
+        Classes come from the mean of the stages' logits, boxes from the last stage, masks from the
         mean of the probabilities that the stages' mask heads give the final boxes.
         """
         levels = self.neck(self.backbone(images))
@@ -157,12 +159,12 @@ class TwoStageDetector(DetectionModel):
         self, levels: list[Tensor], boxes: list[Tensor], sizes: Sequence[Size]
     ) -> list[Detections]:
         """Return what the stages make of each image's proposals (N_i, 4), without masks."""
-        logits, offsets = self._look(0, levels, boxes)
+        logits, offsets = self._box_head_outputs(0, levels, boxes)
         total = logits.float()
         for i in range(1, len(self.head.stages)):
             likeliest = logits[:, :-1].argmax(dim=1)  # after background
             boxes = self._refine(i - 1, likeliest, offsets, boxes, sizes)
-            logits, offsets = self._look(i, levels, boxes)
+            logits, offsets = self._box_head_outputs(i, levels, boxes)
             total = total + logits.float()
         scores = (total / len(self.head.stages)).softmax(dim=1)[:, :-1]
         counts = _counts(boxes)
@@ -184,7 +186,7 @@ class TwoStageDetector(DetectionModel):
     ) -> tuple[Tensor, ...]:
         """Return the probabilities (N_i, M, M) of each image's boxes for their `labels`."""
         pooled = pool(levels[:-1], STRIDES[:-1], by_image(boxes), self.head.mask.resolution)
-        own = [of_class(each(pooled), torch.cat(labels)).float() for each in self.mask_heads]
+        own = [select_class(each(pooled), torch.cat(labels)).float() for each in self.mask_heads]
         return torch.stack(own).sigmoid().mean(dim=0).split(_counts(boxes))
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: tensors and JSON in one safetensors file, named by position and digest.
 
-A file takes its name only when it is whole and on disk, and the name holds its SHA-256, so a file
-that was torn or changed is known for what it is. Nothing in it can carry code.
+A file gets its name only when it is complete and on disk, and the name holds its SHA-256, so a file
+that was truncated or changed is recognised. Safetensors, unlike pickles, cannot run code.
 """
 
 import json
@@ -35,7 +35,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @dataclass(frozen=True, order=True)
 class Name:
-    """What the name of a checkpoint says of it. The later of two is the greater."""
+    """The file name of a checkpoint. Names sort by position: step, then closed epochs."""
 
     step: int
     """Global steps done."""
@@ -96,14 +96,14 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path, facts: Mapping[str, A
 
 
 def _prune(folder: Path, best_step: int | None) -> None:
-    found = names(folder)
-    kept = set(found[:KEEP])
-    best = [path for path in found if _named(path).step == best_step]
-    for path in set(found) - kept - set(best[:1]):
+    paths = names(folder)
+    newest_paths = set(paths[:KEEP])
+    best = [path for path in paths if _name_of(path).step == best_step]
+    for path in set(paths) - newest_paths - set(best[:1]):
         path.unlink()
 
 
-def clean(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Remove what writers that were killed left half-written. Call it when nobody writes."""
     for path in folder.glob(".step-*.tmp"):
         path.unlink(missing_ok=True)
@@ -168,32 +168,32 @@ def names(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, newest first, without opening them."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if Name.of(path)), key=_named, reverse=True)
+    return sorted((path for path in folder.iterdir() if Name.of(path)), key=_name_of, reverse=True)
 
 
-def _named(path: Path) -> Name:
+def _name_of(path: Path) -> Name:
     name = Name.of(path)
     assert name is not None, path
     return name
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def load_newest(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint whose bytes are those that were written; None without any.
 
-    One that fails is left where it is, said in the log, and the one before it is tried.
+    A damaged one is left where it is, named in the log, and the one before it is tried.
 
     Raises:
         TrainingError: there are checkpoints, and every one of them is damaged.
     """
-    found = names(folder)
-    for path in found:
+    paths = names(folder)
+    for path in paths:
         damage = damage_of(path)
         if damage is None:
             return read(path)
         log.warning("%s %s; trying the one before", path, damage)
-    if found:
+    if paths:
         raise TrainingError(
-            f"{folder}: all {len(found)} checkpoints are damaged; bring one back from a backup, "
+            f"{folder}: all {len(paths)} checkpoints are damaged; bring one back from a backup, "
             "or move the folder aside to train from the start"
         )
     return None
@@ -201,7 +201,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
 def damage_of(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, in a phrase, or None if its bytes are right."""
-    if sha256(path) != _named(path).sha256:
+    if sha256(path) != _name_of(path).sha256:
         return "is damaged (its SHA-256 is not its name's)"
     try:
         facts_of(path)

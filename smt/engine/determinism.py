@@ -1,4 +1,4 @@
-"""Which operations of a training are not deterministic on its device: torch says, this listens."""
+"""Which operations of a training are nondeterministic on its device, from torch's warnings."""
 
 import re
 import warnings
@@ -14,29 +14,29 @@ _MESSAGE = re.compile(
 """The forms in which torch says that an operation has no deterministic form."""
 
 
-class NotDeterministic:
-    """Gathers the names of such operations while it is in force; a context manager.
+class NondeterminismRecorder:
+    """Collects the names of such operations while it is entered; a context manager.
 
     `smt.engine.distributed.start` asks torch for deterministic algorithms where there are any, and
-    for a warning elsewhere. `found` is called with all names so far whenever there is a new one.
+    for a warning elsewhere. `on_new_operations` is called with all names whenever one is new.
     """
 
-    def __init__(self, found: Callable[[list[str]], None]) -> None:
-        self._found = found
+    def __init__(self, on_new_operations: Callable[[list[str]], None]) -> None:
+        self._on_new = on_new_operations
         self._names: set[str] = set()
-        self._catch = warnings.catch_warnings()
+        self._warnings = warnings.catch_warnings()
 
-    def __enter__(self) -> "NotDeterministic":
-        self._catch.__enter__()
+    def __enter__(self) -> "NondeterminismRecorder":
+        self._warnings.__enter__()
         warnings.filterwarnings("default", _MESSAGE.pattern)
         self._show = warnings.showwarning
-        warnings.showwarning = self._listen
+        warnings.showwarning = self._showwarning
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._catch.__exit__(None, None, None)
+        self._warnings.__exit__(None, None, None)
 
-    def _listen(self, message: Warning | str, *rest: Any, **more: Any) -> None:
+    def _showwarning(self, message: Warning | str, *rest: Any, **more: Any) -> None:
         match = _MESSAGE.match(str(message))
         if match is None:
             self._show(message, *rest, **more)
@@ -44,4 +44,4 @@ class NotDeterministic:
         name = match["operation"] or match["library"]
         if name not in self._names:
             self._names.add(name)
-            self._found(sorted(self._names))
+            self._on_new(sorted(self._names))

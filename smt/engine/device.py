@@ -12,7 +12,7 @@ from smt.errors import UserError
 DRIVER = Path("/proc/driver/nvidia/version")
 """What the kernel's NVIDIA driver says of itself, where there is one."""
 
-_GRANTS = {
+_GPU_VARIABLES = {
     "SLURM_JOB_GPUS": (),
     "SLURM_STEP_GPUS": (),
     "SLURM_GPUS_ON_NODE": ("0",),
@@ -39,39 +39,39 @@ def choose(local_rank: int, *, half_precision: bool) -> torch.device:
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         capability = torch.cuda.get_device_capability(device)
-        if not runs_on(capability, torch.cuda.get_arch_list()):
+        if not supports(capability, torch.cuda.get_arch_list()):
             raise UserError(
                 f"{torch.cuda.get_device_name(device)} has compute capability "
                 f"{capability[0]}.{capability[1]}, and {_torch()} is built for "
                 f"{', '.join(torch.cuda.get_arch_list())}; {REMEDY}"
             )
         return device
-    granted = grant(os.environ)
-    if granted and (half_precision or DRIVER.exists()):
+    grant = granted_gpus(os.environ)
+    if grant and (half_precision or DRIVER.exists()):
         raise UserError(
-            f"this process was given GPUs ({granted}), and {_torch()} can use none of them: "
-            f"{_why_none()}; {REMEDY}"
+            f"this process was given GPUs ({grant}), and {_torch()} can use none of them: "
+            f"{_failure_reason()}; {REMEDY}"
         )
     return torch.device("cpu")
 
 
-def grant(environment: Mapping[str, str]) -> str | None:
+def granted_gpus(environment: Mapping[str, str]) -> str | None:
     """Return the variable that says that this process was given GPUs, and its value."""
-    for name, none in _GRANTS.items():
+    for name, none_values in _GPU_VARIABLES.items():
         value = environment.get(name, "").strip()
-        if value and value not in none:
+        if value and value not in none_values:
             return f"{name}={value}"
     return None
 
 
-def runs_on(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
+def supports(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
     """Return whether code built for `architectures`, such as sm_80, runs on a GPU.
 
     Machine code (sm) runs on GPUs of its major version from its minor one on; intermediate code
     (compute) on all that are no older.
     """
-    for each in architectures:
-        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", each)
+    for architecture in architectures:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", architecture)
         if match is None:
             continue
         built = int(match[2]), int(match[3])
@@ -85,7 +85,7 @@ def _torch() -> str:
     return f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'})"
 
 
-def _why_none() -> str:
+def _failure_reason() -> str:
     """Return what torch says when it is asked for a GPU, and the driver that is there."""
     try:
         torch.cuda.init()
@@ -99,14 +99,14 @@ def _why_none() -> str:
 def driver() -> str | None:
     """Return the version of the node's NVIDIA driver, or None where there is none."""
     try:
-        found = re.search(r"\d+\.\d+(\.\d+)*", DRIVER.read_text())
+        match = re.search(r"\d+\.\d+(\.\d+)*", DRIVER.read_text())
     except OSError:
         return None
-    return found[0] if found else "unknown"
+    return match[0] if match else "unknown"
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Let GPUs round what they multiply in float32 to 10 bits of mantissa, or not.
+    """Allow TF32: GPUs multiply float32 with 10 bits of mantissa.
 
     torch's own default is yes for convolutions and no for matrix products.
     """
@@ -114,8 +114,8 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def repeat_exactly(device: torch.device, threads: int) -> None:
-    """Ask for the same bits every time, of a process with `threads` CPU threads."""
+def make_deterministic(device: torch.device, threads: int) -> None:
+    """Make a process with `threads` CPU threads bitwise reproducible, where torch can."""
     torch.backends.cudnn.benchmark = False
     # What cuBLAS asks for before it promises them; and no sums in NVLink's switches, whose order is
     # their own.
@@ -123,14 +123,14 @@ def repeat_exactly(device: torch.device, threads: int) -> None:
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     # On one CPU thread there is one order to add in, whatever the algorithm.
     if device.type != "cpu" or threads > 1:
-        be_deterministic()
+        use_deterministic_algorithms()
 
 
-def be_deterministic() -> None:
+def use_deterministic_algorithms() -> None:
     """Ask torch for deterministic algorithms where there are any, and for a warning elsewhere.
 
-    Without its habit of filling new memory with NaN then, which helps to find code that reads what
-    it has not written, and takes a part of every step.
+    Without `fill_uninitialized_memory`, which helps to find code that reads memory before it writes
+    it, and costs a part of every step.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

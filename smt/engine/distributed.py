@@ -1,4 +1,4 @@
-"""The processes of a training: who this one is, how they agree, and what the loss of one means."""
+"""Process group of a training: this rank, collectives, and what the loss of a peer means."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class PeerFailed(Exception):
-    """Another process of this training has failed, and said why; this one has nothing to add."""
+    """Another process of this training failed and logged why; this one has nothing to add."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process of this training failed")
@@ -27,7 +27,7 @@ class PeerFailed(Exception):
 
 
 class PeerLost(UserError):
-    """Another process of this training is gone without a word: killed, or its node is down."""
+    """Another process of this training is gone without a message: killed, or its node is down."""
 
     exit_code = EXIT_RESUME
 
@@ -49,7 +49,7 @@ class Ranks:
         """Return the sum of each value over all ranks, added in float64."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
-    def smallest(self, *values: float) -> tuple[float, ...]:
+    def min(self, *values: float) -> tuple[float, ...]:
         """Return the smallest of each value over all ranks."""
         return self._reduce(values, dist.ReduceOp.MIN)
 
@@ -60,9 +60,9 @@ class Ranks:
         dist.all_reduce(tensor, op=operation)
         return tuple(tensor.tolist())
 
-    def equal(self, value: float) -> bool:
+    def all_equal(self, value: float) -> bool:
         """Return whether every rank has the same value."""
-        low, high = self.smallest(value, -value)
+        low, high = self.min(value, -value)
         return low == -high
 
     def gather(self, value: T) -> list[T] | None:
@@ -73,7 +73,7 @@ class Ranks:
         dist.gather_object(value, gathered)
         return gathered
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""
         if self.world_size == 1:
             return value
@@ -86,8 +86,8 @@ class Ranks:
         self.sum(0.0)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run the body on every rank; where it fails on one, all of them go no further.
+    def fail_together(self) -> Iterator[None]:
+        """Run the body on every rank; where it fails on one, raise on all of them.
 
         The body must not wait for other ranks. Its own UserError is raised on the lowest rank that
         has one.
@@ -95,15 +95,17 @@ class Ranks:
         Raises:
             PeerFailed: the body failed on another rank, which says why.
         """
-        problem: UserError | None = None
+        user_error: UserError | None = None
         try:
             yield
         except UserError as error:
-            problem = error
-        (lowest,) = self.smallest(self.rank if problem else self.world_size)
-        (code,) = self.smallest(-problem.exit_code if problem and lowest == self.rank else 0)
-        if problem is not None and lowest == self.rank:
-            raise problem
+            user_error = error
+        # Without this exchange the others would wait in the next collective for the rank that
+        # failed.
+        (lowest,) = self.min(self.rank if user_error else self.world_size)
+        (code,) = self.min(-user_error.exit_code if user_error and lowest == self.rank else 0)
+        if user_error is not None and lowest == self.rank:
+            raise user_error
         if lowest < self.world_size:
             raise PeerFailed(int(-code))
 
@@ -116,20 +118,20 @@ def start(threads: int, recipe: Recipe | None = None) -> Ranks:
     what is trained or evaluated: it may give up the same bits, and half precision is for GPUs.
 
     Raises:
-        PeerLost: the others did not come.
+        PeerLost: the others did not connect.
         UserError: there are GPUs, and this torch cannot use them.
     """
     torch.set_num_threads(threads)
-    launch.meet()
-    here = launch.place()
-    rank, world_size = here.rank, here.world_size
+    launch.set_rendezvous()
+    process = launch.process_rank()
+    rank, world_size = process.rank, process.world_size
     half = recipe is not None and recipe.half_precision
-    device = device_module.choose(here.local_rank, half_precision=half)
+    device = device_module.choose(process.local_rank, half_precision=half)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     device_module.allow_tf32(recipe is not None and recipe.precision == "tf32")
     if recipe is None or recipe.deterministic:
-        device_module.repeat_exactly(device, threads)
+        device_module.make_deterministic(device, threads)
     elif device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     if world_size > 1:
@@ -140,34 +142,34 @@ def start(threads: int, recipe: Recipe | None = None) -> Ranks:
             if not is_loss_of_peer(error):
                 raise
             raise PeerLost(
-                f"rank {rank} of {world_size}: the other processes did not come "
+                f"rank {rank} of {world_size}: the other processes did not connect "
                 f"({cause_of_loss(error)}); run the same command again"
             ) from None
     return Ranks(rank, world_size, device)
 
 
 def stop() -> None:
-    """Leave the group of processes."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-_LOSS_OF_PEER = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
+_PEER_LOSS_SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
 
 
 _MISCONFIGURED = re.compile(
     r"Duplicate GPU detected|No space left on device|ncclInvalid(Usage|Argument)"
     r"|ncclUnhandledCudaError|no kernel image"
 )
-"""What NCCL says where the next attempt would come to the same end."""
+"""Errors of NCCL that another attempt would meet again."""
 
 
 def misconfiguration(error: Exception) -> str | None:
-    """Return what NCCL says of a set-up in which it cannot work, or None for other errors."""
-    said = str(error)
-    if "NCCL" not in said or _MISCONFIGURED.search(said) is None:
+    """Return NCCL's message about a set-up in which it cannot work, or None for other errors."""
+    message = str(error)
+    if "NCCL" not in message or _MISCONFIGURED.search(message) is None:
         return None
-    detail = re.search(r"Last error:\s*(.+)", said)
+    detail = re.search(r"Last error:\s*(.+)", message)
     return detail[1].strip() if detail else first_line(error)
 
 
@@ -187,7 +189,7 @@ def is_loss_of_peer(error: Exception) -> bool:
         return False
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOSS_OF_PEER)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOSS_SIGNS)
 
 
 _CAUSE = re.compile(r"Connection (closed|reset) by peer|[Tt]imed out[^.]*|Broken pipe")
@@ -195,8 +197,8 @@ _CAUSE = re.compile(r"Connection (closed|reset) by peer|[Tt]imed out[^.]*|Broken
 
 def cause_of_loss(error: Exception) -> str:
     """Return the few words that say why an exchange failed."""
-    found = _CAUSE.search(str(error))
-    return found[0] if found else first_line(error)
+    match = _CAUSE.search(str(error))
+    return match[0] if match else first_line(error)
 
 
 class BatchNormBuffers:
@@ -231,8 +233,8 @@ class BatchNormBuffers:
     def average(self, world_size: int) -> None:
         """Make the running statistics the same on all ranks: their mean.
 
-        Each rank sees its own share of a global batch. Averaged after every step, in one reduction,
-        what is evaluated, saved and resumed from never depends on which rank wrote it.
+        Each rank sees its own share of a global batch. With the average after every step, in one
+        all-reduce, evaluation and checkpoints do not depend on which rank does them.
         """
         if world_size == 1 or not self._statistics:
             return

@@ -1,4 +1,4 @@
-"""What is done with a step whose loss or gradient cannot be trusted: the recipe's guard."""
+"""What is done with a step whose loss or gradient is not finite or jumps: the recipe's guard."""
 
 import logging
 import math
@@ -13,15 +13,15 @@ from smt.errors import TrainingError
 
 log = logging.getLogger(__name__)
 
-_SETTLED = 100
-"""Steps before the running mean of the loss tells a spike from a start."""
+_WARMUP_STEPS = 100
+"""Steps before which the running mean of the loss is too young to tell a spike."""
 
 _DECAY = 0.99
 """Of the running mean and deviation: a memory of about 100 steps."""
 
 
 class Diverged(TrainingError):
-    """Steps that cannot be trusted, more than the recipe bears. Going on would give the same."""
+    """More bad steps than the recipe allows; to resume would give the same."""
 
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
@@ -29,8 +29,8 @@ class Diverged(TrainingError):
 
 
 @dataclass(frozen=True)
-class Trend:
-    """What the guard knows of the steps so far: part of a training's state."""
+class LossStatistics:
+    """Running statistics of the loss over the steps so far: part of a training's state."""
 
     mean: float = 0.0
     """Running mean of the loss."""
@@ -42,7 +42,7 @@ class Trend:
     """Steps that were skipped."""
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> "Trend":
+    def of(cls, facts: Mapping[str, Any]) -> "LossStatistics":
         """Return what `facts` gave."""
         return cls(**facts)
 
@@ -51,8 +51,8 @@ class Trend:
         """Everything in it, as JSON values."""
         return asdict(self)
 
-    def after(self, loss: float) -> "Trend":
-        """Return the trend with one more step."""
+    def after(self, loss: float) -> "LossStatistics":
+        """Return the statistics with one more step."""
         if self.steps == 0:
             return replace(self, mean=loss, steps=1)
         distance = abs(loss - self.mean)
@@ -63,56 +63,58 @@ class Trend:
             steps=self.steps + 1,
         )
 
-    def is_spike(self, loss: float, times: float) -> bool:
-        """Return whether `loss` is further above the mean than `times` the deviation."""
-        return self.steps >= _SETTLED and loss - self.mean > times * self.deviation
+    def is_spike(self, loss: float, factor: float) -> bool:
+        """Return whether `loss` is further above the mean than `factor` the deviation."""
+        return self.steps >= _WARMUP_STEPS and loss - self.mean > factor * self.deviation
 
 
-def problem_of_loss(guard: Guard, trend: Trend, loss: float) -> str | None:
+def problem_of_loss(guard: Guard, statistics: LossStatistics, loss: float) -> str | None:
     """Return what is wrong with the mean loss of a global step, in a phrase, or None."""
     if not math.isfinite(loss):
         return f"the loss is not finite ({loss})"
-    if guard.spike is not None and trend.is_spike(loss, guard.spike):
-        return f"the loss jumped to {loss:.4g} from a mean of {trend.mean:.4g}"
+    if guard.spike is not None and statistics.is_spike(loss, guard.spike):
+        return f"the loss jumped to {loss:.4g} from a mean of {statistics.mean:.4g}"
     return None
 
 
 def problem_of_gradient(norm: float, loss_scale: float | None) -> str | None:
     """Return what is wrong with a gradient of L2 norm `norm`, in a phrase, or None.
 
-    With a loss scaler (`loss_scale` is its scale) an infinite gradient is everyday business: the
-    scaler leaves the step out and lowers its scale. A scale below 1 is no business of that kind.
+    With a loss scaler (`loss_scale` is its scale) an infinite gradient is normal: the scaler skips
+    the step and lowers its scale. A scale below 1 is not.
     """
     if loss_scale is None:
         return None if math.isfinite(norm) else f"the gradient is not finite (norm {norm})"
     return None if loss_scale >= 1 else f"the loss scale of fp16 fell to {loss_scale:.3g}"
 
 
-def problem_of_end(trend: Trend, weights: Iterable[Tensor]) -> str | None:
+def problem_of_end(statistics: LossStatistics, weights: Iterable[Tensor]) -> str | None:
     """Return what is wrong with a training after its last step, in a phrase, or None.
 
     A run of fewer steps than the recipe may skip comes to its end even if none was of use.
     """
-    if trend.steps == 0:
-        return f"all {trend.skipped} steps were skipped"
-    if not all(bool(each.isfinite().all()) for each in weights):
+    if statistics.steps == 0:
+        return f"all {statistics.skipped} steps were skipped"
+    if not all(bool(weight.isfinite().all()) for weight in weights):
         return "there are weights that are not finite"
     return None
 
 
-def skip(recipe: Recipe, trend: Trend, problem: str, step: int, where: str) -> Trend:
-    """Return the trend after step `step` was left out; `where` says how far along that is.
+def skip(
+    recipe: Recipe, statistics: LossStatistics, problem: str, step: int, where: str
+) -> LossStatistics:
+    """Return the statistics after step `step` was left out; `where` says how far along that is.
 
     Raises:
         Diverged: the recipe's guard stops at such a step, or has skipped as many as it may.
     """
     guard = recipe.guard
-    if guard.policy == "skip" and trend.skipped < guard.max_skips:
-        skipped = trend.skipped + 1
+    if guard.policy == "skip" and statistics.skipped < guard.max_skips:
+        skipped = statistics.skipped + 1
         log.warning("step skipped: %s %s; %d of at most %d", problem, where, skipped,
                     guard.max_skips)  # fmt: skip
-        return replace(trend, skipped=skipped)
-    after = f", after {trend.skipped} skipped steps" if guard.policy == "skip" else ""
+        return replace(statistics, skipped=skipped)
+    after = f", after {statistics.skipped} skipped steps" if guard.policy == "skip" else ""
     raise diverged(recipe, f"{problem} {where}{after}", step)
 
 

@@ -1,4 +1,4 @@
-"""Which process of a training this one is, and starting the others in a SLURM allocation.
+"""The rank of this process, and the launch of all ranks in a SLURM allocation.
 
 One process a GPU. `torchrun` says who is who by RANK, WORLD_SIZE and LOCAL_RANK; `srun` by
 variables of its own. Imported before torch is.
@@ -16,8 +16,8 @@ DEFAULT_PORT = "29500"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A process among those of a training."""
+class ProcessRank:
+    """Where a process stands among those of a training."""
 
     rank: int = 0
     world_size: int = 1
@@ -25,36 +25,36 @@ class Place:
     """Among the processes of its node: which of the node's GPUs it has."""
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """Return which process this one is, as `torchrun` or else `srun` says."""
+def process_rank(environment: Mapping[str, str] = os.environ) -> ProcessRank:
+    """Return the rank of this process, from the variables of `torchrun` or else of `srun`."""
     if "RANK" in environment:
-        return Place(
+        return ProcessRank(
             int(environment["RANK"]),
             int(environment["WORLD_SIZE"]),
             int(environment.get("LOCAL_RANK", "0")),
         )
-    if _in_step(environment) and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return Place(
+    if _is_srun_step(environment) and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return ProcessRank(
             int(environment["SLURM_PROCID"]),
             int(environment["SLURM_STEP_NUM_TASKS"]),
             int(environment["SLURM_LOCALID"]),
         )
-    return Place()
+    return ProcessRank()
 
 
-def meet(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """Complete what torch reads to find the other processes, from what `srun` says."""
-    here = place(environment)
-    if here.world_size > 1 and "RANK" not in environment:
+def set_rendezvous(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
+    """Set the variables of torch's rendezvous from those of `srun`."""
+    process = process_rank(environment)
+    if process.world_size > 1 and "RANK" not in environment:
         environment.setdefault("MASTER_ADDR", environment.get("SLURM_LAUNCH_NODE_IPADDR", ""))
         environment.setdefault("MASTER_PORT", DEFAULT_PORT)
-        environment["RANK"] = str(here.rank)
-        environment["WORLD_SIZE"] = str(here.world_size)
-        environment["LOCAL_RANK"] = str(here.local_rank)
+        environment["RANK"] = str(process.rank)
+        environment["WORLD_SIZE"] = str(process.world_size)
+        environment["LOCAL_RANK"] = str(process.local_rank)
 
 
-def fan_out(arguments: list[str]) -> None:
-    """Become `srun`, if this is the one process of a SLURM job of several tasks.
+def launch_with_srun(arguments: list[str]) -> None:
+    """Replace this process by `srun`, if it is the one process of a SLURM job of several tasks.
 
     It starts `smt ARGUMENTS` once for each task and hands signals on to all of them. Elsewhere
     this does nothing.
@@ -62,7 +62,7 @@ def fan_out(arguments: list[str]) -> None:
     Raises:
         UserError: `srun` cannot be started.
     """
-    if not needs_fan_out(os.environ):
+    if not needs_srun(os.environ):
         return
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
     if "SLURM_CPUS_PER_TASK" in os.environ:  # srun has not read it since SLURM 22.05
@@ -79,17 +79,17 @@ def fan_out(arguments: list[str]) -> None:
         ) from None
 
 
-def needs_fan_out(environment: Mapping[str, str]) -> bool:
+def needs_srun(environment: Mapping[str, str]) -> bool:
     """Return whether this is a SLURM job of several tasks whose tasks are still to be started."""
     several = int(environment.get("SLURM_NTASKS", "1")) > 1
-    return "SLURM_JOB_ID" in environment and several and not _started(environment)
+    return "SLURM_JOB_ID" in environment and several and not _ranks_are_started(environment)
 
 
-def _started(environment: Mapping[str, str]) -> bool:
-    return "RANK" in environment or _in_step(environment)
+def _ranks_are_started(environment: Mapping[str, str]) -> bool:
+    return "RANK" in environment or _is_srun_step(environment)
 
 
-def _in_step(environment: Mapping[str, str]) -> bool:
+def _is_srun_step(environment: Mapping[str, str]) -> bool:
     return "SLURM_STEP_ID" in environment
 
 

@@ -1,4 +1,8 @@
-"""Signals that ask a training to stop: they set a flag, and the loop looks at it."""
+"""Signals that ask a training to stop: they set a flag, which the loop reads.
+
+A handler that saved by itself would interrupt a step half-way, and ranks would save different
+steps.
+"""
 
 import os
 import signal
@@ -12,45 +16,45 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Remembers that a stop was asked for. A second SIGINT ends the process at once.
+    """Holds whether a stop was requested. A second SIGINT ends the process at once.
 
-    Until `begin` is called there is nothing to save, and the first signal ends the process as one
-    that can be started again; also where it waits, deep inside a library, for other processes.
+    Until `defer_signals` is called there is nothing to save, and the first signal ends the process
+    with EXIT_RESUME, even while it waits inside a library for other processes.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._begun = False
+        self._defer = False
 
     def install(self) -> "StopRequest":
-        """Take over the signals. Call it early: before that they kill the process."""
+        """Install the handlers. Call it early: before that they kill the process."""
         for number in SIGNALS:
-            signal.signal(number, self._remember)
-        # Python calls a handler only between two of its own instructions, but writes to this pipe
-        # whatever it is at.
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(reading,), name="signals", daemon=True).start()
+            signal.signal(number, self._handle)
+        # Python runs a handler only between two bytecode instructions, so not while it waits in a
+        # collective. To this pipe it writes at once.
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(read_end,), name="signals", daemon=True).start()
         return self
 
-    def begin(self) -> None:
-        """From now on a signal waits for the training to save its state."""
-        self._begun = True
+    def defer_signals(self) -> None:
+        """From now on a signal only sets the flag: the training saves its state first."""
+        self._defer = True
 
-    def _watch(self, reading: int) -> None:
-        while not self._begun:
-            (number,) = os.read(reading, 1)
-            if number in SIGNALS and not self._begun:
-                requeue.ask_for_another_attempt()
+    def _watch(self, read_end: int) -> None:
+        while not self._defer:
+            (number,) = os.read(read_end, 1)
+            if number in SIGNALS and not self._defer:
+                requeue.request_requeue()
                 os._exit(EXIT_RESUME)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether any of the signals has come."""
         return self.signal is not None

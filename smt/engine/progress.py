@@ -49,7 +49,7 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def start_at(self, images: int) -> None:
+    def resume_at(self, images: int) -> None:
         """Say how many images earlier attempts have seen."""
         self._bar.update(self._task, completed=images)
         self._epoch_first = self._images = images % self._epoch_images
@@ -64,7 +64,7 @@ class Progress:
         self._loss = value
         self._bar.update(self._task, loss=value)
 
-    def paused(self, seconds: float) -> None:
+    def add_pause(self, seconds: float) -> None:
         """Count time for which training stood still so that its state could be copied."""
         self._pauses += seconds
 

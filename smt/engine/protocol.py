@@ -1,4 +1,4 @@
-"""What the training loop asks of a task."""
+"""The interface between the training loop and a task."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from smt.config.recipes import Recipe
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """What one forward and backward pass of one process works on."""
 
     loss_inputs: tuple[Any, ...]
     """Given to `Task.loss` as they are."""
     images: int
     key: tuple[int | str, ...]
-    """Names the batch among all of the run: the draws inside the model are keyed by it."""
+    """Names the micro-batch among all of the run: it seeds drop path and dropout."""
 
 
-class Interrupted(Exception):
-    """An evaluation was broken off, on every rank, since one was asked to stop."""
+class EvaluationInterrupted(Exception):
+    """An evaluation was interrupted on every rank, since one of them was asked to stop."""
 
 
 def never() -> bool:
-    """Answer that nobody asks for a stop."""
+    """Return that no stop is requested."""
     return False
 
 
@@ -42,8 +42,8 @@ class Task(Protocol):
         ...
 
     @property
-    def accumulation(self) -> int:
-        """Batches of this process in one global step."""
+    def accumulation_steps(self) -> int:
+        """Micro-batches of this process in one global step."""
         ...
 
     @property
@@ -56,12 +56,12 @@ class Task(Protocol):
         """How it is trained."""
         ...
 
-    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        """Yield this process's batches of an epoch, `accumulation` a step, from `start_step` on."""
+    def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
+        """Yield this process's micro-batches of an epoch from global step `start_step` on."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the mean loss of a batch; `model` is the task's own, wrapped for several ranks."""
+    def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+        """Return the mean loss of a micro-batch; `model` is its model, maybe in DDP."""
         ...
 
     def evaluate(
@@ -73,6 +73,6 @@ class Task(Protocol):
         rest is measured only where it is `final`: at the end of a training, and on its own.
 
         Raises:
-            Interrupted: it said yes, on this rank or on another.
+            EvaluationInterrupted: it said yes, on this rank or on another.
         """
         ...

@@ -1,7 +1,8 @@
-"""What a training tells whoever started it as a job: how far it is, and that it wants to go on.
+"""What a training reports to the SLURM job that started it: its progress, and that it can resume.
 
-The job's environment names a file for each; without them nothing is said. Imported early, so it
-imports no torch.
+The job's environment names a file for each; without them nothing is written. The executor requeues
+a job that asks for it, and one that a signal ended after progress: every other failure would only
+come again. Imported early, so it imports no torch.
 """
 
 import os
@@ -11,13 +12,13 @@ PROGRESS = "SNAKEMAKE_SUBMITIT_PROGRESS"
 RESUME = "SNAKEMAKE_SUBMITIT_RESUME"
 
 
-def tell_progress(step: int) -> None:
-    """Say that another attempt would go on from `step`: its state is on disk."""
+def report_progress(step: int) -> None:
+    """Report that another attempt would resume at `step`: its state is on disk."""
     _write(PROGRESS, f"step {step}")
 
 
-def ask_for_another_attempt() -> None:
-    """Ask to be started again, before this process ends with EXIT_RESUME."""
+def request_requeue() -> None:
+    """Request a requeue, before this process ends with EXIT_RESUME."""
     _write(RESUME, "resume")
 
 

@@ -18,15 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 from smt.data.rng import reseed
 from smt.engine import checkpoint, guard, optim, requeue
 from smt.engine.distributed import BatchNormBuffers, PeerFailed, Ranks
-from smt.engine.headroom import Headroom
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
-from smt.engine.protocol import Batch, Interrupted, Task
-from smt.engine.state import State
+from smt.engine.protocol import EvaluationInterrupted, MicroBatch, Task
+from smt.engine.resources import ResourceMonitor
+from smt.engine.training_state import TrainingState
 from smt.engine.watchdog import Watchdog
 from smt.errors import EXIT_TRAINING, TrainingError
 from smt.runs.atomic import explained
-from smt.runs.heartbeat import Pulse
+from smt.runs.heartbeat import Heartbeat
 from smt.runs.journal import Journal
 from smt.runs.provenance import LOG
 
@@ -53,8 +53,8 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What the ranks tell each other once a step."""
+class StepDecision:
+    """What all ranks agree on once a step."""
 
     loss: float
     """Mean over all ranks."""
@@ -76,38 +76,38 @@ class Trainer:
         self.task, self.work_dir, self.seed = task, work_dir, seed
         self.ranks, self.settings, self.stop = ranks, settings, stop
         self.epochs = task.recipe.schedule.epochs
-        self.state = State(
+        self.state = TrainingState(
             task.model,
             optim.adamw(task.model, task.recipe.optimizer),
             optim.loss_scaler(task.recipe, ranks.device),
             identity=identity or {},
         )
-        self.saved: tuple[int, int] | None = None
+        self.last_saved: tuple[int, int] | None = None
         """Position of the newest checkpoint: step, closed epochs."""
         self._resume()
         self.saved_at = self.counted_at = time.monotonic()
         folder = work_dir if ranks.is_first else None
         self.writer = checkpoint.Writer(self.checkpoints)
         self.journal = Journal(work_dir, self.state.journal) if ranks.is_first else None
-        self.pulse = Pulse(work_dir) if ranks.is_first else None
+        self.heartbeat = Heartbeat(work_dir) if ranks.is_first else None
         self.watchdog = Watchdog(work_dir / LOG, ranks.rank, settings.stall_seconds)
-        self.headroom = Headroom(folder, self.state.bytes, ranks.device)
-        self.model = _wrap(task.model, ranks)
+        self.resources = ResourceMonitor(folder, self.state.bytes, ranks.device)
+        self.model = _wrap_ddp(task.model, ranks)
         self.batch_norm = BatchNormBuffers(task.model)
         self.parameters = [p for p in task.model.parameters() if p.requires_grad]
-        self.settled = ranks.world_size == 1
+        self.buckets_settled = ranks.world_size == 1
 
     def _resume(self) -> None:
-        """Take over the newest checkpoint: every rank reads it, and all the same one."""
-        with self.ranks.together():
+        """Load the newest checkpoint, the same one on every rank."""
+        with self.ranks.fail_together():
             if self.ranks.is_first:
-                checkpoint.clean(self.checkpoints)
-            found = checkpoint.newest(self.checkpoints)
-            if found is not None:
-                self.state.restore(found)
-                self.saved = found.step, found.epochs
-        with self.ranks.together():
-            if not self.ranks.equal(self.state.step):
+                checkpoint.remove_temporary_files(self.checkpoints)
+            newest = checkpoint.load_newest(self.checkpoints)
+            if newest is not None:
+                self.state.restore(newest)
+                self.last_saved = newest.step, newest.epochs
+        with self.ranks.fail_together():
+            if not self.ranks.all_equal(self.state.step):
                 raise TrainingError(
                     f"{self.checkpoints}: rank {self.ranks.rank} finds step {self.state.step}, "
                     "another rank another one; wait until the shared folder shows all nodes the "
@@ -134,13 +134,13 @@ class Trainer:
             PeerFailed: rank 0 could not write.
         """
         metrics: dict[str, float] | None = None
-        self.headroom.check()
+        self.resources.check()
         with self.watchdog:
             try:
                 while self.state.epochs < self.epochs:
                     self._finish_steps(progress)
                     if self.state.epochs + 1 == self.epochs:
-                        self._require_use()
+                        self._require_trained()
                     metrics = self._close_epoch(progress)
                 self.writer.wait()
                 return metrics if metrics is not None else self._evaluate(progress)
@@ -150,26 +150,26 @@ class Trainer:
     def _finish_steps(self, progress: Progress) -> None:
         """Take the steps that are left of the epoch."""
         start = self.state.step - self.state.epochs * self.task.steps_per_epoch
-        batches = self.task.batches(self.state.epochs, start)
+        micro_batches = self.task.micro_batches(self.state.epochs, start)
         for _ in range(start, self.task.steps_per_epoch):
-            if not self.settled:
-                batches = self._settle(batches)
-            agreed = self.step(batches, progress)
-            self._beat()
-            if agreed.save or agreed.stop:
+            if not self.buckets_settled:
+                micro_batches = self._settle_buckets(micro_batches)
+            decision = self.step(micro_batches, progress)
+            self._report_alive()
+            if decision.save or decision.stop:
                 self._save(progress)
-            if agreed.stop:
+            if decision.stop:
                 self._stop()
 
-    def step(self, batches: Iterator[Batch], progress: Progress) -> Agreement:
-        """Take one global step, or leave it out if the guard says so."""
+    def step(self, micro_batches: Iterator[MicroBatch], progress: Progress) -> StepDecision:
+        """Take one global step, or skip it if the guard says so."""
         state, recipe = self.state, self.task.recipe
         rate = optim.learning_rate(recipe, state.step, self.task.steps_per_epoch)
         optim.set_learning_rate(state.optimizer, rate)
         before = self.batch_norm.copy() if recipe.guard.policy == "skip" else []
-        agreed = self._agree(self._forward_backward(batches, progress))
+        decision = self._exchange(self._forward_backward(micro_batches, progress))
         values = {"train/lr": rate}
-        problem = guard.problem_of_loss(recipe.guard, state.trend, agreed.loss)
+        problem = guard.problem_of_loss(recipe.guard, state.loss_statistics, decision.loss)
         if problem is None:
             state.scaler.unscale_(state.optimizer)
             norm = float(optim.clip(self.parameters, recipe.optimizer.clip_norm))
@@ -180,22 +180,22 @@ class Trainer:
             state.scaler.step(state.optimizer)
             state.scaler.update()
             self.batch_norm.average(self.ranks.world_size)
-            state.trend = state.trend.after(agreed.loss)
-            state.loss_sum, state.loss_steps = state.loss_sum + agreed.loss, state.loss_steps + 1
+            state.loss_statistics = state.loss_statistics.after(decision.loss)
+            state.loss_sum, state.loss_steps = state.loss_sum + decision.loss, state.loss_steps + 1
         else:
-            self._leave_out(problem, rate, before, progress)
+            self._skip_step(problem, rate, before, progress)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         if state.step % self.settings.log_every == 0:
             self._record(values, progress)
-        return agreed
+        return decision
 
-    def _forward_backward(self, batches: Iterator[Batch], progress: Progress) -> float:
+    def _forward_backward(self, micro_batches: Iterator[MicroBatch], progress: Progress) -> float:
         """Accumulate the gradient of one global step; return this rank's mean loss."""
-        count = self.task.accumulation
+        count = self.task.accumulation_steps
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for index in range(count):
-            batch = next(batches)
+            batch = next(micro_batches)
             last = index == count - 1
             with self._no_sync(last):
                 loss = self._loss(batch)
@@ -204,8 +204,8 @@ class Trainer:
             progress.images(batch.images * self.ranks.world_size)
         return float(loss_sum / count)
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        """Return the loss of a batch, whose drop path and dropout are keyed by what it is."""
+    def _loss(self, batch: MicroBatch) -> torch.Tensor:
+        """Return the loss of a micro-batch, with drop path and dropout seeded by its key."""
         reseed(self.seed, "model", *batch.key)
         with optim.autocast(self.task.recipe, self.ranks.device):
             return self.task.loss(self.model, batch)
@@ -217,59 +217,67 @@ class Trainer:
             return context
         return nullcontext()
 
-    def _settle(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Return `batches` as they are, after DDP has arranged the order of its sums for good.
+    def _settle_buckets(self, micro_batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        """Return `micro_batches` unchanged, once DDP has rebuilt its gradient buckets.
 
-        It does so after the first backward pass of a process. Without this, a process that starts
-        at step n would add the gradients of that step in another order than one that came from
-        step n - 1: with three ranks or more, that gives other bits.
+        DDP rebuilds them after the first backward pass of a process, which changes the order in
+        which gradients are summed over ranks. A process that resumes at step n would then sum the
+        gradients of step n in another order than one that came from step n - 1, and with three
+        ranks or more that gives other bits. Two backward passes whose gradients are dropped leave
+        the buckets as they stay.
         """
-        first, before = next(batches), self.batch_norm.copy()
+        first, before = next(micro_batches), self.batch_norm.copy()
         for _ in range(2):
             self._loss(first).backward()
         self.state.optimizer.zero_grad(set_to_none=True)
         self.batch_norm.restore(before)
-        self.settled = True
-        return chain([first], batches)
+        self.buckets_settled = True
+        return chain([first], micro_batches)
 
-    def _agree(self, loss: float) -> Agreement:
-        """Exchange with all ranks the mean loss and who wants what, in one reduction.
+    def _exchange(self, loss: float) -> StepDecision:
+        """All-reduce the loss, and whether any rank asks to stop or to save, at once.
+
+        Ranks that did not decide together would save different steps, or wait for one that ended.
 
         Raises:
             OSError: the last checkpoint could not be written.
             PeerFailed: the same, on the ranks that do not write.
         """
-        every, step = self.settings.checkpoint_steps, self.state.step + 1
-        due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
-        due = due or (every is not None and step % every == 0)
-        total, stop, save, failed = self.ranks.sum(loss, self.stop.asked, due, self.writer.failed)
+        interval, step = self.settings.checkpoint_steps, self.state.step + 1
+        is_due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
+        is_due = is_due or (interval is not None and step % interval == 0)
+        total, stop, save, failed = self.ranks.sum(
+            loss, self.stop.requested, is_due, self.writer.failed
+        )
         if failed:
             self.writer.wait()
             raise PeerFailed(EXIT_TRAINING)
-        return Agreement(total / self.ranks.world_size, stop > 0, save > 0)
+        return StepDecision(total / self.ranks.world_size, stop > 0, save > 0)
 
-    def _leave_out(
+    def _skip_step(
         self, problem: str, rate: float, batch_norm: list[torch.Tensor], progress: Progress
     ) -> None:
-        """Put back what a step without use has changed, and write down that it was left out."""
+        """Undo what a bad step has changed, and record in the journal that it was skipped."""
         state = self.state
         where = f"at step {state.step} of {self.total_steps}, learning rate {rate:.3g}"
-        state.trend = guard.skip(self.task.recipe, state.trend, problem, state.step, where)
+        state.loss_statistics = guard.skip(
+            self.task.recipe, state.loss_statistics, problem, state.step, where
+        )
         self.batch_norm.restore(batch_norm)
         if state.scaler.is_enabled():
             state.scaler.update(state.scaler.get_scale() * state.scaler.get_backoff_factor())
         if self.journal is not None:
-            skipped = {"train/skipped_steps": float(state.trend.skipped)}
+            skipped = {"train/skipped_steps": float(state.loss_statistics.skipped)}
             self.journal.append(state.step, state.epochs, skipped, progress.system())
 
-    def _require_use(self) -> None:
-        """Stop where all steps have come to nothing that evaluation could measure."""
-        problem = guard.problem_of_end(self.state.trend, self.parameters)
+    def _require_trained(self) -> None:
+        """Stop where no step was of use, or weights are not finite."""
+        problem = guard.problem_of_end(self.state.loss_statistics, self.parameters)
         if problem is not None:
             raise self._diverged(problem)
 
-    def _require_numbers(self, metrics: Mapping[str, float]) -> None:
-        """Stop where the last evaluation gives what no table and no JSON can hold."""
+    def _require_finite(self, metrics: Mapping[str, float]) -> None:
+        """Stop where the last evaluation gives a NaN or infinity: JSON and tables hold none."""
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise self._diverged(f"the last evaluation gives {name} {value}")
@@ -284,10 +292,10 @@ class Trainer:
         done, metrics = self.state.epochs + 1, {}
         if done % self.task.recipe.eval_every == 0 or done == self.epochs:
             if time.monotonic() - self.saved_at > self.settings.checkpoint_seconds / 10:
-                self._save(progress)  # who is killed in an evaluation has lost little more than it
+                self._save(progress)  # killed in the evaluation, a run repeats little more than it
             metrics = self._evaluate(progress, final=done == self.epochs)
             if done == self.epochs:
-                self._require_numbers(metrics)
+                self._require_finite(metrics)
         self.state.epochs = done
         value = metrics.get(self.task.headline)
         if value is not None and (self.state.best is None or value > self.state.best):
@@ -295,19 +303,19 @@ class Trainer:
         self._record({f"eval/{name}": value for name, value in metrics.items()}, progress)
         progress.epoch(done, metrics)
         self._save(progress)
-        self.headroom.check()
+        self.resources.check()
         return metrics
 
     def _evaluate(self, progress: Progress, *, final: bool = True) -> dict[str, float]:
-        """Return the metrics; asked to stop meanwhile, save and do it again next time."""
+        """Return the metrics; on a stop meanwhile save, and leave them to the next attempt."""
 
         def interrupted() -> bool:
-            self._beat()
-            return self.stop.asked
+            self._report_alive()
+            return self.stop.requested
 
         try:
             return self.task.evaluate(interrupted, final=final)
-        except Interrupted:
+        except EvaluationInterrupted:
             self._save(progress)
             self._stop()
             raise AssertionError("unreachable") from None
@@ -323,20 +331,24 @@ class Trainer:
         if self.journal is not None and metrics:
             self.journal.append(state.step, state.epochs, metrics, progress.system())
 
-    def _beat(self) -> None:
-        """Let it be seen that something got done."""
-        self.watchdog.beat()
-        if self.pulse is not None:
-            self.pulse.beat(self.state.step)
+    def _report_alive(self) -> None:
+        """Report progress to the watchdog, and to who watches the run."""
+        self.watchdog.reset()
+        if self.heartbeat is not None:
+            self.heartbeat.write(self.state.step)
 
     def _save(self, progress: Progress) -> None:
-        """Hand a copy of the state to the writer; it puts the journal on disk first."""
+        """Hand a copy of the state to the writer thread.
+
+        It brings the journal to disk first: a resume cuts the journal back to the position in its
+        checkpoint, so the journal on disk must never be shorter than that.
+        """
         now = time.monotonic()
         self.state.seconds += now - self.counted_at
         self.saved_at = self.counted_at = now
-        if self.saved == (self.state.step, self.state.epochs):
+        if self.last_saved == (self.state.step, self.state.epochs):
             return
-        self.saved = self.state.step, self.state.epochs
+        self.last_saved = self.state.step, self.state.epochs
         if self.journal is not None:
             self.state.journal = self.journal.position
             self.writer.wait()
@@ -344,21 +356,21 @@ class Trainer:
                 self.state.snapshot(),
                 self.state.best_step,
                 before=self.journal.sync,
-                after=partial(requeue.tell_progress, self.state.step),
+                after=partial(requeue.report_progress, self.state.step),
             )
-            progress.paused(time.monotonic() - now)
+            progress.add_pause(time.monotonic() - now)
 
     def _stop(self) -> None:
         """End the attempt, once the state is on disk."""
-        with self.ranks.together(), explained(self.checkpoints, RETRY, TrainingError):
+        with self.ranks.fail_together(), explained(self.checkpoints, RETRY, TrainingError):
             self.writer.wait()
         raise Stopped(f"stopped after step {self.state.step} of {self.total_steps}; state saved")
 
 
-def _wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
+def _wrap_ddp(model: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.world_size == 1:
         return model
-    # A depthwise kernel (n, 1, 3, 3) has several right strides; torch warns of the one it took.
+    # The strides of a depthwise kernel (n, 1, 3, 3) are ambiguous; torch warns of the one it took.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(

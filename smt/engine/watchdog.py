@@ -1,4 +1,4 @@
-"""A training that stands still says where, and ends so that it can be started again."""
+"""Watchdog: a training without progress writes its stacks to the log and ends as resumable."""
 
 import faulthandler
 import logging
@@ -12,12 +12,12 @@ from smt.errors import EXIT_RESUME
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 5.0
-"""Seconds between two looks at most, and time for other ranks to write down their stacks."""
+_MAX_INTERVAL = 5.0
+"""Seconds between two checks at most, and time for other ranks to write their stacks."""
 
 
 class Watchdog:
-    """Ends this process when `beat` has not been called for `seconds`; a context manager.
+    """Ends this process when `reset` has not been called for `seconds`; a context manager.
 
     Every rank has its own. All ranks take a step together, so where one hangs all of them write
     their stacks to `log_file` before they end: that of the one that hangs differs.
@@ -25,26 +25,26 @@ class Watchdog:
 
     def __init__(self, log_file: Path, rank: int, seconds: float) -> None:
         self._log_file, self._rank, self._seconds = log_file, rank, seconds
-        self._last = time.monotonic()
-        self._over = threading.Event()
+        self._last_reset = time.monotonic()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        self.beat()
+        self.reset()
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._over.set()
+        self._stopped.set()
 
-    def beat(self) -> None:
-        """Say that something got done."""
-        self._last = time.monotonic()
+    def reset(self) -> None:
+        """Restart the countdown: the training has made progress."""
+        self._last_reset = time.monotonic()
 
     def _watch(self) -> None:
-        interval = min(self._seconds / 4, _PATIENCE)
-        while not self._over.wait(interval):
-            if time.monotonic() - self._last > self._seconds:
+        interval = min(self._seconds / 4, _MAX_INTERVAL)
+        while not self._stopped.wait(interval):
+            if time.monotonic() - self._last_reset > self._seconds:
                 self._end(2 * interval)
 
     def _end(self, grace: float) -> None:
@@ -61,6 +61,6 @@ class Watchdog:
                 file.write(f"end of the stacks of rank {self._rank}\n")
         finally:
             # What hangs cannot be unwound: the process ends here, as after kill -9.
-            self._over.wait(grace)
-            requeue.ask_for_another_attempt()
+            self._stopped.wait(grace)
+            requeue.request_requeue()
             os._exit(EXIT_RESUME)

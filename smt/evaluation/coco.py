@@ -88,10 +88,10 @@ def evaluate(
     Raises:
         DataError: as `evaluations` does.
     """
-    found = evaluations(annotation_file, results, kinds, image_ids)
+    by_kind = evaluations(annotation_file, results, kinds, image_ids)
     return {
         f"{PREFIX[kind]}_{name}": value
-        for kind, evaluation in found.items()
+        for kind, evaluation in by_kind.items()
         for name, value in evaluation.figures().items()
     }
 
@@ -127,21 +127,23 @@ def evaluations(
         ValueError: an image has two results.
     """
     annotations = _read(annotation_file)
-    every = sorted(results, key=lambda each: each.image_id)
-    ids = [each.image_id for each in every]
+    ordered = sorted(results, key=lambda each: each.image_id)
+    ids = [each.image_id for each in ordered]
     if len(set(ids)) < len(ids):
         raise ValueError("an image has two results")
-    known = {image["id"] for image in annotations["images"]}
-    unknown = sorted({*ids, *(image_ids or ())} - known)
+    valid_ids = {image["id"] for image in annotations["images"]}
+    unknown = sorted({*ids, *(image_ids or ())} - valid_ids)
     if unknown:
         raise DataError(
             f"{annotation_file}: no image {unknown[0]}, which was to be evaluated; give the "
             "annotations that belong to the images"
         )
     numbers = _Numbers(annotations)
-    truth = COCO(numbers.annotations(annotations), print_function=_nothing)
-    evaluated = [numbers.images[each] for each in (known if image_ids is None else image_ids)]
-    return {kind: _evaluate(truth, numbers.entries(every, kind), kind, evaluated) for kind in kinds}
+    truth = COCO(numbers.annotations(annotations), print_function=_print_nothing)
+    evaluated = [numbers.images[each] for each in (valid_ids if image_ids is None else image_ids)]
+    return {
+        kind: _evaluate(truth, numbers.entries(ordered, kind), kind, evaluated) for kind in kinds
+    }
 
 
 class _Numbers:
@@ -187,8 +189,8 @@ def _counted(entries: list[Entry]) -> dict[int, int]:
 def _evaluate(
     truth: COCO, results: list[Entry], kind: Kind, image_ids: Collection[int]
 ) -> Evaluation:
-    found = truth.loadRes(results)
-    evaluator = COCOeval_faster(truth, found, kind, print_function=_nothing)
+    detections = truth.loadRes(results)
+    evaluator = COCOeval_faster(truth, detections, kind, print_function=_print_nothing)
     evaluator.params.imgIds = sorted(image_ids)
     evaluator.evaluate()
     evaluator.accumulate()
@@ -197,7 +199,7 @@ def _evaluate(
     return Evaluation(names, precision, recall)
 
 
-def _nothing(*said: object) -> None:
+def _print_nothing(*arguments: object) -> None:
     """Take the place of what the library would print."""
 
 

@@ -23,7 +23,7 @@ Kind = Literal["bbox", "segm"]
 
 FILES: Mapping[Kind, str] = {"bbox": "detections_bbox.json", "segm": "detections_segm.json"}
 
-PASTED = 2**26
+MAX_PASTED = 2**26
 """Pixels of masks that are drawn before they are encoded: 64 MB."""
 
 REMEDY = "evaluate the run again, which writes the file"
@@ -49,17 +49,17 @@ class ImageResult:
 
 
 def image_result(
-    detections: Detections, image_id: int, *, seen: Size, size: Size, categories: Sequence[int],
-    mask_threshold: float,
+    detections: Detections, image_id: int, *, input_size: Size, size: Size,
+    categories: Sequence[int], mask_threshold: float,
 ) -> ImageResult:  # fmt: skip
     """Return what a model found, at the size of the image on disk.
 
-    `seen` is the size that the model saw, without padding; the two axes are scaled by ratios of
-    their own, since resizing rounds each. `categories` are COCO's ids by label. What has a score or
-    a box that is not finite is left out.
+    `input_size` is the size that the model saw, without padding; the two axes are scaled by ratios
+    of their own, since resizing rounds each. `categories` are COCO's ids by label. What has a score
+    or a box that is not finite is left out.
     """
     finite = detections.boxes.isfinite().all(1) & detections.scores.isfinite()
-    boxes = to_original(detections.boxes[finite].float(), seen, size)
+    boxes = to_original(detections.boxes[finite].float(), input_size, size)
     masks = detections.masks
     corners = boxes.tolist()
     return ImageResult(
@@ -72,21 +72,21 @@ def image_result(
     )
 
 
-def to_original(boxes: Tensor, seen: Size, size: Size) -> Tensor:
-    """Return boxes (N, 4) of an image of size `seen` on the same image of `size`, cut to it."""
-    y, x = size[0] / seen[0], size[1] / seen[1]
+def to_original(boxes: Tensor, input_size: Size, size: Size) -> Tensor:
+    """Return boxes (N, 4) in an image of `input_size` scaled to the image of `size`, cut to it."""
+    y, x = size[0] / input_size[0], size[1] / input_size[1]
     return clip(boxes * boxes.new_tensor([x, y, x, y]), size)
 
 
 def encode(masks: Tensor, boxes: Tensor, size: Size, threshold: float) -> Iterator[str]:
     """Yield the run lengths of masks (N, M, M) drawn into their boxes of an image of `size`."""
-    step = max(PASTED // (size[0] * size[1]), 1)
+    step = max(MAX_PASTED // (size[0] * size[1]), 1)
     for some, where in zip(masks.split(step), boxes.split(step), strict=True):
         pixels = paste(some, where, size, threshold).cpu()
         # Runs go down the columns: (h, w, N), the first axis contiguous.
         columns = pixels.transpose(1, 2).contiguous().numpy().view(np.uint8).transpose(2, 1, 0)
-        for each in rle.encode(columns):
-            yield each["counts"].decode("ascii")
+        for encoded in rle.encode(columns):
+            yield encoded["counts"].decode("ascii")
 
 
 def entries(results: Iterable[ImageResult], kind: Kind) -> Iterator[Entry]:
@@ -94,7 +94,7 @@ def entries(results: Iterable[ImageResult], kind: Kind) -> Iterator[Entry]:
 
     Masks come without boxes: COCO's tools would take an object's area from its box.
     """
-    for result in sorted(results, key=lambda each: each.image_id):
+    for result in sorted(results, key=lambda result: result.image_id):
         if kind == "segm" and result.masks is None:
             raise ValueError(f"image {result.image_id}: no masks")
         for index, category in enumerate(result.categories):
@@ -148,10 +148,10 @@ def read(
         ImageResult(
             image,
             images[image],
-            tuple(tuple(map(float, boxes[each]["bbox"])) for each in indices),
-            tuple(float(boxes[each]["score"]) for each in indices),
-            tuple(boxes[each]["category_id"] for each in indices),
-            tuple(masks[each]["segmentation"]["counts"] for each in indices) if masks else None,
+            tuple(tuple(map(float, boxes[row]["bbox"])) for row in indices),
+            tuple(float(boxes[row]["score"]) for row in indices),
+            tuple(boxes[row]["category_id"] for row in indices),
+            tuple(masks[row]["segmentation"]["counts"] for row in indices) if masks else None,
         )
         for image, indices in sorted(by_image.items())
     ]
@@ -183,21 +183,21 @@ class _Reader:
     def objects(self, key: Literal["bbox", "segmentation"]) -> list[Entry]:
         """Return the file's entries, each with the `key`."""
         try:
-            found = json.loads(self.path.read_bytes())
+            objects = json.loads(self.path.read_bytes())
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}; {REMEDY}") from None
         except ValueError as error:
             raise DataError(f"{self.path}: cut off, or not JSON ({error}); {REMEDY}") from None
-        if not isinstance(found, list):
+        if not isinstance(objects, list):
             raise DataError(f"{self.path}: expected a list of objects; {REMEDY}")
         valid = _is_box if key == "bbox" else self._is_mask
-        for index, entry in enumerate(found, 1):
+        for index, entry in enumerate(objects, 1):
             problem = self._problem(entry) or (
                 None if valid(entry) else f"no valid {key}: {str(entry.get(key))[:60]}"
             )
             if problem:
                 raise DataError(f"{self.path}: entry {index}: {problem}; {REMEDY}")
-        return found
+        return objects
 
     def _problem(self, entry: Any) -> str | None:
         if not isinstance(entry, dict):
@@ -206,7 +206,7 @@ class _Reader:
         if not isinstance(image, int) or image not in self.images:
             return f"image_id {image!r} is none of the {len(self.images)} images annotated"
         if not isinstance(category, int) or category not in self.categories:
-            valid = ", ".join(str(each) for each in sorted(self.categories))
+            valid = ", ".join(str(id_) for id_ in sorted(self.categories))
             return f"category_id {category!r} does not exist; valid: {valid}"
         if not _are_numbers([entry.get("score")], 1):
             return f"score {entry.get('score')!r} is no number"
@@ -217,7 +217,7 @@ class _Reader:
         if not isinstance(mask, dict) or mask.get("size") != [height, width]:
             return False
         counts = mask.get("counts")
-        return isinstance(counts, str) and _covered(counts) == height * width
+        return isinstance(counts, str) and _pixels_covered(counts) == height * width
 
 
 def _is_box(entry: Entry) -> bool:
@@ -226,11 +226,11 @@ def _is_box(entry: Entry) -> bool:
 
 
 def _are_numbers(values: list[Any], count: int) -> bool:
-    numbers = all(isinstance(each, int | float) and abs(each) < math.inf for each in values)
+    numbers = all(isinstance(value, int | float) and abs(value) < math.inf for value in values)
     return numbers and len(values) == count
 
 
-def _covered(counts: str) -> int | None:
+def _pixels_covered(counts: str) -> int | None:
     """Return how many pixels run lengths are of; None for what are none.
 
     COCO's tools do not come back from comparing masks that end before their image does. A number

@@ -1,4 +1,4 @@
-"""A picture of some validation images: above as they are annotated, below as they are predicted."""
+"""A sheet of some validation images: annotations in the upper row, predictions in the lower."""
 
 import colorsys
 import re
@@ -13,17 +13,17 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from smt.data.ade20k import ADE20KSplit
 from smt.data.coco import CocoSplit
 from smt.datasets.label_maps import NO_CLASS
-from smt.datasets.masks import draw as drawn_masks
+from smt.datasets.masks import rasterize
 from smt.evaluation.predictions import ImageResult
 from smt.runs.atomic import replacing
 
-SHOWN = 6
-"""Images of a picture."""
-LEAST_SCORE = 0.3
+IMAGES = 6
+"""Images of a sheet."""
+MIN_SCORE = 0.3
 """Of a predicted object that is drawn."""
 TILE = 256
-"""Pixels of the longer side of an image in the picture, whatever it has itself."""
-NAMED = 0.02
+"""Pixels of the longer side of an image in the sheet, whatever it has itself."""
+MIN_NAMED_PART = 0.02
 """Part of an image from which on a class of a label map has its name in it."""
 
 _CAPTIONS = ("annotated", "predicted")
@@ -40,8 +40,8 @@ _Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Thing:
-    """An object as it is drawn."""
+class Overlay:
+    """An object to draw over an image."""
 
     box: _Box
     """x1 y1 x2 y2 in pixels of the image."""
@@ -61,13 +61,13 @@ def colour(label: int) -> _Colour:
     return red, green, blue
 
 
-def chosen(images: int, shows: Callable[[int], bool]) -> list[int]:
-    """Return the images to show, by number: the first with something in each of SHOWN stretches.
+def choose_images(images: int, shows: Callable[[int], bool]) -> list[int]:
+    """Return the images of a sheet, by number: the first with a label in each stretch.
 
-    The stretches are as long as one another, so that all of a split is looked at; whoever asks
-    gets the same ones.
+    The stretches are of equal length, so that the sheet covers the whole split, and every process
+    gets the same images.
     """
-    edges = [images * place // SHOWN for place in range(SHOWN + 1)]
+    edges = [images * number // IMAGES for number in range(IMAGES + 1)]
     stretches = [range(*pair) for pair in zip(edges, edges[1:], strict=False)]
     first = (next(filter(shows, stretch), None) for stretch in stretches)
     return [index for index in first if index is not None]
@@ -76,64 +76,64 @@ def chosen(images: int, shows: Callable[[int], bool]) -> list[int]:
 # --- detectors -------------------------------------------------------------------------------
 
 
-def of_detections(split: CocoSplit, found: Iterable[ImageResult]) -> Image.Image:
-    """Return the picture of a detector; masks are in it where the detector gives some."""
-    results = {each.image_id: each for each in found}
-    indices = chosen(len(split), lambda index: len(split.annotation(index).labels) > 0)
+def detection_sheet(split: CocoSplit, results: Iterable[ImageResult]) -> Image.Image:
+    """Return the sheet of a detector, with masks where the detector predicts some."""
+    result_of = {result.image_id: result for result in results}
+    indices = choose_images(len(split), lambda index: len(split.annotation(index).labels) > 0)
     annotated, predicted = [], []
     for index in indices:
-        picture, result = split.picture(index), results[split.images[index].id]
-        annotated.append(with_things(picture, _annotated(split, index, result.masks is not None)))
-        predicted.append(with_things(picture, _predicted(split, result)))
+        image, result = split.load_image(index), result_of[split.images[index].id]
+        annotated.append(draw_objects(image, _annotated(split, index, result.masks is not None)))
+        predicted.append(draw_objects(image, _predicted(split, result)))
     return sheet(annotated, predicted)
 
 
-def _annotated(split: CocoSplit, index: int, with_masks: bool) -> list[Thing]:
+def _annotated(split: CocoSplit, index: int, with_masks: bool) -> list[Overlay]:
     """Return an image's objects, the largest first, so that it does not hide others."""
     there = split.annotation(index)
     masks = split.masks(index) if with_masks else [None] * len(there.labels)
-    things = [
-        Thing(tuple(box), label, split.classes[label], mask)
+    objects = [
+        Overlay(tuple(box), label, split.classes[label], mask)
         for box, label, mask in zip(there.boxes.tolist(), there.labels.tolist(), masks, strict=True)
     ]
-    return sorted(things, key=lambda each: -_area(each.box))
+    return sorted(objects, key=lambda each: -_area(each.box))
 
 
 def _area(box: _Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _predicted(split: CocoSplit, result: ImageResult) -> list[Thing]:
+def _predicted(split: CocoSplit, result: ImageResult) -> list[Overlay]:
     """Return what is found in an image and sure enough, the surest last."""
-    kept = [place for place, score in enumerate(result.scores) if score >= LEAST_SCORE][::-1]
-    masks: Sequence[np.ndarray | None] = [None] * len(kept)
+    rows = [row for row, score in enumerate(result.scores) if score >= MIN_SCORE][::-1]
+    masks: Sequence[np.ndarray | None] = [None] * len(rows)
     if result.masks is not None:
-        runs = [{"size": list(result.size), "counts": result.masks[place]} for place in kept]
-        masks = list(drawn_masks(runs, *result.size))
-    return [_thing(split, result, place, mask) for place, mask in zip(kept, masks, strict=True)]
+        runs = [{"size": list(result.size), "counts": result.masks[row]} for row in rows]
+        masks = list(rasterize(runs, *result.size))
+    return [_overlay(split, result, row, mask) for row, mask in zip(rows, masks, strict=True)]
 
 
-def _thing(split: CocoSplit, result: ImageResult, place: int, mask: np.ndarray | None) -> Thing:
-    x, y, width, height = result.boxes[place]
-    label = split.category_ids.index(result.categories[place])
-    text = f"{split.classes[label]} {result.scores[place]:.2f}"
-    return Thing((x, y, x + width, y + height), label, text, mask)
+def _overlay(split: CocoSplit, result: ImageResult, row: int, mask: np.ndarray | None) -> Overlay:
+    x, y, width, height = result.boxes[row]
+    label = split.category_ids.index(result.categories[row])
+    text = f"{split.classes[label]} {result.scores[row]:.2f}"
+    return Overlay((x, y, x + width, y + height), label, text, mask)
 
 
-def with_things(picture: Image.Image, things: Sequence[Thing]) -> Image.Image:
+def draw_objects(image: Image.Image, objects: Sequence[Overlay]) -> Image.Image:
     """Return an image as a tile with objects in it, each over those before it."""
-    tile = _tile(picture)
-    for each in things:
+    tile = _tile(image)
+    for each in objects:
         if each.mask is not None:
             _fill(tile, each.mask, colour(each.label))
     draw = ImageDraw.Draw(tile)
-    scale = tile.width / picture.width, tile.height / picture.height
-    scaled = [replace(each, box=_scaled(each.box, *scale)) for each in things]
+    scale = tile.width / image.width, tile.height / image.height
+    scaled = [replace(each, box=_scaled(each.box, *scale)) for each in objects]
     for each in scaled:
         draw.rectangle(each.box, outline=colour(each.label), width=2)
     for each in scaled:
         # Above the box, or in its top where the image ends.
-        _name(draw, each.box[0], each.box[1] - _LINE, each.text, colour(each.label))
+        _draw_label(draw, each.box[0], each.box[1] - _LINE, each.text, colour(each.label))
     return tile
 
 
@@ -151,28 +151,28 @@ def _fill(tile: Image.Image, mask: np.ndarray, with_colour: _Colour) -> None:
 # --- segmenters ------------------------------------------------------------------------------
 
 
-def shown_maps(split: ADE20KSplit) -> list[int]:
-    """Return the images of a segmenter's picture, by number: they have more than one class."""
+def sample_indices(split: ADE20KSplit) -> list[int]:
+    """Return the images of a segmenter's sheet, by number: they have more than one class."""
 
     def has_several(index: int) -> bool:
         return len(np.setdiff1d(split.label_map(index), [NO_CLASS])) > 1
 
-    return chosen(len(split), has_several)
+    return choose_images(len(split), has_several)
 
 
-def of_label_maps(split: ADE20KSplit, predicted: Mapping[int, np.ndarray]) -> Image.Image:
-    """Return the picture of a segmenter, with the images that `predicted` has a map (H, W) of."""
-    pictures = {index: split.picture(index) for index in sorted(predicted)}
+def label_map_sheet(split: ADE20KSplit, predicted: Mapping[int, np.ndarray]) -> Image.Image:
+    """Return the sheet of a segmenter, with the images that `predicted` has a map (H, W) of."""
+    images = {index: split.load_image(index) for index in sorted(predicted)}
     names = split.classes
     return sheet(
-        [with_labels(each, split.label_map(index), names) for index, each in pictures.items()],
-        [with_labels(each, predicted[index], names) for index, each in pictures.items()],
+        [draw_label_map(each, split.label_map(index), names) for index, each in images.items()],
+        [draw_label_map(each, predicted[index], names) for index, each in images.items()],
     )
 
 
-def with_labels(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
+def draw_label_map(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
     """Return an image as a tile coloured by class; pixels without a class stay as they are."""
-    tile = _tile(picture)
+    tile = _tile(image)
     seen = np.asarray(Image.fromarray(labels).resize(tile.size, Image.Resampling.NEAREST))
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(names)] = [colour(label) for label in range(len(names))]
@@ -181,11 +181,11 @@ def with_labels(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) 
     draw = ImageDraw.Draw(tile)
     counts = np.bincount(seen.ravel(), minlength=NO_CLASS)[:NO_CLASS]
     for label in np.argsort(-counts, kind="stable").tolist():
-        if counts[label] >= NAMED * seen.size:
-            x, y = _inside(seen == label)
+        if counts[label] >= MIN_NAMED_PART * seen.size:
+            x, y = _label_position(seen == label)
             text = first_synonym(names[label])
             width = draw.textlength(text, _font())
-            _name(draw, x - width / 2, y - _LINE / 2, text, colour(label))
+            _draw_label(draw, x - width / 2, y - _LINE / 2, text, colour(label))
     return tile
 
 
@@ -194,7 +194,7 @@ def first_synonym(name: str) -> str:
     return re.split("[;,]", name)[0]
 
 
-def _inside(mask: np.ndarray) -> tuple[int, int]:
+def _label_position(mask: np.ndarray) -> tuple[int, int]:
     """Return x and y of the pixel of a mask (H, W) bool that has most of the mask around it."""
     reach = max(round(mask.sum() ** 0.5 / 4), 1)
     padded = Image.fromarray(np.pad(mask, reach).astype(np.uint8) * 255)
@@ -222,20 +222,20 @@ def sheet(annotated: Sequence[Image.Image], predicted: Sequence[Image.Image]) ->
     return whole
 
 
-def write(path: Path, picture: Image.Image) -> None:
-    """Write a picture as JPEG, whole or not at all: the same bytes for the same picture."""
+def write(path: Path, image: Image.Image) -> None:
+    """Write a sheet as JPEG, atomically: the same bytes for the same sheet."""
     with replacing(path) as file:
-        picture.save(file, "JPEG", quality=_QUALITY)
+        image.save(file, "JPEG", quality=_QUALITY)
 
 
-def _tile(picture: Image.Image) -> Image.Image:
+def _tile(image: Image.Image) -> Image.Image:
     """Return an image at the size of a tile, which small ones are enlarged to."""
-    scale = TILE / max(picture.size)
-    size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
-    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    scale = TILE / max(image.size)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def _name(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, on: _Colour) -> None:
+def _draw_label(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, on: _Colour) -> None:
     """Write a text on its class's colour, with its corner at x, y or where the tile has room."""
     width, height = draw.textlength(text, _font()) + 4, _LINE
     left = round(max(min(x, draw.im.size[0] - width), 0))

@@ -26,19 +26,19 @@ def confusion(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.nda
     (classes, classes) int64, of two label maps of one shape; pixels whose truth is NO_CLASS are
     left out. Sums of it over images are all that `scores` needs, in any order.
     """
-    known = truth != NO_CLASS
-    pairs = truth[known].astype(np.int64) * classes + prediction[known]
+    has_class = truth != NO_CLASS
+    pairs = truth[has_class].astype(np.int64) * classes + prediction[has_class]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def scores(counts: np.ndarray) -> Scores:
     """Return the scores of a whole data set from its summed confusion counts."""
-    right, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-    class_iou = _percent(right, true + predicted - right)
+    correct, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    class_iou = _percent(correct, true + predicted - correct)
     return Scores(
         _mean(class_iou),
-        _mean(_percent(right, true)),
-        float(_percent(right.sum(keepdims=True), true.sum(keepdims=True))[0]),
+        _mean(_percent(correct, true)),
+        float(_percent(correct.sum(keepdims=True), true.sum(keepdims=True))[0]),
         class_iou,
     )
 
@@ -50,5 +50,5 @@ def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     """Return the mean of what is not NaN; NaN if all is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of its predictions, beside the numbers: files of them and a picture."""
+"""Files that an evaluation writes beside its numbers: all predictions, and a sheet of samples."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -10,47 +10,50 @@ from smt.data.coco import CocoSplit
 from smt.evaluation import predictions, samples
 from smt.evaluation.predictions import ImageResult, Kind
 from smt.runs.atomic import explained, fresh_folder, publish_folder, unfinished
-from smt.runs.paths import Kept
+from smt.runs.paths import EvaluationOutputs
 
 REMEDY = "see to it and evaluate the run again"
 
 
-def keep_detections(
-    kept: Kept, split: CocoSplit, found: Sequence[ImageResult], kinds: Collection[Kind]
+def write_detections(
+    outputs: EvaluationOutputs,
+    split: CocoSplit,
+    results: Sequence[ImageResult],
+    kinds: Collection[Kind],
 ) -> None:
-    """Write what is found in a split as COCO's test server takes it, and a picture of some of it.
+    """Write what is found in a split as COCO's test server takes it, and a sheet of some of it.
 
     Raises:
         UserError: it cannot be written.
     """
-    with explained(kept.predictions, REMEDY):
-        fresh_folder(kept.predictions)
-        predictions.write(unfinished(kept.predictions), found, kinds)
-        publish_folder(kept.predictions)
-        samples.write(kept.samples, samples.of_detections(split, found))
+    with explained(outputs.predictions, REMEDY):
+        fresh_folder(outputs.predictions)
+        predictions.write(unfinished(outputs.predictions), results, kinds)
+        publish_folder(outputs.predictions)
+        samples.write(outputs.samples, samples.detection_sheet(split, results))
 
 
-class LabelMaps:
-    """Keeps predicted classes of images as ADE20K's test server takes them, and a picture of some.
+class LabelMapWriter:
+    """Keeps predicted classes of images as ADE20K's test server takes them, and a sheet of some.
 
     A PNG an image, under the name of its label map: class c is c + 1. Each process adds its own
     images between `begin` and `end`, which one of them calls.
     """
 
-    def __init__(self, kept: Kept, split: ADE20KSplit) -> None:
-        self._kept, self._split = kept, split
-        self._picked = frozenset(samples.shown_maps(split))
-        self.shown: dict[int, np.ndarray] = {}
-        """Classes (H, W) uint8 of the images that go into the picture, of this process."""
+    def __init__(self, outputs: EvaluationOutputs, split: ADE20KSplit) -> None:
+        self._outputs, self._split = outputs, split
+        self._sample_indices = frozenset(samples.sample_indices(split))
+        self.samples: dict[int, np.ndarray] = {}
+        """Classes (H, W) uint8 of the images that go into the sheet, of this process."""
 
     def begin(self) -> None:
-        """Make room; what was kept before stays until `end`.
+        """Make an empty temporary folder; earlier predictions stay until `end`.
 
         Raises:
             UserError: it cannot be written.
         """
-        with explained(self._kept.predictions, REMEDY):
-            fresh_folder(self._kept.predictions)
+        with explained(self._outputs.predictions, REMEDY):
+            fresh_folder(self._outputs.predictions)
 
     def add(self, index: int, prediction: np.ndarray) -> None:
         """Keep the classes (H, W) uint8 of an image.
@@ -58,19 +61,19 @@ class LabelMaps:
         Raises:
             UserError: they cannot be written.
         """
-        path = unfinished(self._kept.predictions) / self._split.images[index].map.name
+        path = unfinished(self._outputs.predictions) / self._split.images[index].map.name
         with explained(path, REMEDY):
             Image.fromarray(prediction + np.uint8(1)).save(path)
-        if index in self._picked:
-            self.shown[index] = prediction
+        if index in self._sample_indices:
+            self.samples[index] = prediction
 
-    def end(self, shown: Iterable[Mapping[int, np.ndarray]]) -> None:
-        """Put all that was added in place, and draw what every process has to show.
+    def end(self, samples_of_ranks: Iterable[Mapping[int, np.ndarray]]) -> None:
+        """Publish all that was added, and draw the samples of every process.
 
         Raises:
             UserError: it cannot be written.
         """
-        every = {index: each for part in shown for index, each in part.items()}
-        with explained(self._kept.predictions, REMEDY):
-            publish_folder(self._kept.predictions)
-            samples.write(self._kept.samples, samples.of_label_maps(self._split, every))
+        every = {index: each for part in samples_of_ranks for index, each in part.items()}
+        with explained(self._outputs.predictions, REMEDY):
+            publish_folder(self._outputs.predictions)
+            samples.write(self._outputs.samples, samples.label_map_sheet(self._split, every))

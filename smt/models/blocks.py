@@ -216,8 +216,8 @@ class Block(nn.Module):
             branch = F.dropout(branch, self.drop_path_rate)
         elif self.training and self.drop_path_rate:
             keep = 1 - self.drop_path_rate
-            kept = x.new_empty(len(x), 1, 1, 1).bernoulli_(keep).div_(keep)
-            scale = kept if scale is None else kept * scale
+            mask = x.new_empty(len(x), 1, 1, 1).bernoulli_(keep).div_(keep)
+            scale = mask if scale is None else mask * scale
         return x + branch if scale is None else torch.addcmul(x, branch, scale)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from smt.errors import UserError, listed
 from smt.models import weights
 from smt.models.imports import torch_file, unwrap, values
-from smt.models.imports.facts import Facts
+from smt.models.imports.metadata import TrainingMetadata
 
 _STEM = {"conv": "conv.0", "batch_norm": "conv.1", "reduce": "conv.3", "norm": "norm"}
 _PATCH_EMBEDDING = {"conv": "proj", "norm": "norm"}
@@ -59,7 +59,7 @@ class Checkpoint:
     """Of the state in the file; empty where its tensors lie under no key."""
     notes: tuple[str, ...]
     """What was chosen, and what was changed in the names, a line each."""
-    facts: Facts
+    facts: TrainingMetadata
     """What the file knows beside its tensors."""
 
     @property
@@ -89,33 +89,39 @@ def take(
     Raises:
         UserError: as `read`.
     """
-    found = unwrap.states(content.tree)
-    key, choice = unwrap.choose(found, state, path)
+    states_by_key = unwrap.states(content.tree)
+    key, choice = unwrap.choose_state(states_by_key, state, path)
     under = f"under the key {listed([key])}" if key else "by itself"
-    strangers = [name for name, each in found[key].items() if not isinstance(each, Tensor)]
-    if strangers:
+    non_tensors = [
+        name for name, each in states_by_key[key].items() if not isinstance(each, Tensor)
+    ]
+    if non_tensors:
         raise UserError(
-            f"checkpoint {path} holds no state dict {under}: not a tensor: {listed(strangers)}"
+            f"checkpoint {path} holds no state dict {under}: not a tensor: {listed(non_tensors)}"
         )
-    own, changes = unwrap.unwrap(found[key], prefix, path)
+    own, changes = unwrap.unwrap(states_by_key[key], prefix, path)
     notes = [each for each in (choice, *changes) if each is not None]
     if content.is_safetensors != (path.suffix == ".safetensors"):
         form = "safetensors" if content.is_safetensors else "torch.save"
         notes.insert(0, f"by its content it is a file of {form}, whatever its name says")
-    return Checkpoint(one_naming(own), key, tuple(notes), facts_of(content))
+    return Checkpoint(one_naming(own), key, tuple(notes), training_metadata(content))
 
 
-def facts_of(content: torch_file.Content) -> Facts:
+def training_metadata(content: torch_file.Content) -> TrainingMetadata:
     """Return what a file knows; weights of ours that were converted know it of their source."""
     if not content.is_safetensors:
         # A state by itself has nothing beside it: its single numbers are its own counters.
-        return Facts() if "" in unwrap.states(content.tree) else Facts.of(content.tree)
-    return kept_facts(weights.parsed(content.metadata))
+        return (
+            TrainingMetadata()
+            if "" in unwrap.states(content.tree)
+            else TrainingMetadata.of(content.tree)
+        )
+    return stored_metadata(weights.parsed(content.metadata))
 
 
-def kept_facts(metadata: Mapping[str, Any]) -> Facts:
+def stored_metadata(metadata: Mapping[str, Any]) -> TrainingMetadata:
     """Return what weights of ours keep of the file that they were converted from."""
-    return Facts.from_json(metadata.get("source"))
+    return TrainingMetadata.from_json(metadata.get("source"))
 
 
 def one_naming(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -120,12 +120,12 @@ class SMT(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt!r}: valid: 'NCHW'")
-        taken, last = _taken(len(self.stages), indices)
+        wanted_stages, last = _feature_indices(len(self.stages), indices)
         outputs = []
         x = images
         for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
-            if index in taken:
+            if index in wanted_stages:
                 outputs.append(image(x))
         return outputs if intermediates_only else (image(x), outputs)
 
@@ -136,11 +136,11 @@ class SMT(nn.Module):
         prune_head: bool = True,
     ) -> list[int]:
         """Remove the stages after the last of `indices`, and the head; return the indices."""
-        taken, last = _taken(len(self.stages), indices)
+        wanted_stages, last = _feature_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:
             self.reset_classifier(0, "")
-        return taken
+        return wanted_stages
 
     def get_classifier(self) -> nn.Module:
         """Return the classifier."""
@@ -163,12 +163,12 @@ class SMT(nn.Module):
             stage.grad_checkpointing = enable
 
 
-def _taken(stages: int, indices: int | list[int] | None) -> tuple[list[int], int]:
+def _feature_indices(stages: int, indices: int | list[int] | None) -> tuple[list[int], int]:
     """Return the numbers of the stages that `indices` mean to timm, and the last of them."""
     from timm.models._features import feature_take_indices  # who trains needs no timm for it
 
-    taken, last = feature_take_indices(stages, indices)
-    return taken, last
+    wanted_stages, last = feature_take_indices(stages, indices)
+    return wanted_stages, last
 
 
 def _classifier(channels: int, num_classes: int, global_pool: str) -> nn.Module:

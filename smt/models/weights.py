@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"weights {path} cannot be read ({error.strerror or error})") from None
     except safetensors.SafetensorError as error:
-        what = file_kind.mistaken(path)
+        what = file_kind.problem_of(path)
         if what is not None:
             raise UserError(f"weights {path}: it {what}") from None
         raise UserError(
@@ -65,10 +65,10 @@ def metadata(path: Path) -> dict[str, Any]:
 def parsed(header: Mapping[str, str]) -> dict[str, Any]:
     """Return what `save` was given as metadata, from all that a header says beside tensors."""
     try:
-        found = json.loads(header.get("smt", "{}"))
+        description = json.loads(header.get("smt", "{}"))
     except ValueError:  # somebody else's entry of that name
         return {}
-    return found if isinstance(found, dict) else {}
+    return description if isinstance(description, dict) else {}
 
 
 def load(model: nn.Module, path: Path) -> None:
@@ -120,7 +120,7 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def check(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: Path
+    expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]], source: Path
 ) -> None:
     """Check that names and shapes of a file are those of a model.
 
@@ -128,15 +128,15 @@ def check(
         UserError: names what is missing, extra or of another shape (the first of each kind).
     """
     wrong = [
-        f"{name} is {_shape(found[name])}, not {_shape(shape)}"
+        f"{name} is {_shape(actual[name])}, not {_shape(shape)}"
         for name, shape in expected.items()
-        if name in found and found[name] != shape
+        if name in actual and actual[name] != shape
     ]
     problems = [
         f"{kind} {listed(names)}"
         for kind, names in (
-            ("missing", [name for name in expected if name not in found]),
-            ("extra", [name for name in found if name not in expected]),
+            ("missing", [name for name in expected if name not in actual]),
+            ("extra", [name for name in actual if name not in expected]),
             ("wrong shape:", wrong),
         )
         if names

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from smt.engine.device import be_deterministic
+from smt.engine.device import use_deterministic_algorithms
 from smt.errors import UserError
 
 TORCH = "2.14"
@@ -37,8 +37,8 @@ def require() -> None:
     """Raise a UserError where there is no fake GPU to be had."""
     if torch.cuda.is_available():
         raise UserError(
-            "this machine has a GPU: a rehearsal is for one without; see benchmarks/gpu.py, or hide "
-            "the GPU: CUDA_VISIBLE_DEVICES= smt rehearse"
+            "this machine has a GPU, and a rehearsal is for one without; see benchmarks/gpu.py, or "
+            "hide the GPU: CUDA_VISIBLE_DEVICES= smt rehearse"
         )
     if torch.__version__.split(".")[:2] != TORCH.split("."):
         raise UserError(
@@ -94,7 +94,7 @@ def _no_context_needed() -> Iterator[None]:
 def _deterministic() -> Iterator[None]:
     """Ask for deterministic algorithms, as a training does: some take other kernels then."""
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    be_deterministic()
+    use_deterministic_algorithms()
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +65,16 @@ class _OnFakeGpu(Synthetic):
         constant which was forgotten there is met by a tensor of another device.
         """
         for module in self.model.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None:
-                        tensors[name] = _on_gpu(tensor)
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    on_gpu = nn.Parameter(_on_gpu(parameter), parameter.requires_grad)
+                    module._parameters[name] = on_gpu
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else _on_gpu(buffer)
 
 
 def _on_gpu(tensor: Tensor) -> Tensor:
-    moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=GPU)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(moved, requires_grad=tensor.requires_grad)
-    return moved
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=GPU)
 
 
 def rehearse(project: Project, experiment: str, **changes: Any) -> Rehearsal:
@@ -91,52 +90,54 @@ def rehearse(project: Project, experiment: str, **changes: Any) -> Rehearsal:
     """
     started = time.monotonic()
     task = _OnFakeGpu(project, experiment, GPU, **changes)
-    found = {"experiment": experiment, "precision": task.recipe.precision, "images": task.images}
+    result = Rehearsal(experiment, task.recipe.precision, task.images)
     watch = Watch()
     try:
         with (
             fake_gpu(),
-            tempfile.TemporaryDirectory() as folder,
             FakeTensorMode(allow_non_fake_inputs=False),
             watch,
-            watch.lists(),
+            watch.host_side(),
         ):
             task.move()
-            found |= _train(task, watch, Path(folder))
+            result = _train(task, watch, result)
             watch.reset()
             task.predict()
-            found["prediction_bytes"] = watch.peak
+            result = replace(result, prediction_bytes=watch.peak)
     except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError) as error:
-        found["failure"] = _explained(error)
-    return Rehearsal(**found, seconds=time.monotonic() - started)
+        result = replace(result, failure=_explained(error))
+    return replace(result, seconds=time.monotonic() - started)
 
 
-def _train(task: _OnFakeGpu, watch: Watch, folder: Path) -> dict[str, Any]:
-    ranks = Ranks(0, 1, GPU)
-    trainer = Trainer(
-        task, folder, seed=0, ranks=ranks, settings=Settings(50, 1e9), stop=StopRequest()
-    )
-    progress = Progress(task.recipe.dataset, epochs=1, epoch_images=1, ranks=ranks)
-    batches = task.batches()
-    for _ in range(STEPS):
-        watch.reset()
-        trainer.step(batches, progress)
-    trained = trainer.state.optimizer.state
-    return {
-        "training_bytes": watch.peak,
-        "training_at": watch.peak_at,
-        "waits": {
+def _train(task: _OnFakeGpu, watch: Watch, result: Rehearsal) -> Rehearsal:
+    """Return `result` with what the last of some steps comes to."""
+    ranks, settings = Ranks(0, 1, GPU), Settings(log_every=50, checkpoint_seconds=1e9)
+    progress = Progress(result.experiment, epochs=1, epoch_images=1, ranks=ranks)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            task, Path(folder), seed=0, ranks=ranks, settings=settings, stop=StopRequest()
+        )
+        batches = task.micro_batches()
+        for _ in range(STEPS):
+            watch.reset()
+            trainer.step(batches, progress)
+    return replace(
+        result,
+        training_bytes=watch.peak,
+        training_at=watch.peak_at,
+        waits={
             f"{what} at {where}": count
             for (what, where), count in watch.waits.most_common()
             if not where.startswith("smt/tasks/synthetic.py")  # a loader's batches are pinned
         },
-        "kernels": watch.kernels.total(),
-        "traffic_bytes": watch.traffic,
-        "without_gradient": tuple(
-            name for name, parameter in task.model.named_parameters()
-            if parameter.requires_grad and parameter not in trained
+        kernels=watch.kernels.total(),
+        traffic_bytes=watch.traffic,
+        without_gradient=tuple(
+            name
+            for name, parameter in task.model.named_parameters()
+            if parameter.requires_grad and parameter not in trainer.state.optimizer.state
         ),
-    }  # fmt: skip
+    )
 
 
 def _explained(error: Exception) -> str:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from smt.detection import hungarian
 from smt.runs.paths import PACKAGE
 
 aten: Any = torch.ops.aten
@@ -59,6 +60,10 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and _is_composite(func):
+            # Without autograd nobody has taken composite operations apart before they come here.
+            with self:
+                return func.decompose(*args, **kwargs)
         _require_one_type(func, args)
         result = self._answer(func, args, kwargs)
         self._count(func, (args, kwargs), result)
@@ -144,19 +149,20 @@ class Watch(TorchDispatchMode):
             self.wait(kind)
 
     @contextmanager
-    def lists(self) -> Iterator[None]:
-        """Answer `Tensor.tolist` of fake tensors within the body, which no dispatcher sees."""
+    def host_side(self) -> Iterator[None]:
+        """Answer what no dispatcher sees of fake tensors: lists of numbers, the matcher."""
         original = Tensor.tolist
 
         def tolist(tensor: Tensor) -> Any:
             if not isinstance(tensor, FakeTensor):
-                return original(tensor)  # type: ignore[no-untyped-call]
+                return original(tensor)
             self._wait_for("a list", tensor)
             return self._list(tensor.shape, tensor.dtype)
 
         with (
             mock.patch.object(Tensor, "tolist", tolist),
             mock.patch.object(FakeTensor, "tolist", tolist),
+            mock.patch.object(hungarian, "assign", _first_pairs),
         ):
             yield
 
@@ -169,6 +175,12 @@ class Watch(TorchDispatchMode):
             part = self._counted // shape[0]  # a histogram's counts add up
             return [part] * (shape[0] - 1) + [self._counted - part * (shape[0] - 1)]
         return [1.0 if kind.is_floating_point else 1] * shape[0]
+
+
+def _first_pairs(costs: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Match the first query with the first object, and so on."""
+    pairs = torch.cat([torch.arange(min(shape)) for shape in shapes])
+    return torch.stack([pairs, pairs])
 
 
 _ONE_TYPE = {"mm", "addmm", "bmm", "baddbmm", "convolution"}
@@ -215,3 +227,7 @@ def place() -> str:
             of_torch = f"{name.rpartition('site-packages/')[2]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return of_torch or "backward"
+
+
+def _is_composite(func: Any) -> bool:
+    return bool(func.namespace == "aten" and func._can_decompose())

@@ -247,7 +247,7 @@ class _Collector:
             if (
                 seen is not None
                 and value is not None
-                and abs(seen - value) > METRICS[name].agreement
+                and abs(seen - value) > METRICS[name].tolerance
             ):
                 raise UserError(
                     f"{path} says {name} = {value}, but {section}/{name} of {theirs} is {seen}; "

@@ -27,11 +27,12 @@ def drift_grid(project: Project, layout: Layout) -> Grid:
     """
     sizes = Sizes.read(layout, PAPER)
     ours = [
-        _fill(project, finding.ours, sizes, index) for index, finding in enumerate(project.findings)
+        _fill(project, discrepancy.ours, sizes, index)
+        for index, discrepancy in enumerate(project.discrepancies)
     ]
     rows = [
         (finding.subject, finding.kind, finding.paper, finding.release, text)
-        for finding, text in zip(project.findings, ours, strict=True)
+        for finding, text in zip(project.discrepancies, ours, strict=True)
     ]
     keys = ("subject", "kind", "paper", "release", "ours")
     notice = project.scale.notice

@@ -21,8 +21,8 @@ class Beat:
     """Unix seconds."""
 
 
-class Pulse:
-    """Writes the pulse of a work folder.
+class Heartbeat:
+    """Writes the heartbeat of a work folder.
 
     Raises:
         OSError: the folder cannot be written.
@@ -31,8 +31,8 @@ class Pulse:
     def __init__(self, folder: Path) -> None:
         self._file = os.open(folder / PULSE, os.O_WRONLY | os.O_CREAT, 0o644)
 
-    def beat(self, step: int) -> None:
-        """Say that `step` global steps are done. Takes 2 us: it is not brought to disk."""
+    def write(self, step: int) -> None:
+        """Write that `step` global steps are done. Takes 2 us: there is no fsync."""
         os.pwrite(self._file, b"%012d %017.6f\n" % (step, time.time()), 0)
 
     def close(self) -> None:

@@ -26,11 +26,11 @@ def bundled_params() -> Path:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What an evaluation of a detector or segmenter leaves beside its numbers."""
+class EvaluationOutputs:
+    """Files of an evaluation of a detector or segmenter, beside its numbers."""
 
     samples: Path
-    """Picture of some validation images, as annotated and as predicted."""
+    """Sheet of some validation images, as annotated and as predicted."""
     predictions: Path
     """Folder of what is predicted of all of them, as the test servers take it."""
 
@@ -71,11 +71,11 @@ class Layout:
         return self.data / path
 
     def manifest(self, dataset: str) -> Path:
-        """What was found in a data set: counts, classes, digest."""
+        """Manifest of a data set: counts, classes, digest."""
         return self.root / "data" / f"{dataset}.json"
 
-    def reading(self, dataset: str, how: str = "reading") -> Path:
-        """What an unfinished reading of a data set has read so far."""
+    def hash_cache(self, dataset: str, how: str = "reading") -> Path:
+        """SHA-256 of the files that an unfinished reading of a data set has read."""
         return self.root / "data" / f"{dataset}.{how}.txt"
 
     def differences(self, dataset: str) -> Path:
@@ -104,9 +104,9 @@ class Layout:
         """Folder of what a detector or segmenter predicts of every validation image."""
         return self.run_dir(run) / "predictions"
 
-    def kept(self, run: Run) -> Kept:
-        """What the evaluation of a detector or segmenter keeps."""
-        return Kept(self.samples(run), self.predictions(run))
+    def evaluation_outputs(self, run: Run) -> EvaluationOutputs:
+        """Samples and predictions of the evaluation of a detector or segmenter."""
+        return EvaluationOutputs(self.samples(run), self.predictions(run))
 
     def work_dir(self, run: Run, fingerprint: str) -> Path:
         return self.run_dir(run) / f"work-{fingerprint[:12]}"
@@ -117,21 +117,21 @@ class Layout:
 
     @property
     def manifests(self) -> Path:
-        """Folder of what was found in every data set."""
+        """Folder of all manifests."""
         return self.root / "data"
 
     def made(self, dataset: str) -> Path:
-        """Says that this machine has made a data set of the demo."""
+        """Marker: this machine has made a data set of the demo."""
         return self.manifests / f"{dataset}.made"
 
     @property
     def index(self) -> Path:
-        """Folder of which run is which: what DVC's stages of runs depend on."""
+        """Folder of the fingerprint of each run, which DVC's stages depend on."""
         return self.root / "index"
 
     @property
-    def printed(self) -> tuple[Path, ...]:
-        """Everything that is made of finished runs, and the receipt that says where they are."""
+    def derived_outputs(self) -> tuple[Path, ...]:
+        """All outputs derived from finished runs, and the receipt of MLflow."""
         return (
             self.tables, self.figures, self.report, self.sizes, self.root / "sync",
             self.sync_receipt,
@@ -157,7 +157,7 @@ class Layout:
 
     @property
     def report(self) -> Path:
-        """The page that sets out all of it."""
+        """The HTML report."""
         return self.root / "report.html"
 
     @property
@@ -171,7 +171,7 @@ class Layout:
         return self.root / "proof"
 
     def proof_record(self, run: Run, ranks: int | str) -> Path:
-        """What became of a run that was killed on purpose, on a number of processes."""
+        """Result of a run that was killed on purpose, on a number of processes."""
         return self.proof / f"{run.experiment}-seed{run.seed}-ranks{ranks}.json"
 
     @property
@@ -186,7 +186,7 @@ class Layout:
 
     @property
     def sender_log(self) -> Path:
-        """What that process says."""
+        """Log of that process."""
         return self.root / "logs" / "sync" / "sender.log"
 
     @property

@@ -44,10 +44,10 @@ def _views(
 ) -> Iterator[Tensor]:
     """Yield probabilities (1, classes, *size) of each image (3, H, W), and of its mirror image."""
     for image in images:
-        seen = image[None].to(device)
-        yield probabilities(model, seen, size)
+        inputs = image[None].to(device)
+        yield probabilities(model, inputs, size)
         if hflip:
-            yield probabilities(model, seen.flip(-1), size).flip(-1)
+            yield probabilities(model, inputs.flip(-1), size).flip(-1)
 
 
 def probabilities(model: UPerNet, images: Tensor, size: Size) -> Tensor:
@@ -57,9 +57,9 @@ def probabilities(model: UPerNet, images: Tensor, size: Size) -> Tensor:
     stage's stride, which has no logits in mmseg, the rest up to it is filled with the mean colour.
     """
     height, width = images.shape[-2:]
-    seen = images
+    inputs = images
     if min(height, width) < PADDED_TO:
         room = (0, max(PADDED_TO - width, 0), 0, max(PADDED_TO - height, 0))
-        seen = F.pad(images, room)
-    enlarged = resize(model.logits(seen).float(), (seen.shape[-2], seen.shape[-1]))
+        inputs = F.pad(images, room)
+    enlarged = resize(model.logits(inputs).float(), (inputs.shape[-2], inputs.shape[-1]))
     return resize(enlarged[..., :height, :width], size).softmax(1)

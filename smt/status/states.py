@@ -160,7 +160,7 @@ class _Collector:
         """Return the status of a run whose fingerprint cannot be told."""
         self.problems.setdefault(str(error))
         keys = fingerprint.inputs(self.project, run)
-        lacking = [key for key in keys if not manifest.digest_file(self.layout, key).exists()]
+        lacking = [key for key in keys if not manifest.manifest_path(self.layout, key).exists()]
         names = ", ".join(lacking or keys)
         length, final = _length(self.project, run), _final(self.layout, run)
         if final is None:

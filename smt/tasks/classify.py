@@ -14,11 +14,11 @@ from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
 from smt.data.classification import TrainLoader, eval_batches
 from smt.data.imagenet import ImageFolder
-from smt.data.rng import derive
+from smt.data.rng import derive_seed
 from smt.datasets import manifest
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, Interrupted, never
+from smt.engine.protocol import EvaluationInterrupted, MicroBatch, never
 from smt.models import weights
 from smt.runs.paths import Layout
 from smt.tasks.network import network
@@ -64,11 +64,11 @@ class Classification:
             workers=self._workers,
         )
         self.steps_per_epoch = self._loader.steps_per_epoch
-        self.accumulation = self._loader.accumulation
+        self.accumulation_steps = self._loader.accumulation_steps
 
     def _build(self, project: Project, layout: Layout, inherit: bool) -> nn.Module:
         experiment = project.experiments[self._run.experiment]
-        torch.manual_seed(derive(self._run.seed, "init"))
+        torch.manual_seed(derive_seed(self._run.seed, "init"))
         model = network(project, self._run.experiment, classes=self._classes)
         parent = project.parent(self._run)
         if parent is not None and inherit:
@@ -87,19 +87,19 @@ class Classification:
 
         return Mix(self.recipe.augment, self._classes)
 
-    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
         """Yield this rank's batches, mixed and on its device."""
-        for chunk in self._loader.epoch(epoch, start_step):
-            key = (epoch, chunk.step, chunk.chunk)
-            images = chunk.images.to(
+        for batch in self._loader.batches(epoch, start_step):
+            key = (epoch, batch.step, batch.number)
+            images = batch.images.to(
                 self._ranks.device, non_blocking=True, memory_format=torch.channels_last
             )
-            labels = chunk.labels.to(self._ranks.device, non_blocking=True)
+            labels = batch.labels.to(self._ranks.device, non_blocking=True)
             images, targets = self._mix(images, labels, self._run.seed, "mix", *key)
-            yield Batch((images, targets), len(labels), key)
+            yield MicroBatch((images, targets), len(labels), key)
 
     @staticmethod
-    def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         """Return the cross entropy with soft targets, in float32."""
         images, targets = batch.loss_inputs
         return F.cross_entropy(model(images).float(), targets)
@@ -110,16 +110,16 @@ class Classification:
         """Return top1 and top5 in percent and the mean loss; every image counts once.
 
         Raises:
-            Interrupted: `interrupted` said so on some rank; none has a result then.
+            EvaluationInterrupted: `interrupted` said so on some rank; none has a result then.
         """
         if self._val is None:
             return {}
         self.model.eval()
         counts = self._ranks.sum(*self._count_correct(self._val, interrupted))
         self.model.train()
-        top1, top5, loss, images, broken_off = counts
-        if broken_off:
-            raise Interrupted
+        top1, top5, loss, images, was_interrupted = counts
+        if was_interrupted:
+            raise EvaluationInterrupted
         return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images}
 
     @torch.inference_mode()

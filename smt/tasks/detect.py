@@ -10,16 +10,16 @@ from smt.config.heads import TwoStage, UPerNet
 from smt.config.project import Project
 from smt.config.recipes import DetectionRecipe
 from smt.data.coco import CocoSplit
-from smt.data.downstream import DetectionBatch, detection_inputs, detection_loader, padded
+from smt.data.detection import DetectionBatch, detection_inputs, detection_loader, pad
 from smt.data.transforms.detection import DetectionInput
 from smt.detection.structures import DetectionModel, Target
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, never
+from smt.engine.protocol import MicroBatch, never
 from smt.evaluation import coco, predictions
 from smt.evaluation.predictions import ImageResult
-from smt.evaluation.writer import keep_detections
-from smt.runs.paths import Kept, Layout
+from smt.evaluation.writer import write_detections
+from smt.runs.paths import EvaluationOutputs, Layout
 from smt.tasks.downstream import Downstream
 
 
@@ -48,14 +48,14 @@ class Detection(Downstream):
             recipe,
             masks=masks,
             seed=run.seed,
-            **self._readers,
+            **self._loader_arguments,
         )
 
-    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
         """Yield this rank's batches, on its device."""
-        for job, batch in self._loader.read(epoch, start_step):
-            key = (epoch, job.step, job.chunk)
-            yield Batch(self._on_device(batch), len(batch.images), key)
+        for indices, batch in self._loader.micro_batches(epoch, start_step):
+            key = (epoch, indices.step, indices.number)
+            yield MicroBatch(self._on_device(batch), len(batch.images), key)
 
     def _on_device(self, batch: DetectionBatch) -> tuple[torch.Tensor, list[Target]]:
         device = self._ranks.device
@@ -72,70 +72,70 @@ class Detection(Downstream):
 
     def evaluate(
         self, interrupted: Callable[[], bool] = never, *, final: bool = True,
-        kept: Kept | None = None,
+        outputs: EvaluationOutputs | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Return COCO's average precisions and recalls in percent, of boxes and of masks.
 
-        With `kept`, what is found is written there, as COCO's test server takes it.
+        With `outputs`, detections are written there, as COCO's test server takes it.
 
         Raises:
-            Interrupted: `interrupted` said so on some rank; none has a result then.
-            UserError: what is found cannot be written.
+            EvaluationInterrupted: `interrupted` said so on some rank; none has a result then.
+            UserError: detections cannot be written.
         """
         detections = self.detections(interrupted)
         measured = self.average_precision(detections)
-        if kept is not None:
-            with self._ranks.together():
+        if outputs is not None:
+            with self._ranks.fail_together():
                 if detections is not None:
-                    keep_detections(kept, self._val, detections, self._kinds)
+                    write_detections(outputs, self._val, detections, self._kinds)
         return measured
 
     def average_precision(self, detections: list[ImageResult] | None) -> dict[str, float]:
         """Return the metrics of what rank 0 has of all ranks, the same on every rank."""
-        found: dict[str, float] = {}
-        with self._ranks.together():
+        metrics: dict[str, float] = {}
+        with self._ranks.fail_together():
             if detections is not None:
-                found = coco.evaluate(self._val.annotation_file, detections, kinds=self._kinds)
-        return self._ranks.from_first(found)
+                metrics = coco.evaluate(self._val.annotation_file, detections, kinds=self._kinds)
+        return self._ranks.broadcast(metrics)
 
     def detections(self, interrupted: Callable[[], bool] = never) -> list[ImageResult] | None:
-        """Return what is found in each validation image, by id, on rank 0; None on the others.
+        """Return the detections of each validation image, by id, on rank 0; None on the others.
 
         Raises:
-            Interrupted: as `evaluate` does.
+            EvaluationInterrupted: as `evaluate` does.
         """
         self.model.eval()
         try:
-            own, broken_off = self._detect(interrupted)
+            own, was_interrupted = self._detect(interrupted)
         finally:
             self.model.train()
-        self._agree(broken_off)
+        self._raise_if_interrupted(was_interrupted)
         gathered = self._ranks.gather(own)
         if gathered is None:
             return None
-        every = [each for part in gathered for each in part]
-        return sorted(every, key=lambda each: each.image_id)
+        results = [result for part in gathered for result in part]
+        return sorted(results, key=lambda result: result.image_id)
 
     def _detect(self, interrupted: Callable[[], bool]) -> tuple[list[ImageResult], bool]:
         """Return the results of this rank's images, and whether that was interrupted."""
-        found = []
-        inputs = detection_inputs(self._val, self.recipe, **self._readers)
+        results = []
+        inputs = detection_inputs(self._val, self.recipe, **self._loader_arguments)
         with closing(inputs), torch.inference_mode():
-            for index, given in inputs:
+            for index, detection_input in inputs:
                 if interrupted():
                     return [], True
-                found.append(self._result(index, given))
-        return found, False
+                results.append(self._result(index, detection_input))
+        return results, False
 
-    def _result(self, index: int, given: DetectionInput) -> ImageResult:
-        images = padded([given.image]).to(self._ranks.device, non_blocking=True)
+    def _result(self, index: int, detection_input: DetectionInput) -> ImageResult:
+        images = pad([detection_input.image]).to(self._ranks.device, non_blocking=True)
         with optim.autocast(self.recipe, self._ranks.device):
-            (detections,) = self.model.predict(images, [given.size])
+            (detections,) = self.model.predict(images, [detection_input.size])
         return predictions.image_result(
             detections,
             self._val.images[index].id,
-            seen=given.size,
-            size=given.original,
+            input_size=detection_input.size,
+            size=detection_input.original_size,
             categories=self._val.category_ids,
             mask_threshold=self._threshold,
         )

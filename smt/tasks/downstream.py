@@ -1,4 +1,4 @@
-"""What the tasks of detection and segmentation have in common."""
+"""Base of the downstream tasks, detection and segmentation."""
 
 from typing import Any, TypedDict
 
@@ -8,18 +8,18 @@ from torch import nn
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.config.recipes import DownstreamRecipe
-from smt.data.rng import derive
-from smt.data.workers import Loader
+from smt.data.loader import Loader
+from smt.data.rng import derive_seed
 from smt.datasets import manifest
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, Interrupted
+from smt.engine.protocol import EvaluationInterrupted, MicroBatch
 from smt.models.pyramid import start_from_classifier
 from smt.runs.paths import Layout
 from smt.tasks.network import network
 
 
-class Readers(TypedDict):
-    """Who reads the images of a run."""
+class LoaderArguments(TypedDict):
+    """Arguments of the loaders that say which process reads which images."""
 
     rank: int
     world_size: int
@@ -37,7 +37,7 @@ class Downstream:
     model: nn.Module
     """What is trained, on this rank's device."""
     _loader: Loader[Any]
-    """The training batches, which a task sets when its model is there."""
+    """The training micro-batches, which a task sets when its model is there."""
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
@@ -47,7 +47,7 @@ class Downstream:
         recipe = project.recipes[experiment.recipe]
         assert isinstance(recipe, DownstreamRecipe) and experiment.head is not None
         self._ranks = ranks
-        self._readers = Readers(
+        self._loader_arguments = LoaderArguments(
             rank=ranks.rank,
             world_size=ranks.world_size,
             workers=project.scale.workers if workers is None else workers,
@@ -55,7 +55,7 @@ class Downstream:
         self._root = layout.dataset_root(project.datasets[recipe.dataset])
         self._manifest = manifest.read(layout, recipe.dataset)
         self._head = project.heads[experiment.head]
-        torch.manual_seed(derive(run.seed, "init"))
+        torch.manual_seed(derive_seed(run.seed, "init"))
         self.model = network(project, run.experiment, classes=len(self._manifest.classes))
         parent = project.parent(run)
         if parent is not None and inherit:
@@ -69,18 +69,18 @@ class Downstream:
         return self._loader.steps_per_epoch
 
     @property
-    def accumulation(self) -> int:
-        """Batches of this process in a global step."""
-        return self._loader.accumulation
+    def accumulation_steps(self) -> int:
+        """Micro-batches of this process in a global step."""
+        return self._loader.accumulation_steps
 
     @staticmethod
-    def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    def loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         """Return the sum of the head's losses, in float32."""
         losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
         return torch.stack([each.float() for each in losses.values()]).sum()
 
-    def _agree(self, broken_off: bool) -> None:
-        """Raise Interrupted on every rank where an evaluation was broken off on one of them."""
-        (stopped,) = self._ranks.sum(broken_off)
+    def _raise_if_interrupted(self, interrupted: bool) -> None:
+        """Raise EvaluationInterrupted on every rank if the evaluation of one was interrupted."""
+        (stopped,) = self._ranks.sum(interrupted)
         if stopped:
-            raise Interrupted
+            raise EvaluationInterrupted

@@ -1,4 +1,4 @@
-"""What of the machine decides in which order sums are added, and so the last bits of a result."""
+"""The part of the environment that decides the order of sums, and so the last bits of a result."""
 
 from typing import Any
 

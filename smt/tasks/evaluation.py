@@ -13,8 +13,8 @@ from smt.runs.atomic import read_json, sha256, write_json
 from smt.runs.lock import exclusive
 from smt.runs.paths import Layout
 from smt.tasks import environment
+from smt.tasks.build import build_task
 from smt.tasks.downstream import Downstream
-from smt.tasks.kinds import task_of
 
 if TYPE_CHECKING:
     from smt.tasks.classify import Classification
@@ -37,14 +37,14 @@ def _trained(
     project: Project, layout: Layout, run: Run, ranks: Ranks
 ) -> "Classification | Detection | Segmentation":
     """Return a run's task with the weights that it exported."""
-    said, path = read_json(layout.metrics(run)), layout.weights(run)
-    if said is None or not path.exists():
+    recorded, path = read_json(layout.metrics(run)), layout.weights(run)
+    if recorded is None or not path.exists():
         remedy = _remedy(layout, run)
         raise TrainingError(f"{run} has not been trained: no {layout.metrics(run)}; {remedy}")
-    if sha256(path) != said["weights_sha256"]:
+    if sha256(path) != recorded["weights_sha256"]:
         remedy = _remedy(layout, run)
         raise TrainingError(f"{path} is not the file that {layout.metrics(run)} names; {remedy}")
-    task = task_of(project, layout, run, ranks, inherit=False)
+    task = build_task(project, layout, run, ranks, inherit=False)
     weights.load(task.model, path)
     return task
 
@@ -56,7 +56,7 @@ def _remedy(layout: Layout, run: Run) -> str:
 def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[str, float]:
     """Return the metrics of a run's exported weights, and write them to `evaluation.json`.
 
-    What a detector or segmenter predicts is kept beside it.
+    Predictions of a detector or segmenter are written beside it.
 
     Raises:
         TrainingError: the run is not done, its weights are not those it exported, they give other
@@ -64,7 +64,7 @@ def evaluate(project: Project, layout: Layout, run: Run, ranks: Ranks) -> dict[s
     """
     task = _trained(project, layout, run, ranks)
     with ExitStack() as stack:
-        with ranks.together():
+        with ranks.fail_together():
             if ranks.is_first:
                 stack.enter_context(exclusive(layout.run_dir(run), LOCK, "evaluates"))
         return _evaluate(task, project, layout, run, ranks)
@@ -78,15 +78,15 @@ def _evaluate(
     ranks: Ranks,
 ) -> dict[str, float]:
     if isinstance(task, Downstream):
-        metrics = task.evaluate(kept=layout.kept(run))
+        metrics = task.evaluate(outputs=layout.evaluation_outputs(run))
     else:
         metrics = task.evaluate()
-    said, path = read_json(layout.metrics(run)), layout.weights(run)
+    recorded, path = read_json(layout.metrics(run)), layout.weights(run)
     for name, value in metrics.items():
-        if abs(value - said["metrics"][name]) > METRICS[name].agreement:
+        if abs(value - recorded["metrics"][name]) > METRICS[name].tolerance:
             raise TrainingError(
                 f"{path} gives {name} {value:.4f}, but {layout.metrics(run)} says "
-                f"{said['metrics'][name]:.4f}; {_remedy(layout, run)} after moving the run's "
+                f"{recorded['metrics'][name]:.4f}; {_remedy(layout, run)} after moving the run's "
                 "folder aside"
             )
     if ranks.is_first:
@@ -96,8 +96,8 @@ def _evaluate(
             layout.evaluation(run),
             {
                 **names,
-                "fingerprint": said["fingerprint"],
-                "weights_sha256": said["weights_sha256"],
+                "fingerprint": recorded["fingerprint"],
+                "weights_sha256": recorded["weights_sha256"],
                 "metrics_sha256": sha256(layout.metrics(run)),
                 "metrics": metrics,
                 "images": dataset.val_images,

@@ -10,10 +10,10 @@ from smt.models.smt import SMT
 
 
 def network(project: Project, experiment: str, *, classes: int) -> nn.Module:
-    """Return it in float32 on the CPU, its weights drawn from torch's global generator.
+    """Return it in float32 on the CPU, its weights initialised from torch's global generator.
 
     A classifier takes images (B, 3, H, W) to logits (B, classes). A detector or segmenter has its
-    trunk under `backbone`; the trunk's weights are drawn first, then the head's.
+    trunk under `backbone`; the trunk's weights are initialised first, then the head's.
     """
     entry = project.experiments[experiment]
     model, drop_path = project.models[entry.model], project.drop_path(experiment)
@@ -22,7 +22,7 @@ def network(project: Project, experiment: str, *, classes: int) -> nn.Module:
     recipe, head = project.recipes[entry.recipe], project.heads[entry.head]
     assert isinstance(recipe, DownstreamRecipe)
     trunk = Pyramid(model, drop_path, recipe.drop_path_mode)
-    # Each is imported when it is asked for: a task starts in seconds, and heads are many.
+    # Imported only when needed: all heads together take seconds.
     if isinstance(head, UPerNet):
         from smt.segmentation import upernet
 

@@ -11,13 +11,13 @@ from smt.config.heads import UPerNet as Head
 from smt.config.project import Project
 from smt.config.recipes import SegmentationRecipe
 from smt.data.ade20k import ADE20KSplit
-from smt.data.downstream import segmentation_inputs, segmentation_loader
+from smt.data.segmentation import segmentation_inputs, segmentation_loader
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, never
+from smt.engine.protocol import MicroBatch, never
 from smt.evaluation import semantic
-from smt.evaluation.writer import LabelMaps
-from smt.runs.paths import Kept, Layout
+from smt.evaluation.writer import LabelMapWriter
+from smt.runs.paths import EvaluationOutputs, Layout
 from smt.segmentation import inference
 from smt.segmentation.upernet import UPerNet
 from smt.tasks.downstream import Downstream
@@ -43,49 +43,51 @@ class Segmentation(Downstream):
             ADE20KSplit(self._root, "train", self._manifest),
             recipe,
             seed=run.seed,
-            **self._readers,
+            **self._loader_arguments,
         )
 
-    def batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
         """Yield this rank's batches, on its device."""
         device = self._ranks.device
-        for job, batch in self._loader.read(epoch, start_step):
+        for indices, batch in self._loader.micro_batches(epoch, start_step):
             images = batch.images.to(device, non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
-            yield Batch((images, labels), len(images), (epoch, job.step, job.chunk))
+            yield MicroBatch((images, labels), len(images), (epoch, indices.step, indices.number))
 
     def evaluate(
         self, interrupted: Callable[[], bool] = never, *, final: bool = True,
-        kept: Kept | None = None,
+        outputs: EvaluationOutputs | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Return mean IoU, mean accuracy and pixel accuracy in percent, of a single scale.
 
         Where it is `final`, those of the multi-scale test as well, under names that end in _ms.
-        With `kept`, what is predicted from a single scale is written there, as ADE20K's test server
-        takes it.
+        With `outputs`, single-scale predictions are written there, as ADE20K's test
+        server takes it.
 
         Raises:
-            Interrupted: `interrupted` said so on some rank; none has a result then.
-            UserError: what is predicted cannot be written.
+            EvaluationInterrupted: `interrupted` said so on some rank; none has a result then.
+            UserError: predictions cannot be written.
         """
-        measured = self._single_scale(interrupted, kept)
+        measured = self._single_scale(interrupted, outputs)
         if final:
             evaluation = self.recipe.evaluation
             measured |= self._scores("_ms", evaluation.factors, evaluation.hflip, interrupted)
         return measured
 
-    def _single_scale(self, interrupted: Callable[[], bool], kept: Kept | None) -> dict[str, float]:
-        if kept is None:
+    def _single_scale(
+        self, interrupted: Callable[[], bool], outputs: EvaluationOutputs | None
+    ) -> dict[str, float]:
+        if outputs is None:
             return self._scores("", (1.0,), False, interrupted)
-        maps = LabelMaps(kept, self._val)
-        with self._ranks.together():
+        maps = LabelMapWriter(outputs, self._val)
+        with self._ranks.fail_together():
             if self._ranks.is_first:
                 maps.begin()
         measured = self._scores("", (1.0,), False, interrupted, maps.add)
-        shown = self._ranks.gather(maps.shown)
-        with self._ranks.together():
-            if shown is not None:
-                maps.end(shown)
+        samples = self._ranks.gather(maps.samples)
+        with self._ranks.fail_together():
+            if samples is not None:
+                maps.end(samples)
         return measured
 
     def _scores(
@@ -93,17 +95,17 @@ class Segmentation(Downstream):
         interrupted: Callable[[], bool], keep: Callable[[int, np.ndarray], None] | None = None,
     ) -> dict[str, float]:  # fmt: skip
         counts = np.zeros((self._classes, self._classes), np.int64)
-        broken_off = False
+        was_interrupted = False
         for index, prediction, truth in self._predictions(factors, hflip):
             if interrupted():
-                broken_off = True
+                was_interrupted = True
                 break
             if keep is not None:
                 keep(index, prediction)
             counts += semantic.confusion(prediction, truth, self._classes)
-        self._agree(broken_off)
+        self._raise_if_interrupted(was_interrupted)
         gathered = self._ranks.gather(counts) or [counts]
-        scores = semantic.scores(self._ranks.from_first(np.sum(gathered, axis=0)))
+        scores = semantic.scores(self._ranks.broadcast(np.sum(gathered, axis=0)))
         return {
             f"miou{suffix}": scores.miou,
             f"mean_accuracy{suffix}": scores.mean_accuracy,
@@ -114,7 +116,7 @@ class Segmentation(Downstream):
         self, factors: tuple[float, ...], hflip: bool
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield number, predicted and true classes (H, W) of this rank's validation images."""
-        inputs = segmentation_inputs(self._val, **self._readers)
+        inputs = segmentation_inputs(self._val, **self._loader_arguments)
         self.model.eval()
         try:
             with closing(inputs), torch.inference_mode():

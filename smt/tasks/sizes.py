@@ -93,7 +93,7 @@ def _head(network: nn.Module, features: list[Tensor], size: Size) -> dict[str, C
 
 def _two_stage(network: TwoStageDetector, features: list[Tensor]) -> dict[str, Counts]:
     spec = network.head
-    regions, found = (
+    regions, detections = (
         torch.empty(number, spec.channels, side, side, device="meta")
         for number, side in (
             (spec.rpn.test.keep, spec.resolution),
@@ -108,7 +108,7 @@ def _two_stage(network: TwoStageDetector, features: list[Tensor]) -> dict[str, C
         "rpn": count_forward(network.rpn, levels),
         # The tool of the published counts has nothing for their norms, which are synchronised ones.
         "box_heads": replace(box_heads, norm_elements=0),
-        "mask_heads": _sum(count_forward(each, found) for each in network.mask_heads),
+        "mask_heads": _sum(count_forward(each, detections) for each in network.mask_heads),
     }
 
 

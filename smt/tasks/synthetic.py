@@ -1,4 +1,4 @@
-"""An experiment's network, loss and recipe on made-up batches: its steps without its data."""
+"""An experiment's network, loss and recipe on synthetic micro-batches: steps without data."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from smt.config.recipes import ClassificationRecipe, Recipe, SegmentationRecipe
 from smt.data.transforms.image import padded_size
 from smt.detection.structures import DetectionModel, Size, Target
 from smt.engine import optim
-from smt.engine.protocol import Batch, never
+from smt.engine.protocol import MicroBatch, never
 from smt.segmentation.upernet import UPerNet
 from smt.tasks.classify import Classification
 from smt.tasks.downstream import Downstream
@@ -32,13 +32,13 @@ class Synthetic:
         project: Params at some scale.
         experiment: Whose network, loss and recipe to take.
         device: Where to put the network and its batches.
-        images: In a batch, in place of the recipe's `device_batch`.
+        images: In a micro-batch, in place of the recipe's `device_batch`.
         size: Of images: the recipe's resolution or crop where it has one, else `COCO_SIZE`.
         changes: Keys of the recipe and what they are here, such as precision.
     """
 
     headline = ""
-    accumulation = 1
+    accumulation_steps = 1
     steps_per_epoch = 1_000
 
     def __init__(
@@ -56,7 +56,7 @@ class Synthetic:
         if isinstance(self.recipe, ClassificationRecipe):
             self.model.to(memory_format=torch.channels_last)
         self._move()
-        self.loss: Callable[[nn.Module, Batch], torch.Tensor] = (
+        self.loss: Callable[[nn.Module, MicroBatch], torch.Tensor] = (
             Classification.loss
             if isinstance(self.recipe, ClassificationRecipe)
             else Downstream.loss
@@ -65,11 +65,11 @@ class Synthetic:
     def _move(self) -> None:
         self.model.to(self._device)
 
-    def batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
-        """Yield batches without an end, each of other noise, on the device."""
+    def micro_batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[MicroBatch]:
+        """Yield micro-batches without an end, each of other noise, on the device."""
         step = start_step
         while True:
-            yield Batch(self._inputs(), self.images, (epoch, step, 0))
+            yield MicroBatch(self._inputs(), self.images, (epoch, step, 0))
             step += 1
 
     def _inputs(self) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
 from smt.engine import checkpoint, distributed
-from smt.engine.determinism import NotDeterministic
+from smt.engine.determinism import NondeterminismRecorder
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import Diverged
 from smt.engine.preempt import StopRequest
@@ -28,13 +28,13 @@ from smt.runs import journal, provenance, source
 from smt.runs.atomic import explained, read_json, sha256, write_json
 from smt.runs.lock import exclusive
 from smt.runs.paths import Layout
-from smt.tasks import change, environment
-from smt.tasks.kinds import task_of
+from smt.tasks import environment, resume_check
+from smt.tasks.build import build_task
 
 log = logging.getLogger(__name__)
 
-_FAREWELL = 3.0
-"""Seconds in which a rank that fails leaves word of it, when others lose touch with it."""
+PEER_FAILURE_TIMEOUT = 3.0
+"""Seconds to wait for the failure record of a rank whose connection was lost."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Options:
     stall_seconds: float
     workers: int
     allow_change: bool = False
-    """Go on although code or params have changed since the run was begun, and record it."""
+    """Resume although code or params have changed since the run began, and record that."""
 
 
 class RunTraining:
-    """Trains one run where it stands, and leaves `metrics.json` and `model.safetensors`."""
+    """Trains one run from its newest checkpoint; writes `metrics.json` and `model.safetensors`."""
 
     def __init__(self, project: Project, layout: Layout, run: Run, ranks: Ranks) -> None:
         self.project, self.layout, self.run, self.ranks = project, layout, run, ranks
@@ -67,7 +67,7 @@ class RunTraining:
         self.source: dict[str, str] = {}
 
     def is_done(self) -> bool:
-        """Whether this very run has been trained, and its weights are those it exported."""
+        """Whether the run is trained with this fingerprint and its exported weights are there."""
         metrics = read_json(self.layout.metrics(self.run))
         path = self.layout.weights(self.run)
         return (
@@ -83,33 +83,33 @@ class RunTraining:
         Raises:
             Stopped: a signal asked for it; the same command goes on from there.
             PeerLost: another process of the training was killed; the same.
-            PeerFailed: another process of the training failed, and said why.
-            UserError: what stands in the way, in one line; training errors are left in
+            PeerFailed: another process of the training failed and recorded why.
+            UserError: the cause, in one line; training errors are recorded in
                 `failure.json` for the tables and for the runs that start from this one.
         """
         started = time.monotonic()
         with ExitStack() as stack:
-            stack.enter_context(self._peers_watched())
-            with self.ranks.together():
+            stack.enter_context(self._detect_peer_loss())
+            with self.ranks.fail_together():
                 if self.ranks.is_first:
                     stack.enter_context(exclusive(self.work_dir))
                     provenance.forget_failure(self.work_dir)
             stack.enter_context(self._log_file())
-            stack.enter_context(self._failures_recorded())
-            with self.ranks.together():
+            stack.enter_context(self._record_failures())
+            with self.ranks.fail_together():
                 parent = self._require_parent()
                 changes = self._require_unchanged(options) if self.ranks.is_first else []
                 if self.ranks.is_first:
                     dataset = self.project.dataset_of(self.run.experiment)
                     manifest.require_validation(self.project, self.layout, dataset)
-                task = task_of(
+                task = build_task(
                     self.project, self.layout, self.run, self.ranks, workers=options.workers
                 )
             trainer = self._trainer(task, stop, options)
             if self.ranks.is_first:
                 self._record_attempt(parent, trainer, changes, options)
-            stop.begin()
-            with NotDeterministic(self._record_not_deterministic):
+            stop.defer_signals()
+            with NondeterminismRecorder(self._record_not_deterministic):
                 metrics = self._run(trainer)
             if self.ranks.is_first:
                 self._export(trainer, metrics, started)
@@ -140,14 +140,14 @@ class RunTraining:
             epoch_images=trainer.task.steps_per_epoch * recipe.global_batch,
             ranks=self.ranks,
         )
-        progress.start_at(trainer.state.step * recipe.global_batch)
+        progress.resume_at(trainer.state.step * recipe.global_batch)
         if trainer.state.step and self.ranks.is_first:
             log.info("%s: goes on after step %d", self.run, trainer.state.step)
         with progress, explained(self.work_dir, RETRY, TrainingError):
             return trainer.train(progress)
 
     def _export(self, trainer: Trainer, metrics: dict[str, float], started: float) -> None:
-        """Write the weights, then the numbers: the numbers are there only with their weights."""
+        """Write the weights before the numbers: `metrics.json` marks a run as done."""
         run, path = self.run, self.layout.weights(self.run)
         digest = weights.save(
             trainer.task.model.state_dict(),
@@ -165,7 +165,7 @@ class RunTraining:
                 "epochs": trainer.state.epochs,
                 "steps": trainer.state.step,
                 "images": trainer.state.step * recipe.global_batch,
-                "skipped_steps": trainer.state.trend.skipped,
+                "skipped_steps": trainer.state.loss_statistics.skipped,
                 "changes": [each for attempt in known["attempts"] for each in attempt["changes"]],
                 "weights_sha256": digest,
                 "journal": journal.extent(self.work_dir / journal.JOURNAL),
@@ -210,11 +210,11 @@ class RunTraining:
     def _record_attempt(
         self, parent: dict[str, Any] | None, trainer: Trainer, changes: list[str], options: Options
     ) -> None:
-        """Write down this attempt, and say what of its surroundings is not as it was."""
+        """Record this attempt, and warn where its environment differs from the last one's."""
         now = environment.of(self.ranks)
         attempts = (read_json(self.work_dir / provenance.PROVENANCE) or {}).get("attempts", [])
         if trainer.state.step and attempts:
-            for sentence in change.of_environment(attempts[-1]["environment"], now):
+            for sentence in resume_check.environment_changes(attempts[-1]["environment"], now):
                 log.warning("%s: goes on with %s", self.run, sentence)
         attempt = {
             "resumed_at_step": trainer.state.step,
@@ -227,14 +227,14 @@ class RunTraining:
 
     def _record_not_deterministic(self, operations: list[str]) -> None:
         log.warning(
-            "%s: not deterministic on this device, so the last bits may differ from one try to the "
-            "next: %s", self.run, ", ".join(operations),
+            "%s: nondeterministic on this device, so that the last bits may differ from one "
+            "attempt to the next: %s", self.run, ", ".join(operations),
         )  # fmt: skip
         if self.ranks.is_first:
             provenance.update(self.work_dir, not_deterministic=operations)
 
     def _require_unchanged(self, options: Options) -> list[str]:
-        """Return what has changed since the run was begun, in phrases, if that is allowed.
+        """Return what has changed since the run began, in phrases, if that is allowed.
 
         Raises:
             TrainingError: code or params are others than those that a half-done run was begun with.
@@ -256,10 +256,10 @@ class RunTraining:
                     f"{allow}; or move the folder aside to begin anew"
                 )
             return changes
-        other = change.half_done(self.layout.run_dir(self.run), self.work_dir)
+        other = resume_check.unfinished_run(self.layout.run_dir(self.run), self.work_dir)
         if other is None:
             return []
-        differences = change.of_params(other.known["params"], self.content)
+        differences = resume_check.param_changes(other.provenance["params"], self.content)
         if not options.allow_change:
             raise TrainingError(
                 f"{other.work_dir}: this run is half done, at step {other.step}, with other "
@@ -305,8 +305,8 @@ class RunTraining:
         return [loss for loss in losses if loss is not None][-1]
 
     @contextmanager
-    def _failures_recorded(self) -> Iterator[None]:
-        """Leave the cause of a failure in the work folder, on whatever rank it comes up."""
+    def _record_failures(self) -> Iterator[None]:
+        """Record the cause of a failure in the work folder, whichever rank fails."""
         try:
             yield
         except (PeerFailed, PeerLost, Stopped):  # not this rank's own failure, or none at all
@@ -326,11 +326,11 @@ class RunTraining:
             provenance.record_failure(self.work_dir, message, step, exit_code)
         except OSError as problem:
             reason = os.strerror(problem.errno or 0)
-            log.warning("the cause could not be left in %s: %s", self.work_dir, reason)
+            log.warning("the cause could not be written to %s: %s", self.work_dir, reason)
 
     @contextmanager
-    def _peers_watched(self) -> Iterator[None]:
-        """Turn the loss of another rank into what this one can do about it."""
+    def _detect_peer_loss(self) -> Iterator[None]:
+        """Turn a failed collective into PeerFailed if the other recorded why, else PeerLost."""
         try:
             yield
         except Exception as error:
@@ -341,17 +341,18 @@ class RunTraining:
             if code is not None:
                 raise PeerFailed(code) from None
             raise PeerLost(
-                f"{self.run}: rank {self.ranks.rank} of {self.ranks.world_size} lost touch with "
-                f"another ({distributed.cause_of_loss(error)}): killed, or its node is down; "
-                "the same command goes on from the last checkpoint"
+                f"{self.run}: rank {self.ranks.rank} of {self.ranks.world_size} lost the "
+                f"connection to another ({distributed.cause_of_loss(error)}): killed, or its node "
+                "is down; "
+                "the same command resumes from the last checkpoint"
             ) from None
 
     def _is_loss_of_peer(self, error: Exception) -> bool:
         return self.ranks.world_size > 1 and distributed.is_loss_of_peer(error)
 
     def _failure_of_peer(self) -> int | None:
-        """Return the exit code of the rank that failed, or None if none has left word in time."""
-        deadline = time.monotonic() + _FAREWELL
+        """Return the exit code of the rank that failed, or None if none recorded one in time."""
+        deadline = time.monotonic() + PEER_FAILURE_TIMEOUT
         while True:
             code = provenance.failure_code(self.work_dir)
             if code is not None or time.monotonic() > deadline:
@@ -360,7 +361,7 @@ class RunTraining:
 
     @contextmanager
     def _log_file(self) -> Iterator[None]:
-        """Send the log to the run's own file as well, on rank 0."""
+        """Write the log to the run's own file as well, on rank 0."""
         if not self.ranks.is_first:
             yield
             return
@@ -377,10 +378,10 @@ class RunTraining:
 
 
 class _LogFile(logging.FileHandler):
-    """The run's log. A full disk costs its lines, which stderr has as well, and nothing else."""
+    """The run's log. On a full disk its lines are lost, which stderr has as well; nothing fails."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Let the line go."""
+        """Drop the line."""
 
 
 def _listed(changes: list[str], most: int = 6) -> str:

@@ -17,7 +17,7 @@ DATA = "data"
 def check(layout: Layout, keys: Iterable[str], ledger: Ledger) -> None:
     """Compare each manifest with its lists. Images are not read: `smt data check` does that."""
     for key in keys:
-        path = manifest.digest_file(layout, key)
+        path = manifest.manifest_path(layout, key)
         if not path.exists():
             ledger.note(DATA, f"{key} has no manifest yet")
             continue
@@ -36,7 +36,7 @@ def check(layout: Layout, keys: Iterable[str], ledger: Ledger) -> None:
 
 
 def _lists(layout: Layout, key: str, found: Manifest, ledger: Ledger) -> None:
-    path, whole = manifest.digest_file(layout, key), hashlib.sha256()
+    path, whole = manifest.manifest_path(layout, key), hashlib.sha256()
     for name, split in found.splits.items():
         listed = found.list_file(name)
         try:

@@ -182,7 +182,7 @@ class Lineage:
             return  # what is wrong with the journal has been said
         if best is not None and best.evaluations > 1:
             yield Node(
-                f"best epoch: {METRICS[headline].said(best.metrics[headline])} at epoch "
+                f"best epoch: {METRICS[headline].format(best.metrics[headline])} at epoch "
                 f"{best.epoch}, of {best.evaluations} evaluations: {work_dir / JOURNAL}, line "
                 f"{best.line}"
             )
@@ -190,7 +190,7 @@ class Lineage:
     def _data(self, known: Mapping[str, Any]) -> Node:
         node = Node("data")
         for key, digest in known["data"].items():
-            path = manifest.digest_file(self.layout, key)
+            path = manifest.manifest_path(self.layout, key)
             now = (_read(path) or {}).get("digest")
             state = (
                 "" if now == digest else "; NOT the present one" if now else "; no manifest here"

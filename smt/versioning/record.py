@@ -135,7 +135,9 @@ def record(project: Project, layout: Layout) -> tuple[int, bool, bool]:
     require_repository(layout)
     rewritten = write_stages(project, layout)
     done = done_runs(project, layout)
-    complete = len(done) == len(project.runs) and all(each.exists() for each in layout.printed)
+    complete = len(done) == len(project.runs) and all(
+        each.exists() for each in layout.derived_outputs
+    )
     for run in done:
         keep(layout, run)
     write_index(project, layout, done)
@@ -177,7 +179,7 @@ def restore(project: Project, layout: Layout, experiments: Sequence[str]) -> lis
     chosen = [run for run in project.runs if not experiments or run.experiment in experiments]
     targets = [stages.run_stage(project, run) for run in chosen]
     dvc("pull", *([stages.DATA, *targets] if experiments else []))
-    for key in manifest.needed(project):
+    for key in manifest.keys_in_use(project):
         _make_data_again(project, layout, key)
     done = [run for run in chosen if _is_done(project, layout, run)]
     for run in done:
@@ -194,4 +196,4 @@ def _make_data_again(project: Project, layout: Layout, key: str) -> None:
     if manifest.make_command(project, key) is None:
         return
     smt("data", "make", key, "--scale", layout.scale)
-    layout.made(manifest.digest_file(layout, key).stem).touch()
+    layout.made(manifest.manifest_path(layout, key).stem).touch()

@@ -42,7 +42,7 @@ def open_folder(root: Path, split: str, classes: int, train: int, val: int = 0) 
 
 
 def recipe_of(**changes: object) -> Recipe:
-    """Return the paper's recipe for 32 pixels and global batches of 16 in chunks of 4."""
+    """Return the paper's recipe for 32 pixels and global batches of 16 in micro-batches of 4."""
     recipe = load_project(ROOT / "params", "paper").recipes["imagenet1k"]
     small = {"resolution": 32, "global_batch": 16, "device_batch": 4}
     return recipe.model_copy(update={**small, **changes})

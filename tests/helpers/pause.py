@@ -24,15 +24,15 @@ def stop_at_step(step: str, rank: str) -> None:
     """Arrange it: the fork calls this."""
     from smt.engine.trainer import Trainer
 
-    beat = Trainer._beat
+    beat = Trainer._report_alive
 
     def beat_and_stop(trainer: Trainer) -> None:
         beat(trainer)
         if trainer.state.step >= int(step) and trainer.ranks.rank == int(rank):
-            Trainer._beat = beat
+            Trainer._report_alive = beat
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    Trainer._beat = beat_and_stop
+    Trainer._report_alive = beat_and_stop
 
 
 def at_steps(*steps: int) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def stop_at_steps(*steps: str) -> None:
     """Arrange it: the fork calls this."""
     from smt.engine.trainer import Trainer
 
-    beat, left = Trainer._beat, [int(step) for step in steps]
+    beat, left = Trainer._report_alive, [int(step) for step in steps]
 
     def beat_and_stop(trainer: Trainer) -> None:
         beat(trainer)
@@ -52,7 +52,7 @@ def stop_at_steps(*steps: str) -> None:
             del left[0]
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    Trainer._beat = beat_and_stop
+    Trainer._report_alive = beat_and_stop
 
 
 def await_stop(process, said=lambda: "") -> None:

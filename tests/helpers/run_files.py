@@ -18,7 +18,14 @@ from smt.config.load import load_project
 from smt.config.metrics import HEADLINES
 from smt.config.project import Project
 from smt.config.yaml import YamlFile
-from smt.datasets.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split, digest_file, digests
+from smt.datasets.manifest import (
+    CLASS_MAP,
+    ClassMapManifest,
+    Manifest,
+    Split,
+    digests,
+    manifest_path,
+)
 from smt.runs.atomic import write_json
 from smt.runs.paths import Layout
 from smt.tracking.client import Server
@@ -62,7 +69,7 @@ class RunFiles:
     def manifests(self, content: str = "") -> None:
         """Say that all data are there; other `content` is other data."""
         for name, dataset in self.project.datasets.items():
-            path = digest_file(self.layout, name)
+            path = manifest_path(self.layout, name)
             counts = {"train": dataset.train_images, "val": dataset.val_images}
             manifest = Manifest(
                 dataset=name,
@@ -79,7 +86,7 @@ class RunFiles:
             write_json(path, manifest.model_dump(mode="json"))
         for name, entry in self.project.class_maps.items():
             rows = ClassMapManifest(source=entry.source, target=entry.target, digest=name, rows=())
-            path = digest_file(self.layout, f"{CLASS_MAP}{name}")
+            path = manifest_path(self.layout, f"{CLASS_MAP}{name}")
             write_json(path, rows.model_dump(mode="json"))
 
     def fingerprint(self, run: Run) -> str:

@@ -69,27 +69,30 @@ MUTATIONS = (
     Mutation(
         "the oldest checkpoints are kept in place of the newest", "checkpoints",
         "smt/engine/checkpoint.py",
-        "kept = set(found[:KEEP])", "kept = set(found[-KEEP:])",
+        "newest_paths = set(paths[:KEEP])", "newest_paths = set(paths[-KEEP:])",
         ENGINE[::-1],
     ),
     Mutation(
         "a damaged checkpoint is loaded", "checkpoints", "smt/engine/checkpoint.py",
-        "if sha256(path) != _named(path).sha256:", "if not path.stat().st_size:",
+        "if sha256(path) != _name_of(path).sha256:", "if not path.stat().st_size:",
         (*ENGINE[::-1], *TASKS[::-1]),
     ),
     Mutation(
         "the best checkpoint is removed", "checkpoints", "smt/engine/checkpoint.py",
-        "for path in set(found) - kept - set(best[:1]):", "for path in set(found) - kept:",
+        "for path in set(paths) - newest_paths - set(best[:1]):",
+        "for path in set(paths) - newest_paths:",
         ENGINE,
     ),
     Mutation(
-        "what the guard knows is lost at an interruption", "checkpoints", "smt/engine/state.py",
-        'self.trend = Trend.of(facts["trend"])', "self.trend = Trend()",
+        "what the guard knows is lost at an interruption", "checkpoints",
+        "smt/engine/training_state.py",
+        'self.loss_statistics = LossStatistics.of(facts["trend"])',
+        "self.loss_statistics = LossStatistics()",
         ENGINE,
     ),
     Mutation(
         "losses before an interruption are not in the next record", "checkpoints",
-        "smt/engine/state.py",
+        "smt/engine/training_state.py",
         'self.loss_sum, self.loss_steps = facts["loss_sum"], facts["loss_steps"]',
         "self.loss_sum, self.loss_steps = 0.0, 0",
         ENGINE,
@@ -112,7 +115,7 @@ MUTATIONS = (
     ),
     Mutation(
         "sums over ranks change their order after a start", "engine", "smt/engine/trainer.py",
-        "self.settled = ranks.world_size == 1", "self.settled = True",
+        "self.buckets_settled = ranks.world_size == 1", "self.buckets_settled = True",
         (*TASKS[::-1], *PROOF),
     ),
     Mutation(
@@ -179,19 +182,19 @@ MUTATIONS = (
     # --- sampler and randomness ------------------------------------------------------------------
     Mutation(
         "every interval has the images of the first", "sampler", "smt/data/sampler.py",
-        "return stream(self.images, seed, epoch * images, images)",
-        "return stream(self.images, seed, 0, images)",
+        "return infinite_order(self.images, seed, epoch * images, images)",
+        "return infinite_order(self.images, seed, 0, images)",
         (*DATA[::-1], "unit/data/transforms/test_segmentation.py"),
     ),
     Mutation(
         "images that are left over in their groups are never seen", "sampler",
         "smt/data/sampler.py",
-        "np.concatenate([*shuffled, left[whole:]])", "np.concatenate(shuffled)",
+        "np.concatenate([*shuffled, mixed[full:]])", "np.concatenate(shuffled)",
         DATA[::-1],
     ),
     Mutation(
         "different parts give one seed", "randomness", "smt/data/rng.py",
-        "repr(plain).encode()", '"".join(map(str, plain)).encode()',
+        "repr(key).encode()", '"".join(map(str, plain)).encode()',
         DATA[1:],
     ),
     Mutation(
@@ -202,18 +205,19 @@ MUTATIONS = (
     # --- data ------------------------------------------------------------------------------------
     Mutation(
         "an image is augmented alike in every epoch", "data", "smt/data/classification.py",
-        'reseed(self._seed, "augment", job.epoch, index)', 'reseed(self._seed, "augment", index)',
+        'reseed(self._seed, "augment", micro_batch.epoch, index)',
+        'reseed(self._seed, "augment", index)',
         (*DATA, "unit/data/transforms/test_classification.py"),
     ),
     Mutation(
-        "a scene is augmented alike in every epoch", "data", "smt/data/downstream.py",
-        'reseed(self._seed, "augment", job.epoch, job.step, job.chunk, place)',
-        'reseed(self._seed, "augment", job.step, job.chunk, place)',
-        ("unit/data/test_downstream.py", "integration/tasks/test_downstream.py"),
+        "a scene is augmented alike in every epoch", "data", "smt/data/loader.py",
+        'reseed(self._seed, "augment", epoch, step, number, place)',
+        'reseed(self._seed, "augment", step, number, place)',
+        ("unit/data/test_segmentation.py", "integration/tasks/test_downstream.py"),
     ),
     Mutation(
-        "new workers begin with the first batch again", "data", "smt/data/workers.py",
-        "_worker_pool(reader, jobs[done:], workers)", "_worker_pool(reader, jobs, workers)",
+        "new workers begin with the first batch again", "data", "smt/data/loader.py",
+        "_worker_pool(reader, keys[done:], workers)", "_worker_pool(reader, jobs, workers)",
         DATA,
     ),
     Mutation(
@@ -235,9 +239,9 @@ MUTATIONS = (
         ("unit/data/transforms/test_segmentation.py",),
     ),
     Mutation(
-        "the digest of a data set is of its training images alone", "data", "smt/datasets/lists.py",
-        "                whole.update(text)\n",
-        '                if split == "train":\n                    whole.update(text)\n',
+        "the digest of a data set is of its training images alone", "data",
+        "smt/datasets/file_lists.py", "                total_hash.update(text)\n",
+        '                if split == "train":\n                    total_hash.update(text)\n',
         ("unit/datasets/test_manifest.py", "unit/datasets/test_coco.py",
          "integration/datasets/test_verify.py"),
     ),
@@ -314,7 +318,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an evaluation may differ on the same machine", "verify", "smt/verify/records.py",
-        "0.0 if exact else METRICS[name].agreement", "METRICS[name].agreement",
+        "0.0 if exact else METRICS[name].tolerance", "METRICS[name].tolerance",
         VERIFY,
     ),
     Mutation(
@@ -349,7 +353,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a derived number stands in every table", "report", "smt/config/project.py",
-        "found.derived_for and table not in found.derived_for", "False",
+        "value.derived_for and table not in value.derived_for", "False",
         ("unit/config/test_load.py", *REPORT),
     ),
     Mutation(
@@ -580,19 +584,21 @@ MUTATIONS = (
     Mutation(
         "boxes are brought back to the file by one ratio", "detection",
         "smt/evaluation/predictions.py",
-        "y, x = size[0] / seen[0], size[1] / seen[1]", "y = x = size[1] / seen[1]",
+        "y, x = size[0] / input_size[0], size[1] / input_size[1]", "y = x = size[1] / "
+        "input_size[1]",
         DETECTION[8:],
     ),
     Mutation(
         "files of results depend on the order of images", "detection",
         "smt/evaluation/predictions.py",
-        "for result in sorted(results, key=lambda each: each.image_id):", "for result in results:",
+        "for result in sorted(results, key=lambda result: result.image_id):", "for result in "
+        "results:",
         DETECTION[8:],
     ),
     Mutation(
         "images in which nothing was found are not evaluated", "detection",
         "smt/evaluation/coco.py",
-        "for each in (known if image_ids is None else image_ids)]",
+        "for each in (valid_ids if image_ids is None else image_ids)]",
         "for each in (set(ids) if image_ids is None else image_ids)]",
         DETECTION[9:],
     ),
@@ -610,14 +616,14 @@ MUTATIONS = (
     ),
     Mutation(
         "queries see where the objects are", "detection", "smt/detection/denoising.py",
-        "(group[:, None] != group) & (group < noised.groups)",
-        "(group[:, None] != group) & (group[:, None] < noised.groups)",
+        "(group[:, None] != group) & (group < denoising.groups)",
+        "(group[:, None] != group) & (group[:, None] < denoising.groups)",
         DETECTION[7:],
     ),
     # --- segmentation and models -----------------------------------------------------------------
     Mutation(
         "classes that are nowhere count as 0", "segmentation", "smt/evaluation/semantic.py",
-        "known = values[~np.isnan(values)]", "known = np.nan_to_num(values)",
+        "defined = values[~np.isnan(values)]", "defined = np.nan_to_num(values)",
         SEGMENTATION,
     ),
     Mutation(
@@ -628,8 +634,8 @@ MUTATIONS = (
     Mutation(
         "what is seen in a mirror is not turned back", "segmentation",
         "smt/segmentation/inference.py",
-        "probabilities(model, seen.flip(-1), size).flip(-1)",
-        "probabilities(model, seen.flip(-1), size)",
+        "probabilities(model, inputs.flip(-1), size).flip(-1)",
+        "probabilities(model, inputs.flip(-1), size)",
         SEGMENTATION[1:],
     ),
     Mutation(

@@ -14,7 +14,7 @@ from smt.runs.atomic import write_json
 
 ANSWER = "answer.json"
 
-CHECK = "smt.engine.check"
+CHECK = "smt.engine.gpu_check"
 """What looks at GPUs: it imports torch, which may fail, and is run in a process of its own."""
 
 
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
     node: str
     environment: Environment
     gpus: dict[str, Any] | None
-    """What `smt.engine.check` says of GPUs; None if PyTorch does not even load."""
+    """What `smt.engine.gpu_check` says of GPUs; None if PyTorch does not even load."""
 
 
 def read(folder: Path) -> Answer | None:

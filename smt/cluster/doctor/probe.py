@@ -186,7 +186,7 @@ def _environment(answer: node.Answer) -> Findings:
 _LEAST_SHARED = 2**30
 """Bytes of /dev/shm below which it is said: a container has 64 MB by default."""
 
-_LOOK = "see there: nvidia-smi; python -m smt.engine.check; and the CUDA of this torch"
+_LOOK = "see there: nvidia-smi; python -m smt.engine.gpu_check; and the CUDA of this torch"
 
 
 def of_gpus(answer: node.Answer, needed: bool) -> Findings:

@@ -33,8 +33,8 @@ def data(project: Project, layout: Layout, missing: Sequence[str]) -> Findings:
         )
     if missing:
         return
-    keys = manifest.needed(project)
-    uncounted = [key for key in keys if not manifest.digest_file(layout, key).exists()]
+    keys = manifest.keys_in_use(project)
+    uncounted = [key for key in keys if not manifest.manifest_path(layout, key).exists()]
     if uncounted:
         yield ok("data", f"to be made where missing, and counted: {', '.join(uncounted)}")
     else:

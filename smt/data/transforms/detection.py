@@ -9,7 +9,7 @@ from torch import Tensor
 
 from smt.config.augment import DetectionAugment, DetectionEvaluation, RandomCrop, Rescale
 from smt.data import rng
-from smt.data.transforms.image import Picture, Size, normalised, rescaled
+from smt.data.transforms.image import Size, TransformedImage, normalised, rescaled
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DetectionInput:
 
     image: Tensor
     """(3, H, W) float32, normalised, not padded."""
-    original: Size
+    original_size: Size
     """Height and width of the image on disk."""
 
     @property
@@ -49,14 +49,15 @@ class DetectionInput:
 
     def restore(self, boxes: Tensor) -> Tensor:
         """Return boxes (N, 4) in pixels of the image on disk, of boxes in pixels of `image`."""
-        down, across = (now / then for now, then in zip(self.size, self.original, strict=True))
+        (height, width), (original_height, original_width) = self.size, self.original_size
+        down, across = height / original_height, width / original_width
         return boxes / boxes.new_tensor([across, down, across, down])
 
 
 class DetectionTrainTransform:
-    """The recipe's augmentation: a flip, then one of its policies, each as likely.
+    """The recipe's augmentation: a flip, then one of its policies with equal probability.
 
-    Draws from torch's global generator alone: seed it for each image.
+    Uses torch's global generator alone: seed it for each image.
     """
 
     def __init__(self, augment: DetectionAugment) -> None:
@@ -74,8 +75,9 @@ class DetectionTrainTransform:
         `image` is RGB of any size; `boxes` (N, 4) float32, x1 y1 x2 y2 in its pixels; `labels` (N,)
         int64; `masks` (N, height, width) bool.
         """
-        scene = _Scene(Picture.of(image), boxes.astype(np.float32), np.arange(len(boxes)))
-        if rng.chance(self._augment.hflip):
+        transformed = TransformedImage.from_pil(image)
+        scene = _Scene(transformed, boxes.astype(np.float32), np.arange(len(boxes)))
+        if rng.bernoulli(self._augment.hflip):
             scene = scene.flip()
         policy = rng.choice(self._augment.policies)
         if policy.first is not None:
@@ -83,67 +85,68 @@ class DetectionTrainTransform:
         if policy.crop is not None:
             scene = scene.crop(policy.crop)
         scene = scene.rescale(policy.last).with_area()
-        kept = None if masks is None else scene.picture.follow(masks[scene.objects])
         return DetectionSample(
-            normalised(scene.picture.pixels[0]),
+            normalised(scene.image.pixels[0]),
             torch.from_numpy(scene.boxes),
             torch.from_numpy(labels[scene.objects]),
-            None if kept is None else torch.from_numpy(kept),
+            None
+            if masks is None
+            else torch.from_numpy(scene.image.apply_to_mask(masks[scene.objects])),
         )
 
 
 class DetectionEvalTransform:
-    """The recipe's way to scale an image for evaluation."""
+    """Scales an image for evaluation as the recipe says."""
 
     def __init__(self, evaluation: DetectionEvaluation) -> None:
         (self._short,), self._long = evaluation.rescale.short, evaluation.rescale.long
 
     def __call__(self, image: Image.Image) -> DetectionInput:
         """Return what the detector sees of an RGB image of any size."""
-        picture = Picture.of(image)
-        scaled = picture.resize(rescaled(picture.size, self._short, self._long))
-        return DetectionInput(normalised(scaled.pixels[0]), picture.size)
+        original = TransformedImage.from_pil(image)
+        scaled = original.resize(rescaled(original.size, self._short, self._long))
+        return DetectionInput(normalised(scaled.pixels[0]), original.size)
 
 
 @dataclass(frozen=True)
 class _Scene:
     """An image and the boxes in it."""
 
-    picture: Picture
+    image: TransformedImage
     boxes: np.ndarray
-    """(N, 4) float32, x1 y1 x2 y2 in pixels of the picture."""
+    """(N, 4) float32, x1 y1 x2 y2 in pixels of the image."""
     objects: np.ndarray
     """(N,) int64: which of the objects given each box is of."""
 
     def flip(self) -> "_Scene":
-        width = self.picture.size[1]
+        width = self.image.size[1]
         x1, y1, x2, y2 = self.boxes.T
         boxes = np.stack([width - x2, y1, width - x1, y2], axis=1)
-        return _Scene(self.picture.flip(), boxes, self.objects)
+        return _Scene(self.image.flip(), boxes, self.objects)
 
     def rescale(self, rule: Rescale) -> "_Scene":
-        (height, width), short = self.picture.size, rng.choice(rule.short)
-        picture = self.picture.resize(rescaled((height, width), short, rule.long))
-        down, across = picture.size[0] / height, picture.size[1] / width
+        (height, width), short = self.image.size, rng.choice(rule.short)
+        image = self.image.resize(rescaled((height, width), short, rule.long))
+        down, across = image.size[0] / height, image.size[1] / width
         boxes = self.boxes * np.array([across, down, across, down], np.float32)
-        return _Scene(picture, _clipped(boxes, picture.size), self.objects)
+        return _Scene(image, _clipped(boxes, image.size), self.objects)
 
     def crop(self, rule: RandomCrop) -> "_Scene":
-        """Return a rectangle drawn anywhere, with the objects whose boxes have an area in it."""
+        """Return a random rectangle, with the objects whose boxes have an area in it."""
         height, width = (
             rng.integer(min(side, rule.smallest), min(side, rule.largest))
-            for side in self.picture.size
+            for side in self.image.size
         )
-        top = rng.integer(0, self.picture.size[0] - height)
-        left = rng.integer(0, self.picture.size[1] - width)
-        picture = self.picture.crop(top, left, height, width)
-        boxes = _clipped(self.boxes - np.array([left, top, left, top], np.float32), picture.size)
-        return _Scene(picture, boxes, self.objects).with_area()
+        top = rng.integer(0, self.image.size[0] - height)
+        left = rng.integer(0, self.image.size[1] - width)
+        image = self.image.crop(top, left, height, width)
+        boxes = _clipped(self.boxes - np.array([left, top, left, top], np.float32), image.size)
+        return _Scene(image, boxes, self.objects).with_area()
 
     def with_area(self) -> "_Scene":
         """Return the scene without boxes of no width or height, in float32: losses divide by it."""
         has = (self.boxes[:, 2] > self.boxes[:, 0]) & (self.boxes[:, 3] > self.boxes[:, 1])
-        return _Scene(self.picture, self.boxes[has], self.objects[has])
+        return _Scene(self.image, self.boxes[has], self.objects[has])
 
 
 def _clipped(boxes: np.ndarray, size: Size) -> np.ndarray:

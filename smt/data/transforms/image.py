@@ -1,4 +1,4 @@
-"""An image that is scaled, cut and mirrored together with what is drawn on it, by mmcv's rules."""
+"""Resizing, cropping and flipping of an image and its masks, by mmcv's rules."""
 
 from dataclasses import dataclass
 
@@ -45,11 +45,12 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Picture:
+class TransformedImage:
     """An image, and where in the original each of its rows and columns comes from.
 
-    Maps of the original (masks, labels) are not touched until the end: then `follow` reads each
-    pixel once, at the place where one nearest-neighbour step after another would have found it.
+    Maps of the original (masks, labels) are not touched until the end: then `apply_to_mask` reads
+    each pixel once, at the place where one nearest-neighbour step after another would have found
+    it.
     """
 
     pixels: Tensor
@@ -60,8 +61,8 @@ class Picture:
     """(W,) int64."""
 
     @classmethod
-    def of(cls, image: Image.Image) -> "Picture":
-        """Return the picture of an RGB image as it is."""
+    def from_pil(cls, image: Image.Image) -> "TransformedImage":
+        """Return an RGB image, not transformed yet."""
         pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
         return cls(pixels, np.arange(image.height), np.arange(image.width))
 
@@ -70,14 +71,14 @@ class Picture:
         """Height and width now."""
         return len(self.rows), len(self.columns)
 
-    def flip(self) -> "Picture":
-        """Return the mirror image, left for right."""
-        return Picture(self.pixels.flip(-1), self.rows, self.columns[::-1])
+    def flip(self) -> "TransformedImage":
+        """Return the horizontal flip."""
+        return TransformedImage(self.pixels.flip(-1), self.rows, self.columns[::-1])
 
-    def resize(self, size: Size) -> "Picture":
-        """Return the picture scaled to `size`: bilinear, without smoothing before it is shrunk.
+    def resize(self, size: Size) -> "TransformedImage":
+        """Return the image scaled to `size`: bilinear, without smoothing before it is shrunk.
 
-        This is OpenCV's INTER_LINEAR, which mmcv uses, to within a level of 255; maps follow
+        This is OpenCV's INTER_LINEAR, which mmcv uses, to within a level of 255; masks are read by
         OpenCV's INTER_NEAREST.
         """
         if size == self.size:
@@ -85,16 +86,20 @@ class Picture:
         # torch is fastest where the three channels of a pixel lie together.
         together = self.pixels.contiguous(memory_format=torch.channels_last)
         pixels = F.interpolate(together, size=size, mode="bilinear", align_corners=False)
-        return Picture(pixels, _nearest(self.rows, size[0]), _nearest(self.columns, size[1]))
+        return TransformedImage(
+            pixels, _nearest(self.rows, size[0]), _nearest(self.columns, size[1])
+        )
 
-    def crop(self, top: int, left: int, height: int, width: int) -> "Picture":
-        """Return the rectangle from row `top` and column `left` on; it lies inside the picture."""
+    def crop(self, top: int, left: int, height: int, width: int) -> "TransformedImage":
+        """Return the rectangle from row `top` and column `left` on; it lies inside the image."""
         rows, columns = slice(top, top + height), slice(left, left + width)
-        return Picture(self.pixels[..., rows, columns], self.rows[rows], self.columns[columns])
+        return TransformedImage(
+            self.pixels[..., rows, columns], self.rows[rows], self.columns[columns]
+        )
 
-    def follow(self, maps: np.ndarray) -> np.ndarray:
-        """Return what became of maps (..., height, width) of the original: (..., H, W)."""
-        return maps.take(self.columns, axis=-1).take(self.rows, axis=-2)
+    def apply_to_mask(self, masks: np.ndarray) -> np.ndarray:
+        """Return masks (..., height, width) of the original, transformed alike: (..., H, W)."""
+        return masks.take(self.columns, axis=-1).take(self.rows, axis=-2)
 
 
 def _nearest(places: np.ndarray, length: int) -> np.ndarray:

@@ -21,18 +21,18 @@ def distort(rgb: np.ndarray, rule: Photometric) -> np.ndarray:
     """Return `rgb` (3, H, W) uint8 distorted: brightness, contrast, saturation, hue.
 
     Each happens with a probability of a half; contrast as often after hue as before saturation.
-    Draws from torch's global generator.
+    Uses torch's global generator.
     """
-    if rng.chance(0.5):
+    if rng.bernoulli(0.5):
         rgb = _levels(1, rng.uniform(-rule.brightness, rule.brightness)).take(rgb)
-    contrast_first = rng.chance(0.5)
+    contrast_first = rng.bernoulli(0.5)
     if contrast_first:
         rgb = _contrast(rgb, rule)
-    if rng.chance(0.5):
+    if rng.bernoulli(0.5):
         hue, saturation, value = to_hsv(rgb)
         saturation = _levels(rng.uniform(*rule.saturation)).take(saturation)
         rgb = to_rgb(hue, saturation, value)
-    if rng.chance(0.5):
+    if rng.bernoulli(0.5):
         hue, saturation, value = to_hsv(rgb)
         largest = int(rule.hue)
         turn = rng.integer(-largest, max(-largest, largest - 1))  # mmseg leaves `largest` out
@@ -41,7 +41,7 @@ def distort(rgb: np.ndarray, rule: Photometric) -> np.ndarray:
 
 
 def _contrast(rgb: np.ndarray, rule: Photometric) -> np.ndarray:
-    return _levels(rng.uniform(*rule.contrast)).take(rgb) if rng.chance(0.5) else rgb
+    return _levels(rng.uniform(*rule.contrast)).take(rgb) if rng.bernoulli(0.5) else rgb
 
 
 def _levels(factor: float, offset: float = 0) -> np.ndarray:

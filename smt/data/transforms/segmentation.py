@@ -7,18 +7,18 @@ from torch import Tensor
 
 from smt.config.augment import FixedRescale, SegmentationAugment, SegmentationEvaluation
 from smt.data import rng
-from smt.data.transforms.image import Picture, normalised, rescaled
+from smt.data.transforms.image import TransformedImage, normalised, rescaled
 from smt.data.transforms.photometric import distort
 from smt.datasets.label_maps import NO_CLASS
 
 _TRIES = 10
-"""Crops that are looked at before the next one is taken as it is (mmseg)."""
+"""Random crops that are tried before the next one is taken as it is (mmseg)."""
 
 
 class SegmentationTrainTransform:
     """The recipe's augmentation: scale, crop, flip, photometric distortion.
 
-    Draws from torch's global generator alone: seed it for each image.
+    Uses torch's global generator alone: seed it for each image.
     """
 
     def __init__(self, augment: SegmentationAugment) -> None:
@@ -33,47 +33,50 @@ class SegmentationTrainTransform:
         is none.
         """
         augment, label_map = self._augment, np.asarray(labels)
-        picture = _scaled(Picture.of(image), augment.rescale, rng.uniform(*augment.factor))
-        picture = self._crop(picture, label_map)
-        if rng.chance(augment.hflip):
-            picture = picture.flip()
-        pixels = picture.pixels[0].contiguous()
+        factor = rng.uniform(*augment.factor)
+        transformed = _scaled(TransformedImage.from_pil(image), augment.rescale, factor)
+        transformed = self._crop(transformed, label_map)
+        if rng.bernoulli(augment.hflip):
+            transformed = transformed.flip()
+        pixels = transformed.pixels[0].contiguous()
         if augment.photometric is not None:
             pixels = torch.from_numpy(distort(pixels.numpy(), augment.photometric))
-        return _padded(normalised(pixels), picture.follow(label_map), augment.crop)
+        return _padded(normalised(pixels), transformed.apply_to_mask(label_map), augment.crop)
 
-    def _crop(self, picture: Picture, label_map: np.ndarray) -> Picture:
+    def _crop(self, image: TransformedImage, label_map: np.ndarray) -> TransformedImage:
         """Return a crop in which no class has too large a part, unless all that are tried have."""
         largest = self._augment.largest_class
         for _ in range(_TRIES if largest < 1 else 0):
-            crop = self._any_crop(picture)
-            if _largest_part(crop.follow(label_map)) < largest:
+            crop = self._any_crop(image)
+            if _largest_part(crop.apply_to_mask(label_map)) < largest:
                 return crop
-        return self._any_crop(picture)
+        return self._any_crop(image)
 
-    def _any_crop(self, picture: Picture) -> Picture:
-        height, width = (min(side, self._augment.crop) for side in picture.size)
-        top = rng.integer(0, picture.size[0] - height)
-        left = rng.integer(0, picture.size[1] - width)
-        return picture.crop(top, left, height, width)
+    def _any_crop(self, image: TransformedImage) -> TransformedImage:
+        height, width = (min(side, self._augment.crop) for side in image.size)
+        top = rng.integer(0, image.size[0] - height)
+        left = rng.integer(0, image.size[1] - width)
+        return image.crop(top, left, height, width)
 
 
 class SegmentationEvalTransform:
-    """The recipe's way to scale an image for evaluation."""
+    """Scales an image for evaluation as the recipe says."""
 
     def __init__(self, evaluation: SegmentationEvaluation) -> None:
         self._rescale = evaluation.rescale
 
     def __call__(self, image: Image.Image, factor: float = 1) -> Tensor:
         """Return what the segmenter sees at `factor` of an RGB image: (3, H, W) float32."""
-        return normalised(_scaled(Picture.of(image), self._rescale, factor).pixels[0])
+        return normalised(
+            _scaled(TransformedImage.from_pil(image), self._rescale, factor).pixels[0]
+        )
 
 
-def _scaled(picture: Picture, rule: FixedRescale, factor: float) -> Picture:
-    """Return `picture` scaled by a rule whose limits are multiplied by `factor`."""
+def _scaled(image: TransformedImage, rule: FixedRescale, factor: float) -> TransformedImage:
+    """Return `image` scaled by a rule whose limits are multiplied by `factor`."""
     (short,) = rule.short
     limits = int(short * factor), int(rule.long * factor)
-    return picture.resize(rescaled(picture.size, *limits))
+    return image.resize(rescaled(image.size, *limits))
 
 
 def _largest_part(labels: np.ndarray) -> float:

@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from smt.config.datasets import Dataset
-from smt.datasets import lists, scan
+from smt.datasets import file_lists, scan
 from smt.datasets.demo import scenes
 from smt.datasets.differences import Differences
-from smt.datasets.hashing import Reader
+from smt.datasets.hashing import FileHasher
 from smt.errors import DataError, UserError
 from smt.runs.atomic import explained, replacing, write_json
 
@@ -35,22 +35,22 @@ and fine-tuning at 56 finds detail that training at 32 did not see."""
 VERSION = 1
 """Raised when the generators make other images, so that those on disk are made anew."""
 
-_MARK = "made.json"
-"""File in the data set's folder that says how it was made and what its bytes were."""
+_BUILD_RECORD = "made.json"
+"""File in the data set's folder: generator, its version and the digest of what it wrote."""
 
 _REMEDY = "make room, or give another data folder: smt --data DIR, or SMT_DATA"
 
-Pictures = Iterator[Image.Image]
+Images = Iterator[Image.Image]
 """Images in the order of their classes."""
 
 
 class Generator(Protocol):
     """A data set that can be made."""
 
-    def said(self, dataset: Dataset) -> dict[str, str | int]:
-        """Return what params have to say of the data set for it to be this one."""
+    def required_params(self, dataset: Dataset) -> dict[str, str | int]:
+        """Return the values that keys of params must have for this data set."""
 
-    def is_ours(self, root: Path, name: str) -> bool:
+    def owns(self, root: Path, name: str) -> bool:
         """Whether a file `name` below `root` is one that this makes."""
 
     def build(self, dataset: Dataset, folder: Path) -> None:
@@ -62,9 +62,9 @@ class Folders:
     """Images in ImageNet's layout; as many of each class as params say."""
 
     classes: int
-    most: dict[str, int]
+    max_per_class: dict[str, int]
     """Images that there are of a class, by split."""
-    draw: Callable[[str, int], Pictures]
+    images: Callable[[str, int], Images]
     """Returns so many images a class of a split."""
 
     def names(self, split: str, per_class: int) -> list[str]:
@@ -77,54 +77,54 @@ class Folders:
 
     @cached_property
     def _all_names(self) -> set[str]:
-        return {name for split, most in self.most.items() for name in self.names(split, most)}
+        return {name for split, n in self.max_per_class.items() for name in self.names(split, n)}
 
-    def per_class(self, dataset: Dataset) -> dict[str, int]:
+    def images_per_class(self, dataset: Dataset) -> dict[str, int]:
         """Return how many images of a class come nearest to what params say, by split."""
-        asked = scan.expected_images(dataset)
+        expected = scan.expected_images(dataset)
         return {
-            split: min(max(asked.get(split, 0) // self.classes, 1), most)
-            for split, most in self.most.items()
+            split: min(max(expected.get(split, 0) // self.classes, 1), max_per_class)
+            for split, max_per_class in self.max_per_class.items()
         }
 
-    def said(self, dataset: Dataset) -> dict[str, str | int]:
+    def required_params(self, dataset: Dataset) -> dict[str, str | int]:
         """Return layout, classes and counts, which are of whole classes and at most all images."""
-        per_class = self.per_class(dataset)
-        images = {f"{split}_images": n * self.classes for split, n in per_class.items()}
+        images_per_class = self.images_per_class(dataset)
+        images = {f"{split}_images": n * self.classes for split, n in images_per_class.items()}
         return {"classes": self.classes, **images, "layout": "imagenet"}
 
-    def is_ours(self, root: Path, name: str) -> bool:
+    def owns(self, root: Path, name: str) -> bool:
         """Whether an image is so called."""
         return name in self._all_names
 
     def build(self, dataset: Dataset, folder: Path) -> None:
         """Write every image."""
-        for split, per_class in self.per_class(dataset).items():
-            pictures = self.draw(split, per_class)
-            for name, picture in zip(self.names(split, per_class), pictures, strict=True):
+        for split, images_per_class in self.images_per_class(dataset).items():
+            images = self.images(split, images_per_class)
+            for name, image in zip(self.names(split, images_per_class), images, strict=True):
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                picture.convert("RGB").save(path, "JPEG", quality=95, subsampling="4:4:4")
+                image.convert("RGB").save(path, "JPEG", quality=95, subsampling="4:4:4")
 
 
 @dataclass(frozen=True)
 class Scenes:
     """Digits on photographs; as many scenes as params say."""
 
-    layout: scan.Arrangement
+    layout: scan.DatasetLayout
     classes: int
     write: Callable[[Path, dict[str, int], dict[str, np.ndarray]], None]
 
-    def said(self, dataset: Dataset) -> dict[str, str | int]:
+    def required_params(self, dataset: Dataset) -> dict[str, str | int]:
         """Return layout and classes, and how many training scenes are not empty."""
-        said: dict[str, str | int] = {"classes": self.classes, "layout": self.layout}
+        params: dict[str, str | int] = {"classes": self.classes, "layout": self.layout}
         if self.layout == "coco":
-            said["images_with_objects"] = scenes.with_objects(dataset.train_images)
-        return said
+            params["images_with_objects"] = scenes.count_with_objects(dataset.train_images)
+        return params
 
-    def is_ours(self, root: Path, name: str) -> bool:
+    def owns(self, root: Path, name: str) -> bool:
         """Whether a scene is so called, or its annotations say that they are of scenes."""
-        return scenes.is_scene(root, name)
+        return scenes.is_scene_file(root, name)
 
     def build(self, dataset: Dataset, folder: Path) -> None:
         """Write every scene."""
@@ -147,20 +147,20 @@ def mnist() -> dict[str, np.ndarray]:
     return {"train": images[:, :400], "val": images[:, 400:]}
 
 
-def digits(split: str, per_class: int) -> Pictures:
+def digits(split: str, per_class: int) -> Images:
     """Yield the first digits of a split, class d being digit d, twice as large as in MNIST."""
     for image in mnist()[split][:, :per_class].reshape(-1, 28, 28):
         yield Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-def digit_pairs(split: str, per_class: int) -> Pictures:
+def digit_pairs(split: str, per_class: int) -> Images:
     """Yield two digits side by side, class 10 a + b being a, then b."""
     images = mnist()[split]
-    for label, first, second in draw_pairs(split, per_class):
+    for label, first, second in sample_pairs(split, per_class):
         yield _side_by_side(images[label // 10, first], images[label % 10, second])
 
 
-def draw_pairs(split: str, per_class: int) -> Iterator[tuple[int, int, int]]:
+def sample_pairs(split: str, per_class: int) -> Iterator[tuple[int, int, int]]:
     """Yield class, number of the left digit and number of the right, in the split's own images.
 
     Drawn by a fixed seed; no digit stands twice on the same side of the same class.
@@ -168,8 +168,8 @@ def draw_pairs(split: str, per_class: int) -> Iterator[tuple[int, int, int]]:
     images = mnist()[split].shape[1]
     for label in range(100):
         # A frozen stream: NumPy promises not to change what this class draws.
-        draw = np.random.RandomState([22, images, label])
-        left, right = (draw.permutation(images)[:per_class].tolist() for _ in range(2))
+        rng = np.random.RandomState([22, images, label])
+        left, right = (rng.permutation(images)[:per_class].tolist() for _ in range(2))
         for first, second in zip(left, right, strict=True):
             yield label, first, second
 
@@ -184,9 +184,9 @@ def _side_by_side(left: np.ndarray, right: np.ndarray) -> Image.Image:
     height = round(half * 28 / 22)
     for digit, x in ((left, 0), (right, half)):
         # Contiguous, for Pillow reads the array's memory.
-        picture = Image.fromarray(np.ascontiguousarray(digit[:, 3:25]))
-        picture = picture.resize((half, height), Image.Resampling.BICUBIC)
-        canvas.paste(picture, (x, (SIDE - height) // 2))
+        image = Image.fromarray(np.ascontiguousarray(digit[:, 3:25]))
+        image = image.resize((half, height), Image.Resampling.BICUBIC)
+        canvas.paste(image, (x, (SIDE - height) // 2))
     return canvas
 
 
@@ -212,22 +212,22 @@ def make(name: str, dataset: Dataset, root: Path) -> bool:
     generator = GENERATORS[dataset.generator]
     _require_same(name, dataset, generator)
     with explained(root, _REMEDY, DataError), _locked(root):
-        if _mark(dataset, root) == _read_mark(root):
+        if _build_record(dataset, root) == _read_build_record(root):
             return False
-        _require_ours(name, generator, root)
-        building = root.with_name(f".{root.name}.making")
-        shutil.rmtree(building, ignore_errors=True)
+        _require_owned(name, generator, root)
+        staging = root.with_name(f".{root.name}.making")
+        shutil.rmtree(staging, ignore_errors=True)
         try:
-            generator.build(dataset, building)
-            write_json(building / _MARK, _mark(dataset, building))
-            _put_in_place(building, root)
+            generator.build(dataset, staging)
+            write_json(staging / _BUILD_RECORD, _build_record(dataset, staging))
+            _replace_folder(staging, root)
         finally:
-            shutil.rmtree(building, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
     return True
 
 
 def _require_same(name: str, dataset: Dataset, generator: Generator) -> None:
-    for key, value in generator.said(dataset).items():
+    for key, value in generator.required_params(dataset).items():
         if getattr(dataset, key) != value:
             raise UserError(
                 f"params: datasets.{name}.{key} is {getattr(dataset, key)}, but the generator "
@@ -244,40 +244,42 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _mark(dataset: Dataset, root: Path) -> dict[str, str | int] | None:
-    """Return what the mark of the data set in `root` says if it is whole, or None."""
+def _build_record(dataset: Dataset, root: Path) -> dict[str, str | int] | None:
+    """Return the record of the data set in `root` if it is complete, or None."""
     try:
         scans = scan.scan(root.name, dataset, root, None)
-        digest, _ = lists.make(Reader(root), scans, lambda *lines: None, Differences(None))
-    except (DataError, lists.Changed, scan.Wrong):
+        digest, _ = file_lists.build(
+            FileHasher(root), scans, lambda *lines: None, Differences(None)
+        )
+    except (DataError, file_lists.DatasetChanged, scan.InvalidDataset):
         return None
     return {"generator": str(dataset.generator), "version": VERSION, "digest": digest}
 
 
-def _read_mark(root: Path) -> object:
-    """Return the mark as it stands in `root`, or something that is no mark."""
+def _read_build_record(root: Path) -> object:
+    """Return the record as it stands in `root`, or something that equals none."""
     try:
-        return json.loads((root / _MARK).read_bytes())
+        return json.loads((root / _BUILD_RECORD).read_bytes())
     except (OSError, ValueError):
-        return "no mark"
+        return "no record"
 
 
-def _require_ours(name: str, generator: Generator, root: Path) -> None:
+def _require_owned(name: str, generator: Generator, root: Path) -> None:
     """Refuse to replace a folder that holds anything that the generator would not make."""
     for path in root.rglob("*"):
-        name_of = str(path.relative_to(root))
-        if not path.is_dir() and name_of != _MARK and not generator.is_ours(root, name_of):
+        relative = str(path.relative_to(root))
+        if not path.is_dir() and relative != _BUILD_RECORD and not generator.owns(root, relative):
             raise DataError(
                 f"{name}: {root} holds files that are not of this data set, such as {path}; move "
                 f"them away, or give datasets.{name} another root in params"
             )
 
 
-def _put_in_place(building: Path, root: Path) -> None:
-    """Rename `building` to `root`; an incomplete `root` goes first."""
+def _replace_folder(staging: Path, root: Path) -> None:
+    """Rename `staging` to `root`; an incomplete `root` goes first."""
     if root.exists():
         shutil.rmtree(root)
-    building.rename(root)
+    staging.rename(root)
 
 
 def make_class_map(path: Path) -> bool:
@@ -291,10 +293,10 @@ def make_class_map(path: Path) -> bool:
     """
     content = "".join(f"{11 * digit}\n" for digit in range(10)).encode()
     with explained(path, _REMEDY, DataError):
-        found = path.read_bytes() if path.exists() else b""
-        if found == content:
+        existing = path.read_bytes() if path.exists() else b""
+        if existing == content:
             return False
-        if not content.startswith(found):
+        if not content.startswith(existing):
             raise DataError(f"{path} holds another class map; move it away, and run this again")
         with replacing(path) as file:
             file.write(content)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from smt.datasets import scan
-from smt.datasets.demo.outline import polygons, run_lengths
+from smt.datasets.demo.mask_encoding import polygons, run_lengths
 from smt.datasets.label_maps import CLASS_NAMES
 
 SIDE = 128
@@ -26,22 +26,22 @@ SIDE = 128
 
 _HEIGHTS = (28, 72)
 """Lowest and highest digit, in pixels."""
-_MOST = 4
+_MAX_DIGITS = 4
 """Digits of a scene."""
-_VISIBLE = 0.6
+_MIN_VISIBLE = 0.6
 """Part of a digit that no other may cover."""
 _CROWD = (10, 16)
 """Lowest and highest digit of a crowd, in pixels."""
-_EVERY = 40
-"""Of so many scenes one is empty and one has a crowd."""
+_PERIOD = 40
+"""One scene of so many is empty, and one has a crowd."""
 _DARKENED = 0.4
 """What is left of a photograph's brightness."""
 _BRIGHT = 128
 """Least value of each channel of a digit's colour, of 255."""
 _CONTRAST = 40
 """Least difference of a digit's brightness and that of what it covers, of 255."""
-_TRIES = 4
-"""Places that are drawn for a digit."""
+_PLACEMENTS = 4
+"""Random places that are tried for a digit."""
 
 _PHOTOGRAPHS = (
     "astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel",
@@ -62,7 +62,7 @@ BACKGROUND = len(DIGITS) + 1
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """A digit of a scene, or a crowd of the same digit."""
 
     digit: int
@@ -73,34 +73,36 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what it shows."""
+    """An image and its objects."""
 
     pixels: np.ndarray
     """(SIDE, SIDE, 3) uint8."""
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
 
 def scene(split: str, number: int, digits: np.ndarray) -> Scene:
     """Return a scene of digits (10, n, 28, 28), uint8, white on black; always the same one."""
     # A frozen stream: NumPy promises not to change what this class draws.
-    draw = np.random.RandomState([128, _SPLITS.index(split), number])
-    pixels = _background(draw)
-    if number % _EVERY == _EVERY - 1:
+    rng = np.random.RandomState([128, _SPLITS.index(split), number])
+    pixels = _background(rng)
+    if number % _PERIOD == _PERIOD - 1:
         return Scene(pixels, ())
-    things: list[_Placed] = []
-    if number % _EVERY == _EVERY // 2:
-        things.append(_crowd(draw, digits))
-        _paint(draw, pixels, things[0].mask)
-    for _ in range(draw.randint(1, _MOST + 1)):
-        placed = _placed(draw, digits, things)
-        if placed is not None:
-            things = [each.covered(placed.mask) for each in things] + [placed]
-            _paint(draw, pixels, placed.mask)
-    return Scene(pixels, tuple(Thing(each.digit, each.mask, each.is_crowd) for each in things))
+    objects: list[_PlacedDigit] = []
+    if number % _PERIOD == _PERIOD // 2:
+        objects.append(_crowd(rng, digits))
+        _paint(rng, pixels, objects[0].mask)
+    for _ in range(rng.randint(1, _MAX_DIGITS + 1)):
+        new = _place_digit(rng, digits, objects)
+        if new is not None:
+            objects = [each.occluded_by(new.mask) for each in objects] + [new]
+            _paint(rng, pixels, new.mask)
+    return Scene(
+        pixels, tuple(SceneObject(each.digit, each.mask, each.is_crowd) for each in objects)
+    )
 
 
 @dataclass(frozen=True)
-class _Placed:
+class _PlacedDigit:
     """A digit and its place, as far as it is visible."""
 
     digit: int
@@ -109,62 +111,64 @@ class _Placed:
     """Pixels that it had before anything covered it."""
     is_crowd: bool = False
 
-    def covered(self, by: np.ndarray) -> "_Placed":
-        return _Placed(self.digit, self.mask & ~by, self.whole, self.is_crowd)
+    def occluded_by(self, other: np.ndarray) -> "_PlacedDigit":
+        return _PlacedDigit(self.digit, self.mask & ~other, self.whole, self.is_crowd)
 
     @property
     def is_visible(self) -> bool:
-        return bool(self.mask.sum() >= _VISIBLE * self.whole)
+        return bool(self.mask.sum() >= _MIN_VISIBLE * self.whole)
 
 
-def _placed(
-    draw: np.random.RandomState, digits: np.ndarray, things: list[_Placed]
-) -> _Placed | None:
+def _place_digit(
+    rng: np.random.RandomState, digits: np.ndarray, objects: list[_PlacedDigit]
+) -> _PlacedDigit | None:
     """Return a digit where it covers least of the others, or None where too much in each place."""
-    digit = int(draw.randint(10))
-    image = digits[digit, draw.randint(digits.shape[1])]
+    digit = int(rng.randint(10))
+    image = digits[digit, rng.randint(digits.shape[1])]
     masks = [
-        _at_random(draw, _ink(image, draw.randint(_HEIGHTS[0], _HEIGHTS[1] + 1)))
-        for _ in range(_TRIES if things else 1)
+        _random_position(rng, _ink(image, rng.randint(_HEIGHTS[0], _HEIGHTS[1] + 1)))
+        for _ in range(_PLACEMENTS if objects else 1)
     ]
-    there = [mask for mask in masks if all(each.covered(mask).is_visible for each in things)]
-    if not there:
+    placements = [
+        mask for mask in masks if all(each.occluded_by(mask).is_visible for each in objects)
+    ]
+    if not placements:
         return None
-    best = min(there, key=lambda mask: sum(int((each.mask & mask).sum()) for each in things))
-    return _Placed(digit, best, int(best.sum()))
+    best = min(placements, key=lambda mask: sum(int((each.mask & mask).sum()) for each in objects))
+    return _PlacedDigit(digit, best, int(best.sum()))
 
 
-def _crowd(draw: np.random.RandomState, digits: np.ndarray) -> _Placed:
+def _crowd(rng: np.random.RandomState, digits: np.ndarray) -> _PlacedDigit:
     """Return a dozen small digits of the same class, side by side."""
-    digit, cell = int(draw.randint(10)), _CROWD[1] + 1
+    digit, cell = int(rng.randint(10)), _CROWD[1] + 1
     rows, columns = 3, 4
     group = np.zeros((rows * cell, columns * cell), bool)
     for row in range(rows):
         for column in range(columns):
-            image = digits[digit, draw.randint(digits.shape[1])]
-            ink = _ink(image, draw.randint(_CROWD[0], _CROWD[1] + 1), thickened=0)[:, :cell]
-            top, left = (draw.randint(cell - side + 1) for side in ink.shape)
+            image = digits[digit, rng.randint(digits.shape[1])]
+            ink = _ink(image, rng.randint(_CROWD[0], _CROWD[1] + 1), dilation=0)[:, :cell]
+            top, left = (rng.randint(cell - side + 1) for side in ink.shape)
             group[row * cell + top :, column * cell + left :][: ink.shape[0], : ink.shape[1]] |= ink
-    mask = _at_random(draw, group)
-    return _Placed(digit, mask, int(mask.sum()), is_crowd=True)
+    mask = _random_position(rng, group)
+    return _PlacedDigit(digit, mask, int(mask.sum()), is_crowd=True)
 
 
-def _ink(image: np.ndarray, height: int, thickened: int | None = None) -> np.ndarray:
+def _ink(image: np.ndarray, height: int, dilation: int | None = None) -> np.ndarray:
     """Return the strokes of a digit (height, width) bool, cut to what they fill.
 
     They are thicker than written by a pixel on each side, and by two where the digit is large.
     """
-    by = (1 if height < 48 else 2) if thickened is None else thickened
+    by = (1 if height < 48 else 2) if dilation is None else dilation
     strokes = image[np.ix_(*(np.flatnonzero((image >= 128).any(axis)) for axis in (1, 0)))]
     inner = height - 2 * by
     width = round(strokes.shape[1] * inner / strokes.shape[0])
     width = min(max(width, 2), SIDE - 2 * by)  # a digit may lie on its side
     large = Image.fromarray(strokes).resize((width, inner), Image.Resampling.BICUBIC)
     ink = np.pad(np.asarray(large) >= 128, by)
-    return _thickened(ink, by)
+    return _dilate(ink, by)
 
 
-def _thickened(mask: np.ndarray, by: int) -> np.ndarray:
+def _dilate(mask: np.ndarray, by: int) -> np.ndarray:
     """Return a mask that reaches `by` pixels further."""
     if not by:
         return mask
@@ -172,32 +176,32 @@ def _thickened(mask: np.ndarray, by: int) -> np.ndarray:
     return np.asarray(grown) > 0
 
 
-def _at_random(draw: np.random.RandomState, ink: np.ndarray) -> np.ndarray:
+def _random_position(rng: np.random.RandomState, ink: np.ndarray) -> np.ndarray:
     """Return the mask of a scene that has `ink` somewhere."""
     mask = np.zeros((SIDE, SIDE), bool)
-    top, left = (draw.randint(SIDE - side + 1) for side in ink.shape)
+    top, left = (rng.randint(SIDE - side + 1) for side in ink.shape)
     mask[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
     return mask
 
 
-def _paint(draw: np.random.RandomState, pixels: np.ndarray, mask: np.ndarray) -> None:
+def _paint(rng: np.random.RandomState, pixels: np.ndarray, mask: np.ndarray) -> None:
     """Give a mask's pixels a colour that stands out; a little of what was there shines through."""
     brightness = np.array([0.299, 0.587, 0.114])
     below = (pixels[mask] @ brightness).mean()
-    colour = draw.randint(_BRIGHT, 256, size=3)
+    colour = rng.randint(_BRIGHT, 256, size=3)
     while abs(colour @ brightness - below) < _CONTRAST:
-        colour = draw.randint(_BRIGHT, 256, size=3)
+        colour = rng.randint(_BRIGHT, 256, size=3)
     pixels[mask] = (0.85 * colour + 0.15 * pixels[mask]).astype(np.uint8)
 
 
-def _background(draw: np.random.RandomState) -> np.ndarray:
+def _background(rng: np.random.RandomState) -> np.ndarray:
     """Return a part of a photograph (SIDE, SIDE, 3) uint8, darkened, one in four of them grey."""
-    photograph = photographs()[draw.randint(len(_PHOTOGRAPHS))]
-    side = draw.randint(SIDE, min(*photograph.size, 2 * SIDE) + 1)
-    left, top = (draw.randint(length - side + 1) for length in photograph.size)
+    photograph = photographs()[rng.randint(len(_PHOTOGRAPHS))]
+    side = rng.randint(SIDE, min(*photograph.size, 2 * SIDE) + 1)
+    left, top = (rng.randint(length - side + 1) for length in photograph.size)
     part = photograph.crop((left, top, left + side, top + side))
     part = part.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    if draw.randint(4) == 0:
+    if rng.randint(4) == 0:
         part = part.convert("L").convert("RGB")
     return (np.asarray(part) * _DARKENED).astype(np.uint8)
 
@@ -219,9 +223,9 @@ def scenes(split: str, count: int, digits: np.ndarray) -> Iterator[tuple[str, Sc
         yield f"scene_{number:05d}", scene(split, number, digits)
 
 
-def with_objects(count: int) -> int:
+def count_with_objects(count: int) -> int:
     """Return how many of the first `count` scenes are not empty."""
-    return count - count // _EVERY
+    return count - count // _PERIOD
 
 
 _NAMES = re.compile(
@@ -230,7 +234,7 @@ _NAMES = re.compile(
 )
 
 
-def is_scene(root: Path, name: str) -> bool:
+def is_scene_file(root: Path, name: str) -> bool:
     """Whether a file `name` below `root` is one of scenes, of whatever number of them."""
     if _NAMES.fullmatch(name):
         return True
@@ -246,15 +250,15 @@ def write_coco(folder: Path, counts: dict[str, int], digits: dict[str, np.ndarra
     for split, count in counts.items():
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for name, each in scenes(split, count, digits[split]):
+        for name, content in scenes(split, count, digits[split]):
             file = f"{name}.jpg"
-            _save(each, folder / scan.image_folder("coco", split) / file)
+            _save(content, folder / scan.image_folder("coco", split) / file)
             image = len(images) + 1
             images.append({"id": image, "file_name": file, "height": SIDE, "width": SIDE})
-            for thing in each.things:
+            for object_ in content.objects:
                 ids = {"id": len(annotations) + 1, "image_id": image}
-                annotations.append({**ids, **_annotation(thing)})
-        content = {
+                annotations.append({**ids, **_annotation(object_)})
+        instances = {
             "images": images,
             "annotations": annotations,
             "categories": [
@@ -264,20 +268,20 @@ def write_coco(folder: Path, counts: dict[str, int], digits: dict[str, np.ndarra
         }
         path = folder / scan.annotation_file(split)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{_INFO},{json.dumps(content, separators=(',', ':'))[1:]}")
+        path.write_text(f"{_INFO},{json.dumps(instances, separators=(',', ':'))[1:]}")
 
 
-def _annotation(thing: Thing) -> dict[str, Any]:
+def _annotation(object_: SceneObject) -> dict[str, Any]:
     """Return what COCO says of an object: polygons, or runs if it has holes or is a crowd."""
-    rows, columns = (np.flatnonzero(thing.mask.any(axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero(object_.mask.any(axis)) for axis in (1, 0))
     top, left = int(rows[0]), int(columns[0])
-    outlines = None if thing.is_crowd else polygons(thing.mask)
+    outlines = None if object_.is_crowd else polygons(object_.mask)
     return {
-        "category_id": CATEGORY_IDS[thing.digit],
+        "category_id": CATEGORY_IDS[object_.digit],
         "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-        "area": int(thing.mask.sum()),
-        "iscrowd": int(thing.is_crowd),
-        "segmentation": outlines or {"size": [SIDE, SIDE], "counts": run_lengths(thing.mask)},
+        "area": int(object_.mask.sum()),
+        "iscrowd": int(object_.is_crowd),
+        "segmentation": outlines or {"size": [SIDE, SIDE], "counts": run_lengths(object_.mask)},
     }
 
 
@@ -286,27 +290,27 @@ def write_ade20k(folder: Path, counts: dict[str, int], digits: dict[str, np.ndar
     for split, count in counts.items():
         maps = folder / scan.map_folder(split)
         maps.mkdir(parents=True, exist_ok=True)
-        for name, each in scenes(split, count, digits[split]):
-            _save(each, folder / scan.image_folder("ade20k", split) / f"{name}.jpg")
-            Image.fromarray(label_map(each)).save(maps / f"{name}.png")
+        for name, content in scenes(split, count, digits[split]):
+            _save(content, folder / scan.image_folder("ade20k", split) / f"{name}.jpg")
+            Image.fromarray(label_map(content)).save(maps / f"{name}.png")
     rows = [f"{label}\t{name}\n" for label, name in enumerate((*DIGITS, "background"), 1)]
     (folder / CLASS_NAMES).write_text("".join((_TABLE, *rows)))
 
 
-def label_map(each: Scene) -> np.ndarray:
+def label_map(content: Scene) -> np.ndarray:
     """Return the labels of a scene (SIDE, SIDE) uint8.
 
     Beside digits the photograph has no label: they are a tenth of the pixels, and a demo is too
     short to learn classes so rare. It is background where there are none.
     """
-    if not each.things:
+    if not content.objects:
         return np.full((SIDE, SIDE), BACKGROUND, np.uint8)
     labels = np.zeros((SIDE, SIDE), np.uint8)
-    for thing in each.things:
-        labels[thing.mask] = thing.digit + 1
+    for object_ in content.objects:
+        labels[object_.mask] = object_.digit + 1
     return labels
 
 
-def _save(each: Scene, path: Path) -> None:
+def _save(content: Scene, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(each.pixels).save(path, "JPEG", quality=95, subsampling="4:4:4")
+    Image.fromarray(content.pixels).save(path, "JPEG", quality=95, subsampling="4:4:4")

@@ -44,10 +44,10 @@ def is_torch(path: Path) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    return _head(path).startswith((_ZIP, b"\x80")) and mistaken(path) is None
+    return _head(path).startswith((_ZIP, b"\x80")) and problem_of(path) is None
 
 
-def mistaken(path: Path) -> str | None:
+def problem_of(path: Path) -> str | None:
     """Return what a file is that holds no checkpoint, and what to do, to follow the word "it".
 
     None where it may be of torch.save or of safetensors; it may still be damaged.
@@ -84,7 +84,7 @@ def _text(head: bytes) -> str | None:
         if error.start < len(head) - 3:  # a character cut in two at the end is no matter
             return None
         text = head[: error.start].decode("utf-8-sig")
-    return text if all(each.isprintable() or each.isspace() for each in text) else None
+    return text if all(item.isprintable() or item.isspace() for item in text) else None
 
 
 def _of_text(text: str) -> str:

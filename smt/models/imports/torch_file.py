@@ -88,7 +88,7 @@ def read(path: Path) -> Content:
         UserError: no such file, no checkpoint, a damaged one, or one with other objects.
     """
     try:
-        what = file_kind.mistaken(path)
+        what = file_kind.problem_of(path)
         if what is not None:
             raise UserError(f"checkpoint {path}: it {what}")
         if file_kind.is_safetensors(path):

@@ -18,16 +18,16 @@ _NO_WEIGHTS = re.compile(r"optim|sched|scaler|^amp$|^callbacks$|^loops$", re.IGN
 _AVERAGED = re.compile(r"ema|swa|averag|teacher|shadow", re.IGNORECASE)
 """In the key of weights that are a running mean of those that were trained."""
 
-_USUAL = ("model", "state_dict")
+_PREFERRED = ("model", "state_dict")
 """Which of several states is taken by itself: the release's own key, and the most usual one."""
 
-_OWN = re.compile(r"(?:^|\.)((?:patch_embed\d+\.|block\d+\.\d+\.|stages\.\d+\.).+)$")
+_SMT_NAME = re.compile(r"(?:^|\.)((?:patch_embed\d+\.|block\d+\.\d+\.|stages\.\d+\.).+)$")
 """From here on a name is an SMT's own, released or ours; what stands before is a prefix."""
 
 _COUNTERS = ("n_averaged", "steps")
 """What torch's AveragedModel and mmengine's averaged models keep beside the weights."""
 
-_WITHIN = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_INFIXES = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts that wrappers put into names, around single layers as well."""
 
 _WRAPPERS = {
@@ -61,38 +61,42 @@ def _states(
     yield from below
 
 
-def choose(found: Mapping[str, Any], wanted: str | None, source: Path) -> tuple[str, str | None]:
+def choose_state(
+    by_key: Mapping[str, Any], requested: str | None, source: Path
+) -> tuple[str, str | None]:
     """Return the key of the state that is taken, and what to say of it.
 
-    Without `wanted` that is the only one, or `model` as the release's own code takes it, or
+    Without `requested` that is the only one, or `model` as the release's own code takes it, or
     `state_dict`, or the only one that is not averaged.
 
     Raises:
         UserError: there is none, not this one, or several without a usual one.
     """
-    if not found:
+    if not by_key:
         raise UserError(
             f"checkpoint {source} holds no state dict, under the key model or by itself; save the "
             "tensors by: torch.save({'model': model.state_dict()}, 'OUT.pth')"
         )
-    if wanted is not None:
-        if wanted not in found:
-            valid = listed(each or "none: its tensors lie under no key" for each in found)
-            raise UserError(f"--state {ascii(wanted)}: not in {source}; valid: {valid}")
-        return wanted, None if len(found) == 1 else f"it holds {listed(found)}: {wanted} was taken"
-    if len(found) == 1:
-        (key,) = found
+    if requested is not None:
+        if requested not in by_key:
+            valid = listed(key or "none: its tensors lie under no key" for key in by_key)
+            raise UserError(f"--state {ascii(requested)}: not in {source}; valid: {valid}")
+        return requested, None if len(
+            by_key
+        ) == 1 else f"it holds {listed(by_key)}: {requested} was taken"
+    if len(by_key) == 1:
+        (key,) = by_key
         usual = key in ("", "model")
         return key, None if usual else f"the weights were taken from its key {listed([key])}"
-    plain = [key for key in found if not _AVERAGED.search(key)]
-    (*usual_keys,) = (key for key in _USUAL if key in found)
+    plain = [key for key in by_key if not _AVERAGED.search(key)]
+    (*usual_keys,) = (key for key in _PREFERRED if key in by_key)
     if not usual_keys and len(plain) != 1:
         raise UserError(
-            f"checkpoint {source} holds several states ({listed(found)}): name the one to take by "
+            f"checkpoint {source} holds several states ({listed(by_key)}): name the one to take by "
             "--state KEY"
         )
     key = usual_keys[0] if usual_keys else plain[0]
-    others = [each for each in found if each != key]
+    others = [other for other in by_key if other != key]
     why = ", which the release's own code evaluates" if key == "model" else ""
     return key, (
         f"it holds {listed([key, *others])}: {listed([key])} was taken{why}; to take another: "
@@ -117,17 +121,17 @@ def unwrap(
     if prefix is None:
         prefix = _prefix(names, source)
     else:
-        taken = [name for name in names if name.startswith(prefix)]
-        if not taken:
+        prefixed = [name for name in names if name.startswith(prefix)]
+        if not prefixed:
             valid = listed(sorted(_prefixes(names))) or "none"
             raise UserError(f"--prefix {ascii(prefix)}: no name of {source} has it; valid: {valid}")
-        if len(taken) < len(names):
-            left = [name for name in names if name not in set(taken)]
+        if len(prefixed) < len(names):
+            left = [name for name in names if name not in set(prefixed)]
             notes.append(
                 f"{len(left)} of {len(names)} names without {ascii(prefix)} left out: "
                 f"{listed(left, 3)}"
             )
-        names = taken
+        names = prefixed
     if prefix:
         notes.append(f"{ascii(prefix)} taken off all {len(names)} names{_reason(prefix)}")
     new = {name: _inner(name.removeprefix(prefix)) for name in names}
@@ -145,23 +149,24 @@ def is_smt(state: Mapping[str, Any]) -> bool:
 
 def _prefix(names: list[str], source: Path) -> str:
     """Return what stands before the names of an SMT in all of them: mostly nothing."""
-    found = _prefixes(names)
-    if not found or found.keys() == {""}:
+    names_by_prefix = _prefixes(names)
+    if not names_by_prefix or names_by_prefix.keys() == {""}:
         return ""  # names that are not an SMT's are told when they are held against a model's
-    first = next(prefix for prefix in found if prefix)
-    strangers = [name for name in names if not name.startswith(first)]
-    if not strangers and len(found) == 1:
+    first = next(prefix for prefix in names_by_prefix if prefix)
+    unprefixed = [name for name in names if not name.startswith(first)]
+    if not unprefixed and len(names_by_prefix) == 1:
         return first
-    if len(found) > 1:
+    if len(names_by_prefix) > 1:
         of = "; ".join(
-            f"{ascii(prefix) if prefix else 'none'} ({len(each)}, such as {listed(each[:1])})"
-            for prefix, each in found.items()
+            f"{ascii(prefix) if prefix else 'none'} ({len(names_of_prefix)}, such as "
+            f"{listed(names_of_prefix[:1])})"
+            for prefix, names_of_prefix in names_by_prefix.items()
         )
         why = f"names an SMT's tensors under several prefixes: {of}"
     else:
         why = (
-            f"has the prefix {ascii(first)} at {len(names) - len(strangers)} of {len(names)} "
-            f"names; without it: {listed(strangers)}"
+            f"has the prefix {ascii(first)} at {len(names) - len(unprefixed)} of {len(names)} "
+            f"names; without it: {listed(unprefixed)}"
         )
     raise UserError(
         f"checkpoint {source} {why}; to take those of one prefix alone: --prefix {listed([first])}"
@@ -170,12 +175,12 @@ def _prefix(names: list[str], source: Path) -> str:
 
 def _prefixes(names: list[str]) -> dict[str, list[str]]:
     """Return the names that have an SMT's own name in them, by what stands before it."""
-    found: dict[str, list[str]] = {}
+    names_by_prefix: dict[str, list[str]] = {}
     for name in names:
-        match = _OWN.search(name)
+        match = _SMT_NAME.search(name)
         if match is not None:
-            found.setdefault(name[: match.start(1)], []).append(name)
-    return found
+            names_by_prefix.setdefault(name[: match.start(1)], []).append(name)
+    return names_by_prefix
 
 
 def _reason(prefix: str) -> str:
@@ -184,7 +189,7 @@ def _reason(prefix: str) -> str:
 
 
 def _inner(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WITHIN)
+    return ".".join(part for part in name.split(".") if part not in _INFIXES)
 
 
 def _refuse_collisions(new: Mapping[str, str], source: Path) -> None:

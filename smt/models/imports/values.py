@@ -14,7 +14,7 @@ _COUNTED = 4
 
 def not_finite(state: Mapping[str, Tensor]) -> str | None:
     """Return which tensors hold NaN or an infinite value and how many, in a phrase, or None."""
-    wrong = []
+    phrases = []
     for name, tensor in state.items():
         if _form(tensor) is not None or not (tensor.is_floating_point() or tensor.is_complex()):
             continue  # no plain array of fractions
@@ -25,10 +25,10 @@ def not_finite(state: Mapping[str, Tensor]) -> str | None:
         kinds = [f"{count:,} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite"))
                  if count]  # fmt: skip
         if kinds:
-            wrong.append(f"{name} ({' and '.join(kinds)} of {values.numel():,})")
-    if not wrong:
+            phrases.append(f"{name} ({' and '.join(kinds)} of {values.numel():,})")
+    if not phrases:
         return None
-    return f"{len(wrong)} of {len(state)} tensors are not finite: {listed(wrong, _COUNTED)}"
+    return f"{len(phrases)} of {len(state)} tensors are not finite: {listed(phrases, _COUNTED)}"
 
 
 def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor] | None, source: Path) -> None:
@@ -38,12 +38,12 @@ def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor] | None, so
         UserError: names tensors that are sparse, quantised or without values, of whole numbers
             where `expected` has fractions or the other way round, or not finite.
     """
-    odd = [
+    unusual = [
         f"{name} ({_form(tensor)})" for name, tensor in state.items() if _form(tensor) is not None
     ]
-    if odd:
+    if unusual:
         raise UserError(
-            f"weights {source} are not plain tensors: {listed(odd)}; nothing was loaded, save "
+            f"weights {source} are not plain tensors: {listed(unusual)}; nothing was loaded, save "
             "them as dense float32 on the CPU"
         )
     kinds = [

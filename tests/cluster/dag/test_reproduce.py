@@ -57,7 +57,7 @@ class Finder(importlib.machinery.PathFinder):
 
 
 def hold(trainer):
-    beat = trainer._beat
+    beat = trainer._report_alive
 
     def beat_and_wait(self):
         beat(self)
@@ -65,10 +65,10 @@ def hold(trainer):
         if not files or self.state.step < 5:
             return
         Path(f"{files[0]}.waits").touch()
-        while files[0].exists() and not self.stop.asked:
+        while files[0].exists() and not self.stop.requested:
             time.sleep(0.02)
 
-    trainer._beat = beat_and_wait
+    trainer._report_alive = beat_and_wait
 
 
 sys.meta_path.insert(0, Finder)

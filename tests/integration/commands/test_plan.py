@@ -414,12 +414,12 @@ MISTAKES = {
         "0.25 leaves no time to train between start-up and tail (at scale paper); valid: more"),
     "gpus that cannot share a batch": (
         "{gpus: 16}", "{gpus: 12}", "scales.paper.recipes.imagenet22k.gpus",
-        "12 GPUs cannot share the 32 batches that make a global batch of recipe imagenet22k "
+        "12 GPUs cannot share the 32 micro-batches that make a global batch of recipe imagenet22k "
         "(imagenet22k_smt_large); valid: 1, 2, 4, 8, 16, 32, here or for it alone"),
     "gpus of an experiment that cannot": (
         "    recipes:\n", "    experiments: {imagenet1k_smt_small: {gpus: 16}}\n    recipes:\n",
         "scales.paper.experiments.imagenet1k_smt_small.gpus",
-        "16 GPUs cannot share the 8 batches that make a global batch of recipe imagenet1k "
+        "16 GPUs cannot share the 8 micro-batches that make a global batch of recipe imagenet1k "
         "(imagenet1k_smt_small); valid: 1, 2, 4, 8, here or for it alone"),
 }  # fmt: skip
 

@@ -12,8 +12,8 @@ from signal import SIGINT, SIGKILL, SIGTERM
 
 import pytest
 
-from smt.datasets.hashing import Kept
-from smt.datasets.scan import Found
+from smt.datasets.hashing import HashCache
+from smt.datasets.scan import FileEntry
 from smt.errors import UserError
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import ROOT, forkserver
@@ -367,26 +367,26 @@ def test_without_a_terminal_a_line_comes_now_and_then(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(progress.click, "echo", lambda text, err: said.append(text))
     monkeypatch.setattr(progress, "EVERY", 0.0)
-    with progress.ShownMeter("tiny") as meter:
-        meter.expect(3)
-        meter(1, 5_000_000)
+    with progress.ProgressBar("tiny") as bar:
+        bar.expect(3)
+        bar(1, 5_000_000)
     assert len(said) == 1 and said[0].startswith("tiny: 1 of 3 files, 0.0 GB, ")
 
 
 def test_what_stands_out_of_order_or_broken_is_read_again(tmp_path):
     """Files that came between two kills stand at the end; the rest is known all the same."""
-    path, file = tmp_path / "reading.txt", Found("1.JPEG", 10, (3, 4))
+    path, file = tmp_path / "reading.txt", FileEntry("1.JPEG", 10, (3, 4))
     lines = [f"a/{n}.JPEG\t10\t3\t4\td{n}\n" for n in (1, 2, 5, 3, 6)]
     path.write_text("".join(lines) + "\0\0\nb/1.JPEG\t10\t3\t4\tdb\nb/2.JPEG\t10")
-    with Kept(path) as kept:
+    with HashCache(path) as kept:
         asked = [kept.digest("a", file._replace(name=f"{n}.JPEG")) for n in range(7)]
         assert asked == [None, "d1", "d2", None, None, "d5", "d6"]
         assert kept.digest("b", file) == "db"
         assert kept.digest("b", file._replace(name="2.JPEG")) is None
         with pytest.raises(UserError, match="another process reads this data set"):
-            Kept(path)
+            HashCache(path)
     assert path.read_text().endswith("db\n"), "half a line is dropped"
-    with Kept(path) as kept:
+    with HashCache(path) as kept:
         assert kept.digest("a", file._replace(size=11)) is None
         assert kept.digest("a", file._replace(name="2.JPEG", times=(3, 5))) is None
 

@@ -147,7 +147,7 @@ def test_a_kill_that_waits_for_a_checkpoint_does_not_wait_beyond_the_next(tmp_pa
     proof = Proof(None, layout, run, None, ranks=1, kills=2, draw=0)
     folder = proof._layout("interrupted").run_dir(run) / "work-0"
     folder.mkdir(parents=True)
-    heartbeat.Pulse(folder).beat(7)
+    heartbeat.Heartbeat(folder).write(7)
     drawn = plan.Kill(
         step=3, signal=signal.SIGKILL, target="all ranks", moment="checkpoint", rank=0, workers=0,
         delay=0.0,

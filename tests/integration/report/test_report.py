@@ -117,7 +117,7 @@ def test_it_has_every_table_finding_and_figure(parts):
     words = Page(made.html()).words
     for table in parts.project.tables.values():
         assert table.caption in words
-    for finding in parts.project.findings:
+    for finding in parts.project.discrepancies:
         assert " ".join(finding.subject.split()) in words
     titles = figures.titles(parts.project)
     assert {each.title for each in (*made.curves, made.accuracy, made.agreement)} == set(

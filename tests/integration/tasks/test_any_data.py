@@ -32,7 +32,7 @@ from smt.errors import DataError
 from smt.evaluation.coco import PREFIX
 from smt.evaluation.predictions import ImageResult, entries, read
 from smt.runs.paths import Layout
-from smt.tasks.kinds import task_of
+from smt.tasks.build import build_task
 from tests.helpers import ROOT
 
 # pycocotools 2.0 under numpy 2.
@@ -241,10 +241,10 @@ def accepted(layout, name, counts, classes):
 def train_and_evaluate(project, layout, experiment):
     """Take two steps, evaluate as `smt evaluate` does; return the task and its metrics."""
     run = Run(experiment=experiment, seed=0)
-    task = task_of(project, layout, run, ONE, inherit=False)
+    task = build_task(project, layout, run, ONE, inherit=False)
     optimizer = optim.adamw(task.model, task.recipe.optimizer)
     for epoch in range(2):
-        with closing(task.batches(epoch, 0)) as batches:
+        with closing(task.micro_batches(epoch, 0)) as batches:
             loss = task.loss(task.model, next(batches))
         assert loss.isfinite(), loss
         loss.backward()
@@ -252,7 +252,7 @@ def train_and_evaluate(project, layout, experiment):
         assert norm.isfinite()
         optimizer.step()
         optimizer.zero_grad()
-    return task, task.evaluate(kept=layout.kept(run))
+    return task, task.evaluate(outputs=layout.evaluation_outputs(run))
 
 
 def near_the_truth(split, with_masks):
@@ -321,9 +321,9 @@ def check_coco(folder, found):
             assert "and this head draws masks" in str(error) and "mask_rcnn" in spec.head
             continue
         split, kinds = task._val, task._kinds
-        kept = layout.kept(Run(experiment=experiment, seed=0))
+        outputs = layout.evaluation_outputs(Run(experiment=experiment, seed=0))
         sizes = {each.id: (each.height, each.width) for each in split.images}
-        results = read(kept.predictions, sizes, split.category_ids)
+        results = read(outputs.predictions, sizes, split.category_ids)
         require_right_figures(metrics, split.annotation_file, results, kinds)
         results = list(near_the_truth(split, "segm" in kinds))
         metrics = task.average_precision(results)
@@ -414,8 +414,8 @@ def check_ade20k(folder, found):
     if project is None:
         return False
     task, metrics = train_and_evaluate(project, layout, SEGMENTER)
-    kept = layout.kept(Run(experiment=SEGMENTER, seed=0))
-    wanted = scores(task._val, kept.predictions)
+    outputs = layout.evaluation_outputs(Run(experiment=SEGMENTER, seed=0))
+    wanted = scores(task._val, outputs.predictions)
     assert [metrics["miou"], metrics["pixel_accuracy"]] == pytest.approx(wanted, abs=1e-9)
     assert all(math.isfinite(value) for value in metrics.values())
     return True

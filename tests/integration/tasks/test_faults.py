@@ -152,7 +152,7 @@ def test_when_one_process_is_killed_the_others_end_as_ones_that_can_go_on(
         await_pause(attempt, 1)
         process_of(attempt, 1).kill()
         assert ended(attempt) == [75, -signal.SIGKILL]
-        assert "rank 0 of 2 lost touch with another" in attempt.said()
+        assert "rank 0 of 2 lost the connection to another" in attempt.said()
     go_on(small_project, 2)
     assert 6 <= provenance(small_project)["attempts"][1]["resumed_at_step"] <= 11
     assert outcome(small_project) == undisturbed_pair

@@ -113,13 +113,13 @@ MISTAKES = {
     "circle of bases": Mistake(
         "models.yaml", "  smt_tiny_heads_1:\n",
         "  egg:\n    base: hen\n  hen:\n    base: egg\n  smt_tiny_heads_1:\n",
-        "models.hen.base", "bases form a circle: egg -> hen -> egg", line=3,
+        "models.hen.base", "bases form a cycle: egg -> hen -> egg", line=3,
     ),
     "circle of starts": Mistake(
         "experiments.yaml", "    recipe: imagenet22k\n",
         "    recipe: imagenet22k\n"
         "    start: {experiment: imagenet1k_smt_large_224, class_map: null}\n",
-        "experiments.imagenet22k_smt_large.start", "start from each other in a circle: ", line=1,
+        "experiments.imagenet22k_smt_large.start", "start from each other in a cycle: ", line=1,
     ),
     "start from another model": Mistake(
         "experiments.yaml", "      experiment: imagenet22k_smt_large\n",
@@ -146,7 +146,7 @@ MISTAKES = {
     ),
     "scale on itself": Mistake(
         "scales.yaml", "  base: demo\n", "  base: smoke\n",
-        "smoke.base", "bases form a circle: smoke -> smoke", scale="smoke",
+        "smoke.base", "bases form a cycle: smoke -> smoke", scale="smoke",
     ),
     "key that no scale has": Mistake(
         "scales.yaml", "  log_every: 5\n", "  log_evry: 5\n",
@@ -170,7 +170,7 @@ MISTAKES = {
     "published number of what is not measured": Mistake(
         "reported.yaml", "box_ap: {value: 47.3,", "mask_ap: {value: 47.3,",
         "experiments.coco_retinanet_smt_small.mask_ap",
-        "coco_retinanet_smt_small is not measured so; valid: box_ap, box_ap50, ",
+        "coco_retinanet_smt_small is not evaluated by it; valid: box_ap, box_ap50, ",
     ),
     "derived number for a table that there is not": Mistake(
         "reported.yaml", "80.8, source: summary_derived, derived_for: [ablation_components]}",

@@ -44,17 +44,17 @@ def loader(root, *, seed=5, rank=0, world_size=1, workers=0, **changes):
     )  # fmt: skip
 
 
-def as_bytes(chunks):
-    """Return chunks as {(step, chunk): (bytes of images, labels)}."""
+def as_bytes(micro_batches):
+    """Return micro-batches as {(step, number): (bytes of images, labels)}."""
     return {
-        (each.step, each.chunk): (each.images.numpy().tobytes(), each.labels.tolist())
-        for each in chunks
+        (each.step, each.number): (each.images.numpy().tobytes(), each.labels.tolist())
+        for each in micro_batches
     }
 
 
-def chunks(root, **how):
+def micro_batches(root, **how):
     """Return what epoch 1 yields."""
-    return as_bytes(loader(root, **how).epoch(1))
+    return as_bytes(loader(root, **how).batches(1))
 
 
 def paths_of(root, places, epoch=1):
@@ -63,8 +63,8 @@ def paths_of(root, places, epoch=1):
     return [folder.samples[index][0] for index in epoch_order(IMAGES, 5, epoch)[places]]
 
 
-def test_a_chunk_is_what_the_engine_expects(made):
-    first = next(iter(loader(made).epoch(0)))
+def test_a_micro_batch_is_what_the_engine_expects(made):
+    first = next(iter(loader(made).batches(0)))
     assert first.images.shape == (4, 3, 32, 32) and first.images.dtype == torch.float32
     assert first.labels.shape == (4,) and first.labels.dtype == torch.int64
     assert first.images.is_contiguous() and -3 < first.images.mean() < 3
@@ -75,27 +75,27 @@ def test_a_chunk_is_what_the_engine_expects(made):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_read_the_same_bytes(made, workers):
-    expected = chunks(made)
+    expected = micro_batches(made)
     random.seed(workers), np.random.seed(workers), torch.manual_seed(workers)
-    assert chunks(made, workers=workers) == expected
-    assert list(expected) == [(step, chunk) for step in range(3) for chunk in range(4)]
+    assert micro_batches(made, workers=workers) == expected
+    assert list(expected) == [(step, number) for step in range(3) for number in range(4)]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_together_read_the_same_bytes(made, world_size):
-    shares = [chunks(made, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [micro_batches(made, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert sum(map(len, shares)) == 12
-    assert {key: value for share in shares for key, value in share.items()} == chunks(made)
+    assert {key: value for share in shares for key, value in share.items()} == micro_batches(made)
 
 
 def augmented(root, epoch, *, seed=5, **changes):
     """Return the augmented images of an epoch, by their numbers."""
-    batches = [each.images for each in loader(root, seed=seed, **changes).epoch(epoch)]
+    batches = [each.images for each in loader(root, seed=seed, **changes).batches(epoch)]
     return dict(zip(epoch_order(IMAGES, seed, epoch), torch.cat(batches), strict=False))
 
 
 def test_augmentation_follows_the_image_not_its_place(made):
-    """The same images in other chunks."""
+    """The same images in other micro-batches."""
     one, other = augmented(made, 1, device_batch=16), augmented(made, 1)
     assert len(one) == 48 and all(torch.equal(one[image], other[image]) for image in one)
 
@@ -109,14 +109,14 @@ def test_an_image_is_augmented_anew_in_each_epoch_and_for_each_seed(made, other)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_steps_that_were_done_are_not_read_again(root, workers):
-    expected = chunks(root)
+    expected = micro_batches(root)
     train = loader(root, workers=workers)
     for path in paths_of(root, slice(0, 32)):
         path.unlink()
     with pytest.raises(DataError, match="No such file"):
-        next(train.epoch(1))
+        next(train.batches(1))
     last = {key: value for key, value in expected.items() if key[0] == 2}
-    assert as_bytes(train.epoch(1, start_step=2)) == last
+    assert as_bytes(train.batches(1, start_step=2)) == last
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -127,7 +127,7 @@ def test_reading_draws_nothing_from_the_global_generators(made, workers):
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = draws()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    chunks(made, workers=workers)
+    micro_batches(made, workers=workers)
     list(eval_batches(train_folder(made), recipe_of(), rank=0, world_size=1, workers=workers))
     assert draws() == expected
 
@@ -143,28 +143,28 @@ def test_an_unreadable_image_stops_the_run_with_one_line(root, how, workers):
     (path,) = paths_of(root, [20])
     damage(path, how)
     with pytest.raises(DataError) as stopped:
-        chunks(root, workers=workers)
+        micro_batches(root, workers=workers)
     message = str(stopped.value)
     assert message.startswith(f"cannot read image {path} (") and "\n" not in message
     assert "unreadable_images: skip" in message and "copy it again" in message
 
 
 def test_an_unreadable_image_is_skipped_where_the_recipe_says_so(root, caplog):
-    expected = chunks(root)
+    expected = micro_batches(root)
     (path,) = paths_of(root, [20])
     damage(path, "cut")
     found = []
     for workers in (0, 2):
         train = loader(root, workers=workers, unreadable_images="skip")
         with caplog.at_level(logging.WARNING):
-            found.append([each.images.numpy().tobytes() for each in train.epoch(1)])
+            found.append([each.images.numpy().tobytes() for each in train.batches(1)])
         assert train.replaced == 1
         assert sum(f"cannot read image {path} (" in text for text in caplog.messages) == 1
         assert sum("takes its place in epoch 1" in text for text in caplog.messages) == 1
         caplog.clear()
     assert found[0] == found[1]
     other = [place for place, (a, _) in enumerate(expected.values()) if a != found[0][place]]
-    assert other == [5]  # image 20 of the epoch is in chunk 5, and no other chunk changes
+    assert other == [5]  # image 20 of the epoch is in micro-batch 5; no other changes
 
 
 def test_the_image_that_takes_a_place_brings_its_label(root):
@@ -174,8 +174,8 @@ def test_the_image_that_takes_a_place_brings_its_label(root):
         damage(path, "text")
     labels = [
         label
-        for _, of_chunk in chunks(root, unreadable_images="skip").values()
-        for label in of_chunk
+        for _, of_batch in micro_batches(root, unreadable_images="skip").values()
+        for label in of_batch
     ]
     assert len(labels) == 48 and 0 not in labels
 
@@ -183,8 +183,8 @@ def test_the_image_that_takes_a_place_brings_its_label(root):
 def test_skipping_does_not_hide_that_the_data_set_is_gone(root):
     for path in paths_of(root, slice(0, IMAGES)):
         damage(path, "text")
-    with pytest.raises(DataError, match=r"nor 10 others drawn in its place; copy it again"):
-        chunks(root, unreadable_images="skip")
+    with pytest.raises(DataError, match=r"nor 10 others in its place; copy it again"):
+        micro_batches(root, unreadable_images="skip")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -219,14 +219,14 @@ def test_an_unreadable_image_always_stops_an_evaluation(root, workers):
 
 
 def test_killed_workers_are_replaced_and_nothing_is_lost(made, caplog):
-    epoch = loader(made, workers=1).epoch(1)
+    epoch = loader(made, workers=1).batches(1)
     found = []
-    for number, chunk in enumerate(epoch):
-        found.append(chunk)
+    for number, micro_batch in enumerate(epoch):
+        found.append(micro_batch)
         if number in (2, 6):
             for child in multiprocessing.active_children():
                 os.kill(child.pid, signal.SIGKILL)
-    assert as_bytes(found) == chunks(made)
+    assert as_bytes(found) == micro_batches(made)
     assert sum("a process that reads images died" in text for text in caplog.messages) == 2
     assert "starting new ones, nothing is lost" in caplog.text
 
@@ -237,4 +237,4 @@ def test_workers_that_die_again_and_again_are_one_line(made, monkeypatch):
 
     monkeypatch.setattr("smt.data.classification.decode", fatal)
     with pytest.raises(DataError, match=r"images died .*, 4 times in a row.*lower `workers`"):
-        list(loader(made, workers=1).epoch(0))
+        list(loader(made, workers=1).batches(0))

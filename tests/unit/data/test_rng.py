@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from smt.data.rng import derive, preserved, reseed, seeded
+from smt.data.rng import derive_seed, preserve_rng_state, reseed, seeded
 
 AUGMENT_SEED = 5475904065603730975
 
@@ -26,8 +26,8 @@ def draws():
 
 def test_seeds_stay_what_they_are_in_any_process():
     # Were one of these to change, every run would silently be another one.
-    assert derive(0, "augment", 3, 12345) == AUGMENT_SEED
-    code = "from smt.data.rng import derive; print(derive(0, 'augment', 3, 12345))"
+    assert derive_seed(0, "augment", 3, 12345) == AUGMENT_SEED
+    code = "from smt.data.rng import derive_seed; print(derive_seed(0, 'augment', 3, 12345))"
     printed = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONHASHSEED": "7"}, capture_output=True, check=True
     ).stdout
@@ -36,17 +36,17 @@ def test_seeds_stay_what_they_are_in_any_process():
 
 def test_parts_are_kept_apart():
     keys = [("a", 1), ("a1",), ("a", "1"), ("a", 1, ""), (1, "a"), ("a, 1",), (), (0,), (0, 0)]
-    assert len({derive(*key) for key in keys}) == len(keys)
+    assert len({derive_seed(*key) for key in keys}) == len(keys)
 
 
 def test_numbers_of_numpy_count_as_pythons_and_fractions_do_not_pass():
-    assert derive("epoch", np.int64(3)) == derive("epoch", 3)
+    assert derive_seed("epoch", np.int64(3)) == derive_seed("epoch", 3)
     with pytest.raises(TypeError):
-        derive("epoch", 3.0)
+        derive_seed("epoch", 3.0)
 
 
 def test_seeds_use_all_63_bits():
-    seeds = [derive("spread", i) for i in range(500)]
+    seeds = [derive_seed("spread", i) for i in range(500)]
     assert all(0 <= seed < 2**63 for seed in seeds)
     for bit in range(63):
         assert 150 < sum(seed >> bit & 1 for seed in seeds) < 350
@@ -72,7 +72,7 @@ def test_the_generators_end_as_they_were_even_after_an_error():
     with pytest.raises(ZeroDivisionError), seeded("inside"):
         draws()
         raise ZeroDivisionError
-    with preserved():
+    with preserve_rng_state():
         reseed("inside")
         random.gauss(0, 1), np.random.randn(), torch.randn(3)
     assert draws() == expected

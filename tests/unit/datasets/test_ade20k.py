@@ -93,15 +93,15 @@ def test_classes_count_from_0_and_label_0_is_none(ade20k):
     assert (found.dtype, found.shape, len(split)) == (np.uint8, SIZE, 3)
     assert found[0, :3].tolist() == [255, 0, 149]
     assert np.array_equal(found, labels_of(255, 0, 149))
-    assert (split.label_map(1) == 255).all() and split.picture(1).size == SIZE[::-1]
+    assert (split.label_map(1) == 255).all() and split.load_image(1).size == SIZE[::-1]
 
 
 def test_the_values_of_a_palette_are_labels_whatever_its_colours(ade20k):
-    picture = Image.fromarray(labels_of(2, 0, 14)).convert("P")
-    picture.putdata(labels_of(2, 0, 14).ravel().tolist())
-    picture.putpalette([200, 10, 30] * 256)
+    load_image = Image.fromarray(labels_of(2, 0, 14)).convert("P")
+    load_image.putdata(labels_of(2, 0, 14).ravel().tolist())
+    load_image.putpalette([200, 10, 30] * 256)
     for bits in (8, 4):
-        picture.save(ade20k.maps / "c.png", bits=bits)
+        load_image.save(ade20k.maps / "c.png", bits=bits)
         split = ADE20KSplit(ade20k.root, "train", ade20k.manifest())
         assert np.array_equal(split.label_map(2), labels_of(1, 255, 13))
 
@@ -125,8 +125,8 @@ def grey_of_4_bits(path):
     )  # fmt: skip
 
 
-def save(picture, name="c.png", **how):
-    return lambda data: picture.save(data.maps / name, **how)
+def save(load_image, name="c.png", **how):
+    return lambda data: load_image.save(data.maps / name, **how)
 
 
 def cut(data):
@@ -199,7 +199,7 @@ def test_classes_have_the_names_of_the_data_sets_own_table(ade20k):
 
 def test_a_map_that_was_changed_since_the_manifest_is_named(ade20k):
     split = ADE20KSplit(ade20k.root, "train", ade20k.manifest())
-    assert verify.verify(ade20k.project, ade20k.layout, "tiny").tally.read == 8
+    assert verify.verify(ade20k.project, ade20k.layout, "tiny").stats.read == 8
     save(Image.fromarray(labels_of(7, 151)))(ade20k)
     with pytest.raises(
         DataError, match=r"c\.png has label 151; .* smt data manifest tiny"
@@ -207,11 +207,11 @@ def test_a_map_that_was_changed_since_the_manifest_is_named(ade20k):
         split.label_map(2)
     assert "\n" not in str(error.value)
     found = verify.verify(ade20k.project, ade20k.layout, "tiny")
-    assert [each.path for each in found.wrong.first] == ["annotations/training/c.png"]
+    assert [each.path for each in found.differences.first] == ["annotations/training/c.png"]
     (ade20k.maps / "b.png").unlink()
     found = verify.check(ade20k.project, ade20k.layout, "tiny")
-    assert "missing     annotations/training/b.png" in map(str, found.wrong.first)
-    assert found.counts == (), "maps are not counted as images"
+    assert "missing     annotations/training/b.png" in map(str, found.differences.first)
+    assert found.count_mismatches == (), "maps are not counted as images"
 
 
 def test_the_dag_names_each_part_that_is_not_there(ade20k):
@@ -240,7 +240,7 @@ def test_a_photograph_and_its_map_are_upright_alike(ade20k):
     pixels = np.zeros((*SIZE, 3), np.uint8)
     Image.fromarray(np.rot90(pixels, 3)).save(ade20k.images / "c.jpg", exif=exif)
     split = ADE20KSplit(ade20k.root, "train", ade20k.manifest())
-    assert split.picture(2).size == SIZE[::-1] and split.label_map(2).shape == SIZE
+    assert split.load_image(2).size == SIZE[::-1] and split.label_map(2).shape == SIZE
 
 
 def test_the_names_of_a_table_with_a_byte_order_mark_are_read(ade20k):

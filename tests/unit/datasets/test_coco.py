@@ -157,7 +157,7 @@ def test_images_come_by_id_with_their_sizes_and_categories(coco):
     assert [image.id for image in split.images] == [5, 10, 20, 30, 40]
     assert {image.id: (image.height, image.width) for image in split.images} == SIZES
     assert split.images[2].path == coco.root / "train2017" / "000000000020.jpg"
-    assert split.picture(2).size == (48, 60)
+    assert split.load_image(2).size == (48, 60)
     assert (split.classes, split.category_ids) == (("dog", "café"), (3, 7))
     assert (len(split), split.annotation_file) == (5, coco.file("train"))
 
@@ -310,7 +310,7 @@ def test_a_photograph_is_turned_as_its_exif_says_and_of_that_size(coco):
     Image.fromarray(np.rot90(upright)).save(path, exif=exif, quality=95)
     assert Image.open(path).size == (60, 48)
     split = coco.open()  # of 60 x 48 pixels by the annotations
-    pixels = np.asarray(split.picture(2))
+    pixels = np.asarray(split.load_image(2))
     assert pixels.shape == (60, 48, 3)
     assert pixels[:15].min() > 240 and pixels[25:].max() < 15
 
@@ -420,12 +420,12 @@ def test_an_image_of_another_size_is_refused_before_training_and_in_it(coco):
     message = coco.refusal()
     assert f"{path} is 48 x 60 pixels (height x width), but {said} of image 20" in message
     with pytest.raises(DataError, match="is 48 x 60 pixels, but .* says 60 x 48") as error:
-        split.picture(2)
+        split.load_image(2)
     assert str(path) in str(error.value)
     path.write_bytes(b"no image")
     assert f"{path} is no image (" in coco.refusal()
     with pytest.raises(DataError, match="cannot read image"):
-        split.picture(2)
+        split.load_image(2)
 
 
 def test_threads_end_with_an_inspection_that_fails_however_long_its_error_is_kept(coco):
@@ -504,8 +504,12 @@ def test_runs_are_measured_as_pycocotools_packs_them():
     for _ in range(200):
         mask = draw.random(draw.integers(1, 40, 2)) < draw.choice([0.02, 0.5, 0.98])
         packed, plain = runs_of(mask, packed=True), runs_of(mask)
-        assert masks.measure(packed).size == masks.measure(plain).size == mask.shape
-        assert (masks.draw([packed, plain], *mask.shape) == mask).all()
+        assert (
+            masks.inspect_segmentation(packed).size
+            == masks.inspect_segmentation(plain).size
+            == mask.shape
+        )
+        assert (masks.rasterize([packed, plain], *mask.shape) == mask).all()
 
 
 def test_annotations_that_were_changed_since_the_manifest_are_refused(coco):
@@ -533,22 +537,24 @@ def test_changed_annotations_and_missing_images_are_named(coco):
     coco.write()
     coco.manifest()
     found = verify.verify(coco.project, coco.layout, "tiny")
-    assert found.is_whole and found.tally.read == 8  # six images, two files of annotations
+    assert found.is_whole and found.stats.read == 8  # six images, two files of annotations
     content = coco.file("train").read_text()
     coco.file("train").write_text(content.replace("50.5", "51.5", 1))
     (coco.root / "val2017" / "000000000001.jpg").rename(coco.root / "val2017" / "2.jpg")
     (coco.root / "train2017" / "000000000020.jpg").unlink()
     found = verify.verify(coco.project, coco.layout, "tiny")
-    assert [str(each).split("  (")[0].split() for each in found.wrong.first] == [
+    assert [str(each).split("  (")[0].split() for each in found.differences.first] == [
         ["changed", "annotations/instances_train2017.json"],
         ["missing", "train2017/000000000020.jpg"],
         ["missing", "val2017/000000000001.jpg"],
         ["new", "val2017/2.jpg"],
     ]
-    assert found.counts == (f"{coco.root}/train2017 has 4 images, published are 5 (counted)",)
+    assert found.count_mismatches == (
+        f"{coco.root}/train2017 has 4 images, published are 5 (counted)",
+    )
     coco.file("val").unlink()
     found = verify.check(coco.project, coco.layout, "tiny")
-    assert "missing     annotations/instances_val2017.json" in map(str, found.wrong.first)
+    assert "missing     annotations/instances_val2017.json" in map(str, found.differences.first)
 
 
 def test_half_copied_images_are_refused_by_their_number(coco):

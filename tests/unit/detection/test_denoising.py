@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smt.config.heads import Denoising
-from smt.detection.denoising import attention_mask, noised_objects
+from smt.detection.denoising import attention_mask, denoising_queries
 from smt.detection.dino_objects import objects_of
 from smt.detection.structures import Target
 
@@ -53,7 +53,7 @@ def test_objects_are_fractions_of_their_own_image():
     [((1, 0), 100), ((3, 7), 14), ((7, 3), 14), ((60,), 1), ((100, 1), 1), ((130,), 1)],
 )
 def test_as_many_groups_as_objects_of_the_fullest_image_fit_into_the_queries(counts, groups):
-    noised = noised_objects(objects_of(batch(*counts)), noise(), 7)
+    noised = denoising_queries(objects_of(batch(*counts)), noise(), 7)
     assert noised.groups == groups
     assert noised.queries == groups * 2 * max(counts)
 
@@ -61,7 +61,7 @@ def test_as_many_groups_as_objects_of_the_fullest_image_fit_into_the_queries(cou
 def test_without_noise_every_query_is_its_object():
     targets = batch(2, 0, 3)
     objects = objects_of(targets)
-    noised = noised_objects(objects, noise(queries=7, label_noise=0, box_noise=0), 7)
+    noised = denoising_queries(objects, noise(queries=7, label_noise=0, box_noise=0), 7)
     assert noised.groups == 2
     firsts = (0, 2, 2)  # of each image, among all objects
     for image, count in enumerate((2, 0, 3)):
@@ -76,7 +76,7 @@ def test_without_noise_every_query_is_its_object():
 
 
 def test_positive_queries_are_named_group_by_group_object_by_object():
-    noised = noised_objects(objects_of(batch(2, 0, 3)), noise(queries=7), 7)
+    noised = denoising_queries(objects_of(batch(2, 0, 3)), noise(queries=7), 7)
     # 12 queries an image: in groups of 3 positive and 3 negative ones.
     assert noised.positive.tolist() == [[0, 1, 24, 25, 26], [6, 7, 30, 31, 32]]
 
@@ -84,7 +84,7 @@ def test_positive_queries_are_named_group_by_group_object_by_object():
 def corner_shifts(box_noise, seed=0):
     """Return by how many halves of its side each corner's coordinate has moved: (groups, 2, 4)."""
     torch.manual_seed(seed)
-    noised = noised_objects(
+    noised = denoising_queries(
         objects_of(central(side=10)), noise(queries=4000, box_noise=box_noise), 7
     )
     x, y, width, height = noised.boxes.unbind(-1)
@@ -110,7 +110,7 @@ def test_boxes_stay_in_the_image_and_a_side_may_turn_over():
     boxes = torch.tensor([[0.0, 0.0, 150.0, 90.0], [150.0, 60.0, 200.0, 100.0]])
     targets = [Target(boxes, torch.zeros(2, dtype=torch.int64), (100, 200))]
     torch.manual_seed(0)
-    x, y, width, height = noised_objects(objects_of(targets), noise(), 7).boxes.unbind(-1)
+    x, y, width, height = denoising_queries(objects_of(targets), noise(), 7).boxes.unbind(-1)
     corners = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
     assert corners.min() >= -1e-6
     assert corners.max() <= 1 + 1e-6
@@ -119,7 +119,7 @@ def test_boxes_stay_in_the_image_and_a_side_may_turn_over():
 
 def test_a_quarter_of_labels_is_drawn_anew_among_all_classes():
     torch.manual_seed(0)
-    noised = noised_objects(objects_of(central()), noise(queries=8000), 5)
+    noised = denoising_queries(objects_of(central()), noise(queries=8000), 5)
     for labels in noised.labels.view(-1, 2).T:  # positive, negative
         shares = torch.bincount(labels, minlength=5) / len(labels)
         # Half of the label noise is redrawn; one in five of those gets its own label back.
@@ -131,7 +131,7 @@ def test_the_global_generator_decides():
     def draw(seed):
         objects = objects_of(batch(3, 1))
         torch.manual_seed(seed)
-        noised = noised_objects(objects, noise(), 7)
+        noised = denoising_queries(objects, noise(), 7)
         return torch.cat([noised.boxes, noised.labels[..., None]], dim=-1)
 
     assert torch.equal(draw(5), draw(5))
@@ -139,7 +139,7 @@ def test_the_global_generator_decides():
 
 
 def test_no_objects_no_queries():
-    noised = noised_objects(objects_of([Target(*NONE, (5, 5))] * 2), noise(), 7)
+    noised = denoising_queries(objects_of([Target(*NONE, (5, 5))] * 2), noise(), 7)
     assert noised.queries == 0
     assert noised.labels.shape == (2, 0)
     assert noised.boxes.shape == (2, 0, 4)
@@ -148,7 +148,7 @@ def test_no_objects_no_queries():
 
 
 def test_a_group_sees_itself_and_the_others_and_they_see_no_group():
-    noised = noised_objects(objects_of(batch(2, 1)), noise(queries=6), 7)
+    noised = denoising_queries(objects_of(batch(2, 1)), noise(queries=6), 7)
     queries, of_group = 5, 4
     count = noised.queries
     assert count == 3 * of_group

@@ -13,8 +13,8 @@ from smt.detection.dense import (
     assignment,
     detections,
     initialise,
-    own_grids,
     tower,
+    unpadded_grids,
 )
 from smt.detection.fpn import FeaturePyramid
 from smt.detection.matching import BACKGROUND, LEFT_OUT
@@ -26,9 +26,9 @@ UNIT = (1.0, 1.0, 1.0, 1.0)
 
 def test_an_image_of_its_own_has_grids_of_its_padded_size():
     # 100 x 40 is padded to 128 x 64.
-    assert own_grids((100, 40)) == [(16, 8), (8, 4), (4, 2), (2, 1), (1, 1)]
-    assert own_grids((160, 161)) == [(20, 24), (10, 12), (5, 6), (3, 3), (2, 2)]
-    assert own_grids((1, 1)) == [(4, 4), (2, 2), (1, 1), (1, 1), (1, 1)]
+    assert unpadded_grids((100, 40)) == [(16, 8), (8, 4), (4, 2), (2, 1), (1, 1)]
+    assert unpadded_grids((160, 161)) == [(20, 24), (10, 12), (5, 6), (3, 3), (2, 2)]
+    assert unpadded_grids((1, 1)) == [(4, 4), (2, 2), (1, 1), (1, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (96, 160), (224, 64), (800, 1312)])
@@ -37,13 +37,13 @@ def test_grids_are_those_of_the_pyramid(size, extra):
     with torch.device("meta"):
         pyramid = FeaturePyramid(SmallBackbone.widths[1:], 8, extra)
         levels = pyramid(SmallBackbone()(torch.empty(1, 3, *size))[1:])
-    assert [tuple(level.shape[-2:]) for level in levels] == own_grids(size)
+    assert [tuple(level.shape[-2:]) for level in levels] == unpadded_grids(size)
 
 
 def numbered(batch, size, channels):
     """Return maps in which every value is another number."""
     maps, first = [], 0
-    for height, width in own_grids(size):
+    for height, width in unpadded_grids(size):
         count = batch * channels * height * width
         values = torch.arange(first, first + count, dtype=torch.float32)
         maps.append(values.view(batch, channels, height, width))

@@ -305,12 +305,12 @@ def test_each_layer_looks_at_the_boxes_of_the_one_before_and_adds_to_them():
     model = small(decoder_layers=3)
     decoder = model.transformer.decoder
     said, queries, levels, got, gave = run_decoder(model)
-    given = before = queries.boxes.sigmoid()
+    reference = before = queries.boxes.sigmoid()
     for layer in range(3):
         (_, positions, references, *_), x = got[layer][0], gave[layer]
         for level in range(4):
             ratio = levels.valid[:, level].repeat(1, 2)[:, None]
-            torch.testing.assert_close(references[:, :, level], given * ratio)
+            torch.testing.assert_close(references[:, :, level], reference * ratio)
         x1, y1, width, height = references[:, :, 0].unbind(-1)
         waves = torch.cat(
             [sine(each[..., None], 16, 10000) for each in (y1, x1, width, height)], dim=-1
@@ -320,7 +320,7 @@ def test_each_layer_looks_at_the_boxes_of_the_one_before_and_adds_to_them():
         torch.testing.assert_close(said.logits[layer], decoder.class_heads[layer](normed))
         head = decoder.box_heads[layer]
         torch.testing.assert_close(said.boxes[layer], (head(normed) + logit(before)).sigmoid())
-        before = given = (head(x) + logit(given)).sigmoid()
+        before = reference = (head(x) + logit(reference)).sigmoid()
 
 
 def test_a_layers_boxes_teach_the_box_head_before_it_but_no_earlier_one():
@@ -355,7 +355,7 @@ def test_denoising_queries_tell_nothing_to_others():
     levels = padded_levels()
     torch.manual_seed(0)
     targets = [target([[5, 5, 40, 40], [10, 10, 60, 30]], [0, 2], size) for size in SIZES]
-    noised = dino.noised_objects(dino.objects_of(targets), model.head.denoising, 3)
+    noised = dino.denoising_queries(dino.objects_of(targets), model.head.denoising, 3)
     queries, mask = model._denoising(noised, levels)
     assert noised.groups == 3
     assert noised.queries == 12
@@ -376,7 +376,7 @@ def test_a_denoising_query_asks_with_its_noised_label_and_box():
     torch.manual_seed(0)
     targets = [target([[5, 5, 40, 40], [10, 10, 60, 30]], [0, 2], SIZES[0]),
                target([[1, 2, 3, 4]], [1], SIZES[1]), target([], [], SIZES[2])]  # fmt: skip
-    noised = dino.noised_objects(dino.objects_of(targets), model.head.denoising, 3)
+    noised = dino.denoising_queries(dino.objects_of(targets), model.head.denoising, 3)
     queries, _ = model._denoising(noised, padded_levels())
     for image, count in enumerate((2, 1, 0)):
         for slot in range(noised.queries):

@@ -7,7 +7,7 @@ import torch
 
 from smt.config.heads import Matching, Sampling
 from smt.detection.matching import BACKGROUND, LEFT_OUT, match, sample
-from smt.detection.suppression import multiclass_nms, strongest
+from smt.detection.nms import multiclass_nms, suppress
 from tests.helpers.two_stage_scenes import by_definition, kept_by_definition
 
 
@@ -139,9 +139,9 @@ def test_the_strongest_of_each_group_stay():
         boxes.double().tolist(), scores.tolist(), groups.tolist(), nms=0.4
     )
     assert 9 <= len(expected) < 40
-    kept = strongest(boxes, scores, groups, nms=0.4, keep=100).tolist()
+    kept = suppress(boxes, scores, groups, nms=0.4, keep=100).tolist()
     assert kept == expected
-    assert strongest(boxes, scores, groups, nms=0.4, keep=7).tolist() == expected[:7]
+    assert suppress(boxes, scores, groups, nms=0.4, keep=7).tolist() == expected[:7]
 
 
 def multiclass_by_definition(boxes, scores, factors, *, score, nms, keep):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from smt.detection.masks import mask_loss, mask_targets, of_class
+from smt.detection.mask_loss import mask_loss, mask_targets, select_class
 from smt.detection.pooling import by_image, level_of, pool
 from smt.detection.roi_heads import MaskHead
 from tests.helpers.dense_scenes import head
@@ -183,4 +183,4 @@ def test_the_mask_loss_is_of_the_objects_class_alone():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert logits.grad.flatten(2).any(2).nonzero().tolist() == [[0, 2], [1, 0], [2, 3]]
-    assert torch.equal(of_class(logits, labels)[1], logits[1, 0])
+    assert torch.equal(select_class(logits, labels)[1], logits[1, 0])

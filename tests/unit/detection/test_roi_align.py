@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchvision import ops
 
-from smt.detection import masks as mask_module
+from smt.detection import mask_loss as mask_module
 from smt.detection import pooling, roi_align
-from smt.detection.masks import mask_targets
+from smt.detection.mask_loss import mask_targets
 from smt.detection.pooling import by_image, pool
 
 STRIDES = (4, 8, 16, 32)

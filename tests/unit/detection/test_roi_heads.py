@@ -11,8 +11,8 @@ from smt.detection.roi_heads import (
     MaskHead,
     Regions,
     box_losses,
-    draw_regions,
     positive_rows,
+    sample_regions,
 )
 from tests.helpers.dense_scenes import head, iou, parameters, target
 from tests.helpers.two_stage_scenes import decoded, encoded
@@ -25,7 +25,7 @@ PROPOSALS = torch.tensor(
 
 
 def test_regions_are_proposals_and_the_objects_themselves():
-    regions = draw_regions(PROPOSALS, SCENE, HALF, Sampling(boxes=100, positive=1.0), 7)
+    regions = sample_regions(PROPOSALS, SCENE, HALF, Sampling(boxes=100, positive=1.0), 7)
     # Overlaps 360/400, 0, 380/400, 100/700 and 360/640 of their best objects.
     positive = {
         (10.0, 10.0, 30.0, 30.0): (0, 4, True),
@@ -39,11 +39,11 @@ def test_regions_are_proposals_and_the_objects_themselves():
         map(tuple, regions.boxes.tolist()),
         regions.objects.tolist(),
         regions.labels.tolist(),
-        regions.given.tolist(),
+        regions.is_ground_truth.tolist(),
         strict=False,  # background has no object
     )
     assert {box: rest for box, *rest in found} == {box: [*rest] for box, rest in positive.items()}
-    assert regions.labels[5:].tolist() == [7, 7] and not regions.given[5:].any()
+    assert regions.labels[5:].tolist() == [7, 7] and not regions.is_ground_truth[5:].any()
     assert {tuple(each) for each in regions.boxes[5:].tolist()} == {(0, 0, 9, 9), (30, 30, 50, 50)}
 
 
@@ -53,15 +53,15 @@ def test_objects_join_after_the_matching():
     scene = target([[0, 0, 20, 20], [0, 0, 10.24, 20]], [0, 1], (64, 64))
     proposal = torch.tensor([[0.0, 0, 16, 20]])
     low = Matching(positive=0.5, negative=0.5, low_quality=0.5)
-    regions = draw_regions(proposal, scene, low, Sampling(boxes=9, positive=1.0), 2)
-    assert regions.labels[~regions.given].tolist() == [1]
-    without = draw_regions(proposal, scene, HALF, Sampling(boxes=9, positive=1.0), 2)
-    assert without.labels[~without.given].tolist() == [0]
+    regions = sample_regions(proposal, scene, low, Sampling(boxes=9, positive=1.0), 2)
+    assert regions.labels[~regions.is_ground_truth].tolist() == [1]
+    without = sample_regions(proposal, scene, HALF, Sampling(boxes=9, positive=1.0), 2)
+    assert without.labels[~without.is_ground_truth].tolist() == [0]
 
 
 def test_a_quarter_of_the_regions_at_most_find_objects():
     proposals = torch.cat([PROPOSALS[[0]].repeat(50, 1), PROPOSALS[[1]].repeat(50, 1)])
-    regions = draw_regions(proposals, SCENE, HALF, Sampling(boxes=16, positive=0.25), 7)
+    regions = sample_regions(proposals, SCENE, HALF, Sampling(boxes=16, positive=0.25), 7)
     assert len(regions.objects) == 4 and len(regions.boxes) == len(regions.labels) == 16
     assert (regions.labels[:4] != 7).all() and (regions.labels[4:] == 7).all()
 
@@ -70,9 +70,9 @@ def test_a_quarter_of_the_regions_at_most_find_objects():
 @pytest.mark.parametrize("count", [0, 5])
 def test_regions_without_objects_or_without_proposals(scene, count):
     every = Sampling(boxes=100, positive=1.0)
-    regions = draw_regions(PROPOSALS[:count], scene, HALF, every, 7)
+    regions = sample_regions(PROPOSALS[:count], scene, HALF, every, 7)
     assert len(regions.boxes) == len(scene.boxes) + count
-    assert regions.given.sum() == len(scene.boxes)
+    assert regions.is_ground_truth.sum() == len(scene.boxes)
     if not len(scene.boxes):
         assert regions.labels.tolist() == [7] * count and regions.objects.shape == (0,)
 
@@ -141,8 +141,8 @@ def giou(one, other):
 def of_boxes(*arguments):
     """Return an image's regions: boxes, labels, objects."""
     boxes, labels, objects = (torch.tensor(each) for each in arguments)
-    given = torch.zeros(len(boxes), dtype=torch.bool)
-    return Regions(boxes.view(-1, 4).float(), labels.long(), objects.long(), given)
+    is_ground_truth = torch.zeros(len(boxes), dtype=torch.bool)
+    return Regions(boxes.view(-1, 4).float(), labels.long(), objects.long(), is_ground_truth)
 
 
 SCENES = [SCENE, target([], [], (64, 64)), target([[5, 5, 25, 40]], [1], (64, 64))]
@@ -165,13 +165,13 @@ def test_losses_are_sums_over_regions_over_their_number(name):
     torch.manual_seed(0)
     spec = head(name).box
     logits, offsets = torch.randn(8, 6), torch.randn(8, 5, 4)
-    of_class, of_box, row = 0.0, 0.0, 0
+    class_loss, of_box, row = 0.0, 0.0, 0
     for regions, scene in zip(REGIONS, SCENES, strict=True):
         for index, (box, label) in enumerate(
             zip(regions.boxes.tolist(), regions.labels.tolist(), strict=True)
         ):
             values = logits[row].tolist()
-            of_class += math.log(sum(map(math.exp, values))) - values[label]
+            class_loss += math.log(sum(map(math.exp, values))) - values[label]
             if label < 5:
                 goal = scene.boxes[regions.objects[index]].tolist()
                 own = offsets[row, label].tolist()
@@ -183,7 +183,7 @@ def test_losses_are_sums_over_regions_over_their_number(name):
                     of_box += 10 * (1 - giou(moved, goal))
             row += 1
     losses = box_losses(logits, offsets, REGIONS, SCENES, spec, STAGE)
-    assert losses["class"].item() == pytest.approx(of_class / 8, rel=1e-5)
+    assert losses["class"].item() == pytest.approx(class_loss / 8, rel=1e-5)
     assert losses["box"].item() == pytest.approx(of_box / 8, rel=1e-5)
 
 

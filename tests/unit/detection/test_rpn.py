@@ -174,7 +174,7 @@ def test_losses_are_sums_over_drawn_anchors_over_their_number(beta):
     levels = pyramid(2, 96, 96)
     rpn = network(spread=0.5, sampling=ALL, smooth_l1=beta)
     predictions = rpn(levels)
-    of_class, of_boxes, drawn = 0.0, 0.0, 0
+    class_loss, box_loss, drawn = 0.0, 0.0, 0
     for values, scene in zip(read(rpn, levels), SCENES, strict=True):
         matches = rpn.matches(predictions.anchors, scene).tolist()
         found = 0
@@ -184,15 +184,15 @@ def test_losses_are_sums_over_drawn_anchors_over_their_number(beta):
             if each == LEFT_OUT:
                 continue
             drawn += 1
-            of_class += cross_entropy(logit, each >= 0)
+            class_loss += cross_entropy(logit, each >= 0)
             if each >= 0:
                 found += 1
                 goal = encoded(scene.boxes[each].tolist(), anchor)
-                of_boxes += sum(distance(*two, beta) for two in zip(offsets, goal, strict=True))
+                box_loss += sum(distance(*two, beta) for two in zip(offsets, goal, strict=True))
         drawn += found == 0  # an image without a positive anchor counts one all the same
     losses = rpn.losses(predictions, SCENES)
-    assert losses["rpn_class"].item() == pytest.approx(of_class / drawn, rel=1e-5)
-    assert losses["rpn_box"].item() == pytest.approx(of_boxes / drawn, rel=1e-5)
+    assert losses["rpn_class"].item() == pytest.approx(class_loss / drawn, rel=1e-5)
+    assert losses["rpn_box"].item() == pytest.approx(box_loss / drawn, rel=1e-5)
 
 
 def test_offsets_are_divided_by_their_deviations():

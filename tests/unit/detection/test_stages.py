@@ -8,7 +8,7 @@ from torch import nn
 
 from smt.detection import two_stage
 from smt.detection.boxes import clip
-from smt.detection.masks import mask_loss, mask_targets
+from smt.detection.mask_loss import mask_loss, mask_targets
 from smt.detection.pooling import by_image, pool
 from smt.detection.roi_heads import box_losses
 from tests.helpers.two_stage_scenes import batch, decoded, small
@@ -41,7 +41,7 @@ def with_noise(name, **changes):
 
 def recorded(monkeypatch, model, images, targets):
     """Return the losses of a step, and for each stage and image its proposals and regions."""
-    calls, draw = [], two_stage.draw_regions
+    calls, draw = [], two_stage.sample_regions
 
     def listening(proposals, target, matching, sampling, classes):
         regions = draw(proposals, target, matching, sampling, classes)
@@ -70,7 +70,7 @@ def test_the_next_stage_learns_of_regions_as_the_last_one_moved_them(monkeypatch
     model = with_noise("cascade_mask_rcnn")
     _, stages = recorded(monkeypatch, model, images, targets)
     assert len(stages) == 3
-    given = 0
+    ground_truths = 0
     for i, spec in enumerate(model.head.stages[:-1]):
         logits, offsets = (each.tolist() for each in model.box_heads[i].said)
         row = 0
@@ -78,20 +78,23 @@ def test_the_next_stage_learns_of_regions_as_the_last_one_moved_them(monkeypatch
             assert matching == spec.matching
             expected = []
             for box, label, own in zip(
-                regions.boxes.tolist(), regions.labels.tolist(), regions.given, strict=True
+                regions.boxes.tolist(),
+                regions.labels.tolist(),
+                regions.is_ground_truth,
+                strict=True,
             ):
                 if not own:
                     # An object's class where it is known, or what is likeliest after background.
                     chosen = likeliest(logits[row]) if label == CLASSES else label
                     size = targets[image].size
                     expected.append(moved(box, offsets[row][chosen], spec, size))
-                given += bool(own)
+                ground_truths += bool(own)
                 row += 1
             proposals = stages[i + 1][image][0]
             assert not proposals.requires_grad
             assert torch.allclose(proposals, torch.tensor(expected), atol=1e-3)
         assert row == len(logits)
-    assert given > 0
+    assert ground_truths > 0
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -8,7 +8,7 @@ import torch
 
 from smt.engine import checkpoint
 from smt.engine.checkpoint import Checkpoint
-from smt.engine.state import HostCopy
+from smt.engine.training_state import HostCopy
 from smt.errors import TrainingError
 
 
@@ -23,7 +23,7 @@ def make(step: int) -> Checkpoint:
 def test_what_was_written_comes_back_to_the_bit(tmp_path):
     written = make(7)
     checkpoint.write(tmp_path, written)
-    found = checkpoint.newest(tmp_path)
+    found = checkpoint.load_newest(tmp_path)
     assert (found.step, dict(found.facts)) == (7, {"loss_sum": 0.1 * 7})
     assert found.tensors.keys() == written.tensors.keys()
     assert all(torch.equal(found.tensors[key], value) for key, value in written.tensors.items())
@@ -33,7 +33,7 @@ def test_channels_last_tensors_keep_their_values(tmp_path):
     value = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
     copy = HostCopy()({"model.w": value})
     checkpoint.write(tmp_path, Checkpoint(1, 0, copy, {}))
-    assert torch.equal(checkpoint.newest(tmp_path).tensors["model.w"], value)
+    assert torch.equal(checkpoint.load_newest(tmp_path).tensors["model.w"], value)
 
 
 def test_a_copy_takes_the_memory_of_the_one_before():
@@ -54,7 +54,7 @@ def test_the_last_two_are_kept(tmp_path):
 def test_of_one_step_the_one_that_closes_its_epoch_is_the_newer(tmp_path):
     for epochs in (1, 2):
         checkpoint.write(tmp_path, Checkpoint(10, epochs, {"model.w": torch.zeros(3)}, {}))
-    assert checkpoint.newest(tmp_path).epochs == 2
+    assert checkpoint.load_newest(tmp_path).epochs == 2
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
@@ -65,12 +65,12 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, caplog):
     if damage == "flip":
         content[-3] ^= 1
     newest.write_bytes({"truncate": content[:-1], "flip": content, "empty": b""}[damage])
-    assert checkpoint.newest(tmp_path).step == 1
+    assert checkpoint.load_newest(tmp_path).step == 1
     assert newest.name in caplog.text
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    assert checkpoint.newest(tmp_path / "none") is None
+    assert checkpoint.load_newest(tmp_path / "none") is None
 
 
 def test_a_pickle_under_a_checkpoint_name_is_not_loaded(tmp_path, caplog):
@@ -83,7 +83,7 @@ def test_a_pickle_under_a_checkpoint_name_is_not_loaded(tmp_path, caplog):
     digest = checkpoint.sha256(trap)
     trap.rename(tmp_path / f"step-0000000009-epoch-00001-{digest}.safetensors")
     with pytest.raises(TrainingError, match="all 1 checkpoints are damaged"):
-        checkpoint.newest(tmp_path)
+        checkpoint.load_newest(tmp_path)
     assert not (tmp_path / "ran").exists()
     assert "cannot be read" in caplog.text
 
@@ -95,5 +95,5 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path, small_
     with pytest.raises(OSError) as raised:
         checkpoint.write(small_disk, large)
     assert raised.value.errno == errno.ENOSPC
-    assert checkpoint.newest(small_disk).step == 1
+    assert checkpoint.load_newest(small_disk).step == 1
     assert [path.name for path in small_disk.iterdir()] == [checkpoint.names(small_disk)[0].name]

@@ -17,7 +17,7 @@ def as_before(monkeypatch):
     """No GPU and none granted; what a test changes for the whole process is put back."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device, "DRIVER", device.DRIVER / "nowhere")
-    for name in device._GRANTS:
+    for name in device._GPU_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     threads, enabled = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     tf32 = torch.backends.cudnn.allow_tf32
@@ -43,7 +43,7 @@ def as_before(monkeypatch):
     ],
 )
 def test_variables_say_whether_gpus_were_given(environment, expected):
-    assert device.grant(environment) == expected
+    assert device.granted_gpus(environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_variables_say_whether_gpus_were_given(environment, expected):
 def test_an_architecture_runs_on_gpus_of_its_major_version_and_no_older(
     capability, built_for, expected
 ):
-    assert device.runs_on(capability, built_for) is expected
+    assert device.supports(capability, built_for) is expected
 
 
 def test_without_gpus_a_training_takes_the_cpu(monkeypatch):

@@ -7,9 +7,9 @@ import warnings
 import pytest
 import torch
 
-from smt.engine import headroom
-from smt.engine.determinism import NotDeterministic
-from smt.engine.headroom import Headroom
+from smt.engine import resources
+from smt.engine.determinism import NondeterminismRecorder
+from smt.engine.resources import ResourceMonitor
 from smt.runs import heartbeat
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def test_operations_that_are_not_deterministic_are_named_once_each():
     torch.use_deterministic_algorithms(True, warn_only=True)
     found = []
     try:
-        with NotDeterministic(found.append):
+        with NondeterminismRecorder(found.append):
             for _ in range(3):
                 torch.zeros(5).put_(torch.tensor([1]), torch.tensor([2.0]))
                 torch.ones(5).cumsum(0)
@@ -47,7 +47,7 @@ def test_operations_that_are_not_deterministic_are_named_once_each():
 )  # fmt: skip
 def test_whatever_words_torch_has_for_it_the_operation_is_named(words, name):
     found = []
-    with NotDeterministic(found.append):
+    with NondeterminismRecorder(found.append):
         warnings.warn(words, UserWarning, stacklevel=1)
         warnings.warn(words, UserWarning, stacklevel=1)
     assert found == [[name]]
@@ -55,13 +55,13 @@ def test_whatever_words_torch_has_for_it_the_operation_is_named(words, name):
 
 def test_other_warnings_are_shown_as_ever():
     found = []
-    with pytest.warns(UserWarning, match="the sky is blue"), NotDeterministic(found.append):
+    with pytest.warns(UserWarning, match="the sky is blue"), NondeterminismRecorder(found.append):
         warnings.warn("the sky is blue", UserWarning, stacklevel=1)
     assert found == []
 
 
 def test_a_disk_that_gets_full_is_said_once(small_disk, caplog):
-    room = Headroom(small_disk, 1_000_000, CPU)
+    room = ResourceMonitor(small_disk, 1_000_000, CPU)
     room.check()
     assert caplog.messages == []
     (small_disk / "ballast").write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 3_000_000))
@@ -97,26 +97,26 @@ VERSION_1 = {
 @pytest.mark.parametrize("files", [VERSION_1, VERSION_2])
 def test_the_memory_limit_of_a_job_is_read_from_made_up_control_groups(tmp_path, files):
     folder = made_up_group(tmp_path, files)
-    assert headroom.memory(folder, folder / "own") == (950, 1000)
+    assert resources.memory(folder, folder / "own") == (950, 1000)
 
 
 def test_without_a_limit_the_memory_is_the_machines(tmp_path):
-    used, limit = headroom.memory(tmp_path, tmp_path / "none")
+    used, limit = resources.memory(tmp_path, tmp_path / "none")
     assert 0 < used < limit and limit > 2**28
 
 
 def test_memory_that_gets_short_is_said(monkeypatch, caplog):
-    monkeypatch.setattr(headroom, "memory", lambda: (95 * 2**20, 100 * 2**20))
+    monkeypatch.setattr(resources, "memory", lambda: (95 * 2**20, 100 * 2**20))
     with caplog.at_level(logging.WARNING):
-        Headroom(None, 0, CPU).check()
+        ResourceMonitor(None, 0, CPU).check()
     assert "95 MB of 100 MB of memory are in use" in caplog.text
 
 
 def test_the_pulse_is_the_last_beat(tmp_path):
     assert heartbeat.read(tmp_path) is None
-    beats = heartbeat.Pulse(tmp_path)
+    beats = heartbeat.Heartbeat(tmp_path)
     assert heartbeat.read(tmp_path) is None
     for step in (9, 10, 123456):
-        beats.beat(step)
+        beats.write(step)
         assert heartbeat.read(tmp_path).step == step
     assert len((tmp_path / heartbeat.PULSE).read_text().splitlines()) == 1

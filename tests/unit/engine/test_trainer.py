@@ -14,13 +14,13 @@ from torch import nn
 
 from smt.config.load import load_project
 from smt.config.recipes import Guard
-from smt.data.rng import derive, seeded
+from smt.data.rng import derive_seed, seeded
 from smt.engine import checkpoint
 from smt.engine.distributed import Ranks
 from smt.engine.guard import Diverged
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
-from smt.engine.protocol import Batch, Interrupted, never
+from smt.engine.protocol import EvaluationInterrupted, MicroBatch, never
 from smt.engine.trainer import Settings, Stopped, Trainer
 from smt.errors import TrainingError
 from smt.runs import journal
@@ -39,7 +39,7 @@ class Regression:
     headline = "top1"
 
     def __init__(
-        self, *, accumulation=1, batch_norm=True, dropout=0.1, epochs=3, lr=1e-2, guard=STOP
+        self, *, accumulation_steps=1, batch_norm=True, dropout=0.1, epochs=3, lr=1e-2, guard=STOP
     ):
         torch.manual_seed(0)
         layers = [nn.Linear(8, 16), nn.BatchNorm1d(16) if batch_norm else nn.Identity()]
@@ -51,20 +51,20 @@ class Regression:
                 "guard": guard,
             }
         )
-        self.steps_per_epoch, self.accumulation = 5, accumulation
+        self.steps_per_epoch, self.accumulation_steps = 5, accumulation_steps
         self.poison = {}
         self.before_step = lambda step: None
 
-    def batches(self, epoch, start_step):
+    def micro_batches(self, epoch, start_step):
         for step in range(start_step, self.steps_per_epoch):
             self.before_step(epoch * self.steps_per_epoch + step)
             with seeded(1, epoch, step):
                 inputs = torch.randn(16, 8)
             inputs[3, 3] *= self.poison.get(epoch * self.steps_per_epoch + step, 1.0)
-            part = 16 // self.accumulation
+            part = 16 // self.accumulation_steps
             for index, chunk in enumerate(inputs.split(part)):
                 targets = chunk.sum(1, keepdim=True)
-                yield Batch((chunk, targets), part, (epoch, step, index))
+                yield MicroBatch((chunk, targets), part, (epoch, step, index))
 
     def loss(self, model, batch):
         inputs, targets = batch.loss_inputs
@@ -72,7 +72,7 @@ class Regression:
 
     def evaluate(self, interrupted=never, *, final=True):
         if interrupted():
-            raise Interrupted
+            raise EvaluationInterrupted
         self.model.eval()
         with seeded(2), torch.no_grad():
             inputs = torch.randn(64, 8)
@@ -173,7 +173,7 @@ def test_killed_between_checkpoints_it_ends_with_the_same_bytes(tmp_path):
     first.before_step = kill
     with pytest.raises(Killed):
         run(first, tmp_path / "cut")
-    assert checkpoint.newest(tmp_path / "cut" / "checkpoints").step == 5
+    assert checkpoint.load_newest(tmp_path / "cut" / "checkpoints").step == 5
     second = Regression()
     run(second, tmp_path / "cut")
     assert same(whole.model, second.model)
@@ -191,7 +191,7 @@ def test_a_finished_run_only_evaluates(tmp_path):
 
 def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path):
     whole = Regression(batch_norm=False, dropout=0.0)
-    parts = Regression(batch_norm=False, dropout=0.0, accumulation=4)
+    parts = Regression(batch_norm=False, dropout=0.0, accumulation_steps=4)
     run(whole, tmp_path / "whole")
     run(parts, tmp_path / "parts")
     for first, second in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
@@ -243,7 +243,7 @@ def test_an_evaluation_gives_way_to_a_signal_and_is_done_again(tmp_path):
     first.evaluate = asked_meanwhile
     with pytest.raises(Stopped, match="after step 5 of 15"):
         run(first, tmp_path / "cut", stop=stop)
-    newest = checkpoint.newest(tmp_path / "cut" / "checkpoints")
+    newest = checkpoint.load_newest(tmp_path / "cut" / "checkpoints")
     assert (newest.step, newest.epochs) == (5, 0)
     second = Regression()
     second.before_step = lambda step: pytest.fail("again") if step < 5 else None
@@ -296,7 +296,7 @@ def test_a_step_that_is_skipped_changes_nothing_but_the_count_of_steps(tmp_path,
     assert all(torch.equal(seen[7][name], seen[8][name]) for name in seen[7])
     assert not torch.equal(seen[8]["0.weight"], seen[9]["0.weight"])
     assert math.isfinite(metrics["loss"])
-    assert (made.state.step, made.state.trend.skipped) == (15, 1)
+    assert (made.state.step, made.state.loss_statistics.skipped) == (15, 1)
     records = [r for r in journal.read(tmp_path, 0) if "train/skipped_steps" in r.metrics]
     assert [(r.step, r.metrics["train/skipped_steps"]) for r in records] == [(7, 1.0)]
 
@@ -318,7 +318,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_well(tmp_path):
         Steep.apply(loss(model, batch)) if next(steps) == 4 else loss(model, batch)
     )
     made, _ = run(task, tmp_path)
-    assert made.state.trend.skipped == 1
+    assert made.state.loss_statistics.skipped == 1
     assert all(torch.isfinite(each).all() for each in task.model.parameters())
 
 
@@ -377,7 +377,7 @@ def test_skipped_steps_are_counted_over_an_interruption(tmp_path):
         run(first, tmp_path / "cut", stop=stop)
     second = poisoned()
     made, _ = run(second, tmp_path / "cut")
-    assert made.state.trend.skipped == 2
+    assert made.state.loss_statistics.skipped == 2
     assert same(whole.model, second.model)
     journals = [tmp_path / name / journal.JOURNAL for name in ("whole", "cut")]
     assert journals[0].read_bytes() == journals[1].read_bytes()
@@ -389,7 +389,7 @@ def test_a_jump_of_the_loss_is_skipped_where_the_recipe_says_so(tmp_path):
         task = Regression(epochs=30, batch_norm=False, guard=guard)
         task.poison[120] = 1e4
         made, _ = run(task, tmp_path / folder)
-        assert made.state.trend.skipped == skipped
+        assert made.state.loss_statistics.skipped == skipped
 
 
 def test_the_best_checkpoint_is_kept_with_the_last_two(tmp_path):
@@ -402,7 +402,7 @@ def test_the_best_checkpoint_is_kept_with_the_last_two(tmp_path):
     made, _ = run(Scored(epochs=5), tmp_path)
     kept = [checkpoint.Name.of(path) for path in checkpoint.names(made.checkpoints)]
     assert [(name.step, name.epochs) for name in kept] == [(25, 5), (20, 4), (10, 2)]
-    assert checkpoint.newest(made.checkpoints).facts["best"] == 5.0
+    assert checkpoint.load_newest(made.checkpoints).facts["best"] == 5.0
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path):
@@ -420,7 +420,7 @@ def test_draws_inside_the_model_do_not_depend_on_history(tmp_path):
             return super().loss(model, batch)
 
     run(Spy(), tmp_path)
-    assert calls == [(key, derive(3, "model", *key)) for key, _ in calls]
+    assert calls == [(key, derive_seed(3, "model", *key)) for key, _ in calls]
     assert len({seed for _, seed in calls}) == len(calls) == 15
 
 

@@ -27,9 +27,14 @@ def detected(boxes, scores, labels, masks=None):
     )
 
 
-def at_original_size(detections, image_id=7, seen=(80, 100), size=(40, 25)):
+def at_original_size(detections, image_id=7, input_size=(80, 100), size=(40, 25)):
     return image_result(
-        detections, image_id, seen=seen, size=size, categories=CATEGORIES, mask_threshold=0.5
+        detections,
+        image_id,
+        input_size=input_size,
+        size=size,
+        categories=CATEGORIES,
+        mask_threshold=0.5,
     )
 
 

@@ -14,12 +14,12 @@ from smt.engine.distributed import Ranks
 from smt.errors import UserError
 from smt.evaluation import predictions, samples
 from smt.evaluation.predictions import ImageResult
-from smt.evaluation.writer import LabelMaps, keep_detections
+from smt.evaluation.writer import LabelMapWriter, write_detections
 from smt.models import weights
 from smt.runs.atomic import write_json
-from smt.runs.paths import Kept, Layout
+from smt.runs.paths import EvaluationOutputs, Layout
 from smt.tasks import evaluation
-from smt.tasks.kinds import task_of
+from smt.tasks.build import build_task
 from tests.unit.datasets.test_ade20k import ADE20K, CLASSES, SIZE, labels_of
 from tests.unit.datasets.test_coco import PROJECT, Coco
 
@@ -30,8 +30,8 @@ SCALE = samples.TILE / 40
 
 
 @pytest.fixture
-def kept(tmp_path):
-    return Kept(tmp_path / "run" / "samples.jpg", tmp_path / "run" / "predictions")
+def outputs(tmp_path):
+    return EvaluationOutputs(tmp_path / "run" / "samples.jpg", tmp_path / "run" / "predictions")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def ade20k(tmp_path):
     return ADE20KSplit(data.root, "val", data.manifest())
 
 
-def found(score=0.9, box=(20.0, 22.0, 12.0, 8.0), mask=None):
+def result(score=0.9, box=(20.0, 22.0, 12.0, 8.0), mask=None):
     """Return one dog in the validation image."""
     masks = None if mask is None else (packed(mask),)
     return ImageResult(1, (40, 40), (box,), (score,), (3,), masks)
@@ -56,9 +56,9 @@ def packed(mask):
     return runs["counts"].decode()
 
 
-def rows(picture):
+def rows(sheet):
     """Return the two rows of a picture, (H, W, 3) uint8 each, without their captions."""
-    pixels, row = np.asarray(picture), samples._STRIP + samples.TILE + samples._GAP
+    pixels, row = np.asarray(sheet), samples._STRIP + samples.TILE + samples._GAP
     starts = samples._STRIP, samples._STRIP + row
     return [pixels[start : start + samples.TILE, : samples.TILE] for start in starts]
 
@@ -72,7 +72,7 @@ def at(tile, x, y):
 
 
 def test_boxes_are_where_they_were_annotated_and_where_they_were_predicted(coco):
-    annotated, predicted = rows(samples.of_detections(coco, [found()]))
+    annotated, predicted = rows(samples.detection_sheet(coco, [result()]))
     # At the left and lower edges, where no name covers them.
     assert at(annotated, 2, 8) == samples.colour(CAFE) == at(annotated, 6, 12.8)
     assert at(predicted, 20, 26) == samples.colour(DOG) == at(predicted, 26, 29.8)
@@ -83,18 +83,18 @@ def test_boxes_are_where_they_were_annotated_and_where_they_were_predicted(coco)
 
 
 def test_what_is_not_sure_enough_is_not_drawn(coco):
-    unsure = samples.of_detections(coco, [found(score=samples.LEAST_SCORE - 0.01)])
-    nothing = samples.of_detections(coco, [ImageResult(1, (40, 40), (), (), (), None)])
+    unsure = samples.detection_sheet(coco, [result(score=samples.MIN_SCORE - 0.01)])
+    nothing = samples.detection_sheet(coco, [ImageResult(1, (40, 40), (), (), (), None)])
     assert unsure.tobytes() == nothing.tobytes()
-    sure = samples.of_detections(coco, [found(score=samples.LEAST_SCORE)])
+    sure = samples.detection_sheet(coco, [result(score=samples.MIN_SCORE)])
     assert sure.tobytes() != nothing.tobytes()
 
 
 def test_masks_shine_through_inside_of_their_boxes(coco):
     mask = np.zeros((40, 40), bool)
     mask[22:30, 20:26] = True
-    annotated, predicted = rows(samples.of_detections(coco, [found(mask=mask)]))
-    plain, _ = rows(samples.of_detections(coco, [found()]))
+    annotated, predicted = rows(samples.detection_sheet(coco, [result(mask=mask)]))
+    plain, _ = rows(samples.detection_sheet(coco, [result()]))
     assert at(predicted, 29, 26) == at(plain, 29, 26), "in the box and not in the mask"
     blended = np.add(at(plain, 23, 26), samples.colour(DOG)) / 2
     assert np.abs(np.subtract(at(predicted, 23, 26), blended)).max() <= 2
@@ -104,38 +104,38 @@ def test_masks_shine_through_inside_of_their_boxes(coco):
 def test_the_same_predictions_make_the_same_bytes(coco, tmp_path):
     paths = [tmp_path / name for name in ("a.jpg", "b.jpg")]
     for path in paths:
-        samples.write(path, samples.of_detections(coco, [found()]))
+        samples.write(path, samples.detection_sheet(coco, [result()]))
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    with Image.open(paths[0]) as picture:
-        assert (picture.format, picture.size) == ("JPEG", (samples.TILE, 566))
+    with Image.open(paths[0]) as sheet:
+        assert (sheet.format, sheet.size) == ("JPEG", (samples.TILE, 566))
 
 
 def test_images_that_show_nothing_are_passed_over_and_the_rest_is_spread_over_the_split():
-    assert samples.chosen(600, lambda index: True) == [0, 100, 200, 300, 400, 500]
-    assert samples.chosen(60, lambda index: index % 4 == 3) == [3, 11, 23, 31, 43, 51]
-    assert samples.chosen(60, lambda index: index > 35) == [36, 40, 50]
-    assert samples.chosen(2, lambda index: True) == [0, 1]
+    assert samples.choose_images(600, lambda index: True) == [0, 100, 200, 300, 400, 500]
+    assert samples.choose_images(60, lambda index: index % 4 == 3) == [3, 11, 23, 31, 43, 51]
+    assert samples.choose_images(60, lambda index: index > 35) == [36, 40, 50]
+    assert samples.choose_images(2, lambda index: True) == [0, 1]
 
 
 def test_a_picture_of_no_images_has_its_captions(coco):
     assert samples.sheet([], []).size[0] == samples.TILE
 
 
-def test_predictions_take_the_place_of_former_ones(coco, kept):
-    kept.predictions.mkdir(parents=True)
-    (kept.predictions / "stale.json").write_text("[]")
-    keep_detections(kept, coco, [found()], ("bbox",))
-    assert [path.name for path in kept.predictions.iterdir()] == ["detections_bbox.json"]
-    assert predictions.read(kept.predictions, {1: (40, 40)}, (3, 7)) == [found()]
-    assert sorted(path.name for path in kept.samples.parent.iterdir()) == [
+def test_predictions_take_the_place_of_former_ones(coco, outputs):
+    outputs.predictions.mkdir(parents=True)
+    (outputs.predictions / "stale.json").write_text("[]")
+    write_detections(outputs, coco, [result()], ("bbox",))
+    assert [path.name for path in outputs.predictions.iterdir()] == ["detections_bbox.json"]
+    assert predictions.read(outputs.predictions, {1: (40, 40)}, (3, 7)) == [result()]
+    assert sorted(path.name for path in outputs.samples.parent.iterdir()) == [
         "predictions", "samples.jpg"
     ]  # fmt: skip
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(coco, read_only_folder):
-    kept = Kept(read_only_folder / "samples.jpg", read_only_folder / "predictions")
+    outputs = EvaluationOutputs(read_only_folder / "samples.jpg", read_only_folder / "predictions")
     with pytest.raises(UserError) as error:
-        keep_detections(kept, coco, [found()], ("bbox",))
+        write_detections(outputs, coco, [result()], ("bbox",))
     assert "\n" not in str(error.value) and str(read_only_folder) in str(error.value)
 
 
@@ -144,12 +144,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(coco, read_only_folder):
 
 def test_maps_are_coloured_by_class_and_pixels_without_one_are_left(ade20k):
     prediction = np.full(SIZE, 3, np.uint8)
-    tile = np.asarray(samples.with_labels(ade20k.picture(0), prediction, ade20k.classes))
+    tile = np.asarray(samples.draw_label_map(ade20k.load_image(0), prediction, ade20k.classes))
     blank = np.full(SIZE, 255, np.uint8)
-    plain = np.asarray(samples.with_labels(ade20k.picture(0), blank, ade20k.classes))
+    plain = np.asarray(samples.draw_label_map(ade20k.load_image(0), blank, ade20k.classes))
     blended = plain.astype(float) / 2 + np.array(samples.colour(3)) / 2
     assert np.abs(tile[-4:, :20] - blended[-4:, :20]).max() <= 2
-    assert np.array_equal(plain, np.asarray(samples._tile(ade20k.picture(0))))
+    assert np.array_equal(plain, np.asarray(samples._tile(ade20k.load_image(0))))
 
 
 class TwoImages(ADE20K):
@@ -170,22 +170,22 @@ class TwoImages(ADE20K):
         return project.model_copy(update={"datasets": {"tiny": tiny}})
 
 
-def test_every_process_keeps_its_own_maps_and_one_of_them_the_picture(tmp_path, kept):
+def test_every_process_keeps_its_own_maps_and_one_of_them_the_picture(tmp_path, outputs):
     data = TwoImages(tmp_path)
     split = ADE20KSplit(data.root, "val", data.manifest())
-    (kept.predictions.parent / ".predictions.tmp").mkdir(parents=True)
-    (kept.predictions.parent / ".predictions.tmp" / "left.png").write_bytes(b"")
-    first, second = LabelMaps(kept, split), LabelMaps(kept, split)
+    (outputs.predictions.parent / ".predictions.tmp").mkdir(parents=True)
+    (outputs.predictions.parent / ".predictions.tmp" / "left.png").write_bytes(b"")
+    first, second = LabelMapWriter(outputs, split), LabelMapWriter(outputs, split)
     first.begin()
     second.add(1, np.full(SIZE, CLASSES - 1, np.uint8))
     first.add(0, np.zeros(SIZE, np.uint8))
-    first.end([first.shown, second.shown])
-    assert sorted(path.name for path in kept.predictions.iterdir()) == ["d.png", "e.png"]
+    first.end([first.samples, second.shown])
+    assert sorted(path.name for path in outputs.predictions.iterdir()) == ["d.png", "e.png"]
     for name, label in {"d.png": 1, "e.png": CLASSES}.items():
-        with Image.open(kept.predictions / name) as image:
+        with Image.open(outputs.predictions / name) as image:
             assert np.array_equal(np.asarray(image), np.full(SIZE, label))
-    with Image.open(kept.samples) as picture:
-        assert picture.width == 2 * samples.TILE + samples._GAP
+    with Image.open(outputs.samples) as sheet:
+        assert sheet.width == 2 * samples.TILE + samples._GAP
 
 
 @pytest.mark.parametrize("name", ["building, edifice", "building;edifice", "building"])
@@ -215,7 +215,7 @@ def test_an_evaluation_keeps_what_a_measurement_does_not(tmp_path, experiment, f
     layout, run = Layout("demo", tmp_path / "results", tmp_path), Run(experiment=experiment, seed=0)
     project = two_scenes(layout, PROJECT.dataset_of(experiment))
     ranks = Ranks(0, 1, torch.device("cpu"))
-    task = task_of(project, layout, run, ranks, inherit=False)
+    task = build_task(project, layout, run, ranks, inherit=False)
     digest = weights.save(task.model.state_dict(), layout.weights(run), {})
     said = {"weights_sha256": digest, "fingerprint": "f" * 64, "metrics": task.evaluate()}
     write_json(layout.metrics(run), said)
@@ -226,8 +226,8 @@ def test_an_evaluation_keeps_what_a_measurement_does_not(tmp_path, experiment, f
     assert evaluation.evaluate(project, layout, run, ranks) == said["metrics"]
     assert layout.evaluation(run).exists()
     assert sorted(path.name for path in layout.predictions(run).iterdir()) == files
-    with Image.open(layout.samples(run)) as picture:
-        assert picture.size == (2 * samples.TILE + samples._GAP, 566)
+    with Image.open(layout.samples(run)) as sheet:
+        assert sheet.size == (2 * samples.TILE + samples._GAP, 566)
 
 
 def two_scenes(layout, name):

@@ -7,7 +7,7 @@ import pytest
 
 from smt.runs import provenance
 from smt.runs.atomic import read_json
-from smt.runs.heartbeat import Pulse
+from smt.runs.heartbeat import Heartbeat
 
 CPU = {"world_size": 4, "device": "cpu"}
 GPU = {"world_size": 4, "device": "cuda"}
@@ -68,8 +68,8 @@ def test_without_git_nothing_is_claimed(tmp_path, monkeypatch):
 
 def test_an_attempt_that_left_no_end_gets_its_last_sign_of_life(tmp_path):
     attempt(tmp_path)
-    pulse = Pulse(tmp_path)
-    pulse.beat(7)
+    pulse = Heartbeat(tmp_path)
+    pulse.write(7)
     pulse.close()
     seen = float((tmp_path / "pulse").read_text().split()[1])
     first, second = attempt(tmp_path, resumed_at_step=5)["attempts"]

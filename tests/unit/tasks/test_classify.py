@@ -47,7 +47,7 @@ def test_an_evaluation_is_without_drop_path_and_training_goes_on_with_it(task):
 
 def shares(task, epoch):
     """Return the parts that two mixed images have of each other, from the targets of a batch."""
-    (batch,) = task.batches(epoch, 0)
+    (batch,) = task.micro_batches(epoch, 0)
     targets = batch.loss_inputs[1]
     return {round(each, 5) for each in targets.unique().tolist()[1:-1]}
 

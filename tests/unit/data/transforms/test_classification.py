@@ -79,9 +79,9 @@ def test_a_batch_is_what_timm_makes_of_each_file(tmp_path):
     write_images(tmp_path / "tiny" / "train", classes=2, per_class=20)
     folder = open_folder(tmp_path / "tiny", "train", 2, 40)
     recipe = recipe_of(global_batch=40, device_batch=40)
-    (chunk,) = TrainLoader(folder, recipe, seed=3, rank=0, world_size=1, workers=0).epoch(2)
+    (batch,) = TrainLoader(folder, recipe, seed=3, rank=0, world_size=1, workers=0).batches(2)
     theirs = timm_transform(recipe)
-    for image, index in zip(chunk.images, epoch_order(40, 3, 2).tolist(), strict=True):
+    for image, index in zip(batch.images, epoch_order(40, 3, 2).tolist(), strict=True):
         reseed(3, "augment", 2, index)
         assert torch.equal(image, theirs(Image.open(folder.samples[index][0])))
 
@@ -140,7 +140,7 @@ def test_mixing_depends_on_its_key_alone_and_draws_nothing_outside():
         expected = np.random.random(4).tolist(), torch.rand(4).tolist()
     with seeded("outside"):
         np.random.randn()
-        again, other = (mix(images.clone(), labels, 1, 5, chunk) for chunk in (0, 1))
+        again, other = (mix(images.clone(), labels, 1, 5, number) for number in (0, 1))
         assert (np.random.random(4).tolist(), torch.rand(4).tolist()) == expected
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])

@@ -19,7 +19,7 @@ from smt.config.augment import (
     Rescale,
 )
 from smt.data.transforms.detection import DetectionEvalTransform, DetectionTrainTransform
-from smt.data.transforms.image import Picture, rescaled
+from smt.data.transforms.image import TransformedImage, rescaled
 
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
 
@@ -78,7 +78,7 @@ def interpolated(pixels, size):
 @pytest.mark.parametrize("size", [(30, 47), (13, 9), (8, 30), (37, 41), (20, 20)])
 def test_pixels_are_interpolated_without_smoothing(size):
     image = Image.fromarray(astronaut()).crop((200, 60, 220, 80))
-    scaled = Picture.of(image).resize(size).pixels[0]
+    scaled = TransformedImage.from_pil(image).resize(size).pixels[0]
     for channel, pixels in enumerate(np.moveaxis(np.asarray(image), -1, 0)):
         expected = interpolated(pixels, size)
         assert np.abs(scaled[channel].numpy() - expected).max() <= 1
@@ -86,7 +86,7 @@ def test_pixels_are_interpolated_without_smoothing(size):
 
 def test_shrinking_to_a_third_takes_the_middle_pixel_of_each_three():
     image = Image.fromarray(astronaut()).crop((200, 60, 230, 90))
-    shrunk = Picture.of(image).resize((10, 10)).pixels[0]
+    shrunk = TransformedImage.from_pil(image).resize((10, 10)).pixels[0]
     assert np.array_equal(shrunk.permute(1, 2, 0).numpy(), np.asarray(image)[1::3, 1::3])
 
 
@@ -283,7 +283,7 @@ def test_an_evaluated_image_is_scaled_and_its_boxes_go_back_to_the_file():
     )
     seen = transform(Image.new("RGB", (640, 480)))
     assert seen.image.shape == (3, 800, 1067) and seen.size == (800, 1067)
-    assert seen.original == (480, 640)
+    assert seen.original_size == (480, 640)
     back = seen.restore(torch.tensor([[0.0, 0, 1067, 800], [533.5, 400, 1067, 600]]))
     assert torch.allclose(back, torch.tensor([[0.0, 0, 640, 480], [320, 240, 640, 360]]))
 

@@ -17,7 +17,7 @@ from smt.commands.data import command
 from smt.config.load import load_project
 from smt.datasets import manifest
 from smt.datasets.demo import digits as demo
-from smt.datasets.demo.digits import _side_by_side, draw_pairs, make_class_map, mnist
+from smt.datasets.demo.digits import _side_by_side, make_class_map, mnist, sample_pairs
 from smt.errors import DataError, UserError
 from smt.runs.paths import Layout
 from testbed.waiting import PATIENCE, wait_for
@@ -59,7 +59,7 @@ def layout(tmp_path_factory):
         folder / "results",
     )
     for action in ("make", "manifest"):
-        for key in manifest.needed(SMALL):
+        for key in manifest.keys_in_use(SMALL):
             done = smt(*places, "data", action, key, "--scale", "smoke")
             assert done.returncode == 0, done.stderr
     return Layout("smoke", results=folder / "results", data=folder / "data")
@@ -124,7 +124,7 @@ def test_the_images_are_the_digits_that_their_folders_say(made):
 
 @pytest.mark.parametrize(("split", "digits", "pairs"), [("train", 400, 60), ("val", 100, 10)])
 def test_pairs_are_made_of_digits_of_their_own_split_and_none_twice(made, split, digits, pairs):
-    drawn = list(draw_pairs(split, pairs))
+    drawn = list(sample_pairs(split, pairs))
     assert [label for label, _, _ in drawn] == [n for n in range(100) for _ in range(pairs)]
     for start in range(0, len(drawn), pairs):
         _, left, right = zip(*drawn[start : start + pairs], strict=True)
@@ -291,7 +291,7 @@ def test_check_goes_by_names_and_sizes_and_verify_by_every_byte(layout, tmp_path
     result = CliRunner().invoke(command, ["check", "--scale", "smoke"])
     lines = result.output.splitlines()
     assert result.exit_code == 0
-    keys = manifest.needed(SMALL)
+    keys = manifest.keys_in_use(SMALL)
     assert [line.split()[1].rstrip(":") for line in lines] == list(keys)
     assert all(line.startswith("ok ") and "as its manifest says" in line for line in lines)
     flip_a_byte(tmp_path / "data" / "smoke" / "imagenet1k")

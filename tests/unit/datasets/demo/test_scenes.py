@@ -14,7 +14,7 @@ from smt.config.load import load_project
 from smt.data.ade20k import ADE20KSplit
 from smt.data.coco import CocoSplit
 from smt.datasets import manifest, scan
-from smt.datasets.demo import outline, scenes
+from smt.datasets.demo import mask_encoding, scenes
 from smt.datasets.demo.digits import make, mnist
 from smt.errors import DataError, UserError
 from smt.runs.paths import Layout
@@ -60,7 +60,7 @@ def dataset(key, train=6, val=3):
     """Return params of fewer scenes."""
     counts = {"train_images": train, "val_images": val}
     if key == "coco":
-        counts["images_with_objects"] = scenes.with_objects(train)
+        counts["images_with_objects"] = scenes.count_with_objects(train)
     return PROJECT.datasets[key].model_copy(update=counts)
 
 
@@ -82,16 +82,16 @@ def test_what_coco_reads_is_what_was_composed(made):
     assert split.classes == scenes.DIGITS and split.category_ids == scenes.CATEGORY_IDS
     for index in range(len(split)):
         scene = composed("val", index)
-        things = [thing for thing in scene.things if not thing.is_crowd]
-        read, drawn = split.annotation(index), split.masks(index)
-        assert read.labels.tolist() == [thing.digit for thing in things]
-        assert len(drawn) == len(things) == len(read.boxes)
-        for thing, box, mask in zip(things, read.boxes, drawn, strict=True):
-            assert np.array_equal(mask, thing.mask)
-            rows, columns = np.nonzero(thing.mask)
+        objects = [object_ for object_ in scene.objects if not object_.is_crowd]
+        read, masks = split.annotation(index), split.masks(index)
+        assert read.labels.tolist() == [object_.digit for object_ in objects]
+        assert len(masks) == len(objects) == len(read.boxes)
+        for object_, box, mask in zip(objects, read.boxes, masks, strict=True):
+            assert np.array_equal(mask, object_.mask)
+            rows, columns = np.nonzero(object_.mask)
             expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             assert box.tolist() == expected
-        difference = np.abs(np.subtract(split.picture(index), scene.pixels, dtype=float))
+        difference = np.abs(np.subtract(split.load_image(index), scene.pixels, dtype=float))
         assert difference.mean() < 4, "but for the loss of JPEG"
 
 
@@ -102,8 +102,8 @@ def test_what_coco_reads_is_what_pycocotools_reads(made):
     kinds = set()
     for index, image in enumerate(split.images):
         entries = there.loadAnns(there.getAnnIds([image.id], iscrowd=0))
-        read, drawn = split.annotation(index), split.masks(index)
-        for entry, box, label, mask in zip(entries, read.boxes, read.labels, drawn, strict=True):
+        read, masks = split.annotation(index), split.masks(index)
+        for entry, box, label, mask in zip(entries, read.boxes, read.labels, masks, strict=True):
             x, y, width, height = entry["bbox"]
             assert box.tolist() == [x, y, x + width, y + height]
             assert split.category_ids[label] == entry["category_id"]
@@ -122,11 +122,11 @@ def test_what_ade20k_reads_is_what_was_composed(made):
     assert found.classes == (*scenes.DIGITS, "background")
     split = ADE20KSplit(made[0] / "data" / "demo" / "ade20k", "val", found)
     for index in range(len(split)):
-        things = composed("val", index).things
+        objects = composed("val", index).objects
         # Beside digits a photograph has no label; alone, it is background.
-        expected = np.full((128, 128), 255 if things else 10)
-        for thing in things:
-            expected[thing.mask] = thing.digit
+        expected = np.full((128, 128), 255 if objects else 10)
+        for object_ in objects:
+            expected[object_.mask] = object_.digit
         assert np.array_equal(split.label_map(index), expected)
 
 
@@ -143,19 +143,21 @@ def test_scenes_hold_one_to_four_digits_of_which_most_is_visible(split):
     sizes, darker = [], []
     for number in range(0, 120):
         scene = composed(split, number)
-        digits = [thing for thing in scene.things if not thing.is_crowd]
-        crowds = [thing for thing in scene.things if thing.is_crowd]
+        digits = [object_ for object_ in scene.objects if not object_.is_crowd]
+        crowds = [object_ for object_ in scene.objects if object_.is_crowd]
         assert len(digits) in ((0,) if number % 40 == 39 else range(1, 5))
         assert len(crowds) == (number % 40 == 20)
-        together = sum((thing.mask.astype(int) for thing in scene.things), np.zeros((128, 128)))
+        together = sum(
+            (object_.mask.astype(int) for object_ in scene.objects), np.zeros((128, 128))
+        )
         assert together.max() <= 1
         assert scene.pixels.shape == (128, 128, 3)
-        sizes += [np.ptp(np.nonzero(thing.mask)[0]) + 1 for thing in digits[-1:]]
-        for thing in scene.things:
-            colours = scene.pixels[thing.mask].astype(float)
+        sizes += [np.ptp(np.nonzero(object_.mask)[0]) + 1 for object_ in digits[-1:]]
+        for object_ in scene.objects:
+            colours = scene.pixels[object_.mask].astype(float)
             assert colours.std(0).mean() < 20, "a colour of its own"
         shown = together > 0
-        bright = scene.pixels[shown].mean() if scene.things else 255
+        bright = scene.pixels[shown].mean() if scene.objects else 255
         darker.append(scene.pixels[~shown].mean() < bright)
     assert all(darker), "bright digits on dark photographs, as the classifiers know them"
     # The last of a scene is covered by none.
@@ -168,8 +170,8 @@ def test_a_digit_that_would_cover_more_than_two_fifths_of_another_is_left_out():
     below[50:78, 50:78] = True
     covered = []
     for seed in range(300):
-        placed = scenes._placed(
-            np.random.RandomState(seed), digits, [scenes._Placed(0, below, int(below.sum()))]
+        placed = scenes._place_digit(
+            np.random.RandomState(seed), digits, [scenes._PlacedDigit(0, below, int(below.sum()))]
         )
         if placed is not None:
             covered.append((placed.mask & below).sum() / below.sum())
@@ -188,22 +190,22 @@ def test_scenes_show_digits_of_their_own_split_alone(tmp_path):
 
 
 def test_polygons_and_runs_are_exact():
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with_polygons = 0
     for _ in range(1500):
-        mask = draw.random(draw.integers(1, 9, 2)) < draw.choice([0.2, 0.5, 0.8, 1.0])
+        mask = rng.random(rng.integers(1, 9, 2)) < rng.choice([0.2, 0.5, 0.8, 1.0])
         height, width = mask.shape
-        runs = {"size": [height, width], "counts": outline.run_lengths(mask)}
+        runs = {"size": [height, width], "counts": mask_encoding.run_lengths(mask)}
         decoded = reference.decode(reference.frPyObjects(runs, height, width))
         assert np.array_equal(decoded, mask)
-        if polygons := outline.polygons(mask):
+        if polygons := mask_encoding.polygons(mask):
             with_polygons += 1
             packed = reference.merge(reference.frPyObjects(polygons, height, width))
             assert np.array_equal(reference.decode(packed), mask)
     assert with_polygons > 1000
     ring = np.pad(np.zeros((1, 1), bool), 1, constant_values=True)
-    assert outline.polygons(ring) is None
-    assert outline.polygons(~ring) == [[1, 1, 2, 1, 2, 2, 1, 2]]
+    assert mask_encoding.polygons(ring) is None
+    assert mask_encoding.polygons(~ring) == [[1, 1, 2, 1, 2, 2, 1, 2]]
 
 
 @pytest.mark.parametrize("key", KEYS)

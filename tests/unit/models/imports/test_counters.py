@@ -5,7 +5,7 @@ import torch
 
 from smt.config.load import load_project
 from smt.models.imports import counters
-from smt.models.imports.facts import Facts
+from smt.models.imports.metadata import TrainingMetadata
 from smt.runs.paths import bundled_params
 from tests.helpers.released_files import configuration
 
@@ -22,7 +22,7 @@ LARGE = "90 epochs of 13,864 forward passes of 1,024 images (4 a step) on the 14
 
 def explain(count, *, classes=1000, epoch=None, config=None, **others):
     recorded = {} if epoch is None else {"epoch": epoch}
-    facts = Facts(recorded=recorded, config=config or {}, **others)
+    facts = TrainingMetadata(recorded=recorded, config=config or {}, **others)
     return counters.explain(PAPER, count, classes, facts)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from smt.datasets import scan
 from smt.datasets.differences import Differences, Kind
-from smt.datasets.hashing import Digest, Reader
+from smt.datasets.hashing import Digest, FileHasher
 from smt.datasets.scan import Listing, SplitScan
 from smt.errors import DataError
 from smt.runs import atomic
@@ -25,14 +25,14 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SplitSum:
+class SplitDigest:
     """What the list of a split amounts to."""
 
     total_bytes: int
     sha256: str
 
 
-class Changed(Exception):
+class DatasetChanged(Exception):
     """The data set was changed between its listing and its reading."""
 
 
@@ -52,7 +52,7 @@ def read(path: Path) -> Iterator[Line]:
             yield Line(name, int(size), sha256)
 
 
-def recorded(path: Path, sha256: str, dataset: str) -> Iterator[Line]:
+def read_checked(path: Path, sha256: str, dataset: str) -> Iterator[Line]:
     """Yield what the list of a split says, once it is the one that its manifest names.
 
     Raises:
@@ -66,41 +66,43 @@ def recorded(path: Path, sha256: str, dataset: str) -> Iterator[Line]:
     return read(path)
 
 
-def make(
-    reader: Reader,
+def build(
+    hasher: FileHasher,
     scans: Mapping[str, SplitScan],
     write: Callable[[str, bytes], object],
-    wrong: Differences,
-) -> tuple[str, dict[str, SplitSum]]:
+    differences: Differences,
+) -> tuple[str, dict[str, SplitDigest]]:
     """Read every file; return the SHA-256 of all lists together, and what each amounts to.
 
     `write` is given the lines of a split, a folder at a time; files that cannot be read, or that
-    `reader` is to decode and cannot, are added to `wrong`.
+    `hasher` is to decode and cannot, are added to `differences`.
 
     Raises:
-        Changed: a folder holds another number of images than it was scanned with.
+        DatasetChanged: a folder holds another number of images than it was scanned with.
     """
-    whole = hashlib.sha256()
-    sums: dict[str, SplitSum] = {}
-    for split, found in scans.items():
-        own, size = hashlib.sha256(), 0
+    total_hash = hashlib.sha256()
+    sums: dict[str, SplitDigest] = {}
+    for split, split_scan in scans.items():
+        split_hash, total_bytes = hashlib.sha256(), 0
         with (
-            closing(scan.listings(reader.root, found.parts)) as listings,
-            closing(reader.read(listings)) as contents,
+            closing(scan.listings(hasher.root, split_scan.parts)) as listings,
+            closing(hasher.read(listings)) as contents,
         ):
-            for (listing, digests), expected in zip(contents, found.files, strict=True):
+            for (listing, digests), expected in zip(contents, split_scan.files, strict=True):
                 if len(listing.files) != expected:
-                    raise Changed(f"{reader.root / listing.folder} was changed while it was read")
+                    raise DatasetChanged(
+                        f"{hasher.root / listing.folder} was changed while it was read"
+                    )
                 for file, digest in zip(listing.files, digests, strict=True):
                     if digest.problem is not None:
                         # An evaluation needs every image; in training others can stand in.
                         spared = split == "train" and digest.sha256 is not None
                         kind: Kind = "undecodable" if spared else "unreadable"
-                        wrong.add(kind, f"{listing.folder}/{file.name}", digest.problem)
+                        differences.add(kind, f"{listing.folder}/{file.name}", digest.problem)
                 text = lines(listing, digests)
-                whole.update(text)
-                own.update(text)
+                total_hash.update(text)
+                split_hash.update(text)
                 write(split, text)
-                size += sum(file.size for file in listing.files)
-        sums[split] = SplitSum(size, own.hexdigest())
-    return whole.hexdigest(), sums
+                total_bytes += sum(file.size for file in listing.files)
+        sums[split] = SplitDigest(total_bytes, split_hash.hexdigest())
+    return total_hash.hexdigest(), sums

@@ -1,4 +1,4 @@
-"""What a checkpoint of others knows of its training beside the weights, as values that JSON has."""
+"""What a checkpoint of others records of its training beside the weights, as JSON values."""
 
 import argparse
 import math
@@ -21,8 +21,8 @@ _OMITTED = object()
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a file knows beside its weights, each part empty where it does not."""
+class TrainingMetadata:
+    """What a file records beside its weights; a part that it lacks is empty."""
 
     recorded: Mapping[str, Any] = field(default_factory=dict)
     """Single values that lie beside the weights, such as epoch and max_accuracy."""
@@ -35,7 +35,7 @@ class Facts:
     counted."""
 
     @classmethod
-    def of(cls, tree: Any) -> "Facts":
+    def of(cls, tree: Any) -> "TrainingMetadata":
         """Return what a file holds that `torch_file.read` has read."""
         if not isinstance(tree, Mapping):
             return cls()
@@ -48,10 +48,10 @@ class Facts:
         )
 
     @classmethod
-    def from_json(cls, kept: Any) -> "Facts":
-        """Return what `to_json` has kept."""
-        kept = kept if isinstance(kept, Mapping) else {}
-        parts = {each.name: kept.get(each.name) for each in fields(cls)}
+    def from_json(cls, stored: Any) -> "TrainingMetadata":
+        """Return what `to_json` returned."""
+        stored = stored if isinstance(stored, Mapping) else {}
+        parts = {item.name: stored.get(item.name) for item in fields(cls)}
         return cls(**{name: part for name, part in parts.items() if isinstance(part, Mapping)})
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Facts:
         return self.configured("DATA", "BATCH_SIZE") or self.configured("batch_size")
 
     @property
-    def accumulation(self) -> int | None:
+    def accumulation_steps(self) -> int | None:
         """Forward passes of an optimizer step."""
         return self.configured("TRAIN", "ACCUMULATION_STEPS")
 
@@ -96,7 +96,7 @@ class Facts:
         steps, epochs = self.schedule_steps, self.epochs
         if steps is None or epochs is None or steps % epochs:
             return None
-        return steps // epochs * (self.accumulation or 1)
+        return steps // epochs * (self.accumulation_steps or 1)
 
     @property
     def optimizer_steps(self) -> int | None:
@@ -148,7 +148,7 @@ def _is_single(value: Any) -> bool:
 def _singles(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {}
-    return {str(key): _plain(each) for key, each in value.items() if _is_single(each)}
+    return {str(key): _plain(item) for key, item in value.items() if _is_single(item)}
 
 
 def _of_optimizer(optimizer: Any) -> dict[str, Any]:
@@ -156,22 +156,22 @@ def _of_optimizer(optimizer: Any) -> dict[str, Any]:
         return {}
     groups, state = optimizer.get("param_groups"), optimizer.get("state")
     rates = [
-        _plain(each["lr"])
-        for each in (groups if isinstance(groups, list) else [])
-        if isinstance(each, Mapping) and _is_single(each.get("lr"))
+        _plain(item["lr"])
+        for item in (groups if isinstance(groups, list) else [])
+        if isinstance(item, Mapping) and _is_single(item.get("lr"))
     ]
     steps = [
-        int(_plain(each["step"]))
-        for each in (state.values() if isinstance(state, Mapping) else [])
-        if isinstance(each, Mapping) and _is_single(each.get("step"))
-        and isinstance(_plain(each["step"]), int | float)
+        int(_plain(item["step"]))
+        for item in (state.values() if isinstance(state, Mapping) else [])
+        if isinstance(item, Mapping) and _is_single(item.get("step"))
+        and isinstance(_plain(item["step"]), int | float)
     ]  # fmt: skip
-    facts: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if rates:
-        facts["lr"] = rates[0] if len(set(rates)) == 1 else sorted(set(rates), key=str)
+        values["lr"] = rates[0] if len(set(rates)) == 1 else sorted(set(rates), key=str)
     if steps:
-        facts["steps"] = max(steps)
-    return facts
+        values["steps"] = max(steps)
+    return values
 
 
 def _plain(value: Any, depth: int = _DEPTH) -> Any:
@@ -190,6 +190,6 @@ def _plain(value: Any, depth: int = _DEPTH) -> Any:
     if depth == 0 or not isinstance(value, Mapping | list | tuple) or len(value) > _LONGEST:
         return _OMITTED
     if isinstance(value, Mapping):
-        pairs = ((_plain(str(key)), _plain(each, depth - 1)) for key, each in value.items())
-        return {key: each for key, each in pairs if each is not _OMITTED}
-    return [each for each in (_plain(item, depth - 1) for item in value) if each is not _OMITTED]
+        pairs = ((_plain(str(key)), _plain(item, depth - 1)) for key, item in value.items())
+        return {key: item for key, item in pairs if item is not _OMITTED}
+    return [item for item in (_plain(item, depth - 1) for item in value) if item is not _OMITTED]

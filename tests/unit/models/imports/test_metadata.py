@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smt.models import weights
-from smt.models.imports.facts import Facts
+from smt.models.imports.metadata import TrainingMetadata
 from tests.helpers import released_files
 from tests.helpers.conversions import convert, save, taken
 from tests.helpers.in_process import smt
@@ -121,18 +121,22 @@ def test_values_that_json_or_a_terminal_cannot_have_do_no_harm(tmp_path, state, 
 
 def test_learning_rates_that_differ_are_all_kept():
     optimizer = {"param_groups": [{"lr": 1e-3}, {"lr": 1e-4}, {"lr": torch.tensor(1.0)}]}
-    assert Facts.of({"optimizer": optimizer}).optimizer == {"lr": [0.0001, 0.001, 1.0]}
+    assert TrainingMetadata.of({"optimizer": optimizer}).optimizer == {"lr": [0.0001, 0.001, 1.0]}
 
 
 @pytest.mark.parametrize("tree", [None, [], {}, {"config": 3, "optimizer": [], "epoch": True}])
 def test_a_file_that_knows_nothing(tree):
-    facts = Facts.of(tree)
+    facts = TrainingMetadata.of(tree)
     assert facts.epochs_done is None and facts.epochs is None and facts.schedule_steps is None
     assert facts.optimizer_steps is None and facts.setting("TRAIN", "EPOCHS") is None
 
 
 def test_what_is_kept_comes_back():
-    facts = Facts.of({"epoch": 0, "config": {"TRAIN": {"EPOCHS": 5}}})
-    assert Facts.from_json(facts.to_json()) == facts
+    facts = TrainingMetadata.of({"epoch": 0, "config": {"TRAIN": {"EPOCHS": 5}}})
+    assert TrainingMetadata.from_json(facts.to_json()) == facts
     assert (facts.epochs_done, facts.epochs) == (1, 5)
-    assert Facts.from_json("anything") == Facts.from_json({"config": 3}) == Facts()
+    assert (
+        TrainingMetadata.from_json("anything")
+        == TrainingMetadata.from_json({"config": 3})
+        == TrainingMetadata()
+    )

@@ -1,4 +1,4 @@
-"""Which class trains and evaluates the runs of each task."""
+"""The task of a run: classification, detection or segmentation."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smt.tasks.segment import Segmentation
 
 
-def task_of(
+def build_task(
     project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
     workers: int | None = None,
 ) -> "Classification | Detection | Segmentation":  # fmt: skip
@@ -30,7 +30,7 @@ def task_of(
 
 
 def _class_of(task: str) -> "type[Classification] | type[Detection] | type[Segmentation]":
-    """Return the class of a task; the others, and what they import for seconds, are left alone."""
+    """Return the class of a task; the others are not imported, which would take seconds."""
     if task == "classify":
         from smt.tasks.classify import Classification
 

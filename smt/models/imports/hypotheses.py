@@ -1,11 +1,11 @@
-"""Which trainings make a count of forward passes: epochs, batch and data set of each."""
+"""Which trainings, one after another, may add up to a count of forward passes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
 from smt.config.project import Project
-from smt.models.imports.facts import Facts
+from smt.models.imports.metadata import TrainingMetadata
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Training:
     epochs: int
     batch: int
     """Images of a forward pass, over all processes."""
-    accumulation: int
+    accumulation_steps: int
     """Forward passes of an optimizer step."""
-    fewest: int
+    min_batch: int
     """Images of the smallest batch that gives as many passes in an epoch; `batch` is one of these
-    to `most`."""
-    most: int
+    to `max_batch`."""
+    max_batch: int
 
     @property
     def epoch_passes(self) -> int:
@@ -36,27 +36,27 @@ class Training:
         """Forward passes of all epochs."""
         return self.epochs * self.epoch_passes
 
-    def lasting(self, epochs: int) -> "Training":
+    def with_epochs(self, epochs: int) -> "Training":
         """Return it with another number of epochs."""
         return replace(self, epochs=epochs)
 
     def __str__(self) -> str:
-        exactly = self.fewest == self.most
-        batch = f"{self.batch:,}" if exactly else f"{self.fewest:,} to {self.most:,}"
-        what = f"{counted(self.epochs)} of {self.epoch_passes:,}"
-        if self.accumulation > 1:
-            what += f" forward passes of {batch} images ({self.accumulation} a step)"
+        exactly = self.min_batch == self.max_batch
+        batch = f"{self.batch:,}" if exactly else f"{self.min_batch:,} to {self.max_batch:,}"
+        what = f"{epochs_phrase(self.epochs)} of {self.epoch_passes:,}"
+        if self.accumulation_steps > 1:
+            what += f" forward passes of {batch} images ({self.accumulation_steps} a step)"
         else:
             what += f" steps of batch {batch}"
         return f"{what} on the {self.images:,} images of {self.dataset}"
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One way to make a count: the trainings one after the other that add up to it."""
+class Hypothesis:
+    """Trainings one after the other whose forward passes add up to a count."""
 
     trainings: tuple[Training, ...]
-    carried: int = 0
+    initial_passes: int = 0
     """Passes before the first training, of one that is not known."""
     recipes: str | None = None
     """How recipes of params train so, in a phrase."""
@@ -67,68 +67,72 @@ class Reading:
         return self.trainings[-1]
 
     def __str__(self) -> str:
-        before = [f"{self.carried:,} passes of the weights that it began with"]
-        parts = [*(before if self.carried else []), *map(str, self.trainings)]
+        before = [f"{self.initial_passes:,} passes of the weights that it began with"]
+        parts = [*(before if self.initial_passes else []), *map(str, self.trainings)]
         return ", then ".join(parts) + (f", {self.recipes}" if self.recipes else "")
 
 
-def readings_of(project: Project, count: int, facts: Facts) -> Iterator[Reading]:
-    """Yield every way to make a count, the likeliest kind first, none of them twice."""
-    seen = set()
-    for reading in (
-        *_of_recipes(project, count, facts),
-        *_of_records(project, count, facts),
+def hypotheses(project: Project, count: int, metadata: TrainingMetadata) -> Iterator[Hypothesis]:
+    """Yield every hypothesis about a count, the likeliest kind first, none of them twice."""
+    yielded = set()
+    for hypothesis in (
+        *_of_recipes(project, count, metadata),
+        *_of_records(project, count, metadata),
         *_of_whole_epochs(project, count),
     ):
-        if (reading.trainings, reading.carried) not in seen:
-            seen.add((reading.trainings, reading.carried))
-            yield reading
+        if (hypothesis.trainings, hypothesis.initial_passes) not in yielded:
+            yielded.add((hypothesis.trainings, hypothesis.initial_passes))
+            yield hypothesis
 
 
-def _of_recipes(project: Project, count: int, facts: Facts) -> Iterator[Reading]:
+def _of_recipes(project: Project, count: int, metadata: TrainingMetadata) -> Iterator[Hypothesis]:
     """Yield the trainings of params, one after the other, that add up to the count.
 
     The last one is as long as params say, or as the file records.
     """
-    named: dict[tuple[Training, ...], list[str]] = {}
+    recipes_of: dict[tuple[Training, ...], list[str]] = {}
     for chain in recipe_chains(project):
         for *before, last in product(*(trainings_by(project, name) for name in chain)):
-            for epochs in dict.fromkeys((last.epochs, facts.epochs_done or last.epochs)):
-                trained = (*before, last.lasting(epochs))
-                if _passes(trained) == count:
+            for epochs in dict.fromkeys((last.epochs, metadata.epochs_done or last.epochs)):
+                trainings = (*before, last.with_epochs(epochs))
+                if _passes(trainings) == count:
                     how = "as" if epochs == last.epochs else "by the batch of"
-                    named.setdefault(trained, []).append(f"{how} recipe {' then '.join(chain)}")
-    for trained, names in named.items():
-        yield Reading(trained, recipes=" or ".join(names))
+                    recipes_of.setdefault(trainings, []).append(
+                        f"{how} recipe {' then '.join(chain)}"
+                    )
+    for trainings, names in recipes_of.items():
+        yield Hypothesis(trainings, recipes=" or ".join(names))
 
 
-def _of_records(project: Project, count: int, facts: Facts) -> Iterator[Reading]:
+def _of_records(project: Project, count: int, metadata: TrainingMetadata) -> Iterator[Hypothesis]:
     """Yield trainings as long as the file records, at whatever batch makes the count."""
-    epochs = facts.epochs_done or facts.epochs
+    epochs = metadata.epochs_done or metadata.epochs
     if epochs is None:
         return
-    accumulation = facts.accumulation or 1
-    starts = {_passes(trained): trained for trained in _pretrainings(project)} | {0: ()}
-    schedule = facts.schedule_passes
+    accumulation_steps = metadata.accumulation_steps or 1
+    starts = {_passes(trainings): trainings for trainings in _pretrainings(project)} | {0: ()}
+    schedule = metadata.schedule_passes
     if schedule is not None and epochs * schedule < count:
         starts.setdefault(count - epochs * schedule, ())
-    for carried, before in sorted(starts.items()):
-        passes, rest = divmod(count - carried, epochs)
+    for initial_passes, before in sorted(starts.items()):
+        passes, rest = divmod(count - initial_passes, epochs)
         if rest or passes < 1:
             continue
         for name, images in datasets_of(project).items():
-            last = _solved(name, images, epochs, passes, accumulation, facts.device_batch)
+            last = _solve_batch(
+                name, images, epochs, passes, accumulation_steps, metadata.device_batch
+            )
             if last is not None:
-                yield Reading((*before, last), 0 if before else carried)
+                yield Hypothesis((*before, last), 0 if before else initial_passes)
 
 
-def _of_whole_epochs(project: Project, count: int) -> Iterator[Reading]:
+def _of_whole_epochs(project: Project, count: int) -> Iterator[Hypothesis]:
     """Yield trainings by a recipe's batch of another number of epochs."""
     for (name,) in (chain for chain in recipe_chains(project) if len(chain) == 1):
         for training in trainings_by(project, name):
             epochs, rest = divmod(count, training.epoch_passes)
             if not rest and epochs:
-                yield Reading((training.lasting(epochs),))
+                yield Hypothesis((training.with_epochs(epochs),))
 
 
 def recipe_chains(project: Project) -> list[tuple[str, ...]]:
@@ -137,7 +141,9 @@ def recipe_chains(project: Project) -> list[tuple[str, ...]]:
     for name, experiment in project.experiments.items():
         if experiment.task == "classify":
             line = (name, *project.ancestors(name))
-            chains[tuple(project.experiments[each].recipe for each in reversed(line))] = None
+            chains[tuple(project.experiments[ancestor].recipe for ancestor in reversed(line))] = (
+                None
+            )
     return list(chains)
 
 
@@ -151,31 +157,31 @@ def trainings_by(project: Project, name: str) -> list[Training]:
     recipe = project.recipes[name]
     images = project.datasets[recipe.dataset].train_images
     batches = {
-        chunks: recipe.global_batch // chunks
-        for chunks in range(1, recipe.chunks + 1)
-        if recipe.global_batch % chunks == 0
+        micro_batches: recipe.global_batch // micro_batches
+        for micro_batches in range(1, recipe.micro_batches + 1)
+        if recipe.global_batch % micro_batches == 0
     }
     return [
-        _exact(recipe.dataset, images, recipe.schedule.epochs, batch, chunks)
-        for chunks, batch in batches.items()
+        _exact(recipe.dataset, images, recipe.schedule.epochs, batch, micro_batches)
+        for micro_batches, batch in batches.items()
         if batch % recipe.device_batch == 0 and batch <= images
     ]
 
 
-def _exact(dataset: str, images: int, epochs: int, batch: int, accumulation: int) -> Training:
-    return Training(dataset, images, epochs, batch, accumulation, batch, batch)
+def _exact(dataset: str, images: int, epochs: int, batch: int, accumulation_steps: int) -> Training:
+    return Training(dataset, images, epochs, batch, accumulation_steps, batch, batch)
 
 
 def _passes(trainings: Iterable[Training]) -> int:
-    return sum(each.passes for each in trainings)
+    return sum(training.passes for training in trainings)
 
 
-def _solved(
+def _solve_batch(
     dataset: str,
     images: int,
     epochs: int,
     passes: int,
-    accumulation: int,
+    accumulation_steps: int,
     device_batch: int | None,
 ) -> Training | None:
     """Return a training of so many passes in each epoch, or None where no batch gives these.
@@ -183,15 +189,17 @@ def _solved(
     Of several batches it takes those that processes of `device_batch` images make, and of these
     the one that the highest power of two divides.
     """
-    fewest, most = images // (passes + 1) + 1, images // passes
-    if fewest > most:
+    min_batch, max_batch = images // (passes + 1) + 1, images // passes
+    if min_batch > max_batch:
         return None
-    batches = range(fewest, most + 1)
-    fitting = [each for each in batches if device_batch and each % device_batch == 0] or batches
-    batch = max(fitting, key=lambda each: each & -each)
-    if len(fitting) == 1:
-        fewest = most = batch
-    return Training(dataset, images, epochs, batch, accumulation, fewest, most)
+    batches = range(min_batch, max_batch + 1)
+    divisible = [
+        batch for batch in batches if device_batch and batch % device_batch == 0
+    ] or batches
+    batch = max(divisible, key=lambda batch: batch & -batch)
+    if len(divisible) == 1:
+        min_batch = max_batch = batch
+    return Training(dataset, images, epochs, batch, accumulation_steps, min_batch, max_batch)
 
 
 def datasets_of(project: Project, classes: int | None = None) -> dict[str, int]:
@@ -204,6 +212,6 @@ def datasets_of(project: Project, classes: int | None = None) -> dict[str, int]:
     }
 
 
-def counted(number: int) -> str:
+def epochs_phrase(number: int) -> str:
     """Return a number of epochs in words."""
     return f"{number:,} epoch{'' if number == 1 else 's'}"

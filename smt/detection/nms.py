@@ -4,7 +4,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 
-def strongest(boxes: Tensor, scores: Tensor, groups: Tensor, *, nms: float, keep: int) -> Tensor:
+def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, *, nms: float, keep: int) -> Tensor:
     """Return the indices of the at most `keep` boxes that survive, best first.
 
     A box (N, 4) goes where a better one of its own group (N,), a class or a level, overlaps it by
@@ -31,8 +31,8 @@ def multiclass_nms(
     """
     rows, labels = (scores > score).nonzero(as_tuple=True)
     boxes = boxes[rows] if boxes.dim() == 2 else boxes[rows, labels]
-    kept_scores = scores[rows, labels].float()
+    scores_above = scores[rows, labels].float()
     if factors is not None:
-        kept_scores = kept_scores * factors[rows]
-    best = strongest(boxes, kept_scores, labels, nms=nms, keep=keep)
-    return boxes[best], kept_scores[best], labels[best], rows[best]
+        scores_above = scores_above * factors[rows]
+    best = suppress(boxes, scores_above, labels, nms=nms, keep=keep)
+    return boxes[best], scores_above[best], labels[best], rows[best]

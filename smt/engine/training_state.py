@@ -1,4 +1,4 @@
-"""What a training is made of between two steps: all that a checkpoint keeps."""
+"""The state of a training between two steps: all that a checkpoint holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from smt.engine.checkpoint import Checkpoint
-from smt.engine.guard import Trend
+from smt.engine.guard import LossStatistics
 from smt.errors import TrainingError
 from smt.runs.journal import Position
 
 
 @dataclass
-class State:
+class TrainingState:
     """Model, optimizer, loss scaler, position, and the sums of the record being gathered.
 
-    There is no random state in it: every draw is keyed by seed, step and sample.
+    There is no state of random generators in it: they are seeded anew for every step and sample.
     """
 
     model: nn.Module
@@ -36,17 +36,17 @@ class State:
     loss_sum: float = 0.0
     """Sum over the steps since the last record of the mean loss of each, over all ranks."""
     loss_steps: int = 0
-    trend: Trend = Trend()
+    loss_statistics: LossStatistics = LossStatistics()
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """Whose state this is: a checkpoint says it wherever it is moved to."""
-    _host: "HostCopy" = field(default_factory=lambda: HostCopy())
+    """Experiment, seed, scale, fingerprint: a checkpoint names its run wherever it is moved."""
+    _host_copy: "HostCopy" = field(default_factory=lambda: HostCopy())
 
     @property
     def bytes(self) -> int:
         """Size of the tensors of a checkpoint once the optimizer has its moments."""
-        kept = (*self.model.state_dict().values(), *self.model.parameters(),
+        tensors = (*self.model.state_dict().values(), *self.model.parameters(),
                 *self.model.parameters())  # fmt: skip
-        return sum(value.numel() * value.element_size() for value in kept)
+        return sum(value.numel() * value.element_size() for value in tensors)
 
     def snapshot(self) -> Checkpoint:
         """Return the state as it is now. The next snapshot overwrites the tensors of this one."""
@@ -56,7 +56,7 @@ class State:
         return Checkpoint(
             self.step,
             self.epochs,
-            self._host(tensors),
+            self._host_copy(tensors),
             {
                 "identity": dict(self.identity),
                 "best": self.best,
@@ -66,7 +66,7 @@ class State:
                 "journal": {"bytes": self.journal.bytes, "lines": self.journal.lines},
                 "loss_sum": self.loss_sum,
                 "loss_steps": self.loss_steps,
-                "trend": self.trend.facts,
+                "trend": self.loss_statistics.facts,
             },
         )
 
@@ -92,7 +92,7 @@ class State:
         self.seconds = facts["seconds"]
         self.journal = Position(**facts["journal"])
         self.loss_sum, self.loss_steps = facts["loss_sum"], facts["loss_steps"]
-        self.trend = Trend.of(facts["trend"])
+        self.loss_statistics = LossStatistics.of(facts["trend"])
 
     def _restore_optimizer(self, slots: dict[int, dict[str, torch.Tensor]]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -114,7 +114,7 @@ class HostCopy:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, torch.Tensor] = {}
+        self._buffers: dict[str, torch.Tensor] = {}
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return contiguous copies on the CPU, which the next call overwrites."""
@@ -124,11 +124,11 @@ class HostCopy:
         return copies
 
     def _fill(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        kept = self._kept.get(name)
-        if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
-            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self._kept[name] = kept
-        return kept.copy_(value, non_blocking=True)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._buffers[name] = buffer
+        return buffer.copy_(value, non_blocking=True)
 
 
 def _split(

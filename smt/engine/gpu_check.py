@@ -1,4 +1,4 @@
-"""`python -m smt.engine.check`: what a training would find of GPUs on this node, as JSON.
+"""`python -m smt.engine.gpu_check`: what a training would find of GPUs on this node, as JSON.
 
 It takes a step of a small model in every precision, since a card can be seen and still be of no
 use: for its architecture, for its driver, or because another process has its memory.
@@ -26,7 +26,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 def check() -> dict[str, Any]:
     """Return what is there, and under `problem` what keeps a training from it, or None."""
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "count": torch.cuda.device_count(),
         "problem": None,
         "shared_memory_bytes": shutil.disk_usage(SHARED_MEMORY).free,
@@ -34,28 +34,28 @@ def check() -> dict[str, Any]:
     try:
         device = device_module.choose(0, half_precision=True)
     except UserError as error:
-        return {**found, "problem": str(error).removesuffix(f"; {device_module.REMEDY}")}
+        return {**result, "problem": str(error).removesuffix(f"; {device_module.REMEDY}")}
     if device.type == "cuda":
-        found |= {
+        result |= {
             "name": torch.cuda.get_device_name(device),
             "memory_bytes": torch.cuda.get_device_properties(device).total_memory,
             "driver": device_module.driver(),
         }
-        found["problem"] = problem_of_steps(device)
-    return found
+        result["problem"] = failing_step(device)
+    return result
 
 
-def problem_of_steps(device: torch.device) -> str | None:
+def failing_step(device: torch.device) -> str | None:
     """Return why a training step fails on `device`, with its precision, or None."""
     project = load_project(bundled_params(), "smoke")
     model, recipe = project.models["smt_tiny"], project.recipes["imagenet1k"]
     for precision in PRECISIONS:
         device_module.allow_tf32(precision == "tf32")
-        changed = recipe.model_copy(update={"precision": precision})
+        variant = recipe.model_copy(update={"precision": precision})
         try:
             network = SMT(model, num_classes=10).to(device)
             images = torch.randn(4, 3, 64, 64, device=device)
-            with optim.autocast(changed, device):
+            with optim.autocast(variant, device):
                 loss = F.cross_entropy(network(images).float(), torch.arange(4, device=device))
             loss.backward()
             if not bool(loss.isfinite()):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from smt.engine import check
+from smt.engine import gpu_check
 from smt.models.smt import SMT
 
 CPU = torch.device("cpu")
@@ -17,11 +17,11 @@ CPU = torch.device("cpu")
 def as_before():
     allowed = torch.backends.cudnn.allow_tf32
     yield
-    check.device_module.allow_tf32(allowed)
+    gpu_check.device_module.allow_tf32(allowed)
 
 
 def test_a_step_runs_in_every_precision():
-    assert check.problem_of_steps(CPU) is None
+    assert gpu_check.failing_step(CPU) is None
 
 
 @pytest.mark.parametrize(
@@ -41,19 +41,19 @@ def test_what_fails_is_named_with_its_precision(monkeypatch, words, says):
         return forward(self, images)
 
     monkeypatch.setattr(SMT, "forward", fails_in_bf16)
-    problem = check.problem_of_steps(CPU)
+    problem = gpu_check.failing_step(CPU)
     assert problem is not None and problem.startswith(says) and "\n" not in problem
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_there_is_none_and_that_is_no_problem_unless_one_was_given(monkeypatch):
-    for name in check.device_module._GRANTS:
+    for name in gpu_check.device_module._GPU_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    found = check.check()
+    found = gpu_check.check()
     assert (found["count"], found["problem"]) == (0, None)
     assert found["shared_memory_bytes"] > 0
     monkeypatch.setenv("SLURM_JOB_GPUS", "3")
     done = subprocess.run(
-        [sys.executable, "-m", "smt.engine.check"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "smt.engine.gpu_check"], capture_output=True, text=True, check=True
     )
     assert "SLURM_JOB_GPUS=3" in json.loads(done.stdout)["problem"]

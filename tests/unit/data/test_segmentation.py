@@ -1,9 +1,9 @@
-"""Batches of segmenters and detectors: what an image's augmentation is drawn from."""
+"""Micro-batches of segmenters: what an image's augmentation is drawn from."""
 
 import pytest
 
 from smt.data.ade20k import ADE20KSplit
-from smt.data.downstream import segmentation_loader
+from smt.data.segmentation import segmentation_loader
 from tests.unit.datasets.test_ade20k import ADE20K, PROJECT
 
 DEMO = PROJECT.recipes["upernet_160k"]
@@ -26,7 +26,11 @@ def split(tmp_path):
 def augmented(split, epoch, seed=3):
     """Return the bytes of each image of an epoch, in order."""
     loader = segmentation_loader(split, RECIPE, seed=seed, rank=0, world_size=1, workers=0)
-    return [image.numpy().tobytes() for _, batch in loader.read(epoch) for image in batch.images]
+    return [
+        image.numpy().tobytes()
+        for _, batch in loader.micro_batches(epoch)
+        for image in batch.images
+    ]
 
 
 def test_a_picture_is_augmented_anew_wherever_it_comes(split):

@@ -27,12 +27,12 @@ def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
     Of `logits` (P, classes, M, M) only the mask of the object's own class `labels` (P,) counts.
     """
-    own = of_class(logits, labels).float()
+    own = select_class(logits, labels).float()
     if len(own) == 0:
         return own.sum()
     return F.binary_cross_entropy_with_logits(own, targets)
 
 
-def of_class(logits: Tensor, labels: Tensor) -> Tensor:
+def select_class(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the masks (P, M, M) that `logits` (P, classes, M, M) have for `labels` (P,)."""
     return logits[torch.arange(len(labels), device=labels.device), labels]

@@ -1,4 +1,4 @@
-"""Whether a half-done run may go on: what has changed since it was last worked on."""
+"""What has changed since an unfinished run was interrupted: params, environment."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from smt.runs import provenance
 from smt.runs.atomic import read_json
 
 
-def of_params(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return one phrase for each value that a fingerprint is taken of and that is another now."""
+def param_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return one phrase for each value of the fingerprint's content that differs now."""
     old, new = dict(provenance.flatten(then)), dict(provenance.flatten(now))
     return [
         f"{key} {_short(old.get(key))} -> {_short(new.get(key))}"
@@ -26,29 +26,30 @@ def _short(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class HalfDone:
-    """A run that has begun with other params, and could go on."""
+class UnfinishedRun:
+    """A run that began with other params and was interrupted."""
 
     work_dir: Path
-    known: Mapping[str, Any]
-    """Its provenance."""
+    provenance: Mapping[str, Any]
     step: int
     """Of its newest checkpoint."""
 
 
-def half_done(run_dir: Path, own: Path) -> HalfDone | None:
+def unfinished_run(run_dir: Path, own: Path) -> UnfinishedRun | None:
     """Return the last run in `run_dir` other than `own` that was interrupted, not ended."""
-    found = []
+    candidates = []
     for path in run_dir.glob(f"work-*/{provenance.PROVENANCE}"):
-        known, saved = read_json(path), checkpoint.names(path.parent / checkpoint.FOLDER)
-        # Not told by metrics.json: Snakemake has deleted it when a run is about to be made anew.
-        if path.parent == own or not saved or "ended" in known["attempts"][-1]:
+        record, saved = read_json(path), checkpoint.names(path.parent / checkpoint.FOLDER)
+        # metrics.json does not tell: Snakemake deletes outputs before it runs a job again.
+        if path.parent == own or not saved or "ended" in record["attempts"][-1]:
             continue
         newest = checkpoint.Name.of(saved[0])
         assert newest is not None
-        if newest.step and not known.get("given_up") and not provenance.is_final(path.parent):
-            found.append(HalfDone(path.parent, known, newest.step))
-    return max(found, key=lambda each: each.known["attempts"][-1]["started"], default=None)
+        if newest.step and not record.get("given_up") and not provenance.is_final(path.parent):
+            candidates.append(UnfinishedRun(path.parent, record, newest.step))
+    return max(
+        candidates, key=lambda each: each.provenance["attempts"][-1]["started"], default=None
+    )
 
 
 _ORDER = (
@@ -58,8 +59,8 @@ _ORDER = (
 )
 
 
-def of_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each thing of the machine that changes the order of sums."""
+def environment_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each difference of the environment that changes the order of sums."""
     for key, unit in (
         ("world_size", "processes"),
         ("threads", "threads a process"),
