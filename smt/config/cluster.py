@@ -63,7 +63,7 @@ class Cluster(Strict):
     """Of the GPUs that requirements.lock's torch is built for (`torch.cuda.get_arch_list()`)."""
     gpus_per_node: Positive
     wall_hours: PositiveFloat
-    """Time limit of a job; a longer training is requeued and goes on."""
+    """Time limit of a job; a longer training is requeued and resumes."""
     tail_minutes: Annotated[float, Field(ge=0)]
     """Lost at the end of a job that is cut off: the notice before the limit, and the requeue."""
     margin: Annotated[float, Field(ge=1)]

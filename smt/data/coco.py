@@ -126,11 +126,11 @@ class CocoSplit:
         what = f"{count} of {len(without)} annotations of {self.annotation_file} have no mask"
         if split == "val" or not (found.is_usable & found.has_mask).any():
             raise DataError(
-                f"{what}, such as annotation {json.loads(text)['id']}, and this head draws masks; "
-                "train one of boxes alone, such as retinanet, or bring annotations with a "
+                f"{what}, such as annotation {json.loads(text)['id']}, and this head predicts "
+                "masks; train one of boxes alone, such as retinanet, or bring annotations with a "
                 "segmentation"
             )
-        log.warning("%s: they are left out of the training of a head that draws masks", what)
+        log.warning("%s: a head that predicts masks is not trained on them", what)
 
 
 class CocoImages(Sequence[CocoImage]):

@@ -43,8 +43,8 @@ def read(
         row = _row(path, number, line, source_classes)
         if row in lines_of:
             raise DataError(
-                f"class map {path}: line {number} gives source class {row} again (first in line "
-                f"{lines_of[row]}); each may stand once"
+                f"class map {path}: line {number} repeats source class {row} of line "
+                f"{lines_of[row]}; each must be unique"
             )
         lines_of[row] = number
     return tuple(lines_of)

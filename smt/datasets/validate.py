@@ -131,7 +131,7 @@ def _require_objects(instances: Instances) -> None:
         reasons = _left_out(instances)
         listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in reasons.items())
         raise InvalidDataset(
-            f"{instances.path} has no object of use: of {len(instances.labels)} annotations "
+            f"{instances.path} has no usable object: of {len(instances.labels)} annotations "
             f"{listed}; valid: some that are no crowd, with a box of a pixel at least inside the "
             "image"
         )
