@@ -81,7 +81,7 @@ class Cluster(Strict):
     def problem_of(self, kind: str) -> str | None:
         """Return why trainings cannot run on GPUs of a kind, in a phrase with what is valid."""
         usable = [
-            name for name, each in self.kinds.items() if each.capability >= self.least_capability
+            name for name, gpu in self.kinds.items() if gpu.capability >= self.least_capability
         ]
         if kind in usable:
             return None

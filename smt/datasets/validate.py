@@ -108,13 +108,13 @@ def _require_images(folder: Path, instances: Instances) -> None:
             "images that it lists"
         )
     with _concurrently(upright_size, [folder / name for name in listed]) as sizes:
-        for id_, name, size, said in zip(
+        for id_, name, size, annotated in zip(
             instances.image_ids, listed, sizes, instances.sizes.tolist(), strict=True
         ):
-            if list(size) != said:
+            if list(size) != annotated:
                 raise InvalidDataset(
                     f"{folder}/{name} is {size[0]} x {size[1]} pixels (height x width), but "
-                    f"{instances.path} says {said[0]} x {said[1]} of image {id_}"
+                    f"{instances.path} says {annotated[0]} x {annotated[1]} of image {id_}"
                 )
 
 

@@ -71,7 +71,7 @@ def match(cost: Tensor) -> Pairs:
     return match_all([cost])[0]
 
 
-def match_all(each: Sequence[Tensor]) -> list[Pairs]:
+def match_all(cost_matrices: Sequence[Tensor]) -> list[Pairs]:
     """Return the pairs of every cost (Q_i, N_i): of images, of layers, or of both.
 
     All costs go to the host in one copy and all pairs come back in one, so that a GPU is waited for
@@ -81,15 +81,17 @@ def match_all(each: Sequence[Tensor]) -> list[Pairs]:
     object, and the loss, made of the same numbers, is not finite either: what is to happen then is
     for the training loop to say, which looks at every loss.
     """
-    host = torch.cat([cost.detach().flatten() for cost in each]).cpu().double().numpy()
-    ends = np.cumsum([cost.numel() for cost in each])
+    host = torch.cat([cost.detach().flatten() for cost in cost_matrices]).cpu().double().numpy()
+    ends = np.cumsum([cost.numel() for cost in cost_matrices])
     parts = np.split(host, ends[:-1])
     solved = [
         linear_sum_assignment(_finite(part).reshape(tuple(cost.shape)))
-        for part, cost in zip(parts, each, strict=True)
+        for part, cost in zip(parts, cost_matrices, strict=True)
     ]
     counts = [len(queries) for queries, _ in solved]
-    indices = torch.from_numpy(np.concatenate(solved, axis=1)).to(each[0].device)  # (2, sum of M)
+    indices = torch.from_numpy(np.concatenate(solved, axis=1)).to(
+        cost_matrices[0].device
+    )  # (2, sum of M)
     return [(pair[0], pair[1]) for pair in indices.split(counts, dim=1)]
 
 

@@ -43,13 +43,13 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H', W', C), from images (B, in_chans, H, W) in stage 1, else (B, H, W, C)."""
         x = self.embed(x)
-        for each in self.blocks:
+        for block_ in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(
-                    each, x, use_reentrant=False, context_fn=partial(_checkpoint_contexts, each)
+                    block_, x, use_reentrant=False, context_fn=partial(_checkpoint_contexts, block_)
                 )
             else:
-                x = each(x)
+                x = block_(x)
         return self.norm(x)
 
 
@@ -202,7 +202,9 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 
     With momentum 0 the same operations run, which checkpointing asks for, and change nothing.
     """
-    norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    ]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

@@ -155,7 +155,7 @@ class RunTraining:
             {key: str(value) for key, value in self.names.items()},
         )
         recipe, ended = trainer.task.recipe, time.time()
-        known = provenance.finish(self.work_dir, ended)
+        recorded = provenance.finish(self.work_dir, ended)
         write_json(
             self.layout.metrics(run),
             {
@@ -166,13 +166,15 @@ class RunTraining:
                 "steps": trainer.state.step,
                 "images": trainer.state.step * recipe.global_batch,
                 "skipped_steps": trainer.state.loss_statistics.skipped,
-                "changes": [each for attempt in known["attempts"] for each in attempt["changes"]],
+                "changes": [
+                    change for attempt in recorded["attempts"] for change in attempt["changes"]
+                ],
                 "weights_sha256": digest,
                 "journal": journal.extent(self.work_dir / journal.JOURNAL),
                 "times": journal.extent(self.work_dir / journal.TIMES),
                 "provenance_sha256": sha256(self.work_dir / provenance.PROVENANCE),
                 "wall_seconds": round(trainer.state.seconds, 3),
-                "gpu_seconds": provenance.gpu_seconds(known["attempts"]),
+                "gpu_seconds": provenance.gpu_seconds(recorded["attempts"]),
                 "finished": ended,
             },
         )
@@ -247,8 +249,8 @@ class RunTraining:
         )
         saved = checkpoint.names(self.work_dir / checkpoint.FOLDER)
         if saved:
-            known = read_json(self.work_dir / provenance.PROVENANCE) or {"source": {}}
-            changes = source.changes(known["source"], self.source)
+            recorded = read_json(self.work_dir / provenance.PROVENANCE) or {"source": {}}
+            changes = source.changes(recorded["source"], self.source)
             if changes and not options.allow_change:
                 raise TrainingError(
                     f"{self.work_dir}: this run began with other code: {_listed(changes)}; "
