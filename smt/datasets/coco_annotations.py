@@ -53,7 +53,7 @@ class Instances:
     is_usable: np.ndarray
     """(N,) bool: no crowd, not ignored, and with a box that has an area inside the image."""
     has_mask: np.ndarray
-    """(N,) bool: its mask can be drawn, which a detector of boxes alone does not ask for."""
+    """(N,) bool: it has a mask, which a detector of boxes alone does not need."""
     byte_ranges: np.ndarray
     """(N, 2) int64, bytes of the file that an annotation stands in, from and to."""
 

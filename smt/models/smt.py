@@ -58,8 +58,8 @@ class SMT(nn.Module):
 
     `forward` takes images (B, in_chans, H, W), each side 32 pixels or more, in any memory format,
     and returns logits (B, num_classes), or the pooled features (B, C) with `num_classes` 0.
-    Weights are drawn from torch's global generator. `drop_path_rate` is the last block's; it rises
-    linearly from 0 over the blocks.
+    Weights are initialised from torch's global generator. `drop_path_rate` is the last block's; it
+    rises linearly from 0 over the blocks.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ def _classifier(channels: int, num_classes: int, global_pool: str) -> nn.Module:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Draw a layer's weights as the released code does; norms start at 1 and 0 by themselves."""
+    """Initialise a layer as the released code does; norms start at 1 and 0 by default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):

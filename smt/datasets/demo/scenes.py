@@ -82,7 +82,7 @@ class Scene:
 
 def scene(split: str, number: int, digits: np.ndarray) -> Scene:
     """Return a scene of digits (10, n, 28, 28), uint8, white on black; always the same one."""
-    # A frozen stream: NumPy promises not to change what this class draws.
+    # NumPy guarantees that the stream of RandomState never changes.
     rng = np.random.RandomState([128, _SPLITS.index(split), number])
     pixels = _background(rng)
     if number % _PERIOD == _PERIOD - 1:
