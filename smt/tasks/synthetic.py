@@ -52,14 +52,18 @@ class Synthetic:
         self.classes = project.datasets[self.recipe.dataset].classes
         self._device = device
         self._masks = entry.head is not None and isinstance(project.heads[entry.head], TwoStage)
-        self.model = network(project, experiment, classes=self.classes).to(device)
+        self.model = network(project, experiment, classes=self.classes)
         if isinstance(self.recipe, ClassificationRecipe):
             self.model.to(memory_format=torch.channels_last)
+        self._move()
         self.loss: Callable[[nn.Module, MicroBatch], torch.Tensor] = (
             Classification.loss
             if isinstance(self.recipe, ClassificationRecipe)
             else Downstream.loss
         )
+
+    def _move(self) -> None:
+        self.model.to(self._device)
 
     def micro_batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[MicroBatch]:
         """Yield micro-batches without an end, each of other noise, on the device."""

@@ -313,6 +313,26 @@ def test_other_code_is_refused_with_what_has_changed_unless_allowed(own_code):
     assert metrics(project)["changes"] == expected
 
 
+TRAINING_CODE = {
+    "config": "config/models.py", "data": "data/sampler.py", "models": "models/blocks.py",
+    "detection": "detection/losses.py", "segmentation": "segmentation/upernet.py",
+    "evaluation": "evaluation/semantic.py", "engine": "engine/optim.py",
+    "tasks": "tasks/segment.py",
+}  # fmt: skip
+"""A module of each folder whose code can change a result."""
+
+
+def test_one_changed_line_in_any_folder_of_training_code_is_refused(own_code):
+    project, env = own_code
+    for file in TRAINING_CODE.values():
+        path = project / "code" / "smt" / file
+        path.write_text(path.read_text() + "\n\nEDITED = True\n")
+    done = smt(project, "train", RUN, check=False, env=env)
+    assert done.returncode == 4
+    first = sorted(TRAINING_CODE.values())[:6]
+    one_line(done, *(f"smt/{file} has changed" for file in first), "and 2 more")
+
+
 def test_comments_and_docstrings_may_change(own_code, undisturbed):
     project, env = own_code
     edit_code(

@@ -1,0 +1,151 @@
+"""Two steps and a prediction of an experiment at full size, on the fake GPU."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from smt.config.project import Project
+from smt.engine.distributed import Ranks
+from smt.engine.preempt import StopRequest
+from smt.engine.progress import Progress
+from smt.engine.trainer import Settings, Trainer
+from smt.rehearsal.fake_gpu import GPU, fake_gpu
+from smt.rehearsal.watch import Watch
+from smt.runs.paths import PACKAGE
+from smt.tasks.synthetic import Synthetic
+
+STEPS = 2
+"""The first makes what the optimizer keeps; the second is what all others are like."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of one experiment."""
+
+    experiment: str
+    precision: str
+    images: int
+    """In a batch of one GPU."""
+    training_bytes: int = 0
+    """Peak of a training step: of tensors alone, without CUDA's context and kernels' workspaces."""
+    training_at: str = ""
+    """Where in the code it is reached."""
+    prediction_bytes: int = 0
+    """Peak of a prediction of as many images, with the optimizer's state beside it."""
+    waits: Mapping[str, int] = field(default_factory=dict)
+    """Times in a step that the host waits for the GPU, by what for and where."""
+    kernels: int = 0
+    """Operations that compute, in a step; one may be several kernels of the GPU."""
+    traffic_bytes: int = 0
+    """What these read and write."""
+    without_gradient: tuple[str, ...] = ()
+    """Parameters that a step gives no gradient."""
+    failure: str = ""
+    """Why it ended, and where; empty if it did not."""
+    seconds: float = 0.0
+
+
+class _OnFakeGpu(Synthetic):
+    """The task of an experiment whose network was built for real, and is moved afterwards."""
+
+    def _move(self) -> None:
+        """Leave it where it is: it is built before tensors are fake ones."""
+
+    def move(self) -> None:
+        """Put a fake tensor on the GPU in place of each parameter and buffer.
+
+        Other attributes of modules stay where they are, as `Module.to` would leave them, so that a
+        constant which was forgotten there is met by a tensor of another device.
+        """
+        for module in self.model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        tensors[name] = _on_gpu(tensor)
+
+
+def _on_gpu(tensor: Tensor) -> Tensor:
+    moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=GPU)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(moved, requires_grad=tensor.requires_grad)
+    return moved
+
+
+def rehearse(project: Project, experiment: str, **changes: Any) -> Rehearsal:
+    """Return what two steps and a prediction of an experiment come to on a GPU.
+
+    Args:
+        project: Params, usually at the scale of the paper.
+        experiment: A name of them.
+        changes: Keys of its recipe and what they are here; `images` and `size` as of `Synthetic`.
+
+    Raises:
+        UserError: there is a real GPU, or torch is of a version that this does not know.
+    """
+    started = time.monotonic()
+    task = _OnFakeGpu(project, experiment, GPU, **changes)
+    found = {"experiment": experiment, "precision": task.recipe.precision, "images": task.images}
+    watch = Watch()
+    try:
+        with (
+            fake_gpu(),
+            tempfile.TemporaryDirectory() as folder,
+            FakeTensorMode(allow_non_fake_inputs=False),
+            watch,
+            watch.lists(),
+        ):
+            task.move()
+            found |= _train(task, watch, Path(folder))
+            watch.reset()
+            task.predict()
+            found["prediction_bytes"] = watch.peak
+    except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError) as error:
+        found["failure"] = _explained(error)
+    return Rehearsal(**found, seconds=time.monotonic() - started)
+
+
+def _train(task: _OnFakeGpu, watch: Watch, folder: Path) -> dict[str, Any]:
+    ranks = Ranks(0, 1, GPU)
+    trainer = Trainer(
+        task, folder, seed=0, ranks=ranks, settings=Settings(50, 1e9), stop=StopRequest()
+    )
+    progress = Progress(task.recipe.dataset, epochs=1, epoch_images=1, ranks=ranks)
+    micro_batches = task.micro_batches()
+    for _ in range(STEPS):
+        watch.reset()
+        trainer.step(micro_batches, progress)
+    trained = trainer.state.optimizer.state
+    return {
+        "training_bytes": watch.peak,
+        "training_at": watch.peak_at,
+        "waits": {
+            f"{what} at {where}": count
+            for (what, where), count in watch.waits.most_common()
+            if not where.startswith("smt/tasks/synthetic.py")  # a loader's batches are pinned
+        },
+        "kernels": watch.kernels.total(),
+        "traffic_bytes": watch.traffic,
+        "without_gradient": tuple(
+            name for name, parameter in task.model.named_parameters()
+            if parameter.requires_grad and parameter not in trained
+        ),
+    }  # fmt: skip
+
+
+def _explained(error: Exception) -> str:
+    """Return an error's first line, and the last place in this package that it came through."""
+    where, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if file.startswith(str(PACKAGE)) and "rehearsal" not in file:
+            where = f" (smt/{file[len(str(PACKAGE)) + 1 :]}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0] + where

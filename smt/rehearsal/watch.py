@@ -1,0 +1,217 @@
+"""What a step does on the fake GPU: memory by place, waits, kernels, bytes that they move."""
+
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torchvision  # noqa: F401  registers torch.ops.torchvision
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from smt.runs.paths import PACKAGE
+
+aten: Any = torch.ops.aten
+
+_BLOCK = 512
+"""Bytes that torch's allocator rounds to."""
+
+_POSITIVES = 300
+"""What a search for elements that are true comes to, where its result depends on data."""
+
+_KEPT_BOXES = 2_000
+"""What is left of boxes by non-maximum suppression, at most."""
+
+
+class Watch(TorchDispatchMode):
+    """Counts what operations on the fake GPU do, and answers those whose result depends on data.
+
+    Their answers are plausible: losses are 1, masks are true everywhere, searches find some
+    hundreds of elements.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        """Bytes of the tensors that exist."""
+        self._storages: dict[int, weakref.ref[Any]] = {}
+        self._counted = 0
+        """Elements that the last histogram was taken of."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin to count anew; tensors that exist stay counted."""
+        self.peak, self.peak_at = self.live, ""
+        self.waits: Counter[tuple[str, str]] = Counter()
+        """Times that the host waits for the GPU, by what for and where."""
+        self.kernels: Counter[str] = Counter()
+        """Operations that compute, by name."""
+        self.traffic = 0
+        """Bytes that these read and write, each tensor as often as an operation has it."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        _require_one_type(func, args)
+        result = self._answer(func, args, kwargs)
+        self._count(func, (args, kwargs), result)
+        return result
+
+    def _count(self, func: Any, inputs: Any, result: Any) -> None:
+        outputs = [each for each in tree_iter(result) if _is_on_gpu(each)]
+        for output in outputs:
+            self._hold(output)
+        read = [each for each in tree_iter(inputs) if _is_on_gpu(each)]
+        if (read or outputs) and _computes(func):
+            self.kernels[str(func)] += 1
+            self.traffic += sum(each.numel() * each.element_size() for each in (*read, *outputs))
+
+    def _hold(self, tensor: Tensor) -> None:
+        """Count a tensor's memory for as long as something refers to it."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return
+        size = -(-storage.nbytes() // _BLOCK) * _BLOCK
+
+        def release(_: Any) -> None:
+            if self._storages.pop(key, None) is not None:
+                self.live -= size
+
+        self._storages[key] = weakref.ref(storage, release)
+        self.live += size
+        if self.live > self.peak:
+            self.peak, self.peak_at = self.live, place()
+
+    def wait(self, kind: str) -> None:
+        """Count a wait of the host for the GPU, where the code is now."""
+        self.waits[kind, place()] += 1
+
+    def _answer(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        match func:
+            case aten._local_scalar_dense.default:
+                self._wait_for("a number", args[0])
+                kind = args[0].dtype
+                return True if kind is torch.bool else 1.0 if kind.is_floating_point else 1
+            case aten.nonzero.default:
+                self._wait_for("nonzero", args[0])
+                count = min(_POSITIVES, args[0].numel())
+                return args[0].new_empty((count, args[0].dim()), dtype=torch.int64)
+            case aten.bincount.default:
+                self._wait_for("bincount", args[0])
+                self._counted = args[0].numel()
+                length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
+                return args[0].new_empty(length, dtype=torch.int64)
+            case torch.ops.torchvision.nms.default:
+                self._wait_for("nms", args[0])
+                count = min(len(args[0]), _KEPT_BOXES)
+                return args[0].new_empty((count,), dtype=torch.int64)
+            case aten.index.Tensor:
+                return func(args[0], [self._plain_index(each) for each in args[1]])
+            case aten._to_copy.default | aten.copy_.default:
+                self._copy(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _plain_index(self, index: Tensor | None) -> Tensor | None:
+        """Return the index that a mask stands for, where it is true everywhere."""
+        if index is None or index.dtype is not torch.bool:
+            return index
+        self._wait_for("boolean index", index)
+        assert index.dim() == 1, "a mask of several dimensions has no plain index"
+        return torch.arange(len(index), device=index.device)
+
+    def _copy(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Count a copy between host and GPU that is waited for: of memory that is not pinned."""
+        if func is aten.copy_.default:
+            target, source = args[0].device.type, args[1]
+            blocks = not (len(args) > 2 and args[2])
+        else:
+            device, source = kwargs.get("device"), args[0]
+            target = torch.device(device).type if device is not None else source.device.type
+            blocks = not kwargs.get("non_blocking") or source.device.type == "cpu"
+        if {target, source.device.type} == {"cpu", "cuda"} and source.numel() and blocks:
+            self.wait("copy to the GPU" if target == "cuda" else "copy to the host")
+
+    def _wait_for(self, kind: str, tensor: Tensor) -> None:
+        if tensor.device.type == "cuda":
+            self.wait(kind)
+
+    @contextmanager
+    def lists(self) -> Iterator[None]:
+        """Answer `Tensor.tolist` of fake tensors within the body, which no dispatcher sees."""
+        original = Tensor.tolist
+
+        def tolist(tensor: Tensor) -> Any:
+            if not isinstance(tensor, FakeTensor):
+                return original(tensor)  # type: ignore[no-untyped-call]
+            self._wait_for("a list", tensor)
+            return self._list(tensor.shape, tensor.dtype)
+
+        with (
+            mock.patch.object(Tensor, "tolist", tolist),
+            mock.patch.object(FakeTensor, "tolist", tolist),
+        ):
+            yield
+
+    def _list(self, shape: Sequence[int], kind: torch.dtype) -> Any:
+        if len(shape) == 0:
+            return 1.0 if kind.is_floating_point else 1
+        if len(shape) > 1:
+            return [self._list(shape[1:], kind) for _ in range(shape[0])]
+        if kind is torch.int64 and self._counted and shape[0]:
+            part = self._counted // shape[0]  # a histogram's counts add up
+            return [part] * (shape[0] - 1) + [self._counted - part * (shape[0] - 1)]
+        return [1.0 if kind.is_floating_point else 1] * shape[0]
+
+
+_ONE_TYPE = {"mm", "addmm", "bmm", "baddbmm", "convolution"}
+"""Operations whose kernels take tensors of one type alone; fake tensors let all of them pass."""
+
+
+def _require_one_type(func: Any, args: tuple[Any, ...]) -> None:
+    """Fail as a GPU's kernel would."""
+    if func.overloadpacket.__name__ not in _ONE_TYPE:
+        return
+    types = {each.dtype for each in args if isinstance(each, Tensor)}
+    if len(types) > 1:
+        names = " and ".join(sorted(str(each).removeprefix("torch.") for each in types))
+        raise RuntimeError(f"{func.overloadpacket.__name__} of tensors of {names}")
+
+
+def _is_on_gpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "cuda"
+
+
+_NO_KERNEL = {
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach",
+    "_local_scalar_dense", "_unsafe_view", "lift_fresh", "alias", "set_",
+}  # fmt: skip
+
+
+def _computes(func: Any) -> bool:
+    return (
+        func.namespace != "prim"
+        and not func.is_view
+        and func.overloadpacket.__name__ not in _NO_KERNEL
+    )
+
+
+def place() -> str:
+    """Return the line of this package, or else of torch, that runs now: what it is all about."""
+    frame = sys._getframe(1)
+    of_torch = ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(str(PACKAGE)) and not name.startswith(str(PACKAGE / "rehearsal")):
+            return f"smt/{name[len(str(PACKAGE)) + 1 :]}:{frame.f_lineno}"
+        if not of_torch and any(f"torch/{each}" in name for each in ("nn/utils", "amp", "optim")):
+            of_torch = f"{name.rpartition('site-packages/')[2]}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return of_torch or "backward"
