@@ -27,7 +27,7 @@ from smt.data.classification import TrainLoader
 from smt.data.imagenet import ImageFolder
 from smt.data.rng import reseed
 from smt.data.transforms.classification import TrainTransform
-from smt.data.transforms.evaluation import normalise
+from smt.data.transforms.classification_eval import normalise
 from smt.datasets import manifest
 from smt.datasets.decoding import decode
 from smt.runs.paths import Layout, bundled_params

@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module, one-line help); the module has a click command `command`
     "check": ("smt.commands.check", "Validate params/ and print what each experiment trains."),
     "data": ("smt.commands.data", "Make demo data; check a data set and write its manifest."),
-    "train": ("smt.commands.train", "Train one run, or go on with it."),
+    "train": ("smt.commands.train", "Train one run, or resume it."),
     "evaluate": ("smt.commands.evaluate", "Evaluate the exported weights of a run on their own."),
     "checkpoint": ("smt.commands.checkpoint", "Tell what a checkpoint holds, and verify it."),
     "prove": ("smt.commands.prove", "Kill trainings at random; show that they end the same."),
@@ -69,7 +69,7 @@ def cli(params: Path | None, results: Path | None, data: Path | None) -> None:
 
     Exit codes: 0 done; 2 bad input; 3 data missing or unreadable; 4 training failed;
     5 something that is written down does not follow (smt verify); 75 stopped on request with its
-    state saved (run the same command again to go on).
+    state saved (run the same command again to resume).
     """
     for variable, value in (("SMT_PARAMS", params), ("SMT_RESULTS", results), ("SMT_DATA", data)):
         if value is not None:

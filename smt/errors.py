@@ -10,13 +10,13 @@ EXIT_DATA = 3
 """A data set that is missing, incomplete or unreadable."""
 
 EXIT_TRAINING = 4
-"""A training that cannot go on: non-finite loss, failed parent, full disk."""
+"""A training that failed: non-finite loss, failed parent, full disk."""
 
 EXIT_UNVERIFIED = 5
-"""Something that is written down does not follow from what it was made from."""
+"""A recorded value is inconsistent with its sources."""
 
 EXIT_RESUME = 75
-"""Stopped on request with its state saved: run the same command again to go on."""
+"""Stopped on request with its state saved: run the same command again to resume."""
 
 
 class UserError(Exception):
@@ -35,7 +35,7 @@ class DataError(UserError):
 
 
 class TrainingError(UserError):
-    """A training run that cannot go on."""
+    """A training run that failed."""
 
     exit_code = EXIT_TRAINING
 

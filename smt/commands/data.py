@@ -88,7 +88,7 @@ jobs_option = click.option(
 def write_manifest(key: str, jobs: int | None, scale: str) -> None:
     """Read KEY and write down what it holds, for fingerprints and training.
 
-    What was written before is replaced. A reading that was killed goes on where it was.
+    What was written before is replaced. A reading that was killed resumes.
     """
     project, layout = load(scale)
     warn_if_not_interruptible()
@@ -109,7 +109,7 @@ def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) ->
 
     Names each file that is changed, missing, new or unreadable, and numbers that are not the
     published ones, and exits with 3 if there are any. A first time writes the manifest. Killed, or
-    with something wrong, it goes on where it was: what has the size and times that it had is not
+    with something wrong, it resumes: what has the size and times that it had is not
     read again.
     """
     project, layout = load(scale)
@@ -275,7 +275,7 @@ _LEFT_OUT = {
 """What is said of annotations that are not trained on, by the name of their count."""
 
 _NOT_FOR_MASKS = {
-    "without_mask": "have no mask: heads that draw masks need one, those of boxes alone do not",
+    "without_mask": "have no mask: heads that predict masks need one, heads of boxes alone do not",
 }
 """The same of objects, which some heads are trained on."""
 

@@ -30,15 +30,15 @@ from smt.tracking import sender
 @click.option(
     "--stall-minutes",
     type=click.FloatRange(min=0, min_open=True),
-    help="Time without a step after which it ends, to be started again [the scale's].",
+    help="Time without a step after which it exits as resumable [the scale's].",
 )
 @click.option("--workers", type=click.IntRange(min=0), help="Data workers [the scale's].")
 @click.option(
     "--allow-change",
     is_flag=True,
     envvar="SMT_ALLOW_CHANGE",
-    help="Go on although the code has changed since the run was begun, or begin anew although it "
-    "is half done with other params; either is recorded.",
+    help="Resume although the code has changed since the run began, or start again although it is "
+    "unfinished with other params; either is recorded.",
 )
 @click.option(
     "--send/--no-send",
@@ -58,10 +58,10 @@ def command(
     send: bool,
     scale: str,
 ) -> None:
-    """Train EXPERIMENT of params/experiments.yaml, or go on with it.
+    """Train EXPERIMENT of params/experiments.yaml, or resume it.
 
-    A run that is done already is left as it is. Asked to stop by SIGTERM, SIGINT or SIGUSR1/2 it
-    finishes its step, saves, and exits with 75: the same command goes on from there, to the same
+    A run that is done is left as it is. On SIGTERM, SIGINT or SIGUSR1/2 the training finishes its
+    step, saves, and exits with 75: the same command resumes from there, to the same
     bytes. None of the options changes the result.
     """
     launch.launch_with_srun(sys.argv[1:])
@@ -101,7 +101,7 @@ def command(
     except Stopped as stopped:
         requeue.request_requeue()
         if ranks.is_first:
-            click.echo(f"smt: {run} {stopped}; the same command goes on", err=True)
+            click.echo(f"smt: {run} {stopped}; the same command resumes", err=True)
         sys.exit(EXIT_RESUME)
     except distributed.PeerLost:
         requeue.request_requeue()

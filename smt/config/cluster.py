@@ -63,7 +63,7 @@ class Cluster(Strict):
     """Of the GPUs that requirements.lock's torch is built for (`torch.cuda.get_arch_list()`)."""
     gpus_per_node: Positive
     wall_hours: PositiveFloat
-    """Time limit of a job; a longer training is requeued and goes on."""
+    """Time limit of a job; a longer training is requeued and resumes."""
     tail_minutes: Annotated[float, Field(ge=0)]
     """Lost at the end of a job that is cut off: the notice before the limit, and the requeue."""
     margin: Annotated[float, Field(ge=1)]
@@ -81,7 +81,7 @@ class Cluster(Strict):
     def problem_of(self, kind: str) -> str | None:
         """Return why trainings cannot run on GPUs of a kind, in a phrase with what is valid."""
         usable = [
-            name for name, each in self.kinds.items() if each.capability >= self.least_capability
+            name for name, gpu in self.kinds.items() if gpu.capability >= self.least_capability
         ]
         if kind in usable:
             return None

@@ -105,16 +105,18 @@ class ConsistencyChecker:
         if section != RECIPES[experiment.task]:
             file = SECTIONS[RECIPES[experiment.task]][0]
             valid = [
-                each
-                for each in project.recipes
-                if _section_of(project.recipes[each]) == RECIPES[experiment.task]
+                recipe_name
+                for recipe_name in project.recipes
+                if _section_of(project.recipes[recipe_name]) == RECIPES[experiment.task]
             ]
             raise self._fail(
                 "experiments", (*path, "recipe"),
                 f"{experiment.recipe} is of {section}, but this experiment's task is "
                 f"{experiment.task}; valid, from {file}.yaml: {', '.join(valid)}",
             )  # fmt: skip
-        heads = [each for each, head in project.heads.items() if _is_of(head, experiment.task)]
+        heads = [
+            head_name for head_name, head in project.heads.items() if _is_of(head, experiment.task)
+        ]
         if experiment.task == "classify":
             if experiment.head is not None:
                 raise self._fail("experiments", (*path, "head"), "a classifier has none; remove it")
@@ -153,7 +155,7 @@ class ConsistencyChecker:
 
     def _detection_recipe(self, path: KeyPath, recipe: DetectionRecipe) -> None:
         schedule = recipe.schedule
-        late = [each for each in schedule.milestones if each >= schedule.epochs]
+        late = [epoch for epoch in schedule.milestones if epoch >= schedule.epochs]
         if late:
             raise self._fail(
                 "detection", (*path, "schedule", "milestones"),
@@ -338,7 +340,9 @@ class ConsistencyChecker:
     def _require_table_of(self, path: KeyPath, name: str, entry: ReportedValue) -> None:
         """Refuse a derived number for a table without a row of its experiment."""
         tables = self.project.tables
-        valid = [each for each in tables if name in (row.experiment for row in tables[each].rows)]
+        valid = [
+            table for table in tables if name in (row.experiment for row in tables[table].rows)
+        ]
         for index, table in enumerate(entry.derived_for):
             if table not in valid:
                 raise self._fail(
@@ -361,8 +365,8 @@ class ConsistencyChecker:
                 valid = suggest(name, self.files["scales"].data)
                 raise self._fail("cluster", ("scales", name), f"no scale {name!r}; {valid}")
             for section in ("recipes", "experiments"):
-                for each in getattr(share, section):
-                    self._require_entry("cluster", ("scales", name, section, each), each, section)
+                for entry in getattr(share, section):
+                    self._require_entry("cluster", ("scales", name, section, entry), entry, section)
         if scale not in cluster.scales:
             raise self._fail(
                 "cluster", ("scales", scale), "this key is missing; give it gpus, startup_minutes"
@@ -413,4 +417,4 @@ def _is_of(head: Detector | UPerNet, task: Task) -> bool:
 
 
 def _divisors(number: int) -> str:
-    return ", ".join(str(each) for each in range(1, number + 1) if number % each == 0)
+    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)

@@ -37,11 +37,11 @@ def _average_precision(kind: str, name: str) -> dict[str, Metric]:
         "1": "AR 1", "10": "AR 10", "100": "AR 100", "_small": "AR small",
         "_medium": "AR medium", "_large": "AR large",
     }  # fmt: skip
-    every = {f"{kind}_ap{key}": title for key, title in limits.items()}
-    every |= {f"{kind}_ar{key}": title for key, title in recalls.items()}
+    titles = {f"{kind}_ap{key}": title for key, title in limits.items()}
+    titles |= {f"{kind}_ar{key}": title for key, title in recalls.items()}
     return {
         key: Metric(f"{name.capitalize()} {title} (%)", f"{name} {title}", 1, 0.2)
-        for key, title in every.items()
+        for key, title in titles.items()
     }
 
 

@@ -181,7 +181,7 @@ class Project(Strict):
         """Return what an evaluation of an experiment measures."""
         experiment = self.experiments[name]
         if experiment.task == "detect" and isinstance(self._head(name), TwoStage):
-            return tuple(each for each in METRICS if each.startswith(("box_", "mask_")))
+            return tuple(metric for metric in METRICS if metric.startswith(("box_", "mask_")))
         return TASK_METRICS[experiment.task]
 
     def _head(self, name: str) -> Detector | UPerNet:
@@ -196,7 +196,7 @@ class Project(Strict):
         """
         names = [name for name in self.order if self.experiments[name].model == model]
         recipes = [self.recipe_of(name) for name in names]
-        classification = [each for each in recipes if isinstance(each, ClassificationRecipe)]
+        classification = [recipe for recipe in recipes if isinstance(recipe, ClassificationRecipe)]
         if not classification:
             first = next(iter(self.recipes.values()))
             assert isinstance(first, ClassificationRecipe)

@@ -120,7 +120,7 @@ class Guard(Strict):
     """What is done with a step whose loss or gradient is not finite, or whose loss jumps."""
 
     policy: Literal["stop", "skip"]
-    """skip: leave the step out and go on, with a warning and a line in the journal."""
+    """skip: skip the step and continue, with a warning and a line in the journal."""
     max_skips: Annotated[int, Field(ge=0)]
     """Steps of a run that may be skipped; at the next one it stops."""
     spike: PositiveFloat | None

@@ -80,5 +80,5 @@ def _problems(
     if point.source not in valid:
         where = f"no source {point.source!r} in reported.yaml; {suggest(point.source, valid)}"
         yield (*path, "source"), where
-    if any((point.at, point.metric) == (each.at, each.metric) for each in before):
+    if any((point.at, point.metric) == (other.at, other.metric) for other in before):
         yield (*path, "at"), f"a second point of {point.metric} at {point.at:g}; valid: one"

@@ -22,7 +22,7 @@ from smt.data.loader import (
 )
 from smt.data.rng import preserve_rng_state, reseed
 from smt.data.sampler import MicroBatchIndices, MicroBatchSampler
-from smt.data.transforms.evaluation import EvalTransform
+from smt.data.transforms.classification_eval import EvalTransform
 from smt.datasets.decoding import decode
 
 if TYPE_CHECKING:

@@ -115,44 +115,44 @@ class CocoSplit:
 
     def _require_masks(self, split: str) -> None:
         """Refuse what a detector of masks could not be trained on, or not be measured by."""
-        found = self._instances
+        instances = self._instances
         # The evaluation compares with crowds as well.
-        without = ~found.has_mask & (found.is_usable if split == "train" else True)
+        without = ~instances.has_mask & (instances.is_usable if split == "train" else True)
         count = int(without.sum())
         if not count:
             return
         first = int(np.flatnonzero(without)[0])
-        text = self._text[slice(*found.byte_ranges[first].tolist())].tobytes()
+        text = self._text[slice(*instances.byte_ranges[first].tolist())].tobytes()
         what = f"{count} of {len(without)} annotations of {self.annotation_file} have no mask"
-        if split == "val" or not (found.is_usable & found.has_mask).any():
+        if split == "val" or not (instances.is_usable & instances.has_mask).any():
             raise DataError(
-                f"{what}, such as annotation {json.loads(text)['id']}, and this head draws masks; "
-                "train one of boxes alone, such as retinanet, or bring annotations with a "
+                f"{what}, such as annotation {json.loads(text)['id']}, and this head predicts "
+                "masks; train one of boxes alone, such as retinanet, or bring annotations with a "
                 "segmentation"
             )
-        log.warning("%s: they are left out of the training of a head that draws masks", what)
+        log.warning("%s: a head that predicts masks is not trained on them", what)
 
 
 class CocoImages(Sequence[CocoImage]):
     """The images of a split, sorted by id."""
 
-    def __init__(self, folder: Path, found: coco_annotations.Instances) -> None:
-        self._folder, self._found = folder, found
+    def __init__(self, folder: Path, instances: coco_annotations.Instances) -> None:
+        self._folder, self._instances = folder, instances
 
     @property
     def sizes(self) -> np.ndarray:
         """(I, 2) int64: height and width of each image in pixels."""
-        return self._found.sizes
+        return self._instances.sizes
 
     def __len__(self) -> int:
-        return len(self._found.image_ids)
+        return len(self._instances.image_ids)
 
     def __getitem__(self, index: int) -> CocoImage:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        height, width = self._found.sizes[index].tolist()
-        path = self._folder / str(self._found.file_names[index])
-        return CocoImage(int(self._found.image_ids[index]), path, height, width)
+        height, width = self._instances.sizes[index].tolist()
+        path = self._folder / str(self._instances.file_names[index])
+        return CocoImage(int(self._instances.image_ids[index]), path, height, width)
 
 
 def _mapped(path: Path, split: str, manifest: Manifest) -> np.ndarray:

@@ -237,7 +237,7 @@ def _worker_pool(reader: Dataset, keys: Sequence[Any], workers: int) -> DataLoad
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),
-        # Without one of its own, the loader would draw from torch's global generator.
+        # Without a generator of its own, DataLoader would advance torch's global one.
         generator=torch.Generator(),
         worker_init_fn=partial(_die_with_parent, os.getpid()) if _in_main_thread() else None,
     )

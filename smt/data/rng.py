@@ -39,7 +39,7 @@ def reseed(*parts: int | str) -> None:
     seed = derive_seed(*parts)
     random.seed(seed)
     # NumPy and torch run the same generator and keep 32 bits of a seed: each gets its own 32, or
-    # both would draw the same numbers.
+    # both would give the same numbers.
     np.random.seed(seed >> 31)
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():

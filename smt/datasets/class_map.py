@@ -23,7 +23,7 @@ def read(
         DataError: no such file, a line that is not a number of 0 to `source_classes` - 1, a number
             given twice, or another number of lines than `target_classes`.
     """
-    wanted = (
+    advice = (
         f"run: {remedy}"
         if remedy
         else f"bring a text file of {target_classes} lines, line i the source class (from 0, "
@@ -33,18 +33,18 @@ def read(
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise DataError(f"class map {path} cannot be read ({reason}); {wanted}") from None
+        raise DataError(f"class map {path} cannot be read ({reason}); {advice}") from None
     if len(lines) != target_classes:
         raise DataError(
-            f"class map {path} has {len(lines)} lines, expected {target_classes}; {wanted}"
+            f"class map {path} has {len(lines)} lines, expected {target_classes}; {advice}"
         )
     lines_of: dict[int, int] = {}
     for number, line in enumerate(lines, 1):
         row = _row(path, number, line, source_classes)
         if row in lines_of:
             raise DataError(
-                f"class map {path}: line {number} gives source class {row} again (first in line "
-                f"{lines_of[row]}); each may stand once"
+                f"class map {path}: line {number} repeats source class {row} of line "
+                f"{lines_of[row]}; each must be unique"
             )
         lines_of[row] = number
     return tuple(lines_of)

@@ -53,7 +53,7 @@ class Instances:
     is_usable: np.ndarray
     """(N,) bool: no crowd, not ignored, and with a box that has an area inside the image."""
     has_mask: np.ndarray
-    """(N,) bool: its mask can be drawn, which a detector of boxes alone does not ask for."""
+    """(N,) bool: it has a mask, which a detector of boxes alone does not need."""
     byte_ranges: np.ndarray
     """(N, 2) int64, bytes of the file that an annotation stands in, from and to."""
 
@@ -83,7 +83,7 @@ def read(path: Path, content: bytes | memoryview) -> Instances:
     try:
         rest = coco_json.read(content, "annotations", table.append)
     except coco_json.InvalidJson as error:
-        raise InvalidDataset(f"{path} is not whole ({error})") from None
+        raise InvalidDataset(f"{path} is truncated or not JSON ({error})") from None
     if missing := [key for key in ("images", "annotations", "categories") if key not in rest]:
         raise InvalidDataset(f"{path} has no {missing[0]!r}; valid: COCO's instances of a split")
     category_ids, classes = _categories(path, rest["categories"])
@@ -125,7 +125,7 @@ def _columns(path: Path, noun: str, entries: Any, kinds: dict[str, type]) -> lis
     """Return the values of each key of all entries, once they are of the right kinds."""
     columns: list[list[Any]] = [[] for _ in kinds]
     if not isinstance(entries, list):
-        raise InvalidDataset(f"{path}: its {noun} entries are no list")
+        raise InvalidDataset(f"{path}: its {noun} entries are not a list")
     for number, entry in enumerate(entries):
         for column, (key, kind) in zip(columns, kinds.items(), strict=True):
             value = entry.get(key) if isinstance(entry, dict) else None
@@ -154,7 +154,7 @@ def _label(entry: Any, number: int) -> str:
 def _require_unique(path: Path, what: str, values: Sequence[Any]) -> None:
     if len(set(values)) != len(values):
         twice = next(value for value, count in Counter(values).items() if count > 1)
-        raise InvalidDataset(f"{path}: {what} {twice!r} stands twice; each may stand once")
+        raise InvalidDataset(f"{path}: {what} {twice!r} is given twice; each must be unique")
 
 
 def _invalid_value(entry: Any) -> str:
@@ -214,7 +214,7 @@ class _AnnotationTable:
         return (
             f"{where} is wrong: {what}; valid: whole numbers id, image_id and category_id, a "
             "number area, bbox [x, y, width, height], and as segmentation polygons [[x, y, ...]] "
-            "or runs {size, counts}"
+            "or RLE {size, counts}"
         )
 
     def sorted(
@@ -269,7 +269,7 @@ class _AnnotationTable:
         return index
 
     def _require_fitting(self, ids: np.ndarray, size: np.ndarray) -> None:
-        """Refuse runs of another size than their image's, and corners far outside of it."""
+        """Refuse RLE masks of another size than their image's, and corners far outside of it."""
         runs = np.array(self._sizes).reshape(-1, 2)
         other = (runs[:, 0] >= 0) & (runs != size).any(1)
         if other.any():

@@ -32,9 +32,9 @@ def read(
     try:
         text = str(content, "utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidJson(f"no UTF-8 at byte {error.start} of {len(content)}") from None
+        raise InvalidJson(f"invalid UTF-8 at byte {error.start} of {len(content)}") from None
     if text.startswith("\ufeff"):
-        raise InvalidJson("a byte order mark (BOM) stands before it: save it as UTF-8 without one")
+        raise InvalidJson("it begins with a byte order mark (BOM); save it as UTF-8 without one")
     return _Reader(text, len(content), array_key, on_element).object()
 
 
@@ -65,7 +65,7 @@ class _Reader:
     def _member(self, members: dict[str, Any]) -> None:
         key = self._value()
         if not isinstance(key, str) or key in members:
-            self._fail(f"{key!r} is no key, or stands twice,")
+            self._fail(f"{key!r} is not a key, or is given twice,")
         self._expect(":")
         if key == self._array_key:
             self._elements()
@@ -94,7 +94,7 @@ class _Reader:
             self._at = error.pos
             self._fail(error.msg)
         except RecursionError:
-            self._fail("brackets within brackets without end")
+            self._fail("too deeply nested brackets")
         return value
 
     def _next(self) -> str:

@@ -1,7 +1,7 @@
 """Reading every byte of a folder tree: a SHA-256 a file, side by side, in order, resumable.
 
 What was read so far stands in a file, a line a file in the order of the tree. A reading that was
-killed goes on from it: what has the size and the times that it had is not read again.
+killed resumes from it: what has the size and the times that it had is not read again.
 """
 
 import fcntl

@@ -125,7 +125,7 @@ def write(
 ) -> Manifest | ClassMapManifest:
     """Read a data set or class map, check it, and write its manifest and lists.
 
-    `jobs` files are read at a time. A reading that was killed goes on where it was.
+    `jobs` files are read at a time. A reading that was killed resumes.
 
     Raises:
         DataError: what is missing, incomplete or wrong; then nothing is written.

@@ -1,7 +1,7 @@
-"""Masks as COCO's annotations hold them: polygons, or the lengths of runs of pixels.
+"""Masks in COCO's annotations: polygons, or run-length encoding (RLE).
 
-Runs go down the columns, the first one of pixels outside; they stand as a list of numbers, or
-packed into a string, six bits a character.
+Runs go down the columns, the first one of pixels outside. RLE is a list of numbers, or compressed
+to a string, six bits a character.
 """
 
 import math
@@ -39,7 +39,7 @@ def inspect_segmentation(segmentation: Any) -> SegmentationInfo:
     if isinstance(segmentation, dict):
         return _inspect_runs(segmentation)
     if not isinstance(segmentation, list):
-        raise InvalidMask("its segmentation is neither polygons nor runs")
+        raise InvalidMask("its segmentation is neither polygons nor RLE")
     _require_polygons(segmentation)
     polygons = _polygons(segmentation)
     if not polygons:
@@ -51,12 +51,10 @@ def inspect_segmentation(segmentation: Any) -> SegmentationInfo:
 
 
 def _require_polygons(segmentation: list[Any]) -> None:
-    """Refuse what is written otherwise: passed over, its objects would be gone without a word."""
+    """Refuse other formats: if they were skipped, their objects would be lost silently."""
     for polygon in segmentation:
         if isinstance(polygon, dict):
-            raise InvalidMask(
-                "its runs stand in a list; valid: runs {size, counts} without brackets"
-            )
+            raise InvalidMask("its RLE is in a list; valid: RLE {size, counts} without brackets")
         if not isinstance(polygon, list):
             raise InvalidMask(
                 f"its segmentation is a list of {_kind(polygon)}; valid: a list of polygons, each "
@@ -98,11 +96,11 @@ def _inspect_runs(segmentation: dict[str, Any]) -> SegmentationInfo:
         total, shortest = sum(runs), min(runs, default=0)
         kinds = {*map(type, (height, width)), *map(type, runs)}
     except (KeyError, TypeError, ValueError):
-        raise InvalidMask("its runs are not {size: [height, width], counts: [...]}") from None
+        raise InvalidMask("its RLE is not {size: [height, width], counts: [...]}") from None
     if kinds != {int}:
-        raise InvalidMask("its runs or their size are not whole numbers, written without a point")
+        raise InvalidMask("size or counts of its RLE are not integers")
     if total != height * width or shortest < 0:
-        raise InvalidMask(f"its runs make {total} pixels, not the {height} x {width} of its size")
+        raise InvalidMask(f"its RLE covers {total} pixels, not the {height} x {width} of its size")
     return SegmentationInfo(True, size=(height, width))
 
 

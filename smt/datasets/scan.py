@@ -58,7 +58,7 @@ class SplitScan:
     files: tuple[int, ...]
     """Of each part."""
     other_files: tuple[str, ...]
-    """Files beside the images that are taken for none, below the root."""
+    """Other files beside the images, below the root."""
     classes: tuple[str, ...]
     """Names of the class folders, sorted; none where annotations say what the classes are."""
     images: int
@@ -142,7 +142,7 @@ def require_root(name: str, root: Path, remedy: str) -> None:
 
 
 def remedy_for(name: str, dataset: Dataset, make: str | None) -> str:
-    """Return what the user is to do about a data set that is not whole."""
+    """Return what the user can do about an incomplete data set."""
     if make:
         return f"run: {make}"
     places = " and ".join(
@@ -185,11 +185,11 @@ def _miscount(dataset: Dataset, root: Path, split: str, split_scan: SplitScan) -
         what = (
             f"{folder} has {split_scan.images} of {expected} images, and "
             f"{len(split_scan.other_files)} files "
-            f"that are taken for none, such as {split_scan.other_files[0]} (valid: "
+            f"that are no images by their names, such as {split_scan.other_files[0]} (valid: "
             f"{', '.join(SUFFIXES)})"
         )
     else:
-        what = f"{folder} has {split_scan.images} of {expected} images, so it is not copied whole"
+        what = f"{folder} has {split_scan.images} of {expected} images, so the copy is incomplete"
     return f"{what} ({dataset.source})"
 
 

@@ -108,13 +108,13 @@ def _require_images(folder: Path, instances: Instances) -> None:
             "images that it lists"
         )
     with _concurrently(upright_size, [folder / name for name in listed]) as sizes:
-        for id_, name, size, said in zip(
+        for id_, name, size, annotated in zip(
             instances.image_ids, listed, sizes, instances.sizes.tolist(), strict=True
         ):
-            if list(size) != said:
+            if list(size) != annotated:
                 raise InvalidDataset(
                     f"{folder}/{name} is {size[0]} x {size[1]} pixels (height x width), but "
-                    f"{instances.path} says {said[0]} x {said[1]} of image {id_}"
+                    f"{instances.path} says {annotated[0]} x {annotated[1]} of image {id_}"
                 )
 
 
@@ -131,7 +131,7 @@ def _require_objects(instances: Instances) -> None:
         reasons = _left_out(instances)
         listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in reasons.items())
         raise InvalidDataset(
-            f"{instances.path} has no object of use: of {len(instances.labels)} annotations "
+            f"{instances.path} has no usable object: of {len(instances.labels)} annotations "
             f"{listed}; valid: some that are no crowd, with a box of a pixel at least inside the "
             "image"
         )

@@ -66,7 +66,7 @@ def verify(
     """Read a data set and compare it with its manifest; without one, make it.
 
     `decode_check` says of a file whether it can be decoded; by default those of validation are. A
-    reading that was killed, or that found something wrong, goes on where it was, so that only what
+    reading that was killed, or that found something wrong, resumes, so that only what
     was mended is read again.
 
     Raises:
@@ -127,7 +127,7 @@ def _compare(
             folders, images = _compare_split(root, dataset, split, recorded, hasher, differences)
             count_mismatches += _count_mismatches(root, split, dataset, folders, images)
     except InvalidDataset as error:
-        raise DataError(f"{key}: {error}; mend it and run this again") from None
+        raise DataError(f"{key}: {error}; fix it and run this again") from None
     stats = hasher.stats if hasher else HashStats()
     return VerifyResult(recorded, False, differences, tuple(count_mismatches), stats)
 

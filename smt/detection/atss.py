@@ -66,23 +66,23 @@ class ATSSDetector(DenseDetector):
 
     def forward(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         """Return the losses, divided by positives or their centerness, as means over processes."""
-        predictions = self.predictions(self.maps(images), [each.size for each in targets])
-        logits = concatenate_images(each.logits for each in predictions)  # (N, classes)
-        offsets = concatenate_images(each.offsets for each in predictions)  # (N, 4)
-        central = concatenate_images(each.centerness for each in predictions)  # (N,)
+        predictions = self.predictions(self.maps(images), [target.size for target in targets])
+        logits = concatenate_images(prediction.logits for prediction in predictions)  # (N, classes)
+        offsets = concatenate_images(prediction.offsets for prediction in predictions)  # (N, 4)
+        central = concatenate_images(prediction.centerness for prediction in predictions)  # (N,)
         matches = [
-            assign(target.boxes, each.anchors, self.spec.candidates)
-            for target, each in zip(targets, predictions, strict=True)
+            assign(target.boxes, prediction.anchors, self.spec.candidates)
+            for target, prediction in zip(targets, predictions, strict=True)
         ]
-        anchors = [torch.cat(each.anchors) for each in predictions]
+        anchors = [torch.cat(prediction.anchors) for prediction in predictions]
         assigned = assignment(matches, anchors, targets, self.classes)
         positives = mean_over_ranks(assigned.count)
         aim = centerness(assigned.anchors, assigned.boxes)  # (P,)
         classes = focal_loss(
             logits, assigned.labels, alpha=self.spec.focal_alpha, gamma=self.spec.focal_gamma
         )
-        found = decode(offsets[assigned.positive], assigned.anchors, self.deviations)
-        boxes = (giou_loss(found, assigned.boxes) * aim).sum()
+        decoded = decode(offsets[assigned.positive], assigned.anchors, self.deviations)
+        boxes = (giou_loss(decoded, assigned.boxes) * aim).sum()
         boxes = boxes / mean_over_ranks(aim.sum()).clamp(min=1)
         central = F.binary_cross_entropy_with_logits(
             central[assigned.positive], aim, reduction="sum"

@@ -27,8 +27,8 @@ def assign(boxes: Tensor, levels: Sequence[Tensor], candidates: int) -> Tensor:
     overlaps = box_iou(boxes, anchors)  # (objects, N)
     overlap = overlaps.gather(1, near)
     bound = overlap.mean(dim=1) + overlap.std(dim=1)
-    found = (overlap >= bound[:, None]) & _inside(centres(anchors)[near], boxes[:, None])
-    claims = torch.full_like(overlaps, -1).scatter(1, near, torch.where(found, overlap, -1))
+    is_positive = (overlap >= bound[:, None]) & _inside(centres(anchors)[near], boxes[:, None])
+    claims = torch.full_like(overlaps, -1).scatter(1, near, torch.where(is_positive, overlap, -1))
     best, index = claims.max(dim=0)
     return torch.where(best >= 0, index, BACKGROUND)
 

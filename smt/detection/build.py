@@ -10,7 +10,7 @@ from smt.detection.structures import Backbone, DetectionModel
 def build(backbone: Backbone, head: Detector, classes: int) -> DetectionModel:
     """Return a detector on `backbone`.
 
-    The weights of the head are drawn from torch's global generator.
+    The weights of the head are initialised from torch's global generator.
     """
     match head:
         case TwoStage():

@@ -49,11 +49,11 @@ def denoising_queries(objects: Objects, noise: Denoising, classes: int) -> Denoi
     spread = (images, groups, 2, most)
     place = objects.image * most + objects.number  # (N,), among B * most
 
-    def padded(each: Tensor) -> Tensor:
+    def padded(values: Tensor) -> Tensor:
         """Return (B, groups, 2, most, ...) of (N, ...), zeros where there is no object."""
-        rows = each.new_zeros(images * most, *each.shape[1:]).index_copy(0, place, each)
+        rows = values.new_zeros(images * most, *values.shape[1:]).index_copy(0, place, values)
         rows = rows.unflatten(0, (images, most))[:, None, None]
-        return rows.expand(*spread, *each.shape[1:])
+        return rows.expand(*spread, *values.shape[1:])
 
     labels = _noise_labels(padded(objects.labels), noise.label_noise, classes)
     boxes = _noise_boxes(padded(objects.boxes), noise.box_noise)
@@ -69,7 +69,7 @@ def denoising_queries(objects: Objects, noise: Denoising, classes: int) -> Denoi
 
 
 def _noise_labels(labels: Tensor, noise: float, classes: int) -> Tensor:
-    """Return labels of which half of `noise` are drawn anew among all classes."""
+    """Return labels of which half of `noise` are replaced by random classes."""
     redrawn = torch.rand(labels.shape, device=labels.device) < noise / 2
     return torch.where(redrawn, torch.randint_like(labels, classes), labels)
 

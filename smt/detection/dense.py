@@ -121,8 +121,11 @@ class DenseDetector(DetectionModel):
         )
 
     def predict(self, images: Tensor, sizes: list[Size]) -> list[Detections]:
-        each = zip(self.predictions(self.maps(images), sizes), sizes, strict=True)
-        return [detections(one, size, self.deviations, self.test) for one, size in each]
+        predictions = zip(self.predictions(self.maps(images), sizes), sizes, strict=True)
+        return [
+            detections(prediction, size, self.deviations, self.test)
+            for prediction, size in predictions
+        ]
 
 
 def unpadded_grids(size: Size) -> list[tuple[int, int]]:

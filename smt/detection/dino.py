@@ -43,7 +43,7 @@ class DINODetector(DetectionModel):
         """
         objects = objects_of(targets)
         denoising = denoising_queries(objects, self.head.denoising, self.classes)
-        levels = self._levels(images, [each.size for each in targets])
+        levels = self._levels(images, [target.size for target in targets])
         selected, decoded = self.transformer(levels, *self._denoising(denoising, levels))
         denoised, predicted = _split(decoded, denoising.queries)
         pairs = self._match([selected, predicted], targets)
@@ -85,10 +85,14 @@ class DINODetector(DetectionModel):
         return queries, attention_mask(denoising, self.transformer.selection.queries(levels))
 
     @torch.no_grad()
-    def _match(self, each: Sequence[Predictions], targets: Sequence[Target]) -> list[Pairs]:
+    def _match(
+        self, layer_predictions: Sequence[Predictions], targets: Sequence[Target]
+    ) -> list[Pairs]:
         """Return the pairs of every layer's every image, layer by layer."""
-        logits = torch.cat([predictions.logits for predictions in each])  # (layers, B, Q, classes)
-        boxes = torch.cat([predictions.boxes for predictions in each])
+        logits = torch.cat(
+            [predictions.logits for predictions in layer_predictions]
+        )  # (layers, B, Q, classes)
+        boxes = torch.cat([predictions.boxes for predictions in layer_predictions])
         pixels = extents([target.size for target in targets], boxes.device)
         boxes = box_convert(boxes, "cxcywh", "xyxy") * pixels[:, None]
         of_images = [

@@ -17,12 +17,13 @@ class Neck(nn.Module):
         super().__init__()
         convolutions = [nn.Conv2d(width, channels, 1) for width in widths]
         convolutions.append(nn.Conv2d(widths[-1], channels, 3, 2, 1))
-        for each in convolutions:
-            nn.init.xavier_uniform_(each.weight)
-            assert each.bias is not None
-            nn.init.zeros_(each.bias)
+        for convolution in convolutions:
+            nn.init.xavier_uniform_(convolution.weight)
+            assert convolution.bias is not None
+            nn.init.zeros_(convolution.bias)
         self.projections = nn.ModuleList(
-            nn.Sequential(each, nn.GroupNorm(DINO.NORM_GROUPS, channels)) for each in convolutions
+            nn.Sequential(convolution, nn.GroupNorm(DINO.NORM_GROUPS, channels))
+            for convolution in convolutions
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

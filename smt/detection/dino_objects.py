@@ -30,14 +30,14 @@ class Objects:
 def objects_of(targets: Sequence[Target]) -> Objects:
     """Return the objects of a batch."""
     device = targets[0].boxes.device
-    counts = [len(each.labels) for each in targets]
+    counts = [len(target.labels) for target in targets]
     image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]).long()
     number = torch.tensor([i for count in counts for i in range(count)]).long()
     image, number = image.to(device), number.to(device)
-    pixels = torch.cat([each.boxes for each in targets]).float()  # (N, 4)
-    fractions = pixels / extents([each.size for each in targets], device)[image]
+    pixels = torch.cat([target.boxes for target in targets]).float()  # (N, 4)
+    fractions = pixels / extents([target.size for target in targets], device)[image]
     return Objects(
-        labels=torch.cat([each.labels for each in targets]),
+        labels=torch.cat([target.labels for target in targets]),
         boxes=box_convert(fractions, "xyxy", "cxcywh"),
         image=image,
         number=number,

@@ -57,5 +57,9 @@ def flatten(maps: Sequence[Tensor], values: int) -> Tensor:
     The order is that of anchors: level, row, column, anchor of the place.
     """
     return torch.cat(
-        [each.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, values)) for each in maps], dim=1
+        [
+            feature_map.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, values))
+            for feature_map in maps
+        ],
+        dim=1,
     )

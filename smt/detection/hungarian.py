@@ -71,7 +71,7 @@ def match(cost: Tensor) -> Pairs:
     return match_all([cost])[0]
 
 
-def match_all(each: Sequence[Tensor]) -> list[Pairs]:
+def match_all(cost_matrices: Sequence[Tensor]) -> list[Pairs]:
     """Return the pairs of every cost (Q_i, N_i): of images, of layers, or of both.
 
     All costs go to the host in one copy and all pairs come back in one, so that a GPU is waited for
@@ -81,9 +81,9 @@ def match_all(each: Sequence[Tensor]) -> list[Pairs]:
     object, and the loss, made of the same numbers, is not finite either: what is to happen then is
     for the training loop to say, which looks at every loss.
     """
-    shapes = [(cost.shape[0], cost.shape[1]) for cost in each]
-    host = torch.cat([cost.detach().flatten() for cost in each]).cpu()
-    indices = assign(host, shapes).to(each[0].device)
+    shapes = [(cost.shape[0], cost.shape[1]) for cost in cost_matrices]
+    host = torch.cat([cost.detach().flatten() for cost in cost_matrices]).cpu()
+    indices = assign(host, shapes).to(cost_matrices[0].device)
     counts = [min(shape) for shape in shapes]
     return [(pair[0], pair[1]) for pair in indices.split(counts, dim=1)]
 

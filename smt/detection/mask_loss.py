@@ -11,11 +11,11 @@ THRESHOLD = 0.5
 
 
 def mask_targets(masks: Tensor, objects: Tensor, boxes: Tensor, resolution: int) -> Tensor:
-    """Return what to draw (P, resolution, resolution), float32, 1 on the object and 0 elsewhere.
+    """Return target masks (P, resolution, resolution), float32, 1 on the object and 0 elsewhere.
 
     `masks` are those of an image's objects (N, height, width), bool; `objects` (P,) int64 says
-    which of them each of `boxes` (P, 4) is to draw. Masks are cut out as features are, by aligned
-    RoIAlign.
+    which of them each of `boxes` (P, 4) is to predict. Masks are cut out as features are, by
+    aligned RoIAlign.
     """
     regions = torch.cat([objects[:, None].to(boxes.dtype), boxes], dim=1)
     covered = roi_align(masks[:, None].to(boxes.dtype), regions, resolution)

@@ -1,4 +1,4 @@
-"""Masks drawn into images: a grid of probabilities over a box becomes pixels of the image."""
+"""Masks pasted into images: a grid of probabilities over a box becomes pixels of the image."""
 
 import math
 from collections.abc import Iterator

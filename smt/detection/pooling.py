@@ -15,7 +15,10 @@ has those twice as large (Lin et al., 2017, equation 1: 224 pixels belong to str
 def by_image(boxes: Sequence[Tensor]) -> Tensor:
     """Return the boxes (N_i, 4) of each image as one (sum of N_i, 5): image, x1, y1, x2, y2."""
     return torch.cat(
-        [torch.cat([each.new_full((len(each), 1), i), each], 1) for i, each in enumerate(boxes)]
+        [
+            torch.cat([image_boxes.new_full((len(image_boxes), 1), i), image_boxes], 1)
+            for i, image_boxes in enumerate(boxes)
+        ]
     )
 
 
@@ -43,7 +46,7 @@ def pool(
     counts = torch.bincount(group, minlength=len(levels) * images).tolist()
     of_levels = [counts[i : i + images] for i in range(0, len(counts), images)]
     order = group.argsort(stable=True)  # by level, then by image
-    chosen = order.split([sum(each) for each in of_levels])
+    chosen = order.split([sum(masks) for masks in of_levels])
     # In float32 under autocast as well: half precision cannot place a box.
     pooled = [
         roi_align(

@@ -61,13 +61,13 @@ class RetinaNetDetector(DenseDetector):
 
     def forward(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         """Return the losses, each divided by the positives of this process's batch."""
-        predictions = self.predictions(self.maps(images), [each.size for each in targets])
-        logits = concatenate_images(each.logits for each in predictions)  # (N, classes)
-        offsets = concatenate_images(each.offsets for each in predictions)  # (N, 4)
-        anchors = [torch.cat(each.anchors) for each in predictions]
+        predictions = self.predictions(self.maps(images), [target.size for target in targets])
+        logits = concatenate_images(prediction.logits for prediction in predictions)  # (N, classes)
+        offsets = concatenate_images(prediction.offsets for prediction in predictions)  # (N, 4)
+        anchors = [torch.cat(prediction.anchors) for prediction in predictions]
         matches = [
-            match(box_iou(target.boxes, each), self.spec.matching)
-            for target, each in zip(targets, anchors, strict=True)
+            match(box_iou(target.boxes, image_anchors), self.spec.matching)
+            for target, image_anchors in zip(targets, anchors, strict=True)
         ]
         assigned = assignment(matches, anchors, targets, self.classes)
         aim = encode(assigned.boxes, assigned.anchors, self.deviations)  # (P, 4)

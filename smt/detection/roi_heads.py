@@ -131,9 +131,9 @@ def sample_regions(
 def positive_rows(regions: Sequence[Regions]) -> Tensor:
     """Return where (sum of P,) the regions that find objects are among those of all images."""
     rows, start = [], 0
-    for each in regions:
-        rows.append(torch.arange(len(each.objects), device=each.boxes.device) + start)
-        start += len(each.boxes)
+    for region in regions:
+        rows.append(torch.arange(len(region.objects), device=region.boxes.device) + start)
+        start += len(region.boxes)
     return torch.cat(rows)
 
 
@@ -150,12 +150,12 @@ def box_losses(
     `logits` (R, classes + 1) and `offsets` (R, classes, 4) are of all images. Both sums are divided
     by the number of all regions of the batch.
     """
-    labels = torch.cat([each.labels for each in regions])
+    labels = torch.cat([region.labels for region in regions])
     rows = positive_rows(regions)
     class_offsets = offsets[rows, labels[rows]].float()  # (P, 4): of the object's class
-    boxes = torch.cat([each.boxes for each in regions])[rows]
+    boxes = torch.cat([region.boxes for region in regions])[rows]
     objects = torch.cat(
-        [target.boxes[each.objects] for target, each in zip(targets, regions, strict=True)]
+        [target.boxes[region.objects] for target, region in zip(targets, regions, strict=True)]
     )
     if spec.loss == "l1":
         distance = F.l1_loss(class_offsets, encode(objects, boxes, deviations), reduction="sum")

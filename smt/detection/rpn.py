@@ -61,7 +61,7 @@ class RegionProposalNetwork(nn.Module):
             objectness=flatten([self.objectness(x) for x in hidden], 1)[..., 0],
             offsets=flatten([self.offsets(x) for x in hidden], 4),
             anchors=torch.cat(anchors),
-            counts=[len(each) for each in anchors],
+            counts=[len(level_anchors) for level_anchors in anchors],
         )
 
     def losses(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ class RegionProposalNetwork(nn.Module):
         own = torch.stack([_unpadded(predictions.anchors, size) for size in sizes])
         objectness = predictions.objectness.masked_fill(~own, -torch.inf)
         rows = _best_of_levels(objectness, predictions.counts, selection.before)
-        level = torch.cat([each.new_full(each.shape[1:], i) for i, each in enumerate(rows)])
+        level = torch.cat([row.new_full(row.shape[1:], i) for i, row in enumerate(rows)])
         best = torch.cat(rows, dim=1)  # (B, K)
         scores = objectness.gather(1, best)
         offsets = predictions.offsets.gather(1, best[..., None].expand(-1, -1, 4)).float()

@@ -46,7 +46,9 @@ class SparseRCNNDetector(DetectionModel):
     def forward(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         """Return `stage<i>_class`, `stage<i>_box` and `stage<i>_giou` of every stage."""
         predictions = self._refine(images, [target.size for target in targets])
-        pairs = match_all([cost for each in predictions for cost in self._costs(each, targets)])
+        pairs = match_all(
+            [cost for prediction in predictions for cost in self._costs(prediction, targets)]
+        )
         batch = len(targets)
         matches = sum(len(queries) for queries, _ in pairs[:batch])  # the same in every stage
         positives = mean_over_ranks(torch.tensor(matches, device=images.device)).clamp(min=1)

@@ -72,7 +72,7 @@ class TwoStageDetector(DetectionModel):
             sample_regions(boxes, target, stage.matching, self.head.sampling, self.classes)
             for boxes, target in zip(proposals, targets, strict=True)
         ]
-        logits, offsets = self._box_head_outputs(i, levels, [each.boxes for each in regions])
+        logits, offsets = self._box_head_outputs(i, levels, [region.boxes for region in regions])
         losses = box_losses(logits, offsets, regions, targets, self.head.box, stage.deviations)
         losses["mask"] = self._mask_loss(i, levels, regions, targets)
         losses = {name: loss * stage.weight for name, loss in losses.items()}
@@ -91,14 +91,16 @@ class TwoStageDetector(DetectionModel):
     def _mask_loss(
         self, i: int, levels: list[Tensor], regions: list[Regions], targets: list[Target]
     ) -> Tensor:
-        found = [each.boxes[: len(each.objects)] for each in regions]
+        positive_boxes = [region.boxes[: len(region.objects)] for region in regions]
         resolution = self.head.mask.resolution
-        logits = self.mask_heads[i](pool(levels[:-1], STRIDES[:-1], by_image(found), resolution))
+        logits = self.mask_heads[i](
+            pool(levels[:-1], STRIDES[:-1], by_image(positive_boxes), resolution)
+        )
         goals = [
-            mask_targets(_masks_of(target), each.objects, boxes, 2 * resolution)
-            for target, each, boxes in zip(targets, regions, found, strict=True)
+            mask_targets(_masks_of(target), region.objects, boxes, 2 * resolution)
+            for target, region, boxes in zip(targets, regions, positive_boxes, strict=True)
         ]
-        labels = torch.cat([each.labels for each in regions])[positive_rows(regions)]
+        labels = torch.cat([region.labels for region in regions])[positive_rows(regions)]
         return mask_loss(logits, labels, torch.cat(goals))
 
     def _refine_regions(
@@ -114,12 +116,18 @@ class TwoStageDetector(DetectionModel):
         A region that finds an object moves as boxes of its class do, another as those of the class
         that is likeliest after background. Objects' own boxes are no proposals: they go.
         """
-        labels = torch.cat([each.labels for each in regions])
+        labels = torch.cat([region.labels for region in regions])
         labels = torch.where(labels == self.classes, logits[:, :-1].argmax(dim=1), labels)
         refined = self._refine(
-            i, labels, offsets, [each.boxes for each in regions], [each.size for each in targets]
+            i,
+            labels,
+            offsets,
+            [region.boxes for region in regions],
+            [target.size for target in targets],
         )
-        return [boxes[~each.is_ground_truth] for boxes, each in zip(refined, regions, strict=True)]
+        return [
+            boxes[~region.is_ground_truth] for boxes, region in zip(refined, regions, strict=True)
+        ]
 
     def _refine(
         self,
@@ -136,8 +144,10 @@ class TwoStageDetector(DetectionModel):
         own = offsets[torch.arange(len(labels), device=labels.device), labels].float()
         deviations = self.head.stages[i].deviations
         return [
-            decode(each, before, deviations, size).nan_to_num()
-            for each, before, size in zip(own.split(_counts(boxes)), boxes, sizes, strict=True)
+            decode(image_offsets, before, deviations, size).nan_to_num()
+            for image_offsets, before, size in zip(
+                own.split(_counts(boxes)), boxes, sizes, strict=True
+            )
         ]
 
     def predict(self, images: Tensor, sizes: list[Size]) -> list[Detections]:
@@ -148,11 +158,15 @@ class TwoStageDetector(DetectionModel):
         """
         levels = self.neck(self.backbone(images))
         proposals = self.rpn.propose(self.rpn(levels), sizes, self.head.rpn.test)
-        found = self._boxes(levels, proposals, sizes)
-        masks = self._masks(levels, [each.boxes for each in found], [each.labels for each in found])
+        detections = self._boxes(levels, proposals, sizes)
+        masks = self._masks(
+            levels,
+            [detection.boxes for detection in detections],
+            [detection.labels for detection in detections],
+        )
         return [
-            Detections(each.boxes, each.scores, each.labels, mask)
-            for each, mask in zip(found, masks, strict=True)
+            Detections(detection.boxes, detection.scores, detection.labels, mask)
+            for detection, mask in zip(detections, masks, strict=True)
         ]
 
     def _boxes(
@@ -169,8 +183,10 @@ class TwoStageDetector(DetectionModel):
         scores = (total / len(self.head.stages)).softmax(dim=1)[:, :-1]
         counts = _counts(boxes)
         return [
-            self._select(*each)
-            for each in zip(boxes, offsets.split(counts), scores.split(counts), sizes, strict=True)
+            self._select(*image_predictions)
+            for image_predictions in zip(
+                boxes, offsets.split(counts), scores.split(counts), sizes, strict=True
+            )
         ]
 
     def _select(self, boxes: Tensor, offsets: Tensor, scores: Tensor, size: Size) -> Detections:
@@ -178,15 +194,18 @@ class TwoStageDetector(DetectionModel):
         deviations = self.head.stages[-1].deviations
         moved = decode(offsets.float(), boxes[:, None], deviations, size)  # (N, classes, 4)
         rule = self.head.test
-        kept = multiclass_nms(moved, scores, score=rule.score, nms=rule.nms, keep=rule.keep)
-        return Detections(*kept[:3])
+        selected = multiclass_nms(moved, scores, score=rule.score, nms=rule.nms, keep=rule.keep)
+        return Detections(*selected[:3])
 
     def _masks(
         self, levels: list[Tensor], boxes: list[Tensor], labels: list[Tensor]
     ) -> tuple[Tensor, ...]:
         """Return the probabilities (N_i, M, M) of each image's boxes for their `labels`."""
         pooled = pool(levels[:-1], STRIDES[:-1], by_image(boxes), self.head.mask.resolution)
-        own = [select_class(each(pooled), torch.cat(labels)).float() for each in self.mask_heads]
+        own = [
+            select_class(mask_head(pooled), torch.cat(labels)).float()
+            for mask_head in self.mask_heads
+        ]
         return torch.stack(own).sigmoid().mean(dim=0).split(_counts(boxes))
 
 
@@ -197,4 +216,4 @@ def _masks_of(target: Target) -> Tensor:
 
 
 def _counts(boxes: Sequence[Tensor]) -> list[int]:
-    return [len(each) for each in boxes]
+    return [len(image_boxes) for image_boxes in boxes]

@@ -110,7 +110,7 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 class Writer:
-    """Writes checkpoints in a thread, one at a time and in order, while the training goes on.
+    """Writes checkpoints in a thread, one at a time and in order, while the training continues.
 
     A checkpoint is handed over as a copy, so the training stops for the copy alone.
     """

@@ -55,16 +55,16 @@ def _downstream_groups(
     model: nn.Module, named: Named, optimizer: DownstreamOptimizer
 ) -> list[dict[str, Any]]:
     """Return four groups: those that decay and those that do not, of the head and the backbone."""
-    kept = set()
+    norm_ids = set()
     if optimizer.decay == "all_but_layer_norm":
-        norms = [each for each in model.modules() if isinstance(each, nn.LayerNorm)]
-        kept = {id(value) for norm in norms for value in norm.parameters()}
+        norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+        norm_ids = {id(value) for norm in norms for value in norm.parameters()}
     return [
         {
             "params": [
                 value
                 for name, value in named
-                if name.startswith(BACKBONE) == backbone and (id(value) in kept) == fixed
+                if name.startswith(BACKBONE) == backbone and (id(value) in norm_ids) == fixed
             ],
             "weight_decay": 0.0 if fixed else optimizer.weight_decay,
             "lr_scale": optimizer.backbone_rate if backbone else 1.0,

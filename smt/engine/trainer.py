@@ -30,12 +30,12 @@ from smt.runs.heartbeat import Heartbeat
 from smt.runs.journal import Journal
 from smt.runs.provenance import LOG
 
-RETRY = "mend that and run the same command again: it goes on from its last checkpoint"
+RETRY = "fix that and run the same command again: it resumes from its last checkpoint"
 """What to do about a file that could not be written."""
 
 
 class Stopped(Exception):
-    """The training was asked to stop; its state is saved and it can go on."""
+    """The training was asked to stop; its state is saved and it can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Trainer:
             if not self.ranks.all_equal(self.state.step):
                 raise TrainingError(
                     f"{self.checkpoints}: rank {self.ranks.rank} finds step {self.state.step}, "
-                    "another rank another one; wait until the shared folder shows all nodes the "
-                    "same files, and run the same command again"
+                    "another rank finds another step; wait until the shared folder shows all nodes "
+                    "the same files, and run the same command again"
                 )
 
     @property

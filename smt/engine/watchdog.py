@@ -50,7 +50,7 @@ class Watchdog:
     def _end(self, grace: float) -> None:
         log.error(
             "rank %d: no step for %.3g minutes; where it stands is in %s; ending so that the same "
-            "command can go on",
+            "command can resume",
             self._rank, self._seconds / 60, self._log_file,
         )  # fmt: skip
         try:

@@ -70,8 +70,8 @@ class Evaluation:
 
 
 def _percent(values: dict[str, np.ndarray]) -> dict[str, float]:
-    defined = {name: each[each > -1] for name, each in values.items()}
-    return {name: 100 * float(each.mean()) for name, each in defined.items() if each.size}
+    defined = {name: value[value > -1] for name, value in values.items()}
+    return {name: 100 * float(value.mean()) for name, value in defined.items() if value.size}
 
 
 def evaluate(
@@ -127,8 +127,8 @@ def evaluations(
         ValueError: an image has two results.
     """
     annotations = _read(annotation_file)
-    ordered = sorted(results, key=lambda each: each.image_id)
-    ids = [each.image_id for each in ordered]
+    ordered = sorted(results, key=lambda result: result.image_id)
+    ids = [result.image_id for result in ordered]
     if len(set(ids)) < len(ids):
         raise ValueError("an image has two results")
     valid_ids = {image["id"] for image in annotations["images"]}
@@ -140,7 +140,7 @@ def evaluations(
         )
     numbers = _Numbers(annotations)
     truth = COCO(numbers.annotations(annotations), print_function=_print_nothing)
-    evaluated = [numbers.images[each] for each in (valid_ids if image_ids is None else image_ids)]
+    evaluated = [numbers.images[id_] for id_ in (valid_ids if image_ids is None else image_ids)]
     return {
         kind: _evaluate(truth, numbers.entries(ordered, kind), kind, evaluated) for kind in kinds
     }
@@ -161,19 +161,21 @@ class _Numbers:
         """Return annotations with counted ids."""
         return {
             **annotations,
-            "images": [{**each, "id": self.images[each["id"]]} for each in annotations["images"]],
+            "images": [
+                {**entry, "id": self.images[entry["id"]]} for entry in annotations["images"]
+            ],
             "categories": [
-                {**each, "id": self.categories[each["id"]]} for each in annotations["categories"]
+                {**entry, "id": self.categories[entry["id"]]} for entry in annotations["categories"]
             ],
             "annotations": [
-                {**self._counted(each), "id": number}
-                for number, each in enumerate(annotations["annotations"], 1)
+                {**self._counted(entry), "id": number}
+                for number, entry in enumerate(annotations["annotations"], 1)
             ],
         }
 
     def entries(self, results: list[ImageResult], kind: Kind) -> list[Entry]:
         """Return the objects of images with counted ids."""
-        return [self._counted(each) for each in entries(results, kind)]
+        return [self._counted(entry) for entry in entries(results, kind)]
 
     def _counted(self, entry: Entry) -> Entry:
         image, category = entry["image_id"], entry["category_id"]
@@ -183,7 +185,7 @@ class _Numbers:
 
 
 def _counted(entries: list[Entry]) -> dict[int, int]:
-    return {id_: number for number, id_ in enumerate(sorted(each["id"] for each in entries), 1)}
+    return {id_: number for number, id_ in enumerate(sorted(entry["id"] for entry in entries), 1)}
 
 
 def _evaluate(
@@ -194,8 +196,8 @@ def _evaluate(
     evaluator.params.imgIds = sorted(image_ids)
     evaluator.evaluate()
     evaluator.accumulate()
-    names = tuple(truth.cats[each]["name"] for each in evaluator.params.catIds)
-    precision, recall = (np.array(evaluator.eval[each]) for each in ("precision", "recall"))
+    names = tuple(truth.cats[id_]["name"] for id_ in evaluator.params.catIds)
+    precision, recall = (np.array(evaluator.eval[name]) for name in ("precision", "recall"))
     return Evaluation(names, precision, recall)
 
 

@@ -57,7 +57,7 @@ def colour(label: int) -> _Colour:
     golden = 0.618034
     lightness = (0.5, 0.64, 0.4)[label % 3]
     rgb = colorsys.hls_to_rgb(label * golden % 1, lightness, 0.85)
-    red, green, blue = (round(255 * each) for each in rgb)
+    red, green, blue = (round(255 * channel) for channel in rgb)
     return red, green, blue
 
 
@@ -96,7 +96,7 @@ def _annotated(split: CocoSplit, index: int, with_masks: bool) -> list[Overlay]:
         Overlay(tuple(box), label, split.classes[label], mask)
         for box, label, mask in zip(there.boxes.tolist(), there.labels.tolist(), masks, strict=True)
     ]
-    return sorted(objects, key=lambda each: -_area(each.box))
+    return sorted(objects, key=lambda overlay: -_area(overlay.box))
 
 
 def _area(box: _Box) -> float:
@@ -123,17 +123,19 @@ def _overlay(split: CocoSplit, result: ImageResult, row: int, mask: np.ndarray |
 def draw_objects(image: Image.Image, objects: Sequence[Overlay]) -> Image.Image:
     """Return an image as a tile with objects in it, each over those before it."""
     tile = _tile(image)
-    for each in objects:
-        if each.mask is not None:
-            _fill(tile, each.mask, colour(each.label))
+    for overlay in objects:
+        if overlay.mask is not None:
+            _fill(tile, overlay.mask, colour(overlay.label))
     draw = ImageDraw.Draw(tile)
     scale = tile.width / image.width, tile.height / image.height
-    scaled = [replace(each, box=_scaled(each.box, *scale)) for each in objects]
-    for each in scaled:
-        draw.rectangle(each.box, outline=colour(each.label), width=2)
-    for each in scaled:
+    scaled = [replace(overlay, box=_scaled(overlay.box, *scale)) for overlay in objects]
+    for overlay in scaled:
+        draw.rectangle(overlay.box, outline=colour(overlay.label), width=2)
+    for overlay in scaled:
         # Above the box, or in its top where the image ends.
-        _draw_label(draw, each.box[0], each.box[1] - _LINE, each.text, colour(each.label))
+        _draw_label(
+            draw, overlay.box[0], overlay.box[1] - _LINE, overlay.text, colour(overlay.label)
+        )
     return tile
 
 
@@ -165,24 +167,24 @@ def label_map_sheet(split: ADE20KSplit, predicted: Mapping[int, np.ndarray]) -> 
     images = {index: split.load_image(index) for index in sorted(predicted)}
     names = split.classes
     return sheet(
-        [draw_label_map(each, split.label_map(index), names) for index, each in images.items()],
-        [draw_label_map(each, predicted[index], names) for index, each in images.items()],
+        [draw_label_map(image, split.label_map(index), names) for index, image in images.items()],
+        [draw_label_map(image, predicted[index], names) for index, image in images.items()],
     )
 
 
 def draw_label_map(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
     """Return an image as a tile coloured by class; pixels without a class stay as they are."""
     tile = _tile(image)
-    seen = np.asarray(Image.fromarray(labels).resize(tile.size, Image.Resampling.NEAREST))
+    resized = np.asarray(Image.fromarray(labels).resize(tile.size, Image.Resampling.NEAREST))
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(names)] = [colour(label) for label in range(len(names))]
-    opacity = np.where(seen == NO_CLASS, 0, round(255 * _OPACITY)).astype(np.uint8)
-    tile.paste(Image.fromarray(colours[seen]), mask=Image.fromarray(opacity))
+    opacity = np.where(resized == NO_CLASS, 0, round(255 * _OPACITY)).astype(np.uint8)
+    tile.paste(Image.fromarray(colours[resized]), mask=Image.fromarray(opacity))
     draw = ImageDraw.Draw(tile)
-    counts = np.bincount(seen.ravel(), minlength=NO_CLASS)[:NO_CLASS]
+    counts = np.bincount(resized.ravel(), minlength=NO_CLASS)[:NO_CLASS]
     for label in np.argsort(-counts, kind="stable").tolist():
-        if counts[label] >= MIN_NAMED_PART * seen.size:
-            x, y = _label_position(seen == label)
+        if counts[label] >= MIN_NAMED_PART * resized.size:
+            x, y = _label_position(resized == label)
             text = first_synonym(names[label])
             width = draw.textlength(text, _font())
             _draw_label(draw, x - width / 2, y - _LINE / 2, text, colour(label))

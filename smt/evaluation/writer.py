@@ -73,7 +73,9 @@ class LabelMapWriter:
         Raises:
             UserError: it cannot be written.
         """
-        every = {index: each for part in samples_of_ranks for index, each in part.items()}
+        predicted = {
+            index: prediction for part in samples_of_ranks for index, prediction in part.items()
+        }
         with explained(self._outputs.predictions, REMEDY):
             publish_folder(self._outputs.predictions)
-            samples.write(self._outputs.samples, samples.label_map_sheet(self._split, every))
+            samples.write(self._outputs.samples, samples.label_map_sheet(self._split, predicted))

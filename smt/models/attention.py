@@ -49,7 +49,7 @@ def _kernels(last: Node | None) -> Iterator[Node]:
             if node.name().startswith(_KERNELS):
                 yield node
             else:
-                before += [each for each, _ in node.next_functions]
+                before += [function for function, _ in node.next_functions]
         nodes = before
 
 

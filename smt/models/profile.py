@@ -33,7 +33,10 @@ class Counts:
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
-            **{each.name: getattr(self, each.name) + getattr(other, each.name) for each in _FIELDS}
+            **{
+                field.name: getattr(self, field.name) + getattr(other, field.name)
+                for field in _FIELDS
+            }
         )
 
     @property
@@ -70,7 +73,7 @@ _FIELDS = fields(Counts)
 
 def parameters(model: Model, *, num_classes: int = 1000) -> int:
     """Return the number of parameters of `model`."""
-    return sum(each.numel() for each in _on_meta(model, num_classes).parameters())
+    return sum(parameter.numel() for parameter in _on_meta(model, num_classes).parameters())
 
 
 def count(model: Model, resolution: int, *, num_classes: int = 1000) -> Counts:
@@ -95,11 +98,11 @@ def count_forward(
     Raises:
         ValueError: a parameter is on another device, where not all operations are counted.
     """
-    if not all(each.is_meta for each in network.parameters()):
+    if not all(parameter.is_meta for parameter in network.parameters()):
         raise ValueError("a network is counted on the meta device")
     with _counting(network) as counter, torch.no_grad():
         (forward or network)(*inputs)
-    return Counts(**{each.name: counter[each.name] for each in _FIELDS})
+    return Counts(**{field.name: counter[field.name] for field in _FIELDS})
 
 
 @contextmanager

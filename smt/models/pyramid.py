@@ -49,5 +49,5 @@ def start_from_classifier(pyramid: nn.Module, path: Path) -> None:
     Raises:
         UserError: as `weights.load` does.
     """
-    state = {name: each for name, each in weights.read(path).items() if name not in weights.HEAD}
+    state = {name: value for name, value in weights.read(path).items() if name not in weights.HEAD}
     weights.load_state(pyramid, state, path)

@@ -93,14 +93,14 @@ def take(
     key, choice = unwrap.choose_state(states_by_key, state, path)
     under = f"under the key {listed([key])}" if key else "by itself"
     non_tensors = [
-        name for name, each in states_by_key[key].items() if not isinstance(each, Tensor)
+        name for name, value in states_by_key[key].items() if not isinstance(value, Tensor)
     ]
     if non_tensors:
         raise UserError(
             f"checkpoint {path} holds no state dict {under}: not a tensor: {listed(non_tensors)}"
         )
     own, changes = unwrap.unwrap(states_by_key[key], prefix, path)
-    notes = [each for each in (choice, *changes) if each is not None]
+    notes = [note for note in (choice, *changes) if note is not None]
     if content.is_safetensors != (path.suffix == ".safetensors"):
         form = "safetensors" if content.is_safetensors else "torch.save"
         notes.insert(0, f"by its content it is a file of {form}, whatever its name says")

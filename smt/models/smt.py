@@ -43,13 +43,13 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H', W', C), from images (B, in_chans, H, W) in stage 1, else (B, H, W, C)."""
         x = self.embed(x)
-        for each in self.blocks:
+        for block_ in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(
-                    each, x, use_reentrant=False, context_fn=partial(_checkpoint_contexts, each)
+                    block_, x, use_reentrant=False, context_fn=partial(_checkpoint_contexts, block_)
                 )
             else:
-                x = each(x)
+                x = block_(x)
         return self.norm(x)
 
 
@@ -58,8 +58,8 @@ class SMT(nn.Module):
 
     `forward` takes images (B, in_chans, H, W), each side 32 pixels or more, in any memory format,
     and returns logits (B, num_classes), or the pooled features (B, C) with `num_classes` 0.
-    Weights are drawn from torch's global generator. `drop_path_rate` is the last block's; it rises
-    linearly from 0 over the blocks.
+    Weights are initialised from torch's global generator. `drop_path_rate` is the last block's; it
+    rises linearly from 0 over the blocks.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ def _classifier(channels: int, num_classes: int, global_pool: str) -> nn.Module:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Draw a layer's weights as the released code does; norms start at 1 and 0 by themselves."""
+    """Initialise a layer as the released code does; norms start at 1 and 0 by default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):
@@ -202,7 +202,9 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 
     With momentum 0 the same operations run, which checkpointing asks for, and change nothing.
     """
-    norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    ]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

@@ -105,7 +105,7 @@ def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[s
     if wrong:
         raise UserError(f"class map: row {wrong[0]} of a classifier of {classes} classes")
     index = torch.tensor(rows)
-    return {name: each[index] if name in HEAD else each for name, each in state.items()}
+    return {name: value[index] if name in HEAD else value for name, value in state.items()}
 
 
 def classes(state: Mapping[str, Tensor]) -> int:

@@ -25,7 +25,7 @@ __all__: list[str] = []  # timm adds the registered names
 
 
 def build(model: Model, *, num_classes: int, drop_path_rate: float = 0.0, in_chans: int = 3) -> SMT:
-    """Return `model` in float32 on the CPU, its weights drawn from torch's global generator.
+    """Return `model` in float32 on the CPU, its weights initialised from torch's global generator.
 
     It takes images (B, in_chans, H, W), each side 32 pixels or more, and returns logits
     (B, num_classes).

@@ -1,6 +1,6 @@
-"""How far a running training is, to the step: one short line that rank 0 keeps overwriting.
+"""The heartbeat of a running training: its step and the time, which rank 0 overwrites each step.
 
-The journal is the record; this is for whoever watches, and is worth nothing once the run is over.
+It is for `smt status` alone. The journal is the record.
 """
 
 import os
@@ -13,7 +13,7 @@ PULSE = "pulse"
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a training was when it last said so."""
+    """Step and time of the last write."""
 
     step: int
     """Global steps done."""

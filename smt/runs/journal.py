@@ -1,8 +1,9 @@
 """A run's journal: the append-only record of its metrics, and the truth about them.
 
-`journal.jsonl` holds only what the mathematics gives, so that a run which was interrupted and went
-on has the same bytes as one that was not. When each line came about, and how fast the machine was,
-stands beside it in `times.jsonl`, where the first entry for a line is the one that counts.
+`journal.jsonl` holds only what the mathematics gives, so that an interrupted run ends with the same
+bytes as an uninterrupted one. The time of each line and the speed of the machine are in
+`times.jsonl`, where the first entry for a line counts: a resumed run writes lines again, and must
+not move points that MLflow has already.
 """
 
 import hashlib
@@ -42,6 +43,8 @@ class Journal:
         if self._journal.tell() < position.bytes:
             self._journal.close()
             raise ValueError(f"{folder / JOURNAL} is shorter than its checkpoint says")
+        # Lines after the checkpoint belong to steps that this attempt takes again: kept, they would
+        # be in the journal twice.
         self._journal.truncate(position.bytes)
         self._journal.seek(position.bytes)
         self._times = _open_after_whole_line(folder / TIMES)

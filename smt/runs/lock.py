@@ -1,4 +1,4 @@
-"""What one process tree at a time may do to a run: train it in its work folder, or evaluate it."""
+"""Locks on a run: one process at a time trains it in its work folder, or evaluates it."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ LOCK = "lock"
 
 @contextmanager
 def exclusive(folder: Path, lock: str = LOCK, does: str = "trains") -> Iterator[None]:
-    """Hold a folder's `lock` for this process; it goes with the process, however that ends.
+    """Hold a folder's `lock` for this process. The kernel frees it when the process ends.
 
     Raises:
         TrainingError: another process holds it, and `does` that; the message names host and pid.
@@ -27,8 +27,9 @@ def exclusive(folder: Path, lock: str = LOCK, does: str = "trains") -> Iterator[
         file = (folder / lock).open("a+")
     with file:
         try:
-            # Of this process alone: flock would pass to its data workers, which outlive it by some
-            # seconds after kill -9, and would keep the next attempt out.
+            # lockf (POSIX) belongs to this process and ends with it. A flock would be inherited by
+            # its data workers, which after kill -9 outlive it by seconds and would lock out the
+            # next attempt.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)

@@ -32,7 +32,9 @@ def predict(
     transform, picture = SegmentationEvalTransform(evaluation), Image.fromarray(image)
     size = (picture.height, picture.width)
     with torch.inference_mode():
-        views = _views(model, (transform(picture, each) for each in factors), hflip, device, size)
+        views = _views(
+            model, (transform(picture, factor) for factor in factors), hflip, device, size
+        )
         total = next(views)
         for view in views:
             total += view

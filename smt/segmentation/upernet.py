@@ -93,7 +93,7 @@ class Decoder(nn.Module):
 class UPerNet(nn.Module):
     """A segmenter: the backbone, UPerNet's head, and in training an auxiliary head on stage 3.
 
-    It takes images (B, 3, H, W) of any size from 32 x 32, normalised. Weights are drawn from
+    It takes images (B, 3, H, W) of any size from 32 x 32, normalised. Weights are initialised from
     torch's global generator.
     """
 

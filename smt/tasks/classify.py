@@ -50,9 +50,9 @@ class Classification:
         self._workers = project.scale.workers if workers is None else workers
         dataset = project.datasets[self.recipe.dataset]
         root = layout.dataset_root(dataset)
-        found = manifest.read(layout, self.recipe.dataset)
-        self._train = ImageFolder(root, "train", found)
-        self._val = ImageFolder(root, "val", found) if dataset.val_images else None
+        data_manifest = manifest.read(layout, self.recipe.dataset)
+        self._train = ImageFolder(root, "train", data_manifest)
+        self._val = ImageFolder(root, "val", data_manifest) if dataset.val_images else None
         self._classes = dataset.classes
         self.model = self._build(project, layout, inherit)
         self._loader = TrainLoader(

@@ -77,7 +77,7 @@ class Downstream:
     def loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         """Return the sum of the head's losses, in float32."""
         losses: dict[str, torch.Tensor] = model(*batch.loss_inputs)
-        return torch.stack([each.float() for each in losses.values()]).sum()
+        return torch.stack([loss.float() for loss in losses.values()]).sum()
 
     def _raise_if_interrupted(self, interrupted: bool) -> None:
         """Raise EvaluationInterrupted on every rank if the evaluation of one was interrupted."""

@@ -48,7 +48,9 @@ def unfinished_run(run_dir: Path, own: Path) -> UnfinishedRun | None:
         if newest.step and not record.get("given_up") and not provenance.is_final(path.parent):
             candidates.append(UnfinishedRun(path.parent, record, newest.step))
     return max(
-        candidates, key=lambda each: each.provenance["attempts"][-1]["started"], default=None
+        candidates,
+        key=lambda candidate: candidate.provenance["attempts"][-1]["started"],
+        default=None,
     )
 
 

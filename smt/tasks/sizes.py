@@ -72,7 +72,7 @@ def downstream_counts(model: Model, head: Detector | UPerNet, classes: int, size
 
 def _parameters(network: nn.Module, part: str) -> int:
     named = network.named_parameters()
-    return sum(each.numel() for name, each in named if name.split(".")[0] == part)
+    return sum(parameter.numel() for name, parameter in named if name.split(".")[0] == part)
 
 
 def _head(network: nn.Module, features: list[Tensor], size: Size) -> dict[str, Counts]:
@@ -102,13 +102,13 @@ def _two_stage(network: TwoStageDetector, features: list[Tensor]) -> dict[str, C
     )
     with torch.no_grad():
         levels = network.neck(features)
-    box_heads = _sum(count_forward(each, regions) for each in network.box_heads)
+    box_heads = _sum(count_forward(head, regions) for head in network.box_heads)
     return {
         "neck": count_forward(network.neck, features),
         "rpn": count_forward(network.rpn, levels),
         # The tool of the published counts has nothing for their norms, which are synchronised ones.
         "box_heads": replace(box_heads, norm_elements=0),
-        "mask_heads": _sum(count_forward(each, detections) for each in network.mask_heads),
+        "mask_heads": _sum(count_forward(head, detections) for head in network.mask_heads),
     }
 
 
@@ -129,7 +129,7 @@ def _sparse_rcnn(network: SparseRCNNDetector, features: list[Tensor]) -> dict[st
     )
     return {
         "pyramid": count_forward(network.pyramid, features),
-        "stages": _sum(count_forward(each, proposals, regions) for each in network.stages),
+        "stages": _sum(count_forward(stage, proposals, regions) for stage in network.stages),
     }
 
 

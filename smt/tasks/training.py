@@ -81,7 +81,7 @@ class RunTraining:
         """Train to the end and return the final metrics.
 
         Raises:
-            Stopped: a signal asked for it; the same command goes on from there.
+            Stopped: a signal asked for it; the same command resumes.
             PeerLost: another process of the training was killed; the same.
             PeerFailed: another process of the training failed and recorded why.
             UserError: the cause, in one line; training errors are recorded in
@@ -142,7 +142,7 @@ class RunTraining:
         )
         progress.resume_at(trainer.state.step * recipe.global_batch)
         if trainer.state.step and self.ranks.is_first:
-            log.info("%s: goes on after step %d", self.run, trainer.state.step)
+            log.info("%s: resumes after step %d", self.run, trainer.state.step)
         with progress, explained(self.work_dir, RETRY, TrainingError):
             return trainer.train(progress)
 
@@ -155,7 +155,7 @@ class RunTraining:
             {key: str(value) for key, value in self.names.items()},
         )
         recipe, ended = trainer.task.recipe, time.time()
-        known = provenance.finish(self.work_dir, ended)
+        recorded = provenance.finish(self.work_dir, ended)
         write_json(
             self.layout.metrics(run),
             {
@@ -166,13 +166,15 @@ class RunTraining:
                 "steps": trainer.state.step,
                 "images": trainer.state.step * recipe.global_batch,
                 "skipped_steps": trainer.state.loss_statistics.skipped,
-                "changes": [each for attempt in known["attempts"] for each in attempt["changes"]],
+                "changes": [
+                    change for attempt in recorded["attempts"] for change in attempt["changes"]
+                ],
                 "weights_sha256": digest,
                 "journal": journal.extent(self.work_dir / journal.JOURNAL),
                 "times": journal.extent(self.work_dir / journal.TIMES),
                 "provenance_sha256": sha256(self.work_dir / provenance.PROVENANCE),
                 "wall_seconds": round(trainer.state.seconds, 3),
-                "gpu_seconds": provenance.gpu_seconds(known["attempts"]),
+                "gpu_seconds": provenance.gpu_seconds(recorded["attempts"]),
                 "finished": ended,
             },
         )
@@ -215,7 +217,7 @@ class RunTraining:
         attempts = (read_json(self.work_dir / provenance.PROVENANCE) or {}).get("attempts", [])
         if trainer.state.step and attempts:
             for sentence in resume_check.environment_changes(attempts[-1]["environment"], now):
-                log.warning("%s: goes on with %s", self.run, sentence)
+                log.warning("%s: resumes with %s", self.run, sentence)
         attempt = {
             "resumed_at_step": trainer.state.step,
             "environment": now,
@@ -247,13 +249,13 @@ class RunTraining:
         )
         saved = checkpoint.names(self.work_dir / checkpoint.FOLDER)
         if saved:
-            known = read_json(self.work_dir / provenance.PROVENANCE) or {"source": {}}
-            changes = source.changes(known["source"], self.source)
+            recorded = read_json(self.work_dir / provenance.PROVENANCE) or {"source": {}}
+            changes = source.changes(recorded["source"], self.source)
             if changes and not options.allow_change:
                 raise TrainingError(
-                    f"{self.work_dir}: this run was begun with other code: {_listed(changes)}; put "
-                    f"the code back to go on with it, or go on all the same, which is recorded: "
-                    f"{allow}; or move the folder aside to begin anew"
+                    f"{self.work_dir}: this run began with other code: {_listed(changes)}; "
+                    "restore that code to resume it, or resume anyway, which is recorded: "
+                    f"{allow}; or move the folder away to start again"
                 )
             return changes
         other = resume_check.unfinished_run(self.layout.run_dir(self.run), self.work_dir)
@@ -262,13 +264,13 @@ class RunTraining:
         differences = resume_check.param_changes(other.provenance["params"], self.content)
         if not options.allow_change:
             raise TrainingError(
-                f"{other.work_dir}: this run is half done, at step {other.step}, with other "
-                f"params: {_listed(differences)}; put them back to go on with it, or begin anew "
+                f"{other.work_dir}: this run is unfinished, at step {other.step}, with other "
+                f"params: {_listed(differences)}; restore them to resume it, or start again "
                 f"with the present ones, which is recorded: {allow}"
             )
         provenance.update(other.work_dir, given_up={"for": self.fingerprint, "at": time.time()})
         log.warning(
-            "%s: begins anew; %s stays as it was, at step %d",
+            "%s: starts again; %s stays as it was, at step %d",
             self.run, other.work_dir, other.step,
         )  # fmt: skip
         return []

@@ -598,8 +598,8 @@ MUTATIONS = (
     Mutation(
         "images in which nothing was found are not evaluated", "detection",
         "smt/evaluation/coco.py",
-        "for each in (valid_ids if image_ids is None else image_ids)]",
-        "for each in (set(ids) if image_ids is None else image_ids)]",
+        "for id_ in (valid_ids if image_ids is None else image_ids)]",
+        "for id_ in (set(ids) if image_ids is None else image_ids)]",
         DETECTION[9:],
     ),
     Mutation(

@@ -1,6 +1,7 @@
-# Evaluation of what a training exported, on its own. Of a detector or segmenter it keeps what was
-# predicted as well: a picture of some of it, which the report shows, and files as the test servers
-# of COCO and ADE20K take them.
+# Evaluation of exported weights, apart from training. For a detector or segmenter it writes the
+# predictions as well: a sheet of samples, which the report shows, and files in the format of the
+# test servers of COCO and ADE20K. The folder of predictions is not declared: Snakemake would delete
+# it before a job, and nothing in the DAG reads it.
 
 
 rule evaluate:

@@ -1,13 +1,13 @@
-# Training: one rule, reused for each group of experiments. The fingerprint is what makes a run
-# start again: it holds model, recipe, data, seed and parent, and no title or comment.
+# Training: one rule, reused for each group of experiments. The fingerprint is a param, so that a
+# change of model, recipe, data, seed or parent runs the rule again; a title or comment does not.
 #
 # On a cluster a training gets nodes, GPUs and hours as params/cluster.yaml has them, one process a
-# GPU: `smt train` starts itself once for each task of its job. Stopped, it asks to be requeued.
+# GPU: `smt train` starts itself once for each task of its job. If it is stopped, it requests a requeue.
 #
 # The driver sends the journals to MLflow, so that nodes need no network and one process writes.
 #
-# Checkpoints and journal lie in the run's work folder. They are no outputs: Snakemake deletes
-# outputs before a job, and an interrupted run has to go on from them.
+# Checkpoints and journal are in the run's work folder and are not declared as outputs: Snakemake
+# deletes declared outputs before a job starts, and a run resumes from these files.
 
 
 rule pretrain:

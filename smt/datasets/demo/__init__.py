@@ -1,1 +1,1 @@
-"""The demo's data sets, drawn from images that packages ship."""
+"""The demo's data sets, made of images that packages ship."""

@@ -163,11 +163,11 @@ def digit_pairs(split: str, per_class: int) -> Images:
 def sample_pairs(split: str, per_class: int) -> Iterator[tuple[int, int, int]]:
     """Yield class, number of the left digit and number of the right, in the split's own images.
 
-    Drawn by a fixed seed; no digit stands twice on the same side of the same class.
+    Sampled with a fixed seed; no digit is twice on the same side of the same class.
     """
     images = mnist()[split].shape[1]
     for label in range(100):
-        # A frozen stream: NumPy promises not to change what this class draws.
+        # NumPy guarantees that the stream of RandomState never changes.
         rng = np.random.RandomState([22, images, label])
         left, right = (rng.permutation(images)[:per_class].tolist() for _ in range(2))
         for first, second in zip(left, right, strict=True):

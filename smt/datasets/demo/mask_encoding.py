@@ -52,11 +52,11 @@ def _edges(mask: np.ndarray) -> dict[_Point, list[_Point]]:
     after: dict[_Point, list[_Point]] = {}
     padded = np.pad(mask, 1)
     down, along = np.diff(padded.astype(np.int8), axis=0), np.diff(padded.astype(np.int8), axis=1)
-    for y, x in zip(*(each.tolist() for each in np.nonzero(down)), strict=True):
+    for y, x in zip(*(axis.tolist() for axis in np.nonzero(down)), strict=True):
         # Below the edge lies the mask: to the right of who goes to the right.
         start, way = ((x - 1, y), (1, 0)) if down[y, x] > 0 else ((x, y), (-1, 0))
         after.setdefault(start, []).append(way)
-    for y, x in zip(*(each.tolist() for each in np.nonzero(along)), strict=True):
+    for y, x in zip(*(axis.tolist() for axis in np.nonzero(along)), strict=True):
         start, way = ((x, y), (0, -1)) if along[y, x] > 0 else ((x, y - 1), (0, 1))
         after.setdefault(start, []).append(way)
     return after

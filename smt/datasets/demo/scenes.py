@@ -82,7 +82,7 @@ class Scene:
 
 def scene(split: str, number: int, digits: np.ndarray) -> Scene:
     """Return a scene of digits (10, n, 28, 28), uint8, white on black; always the same one."""
-    # A frozen stream: NumPy promises not to change what this class draws.
+    # NumPy guarantees that the stream of RandomState never changes.
     rng = np.random.RandomState([128, _SPLITS.index(split), number])
     pixels = _background(rng)
     if number % _PERIOD == _PERIOD - 1:
@@ -94,10 +94,10 @@ def scene(split: str, number: int, digits: np.ndarray) -> Scene:
     for _ in range(rng.randint(1, _MAX_DIGITS + 1)):
         new = _place_digit(rng, digits, objects)
         if new is not None:
-            objects = [each.occluded_by(new.mask) for each in objects] + [new]
+            objects = [placed.occluded_by(new.mask) for placed in objects] + [new]
             _paint(rng, pixels, new.mask)
     return Scene(
-        pixels, tuple(SceneObject(each.digit, each.mask, each.is_crowd) for each in objects)
+        pixels, tuple(SceneObject(placed.digit, placed.mask, placed.is_crowd) for placed in objects)
     )
 
 
@@ -130,11 +130,13 @@ def _place_digit(
         for _ in range(_PLACEMENTS if objects else 1)
     ]
     placements = [
-        mask for mask in masks if all(each.occluded_by(mask).is_visible for each in objects)
+        mask for mask in masks if all(placed.occluded_by(mask).is_visible for placed in objects)
     ]
     if not placements:
         return None
-    best = min(placements, key=lambda mask: sum(int((each.mask & mask).sum()) for each in objects))
+    best = min(
+        placements, key=lambda mask: sum(int((placed.mask & mask).sum()) for placed in objects)
+    )
     return _PlacedDigit(digit, best, int(best.sum()))
 
 
@@ -238,7 +240,7 @@ def is_scene_file(root: Path, name: str) -> bool:
     """Whether a file `name` below `root` is one of scenes, of whatever number of them."""
     if _NAMES.fullmatch(name):
         return True
-    starts = {CLASS_NAMES: _TABLE, **{scan.annotation_file(each): _INFO for each in _SPLITS}}
+    starts = {CLASS_NAMES: _TABLE, **{scan.annotation_file(split): _INFO for split in _SPLITS}}
     if name not in starts:
         return False
     with (root / name).open("rb") as file:

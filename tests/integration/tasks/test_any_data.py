@@ -318,7 +318,7 @@ def check_coco(folder, found):
         try:
             task, metrics = train_and_evaluate(project, layout, experiment)
         except DataError as error:
-            assert "and this head draws masks" in str(error) and "mask_rcnn" in spec.head
+            assert "and this head predicts masks" in str(error) and "mask_rcnn" in spec.head
             continue
         split, kinds = task._val, task._kinds
         outputs = layout.evaluation_outputs(Run(experiment=experiment, seed=0))

@@ -305,7 +305,7 @@ def test_other_code_is_refused_with_what_has_changed_unless_allowed(own_code):
     before = [path.name for path in checkpoint.names(work_dir(project) / "checkpoints")]
     done = smt(project, "train", RUN, check=False, env=env)
     assert done.returncode == 4
-    one_line(done, "smt/engine/optim.py has changed", "put the code back", "--allow-change")
+    one_line(done, "smt/engine/optim.py has changed", "restore that code", "--allow-change")
     assert [path.name for path in checkpoint.names(work_dir(project) / "checkpoints")] == before
     smt(project, "train", RUN, "--allow-change", env=env)
     expected = ["smt/engine/optim.py has changed"]
@@ -350,7 +350,7 @@ def test_other_params_are_refused_with_the_difference_and_putting_them_back_goes
     edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=3e-3))
     done = smt(stopped, "train", RUN, check=False)
     assert done.returncode == 4
-    one_line(done, "half done, at step", "recipe.optimizer.lr 0.002 -> 0.003", "--allow-change")
+    one_line(done, "unfinished, at step", "recipe.optimizer.lr 0.002 -> 0.003", "--allow-change")
     assert (run_dir(stopped) / first.name / "checkpoints").is_dir()
     edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=2e-3))
     smt(stopped, "train", RUN)
@@ -373,14 +373,16 @@ def test_data_that_were_mended_meanwhile_are_told_of_and_not_finished_under_thei
     smt(stopped, "data", "manifest", "imagenet1k", "--scale", "demo")
     done = smt(stopped, "train", RUN, check=False)
     assert done.returncode == 4
-    one_line(done, "half done, at step", f"with other params: data {digest[:12]} -> ")
+    one_line(done, "unfinished, at step", f"with other params: data {digest[:12]} -> ")
 
 
 def test_with_leave_a_run_begins_anew_with_other_params_and_that_is_recorded(stopped):
     first = work_dir(stopped)
     edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=3e-3))
     done = smt(stopped, "train", RUN, env={"SMT_ALLOW_CHANGE": "1"})
-    assert f"begins anew; results/demo/runs/{RUN}/seed0/{first.name} stays as it was" in done.stderr
+    assert (
+        f"starts again; results/demo/runs/{RUN}/seed0/{first.name} stays as it was" in done.stderr
+    )
     given_up = json.loads((first / "provenance.json").read_text())["given_up"]
     assert given_up["for"] == metrics(stopped)["fingerprint"]
     assert len(list((first / "checkpoints").iterdir())) >= 1

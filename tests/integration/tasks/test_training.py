@@ -75,7 +75,7 @@ def test_stopped_and_killed_it_goes_on_to_the_same_bytes(small_project, undistur
         for number, step in ((signal.SIGTERM, 4), (signal.SIGKILL, 13), (signal.SIGUSR2, 17))
     ]
     assert codes == [75, -signal.SIGKILL, 75]
-    assert "goes on after step" in smt(small_project, "train", RUN).stderr
+    assert "resumes after step" in smt(small_project, "train", RUN).stderr
     assert outcome(small_project) == undisturbed
     attempts = provenance(small_project)["attempts"]
     steps = [attempt["resumed_at_step"] for attempt in attempts]

@@ -275,10 +275,10 @@ def test_a_split_without_an_object_of_use_is_refused(coco, split):
         entry["iscrowd"] = 1
     annotations[0].update(iscrowd=0, bbox=[1, 1, 0, 5])
     message = coco.refusal()
-    assert f"{coco.file(split)} has no object of use: of {len(annotations)} annotations" in message
+    assert f"{coco.file(split)} has no usable object: of {len(annotations)} annotations" in message
     assert f"{len(annotations) - 1} crowds, 0 ignored, 1 without area" in message
     getattr(coco, split)["annotations"] = []
-    assert "has no object of use: of 0 annotations" in coco.refusal()
+    assert "has no usable object: of 0 annotations" in coco.refusal()
 
 
 def test_a_large_share_that_is_left_out_is_warned_of_by_reason(coco, capsys):
@@ -290,7 +290,7 @@ def test_a_large_share_that_is_left_out_is_warned_of_by_reason(coco, capsys):
     crowds, area, mask = capsys.readouterr().err.splitlines()
     assert crowds == f"{said} are crowds (iscrowd: 1), and not trained on"
     assert area.startswith(f"{said} have no area inside their image, and are not trained on: ")
-    assert mask.startswith(f"{said} have no mask: heads that draw masks need one, ")
+    assert mask.startswith(f"{said} have no mask: heads that predict masks need one, ")
 
 
 def test_boxes_in_fractions_of_the_image_are_refused(coco):
@@ -329,7 +329,7 @@ def test_a_wrong_annotation_is_refused_and_named(coco):
     for change, complaint in (
         ({"image_id": 31}, "annotation 2 has image_id 31, which is none of its images (1 such)"),
         ({"category_id": 4}, "annotation 2 has category_id 4, which is none of its categories"),
-        ({"id": 1}, "annotation id 1 stands twice"),
+        ({"id": 1}, "annotation id 1 is given twice"),
         ({"id": 2.5}, "annotation 2.5 (byte "),
         ({"iscrowd": 2}, "annotation 2: iscrowd is 2; valid: 0 or 1"),
         ({"image_id": "20"}, "is wrong: its image_id is '20'; valid: "),
@@ -337,15 +337,15 @@ def test_a_wrong_annotation_is_refused_and_named(coco):
         ({"bbox": ["1", 2, 3, 4]}, "is wrong: its bbox is ['1', 2, 3, 4]; valid: "),
         ({"area": None}, "is wrong: its area is None; valid: "),
         ({"segmentation": other}, "2 of image 20 has a mask of 48 x 60 pixels; valid: 60 x 48"),
-        ({"segmentation": short}, "its runs make 120 pixels, not the 60 x 48 of its size"),
-        ({"segmentation": {**short, "counts": [-1, 2881]}}, "its runs make 2880 pixels, not"),
-        ({"segmentation": {**short, "counts": "~~"}}, "its runs are not {size:"),
-        ({"segmentation": {**short, "counts": "o"}}, "its runs are not {size:"),
-        ({"segmentation": {"counts": [2880]}}, "its runs are not {size:"),
-        ({"segmentation": "drawn"}, "its segmentation is neither polygons nor runs"),
-        ({"segmentation": {**short, "counts": [100.0, 2780]}}, "not whole numbers"),
-        ({"segmentation": {"size": [60.0, 48], "counts": [2880]}}, "not whole numbers"),
-        ({"segmentation": [{"size": [60, 48], "counts": [2880]}]}, "its runs stand in a list"),
+        ({"segmentation": short}, "its RLE covers 120 pixels, not the 60 x 48 of its size"),
+        ({"segmentation": {**short, "counts": [-1, 2881]}}, "its RLE covers 2880 pixels, not"),
+        ({"segmentation": {**short, "counts": "~~"}}, "its RLE is not {size:"),
+        ({"segmentation": {**short, "counts": "o"}}, "its RLE is not {size:"),
+        ({"segmentation": {"counts": [2880]}}, "its RLE is not {size:"),
+        ({"segmentation": "drawn"}, "its segmentation is neither polygons nor RLE"),
+        ({"segmentation": {**short, "counts": [100.0, 2780]}}, "are not integers"),
+        ({"segmentation": {"size": [60.0, 48], "counts": [2880]}}, "are not integers"),
+        ({"segmentation": [{"size": [60, 48], "counts": [2880]}]}, "its RLE is in a list"),
         ({"segmentation": [[1, 1, 5, 1, 5, "5"]]}, "a polygon of it is a list of texts"),
         ({"segmentation": [[[1, 1], [5, 1], [5, 5]]]}, "a polygon of it is a list of lists"),
         ({"segmentation": [[1, 1], [5, 1], [5, 5]]}, "its corners are pairs"),
@@ -358,7 +358,7 @@ def test_a_wrong_annotation_is_refused_and_named(coco):
         of_annotation(**change)(coco)
         message = coco.refusal()
         assert f"{coco.file('train')}: annotation" in message and complaint in message
-        assert "; valid: " in message or "may stand once" in message
+        assert "; valid: " in message or "must be unique" in message
         coco.train["annotations"][1] = before
 
 
@@ -372,7 +372,7 @@ def test_an_annotation_without_a_key_is_refused(coco, key):
 
 def test_wrong_images_and_categories_are_refused_and_named(coco):
     for where, change, complaint in (
-        ("images", {"id": 30}, "image id 30 stands twice"),
+        ("images", {"id": 30}, "image id 30 is given twice"),
         ("images", {"id": 2**70}, f"image {2**70} has no valid id, but"),
         ("images", {"id": True}, "image True has no valid id, but True; valid: a whole number"),
         ("images", {"height": "36"}, "image 10 has no valid height, but '36'; valid: a whole"),
@@ -380,8 +380,8 @@ def test_wrong_images_and_categories_are_refused_and_named(coco):
         ("images", {"file_name": "../x.jpg"}, "image 10 is in file '../x.jpg'; valid: a name in"),
         ("images", {"file_name": "a\nb.jpg"}, "image 10 has no valid file_name"),
         ("images", {"file_name": f"{30:012d}.jpg"}, "file name of an image '000000000030.jpg' sta"),
-        ("categories", {"id": 7}, "category id 7 stands twice"),
-        ("categories", {"name": "café"}, "category name 'café' stands twice"),
+        ("categories", {"id": 7}, "category id 7 is given twice"),
+        ("categories", {"name": "café"}, "category name 'café' is given twice"),
         ("categories", {"name": None}, "category 3 has no valid name, but None; valid: one line"),
     ):
         before = dict(coco.train[where][1])
@@ -393,7 +393,7 @@ def test_wrong_images_and_categories_are_refused_and_named(coco):
         assert f"{coco.file('train')} has no '{key}'" in coco.refusal()
         coco.train[key] = before
     coco.train["images"] = {"id": 3}
-    assert "its image entries are no list" in coco.refusal()
+    assert "its image entries are not a list" in coco.refusal()
 
 
 def test_annotations_and_images_have_to_fit(coco):
@@ -464,16 +464,18 @@ def test_a_file_that_is_cut_off_is_refused_with_the_byte(coco):
         assert f" of {length})" in message or "file of 0 bytes" in message
         assert str(coco.file("train")) in message
     coco.file("train").write_bytes(b"\xef\xbb\xbf" + whole)
-    assert "a byte order mark (BOM) stands before it" in coco.refusal(write=False)
+    assert "a byte order mark (BOM)" in coco.refusal(write=False)
     coco.file("train").write_bytes(whole[:200] + b"\xff" + whole[201:])
-    assert f"is not whole (no UTF-8 at byte 200 of {len(whole)})" in coco.refusal(write=False)
+    assert f"is truncated or not JSON (invalid UTF-8 at byte 200 of {len(whole)})" in coco.refusal(
+        write=False
+    )
     for text, complaint in (
         (b"[]", "'{' expected at byte 0 of 2"),
-        (b'{"images": [], "images": []}', "'images' is no key, or stands twice, at byte 23"),
+        (b'{"images": [], "images": []}', "'images' is not a key, or is given twice, at byte 23"),
         (b'{"images": []} {', "more than one value at byte 15 of 16"),
         (b'{"annotations": [, ]}', "Expecting value at byte 17 of 21"),
         (b'{"annotations": 3}', "'[' expected at byte 16 of 18"),
-        (b'{"images": ' + b"[" * 100_000, "brackets within brackets"),
+        (b'{"images": ' + b"[" * 100_000, "too deeply nested brackets"),
     ):
         coco.file("train").write_bytes(text)
         assert complaint in coco.refusal(write=False)
@@ -562,7 +564,7 @@ def test_half_copied_images_are_refused_by_their_number(coco):
     project = coco.project
     (coco.root / "train2017" / "000000000020.jpg").unlink()
     with pytest.raises(
-        DataError, match="train2017 has 4 of 5 images, so it is not copied whole"
+        DataError, match="train2017 has 4 of 5 images, so the copy is incomplete"
     ) as e:
         manifest.write(project, coco.layout, "tiny")
     assert "ROOT/train2017/IMAGE and ROOT/annotations/instances_train2017.json and" in str(e.value)

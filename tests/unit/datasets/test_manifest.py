@@ -132,7 +132,10 @@ def test_one_of_training_is_for_its_recipe_to_stop_at(root, layout):
 def test_files_that_are_taken_for_none_are_named_where_images_are_missing(root, layout):
     (root / "train" / "c1" / "001.JPEG").rename(root / "train" / "c1" / "001.bmp")
     message = refusal(root, layout)
-    assert f"{root}/train has 11 of 12 images, and 1 files that are taken for none" in message
+    assert (
+        f"{root}/train has 11 of 12 images, and 1 files that are no images by their names"
+        in message
+    )
     assert "such as train/c1/001.bmp (valid: .jpeg, .jpg, .png)" in message
 
 
@@ -256,7 +259,7 @@ def test_a_class_map_gives_its_rows_whatever_its_spacing(layout):
         ([*range(9), 100], "line 10 is '100'; valid: a class number of 0 to 99"),
         ([*range(9), -1], "line 10 is '-1'; valid"),
         ([*range(9), "n01440764"], "line 10 is 'n01440764'; valid"),
-        ([*range(9), 4], r"line 10 gives source class 4 again \(first in line 5\)"),
+        ([*range(9), 4], r"line 10 repeats source class 4 of line 5"),
     ],
 )
 def test_a_wrong_class_map_is_refused(layout, lines, complaint):

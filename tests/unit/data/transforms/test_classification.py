@@ -13,7 +13,7 @@ from smt.data.classification import TrainLoader
 from smt.data.rng import reseed, seeded
 from smt.data.sampler import epoch_order
 from smt.data.transforms.classification import Mix, TrainTransform
-from smt.data.transforms.evaluation import EvalTransform
+from smt.data.transforms.classification_eval import EvalTransform
 from tests.helpers import ROOT
 from tests.helpers.imagefolders import open_folder, recipe_of, write_images
 
