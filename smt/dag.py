@@ -328,7 +328,9 @@ class Plan:
             "reported": project.reported.model_dump(mode="json"),
         }
         if table in FIXED:
-            content["findings"] = [each.model_dump(mode="json") for each in project.findings]
+            content["discrepancies"] = [
+                each.model_dump(mode="json") for each in project.discrepancies
+            ]
             content["models"] = self.sizes_content()
         else:
             content["table"] = project.tables[table].model_dump(mode="json")

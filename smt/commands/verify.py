@@ -73,7 +73,7 @@ def _compare(audit: Audit, run: Run, metrics: dict[str, float], *, exact: bool) 
     for name, value in metrics.items():
         said = audit.derived[run].metrics.get(name, float("nan"))
         agrees = same(said, value) or abs(said - value) <= (
-            0.0 if exact else METRICS[name].agreement
+            0.0 if exact else METRICS[name].tolerance
         )
         where = f"{audit.derived[run].source}: {name}"
         ledger.expect(AGAIN, where, said, said if agrees else value, f"{path}, evaluated again")

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from smt.config.cluster import Cluster
 from smt.config.consistency import Checker
 from smt.config.project import Project, Scale
-from smt.config.published import Finding, Reported
+from smt.config.published import Discrepancy, Reported
 from smt.config.sections import RECIPES, SECTIONS
 from smt.config.trajectory import Trajectory
 from smt.config.yaml import KeyPath, YamlFile
@@ -58,9 +58,9 @@ def load_project(params: Path, scale: str) -> Project:
         recipes=_joined(files, {name: sections.pop(name) for name in RECIPES.values()}),
         reported=_validate(Reported, files["reported"].data, [(files["reported"], ())]),
         **sections,
-        findings=tuple(
-            _validate(Finding, finding, [(drift, ("findings", index))])
-            for index, finding in enumerate(drift.data.get("findings", ()))
+        discrepancies=tuple(
+            _validate(Discrepancy, discrepancy, [(drift, ("discrepancies", index))])
+            for index, discrepancy in enumerate(drift.data.get("discrepancies", ()))
         ),
         cluster=_validate(Cluster, cluster.data, [(cluster, ())]),
         trajectory=_validate(Trajectory, trajectory.data, [(trajectory, ())]),

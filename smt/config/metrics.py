@@ -1,4 +1,4 @@
-"""What is measured of a model: how tables call it, and how far two measurements may differ."""
+"""What is measured of a model: its names, and how far two measurements of it may differ."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Metric:
     """In a sentence."""
     decimals: int
     """That are printed."""
-    agreement: float
+    tolerance: float
     """Largest difference between two evaluations of one file of weights.
 
     They are equal on the machine that trained; another one adds in another order, which can turn an
@@ -22,7 +22,7 @@ class Metric:
     percent: bool = True
     """Whether its distances can share an axis with those of others."""
 
-    def said(self, value: float) -> str:
+    def format(self, value: float) -> str:
         """Return its name and a value, as in `top-1 82.20`."""
         return f"{self.name} {value:.{self.decimals}f}"
 

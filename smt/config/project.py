@@ -12,7 +12,7 @@ from smt.config.experiments import Experiment, Run, Seeds, system_name
 from smt.config.heads import Detector, TwoStage, UPerNet
 from smt.config.metrics import MEASURED, METRICS
 from smt.config.models import Model
-from smt.config.published import Finding, Reported, ReportedValue, Table
+from smt.config.published import Discrepancy, Reported, ReportedValue, Table
 from smt.config.recipes import ClassificationRecipe, DownstreamRecipe, PolySchedule, Recipe
 from smt.config.trajectory import Trajectory
 from smt.config.types import Name, Positive, PositiveFloat, Strict
@@ -91,7 +91,7 @@ class Project(Strict):
     experiments: dict[Name, Experiment]
     reported: Reported
     tables: dict[Name, Table]
-    findings: tuple[Finding, ...]
+    discrepancies: tuple[Discrepancy, ...]
     cluster: Cluster
     trajectory: Trajectory
 

@@ -37,7 +37,7 @@ class Reported(Strict):
     """By head and model, as in `mask_rcnn.smt_small`."""
 
 
-class Finding(Strict):
+class Discrepancy(Strict):
     """A place where the paper, the release and this project do not agree."""
 
     subject: str

@@ -81,7 +81,7 @@ def _curve_key(index: int, curve: Curve) -> Key:
     line = element("line", x1=0, y1=5, x2=26, y2=5, class_=f"curve {colour}", stroke_dasharray=dash)
     swatch = element("svg", line, viewBox="0 0 26 10", class_="swatch", aria_hidden="true")
     seeds = {0: "pending", 1: "1 seed"}.get(curve.seeds, f"{curve.seeds} seeds, ± 1 std")
-    last = [f", {METRICS[curve.metric].said(score)}" for score in curve.score.mean[-1:]]
+    last = [f", {METRICS[curve.metric].format(score)}" for score in curve.score.mean[-1:]]
     apart = f"; {len(curve.apart)} not done, thin" if curve.apart else ""
     return Key(swatch, curve.label, "".join((seeds, *last, apart)))
 

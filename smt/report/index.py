@@ -111,7 +111,7 @@ class Overview:
     def _row(self, run: RunResult) -> tuple[Cell, ...]:
         tags = run.remote.tags if run.remote else {}
         name, seconds = headline(run.metrics), run.metrics.get("wall_seconds")
-        result = "" if name is None else METRICS[name].said(run.metrics[name])
+        result = "" if name is None else METRICS[name].format(run.metrics[name])
         known = run.fingerprint or ""
         return (
             Cell.of(str(run.run)),

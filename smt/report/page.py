@@ -57,7 +57,7 @@ class Report:
         """Work it out.
 
         Raises:
-            UserError: MLflow does not answer, or a finding names an unknown size.
+            UserError: MLflow does not answer, or a discrepancy names an unknown size.
         """
         self.results, self.layout = results, layout
         project = self.project = results.project

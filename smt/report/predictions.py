@@ -62,7 +62,7 @@ def _caption(project: Project, names: dict[str, str], run: RunResult) -> str:
     if len(project.seeds(experiment)) > 1:
         name += f", seed {run.run.seed}"
     metric = headline(run.metrics)
-    return f"{name}: {METRICS[metric].said(run.metrics[metric])}" if metric else name
+    return f"{name}: {METRICS[metric].format(run.metrics[metric])}" if metric else name
 
 
 def _picture(layout: Layout, run: RunResult, caption: str) -> Picture:

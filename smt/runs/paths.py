@@ -130,7 +130,7 @@ class Layout:
         return self.root / "index"
 
     @property
-    def printed(self) -> tuple[Path, ...]:
+    def derived_outputs(self) -> tuple[Path, ...]:
         """Everything that is made of finished runs, and the receipt that says where they are."""
         return (
             self.tables, self.figures, self.report, self.sizes, self.root / "sync",

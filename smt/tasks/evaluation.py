@@ -83,7 +83,7 @@ def _evaluate(
         metrics = task.evaluate()
     said, path = read_json(layout.metrics(run)), layout.weights(run)
     for name, value in metrics.items():
-        if abs(value - said["metrics"][name]) > METRICS[name].agreement:
+        if abs(value - said["metrics"][name]) > METRICS[name].tolerance:
             raise TrainingError(
                 f"{path} gives {name} {value:.4f}, but {layout.metrics(run)} says "
                 f"{said['metrics'][name]:.4f}; {_remedy(layout, run)} after moving the run's "

@@ -182,7 +182,7 @@ class Lineage:
             return  # what is wrong with the journal has been said
         if best is not None and best.evaluations > 1:
             yield Node(
-                f"best epoch: {METRICS[headline].said(best.metrics[headline])} at epoch "
+                f"best epoch: {METRICS[headline].format(best.metrics[headline])} at epoch "
                 f"{best.epoch}, of {best.evaluations} evaluations: {work_dir / JOURNAL}, line "
                 f"{best.line}"
             )

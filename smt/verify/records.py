@@ -318,7 +318,7 @@ class RunAudit:
         attempts = self.provenance.get("attempts") or [{}]
         exact = said.get("environment") == attempts[-1].get("environment", NOTHING)
         for name in sorted(set(final) & set(METRICS)):
-            value, allowed = ours.get(name), 0.0 if exact else METRICS[name].agreement
+            value, allowed = ours.get(name), 0.0 if exact else METRICS[name].tolerance
             agrees = value is not None and (
                 same(value, final[name]) or abs(value - final[name]) <= allowed
             )

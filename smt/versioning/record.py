@@ -135,7 +135,9 @@ def record(project: Project, layout: Layout) -> tuple[int, bool, bool]:
     require_repository(layout)
     rewritten = write_stages(project, layout)
     done = done_runs(project, layout)
-    complete = len(done) == len(project.runs) and all(each.exists() for each in layout.printed)
+    complete = len(done) == len(project.runs) and all(
+        each.exists() for each in layout.derived_outputs
+    )
     for run in done:
         keep(layout, run)
     write_index(project, layout, done)

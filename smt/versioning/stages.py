@@ -94,7 +94,7 @@ def _stages(project: Project, layout: Layout) -> dict[str, Any]:
             "desc": "Tables, figures and the report, as the DAG has made them",
             "cmd": f"smt dvc make {TABLES} --scale {scale}",
             "deps": [str(layout.index), *finals],
-            "outs": _kept(*map(str, layout.printed)),
+            "outs": _kept(*map(str, layout.derived_outputs)),
         },
     }
 

@@ -112,13 +112,13 @@ def test_it_says_what_is_not_done_and_why(parts):
     assert "ablation_heads_2, seeds 0, 1, 2" in words
 
 
-def test_it_has_every_table_finding_and_figure(parts):
+def test_it_has_every_table_discrepancy_and_figure(parts):
     made = report(parts)
     words = Page(made.html()).words
     for table in parts.project.tables.values():
         assert table.caption in words
-    for finding in parts.project.findings:
-        assert " ".join(finding.subject.split()) in words
+    for discrepancy in parts.project.discrepancies:
+        assert " ".join(discrepancy.subject.split()) in words
     titles = figures.titles(parts.project)
     assert {each.title for each in (*made.curves, made.accuracy, made.agreement)} == set(
         titles.values()

@@ -174,4 +174,4 @@ def _result(metrics: Path) -> str:
     """Return the number that a finished run is known by, or nothing where it has none."""
     measured = json.loads(metrics.read_text())["metrics"]
     name = headline(measured)
-    return "" if name is None else METRICS[name].said(measured[name])
+    return "" if name is None else METRICS[name].format(measured[name])
