@@ -9,8 +9,7 @@ from smt.config.project import Project
 from smt.config.published import Row, Table
 from smt.report.collect import Results
 from smt.report.format import plus_minus
-from smt.report.result import MetricResult
-from smt.report.tables import ResultTable
+from smt.report.metric_result import MetricResult, metric_result
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,9 @@ def agreements(results: Results) -> list[Agreement]:
     """
     found: dict[tuple[str, str], Agreement] = {}
     for name, table in results.project.tables.items():
-        built = ResultTable(name, results)
         for row in table.rows:
             for metric in table.metrics:
-                result = built.result(row.experiment, metric)
+                result = metric_result(results, row.experiment, metric, name)
                 reported = result.reported
                 if reported and not reported.derived_for and METRICS[metric].percent:
                     label = f"{_place(results.project, table, row)}, {METRICS[metric].name}"

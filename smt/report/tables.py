@@ -7,8 +7,8 @@ from smt.config.published import ReportedValue, Row, Table
 from smt.report.collect import Results, RunResult
 from smt.report.format import exact, joined, plus_minus, signed, source_mark, source_notes
 from smt.report.grid import Cell, Column, Grid, Span
+from smt.report.metric_result import MetricResult, has_best, metric_result, reported_kind
 from smt.report.noise import noise
-from smt.report.result import MetricResult, best_of, has_best
 from smt.report.sizes import Sizes
 from smt.report.verdict import (
     INTERVAL_TITLE,
@@ -16,8 +16,6 @@ from smt.report.verdict import (
     REPRODUCED,
     best_epoch,
     delta,
-    judge,
-    summarise,
 )
 
 SIZES = ("params_m", "gmacs")
@@ -105,19 +103,7 @@ class ResultTable:
 
     def result(self, experiment: str, metric: str) -> MetricResult:
         """Return what was reported of an experiment, what came out, and the verdict."""
-        runs = self.results.of(experiment)
-        summary = summarise([run.metrics[metric] for run in runs if metric in run.metrics])
-        reported = self.reported(experiment, metric)
-        spread = self.results.spread(experiment, metric) if self.comparable else None
-        verdict = judge(
-            summary,
-            reported.value if reported else None,
-            spread,
-            tolerance=self.table.tolerance,
-            comparable=self.comparable,
-        )
-        best = best_of(runs, metric) if has_best(metric) else ()
-        return MetricResult(experiment, metric, reported, summary, spread, verdict, best)
+        return metric_result(self.results, experiment, metric, self.name)
 
     def _gains(self, row: Row, metric: str) -> tuple[float | None, float | None]:
         """Return the reported and the reproduced gain over the table's baseline."""
@@ -296,7 +282,7 @@ class ResultTable:
         summary, reported = result.summary, result.reported
         record = {
             f"{metric}_reported": exact(reported.value if reported else None),
-            f"{metric}_reported_kind": _kind(reported),
+            f"{metric}_reported_kind": reported_kind(reported),
             f"{metric}_source": reported.source if reported else "",
             f"{metric}_mean": exact(summary.mean if summary else None),
             f"{metric}_std": exact(summary.std if summary else None),
@@ -338,13 +324,6 @@ def _interval_cell(result: MetricResult) -> Cell:
         return Cell.of("unknown")
     mark = " *" if result.is_of_others else ""
     return Cell.of(f"± {result.interval:.{METRICS[result.metric].decimals}f}{mark}")
-
-
-def _kind(reported: ReportedValue | None) -> str:
-    """Return whether a number is printed by its source or was worked out from it."""
-    if reported is None:
-        return ""
-    return "derived" if reported.derived_for else "published"
 
 
 def _count(number: int | None, unit: float) -> Cell:
