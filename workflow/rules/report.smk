@@ -89,7 +89,7 @@ rule index:
         "smt tables index --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
-rule figures:
+rule plot:
     input:
         lambda w: plan(w.scale).figure_inputs(),
     output:
