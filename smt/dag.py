@@ -303,14 +303,14 @@ class Plan:
         return [option for name in names for option in ("--experiment", name)]
 
     def figure_inputs(self) -> list[str]:
-        """Return what the figures are drawn from."""
+        """Return what the figures are made from."""
         return [str(self.layout.sizes), self.synced(EVERYTHING)]
 
     def report_inputs(self) -> list[str]:
         """Return what the report is made from, and the files that it leads to."""
-        drawn = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
-        drawn += [str(self.layout.samples(run)) for run in self.runs(self.with_head(True))]
-        made = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *drawn]
+        images = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
+        images += [str(self.layout.samples(run)) for run in self.runs(self.with_head(True))]
+        made = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *images]
         return list(dict.fromkeys(made))
 
     def report_content(self) -> str:

@@ -9,15 +9,15 @@ from smt.commands.common import load, scale_option
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @scale_option
 def command(names: tuple[str, ...], scale: str) -> None:
-    """Draw the figures NAME as SVG and PNG; all by default, from what MLflow has."""
+    """Plot the figures NAME as SVG and PNG; all by default, from what MLflow has."""
     from smt.errors import UserError, suggest
     from smt.report.collect import collect
-    from smt.report.drawing import draw
     from smt.report.figures import titles
+    from smt.report.plots import save_all
 
     project, layout = load(scale)
     for name in names:
         if name not in titles(project):
             raise UserError(f"no figure {name!r}; {suggest(name, titles(project))}")
-    paths = draw(collect(project, layout), layout, names)
+    paths = save_all(collect(project, layout), layout, names)
     click.echo(f"{len(paths)} files in {layout.figures}")

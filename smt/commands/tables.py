@@ -1,26 +1,62 @@
 """`smt tables`: the paper's tables from what MLflow has, without torch."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from smt.commands.common import load, scale_option
 
+if TYPE_CHECKING:
+    from smt.report.collect import Results
+    from smt.runs.paths import Layout
+
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--frame",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a row each run and metric to FILE (.csv or .parquet) instead, for a notebook.",
+)
 @scale_option
-def command(names: tuple[str, ...], scale: str) -> None:
+def command(names: tuple[str, ...], frame: Path | None, scale: str) -> None:
     """Make the tables NAME of params/tables.yaml, sizes or drift; all by default.
 
     Each as Markdown, CSV, LaTeX and HTML, and a page that leads to them (index: this alone).
     Runs that are not done show as what they are: pending, running, failed (and why), or stale.
     """
+    from smt.errors import UserError
     from smt.report import build
     from smt.report.collect import collect
-    from smt.report.index import stated
+    from smt.report.results import require_frame_suffix
 
     project, layout = load(scale)
     build.require_names(names, project)
-    results = collect(project, layout)
+    if frame is None:
+        return _write_tables(collect(project, layout), layout, names)
+    require_frame_suffix(frame)
+    for name in names:
+        if name not in project.tables:
+            raise UserError(f"--frame: no run is behind {name}; valid: {', '.join(project.tables)}")
+    _write_frame(collect(project, layout), names, frame)
+
+
+def _write_frame(results: "Results", names: Sequence[str], path: Path) -> None:
+    from smt.report.results import frame, write_frame
+
+    data = frame(results, names)
+    write_frame(data, path)
+    click.echo(f"{path}: {len(data)} rows, a row each run and metric")
+
+
+def _write_tables(results: "Results", layout: "Layout", names: Sequence[str]) -> None:
+    from smt.report import build
+    from smt.report.index import stated
+
+    project = results.project
     paths = build.build(results, layout, names)
     chosen = [name for name in names or build.table_names(project) if name != build.INDEX]
     width = max((len(name) for name in chosen), default=0)

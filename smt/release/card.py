@@ -8,8 +8,8 @@ import yaml
 
 from smt.config.metrics import METRICS
 from smt.release.choose import Item
+from smt.report.format import signed
 from smt.report.render import markdown_text
-from smt.report.tables import signed
 from smt.report.verdict import INTERVAL, INTERVAL_TITLE, delta, explain_verdict, judge
 
 UNDECIDED = "unknown"

@@ -8,8 +8,8 @@ from smt.config.metrics import METRICS
 from smt.config.project import Project
 from smt.config.published import Row, Table
 from smt.report.collect import Results
-from smt.report.result import MetricResult
-from smt.report.tables import ResultTable
+from smt.report.format import plus_minus
+from smt.report.metric_result import MetricResult, metric_result
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Agreement:
     tolerance: float
     kind: str
     """The verdict, or the state of a run that has none, as a word for style sheets."""
-    said: str
+    text: str
     """The numbers and the verdict in a phrase."""
 
 
@@ -38,10 +38,9 @@ def agreements(results: Results) -> list[Agreement]:
     """
     found: dict[tuple[str, str], Agreement] = {}
     for name, table in results.project.tables.items():
-        built = ResultTable(name, results)
         for row in table.rows:
             for metric in table.metrics:
-                result = built.result(row.experiment, metric)
+                result = metric_result(results, row.experiment, metric, name)
                 reported = result.reported
                 if reported and not reported.derived_for and METRICS[metric].percent:
                     label = f"{_place(results.project, table, row)}, {METRICS[metric].name}"
@@ -73,12 +72,10 @@ def _agreement(
     reported, summary = result.reported.value, result.summary
     if summary is None:
         states = dict.fromkeys(run.state for run in results.of(experiment) if run.state != "done")
-        said = ", ".join(states) or "not measured"
+        text = f"{reported}: {', '.join(states) or 'not measured'}"
         kind = next(iter(states), "not-run")
-        return Agreement(label, reported, None, None, False, tolerance, kind, f"{reported}: {said}")
-    value = f"{summary.mean:.{METRICS[result.metric].decimals}f}"
-    if summary.std is not None:
-        value += f" ± {summary.std:.{METRICS[result.metric].decimals}f}"
+        return Agreement(label, reported, None, None, False, tolerance, kind, text)
+    value = plus_minus(summary.mean, summary.std, METRICS[result.metric].decimals)
     return Agreement(
         label,
         reported,
@@ -91,21 +88,23 @@ def _agreement(
     )
 
 
-ROOM = 4.0
-"""Tolerances to either side of 0 that a drawing shows at least, so that no band fills it."""
-LONGEST = 10.0
-"""Tolerances of an interval that a drawing makes room for: few degrees of freedom give long ones,
+_LEAST = 4.0
+"""Tolerances to either side of 0 that the axis shows at least, so that no band fills it."""
+_LONGEST = 10.0
+"""Tolerances of an interval that the axis makes room for: few degrees of freedom give long ones,
 which then end at its edge."""
 
 
-def reach(rows: Sequence[Agreement]) -> tuple[float, float]:
-    """Return from where to where a drawing of distances goes, in points."""
-    ends = [sign * ROOM * each.tolerance for each in rows for sign in (-1, 1)]
-    for each in rows:
-        if each.delta is not None:
-            room = min(each.interval or 0.0, LONGEST * each.tolerance)
-            ends += [each.delta - room, each.delta + room]
-    return min(ends), max(ends)
+def axis_range(rows: Sequence[Agreement]) -> tuple[float, float]:
+    """Return the limits of an axis of distances, in points."""
+    ends = [sign * _LEAST * row.tolerance for row in rows for sign in (-1, 1)]
+    for row in rows:
+        if row.delta is not None:
+            half = min(row.interval or 0.0, _LONGEST * row.tolerance)
+            ends += [row.delta - half, row.delta + half]
+    low, high = min(ends), max(ends)
+    margin = 0.08 * (high - low)
+    return low - margin, high + margin
 
 
 def verdicts(rows: list[Agreement]) -> dict[str, int]:

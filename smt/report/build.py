@@ -50,7 +50,7 @@ def build(results: Results, layout: Layout, names: Sequence[str] = ()) -> list[P
     """Write the named tables, or all, and the page that leads to them; return the files.
 
     Raises:
-        UserError: a finding that names an unknown size, or a folder that cannot be written.
+        UserError: a discrepancy that names an unknown size, or a folder that cannot be written.
     """
     paths = [
         path

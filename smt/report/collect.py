@@ -6,6 +6,7 @@ The numbers come from MLflow. Where a run's `metrics.json` is at hand it must sa
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal
 
 from smt.config import fingerprint
@@ -24,11 +25,9 @@ from smt.tracking import client as mlflow
 from smt.tracking.client import RemoteRun, Server
 
 State = Literal["done", "pending", "running", "failed", "stale"]
-WITNESSES = {
-    "eval": "the journal's last evaluation",
-    "evaluation": "the exported weights, evaluated on their own",
-}
-"""Metrics of MLflow that come to the final numbers by another way."""
+CROSS_CHECKED_METRICS = ("eval", "evaluation")
+"""Sections of MLflow's metrics that must agree with the final numbers: the journal's last
+evaluation, and the exported weights evaluated again."""
 
 STATES: tuple[State, ...] = ("done", "pending", "running", "failed", "stale")
 
@@ -242,7 +241,7 @@ class _Collector:
             raise UserError(
                 f"{path} is of the weights {weights}, {theirs} of {sent_weights}; {remedy}"
             )
-        for name, section in ((name, each) for each in WITNESSES for name in METRICS):
+        for section, name in product(CROSS_CHECKED_METRICS, METRICS):
             seen, value = remote.metrics.get(f"{section}/{name}"), final["metrics"].get(name)
             if (
                 seen is not None

@@ -18,12 +18,12 @@ and the like."""
 
 
 def drift_grid(project: Project, layout: Layout) -> Grid:
-    """Return the drift table, with the sizes that findings name filled in.
+    """Return the drift table, with the sizes that discrepancies name filled in.
 
     Findings are about the paper's own models, so the sizes are those of its scale.
 
     Raises:
-        UserError: a finding names a model or a size that does not exist.
+        UserError: a discrepancy names a model or a size that does not exist.
     """
     sizes = Sizes.read(layout, PAPER)
     ours = [
@@ -31,8 +31,8 @@ def drift_grid(project: Project, layout: Layout) -> Grid:
         for index, discrepancy in enumerate(project.discrepancies)
     ]
     rows = [
-        (finding.subject, finding.kind, finding.paper, finding.release, text)
-        for finding, text in zip(project.discrepancies, ours, strict=True)
+        (discrepancy.subject, discrepancy.kind, discrepancy.paper, discrepancy.release, text)
+        for discrepancy, text in zip(project.discrepancies, ours, strict=True)
     ]
     keys = ("subject", "kind", "paper", "release", "ours")
     notice = project.scale.notice
@@ -64,7 +64,7 @@ def _fill(project: Project, text: str, sizes: Sizes, index: int) -> str:
 
     def value(match: re.Match[str]) -> str:
         model, metric = match.groups()
-        where = f"params/drift.yaml: findings.{index}.ours: {match.group()}"
+        where = f"params/drift.yaml: discrepancies.{index}.ours: {match.group()}"
         if model not in known:
             kind = "system" if "." in model else "model"
             raise UserError(f"{where}: no {kind} {model!r}; {suggest(model, known)}")

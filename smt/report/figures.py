@@ -1,4 +1,4 @@
-"""What the figures show, from MLflow. `smt.report.drawing` puts it on paper."""
+"""What the figures show, from MLflow. `smt.report.plots` plots it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,8 @@ from smt.config.metrics import HEADLINES, METRICS, Metric
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
 from smt.report.collect import Results, RunResult
-from smt.report.epochs import epoch_means
 from smt.report.sizes import Sizes
+from smt.report.trajectory import epoch_means
 from smt.report.verdict import summarise
 from smt.runs.paths import Layout
 

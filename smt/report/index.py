@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from smt.config.metrics import METRICS, headline
 from smt.report import figures
 from smt.report.collect import Results, RunResult, counts
+from smt.report.format import joined
 from smt.report.grid import Cell, Column
 from smt.report.render import markdown_table, markdown_text, page
-from smt.report.tables import joined
 from smt.tracking.client import is_http, public
 
 COLUMNS = (

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from smt.config.metrics import METRICS
 from smt.config.project import Project
 from smt.config.published import Row, Table
-from smt.report.result import MetricResult
+from smt.report.metric_result import MetricResult
 from smt.report.spread import Spread
 from smt.report.verdict import INTERVAL, explain_verdict
 

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from smt.report import charts, drift, figures, sizes
+from smt.report import drift, figures, sizes
 from smt.report.agreement import agreements, verdicts
 from smt.report.build import FIXED
-from smt.report.charts import Chart
 from smt.report.collect import Results, RunResult, State, counts
 from smt.report.grid import Grid
 from smt.report.index import Overview, stated
+from smt.report.inline import inline_svg
+from smt.report.plots import PALETTE, plot
 from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable
@@ -57,7 +58,7 @@ class Report:
         """Work it out.
 
         Raises:
-            UserError: MLflow does not answer, or a finding names an unknown size.
+            UserError: MLflow does not answer, or a discrepancy names an unknown size.
         """
         self.results, self.layout = results, layout
         project = self.project = results.project
@@ -75,20 +76,18 @@ class Report:
         self.published = len(rows)
         self.verdicts = [(each, known[each]) for each in VERDICTS if each in known]
         self.unpublished = self._unpublished()
-        titles = figures.titles(project)
-        self.agreement = charts.agreement(titles[figures.AGREEMENT], rows)
+        self.agreement = plot(results, layout, figures.AGREEMENT)
         self.tables = [self._section(ResultTable(name, results).grid()) for name in project.tables]
         self.explained = self._explained()
         self.sizes = self._section(sizes.sizes_grid(project, layout))
         self.drift = self._section(drift.drift_grid(project, layout))
-        self.curves = list(self._curves())
+        self.curves = [
+            plot(results, layout, name)
+            for name in figures.titles(project)
+            if figures.is_curves(name)
+        ]
         self.predictions = predictions(results, layout)
-        self.accuracy = charts.accuracy(
-            titles[figures.ACCURACY],
-            figures.markers(results, layout),
-            "No run is done and measured yet: smt profile --scale "
-            f"{project.scale_name} measures models.",
-        )
+        self.accuracy = plot(results, layout, figures.ACCURACY)
         self.warnings = [(str(run.run), run.warning.text) for run in runs if run.warning]
         self.groups = list(_groups(runs, layout))
         overview = Overview(results, FIXED.items())
@@ -106,7 +105,7 @@ class Report:
         return sum(count for name, count in self.verdicts if name in ("reproduced", "within noise"))
 
     def html(self) -> str:
-        return page("report.html.j2", report=self)
+        return page("report.html.j2", report=self, palette=PALETTE, inline_svg=inline_svg)
 
     def _section(self, grid: Grid) -> Section:
         """Return a table with links to its files, which `smt tables` may have made or not."""
@@ -118,11 +117,6 @@ class Report:
             if (folder / f"{grid.name}.{suffix}").exists()
         )
         return Section(grid, files)
-
-    def _curves(self) -> Iterator[Chart]:
-        for name, title in figures.titles(self.project).items():
-            if figures.is_curves(name):
-                yield charts.learning_curves(title, figures.curves(self.results, name))
 
     def _explained(self) -> list[str]:
         """Return what holds for the numbers and verdicts of every table."""

@@ -38,10 +38,10 @@ def predictions(results: Results, layout: Layout) -> Predictions | None:
     if not runs:
         return None
     done = [run for run in runs if run.state == "done"]
-    drawn = [run for run in done if _is_drawn(layout, run)]
+    shown = [run for run in done if _has_picture(layout, run)]
     names = places(project)
-    pictures = tuple(_picture(layout, run, _caption(project, names, run)) for run in drawn)
-    missing = [run for run in done if run not in drawn]
+    pictures = tuple(_picture(layout, run, _caption(project, names, run)) for run in shown)
+    missing = [run for run in done if run not in shown]
     return Predictions(pictures, _pending(len(runs) - len(done), missing))
 
 
@@ -49,7 +49,7 @@ def _has_head(project: Project, run: RunResult) -> bool:
     return project.experiments[run.run.experiment].head is not None
 
 
-def _is_drawn(layout: Layout, run: RunResult) -> bool:
+def _has_picture(layout: Layout, run: RunResult) -> bool:
     """Whether the picture is there, and of the run as it is now."""
     evaluation = read_json(layout.evaluation(run.run))
     current = evaluation is not None and evaluation["fingerprint"] == run.fingerprint
@@ -73,5 +73,5 @@ def _picture(layout: Layout, run: RunResult, caption: str) -> Picture:
 
 def _pending(unfinished: int, missing: Iterable[RunResult]) -> str:
     parts = [f"of {unfinished} runs, which are not done"] if unfinished else []
-    parts += [f"of {run.run}, which smt evaluate draws" for run in missing]
+    parts += [f"of {run.run}, which smt evaluate makes" for run in missing]
     return f"No picture yet {'; '.join(parts)}." if parts else ""

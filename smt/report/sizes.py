@@ -7,8 +7,8 @@ from typing import Any
 from smt.config.project import Project
 from smt.config.published import ReportedValue
 from smt.errors import UserError
+from smt.report.format import exact, signed, source_mark, source_notes
 from smt.report.grid import Cell, Column, Grid
-from smt.report.tables import exact, signed, source_mark
 from smt.runs.atomic import read_json
 from smt.runs.paths import Layout
 
@@ -158,11 +158,7 @@ class _SizesTable:
         return Cell.of(f"{value.value} [{mark}]")
 
     def grid(self) -> Grid:
-        sources = self.project.reported.sources
-        notes = [
-            f"[{source_mark(index)}] {sources[name].title}: {sources[name].where}."
-            for index, name in enumerate(self.sources)
-        ]
+        notes = source_notes(self.sources, self.project.reported.sources)
         notes.append(
             "MACs in 1e9 multiply-accumulates of one image: convolutions and linears alone; the "
             "same with the products of attention; and as the published figures were counted, which "

@@ -1,27 +1,22 @@
 """The paper's tables: reported beside reproduced, row by row."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
 
 from smt.config.metrics import METRICS
 from smt.config.published import ReportedValue, Row, Table
 from smt.report.collect import Results, RunResult
+from smt.report.format import exact, joined, plus_minus, signed, source_mark, source_notes
 from smt.report.grid import Cell, Column, Grid, Span
+from smt.report.metric_result import MetricResult, has_best, metric_result, reported_kind
 from smt.report.noise import noise
-from smt.report.result import MetricResult, best_of, has_best
+from smt.report.sizes import Sizes
 from smt.report.verdict import (
     INTERVAL_TITLE,
     NOT_COMPARED,
     REPRODUCED,
     best_epoch,
     delta,
-    judge,
-    summarise,
 )
-
-if TYPE_CHECKING:
-    from smt.report.sizes import Sizes
-
 
 SIZES = ("params_m", "gmacs")
 """Published sizes of a head on a model."""
@@ -39,7 +34,7 @@ COUNTED = (
 class ResultTable:
     """Builds one table of `params/tables.yaml` from how its runs stand."""
 
-    def __init__(self, name: str, results: Results, sizes: "Sizes | None" = None) -> None:
+    def __init__(self, name: str, results: Results, sizes: Sizes | None = None) -> None:
         """`sizes` are those measured at the scale, where the table shows them."""
         self.name = name
         self.results = results
@@ -95,7 +90,7 @@ class ResultTable:
         return {key: value for key, value in found.items() if value is not None}
 
     def _is_measured(self, row: Row, metric: str) -> bool:
-        """Return whether a row has a metric at all: not every detector draws masks."""
+        """Return whether a row has a metric at all: not every detector predicts masks."""
         return metric in self.project.metrics_of(row.experiment)
 
     def reported(self, experiment: str, metric: str) -> ReportedValue | None:
@@ -108,19 +103,7 @@ class ResultTable:
 
     def result(self, experiment: str, metric: str) -> MetricResult:
         """Return what was reported of an experiment, what came out, and the verdict."""
-        runs = self.results.of(experiment)
-        summary = summarise([run.metrics[metric] for run in runs if metric in run.metrics])
-        reported = self.reported(experiment, metric)
-        spread = self.results.spread(experiment, metric) if self.comparable else None
-        verdict = judge(
-            summary,
-            reported.value if reported else None,
-            spread,
-            tolerance=self.table.tolerance,
-            comparable=self.comparable,
-        )
-        best = best_of(runs, metric) if has_best(metric) else ()
-        return MetricResult(experiment, metric, reported, summary, spread, verdict, best)
+        return metric_result(self.results, experiment, metric, self.name)
 
     def _gains(self, row: Row, metric: str) -> tuple[float | None, float | None]:
         """Return the reported and the reproduced gain over the table's baseline."""
@@ -217,10 +200,8 @@ class ResultTable:
             state = ", ".join((state, *warned[:1]))
             link = _link(self.results, runs, result.metric)
             return Cell.of(state, link, kind=states[0] if states else "")
-        decimals = METRICS[result.metric].decimals
-        text = f"{result.summary.mean:.{decimals}f}"
-        if result.summary.std is not None:
-            text += f" ± {result.summary.std:.{decimals}f}"
+        summary = result.summary
+        text = plus_minus(summary.mean, summary.std, METRICS[result.metric].decimals)
         done = [run for run in runs if run.state == "done"]
         title = "; ".join(_run_title(run) for run in done)
         return Cell.of(text, _link(self.results, done, result.metric), title=title)
@@ -228,11 +209,8 @@ class ResultTable:
     # --- notes and records ---------------------------------------------------------------------
 
     def _notes(self) -> tuple[str, ...]:
-        table, sources = self.table, self.project.reported.sources
-        notes = [
-            f"[{source_mark(index)}] {sources[name].title}: {sources[name].where}."
-            for index, name in enumerate(self.sources)
-        ]
+        table = self.table
+        notes = source_notes(self.sources, self.project.reported.sources)
         shown = (each for row in table.rows for each in self._every_reported(row))
         if any(each.derived_for for each in shown):
             notes.append(DERIVED)
@@ -304,7 +282,7 @@ class ResultTable:
         summary, reported = result.summary, result.reported
         record = {
             f"{metric}_reported": exact(reported.value if reported else None),
-            f"{metric}_reported_kind": _kind(reported),
+            f"{metric}_reported_kind": reported_kind(reported),
             f"{metric}_source": reported.source if reported else "",
             f"{metric}_mean": exact(summary.mean if summary else None),
             f"{metric}_std": exact(summary.std if summary else None),
@@ -348,44 +326,9 @@ def _interval_cell(result: MetricResult) -> Cell:
     return Cell.of(f"± {result.interval:.{METRICS[result.metric].decimals}f}{mark}")
 
 
-def _kind(reported: ReportedValue | None) -> str:
-    """Return whether a number is printed by its source or was worked out from it."""
-    if reported is None:
-        return ""
-    return "derived" if reported.derived_for else "published"
-
-
 def _count(number: int | None, unit: float) -> Cell:
     """Return a measured size in `unit`, or that it is pending."""
     return Cell.of("pending" if number is None else f"{number / unit:.2f}")
-
-
-def source_mark(index: int) -> str:
-    """Return the letter of the source at `index`: a, b, ... z, aa."""
-    mark = ""
-    index += 1
-    while index:
-        index, letter = divmod(index - 1, 26)
-        mark = chr(ord("a") + letter) + mark
-    return mark
-
-
-def signed(value: float | None, decimals: int) -> str:
-    """Return a difference with its sign, or nothing; what rounds to zero has no sign."""
-    if value is None:
-        return ""
-    text = f"{value:+.{decimals}f}"
-    return text[1:] if float(text) == 0 else text
-
-
-def exact(value: float | None) -> str:
-    """Return a number with every digit, or nothing."""
-    return "" if value is None else repr(float(value))
-
-
-def joined(values: Iterable[object]) -> str:
-    """Return values as one field of a CSV file, in the order of the seeds."""
-    return "; ".join(str(value) for value in values)
 
 
 def _run_title(run: RunResult) -> str:

@@ -10,7 +10,7 @@ the training loss of a run that is never evaluated.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -19,7 +19,6 @@ from typing import get_args
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.config.trajectory import ASSUMED, Measure, Trajectory
-from smt.report.epochs import epoch_means
 from smt.runs import journal
 from smt.runs.paths import Layout
 from smt.tracking.client import Point
@@ -146,6 +145,23 @@ class _Journals:
         if band is None or _is_on_track(metric, series[epoch], band):
             return None
         return OffTrack(metric, series[epoch], epoch, band.low, band.high, band.source)
+
+
+def epoch_means(points: Iterable[Point], steps: int) -> dict[float, float]:
+    """Return the mean of a metric over each whole epoch of `steps`, by the epochs done.
+
+    A point holds the mean since the point before, so it counts by the steps between them.
+    """
+    totals: dict[int, float] = {}
+    whole: dict[float, float] = {}
+    before = 0
+    for point in points:
+        epoch = -(-point.step // steps)
+        totals[epoch] = totals.get(epoch, 0.0) + point.value * (point.step - before)
+        before = point.step
+        if point.step == epoch * steps:
+            whole[float(epoch)] = totals[epoch] / steps
+    return whole
 
 
 def _is_on_track(metric: Measure, value: float, band: Band) -> bool:

@@ -27,7 +27,7 @@ def keep(params: Path, names):
         "scales": lambda content: _cut_scales(content, names),
         "cluster": lambda content: _cut_cluster(content, names),
         "trajectory": lambda content: _cut_points(content, names),
-        "drift": lambda content: _cut_findings(content, every - left),
+        "drift": lambda content: _cut_discrepancies(content, every - left),
     }
     for file, cut in cuts.items():
         content = _read(params, file)
@@ -62,10 +62,10 @@ def keep_used(params: Path):
         for scale in scales.values():
             if section in scale:
                 scale[section] = _only(scale[section], {"*", *left})
-    findings = _read(params, "drift")
-    _cut_findings(findings, gone)
+    discrepancies = _read(params, "drift")
+    _cut_discrepancies(discrepancies, gone)
     _write(params, "scales", scales)
-    _write(params, "drift", findings)
+    _write(params, "drift", discrepancies)
 
 
 def cut_down_scenes(demo):
@@ -168,12 +168,12 @@ def _cut_points(content, names):
     content["points"] = {scale: _only(each, names) for scale, each in content["points"].items()}
 
 
-def _cut_findings(content, gone):
+def _cut_discrepancies(content, gone):
     def names_one(finding):
         places = re.findall(r"\{([\w.]+)\.\w+\}", finding["ours"])
         return any(place in gone for place in places)
 
-    content["findings"] = [each for each in content["findings"] if not names_one(each)]
+    content["discrepancies"] = [each for each in content["discrepancies"] if not names_one(each)]
 
 
 def _only(entries, names):

@@ -89,7 +89,7 @@ rule index:
         "smt tables index --scale {wildcards.scale:q} > {log:q} 2>&1"
 
 
-rule draw:
+rule plot:
     input:
         lambda w: plan(w.scale).figure_inputs(),
     output:
@@ -117,7 +117,7 @@ rule draw:
     params:
         content=lambda w: plan(w.scale).figures_content(),
     message:
-        "Draw figures"
+        "Plot figures"
     shell:
         "smt figures --scale {wildcards.scale:q} > {log:q} 2>&1"
 

@@ -199,7 +199,7 @@ def test_a_learning_rate_trains_its_runs_and_their_children_again(done):
     assert plan.experiments == {LARGE, AT_224, AT_384}
     assert plan.tables == {"imagenet22k"}
     assert set(plan.pending.values()) == {
-        "pretrain", "finetune", "evaluate", "export", "table", "index", "draw", "report_page",
+        "pretrain", "finetune", "evaluate", "export", "table", "index", "plot", "report_page",
     }  # fmt: skip
 
 

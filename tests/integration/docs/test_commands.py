@@ -106,6 +106,7 @@ NEEDS = {
     "snakemake -n all --config scale=paper": needs_params(),
     "smt sync": needs_params(),
     "smt tables": needs_params(),
+    "smt tables --frame results.parquet": needs_params(),
     "smt figures": needs_params(),
     "smt report": needs_params(),
     "smt profile --scale paper": needs_params(),

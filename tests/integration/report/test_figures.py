@@ -3,10 +3,10 @@
 import pytest
 
 from smt.config.experiments import Run
-from smt.report import charts, figures
+from smt.report import figures, plots
 from smt.report.collect import collect
-from smt.report.drawing import draw
-from smt.report.epochs import epoch_means
+from smt.report.plots import save_all
+from smt.report.trajectory import epoch_means
 from smt.tracking.client import Point
 from smt.tracking.sync import sync
 from tests.helpers.run_files import B, S, T
@@ -62,9 +62,9 @@ def test_curves_of_detectors_show_box_ap(files):
     assert first.loss.epochs == (1.0, 2.0)
     assert [each.seeds for each in others] == [0, 0, 0]
     title = figures.titles(files.project)[name]
-    panels = charts.learning_curves(title, [first]).panels
-    assert [heading for heading, _ in panels] == ["training loss", "validation box AP (%)"]
-    text = next(path for path in draw(found, files.layout, [name]) if path.suffix == ".svg")
+    labels = [axes.get_ylabel() for axes in plots.learning_curves(name, title, [first]).figure.axes]
+    assert labels == ["training loss (mean of the epoch)", "validation box AP (%)"]
+    text = next(path for path in save_all(found, files.layout, [name]) if path.suffix == ".svg")
     assert "validation box AP (%)" in text.read_text()
 
 
@@ -104,22 +104,22 @@ def test_the_same_numbers_make_the_same_bytes(files):
         files.finish(Run(experiment=name, seed=0))
     files.write_sizes()
     names = [figures.CURVES, figures.ACCURACY, figures.AGREEMENT]
-    first = {path: path.read_bytes() for path in draw(results(files), files.layout, names)}
-    again = {path: path.read_bytes() for path in draw(results(files), files.layout, names)}
+    first = {path: path.read_bytes() for path in save_all(results(files), files.layout, names)}
+    again = {path: path.read_bytes() for path in save_all(results(files), files.layout, names)}
     assert first == again
     assert {path.name for path in first} == {
         f"{name}.{suffix}" for name in names for suffix in ("svg", "png")
     }
 
 
-def test_every_figure_is_drawn_before_any_run_and_says_so(files):
-    paths = draw(results(files), files.layout)
+def test_every_figure_is_plotted_before_any_run_and_says_so(files):
+    paths = save_all(results(files), files.layout)
     assert {path.stem for path in paths} == set(figures.titles(files.project))
     for path in paths:
         if path.suffix == ".svg":
             text = path.read_text()  # matplotlib leaves the text of each label in a comment
             assert files.project.scale.notice in text
-            assert "no run" in text
+            assert "No run" in text
 
 
 def test_ablations_have_curves_of_their_own(files):
@@ -132,11 +132,11 @@ def test_ablations_have_curves_of_their_own(files):
     assert "learning_curves_imagenet1k" not in shown
 
 
-def test_the_command_draws_what_it_is_asked_for(files):
+def test_the_command_plots_what_it_is_asked_for(files):
     done = files.smt("figures", "accuracy_vs_macs", "--scale", "demo")
     assert str(files.layout.figures) in done.stdout
-    drawn = sorted(path.name for path in files.layout.figures.iterdir())
-    assert drawn == ["accuracy_vs_macs.png", "accuracy_vs_macs.svg"]
+    plotted = sorted(path.name for path in files.layout.figures.iterdir())
+    assert plotted == ["accuracy_vs_macs.png", "accuracy_vs_macs.svg"]
     wrong = files.smt("figures", "accuracy", check=False)
     assert wrong.returncode == 2
     assert "no figure 'accuracy'; did you mean accuracy_vs_macs?" in wrong.stderr

@@ -550,7 +550,7 @@ def test_sizes_that_were_not_measured_are_pending_and_say_what_to_do(files):
     assert rows["smt_tinydemo"]["state"] == "pending: run smt profile --scale demo"
 
 
-def test_findings_are_filled_in_from_the_papers_models_at_any_scale(files):
+def test_discrepancies_are_filled_in_from_the_papers_models_at_any_scale(files):
     files.write_sizes()
     drift = grid(results(files), files.layout, "drift")
     ours = {row[0].text: row[4].text for row in drift.rows}
@@ -559,14 +559,14 @@ def test_findings_are_filled_in_from_the_papers_models_at_any_scale(files):
     assert not any("{" in text or "pending" in text for text in ours.values())
 
 
-def test_differences_of_protocol_are_findings(files):
+def test_differences_of_protocol_are_discrepancies(files):
     drift = grid(results(files), files.layout, "drift")
     protocol = {row[0].text: row[3].text for row in drift.rows if row[1].text == "protocol"}
     assert "the highest top-1 of all epochs so far" in protocol["epoch that a result is of"]
     assert protocol["loading of pretrained weights"].startswith("never strict")
 
 
-def test_findings_wait_for_sizes(files):
+def test_discrepancies_wait_for_sizes(files):
     drift = grid(results(files), files.layout, "drift")
     assert "(pending: run smt profile --scale paper) M" in drift.rows[0][4].text
 
@@ -575,9 +575,9 @@ def test_findings_wait_for_sizes(files):
     ("place", "message"),
     [("{smt_smal.params_m}", "did you mean smt_small"), ("{smt_small.flops}", "valid: params_m")],
 )
-def test_a_finding_that_names_no_size_is_an_error(files, place, message):
-    files.change("drift.yaml", f"{place} M", "findings", 0, "ours")
-    with pytest.raises(UserError, match=f"findings.0.ours.*{message}"):
+def test_a_discrepancy_that_names_no_size_is_an_error(files, place, message):
+    files.change("drift.yaml", f"{place} M", "discrepancies", 0, "ours")
+    with pytest.raises(UserError, match=f"discrepancies.0.ours.*{message}"):
         grid(results(files), files.layout, "drift")
 
 

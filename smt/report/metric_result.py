@@ -1,4 +1,4 @@
-"""One metric of one row: what was reported, what came out, and how far chance goes."""
+"""One metric of an experiment: what was reported, what came out, and the verdict."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from smt.config.metrics import HEADLINES
 from smt.config.published import ReportedValue
-from smt.report.collect import RunResult
+from smt.report.collect import Results, RunResult
 from smt.report.spread import Spread
-from smt.report.verdict import Summary, Verdict, delta
+from smt.report.verdict import Summary, Verdict, delta, judge, summarise
 from smt.runs.journal import Evaluation
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """One metric of one row."""
+    """One metric of an experiment: what was reported, what came out, and how far chance goes."""
 
     experiment: str
     metric: str
@@ -59,6 +59,34 @@ class MetricResult:
         if self.reported is None or self.summary is None:
             return None
         return delta(self.summary.mean, self.reported.value)
+
+
+def metric_result(results: Results, experiment: str, metric: str, table: str) -> MetricResult:
+    """Return one metric of an experiment, with the tolerance and published number of `table`.
+
+    Where that is empty the tolerance is 0.
+    """
+    project, runs = results.project, results.of(experiment)
+    comparable = project.scale.notice is None
+    summary = summarise([run.metrics[metric] for run in runs if metric in run.metrics])
+    reported = project.reported_value(experiment, metric, table)
+    spread = results.spread(experiment, metric) if comparable else None
+    verdict = judge(
+        summary,
+        reported.value if reported else None,
+        spread,
+        tolerance=project.tables[table].tolerance if table else 0.0,
+        comparable=comparable,
+    )
+    best = best_of(runs, metric) if has_best(metric) else ()
+    return MetricResult(experiment, metric, reported, summary, spread, verdict, best)
+
+
+def reported_kind(reported: ReportedValue | None) -> str:
+    """Return whether a number is printed by its source or was worked out from it."""
+    if reported is None:
+        return ""
+    return "derived" if reported.derived_for else "published"
 
 
 def has_best(metric: str) -> bool:
