@@ -2,7 +2,7 @@
 
 import click
 
-from smt.commands.common import load, scale_option
+from smt.commands.common import load, scale_option, warn_of
 
 
 @click.command()
@@ -21,6 +21,7 @@ def command(names: tuple[str, ...], scale: str) -> None:
     project, layout = load(scale)
     build.require_names(names, project)
     results = collect(project, layout)
+    warn_of(results.damages)
     paths = build.build(results, layout, names)
     chosen = [name for name in names or build.table_names(project) if name != build.INDEX]
     width = max((len(name) for name in chosen), default=0)
