@@ -40,7 +40,7 @@ from smt.config.project import Project
 from smt.datasets import manifest
 from smt.engine.progress import Progress
 from smt.report.collect import collect
-from smt.runs import provenance
+from smt.runs import provenance, record
 from smt.runs.atomic import read_json, write_json
 from smt.runs.heartbeat import Heartbeat
 from smt.runs.journal import Journal, Position
@@ -110,10 +110,13 @@ def make_manifests(folder: Path) -> Path:
 
 def _facts(folder: Path) -> dict[str, Any]:
     """Return what an attempt writes into its provenance, of this machine."""
-    provenance.record_attempt(folder, {"hardware": provenance.hardware([])}, {})
-    found = read_json(folder / provenance.PROVENANCE)
-    assert isinstance(found, dict)
-    return found
+    return {
+        "git": provenance.git_state(folder).as_json(),
+        "packages": provenance.packages(),
+        "hardware": provenance.hardware([]).as_json(),
+        "created": time.time(),
+        "attempts": [{"started": time.time(), "host": "here"}],
+    }
 
 
 def _write_run(
@@ -127,9 +130,9 @@ def _write_run(
         "experiment": run.experiment, "seed": run.seed, "scale": "demo", "fingerprint": name,
     }  # fmt: skip
     names = {"task": experiment.task, "model": experiment.model, "recipe": experiment.recipe,
-             "group": experiment.group}  # fmt: skip
+             "dataset": project.dataset_of(run.experiment), "group": experiment.group}  # fmt: skip
     write_json(
-        work_dir / provenance.PROVENANCE,
+        work_dir / record.PROVENANCE,
         {
             **facts,
             **common,
@@ -370,7 +373,7 @@ def _fill_by_rows(store: Store) -> None:
     uri = store.layout.tracking_uri()
     prepare(store.layout, uri)
     before = Server.of(store.layout)
-    for view in views(store.project, store.layout, store.project.order):
+    for view in views(store.project, store.layout, store.project.order)[0]:
         before.make_experiment(view.table)
     database = sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60)
     with closing(database), database:

@@ -24,8 +24,9 @@ from smt.errors import UserError
 from smt.report import figures
 from smt.report.build import FIXED, INDEX, table_names
 from smt.report.sizes import PAPER
-from smt.runs import provenance, source
+from smt.runs import record, source
 from smt.runs.paths import Layout, default_params
+from smt.runs.record import DamagedRecord
 
 EVERYTHING = "all"
 """Stands for all runs where others give a table's name."""
@@ -133,15 +134,15 @@ class Plan:
 
     def failures(self) -> dict[str, str]:
         """Return, for each run that is not done, why its last attempt failed."""
-        causes = {}
+        causes: dict[str, str] = {}
         for run in self.runs():
             try:
                 work_dir = self.layout.work_dir(run, self.fingerprint(run))
             except FileNotFoundError:
                 continue
-            cause = None if self.layout.metrics(run).exists() else provenance.failure(work_dir)
-            if cause:
-                causes[str(run)] = cause
+            if not self.layout.metrics(run).exists():
+                cause = _failure(work_dir)
+                causes |= {str(run): cause} if cause else {}
         return causes
 
     def proofs(self) -> list[str]:
@@ -454,6 +455,15 @@ def paths() -> Mapping[str, str]:
         "figures": str(layout.figures),
         "report": str(layout.report),
     }
+
+
+def _failure(work_dir: Path) -> str | None:
+    """Return why the last attempt at a run failed, or what is wrong with the file that says so."""
+    try:
+        failure = record.read_failure(work_dir)
+    except DamagedRecord as damage:
+        return str(damage)
+    return failure.message if failure else None
 
 
 def _digest(manifest: str) -> str:

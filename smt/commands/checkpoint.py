@@ -82,7 +82,8 @@ def _damage(path: Path) -> str | None:
 
     from smt.engine import checkpoint
     from smt.models.imports import file_kind
-    from smt.runs.atomic import read_json, sha256
+    from smt.runs import record
+    from smt.runs.atomic import sha256
 
     if checkpoint.Name.of(path) is not None:
         return checkpoint.damage_of(path)
@@ -91,9 +92,13 @@ def _damage(path: Path) -> str | None:
             pass
     except SafetensorError as error:
         return file_kind.problem_of(path) or f"not a whole safetensors file ({error})"
-    said = (read_json(path.with_name("metrics.json")) or {}).get("weights_sha256")
-    if said is not None and said != sha256(path):
-        return f"not the file that {path.with_name('metrics.json')} names: its SHA-256 differs"
+    beside = path.with_name("metrics.json")
+    try:
+        final = record.read(record.RunMetrics, beside, "smt status says what to do")
+    except record.DamagedRecord as damage:
+        return f"cannot be compared with its digest: {damage}"
+    if final is not None and final.weights_sha256 != sha256(path):
+        return f"not the file that {beside} names: its SHA-256 differs"
     return None
 
 

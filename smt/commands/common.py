@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -12,6 +12,7 @@ from smt.config.load import load_project, require_experiments
 from smt.config.project import Project
 from smt.errors import UserError
 from smt.runs.paths import Layout, default_params
+from smt.runs.record import DamagedRecord
 
 scale_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--scale",
@@ -39,6 +40,12 @@ def find_run(project: Project, experiment: str, seed: int | None) -> Run:
     if not 0 <= seed < 2**31:
         raise UserError(f"--seed {seed}: valid: 0 to {2**31 - 1}")
     return Run(experiment=experiment, seed=seed)
+
+
+def warn_of(damages: Iterable[DamagedRecord]) -> None:
+    """Say on stderr which records cannot be read: the command goes on with the other runs."""
+    for damage in damages:
+        click.echo(f"smt: warning: {damage}", err=True)
 
 
 def warn_if_not_interruptible() -> None:

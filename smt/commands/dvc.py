@@ -2,7 +2,7 @@
 
 import click
 
-from smt.commands.common import find_run, load, scale_option
+from smt.commands.common import find_run, load, scale_option, warn_of
 from smt.config.load import require_experiments
 
 
@@ -22,11 +22,16 @@ def record(scale: str) -> None:
     from smt.versioning import record as versioning
 
     project, layout = load(scale)
-    count, complete, rewritten = versioning.record(project, layout)
-    if rewritten:
+    recorded = versioning.record(project, layout)
+    warn_of(recorded.damages)
+    if recorded.rewritten:
         click.echo("dvc.yaml is another one, as params/ say; commit it in git with dvc.lock")
-    what = "all, with data and tables" if complete else f"of {len(project.runs)}; others not yet"
-    click.echo(f"recorded: {count} runs, {what}; commit dvc.lock in git, then: dvc push")
+    what = (
+        "all, with data and tables"
+        if recorded.complete
+        else f"of {len(project.runs)}; others not yet"
+    )
+    click.echo(f"recorded: {recorded.runs} runs, {what}; commit dvc.lock in git, then: dvc push")
 
 
 @command.command()
@@ -42,7 +47,8 @@ def restore(experiments: tuple[str, ...], scale: str) -> None:
 
     project, layout = load(scale)
     require_experiments(project, experiments)
-    done = versioning.restore(project, layout, experiments)
+    done, damages = versioning.restore(project, layout, experiments)
+    warn_of(damages)
     click.echo(f"restored: {len(done)} runs; to fill MLflow: smt sync --scale {scale}")
 
 

@@ -2,7 +2,7 @@
 
 import click
 
-from smt.commands.common import load, scale_option
+from smt.commands.common import load, scale_option, warn_of
 
 
 @click.command()
@@ -19,5 +19,7 @@ def command(names: tuple[str, ...], scale: str) -> None:
     for name in names:
         if name not in titles(project):
             raise UserError(f"no figure {name!r}; {suggest(name, titles(project))}")
-    paths = save_all(collect(project, layout), layout, names)
+    results = collect(project, layout)
+    warn_of(results.damages)
+    paths = save_all(results, layout, names)
     click.echo(f"{len(paths)} files in {layout.figures}")

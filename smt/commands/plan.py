@@ -4,14 +4,15 @@ from typing import Any
 
 import click
 
-from smt.commands.common import load, scale_option
+from smt.commands.common import load, scale_option, warn_of
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError, UserError
-from smt.runs.atomic import read_json
+from smt.runs import record
 from smt.runs.paths import Layout
+from smt.runs.record import DamagedRecord
 
 
 @click.command()
@@ -101,12 +102,13 @@ def _chosen(project: Project, seeds: str | None) -> tuple[Run, ...]:
 def _is_done(project: Project, layout: Layout, run: Run) -> bool:
     """Return whether a run has its numbers: of these params, as far as there are manifests."""
     try:
-        final = read_json(layout.metrics(run))
+        final = record.read_metrics(layout, run)
         if final is None:
             return False
         digests = manifest.digests(project, layout, run)
-    except ValueError:  # not JSON
+    except DamagedRecord as damage:
+        warn_of([damage])
         return False
     except DataError:  # no manifest to tell by
         return True
-    return bool(final.get("fingerprint") == fingerprint.fingerprint(project, run, digests))
+    return final.fingerprint == fingerprint.fingerprint(project, run, digests)

@@ -2,7 +2,7 @@
 
 import click
 
-from smt.commands.common import load, scale_option
+from smt.commands.common import load, scale_option, warn_of
 
 
 @click.command()
@@ -18,6 +18,8 @@ def command(scale: str) -> None:
     from smt.report.render import write_text
 
     project, layout = load(scale)
-    report = Report(collect(project, layout), layout)
+    results = collect(project, layout)
+    report = Report(results, layout)
+    warn_of((*results.damages, *(report.predictions.damages if report.predictions else ())))
     write_text(layout.report, report.html())
     click.echo(f"{report.summary} {layout.report}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smt.commands.common import load, scale_option
+from smt.commands.common import load, scale_option, warn_of
 
 if TYPE_CHECKING:
     from smt.report.collect import Results
@@ -35,13 +35,18 @@ def command(names: tuple[str, ...], frame: Path | None, scale: str) -> None:
 
     project, layout = load(scale)
     build.require_names(names, project)
+    if frame is not None:
+        require_frame_suffix(frame)
+        for name in names:
+            if name not in project.tables:
+                valid = ", ".join(project.tables)
+                raise UserError(f"--frame: no run is behind {name}; valid: {valid}")
+    results = collect(project, layout)
+    warn_of(results.damages)
     if frame is None:
-        return _write_tables(collect(project, layout), layout, names)
-    require_frame_suffix(frame)
-    for name in names:
-        if name not in project.tables:
-            raise UserError(f"--frame: no run is behind {name}; valid: {', '.join(project.tables)}")
-    _write_frame(collect(project, layout), names, frame)
+        _write_tables(results, layout, names)
+    else:
+        _write_frame(results, names, frame)
 
 
 def _write_frame(results: "Results", names: Sequence[str], path: Path) -> None:

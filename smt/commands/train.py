@@ -91,7 +91,8 @@ def command(
         )
         with ranks.fail_together():
             training = RunTraining(project, layout, run, ranks)
-        if training.is_done():
+            is_done = training.is_done()
+        if is_done:
             if ranks.is_first:
                 click.echo(f"{run} is done: {layout.metrics(run)}")
             return

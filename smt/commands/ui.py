@@ -8,7 +8,7 @@ import click
 
 from smt.commands.common import load, scale_option
 from smt.errors import UserError
-from smt.runs.atomic import read_json
+from smt.runs import record
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -26,9 +26,9 @@ def command(port: int, host: str, scale: str) -> None:
 
     _, layout = load(scale)
     uri = layout.tracking_uri()
-    receipt = read_json(layout.sync_receipt) or {}
-    here = receipt.get("tracking_uri") == client.public(uri)
-    synced = list(receipt["experiments"].values()) if here else []
+    receipt = record.read_receipt(layout)
+    here = receipt is not None and receipt.tracking_uri == client.public(uri)
+    synced = list(receipt.experiments.values()) if receipt and here else []
     if client.is_http(uri):
         click.echo(f"MLflow runs already; open {client.runs_url(client.web(uri), synced)}")
         return

@@ -21,9 +21,10 @@ from smt.errors import EXIT_RESUME, EXIT_TRAINING, UserError
 from smt.proof import plan
 from smt.proof.launch import Attempt, Launcher
 from smt.proof.plan import Kill
-from smt.runs import heartbeat, journal, provenance
-from smt.runs.atomic import read_json, sha256, write_json
+from smt.runs import heartbeat, journal, provenance, record
+from smt.runs.atomic import sha256, write_json
 from smt.runs.paths import Layout, default_params
+from smt.runs.record import RunMetrics
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Proof:
         self._train("undisturbed", self.ranks)
         undisturbed = self._outcome("undisturbed")
         kills = plan.draw(
-            str(self.run), self.draw, steps=undisturbed["steps"], ranks=self.ranks,
+            str(self.run), self.draw, steps=undisturbed.steps, ranks=self.ranks,
             kills=self.kills,
         )  # fmt: skip
         dealt = list(self._interrupt(kills, undisturbed))
@@ -147,11 +148,11 @@ class Proof:
         with closing(self._start(name, ranks, 0, None)) as attempt:
             self._require(attempt, _ended(attempt), {0}, name)
 
-    def _interrupt(self, kills: list[Kill], undisturbed: dict[str, Any]) -> Iterator[Dealt]:
+    def _interrupt(self, kills: list[Kill], undisturbed: RunMetrics) -> Iterator[Dealt]:
         """Train with all kills on the way, to the end; yield what became of each."""
         number = 0
-        step_seconds = undisturbed["wall_seconds"] / undisturbed["steps"]
-        latest = [*(kill.step for kill in kills[1:]), undisturbed["steps"] - 1]
+        step_seconds = undisturbed.wall_seconds / undisturbed.steps
+        latest = [*(kill.step for kill in kills[1:]), undisturbed.steps - 1]
         attempt: Attempt | None = self._start("interrupted", self.ranks, 0, kills[0].workers)
         try:
             for drawn, before in zip(kills, latest, strict=True):
@@ -226,35 +227,36 @@ class Proof:
 
     # --- comparison -----------------------------------------------------------------------------
 
-    def _outcome(self, name: str) -> dict[str, Any]:
-        known: dict[str, Any] = read_json(self._layout(name).metrics(self.run))
-        return known
+    def _outcome(self, name: str) -> RunMetrics:
+        final = record.read_metrics(self._layout(name), self.run)
+        assert final is not None  # the training has ended with exit code 0
+        return final
 
     def _journal(self, name: str) -> bytes:
         (folder,) = self._work_dirs(name)
         return (folder / journal.JOURNAL).read_bytes()
 
-    def _compare(self, undisturbed: dict[str, Any], dealt: list[Dealt]) -> dict[str, Any]:
+    def _compare(self, undisturbed: RunMetrics, dealt: list[Dealt]) -> dict[str, Any]:
         interrupted = self._outcome("interrupted")
         (folder,) = self._work_dirs("interrupted")
-        known = read_json(folder / provenance.PROVENANCE)
-        resumed = [attempt["resumed_at_step"] for attempt in known["attempts"]]
+        known = provenance.require(folder)
+        resumed = [attempt.resumed_at_step for attempt in known.attempts]
         weights = [
             sha256(self._layout(name).weights(self.run)) for name in ("undisturbed", "interrupted")
         ]
         journals = [self._journal(name) for name in ("undisturbed", "interrupted")]
         kills = _account(dealt, resumed)
-        equal_numbers = undisturbed["metrics"] == interrupted["metrics"]
+        equal_numbers = undisturbed.metrics == interrupted.metrics
         return {
             "experiment": self.run.experiment,
             "seed": self.run.seed,
             "scale": self.layout.scale,
             "ranks": self.ranks,
             **self.launcher.facts,
-            "fingerprint": undisturbed["fingerprint"],
-            "commit": known["git"]["commit"],
+            "fingerprint": undisturbed.fingerprint,
+            "commit": known.git.commit,
             "host": socket.gethostname(),
-            "steps": undisturbed["steps"],
+            "steps": undisturbed.steps,
             "drawn_from": self.draw,
             "kills": kills,
             "resumed_at": resumed[1:],
@@ -281,17 +283,17 @@ class Proof:
         )
         norm = sum(float(second[name].double().square().sum()) for name in names)
         losses = [
-            record["metrics"]["train/loss"]
-            for record in (
+            line["metrics"]["train/loss"]
+            for line in (
                 json.loads(self._journal(n).splitlines()[0]) for n in ("undisturbed", "alone")
             )
         ]
         return {
-            "steps": [many["steps"], one["steps"]],
-            "images": [many["images"], one["images"]],
+            "steps": [many.steps, one.steps],
+            "images": [many.images, one.images],
             "first_loss": losses,
             "weights_relative_l2": math.sqrt(distance / norm),
-            "metrics": [many["metrics"], one["metrics"]],
+            "metrics": [many.metrics, one.metrics],
         }
 
 

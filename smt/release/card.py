@@ -87,9 +87,9 @@ def text(item: Item, file: str, licence: Licence, timm_knows: bool) -> str:
 
 def _head(item: Item, licence: Licence) -> dict[str, Any]:
     metrics = [
-        {"type": "accuracy", "name": f"{metric} (%)", "value": round(item.final["metrics"][key], 4)}
+        {"type": "accuracy", "name": f"{metric} (%)", "value": round(item.final.metrics[key], 4)}
         for key, metric in (("top1", "Top-1 accuracy"), ("top5", "Top-5 accuracy"))
-        if key in item.final["metrics"]
+        if key in item.final.metrics
     ]
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
@@ -111,9 +111,9 @@ def _head(item: Item, licence: Licence) -> dict[str, Any]:
 
 
 def _introduction(item: Item) -> str:
-    parent = item.provenance["parent"]
+    parent = item.provenance.parent
     start = (
-        f"starting from the weights of {parent['experiment']}, seed {parent['seed']}"
+        f"starting from the weights of {parent.experiment}, seed {parent.seed}"
         if parent
         else "from scratch"
     )
@@ -125,9 +125,9 @@ def _introduction(item: Item) -> str:
 
 
 def _results(item: Item) -> str:
-    measured = [metric for metric in METRICS if metric in item.final["metrics"]]
+    measured = [metric for metric in METRICS if metric in item.final.metrics]
     if not measured:
-        loss = item.final["metrics"]["train_loss"]
+        loss = item.final.metrics["train_loss"]
         return (
             f"{markdown_text(item.dataset.title)} has no validation split: only the last training "
             f"loss is known, {loss:.4f}."
@@ -139,7 +139,7 @@ def _results(item: Item) -> str:
         f"| --- |{' ---: |' * (len(titles) - 1)} --- |",
         *(_result(item, metric) for metric in measured),
     ]
-    images = f"{item.evaluation['images']:,} images of the validation split"
+    images = f"{item.evaluation.images:,} images of the validation split"
     text = "\n".join(lines) + f"\n\nOn {images}."
     if not _is_compared(item):
         return text
@@ -167,7 +167,7 @@ def _result(item: Item, metric: str) -> str:
     cells = [
         METRICS[metric].heading,
         "" if value is None else str(value),
-        f"{item.final['metrics'][metric]:.{decimals}f}",
+        f"{item.final.metrics[metric]:.{decimals}f}",
         f"{mean} (n = {summary.n})",
         "" if value is None else signed(delta(summary.mean, value), decimals),
         *([interval] if _is_compared(item) else []),
@@ -207,31 +207,31 @@ def _use(item: Item, file: str, timm_knows: bool) -> str:
 
 
 def _training(item: Item) -> str:
-    content = {"recipe": item.provenance["params"]["recipe"]}
-    content |= {"drop_path": item.provenance["params"]["drop_path"], "seed": item.run.seed}
+    content = {"recipe": item.provenance.params["recipe"]}
+    content |= {"drop_path": item.provenance.params["drop_path"], "seed": item.run.seed}
     body = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=90)
     return f"{markdown_text(item.recipe.title)}:\n\n```yaml\n{body}```"
 
 
 def _origin(item: Item) -> Iterator[str]:
     known, final = item.provenance, item.final
-    git = known["git"]
-    commit = f"commit {git['commit']}" if git["commit"] else "not in a git checkout"
-    yield f"run: {item.run}, fingerprint `{final['fingerprint']}`"
-    yield f"code: {commit}{', with changes that were not committed' if git['dirty'] else ''}"
-    for key, digest in known["data"].items():
+    git = known.git
+    commit = f"commit {git.commit}" if git.commit else "not in a git checkout"
+    yield f"run: {item.run}, fingerprint `{final.fingerprint}`"
+    yield f"code: {commit}{', with changes that were not committed' if git.dirty else ''}"
+    for key, digest in known.data.items():
         yield f"data: {markdown_text(key)}, digest of its manifest `{digest}`"
-    if known["parent"]:
-        yield f"parent: fingerprint `{known['parent']['fingerprint']}`"
-    yield f"weights as exported by the training: SHA-256 `{final['weights_sha256']}`"
-    versions = {name.lower(): version for name, version in known["packages"].items()}
+    if known.parent:
+        yield f"parent: fingerprint `{known.parent.fingerprint}`"
+    yield f"weights as exported by the training: SHA-256 `{final.weights_sha256}`"
+    versions = {name.lower(): version for name, version in known.packages.items()}
     yield ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
-    hardware, environment = known["hardware"], known["environment"]
-    device = ", ".join(hardware["gpus"]) or hardware["processor"]
+    hardware, environment = known.hardware, known.environment
+    device = ", ".join(hardware.gpus) or hardware.processor
     yield (
-        f"machine: {markdown_text(device)}, {environment['precision']}, processes: "
-        f"{environment['world_size']}; trained for {_span(final['wall_seconds'])}, GPU-hours: "
-        f"{final['gpu_seconds'] / 3600:.2f}, attempts: {len(known['attempts'])}"
+        f"machine: {markdown_text(device)}, {environment.precision}, processes: "
+        f"{environment.world_size}; trained for {_span(final.wall_seconds)}, GPU-hours: "
+        f"{(final.gpu_seconds or 0) / 3600:.2f}, attempts: {len(known.attempts)}"
     )
     yield "`smt verify` works all of these numbers out again; `smt train` trains it again"
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from smt.config import fingerprint
 from smt.config.datasets import Dataset
@@ -15,9 +14,9 @@ from smt.datasets import manifest
 from smt.errors import EXIT_UNVERIFIED, UserError
 from smt.report.spread import Spread, by_recipe
 from smt.report.verdict import Summary, summarise
-from smt.runs.atomic import read_json
+from smt.runs import provenance, record
 from smt.runs.paths import Layout
-from smt.runs.provenance import PROVENANCE
+from smt.runs.record import DamagedRecord, Provenance, RunEvaluation, RunMetrics
 from smt.verify import data
 from smt.verify.audit import Audit
 
@@ -39,10 +38,9 @@ class Item:
     run: Run
     how: str
     """How its seed was chosen, in a sentence."""
-    final: Mapping[str, Any]
-    """Its metrics.json."""
-    provenance: Mapping[str, Any]
-    evaluation: Mapping[str, Any]
+    final: RunMetrics
+    provenance: Provenance
+    evaluation: RunEvaluation
     seeds: Mapping[int, Mapping[str, float]]
     """Final numbers of every seed of the experiment that is done."""
     spreads: Mapping[tuple[str, str], Spread]
@@ -102,7 +100,7 @@ def choose(
     runs = {name: _seed(project, layout, name, finals[name], seed) for name in chosen}
     judged_by = _of_same_recipes(project, layout, finals)
     _require_verified(project, paper, layout, judged_by)
-    metrics = {name: [each["metrics"] for each in own.values()] for name, own in judged_by.items()}
+    metrics = {name: [final.metrics for final in own.values()] for name, own in judged_by.items()}
     spreads = by_recipe(project, metrics) if project.scale.notice is None else {}
     return [_item(project, layout, runs[name], finals[name], seed, spreads) for name in chosen]
 
@@ -117,26 +115,26 @@ def _require_classifiers(project: Project, experiments: Sequence[str]) -> None:
             )
 
 
-def _finals(project: Project, layout: Layout, name: str) -> dict[int, dict[str, Any]]:
+def _finals(project: Project, layout: Layout, name: str) -> dict[int, RunMetrics]:
     """Return the record of every seed of an experiment that is done with the present params."""
     found = {}
     for seed in project.seeds(name):
         run = Run(experiment=name, seed=seed)
         try:
-            final = read_json(layout.metrics(run))
-        except ValueError:
-            raise Unverified(f"{layout.metrics(run)}: not JSON; smt verify shows all") from None
+            final = record.read_metrics(layout, run)
+        except DamagedRecord as damage:
+            raise Unverified(f"nothing was released: {damage}") from None
         if final is None:
             continue
         digests = manifest.digests(project, layout, run)
-        if final.get("fingerprint") == fingerprint.fingerprint(project, run, digests):
+        if final.fingerprint == fingerprint.fingerprint(project, run, digests):
             found[seed] = final
     return found
 
 
 def _of_same_recipes(
-    project: Project, layout: Layout, finals: Mapping[str, dict[int, dict[str, Any]]]
-) -> dict[str, dict[int, dict[str, Any]]]:
+    project: Project, layout: Layout, finals: Mapping[str, dict[int, RunMetrics]]
+) -> dict[str, dict[int, RunMetrics]]:
     """Return `finals`, and where cards have verdicts those of all experiments of their recipes.
 
     Verdicts rest on the seeds of all of them.
@@ -150,12 +148,14 @@ def _of_same_recipes(
     return every
 
 
-def _seed(project: Project, layout: Layout, name: str, finals: Mapping[int, Any], seed: str) -> Run:
+def _seed(
+    project: Project, layout: Layout, name: str, finals: Mapping[int, RunMetrics], seed: str
+) -> Run:
     every = project.seeds(name)
     if seed == BEST:
         wanted = [each for each in every if each not in finals]
-        if not wanted and all("top1" in final["metrics"] for final in finals.values()):
-            best = max(every, key=lambda each: finals[each]["metrics"]["top1"])
+        if not wanted and all("top1" in final.metrics for final in finals.values()):
+            best = max(every, key=lambda each: finals[each].metrics["top1"])
             return Run(experiment=name, seed=best)
         number = (wanted or every)[0]
         if not wanted:
@@ -185,7 +185,7 @@ def _number(seed: str) -> int:
 
 
 def _require_verified(
-    project: Project, paper: Project, layout: Layout, finals: Mapping[str, Mapping[int, Any]]
+    project: Project, paper: Project, layout: Layout, finals: Mapping[str, Mapping[int, RunMetrics]]
 ) -> None:
     """Check every run whose numbers are printed, what it started from, and the manifests."""
     audit = Audit(project, layout, paper)
@@ -210,12 +210,12 @@ def _item(
     project: Project,
     layout: Layout,
     run: Run,
-    finals: Mapping[int, Any],
+    finals: Mapping[int, RunMetrics],
     rule: str,
     spreads: Mapping[tuple[str, str], Spread],
 ) -> Item:
     final = finals[run.seed]
-    evaluation = read_json(layout.evaluation(run))
+    evaluation = record.read_evaluation(layout, run)
     if evaluation is None:
         raise UserError(
             f"{run} has not been evaluated on its own, so it is not released; run: smt evaluate "
@@ -226,9 +226,9 @@ def _item(
         run=run,
         how=_how(len(project.seeds(run.experiment)), run.seed, rule),
         final=final,
-        provenance=read_json(layout.work_dir(run, final["fingerprint"]) / PROVENANCE),
+        provenance=provenance.require(layout.work_dir(run, final.fingerprint)),
         evaluation=evaluation,
-        seeds={seed: each["metrics"] for seed, each in finals.items()},
+        seeds={seed: each.metrics for seed, each in finals.items()},
         spreads=spreads,
     )
 

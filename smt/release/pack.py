@@ -52,7 +52,7 @@ def pack(items: Sequence[Item], layout: Layout, licence: Licence) -> list[Path]:
                 _model(item, layout, new / item.name, licence)
             for dataset in dict.fromkeys(item.recipe.dataset for item in items):
                 own = [item for item in items if item.recipe.dataset == dataset]
-                measured = [item for item in own if "top1" in item.final["metrics"]]
+                measured = [item for item in own if "top1" in item.final.metrics]
                 if measured:
                     _write(new / f"results-{dataset}.csv", _csv(measured, layout))
             _write(new / SUMS, _sums(new))
@@ -124,10 +124,10 @@ def _metadata(item: Item, licence: Licence) -> dict[str, str]:
         "seed": item.run.seed,
         "scale": item.project.scale_name,
         "notice": item.project.scale.notice,
-        "fingerprint": item.final["fingerprint"],
-        "exported_sha256": item.final["weights_sha256"],
-        "commit": item.provenance["git"]["commit"],
-        "metrics": item.final["metrics"],
+        "fingerprint": item.final.fingerprint,
+        "exported_sha256": item.final.weights_sha256,
+        "commit": item.provenance.git.commit,
+        "metrics": item.final.metrics,
         **licence.fields,
     }
     return {"format": "pt", "smt": json.dumps(said, sort_keys=True)}
@@ -169,7 +169,7 @@ def _csv(items: Sequence[Item], layout: Layout) -> str:
 
 
 def _row(item: Item, layout: Layout) -> dict[str, str]:
-    top1, top5 = (item.final["metrics"][name] for name in ("top1", "top5"))
+    top1, top5 = (item.final.metrics[name] for name in ("top1", "top5"))
     count = parameters(tensors.read(layout.weights(item.run)))
     return {
         "model": item.name,

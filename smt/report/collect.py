@@ -17,10 +17,10 @@ from smt.datasets import manifest
 from smt.errors import DataError, UserError
 from smt.report.spread import Spread, by_recipe
 from smt.report.trajectory import OffTrack, off_track
-from smt.runs.atomic import read_json
+from smt.runs import record
 from smt.runs.journal import Evaluation, best_evaluation
 from smt.runs.paths import Layout
-from smt.runs.provenance import PROVENANCE, failure
+from smt.runs.record import PROVENANCE, DamagedRecord, RunMetrics
 from smt.tracking import client as mlflow
 from smt.tracking.client import RemoteRun, Server
 
@@ -62,6 +62,8 @@ class Results:
     server: Server | None
     """None where nothing was ever sent."""
     runs: dict[Run, RunResult]
+    damages: tuple[DamagedRecord, ...]
+    """Records that cannot be read; their runs count as failed."""
 
     def of(self, experiment: str) -> list[RunResult]:
         """Return the results of an experiment's runs, by seed as params give them."""
@@ -114,7 +116,8 @@ def assemble(
     collector = _Collector(project, layout, server, remote, checked)
     for run in project.runs:
         collector.add(run)
-    return Results(project, server, _warned(project, layout, collector.runs))
+    runs = _warned(project, layout, collector.runs)
+    return Results(project, server, runs, tuple(collector.damages))
 
 
 def _warned(
@@ -150,6 +153,7 @@ class _Collector:
         self.project, self.layout, self.server, self.remote = project, layout, server, remote
         self.checked = checked
         self.runs: dict[Run, RunResult] = {}
+        self.damages: list[DamagedRecord] = []
         self._digests: dict[tuple[str, ...], dict[str, str]] = {}
 
     def add(self, run: Run) -> None:
@@ -161,8 +165,13 @@ class _Collector:
             return
         remote = self.remote.get(current)
         url = self.server.run_url(remote) if self.server and remote else None
-        final = read_json(self.layout.metrics(run))
-        state, reason = self._state(run, current, final, remote)
+        try:
+            final = record.read_metrics(self.layout, run)
+            state, reason = self._state(run, current, final, remote)
+        except DamagedRecord as damage:
+            self.damages.append(damage)
+            self.runs[run] = RunResult(run, "failed", str(damage), current, remote, url)
+            return
         metrics: dict[str, float] = {}
         best: Evaluation | None = None
         if state == "done" and remote is not None:
@@ -179,21 +188,21 @@ class _Collector:
         return self._digests[needed]
 
     def _state(
-        self, run: Run, current: str, final: dict[str, Any] | None, remote: RemoteRun | None
+        self, run: Run, current: str, final: RunMetrics | None, remote: RemoteRun | None
     ) -> tuple[State, str]:
         work_dir = self.layout.work_dir(run, current)
         begun = (work_dir / PROVENANCE).exists()
-        if final is not None and final["fingerprint"] == current:
+        if final is not None and final.fingerprint == current:
             return self._state_of_finished(remote)
-        cause = failure(work_dir)
-        if cause is not None:
-            return "failed", cause
+        failure = record.read_failure(work_dir)
+        if failure is not None:
+            return "failed", failure.message
         if remote is not None and remote.status == "FINISHED" and not begun:
             return "done", ""  # trained elsewhere; MLflow has its numbers
         if begun:
             return "running", self._progress(run, remote)
         if final is not None:
-            was = final["fingerprint"][:12]
+            was = final.fingerprint[:12]
             return (
                 "stale",
                 f"params or data changed since it was trained (as {was}); train it again",
@@ -225,31 +234,27 @@ class _Collector:
         except (ValueError, KeyError, TypeError):
             return None  # a damaged journal is for smt verify to name
 
-    def _check(self, run: Run, final: dict[str, Any], remote: RemoteRun, url: str | None) -> None:
+    def _check(self, run: Run, final: RunMetrics, remote: RemoteRun, url: str | None) -> None:
         """Compare MLflow's numbers with those of `metrics.json`, and with one another."""
         path, theirs = self.layout.metrics(run), f"MLflow run {remote.run_id} ({url})"
         remedy = (
             f"run `smt sync --scale {self.layout.scale}`; if that does not settle it one of them "
             "was changed by hand: delete that MLflow run and sync again, or train the run again"
         )
-        for name, value in final["metrics"].items():
+        for name, value in final.metrics.items():
             sent = remote.metrics.get(f"final/{name}")
             if not _equal(value, sent):
                 raise UserError(f"{path} says {name} = {value}, {theirs} says {sent}; {remedy}")
-        weights, sent_weights = final["weights_sha256"], remote.tags.get("smt.weights_sha256")
+        weights, sent_weights = final.weights_sha256, remote.tags.get("smt.weights_sha256")
         if weights != sent_weights:
             raise UserError(
                 f"{path} is of the weights {weights}, {theirs} of {sent_weights}; {remedy}"
             )
         for section, name in product(CROSS_CHECKED_METRICS, METRICS):
-            seen, value = remote.metrics.get(f"{section}/{name}"), final["metrics"].get(name)
-            if (
-                seen is not None
-                and value is not None
-                and abs(seen - value) > METRICS[name].tolerance
-            ):
+            seen, own = remote.metrics.get(f"{section}/{name}"), final.metrics.get(name)
+            if seen is not None and own is not None and abs(seen - own) > METRICS[name].tolerance:
                 raise UserError(
-                    f"{path} says {name} = {value}, but {section}/{name} of {theirs} is {seen}; "
+                    f"{path} says {name} = {own}, but {section}/{name} of {theirs} is {seen}; "
                     f"{remedy}"
                 )
 

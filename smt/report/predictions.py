@@ -1,15 +1,17 @@
 """Pictures of what detectors and segmenters predict, as their evaluations have left them."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from smt.config.experiments import Run
 from smt.config.metrics import METRICS, headline
 from smt.config.project import Project
 from smt.report.agreement import places
 from smt.report.collect import Results, RunResult
-from smt.runs.atomic import read_json
+from smt.runs import record
 from smt.runs.paths import Layout
+from smt.runs.record import DamagedRecord
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Predictions:
     pictures: tuple[Picture, ...]
     pending: str
     """What there is no picture of yet, and why; empty where all are there."""
+    damages: tuple[DamagedRecord, ...] = ()
+    """Evaluations that cannot be read."""
 
 
 def predictions(results: Results, layout: Layout) -> Predictions | None:
@@ -38,21 +42,27 @@ def predictions(results: Results, layout: Layout) -> Predictions | None:
     if not runs:
         return None
     done = [run for run in runs if run.state == "done"]
-    shown = [run for run in done if _has_picture(layout, run)]
+    damages: dict[Run, DamagedRecord] = {}
+    drawn = [run for run in done if _has_picture(layout, run, damages)]
     names = places(project)
-    pictures = tuple(_picture(layout, run, _caption(project, names, run)) for run in shown)
-    missing = [run for run in done if run not in shown]
-    return Predictions(pictures, _pending(len(runs) - len(done), missing))
+    pictures = tuple(_picture(layout, run, _caption(project, names, run)) for run in drawn)
+    missing = [run.run for run in done if run not in drawn]
+    pending = _pending(len(runs) - len(done), missing, damages)
+    return Predictions(pictures, pending, tuple(damages.values()))
 
 
 def _has_head(project: Project, run: RunResult) -> bool:
     return project.experiments[run.run.experiment].head is not None
 
 
-def _has_picture(layout: Layout, run: RunResult) -> bool:
+def _has_picture(layout: Layout, run: RunResult, damages: dict[Run, DamagedRecord]) -> bool:
     """Whether the picture is there, and of the run as it is now."""
-    evaluation = read_json(layout.evaluation(run.run))
-    current = evaluation is not None and evaluation["fingerprint"] == run.fingerprint
+    try:
+        evaluation = record.read_evaluation(layout, run.run)
+    except DamagedRecord as damage:
+        damages[run.run] = damage
+        return False
+    current = evaluation is not None and evaluation.fingerprint == run.fingerprint
     return current and layout.samples(run.run).is_file()
 
 
@@ -71,7 +81,9 @@ def _picture(layout: Layout, run: RunResult, caption: str) -> Picture:
     return Picture(caption, alt, f"data:image/jpeg;base64,{content}")
 
 
-def _pending(unfinished: int, missing: Iterable[RunResult]) -> str:
+def _pending(unfinished: int, missing: Iterable[Run], damages: Mapping[Run, DamagedRecord]) -> str:
     parts = [f"of {unfinished} runs, which are not done"] if unfinished else []
-    parts += [f"of {run.run}, which smt evaluate makes" for run in missing]
+    for run in missing:
+        parts.append(f"of {run}: {damages[run]}" if run in damages else f"of {run}, which smt "
+                     "evaluate makes")  # fmt: skip
     return f"No picture yet {'; '.join(parts)}." if parts else ""

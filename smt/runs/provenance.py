@@ -13,11 +13,20 @@ from typing import Any
 
 import psutil
 
-from smt.runs import heartbeat
-from smt.runs.atomic import read_json, replacing, write_json
+from smt.errors import TrainingError, UserError
+from smt.runs import heartbeat, record
+from smt.runs.atomic import explained, replacing
+from smt.runs.record import (
+    FAILURE,
+    PROVENANCE,
+    Attempt,
+    Failure,
+    Git,
+    Hardware,
+    Provenance,
+    Untracked,
+)
 
-PROVENANCE = "provenance.json"
-FAILURE = "failure.json"
 LOG = "train.log"
 """What every attempt at a run had to say."""
 
@@ -31,7 +40,7 @@ _SLURM = {
 }
 
 
-def git_state(work_dir: Path) -> dict[str, Any]:
+def git_state(work_dir: Path) -> Git:
     """Return commit, whether the tree differs from it, the difference's SHA-256, untracked files.
 
     The difference itself is kept in `work_dir`, in the file that `diff_file` names. Outside a git
@@ -39,7 +48,7 @@ def git_state(work_dir: Path) -> dict[str, Any]:
     """
     commit = _git("rev-parse", "HEAD")
     if commit is None:
-        return {"commit": None, "dirty": None, "diff_sha256": None, "untracked": None}
+        return Git(commit=None, dirty=None, diff_sha256=None, untracked=None)
     difference = _git("diff", "HEAD", "--binary") or b""
     untracked = (_git("ls-files", "--others", "--exclude-standard") or b"").decode().splitlines()
     dirty = bool(difference or untracked)
@@ -47,13 +56,13 @@ def git_state(work_dir: Path) -> dict[str, Any]:
     if digest is not None:
         with replacing(diff_file(work_dir, digest)) as file:
             file.write(difference)
-    names = {"count": len(untracked), "first": sorted(untracked)[:UNTRACKED]}
-    return {
-        "commit": commit.decode().strip(),
-        "dirty": dirty,
-        "diff_sha256": digest,
-        "untracked": names if untracked else None,
-    }
+    names = Untracked(count=len(untracked), first=sorted(untracked)[:UNTRACKED])
+    return Git(
+        commit=commit.decode().strip(),
+        dirty=dirty,
+        diff_sha256=digest,
+        untracked=names if untracked else None,
+    )
 
 
 def diff_file(work_dir: Path, digest: str) -> Path:
@@ -75,16 +84,16 @@ def packages() -> dict[str, str]:
     return {metadata["Name"]: metadata["Version"] for metadata in found if metadata["Name"]}
 
 
-def hardware(gpus: list[str]) -> dict[str, Any]:
+def hardware(gpus: list[str]) -> Hardware:
     """Return host, processor, cores, memory (bytes) and the names of the GPUs in use."""
-    return {
-        "host": socket.gethostname(),
-        "system": platform.platform(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpus": gpus,
-    }
+    return Hardware(
+        host=socket.gethostname(),
+        system=platform.platform(),
+        processor=processor(),
+        cores=os.cpu_count(),
+        memory_bytes=psutil.virtual_memory().total,
+        gpus=gpus,
+    )
 
 
 def processor() -> str:
@@ -104,30 +113,31 @@ def record_attempt(work_dir: Path, facts: dict[str, Any], attempt: dict[str, Any
     `source` where `attempt` lists `changes` that were allowed.
     """
     git = git_state(work_dir)
-    known = read_json(work_dir / PROVENANCE)
-    if known is None:
-        known = {
+    attempt = {
+        "started": time.time(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        **{key: getattr(git, key) for key in ("commit", "dirty", "diff_sha256")},
+        **{key: os.environ.get(variable) for key, variable in _SLURM.items()},
+        **attempt,
+    }
+    before = record.read_provenance(work_dir)
+    if before is None:
+        begun = Provenance(
             **facts,
-            "git": git,
-            "packages": packages(),
-            "created": time.time(),
-            "attempts": [],
-        }
-    elif attempt.get("changes"):
-        known["source"] = facts["source"]
-    for last in known["attempts"][-1:]:
-        last.setdefault("ended", _last_sign_of_life(work_dir, last["started"]))
-    known["attempts"].append(
-        {
-            "started": time.time(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            **{key: git[key] for key in ("commit", "dirty", "diff_sha256")},
-            **{key: os.environ.get(variable) for key, variable in _SLURM.items()},
-            **attempt,
-        }
-    )
-    write_json(work_dir / PROVENANCE, known)
+            git=git,
+            packages=packages(),
+            created=time.time(),
+            attempts=[Attempt(**attempt)],
+        )
+        record.write(work_dir / PROVENANCE, begun)
+        return
+    changes = {"source": facts["source"]} if attempt["changes"] else {}
+    *ended, last = before.attempts
+    if last.ended is None:
+        last = last.model_copy(update={"ended": _last_sign_of_life(work_dir, last.started)})
+    values = {"attempts": [*ended, last, Attempt(**attempt)], **changes}
+    record.write(work_dir / PROVENANCE, before.model_copy(update=values))
 
 
 def _last_sign_of_life(work_dir: Path, started: float) -> float:
@@ -136,35 +146,42 @@ def _last_sign_of_life(work_dir: Path, started: float) -> float:
     return max(started, beat.time) if beat else started
 
 
-def finish(work_dir: Path, at: float) -> dict[str, Any]:
+def finish(work_dir: Path, at: float) -> Provenance:
     """Write down that the run ended `at` (Unix seconds) and return its whole provenance."""
-    known: dict[str, Any] = read_json(work_dir / PROVENANCE)
-    known["attempts"][-1]["ended"] = at
-    write_json(work_dir / PROVENANCE, known)
-    return known
+    *before, last = require(work_dir).attempts
+    return update(work_dir, attempts=[*before, last.model_copy(update={"ended": at})])
 
 
-def gpu_seconds(attempts: Sequence[Mapping[str, Any]]) -> float:
+def gpu_seconds(attempts: Sequence[Attempt]) -> float:
     """Return the GPU-seconds of attempts that have ended, with what was done in them and lost.
 
     Each counts from its first step to its end, or to where it was last seen at work; 0 without
     GPUs.
     """
-    ends = [each.get("ended", each["started"]) for each in attempts]
     spent = (
-        (end - each["started"]) * _gpus(each["environment"])
-        for each, end in zip(attempts, ends, strict=True)
+        ((attempt.ended or attempt.started) - attempt.started) * attempt.environment.gpus
+        for attempt in attempts
+        if attempt.environment is not None
     )
     return round(sum(spent), 3)
 
 
-def _gpus(environment: Mapping[str, Any]) -> int:
-    return int(environment["world_size"]) if environment["device"] == "cuda" else 0
+def update(work_dir: Path, **values: Any) -> Provenance:
+    """Set values of a provenance that is there, and return it."""
+    after = require(work_dir).model_copy(update=values)
+    record.write(work_dir / PROVENANCE, after)
+    return after
 
 
-def update(work_dir: Path, **values: Any) -> None:
-    """Set values of a provenance that is there."""
-    write_json(work_dir / PROVENANCE, {**read_json(work_dir / PROVENANCE), **values})
+def require(work_dir: Path) -> Provenance:
+    """Return the provenance of a run that has one."""
+    provenance = record.read_provenance(work_dir)
+    if provenance is None:
+        raise UserError(
+            f"{work_dir / PROVENANCE}: was removed while the run was at work; move {work_dir} "
+            "aside and train the run again: smt train"
+        )
+    return provenance
 
 
 def record_failure(work_dir: Path, message: str, step: int | None, exit_code: int) -> None:
@@ -172,31 +189,15 @@ def record_failure(work_dir: Path, message: str, step: int | None, exit_code: in
 
     `step` is that of a training which going on would not mend: its own numbers are what is wrong.
     """
-    content = {"message": message, "step": step, "time": time.time(), "exit_code": exit_code}
-    write_json(work_dir / FAILURE, content)
+    failure = Failure(message=message, step=step, time=time.time(), exit_code=exit_code)
+    record.write(work_dir / FAILURE, failure)
 
 
 def forget_failure(work_dir: Path) -> None:
     """Take back the cause of the last attempt's failure: there is a new attempt."""
-    (work_dir / FAILURE).unlink(missing_ok=True)
-
-
-def failure(work_dir: Path) -> str | None:
-    """Return the cause of the last attempt's failure, or None."""
-    known = read_json(work_dir / FAILURE)
-    return known["message"] if known else None
-
-
-def is_final(work_dir: Path) -> bool:
-    """Return whether the last attempt failed in a way that going on would repeat."""
-    known = read_json(work_dir / FAILURE)
-    return known is not None and known["step"] is not None
-
-
-def failure_code(work_dir: Path) -> int | None:
-    """Return the exit code of the last attempt's failure, or None."""
-    known = read_json(work_dir / FAILURE)
-    return known["exit_code"] if known else None
+    path = work_dir / FAILURE
+    with explained(path, "remove it and run the same command again", TrainingError):
+        path.unlink(missing_ok=True)
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

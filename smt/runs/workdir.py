@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smt.runs import heartbeat, journal
-from smt.runs.atomic import read_json
+from smt.runs import heartbeat, journal, record
 from smt.runs.heartbeat import Beat
 from smt.runs.lock import LOCK
-from smt.runs.provenance import FAILURE, PROVENANCE
+from smt.runs.record import Attempt
 
 _CHECKPOINTS = "checkpoints/step-*-epoch-*.safetensors"
 """As smt.engine.checkpoint names them, which cannot be imported without torch."""
@@ -65,29 +64,33 @@ class Trail:
 
 
 def read(work_dir: Path) -> Trail:
-    """Return what is in a work folder, also of a run that was never begun."""
-    attempts = (read_json(work_dir / PROVENANCE) or {}).get("attempts", [])
-    failure = read_json(work_dir / FAILURE) or {}
+    """Return what is in a work folder, also of a run that was never begun.
+
+    Raises:
+        DamagedRecord: its provenance, or the cause of its failure, is damaged.
+    """
+    provenance, failure = record.read_provenance(work_dir), record.read_failure(work_dir)
+    attempts = provenance.attempts if provenance else ()
     locked, holder = is_locked(work_dir / LOCK), _holder(work_dir / LOCK)
-    last, saved = attempts[-1] if attempts else {}, newest_checkpoint(work_dir)
+    last, saved = attempts[-1] if attempts else None, newest_checkpoint(work_dir)
     beat = heartbeat.read(work_dir)
-    if locked and holder.get("pid") != last.get("pid"):
+    if locked and holder.get("pid") != (last.pid if last else None):
         # Another attempt has begun, and has still to read its data and to write down that it did.
-        last = {"started": (work_dir / LOCK).stat().st_mtime, "resumed_at_step": saved or 0}
-        beat = None
-    started = last.get("started", 0.0)
+        started = (work_dir / LOCK).stat().st_mtime
+        last, beat = Attempt(started=started, resumed_at_step=saved or 0), None
+    started = last.started if last else 0.0
     return Trail(
         work_dir=work_dir,
         attempts=len(attempts),
         started=started,
-        resumed_at=last.get("resumed_at_step", 0),
+        resumed_at=last.resumed_at_step if last else 0,
         beat=beat if beat and beat.time >= started else None,
         host=holder.get("host", ""),
         process=holder.get("pid"),
-        job=last.get("slurm_job_id") or "",
+        job=(last.slurm_job_id if last else None) or "",
         saved=saved,
-        failure=failure.get("message", ""),
-        failed_at=failure.get("time", 0.0),
+        failure=failure.message if failure else "",
+        failed_at=failure.time if failure else 0.0,
         locked=locked,
     )
 

@@ -15,10 +15,10 @@ from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError
 from smt.report.trajectory import OffTrack, off_track
-from smt.runs import progress, workdir
-from smt.runs.atomic import read_json
+from smt.runs import progress, record, workdir
 from smt.runs.paths import Layout
 from smt.runs.progress import Length, Progress
+from smt.runs.record import DamagedRecord, RunMetrics
 from smt.runs.workdir import Trail
 
 State = Literal["done", "running", "pending", "stopped", "failed", "waiting", "not started"]
@@ -124,7 +124,7 @@ class _Facts:
     length: Length
     trail: Trail
     job: Job | None
-    final: Mapping[str, Any] | None
+    final: RunMetrics | None
     """Its numbers from before params or data changed."""
 
 
@@ -139,13 +139,18 @@ class _Collector:
 
     def add(self, run: Run) -> RunStatus:
         """Return how a run stands; its parent has been added before."""
-        digests = self._digests_of(run)
-        if isinstance(digests, DataError):
-            found = self._without_data(run, digests)
-        else:
-            found = self._with_data(run, fingerprint.fingerprint(self.project, run, digests))
+        try:
+            found = self._status(run)
+        except DamagedRecord as damage:
+            found = RunStatus(run, "failed", Progress(_length(self.project, run), 0), str(damage))
         self._found[run] = found
         return found
+
+    def _status(self, run: Run) -> RunStatus:
+        digests = self._digests_of(run)
+        if isinstance(digests, DataError):
+            return self._without_data(run, digests)
+        return self._with_data(run, fingerprint.fingerprint(self.project, run, digests))
 
     def _digests_of(self, run: Run) -> dict[str, str] | DataError:
         needed = fingerprint.inputs(self.project, run)
@@ -162,18 +167,18 @@ class _Collector:
         keys = fingerprint.inputs(self.project, run)
         lacking = [key for key in keys if not manifest.manifest_path(self.layout, key).exists()]
         names = ", ".join(lacking or keys)
-        length, final = _length(self.project, run), _final(self.layout, run)
+        length, final = _length(self.project, run), record.read_metrics(self.layout, run)
         if final is None:
             return RunStatus(run, "waiting", Progress(length, 0), f"for data: {names}")
         reason = f"no telling of which data, without manifests: {names}"
-        return RunStatus(run, "done", Progress(length, length.steps), reason, final["metrics"])
+        return RunStatus(run, "done", Progress(length, length.steps), reason, final.metrics)
 
     def _with_data(self, run: Run, current: str) -> RunStatus:
         left = workdir.read(self.layout.work_dir(run, current))
-        length, final = _length(self.project, run), _final(self.layout, run)
-        if final is not None and final["fingerprint"] == current:
+        length, final = _length(self.project, run), record.read_metrics(self.layout, run)
+        if final is not None and final.fingerprint == current:
             return RunStatus(
-                run, "done", Progress(length, length.steps), metrics=final["metrics"],
+                run, "done", Progress(length, length.steps), metrics=final.metrics,
                 fingerprint=current, attempts=left.attempts,
             )  # fmt: skip
         facts = _Facts(run, current, length, left, self.queue.find(run, current), final)
@@ -244,22 +249,12 @@ class _Collector:
         if other is not None:
             return f"job {other.number} ({other.state.lower()}) has other params or data"
         if facts.final is not None:
-            was = facts.final["fingerprint"][:12]
+            was = facts.final.fingerprint[:12]
             return f"params or data changed since it was trained (as {was})"
         folders = self.layout.run_dir(facts.run).glob("work-*")
         saved = {path.name: workdir.newest_checkpoint(path) for path in sorted(folders)}
         half = ", ".join(f"{name} at step {step}" for name, step in saved.items() if step)
         return f"half done with other params or data: {half}" if half else ""
-
-
-def _final(layout: Layout, run: Run) -> Mapping[str, Any] | None:
-    """Return the final numbers of a run, or None without any that can be read."""
-    try:
-        final = read_json(layout.metrics(run))
-    except ValueError:
-        return None
-    whole = isinstance(final, dict) and {"fingerprint", "metrics"} <= final.keys()
-    return final if whole else None
 
 
 def _length(project: Project, run: Run) -> Length:
@@ -271,10 +266,10 @@ def _length(project: Project, run: Run) -> Length:
 def _last_evaluation(records: Iterable[Any]) -> dict[str, float]:
     """Return the metrics of the last evaluation in a journal, without their prefix."""
     last: dict[str, float] = {}
-    for record in records:
+    for line in records:
         found = {
             name.removeprefix("eval/"): value
-            for name, value in record.metrics.items()
+            for name, value in line.metrics.items()
             if name.startswith("eval/")
         }
         last = found or last

@@ -7,19 +7,20 @@ import torch
 from smt.engine import device
 from smt.engine.distributed import Ranks
 from smt.runs import provenance
+from smt.runs.record import Environment
 
 
-def of(ranks: Ranks) -> dict[str, Any]:
-    """Return it as JSON values: number of processes, threads of each, device, processor."""
+def of(ranks: Ranks) -> Environment:
+    """Return the environment of this process and of those that it trains with."""
     gpu = ranks.device.type == "cuda"
-    return {
+    return Environment(
         **(_of_gpu() if gpu else {}),
-        "world_size": ranks.world_size,
-        "threads": torch.get_num_threads(),
-        "device": ranks.device.type,
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "processor": torch.cuda.get_device_name() if gpu else provenance.processor(),
-    }
+        world_size=ranks.world_size,
+        threads=torch.get_num_threads(),
+        device=ranks.device.type,
+        deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
+        processor=torch.cuda.get_device_name() if gpu else provenance.processor(),
+    )
 
 
 def _of_gpu() -> dict[str, Any]:

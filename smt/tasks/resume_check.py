@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from smt.engine import checkpoint
-from smt.runs import provenance
-from smt.runs.atomic import read_json
+from smt.runs import provenance, record
+from smt.runs.record import Environment, Provenance
 
 
 def param_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -30,28 +30,34 @@ class UnfinishedRun:
     """A run that began with other params and was interrupted."""
 
     work_dir: Path
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     step: int
     """Of its newest checkpoint."""
 
 
 def unfinished_run(run_dir: Path, own: Path) -> UnfinishedRun | None:
     """Return the last run in `run_dir` other than `own` that was interrupted, not ended."""
-    candidates = []
-    for path in run_dir.glob(f"work-*/{provenance.PROVENANCE}"):
-        record, saved = read_json(path), checkpoint.names(path.parent / checkpoint.FOLDER)
-        # metrics.json does not tell: Snakemake deletes outputs before it runs a job again.
-        if path.parent == own or not saved or "ended" in record["attempts"][-1]:
+    others = []
+    for path in run_dir.glob(f"work-*/{record.PROVENANCE}"):
+        work_dir = path.parent
+        begun, saved = (
+            record.read_provenance(work_dir),
+            checkpoint.names(work_dir / checkpoint.FOLDER),
+        )
+        # Not told by metrics.json: Snakemake has deleted it when a run is about to be made anew.
+        if work_dir == own or not saved or begun is None or begun.attempts[-1].ended is not None:
             continue
         newest = checkpoint.Name.of(saved[0])
         assert newest is not None
-        if newest.step and not record.get("given_up") and not provenance.is_final(path.parent):
-            candidates.append(UnfinishedRun(path.parent, record, newest.step))
-    return max(
-        candidates,
-        key=lambda candidate: candidate.provenance["attempts"][-1]["started"],
-        default=None,
-    )
+        if newest.step and not begun.given_up and not _is_final(work_dir):
+            others.append(UnfinishedRun(work_dir, begun, newest.step))
+    return max(others, key=lambda other: other.provenance.attempts[-1].started, default=None)
+
+
+def _is_final(work_dir: Path) -> bool:
+    """Return whether the last attempt failed in a way that going on would repeat."""
+    failure = record.read_failure(work_dir)
+    return failure is not None and failure.step is not None
 
 
 _ORDER = (
@@ -61,8 +67,8 @@ _ORDER = (
 )
 
 
-def environment_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each difference of the environment that changes the order of sums."""
+def environment_changes(then: Environment, now: Environment) -> Iterator[str]:
+    """Yield a sentence for each thing of the machine that changes the order of sums."""
     for key, unit in (
         ("world_size", "processes"),
         ("threads", "threads a process"),
@@ -73,7 +79,8 @@ def environment_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iter
         ("cudnn", "as cuDNN"),
         ("nccl", "as NCCL"),
     ):
-        if key in then and key in now and then[key] != now[key]:
+        old, new = getattr(then, key), getattr(now, key)
+        if old != new and None not in (old, new):
             extra = "; BatchNorm's running statistics are averaged over processes"
             more = extra if key == "world_size" else ""
-            yield f"{now[key]} {unit} instead of {then[key]}: {_ORDER}{more}"
+            yield f"{new} {unit} instead of {old}: {_ORDER}{more}"

@@ -24,10 +24,11 @@ from smt.engine.protocol import Task
 from smt.engine.trainer import RETRY, Settings, Stopped, Trainer
 from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.models import weights
-from smt.runs import journal, provenance, source
-from smt.runs.atomic import explained, read_json, sha256, write_json
+from smt.runs import journal, provenance, record, source
+from smt.runs.atomic import explained, sha256
 from smt.runs.lock import exclusive
 from smt.runs.paths import Layout
+from smt.runs.record import Extent, Parent, RunMetrics
 from smt.tasks import environment, resume_check
 from smt.tasks.build import build_task
 
@@ -58,7 +59,7 @@ class RunTraining:
         self.content = fingerprint.content(project, run, self.digests)
         self.fingerprint = fingerprint.fingerprint(project, run, self.digests)
         self.work_dir = layout.work_dir(run, self.fingerprint)
-        self.names = {
+        self.names: dict[str, Any] = {
             "experiment": run.experiment,
             "seed": run.seed,
             "scale": layout.scale,
@@ -67,14 +68,18 @@ class RunTraining:
         self.source: dict[str, str] = {}
 
     def is_done(self) -> bool:
-        """Whether the run is trained with this fingerprint and its exported weights are there."""
-        metrics = read_json(self.layout.metrics(self.run))
+        """Whether this very run has been trained, and its weights are those it exported.
+
+        Raises:
+            DamagedRecord: it may have been: its final numbers cannot be read.
+        """
+        metrics = record.read_metrics(self.layout, self.run)
         path = self.layout.weights(self.run)
         return (
             metrics is not None
-            and metrics["fingerprint"] == self.fingerprint
+            and metrics.fingerprint == self.fingerprint
             and path.exists()
-            and sha256(path) == metrics["weights_sha256"]
+            and sha256(path) == metrics.weights_sha256
         )
 
     def train(self, stop: StopRequest, options: Options) -> dict[str, float]:
@@ -155,29 +160,25 @@ class RunTraining:
             {key: str(value) for key, value in self.names.items()},
         )
         recipe, ended = trainer.task.recipe, time.time()
-        recorded = provenance.finish(self.work_dir, ended)
-        write_json(
-            self.layout.metrics(run),
-            {
-                **self.names,
-                "task": self.content["task"],
-                "metrics": metrics or {"train_loss": self._last_train_loss()},
-                "epochs": trainer.state.epochs,
-                "steps": trainer.state.step,
-                "images": trainer.state.step * recipe.global_batch,
-                "skipped_steps": trainer.state.loss_statistics.skipped,
-                "changes": [
-                    change for attempt in recorded["attempts"] for change in attempt["changes"]
-                ],
-                "weights_sha256": digest,
-                "journal": journal.extent(self.work_dir / journal.JOURNAL),
-                "times": journal.extent(self.work_dir / journal.TIMES),
-                "provenance_sha256": sha256(self.work_dir / provenance.PROVENANCE),
-                "wall_seconds": round(trainer.state.seconds, 3),
-                "gpu_seconds": provenance.gpu_seconds(recorded["attempts"]),
-                "finished": ended,
-            },
+        attempts = provenance.finish(self.work_dir, ended).attempts
+        final = RunMetrics(
+            **self.names,
+            task=self.content["task"],
+            metrics=metrics or {"train_loss": self._last_train_loss()},
+            epochs=trainer.state.epochs,
+            steps=trainer.state.step,
+            images=trainer.state.step * recipe.global_batch,
+            skipped_steps=trainer.state.loss_statistics.skipped,
+            changes=[change for attempt in attempts for change in attempt.changes],
+            weights_sha256=digest,
+            journal=Extent(**journal.extent(self.work_dir / journal.JOURNAL)),
+            times=Extent(**journal.extent(self.work_dir / journal.TIMES)),
+            provenance_sha256=sha256(self.work_dir / record.PROVENANCE),
+            wall_seconds=round(trainer.state.seconds, 3),
+            gpu_seconds=provenance.gpu_seconds(attempts),
+            finished=ended,
         )
+        record.write(self.layout.metrics(run), final)
         log.info(
             "%s: done in %s, %s; weights in %s",
             run,
@@ -186,7 +187,7 @@ class RunTraining:
             path,
         )
 
-    def _facts(self, parent: dict[str, Any] | None) -> dict[str, Any]:
+    def _facts(self, parent: Parent | None) -> dict[str, Any]:
         """Return what provenance says of the run and does not change between attempts."""
         experiment = self.project.experiments[self.run.experiment]
         recipe = self.project.recipes[experiment.recipe]
@@ -204,19 +205,22 @@ class RunTraining:
             "data": self.digests,
             "parent": parent,
             "hardware": provenance.hardware(gpus),
-            "environment": {**environment.of(self.ranks), "precision": recipe.precision},
+            "environment": environment.of(self.ranks).model_copy(
+                update={"precision": recipe.precision}
+            ),
             "source": self.source,
             "not_deterministic": [],
         }
 
     def _record_attempt(
-        self, parent: dict[str, Any] | None, trainer: Trainer, changes: list[str], options: Options
+        self, parent: Parent | None, trainer: Trainer, changes: list[str], options: Options
     ) -> None:
         """Record this attempt, and warn where its environment differs from the last one's."""
         now = environment.of(self.ranks)
-        attempts = (read_json(self.work_dir / provenance.PROVENANCE) or {}).get("attempts", [])
-        if trainer.state.step and attempts:
-            for sentence in resume_check.environment_changes(attempts[-1]["environment"], now):
+        before = record.read_provenance(self.work_dir)
+        last = before.attempts[-1].environment if before else None
+        if trainer.state.step and last:
+            for sentence in resume_check.environment_changes(last, now):
                 log.warning("%s: resumes with %s", self.run, sentence)
         attempt = {
             "resumed_at_step": trainer.state.step,
@@ -242,15 +246,12 @@ class RunTraining:
             TrainingError: code or params are others than those that a half-done run was begun with.
         """
         self.source = source.digests()
-        command = f"smt train {self.run.experiment} --seed {self.run.seed}"
-        allow = (
-            f"{command} --scale {self.layout.scale} --allow-change (SMT_ALLOW_CHANGE=1 where "
-            "Snakemake runs it)"
-        )
+        command = record.train_command(self.layout, self.run)
+        allow = f"{command} --allow-change (SMT_ALLOW_CHANGE=1 where Snakemake runs it)"
         saved = checkpoint.names(self.work_dir / checkpoint.FOLDER)
         if saved:
-            recorded = read_json(self.work_dir / provenance.PROVENANCE) or {"source": {}}
-            changes = source.changes(recorded["source"], self.source)
+            before = record.read_provenance(self.work_dir)
+            changes = source.changes(before.source if before else {}, self.source)
             if changes and not options.allow_change:
                 raise TrainingError(
                     f"{self.work_dir}: this run began with other code: {_listed(changes)}; "
@@ -261,7 +262,7 @@ class RunTraining:
         other = resume_check.unfinished_run(self.layout.run_dir(self.run), self.work_dir)
         if other is None:
             return []
-        differences = resume_check.param_changes(other.provenance["params"], self.content)
+        differences = resume_check.param_changes(other.provenance.params, self.content)
         if not options.allow_change:
             raise TrainingError(
                 f"{other.work_dir}: this run is unfinished, at step {other.step}, with other "
@@ -275,35 +276,37 @@ class RunTraining:
         )  # fmt: skip
         return []
 
-    def _require_parent(self) -> dict[str, Any] | None:
+    def _require_parent(self) -> Parent | None:
         """Return who the parent is; its weights are there and are those of its fingerprint."""
         parent = self.project.parent(self.run)
         if parent is None:
             return None
         expected = self.content["parent"]
-        metrics = read_json(self.layout.metrics(parent))
-        remedy = (
-            f"run: smt train {parent.experiment} --seed {parent.seed} --scale {self.layout.scale}"
-        )
-        if metrics is None or metrics["fingerprint"] != expected:
-            cause = provenance.failure(self.layout.work_dir(parent, expected))
-            state = f"failed: {cause}" if cause else "has not been trained with these params"
+        metrics = record.read_metrics(self.layout, parent)
+        remedy = f"run: {record.train_command(self.layout, parent)}"
+        if metrics is None or metrics.fingerprint != expected:
+            failure = record.read_failure(self.layout.work_dir(parent, expected))
+            state = (
+                f"failed: {failure.message}"
+                if failure
+                else "has not been trained with these params"
+            )
             raise TrainingError(f"{self.run} starts from {parent}, which {state}; {remedy}")
         path = self.layout.weights(parent)
-        if not path.exists() or sha256(path) != metrics["weights_sha256"]:
+        if not path.exists() or sha256(path) != metrics.weights_sha256:
             raise TrainingError(
                 f"{self.run} starts from {path}, which is not the file that {parent} exported; "
                 f"{remedy}"
             )
-        return {
-            "experiment": parent.experiment,
-            "seed": parent.seed,
-            "fingerprint": expected,
-            "weights_sha256": metrics["weights_sha256"],
-        }
+        return Parent(
+            experiment=parent.experiment,
+            seed=parent.seed,
+            fingerprint=expected,
+            weights_sha256=metrics.weights_sha256,
+        )
 
     def _last_train_loss(self) -> float:
-        losses = (record.metrics.get("train/loss") for record in journal.read(self.work_dir, 0))
+        losses = (line.metrics.get("train/loss") for line in journal.read(self.work_dir, 0))
         return [loss for loss in losses if loss is not None][-1]
 
     @contextmanager
@@ -356,9 +359,9 @@ class RunTraining:
         """Return the exit code of the rank that failed, or None if none recorded one in time."""
         deadline = time.monotonic() + PEER_FAILURE_TIMEOUT
         while True:
-            code = provenance.failure_code(self.work_dir)
-            if code is not None or time.monotonic() > deadline:
-                return code
+            failure = record.read_failure(self.work_dir)
+            if failure is not None or time.monotonic() > deadline:
+                return failure.exit_code if failure else None
             time.sleep(0.1)
 
     @contextmanager

@@ -33,7 +33,7 @@ def send_files(server: Server, found: Sequence[RunView], known: Mapping[str, Rem
             continue
         with _explained(view):
             server.send_files(remote.run_id, view.outputs)
-            server.send_params(remote.run_id, PARAMS, view.provenance["params"])
+            server.send_params(remote.run_id, PARAMS, view.provenance.params)
         server.send(remote.run_id, tags={SENT_FILES: wanted})
         count += 1
     return count
@@ -63,7 +63,7 @@ def register(server: Server, found: Sequence[RunView], known: Mapping[str, Remot
         tags = {
             "fingerprint": view.fingerprint,
             "seed": str(view.run.seed),
-            "weights_sha256": view.final["weights_sha256"],
+            "weights_sha256": view.final.weights_sha256,
         }
         weights = view.outputs[0].name
         version = server.register(model, known[view.fingerprint].run_id, weights, tags)
@@ -75,5 +75,5 @@ def register(server: Server, found: Sequence[RunView], known: Mapping[str, Remot
 def _digest(view: RunView) -> str:
     """Return what changes when one of the files does; the weights' own digest stands for them."""
     assert view.final is not None
-    parts = [view.final["weights_sha256"], *(sha256(path) for path in view.outputs[1:])]
+    parts = [view.final.weights_sha256, *(sha256(path) for path in view.outputs[1:])]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()

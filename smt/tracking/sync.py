@@ -12,8 +12,10 @@ from typing import NamedTuple
 from smt.config.load import require_experiments
 from smt.config.project import Project
 from smt.errors import UserError
-from smt.runs.atomic import explained, write_json
+from smt.runs import record
+from smt.runs.atomic import explained
 from smt.runs.paths import Layout
+from smt.runs.record import SentRun, SyncReceipt
 from smt.tracking import client as mlflow
 from smt.tracking.artifacts import SENT_FILES, register, send_files
 from smt.tracking.client import Point, RemoteRun, Server
@@ -76,9 +78,10 @@ def sync(
         mlflow.prepare(layout, layout.tracking_uri())
         server = Server.of(layout)
         known = _by_fingerprint(server)
-        found = views(project, layout, chosen)
+        found, damages = views(project, layout, chosen)
         sent, problems = _send_all(server, found, known)
-        every = views(project, layout, project.order) if experiments else found
+        problems = [*map(str, damages), *problems]
+        every = views(project, layout, project.order)[0] if experiments else found
         _write_receipt(layout, server, known, every)
         count = send_files(server, found, known) if files or registered else 0
         entered = register(server, found, known) if registered else []
@@ -236,22 +239,22 @@ def _write_receipt(
     layout: Layout, server: Server, known: dict[str, RemoteRun], every: Sequence[RunView]
 ) -> None:
     runs = [
-        {
-            "experiment": view.run.experiment,
-            "seed": view.run.seed,
-            "fingerprint": view.fingerprint,
-            "run_id": known[view.fingerprint].run_id,
-            "experiment_id": known[view.fingerprint].experiment_id,
-            "status": known[view.fingerprint].status,
-        }
+        SentRun(
+            experiment=view.run.experiment,
+            seed=view.run.seed,
+            fingerprint=view.fingerprint,
+            run_id=known[view.fingerprint].run_id,
+            experiment_id=known[view.fingerprint].experiment_id,
+            status=known[view.fingerprint].status,
+        )
         for view in every
         if view.fingerprint in known
     ]
-    receipt = {
-        "tracking_uri": mlflow.public(server.uri),
-        "family": server.family,
-        "experiments": server.experiments(),
-        "runs": runs,
-    }
+    receipt = SyncReceipt(
+        tracking_uri=mlflow.public(server.uri),
+        family=server.family,
+        experiments=server.experiments(),
+        runs=runs,
+    )
     with explained(layout.sync_receipt, REMEDY):
-        write_json(layout.sync_receipt, receipt)
+        record.write(layout.sync_receipt, receipt)

@@ -12,10 +12,17 @@ from typing import Any
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.errors import UserError
-from smt.runs import journal
-from smt.runs.atomic import read_json
+from smt.runs import journal, record
 from smt.runs.paths import Layout
-from smt.runs.provenance import FAILURE, PROVENANCE, flatten
+from smt.runs.provenance import flatten
+from smt.runs.record import (
+    PROVENANCE,
+    DamagedRecord,
+    Failure,
+    Provenance,
+    RunEvaluation,
+    RunMetrics,
+)
 from smt.tracking.client import Point
 
 _KEY = re.compile(r"^[\w.\- /]{1,250}$", re.ASCII)
@@ -34,12 +41,12 @@ class RunView:
 
     run: Run
     folder: Path
-    provenance: dict[str, Any]
-    final: dict[str, Any] | None
+    provenance: Provenance
+    final: RunMetrics | None
     """`metrics.json`, if it is this folder's."""
-    evaluation: dict[str, Any] | None
+    evaluation: RunEvaluation | None
     """`evaluation.json`, if it is of the same weights."""
-    failure: dict[str, Any] | None
+    failure: Failure | None
     superseded: bool
     """Whether the run was begun again with other parameters since."""
     description: str
@@ -51,22 +58,22 @@ class RunView:
     @property
     def name(self) -> str:
         """What MLflow calls the run: model, recipe, seed."""
-        names = self.provenance["names"]
-        return f"{names['model']}/{names['recipe']}/seed{self.run.seed}"
+        names = self.provenance.names
+        return f"{names.model}/{names.recipe}/seed{self.run.seed}"
 
     @property
     def table(self) -> str:
         """The MLflow experiment it belongs to: its first table, or its group where no table is."""
-        return self.tables[0] if self.tables else str(self.provenance["names"]["group"])
+        return self.tables[0] if self.tables else self.provenance.names.group
 
     @property
     def fingerprint(self) -> str:
-        return str(self.provenance["fingerprint"])
+        return self.provenance.fingerprint
 
     @property
     def created(self) -> float:
         """When the first attempt began, in Unix seconds."""
-        return float(self.provenance["created"])
+        return self.provenance.created
 
     @property
     def status(self) -> str:
@@ -99,19 +106,19 @@ class RunView:
             return []
         totals = ("epochs", "steps", "images", "wall_seconds", "gpu_seconds")
         numbers = {
-            **self.final["metrics"],
-            **{key: self.final[key] for key in totals if key in self.final},
+            **self.final.metrics,
+            **{key: each for key in totals if (each := getattr(self.final, key)) is not None},
         }
         return self._at_the_end("final", numbers)
 
     @property
     def evaluation_points(self) -> list[Point]:
         """The exported weights' own evaluation, dated by the end of the run."""
-        return self._at_the_end("evaluation", self.evaluation["metrics"]) if self.evaluation else []
+        return self._at_the_end("evaluation", self.evaluation.metrics) if self.evaluation else []
 
     def _at_the_end(self, section: str, numbers: dict[str, float]) -> list[Point]:
         assert self.final is not None
-        at, step = milliseconds(self.final["finished"]), int(self.final["steps"])
+        at, step = milliseconds(self.final.finished), self.final.steps
         return [
             Point(f"{section}/{name}", float(numbers[name]), at, step) for name in sorted(numbers)
         ]
@@ -119,9 +126,9 @@ class RunView:
     def end(self) -> int | None:
         """Return when the run ended, in milliseconds since 1970; None while it runs."""
         if self.final is not None:
-            return milliseconds(self.final["finished"])
+            return milliseconds(self.final.finished)
         if self.failure is not None:
-            return milliseconds(self.failure["time"])
+            return milliseconds(self.failure.time)
         if not self.superseded:
             return None
         return self.points[-1].milliseconds if self.points else milliseconds(self.created)
@@ -141,93 +148,122 @@ class RunView:
 
     def params(self) -> dict[str, str]:
         """Return what a researcher compares, by readable names."""
-        content, names = self.provenance["params"], self.provenance["names"]
+        content, names = self.provenance.params, self.provenance.names.as_json()
         digests = ("data", "class_map", "parent", "code", "task")
         flat = {key: value for key, value in content.items() if key not in digests}
-        flat |= {"code_version": content["code"], "environment": self.provenance["environment"]}
+        environment = self.provenance.environment.as_json()
+        flat |= {"code_version": content["code"], "environment": environment}
         flattened = {**names, **dict(flatten(flat))}
         return {key: _text(value) for key, value in sorted(flattened.items())}
 
     def tags(self) -> dict[str, str]:
         """Return the provenance: what tells two runs of equal parameters apart."""
         known = self.provenance
-        git, attempts = known["git"], known["attempts"]
-        jobs = [str(each["slurm_job_id"]) for each in attempts if each.get("slurm_job_id")]
+        git, attempts = known.git, known.attempts
+        jobs = [attempt.slurm_job_id for attempt in attempts if attempt.slurm_job_id]
         values: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "created": repr(self.created),
             "experiment": self.run.experiment,
             "seed": self.run.seed,
-            "scale": known["scale"],
-            "task": known["names"]["task"],
+            "scale": known.scale,
+            "task": known.names.task,
             "tables": " ".join(self.tables) or None,
             "state": self.status.lower(),
-            "git.commit": git["commit"],
-            "git.dirty": git["dirty"],
-            "git.diff_sha256": git["diff_sha256"],
+            "git.commit": git.commit,
+            "git.dirty": git.dirty,
+            "git.diff_sha256": git.diff_sha256,
             "attempts": len(attempts),
             "requeues": max(len(attempts) - 1, 0),
             "slurm_jobs": " ".join(dict.fromkeys(jobs)) or None,
-            "weights_sha256": self.final["weights_sha256"] if self.final else None,
-            "failure": self.failure["message"][:TAG_LENGTH] if self.failure else None,
+            "weights_sha256": self.final.weights_sha256 if self.final else None,
+            "failure": self.failure.message[:TAG_LENGTH] if self.failure else None,
         }
-        values |= {f"data.{key.replace(':', '.')}": value for key, value in known["data"].items()}
-        values |= {f"parent.{key}": value for key, value in (known["parent"] or {}).items()}
-        values |= {f"hardware.{key}": value for key, value in known["hardware"].items()}
-        versions = {name.lower(): version for name, version in known["packages"].items()}
+        values |= {f"data.{key.replace(':', '.')}": value for key, value in known.data.items()}
+        parent = known.parent.as_json() if known.parent else {}
+        values |= {f"parent.{key}": value for key, value in parent.items()}
+        values |= {f"hardware.{key}": value for key, value in known.hardware.as_json().items()}
+        versions = {name.lower(): version for name, version in known.packages.items()}
         values |= {f"package.{name}": versions.get(name) for name in SHOWN_PACKAGES}
         tags = {f"smt.{key}": _text(value) for key, value in values.items() if value is not None}
-        if git["commit"]:
-            tags["mlflow.source.git.commit"] = git["commit"]
+        if git.commit:
+            tags["mlflow.source.git.commit"] = git.commit
         return tags
 
 
-def views(project: Project, layout: Layout, experiments: Sequence[str]) -> list[RunView]:
-    """Return every run of these experiments that has begun, all seeds on disk, oldest first."""
-    return [
-        view
-        for name in experiments
-        for folder in sorted(layout.run_dir(Run(experiment=name, seed=0)).parent.glob("seed*"))
-        for view in _views_of(project, layout, name, folder)
-    ]
+def views(
+    project: Project, layout: Layout, experiments: Sequence[str]
+) -> tuple[list[RunView], list[DamagedRecord]]:
+    """Return every run of these experiments that has begun, all seeds on disk, oldest first.
+
+    Those with a damaged record are left out; what is wrong with each comes second.
+    """
+    every: list[RunView] = []
+    damages: list[DamagedRecord] = []
+    for name in experiments:
+        for folder in sorted(layout.run_dir(Run(experiment=name, seed=0)).parent.glob("seed*")):
+            begun = _begun(folder, damages)
+            for position, (provenance, work_dir) in enumerate(begun):
+                superseded = position + 1 < len(begun)
+                try:
+                    every.append(_view(project, layout, name, provenance, work_dir, superseded))
+                except DamagedRecord as damage:
+                    damages.append(damage)
+    return every, damages
 
 
-def _views_of(project: Project, layout: Layout, name: str, folder: Path) -> Iterator[RunView]:
-    found = [
-        (provenance, path.parent)
-        for path in folder.glob(f"work-*/{PROVENANCE}")
-        if (provenance := read_json(path)) is not None
-    ]
-    found.sort(key=lambda each: (each[0]["created"], each[1].name))
-    notice = project.scale.notice
-    title = project.experiments[name].title
-    tables = tuple(
-        key
-        for key, table in project.tables.items()
-        if name in (row.experiment for row in table.rows)
+def _begun(folder: Path, damages: list[DamagedRecord]) -> list[tuple[Provenance, Path]]:
+    """Return provenance and work folder of a run's fingerprints, the oldest first."""
+    begun = []
+    for path in folder.glob(f"work-*/{PROVENANCE}"):
+        try:
+            provenance = record.read_provenance(path.parent)
+        except DamagedRecord as damage:
+            damages.append(damage)
+            continue
+        if provenance is not None:
+            begun.append((provenance, path.parent))
+    return sorted(begun, key=lambda each: (each[0].created, each[1].name))
+
+
+def _view(
+    project: Project,
+    layout: Layout,
+    name: str,
+    provenance: Provenance,
+    work_dir: Path,
+    superseded: bool,
+) -> RunView:
+    run = Run(experiment=name, seed=provenance.seed)
+    final, evaluation = record.read_metrics(layout, run), record.read_evaluation(layout, run)
+    if final is not None and final.fingerprint != provenance.fingerprint:
+        final = None
+    if final is None or evaluation is None or _is_of_others(evaluation, final):
+        evaluation = None
+    title, notice = project.experiments[name].title, project.scale.notice
+    return RunView(
+        run=run,
+        folder=work_dir,
+        provenance=provenance,
+        final=final,
+        evaluation=evaluation,
+        failure=record.read_failure(work_dir),
+        superseded=superseded,
+        description=f"{title}. {notice}" if notice else title,
+        tables=tuple(
+            key
+            for key, table in project.tables.items()
+            if name in (row.experiment for row in table.rows)
+        ),
+        outputs=(layout.weights(run), layout.metrics(run), work_dir / PROVENANCE),
     )
-    for position, (provenance, work_dir) in enumerate(found):
-        run = Run(experiment=name, seed=provenance["seed"])
-        final = _if_of(provenance["fingerprint"], read_json(layout.metrics(run)))
-        evaluation = _if_of(provenance["fingerprint"], read_json(layout.evaluation(run)))
-        same = final and evaluation and final["weights_sha256"] == evaluation["weights_sha256"]
-        view = RunView(
-            run=run,
-            folder=work_dir,
-            provenance=provenance,
-            final=final,
-            evaluation=evaluation if same else None,
-            failure=read_json(work_dir / FAILURE),
-            superseded=position + 1 < len(found),
-            description=f"{title}. {notice}" if notice else title,
-            tables=tables,
-            outputs=(layout.weights(run), layout.metrics(run), work_dir / PROVENANCE),
-        )
-        yield view
 
 
-def _if_of(fingerprint: str, record: dict[str, Any] | None) -> dict[str, Any] | None:
-    return record if record is not None and record["fingerprint"] == fingerprint else None
+def _is_of_others(evaluation: RunEvaluation, final: RunMetrics) -> bool:
+    """Return whether an evaluation is of other weights than those of the final numbers."""
+    return (evaluation.fingerprint, evaluation.weights_sha256) != (
+        final.fingerprint, final.weights_sha256,
+    )  # fmt: skip
 
 
 def milliseconds(seconds: float) -> int:

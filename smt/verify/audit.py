@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from smt.config import fingerprint
@@ -12,14 +13,16 @@ from smt.datasets import manifest
 from smt.errors import DataError, UserError
 from smt.report.build import FIXED, table_names
 from smt.report.sizes import PAPER
+from smt.runs import record
 from smt.runs.paths import Layout
+from smt.runs.record import DamagedRecord, Environment
 from smt.tracking.client import RemoteRun
 from smt.tracking.view import RunView, views
 from smt.verify import checkpoints, data, expected, sizes, tables, tracking
 from smt.verify.derive import Derived
 from smt.verify.expected import Receipt
 from smt.verify.ledger import Ledger
-from smt.verify.records import RunAudit
+from smt.verify.records import NUMBERS, RunAudit, load
 
 RUNS = "runs"
 
@@ -38,7 +41,7 @@ class Audit:
     ledger: Ledger = field(default_factory=Ledger)
     derived: dict[Run, Derived] = field(default_factory=dict)
     """Final numbers by the journals."""
-    trained_in: dict[Run, Mapping[str, Any]] = field(default_factory=dict)
+    trained_in: dict[Run, Environment | None] = field(default_factory=dict)
     """What of the machine decided the last bits of each run."""
 
     def run(self, run: Run) -> None:
@@ -48,22 +51,25 @@ class Audit:
             return
         self.ledger.look(RUNS, run)
         content = self._content(run)
-        check = RunAudit(self.project, self.layout, run, self.ledger)
+        final = load(self.ledger, NUMBERS, partial(record.read_metrics, self.layout, run))
+        if final is None:
+            return
+        check = RunAudit(self.project, self.layout, run, final, self.ledger)
         try:
             derived = check.check(content)
             if derived is None:
                 return
-            checkpoints.check(self.layout, run, check.final, check.work_dir, self.ledger)
+            checkpoints.check(self.layout, run, final, check.work_dir, self.ledger)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # JSON, but not of the form that trainings write: which value, the rest cannot tell.
             what = f"records are damaged ({type(error).__name__}: {error})"
             self.ledger.find(RUNS, self.layout.run_dir(run), f"{what}; train the run again")
             return
-        if content is None or fingerprint.digest(content) != check.final["fingerprint"]:
+        if content is None or fingerprint.digest(content) != final.fingerprint:
             self.ledger.note(RUNS, f"{run} is of other params or data than the present ones")
         self.derived[run] = derived
-        attempts = check.provenance.get("attempts") or [{}]
-        self.trained_in[run] = attempts[-1].get("environment", {})
+        known = check.provenance
+        self.trained_in[run] = known.attempts[-1].environment if known else None
 
     def _content(self, run: Run) -> dict[str, Any] | None:
         try:
@@ -100,11 +106,13 @@ class Audit:
         project, layout, ledger = self.project, self.layout, self.ledger
         try:
             receipt = Receipt.read(layout)
-        except ValueError as error:
-            ledger.find(tracking.MLFLOW, layout.sync_receipt, f"{error}; run smt sync")
+        except DamagedRecord as damage:
+            ledger.damage(tracking.MLFLOW, damage)
             receipt = None
         try:
-            every = views(project, layout, project.order)
+            every, damages = views(project, layout, project.order)
+            for each in damages:
+                ledger.damage(RUNS, each)
             connection = tracking.connect(layout, ledger)
             remote = connection[1] if connection else {}
             if receipt is None and connection is not None:

@@ -10,6 +10,8 @@ from smt.config.metrics import HEADLINES
 from smt.runs import journal
 from smt.runs.atomic import sha256
 from smt.runs.paths import Layout
+from smt.runs.provenance import flatten
+from smt.runs.record import RunMetrics
 from smt.verify import derive, tensors
 from smt.verify.ledger import NOTHING, Ledger
 
@@ -19,9 +21,7 @@ _NAME = re.compile(r"^step-\d{10}-epoch-\d{5}-([0-9a-f]{64})\.safetensors$")
 """As smt.engine.checkpoint names them, which cannot be imported without torch."""
 
 
-def check(
-    layout: Layout, run: Run, final: Mapping[str, Any], work_dir: Path, ledger: Ledger
-) -> None:
+def check(layout: Layout, run: Run, final: RunMetrics, work_dir: Path, ledger: Ledger) -> None:
     """Compare a run's files with its newest checkpoint, where that has been kept."""
     found = sorted(path for path in work_dir.glob("checkpoints/*") if _NAME.match(path.name))
     if not found:
@@ -43,20 +43,11 @@ def check(
 
 
 def _facts(
-    layout: Layout, run: Run, final: Mapping[str, Any], work_dir: Path, ledger: Ledger,
+    layout: Layout, run: Run, final: RunMetrics, work_dir: Path, ledger: Ledger,
     path: Path, facts: Mapping[str, Any],
 ) -> None:  # fmt: skip
     where = layout.metrics(run)
-    extent = final.get("journal") or {}
-    said = {
-        "epochs": final.get("epochs"),
-        "steps": final.get("steps"),
-        "skipped_steps": final.get("skipped_steps", NOTHING),
-        "wall_seconds": final.get("wall_seconds"),
-        "journal.bytes": extent.get("bytes", NOTHING),
-        "journal.lines": extent.get("lines", NOTHING),
-        **{key: final.get(key) for key in ("experiment", "seed", "scale", "fingerprint")},
-    }
+    said = dict(flatten(final.as_json()))
     follows = {
         "epochs": facts["epochs"],
         "steps": facts["step"],
@@ -66,7 +57,7 @@ def _facts(
         "journal.lines": facts["journal"]["lines"],
         **facts["identity"],
     }
-    if not extent:  # a finding of its own
+    if final.journal is None:  # a finding of its own
         del follows["journal.bytes"], follows["journal.lines"]
     for key, value in follows.items():
         ledger.expect(CHECKPOINTS, f"{where}: {key}", said.get(key, NOTHING), value, path)

@@ -7,8 +7,9 @@ from typing import Any
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.report.collect import Results, assemble
-from smt.runs.atomic import read_json
+from smt.runs import record
 from smt.runs.paths import Layout
+from smt.runs.record import RunMetrics
 from smt.tracking.client import Point, RemoteRun, Server
 from smt.tracking.view import RunView, milliseconds
 from smt.verify.derive import Derived
@@ -36,22 +37,14 @@ class Receipt:
         """Return the receipt, or None where nothing was ever sent.
 
         Raises:
-            ValueError: it is not what a sync writes.
+            DamagedRecord: it is not what a sync writes.
         """
-        content = read_json(layout.sync_receipt)
-        if content is None:
+        receipt = record.read_receipt(layout)
+        if receipt is None:
             return None
-        try:
-            address = Address(content["tracking_uri"], content["family"])
-            runs = {
-                each["fingerprint"]: {
-                    key: each[key] for key in ("run_id", "experiment_id", "status")
-                }
-                for each in content["runs"]
-            }
-        except (KeyError, TypeError):
-            raise ValueError("it is not what smt sync writes") from None
-        return cls(address, runs)
+        keys = ("run_id", "experiment_id", "status")
+        runs = {run.fingerprint: {key: getattr(run, key) for key in keys} for run in receipt.runs}
+        return cls(Address(receipt.tracking_uri, receipt.family), runs)
 
     @classmethod
     def of(cls, server: Server, remote: Mapping[str, RemoteRun]) -> "Receipt":
@@ -101,8 +94,8 @@ def remote(view: RunView, known: Mapping[str, Any], derived: Derived | None) -> 
     )
 
 
-def _is_derived(key: str, final: Mapping[str, Any]) -> bool:
-    return key.startswith(FINAL) and key.removeprefix(FINAL) in final["metrics"]
+def _is_derived(key: str, final: RunMetrics) -> bool:
+    return key.startswith(FINAL) and key.removeprefix(FINAL) in final.metrics
 
 
 def results(

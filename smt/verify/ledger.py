@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smt.runs.provenance import flatten
+from smt.runs.record import DamagedRecord
 
 _DIGEST = re.compile(r"\b([0-9a-f]{16})[0-9a-f]{48}\b")
 
@@ -48,6 +49,12 @@ class Ledger:
         """Say that something of a kind was not compared."""
         self.notes.setdefault(kind, []).append(text)
 
+    def damage(self, kind: str, damage: DamagedRecord) -> None:
+        """Add a record that cannot be read as a finding, once."""
+        where, _, what = str(damage).partition(": ")
+        if Finding(where, what) not in self.findings:
+            self.find(kind, where, what)
+
     def find(self, kind: str, where: object, what: str) -> None:
         """Add a finding of a comparison that was made."""
         self.checked[kind] += 1
@@ -73,6 +80,11 @@ class Ledger:
             self.expect(
                 kind, f"{where}: {key}", ours.get(key, NOTHING), theirs.get(key, NOTHING), source
             )
+
+
+def stated(value: Any) -> Any:
+    """Return the value of a key that a file may lack; NOTHING where it does."""
+    return NOTHING if value is None else value
 
 
 def same(one: Any, other: Any) -> bool:

@@ -15,11 +15,11 @@ from smt.datasets import manifest
 from smt.errors import DataError, UserError, suggest
 from smt.report import build
 from smt.report.verdict import summarise
-from smt.runs import provenance
+from smt.runs import provenance, record
 from smt.runs.atomic import read_json
 from smt.runs.journal import JOURNAL, best_evaluation
 from smt.runs.paths import Layout
-from smt.runs.provenance import PROVENANCE
+from smt.runs.record import PROVENANCE, Provenance, RunMetrics
 from smt.verify import schedule
 from smt.verify.derive import derive
 from smt.verify.expected import Receipt
@@ -75,10 +75,7 @@ class Lineage:
 
     def __init__(self, project: Project, layout: Layout) -> None:
         self.project, self.layout = project, layout
-        try:
-            self.receipt = Receipt.read(layout)
-        except ValueError as error:
-            raise UserError(f"{layout.sync_receipt}: {error}; run smt sync") from None
+        self.receipt = Receipt.read(layout)
 
     def row(self, table: str, row: Row) -> Node:
         """Return the tree of one row."""
@@ -87,7 +84,7 @@ class Lineage:
         if project.scale.notice:
             root.add(project.scale.notice)
         runs = [Run(experiment=row.experiment, seed=s) for s in project.seeds(row.experiment)]
-        finals = [final for run in runs if (final := _read(self.layout.metrics(run)))]
+        finals = [final for run in runs if (final := record.read_metrics(self.layout, run))]
         for metric in project.tables[table].metrics:
             root.add(self._cell(table, row.experiment, metric, finals, len(runs)))
         root.add(f"in {self.layout.tables}/{table}.md, .csv, .tex, .html")
@@ -100,10 +97,10 @@ class Lineage:
         table: str,
         experiment: str,
         metric: str,
-        finals: list[Mapping[str, Any]],
+        finals: list[RunMetrics],
         seeds: int,
     ) -> str:
-        values = [each["metrics"][metric] for each in finals if metric in each["metrics"]]
+        values = [final.metrics[metric] for final in finals if metric in final.metrics]
         decimals, summary = METRICS[metric].decimals, summarise(values)
         text = f"{METRICS[metric].heading}: "
         if summary is None:
@@ -122,14 +119,14 @@ class Lineage:
 
     def run(self, run: Run, called: str = "", children: tuple[Run, ...] = ()) -> Node:
         """Return the tree of one run; `called` says how it came to be here, for which children."""
-        final = _read(self.layout.metrics(run))
+        final = record.read_metrics(self.layout, run)
         name = called or f"run {run}"
         if final is None:
             return Node(f"{name}: not done ({self.layout.metrics(run)} is not there)")
-        node = Node(f"{name}: {_numbers(final['metrics'])}")
-        node.add(f"fingerprint {final['fingerprint']} ({self._current(run, final)})")
-        work_dir = self.layout.work_dir(run, final["fingerprint"])
-        known = _read(work_dir / PROVENANCE)
+        node = Node(f"{name}: {_numbers(final.metrics)}")
+        node.add(f"fingerprint {final.fingerprint} ({self._current(run, final)})")
+        work_dir = self.layout.work_dir(run, final.fingerprint)
+        known = record.read_provenance(work_dir)
         node.children += self._numbers_of(run, final, work_dir)
         if known is None:
             node.add(f"nothing is known of it: {work_dir / PROVENANCE} is not there")
@@ -141,33 +138,33 @@ class Lineage:
             self._data(known),
         ]
         node.children.append(_attempts(known, final))
-        node.add(self._mlflow(final["fingerprint"]))
+        node.add(self._mlflow(final.fingerprint))
         node.children.append(self._parent(known, (*children, run)))
         return node
 
-    def _current(self, run: Run, final: Mapping[str, Any]) -> str:
+    def _current(self, run: Run, final: RunMetrics) -> str:
         try:
             digests = manifest.digests(self.project, self.layout, run)
         except DataError:
             return "there is no manifest to tell if params and data are the present ones"
         now = fingerprint.fingerprint(self.project, run, digests)
-        same = now == final["fingerprint"]
+        same = now == final.fingerprint
         return "of the present params and data" if same else "params or data have changed since"
 
-    def _numbers_of(self, run: Run, final: Mapping[str, Any], work_dir: Path) -> Iterator[Node]:
+    def _numbers_of(self, run: Run, final: RunMetrics, work_dir: Path) -> Iterator[Node]:
         try:
             derived = derive(work_dir)
-            equal = dict(derived.metrics) == dict(final["metrics"])
+            equal = dict(derived.metrics) == final.metrics
             yield Node(f"numbers: {derived.source}: {'equal' if equal else 'NOT EQUAL'}")
         except (OSError, ValueError) as error:
             yield Node(f"numbers: {work_dir / JOURNAL} gives none ({error})")
         yield from self._best(run, work_dir)
         weights = self.layout.weights(run)
         size = f"{weights.stat().st_size / 2**20:.1f} MB" if weights.exists() else "not there"
-        yield Node(f"weights: {weights}, SHA-256 {final['weights_sha256'][:16]}..., {size}")
-        again = _read(self.layout.evaluation(run))
+        yield Node(f"weights: {weights}, SHA-256 {final.weights_sha256[:16]}..., {size}")
+        again = record.read_evaluation(self.layout, run)
         yield Node(
-            f"evaluated on their own: {_numbers(again['metrics'])}, {again['images']} images "
+            f"evaluated on their own: {_numbers(again.metrics)}, {again.images} images "
             f"({self.layout.evaluation(run)})"
             if again
             else "evaluated on their own: not yet"
@@ -187,11 +184,11 @@ class Lineage:
                 f"{best.line}"
             )
 
-    def _data(self, known: Mapping[str, Any]) -> Node:
+    def _data(self, known: Provenance) -> Node:
         node = Node("data")
-        for key, digest in known["data"].items():
+        for key, digest in known.data.items():
             path = manifest.manifest_path(self.layout, key)
-            now = (_read(path) or {}).get("digest")
+            now = _digest(path)
             state = (
                 "" if now == digest else "; NOT the present one" if now else "; no manifest here"
             )
@@ -205,24 +202,24 @@ class Lineage:
         uri = self.receipt.address.uri
         return f"MLflow: run {known['run_id']}, {known['status'].lower()}, at {uri}"
 
-    def _parent(self, known: Mapping[str, Any], children: tuple[Run, ...]) -> Node:
-        parent = known["parent"]
+    def _parent(self, known: Provenance, children: tuple[Run, ...]) -> Node:
+        parent = known.parent
         if parent is None:
             return Node("starts from: no other run; its weights are drawn from its seed")
-        run = Run(experiment=parent["experiment"], seed=parent["seed"])
-        called = f"starts from {run}, weights {parent['weights_sha256'][:16]}..."
+        run = Run(experiment=parent.experiment, seed=parent.seed)
+        called = f"starts from {run}, weights {parent.weights_sha256[:16]}..."
         if run in children:
             return Node(f"{called}: that cannot be, for it starts from this one")
-        final = _read(self.layout.metrics(run))
-        if final is not None and final["weights_sha256"] != parent["weights_sha256"]:
+        final = record.read_metrics(self.layout, run)
+        if final is not None and final.weights_sha256 != parent.weights_sha256:
             return Node(f"{called}: NOT those that are there now: it has been trained again since")
         return self.run(run, called, children)
 
 
-def _read(path: Path) -> Any:
-    """Return what a JSON file holds, or None without one."""
+def _digest(path: Path) -> str | None:
+    """Return the digest in a manifest, or None without one."""
     try:
-        return read_json(path)
+        return (read_json(path) or {}).get("digest")
     except ValueError:
         raise UserError(f"{path}: not JSON; smt verify names all that is damaged") from None
 
@@ -231,39 +228,37 @@ def _numbers(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in sorted(metrics.items()))
 
 
-def _code(known: Mapping[str, Any], work_dir: Path) -> Node:
-    git = known["git"]
-    if git["commit"] is None:
+def _code(known: Provenance, work_dir: Path) -> Node:
+    git = known.git
+    if git.commit is None:
         return Node("code: not in a git checkout; digests of its modules are in provenance.json")
-    node = Node(f"code: commit {git['commit']}{', with changes' if git['dirty'] else ', clean'}")
-    states = [git, *known["attempts"]]
-    for digest in dict.fromkeys(state.get("diff_sha256") for state in states):
-        if digest is not None:
-            node.add(f"changes: {provenance.diff_file(work_dir, digest)}")
-    if git.get("untracked"):
-        node.add(f"files that git does not know: {git['untracked']['count']}")
-    for attempt in known["attempts"]:
-        for change in attempt.get("changes", []):
+    node = Node(f"code: commit {git.commit}{', with changes' if git.dirty else ', clean'}")
+    for digest in known.diffs:
+        node.add(f"changes: {provenance.diff_file(work_dir, digest)}")
+    if git.untracked:
+        node.add(f"files that git does not know: {git.untracked.count}")
+    for attempt in known.attempts:
+        for change in attempt.changes:
             node.add(f"changed on the way: {change}")
     return node
 
 
-def _machine(known: Mapping[str, Any]) -> Node:
-    hardware, environment = known["hardware"], known["environment"]
-    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+def _machine(known: Provenance) -> Node:
+    hardware, environment = known.hardware, known.environment
+    gpus = ", ".join(hardware.gpus) or "no GPU"
     node = Node(
-        f"machine: {hardware['host']}, {hardware['processor']}, {gpus}; "
-        f"processes: {environment['world_size']}, threads of each: {environment['threads']}, "
-        f"{environment['precision']}"
+        f"machine: {hardware.host}, {hardware.processor}, {gpus}; "
+        f"processes: {environment.world_size}, threads of each: {environment.threads}, "
+        f"{environment.precision}"
     )
-    versions = {name.lower(): version for name, version in known["packages"].items()}
+    versions = {name.lower(): version for name, version in known.packages.items()}
     node.add(", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions))
     return node
 
 
-def _params(known: Mapping[str, Any]) -> Node:
-    params, names = known["params"], known["names"]
-    node = Node(f"params: model {names['model']}, recipe {names['recipe']}, seed {params['seed']}")
+def _params(known: Provenance) -> Node:
+    params, names = known.params, known.names
+    node = Node(f"params: model {names.model}, recipe {names.recipe}, seed {params['seed']}")
     recipe, optimizer = params["recipe"], params["recipe"]["optimizer"]
     node.add(
         f"{schedule.length(recipe['schedule'])}, at {_size(recipe)} pixels, global batch "
@@ -287,20 +282,20 @@ def _size(recipe: Mapping[str, Any]) -> str:
     return str(recipe["resolution"])
 
 
-def _attempts(known: Mapping[str, Any], final: Mapping[str, Any]) -> Node:
-    attempts = known["attempts"]
-    jobs = dict.fromkeys(each["slurm_job_id"] for each in attempts if each.get("slurm_job_id"))
+def _attempts(known: Provenance, final: RunMetrics) -> Node:
+    attempts = known.attempts
+    jobs = dict.fromkeys(each.slurm_job_id for each in attempts if each.slurm_job_id)
     where = f"SLURM jobs {' '.join(jobs)}" if jobs else "without SLURM"
-    spent = f"{final['wall_seconds']:.0f} s"
-    if final.get("gpu_seconds"):
-        spent += f", {final['gpu_seconds'] / 3600:.2f} GPU-hours"
+    spent = f"{final.wall_seconds:.0f} s"
+    if final.gpu_seconds:
+        spent += f", {final.gpu_seconds / 3600:.2f} GPU-hours"
     node = Node(f"attempts: {len(attempts)}, {where}, {spent}")
     for attempt in attempts:
-        job = f", job {attempt['slurm_job_id']}" if attempt.get("slurm_job_id") else ""
-        nodes = f" on {attempt['slurm_nodes']}" if attempt.get("slurm_nodes") else ""
+        job = f", job {attempt.slurm_job_id}" if attempt.slurm_job_id else ""
+        nodes = f" on {attempt.slurm_nodes}" if attempt.slurm_nodes else ""
         node.add(
-            f"{_at(attempt['started'])} to {_at(attempt.get('ended'))}: from step "
-            f"{attempt['resumed_at_step']}, {attempt['host']}{job}{nodes}"
+            f"{_at(attempt.started)} to {_at(attempt.ended)}: from step "
+            f"{attempt.resumed_at_step}, {attempt.host}{job}{nodes}"
         )
     return node
 

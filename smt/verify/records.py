@@ -1,21 +1,30 @@
 """The files of one run: each value of them worked out again from the others."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.metrics import METRICS
 from smt.config.project import Project
-from smt.runs import journal, provenance
-from smt.runs.atomic import read_json, sha256
+from smt.runs import journal, provenance, record
+from smt.runs.atomic import sha256
 from smt.runs.paths import Layout
-from smt.runs.provenance import PROVENANCE
+from smt.runs.record import (
+    PROVENANCE,
+    DamagedRecord,
+    Extent,
+    Provenance,
+    Record,
+    RunEvaluation,
+    RunMetrics,
+)
 from smt.verify import schedule, tensors
 from smt.verify.derive import Derived, derive
-from smt.verify.ledger import NOTHING, Ledger, same
+from smt.verify.ledger import NOTHING, Ledger, same, stated
 
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 
@@ -31,58 +40,50 @@ DIGESTS = ("journal", "times", "provenance_sha256")
 """What a record holds of the files beside it."""
 
 
-def load(ledger: Ledger, kind: str, path: Path) -> dict[str, Any] | None:
-    """Return a JSON file's mapping; None without such a file, or with a finding if it is none."""
+R = TypeVar("R", bound=Record)
+
+
+def load(ledger: Ledger, kind: str, read: Callable[[], R | None]) -> R | None:
+    """Return what `read` does; None without such a record, or with a finding if it is damaged."""
     try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        ledger.find(kind, path, f"cannot be read ({error}); {_again(path)}")
+        return read()
+    except DamagedRecord as damage:
+        ledger.damage(kind, damage)
         return None
-    if content is not None and not isinstance(content, dict):
-        ledger.find(kind, path, f"holds no record; {_again(path)}")
-        return None
-    return content
-
-
-def _again(path: Path) -> str:
-    return f"move {path.parent} aside and train the run again"
 
 
 class RunAudit:
     """Checks the files of one run that is done, whether with the present params or with others."""
 
-    def __init__(self, project: Project, layout: Layout, run: Run, ledger: Ledger) -> None:
-        self.project, self.layout, self.run, self.ledger = project, layout, run, ledger
+    def __init__(
+        self, project: Project, layout: Layout, run: Run, final: RunMetrics, ledger: Ledger
+    ) -> None:
+        self.project, self.layout, self.run = project, layout, run
+        self.final, self.ledger = final, ledger
         self.path = layout.metrics(run)
-        self.final: dict[str, Any] = {}
-        self.provenance: dict[str, Any] = {}
-        self.older = False
+        self.older = not set(DIGESTS) & final.model_fields_set
         """Whether the record has none of the digests, which is one finding and not many."""
-        self.work_dir = self.path.parent
+        self.work_dir = layout.work_dir(run, final.fingerprint)
+        self.provenance: Provenance | None = None
 
     def check(self, content: Mapping[str, Any] | None) -> Derived | None:
         """Check everything and return the final numbers as the journal gives them, if it does.
 
         `content` is what the run's fingerprint is taken of now; None where data have no manifest.
         """
-        final = load(self.ledger, NUMBERS, self.path)
-        if final is None:
-            return None
-        self.final = final
-        self.older = not set(DIGESTS) & final.keys()
         if self.older:
             self.ledger.find(NUMBERS, self.path, f"has no digest of the files beside it: {OLDER}")
-        if not _DIGEST.match(str(final.get("fingerprint"))):
+        if not _DIGEST.match(self.final.fingerprint):
             self.ledger.find(NUMBERS, self.path, "has no fingerprint, so no run is behind it")
             return None
-        self.work_dir = self.layout.work_dir(self.run, final["fingerprint"])
-        known = load(self.ledger, PROVENANCES, self.work_dir / PROVENANCE)
-        if known is None:
+        read = partial(record.read_provenance, self.work_dir)
+        self.provenance = load(self.ledger, PROVENANCES, read)
+        if not (self.work_dir / PROVENANCE).exists():
             self.ledger.find(PROVENANCES, self.work_dir / PROVENANCE, "is not there")
-        self.provenance = known or {}
         derived = self._journal()
         self._numbers(derived)
-        self._provenance(content)
+        if self.provenance is not None:
+            self._provenance(self.provenance, content)
         self._weights()
         self._evaluation()
         return derived
@@ -90,9 +91,9 @@ class RunAudit:
     # --- journal and numbers -------------------------------------------------------------------
 
     def _journal(self) -> Derived | None:
-        for key, name in (("journal", journal.JOURNAL), ("times", journal.TIMES)):
-            self._extent(key, self.work_dir / name)
         path = self.work_dir / journal.JOURNAL
+        self._extent(self.final.journal, path)
+        self._extent(self.final.times, self.work_dir / journal.TIMES)
         self.ledger.look(JOURNALS, path)
         try:
             return derive(self.work_dir)
@@ -100,24 +101,20 @@ class RunAudit:
             self.ledger.find(JOURNALS, path, f"gives no final numbers: {_reason(error)}")
             return None
 
-    def _extent(self, key: str, path: Path) -> None:
-        said = self.final.get(key)
-        if said is None:
-            if self.older:
-                return
-            self.ledger.find(JOURNALS, self.path, f"has no digest of {path}: {OLDER}")
+    def _extent(self, recorded: Extent | None, path: Path) -> None:
+        if recorded is None:
+            if not self.older:
+                self.ledger.find(JOURNALS, self.path, f"has no digest of {path}: {OLDER}")
             return
         try:
-            found = journal.extent(path)
+            actual = journal.extent(path)
         except OSError as error:
             self.ledger.find(JOURNALS, path, f"cannot be read ({_reason(error)})")
             return
-        said = dict(said) if isinstance(said, dict) else {"sha256": said}
         source = f"{self.path}, written when the run was done"
         for part in ("sha256", "bytes", "lines"):
-            self.ledger.expect(
-                JOURNALS, f"{path}: {part}", found[part], said.get(part, NOTHING), source
-            )
+            own, value = actual[part], getattr(recorded, part)
+            self.ledger.expect(JOURNALS, f"{path}: {part}", own, value, source)
 
     def _numbers(self, derived: Derived | None) -> None:
         ledger, final, path = self.ledger, self.final, self.path
@@ -126,31 +123,30 @@ class RunAudit:
             "experiment": self.run.experiment, "seed": self.run.seed, "scale": self.layout.scale
         }  # fmt: skip
         for key, value in place.items():
-            ledger.expect(NUMBERS, f"{path}: {key}", final.get(key), value, "where it lies")
+            ledger.expect(NUMBERS, f"{path}: {key}", getattr(final, key), value, "where it lies")
         if derived is not None:
             self._metrics(derived)
-        attempts = self.provenance.get("attempts") or []
-        if not attempts:
+        if self.provenance is None:
             return
-        source = self.work_dir / PROVENANCE
-        changes = [each for attempt in attempts for each in attempt.get("changes", [])]
-        follows = {
-            "task": self.provenance.get("params", {}).get("task"),
-            "changes": changes,
+        attempts = self.provenance.attempts
+        follows: dict[str, Any] = {
+            "task": self.provenance.params.get("task"),
+            "changes": [change for attempt in attempts for change in attempt.changes],
         }
         if not self.older:
-            follows["finished"] = attempts[-1].get("ended", NOTHING)
+            follows["finished"] = stated(attempts[-1].ended)
             follows["gpu_seconds"] = provenance.gpu_seconds(attempts)
         for key, value in follows.items():
-            ledger.expect(NUMBERS, f"{path}: {key}", final.get(key, NOTHING), value, source)
+            own = stated(getattr(final, key))
+            ledger.expect(NUMBERS, f"{path}: {key}", own, value, self.work_dir / PROVENANCE)
 
     def _metrics(self, derived: Derived) -> None:
-        ledger, final, path = self.ledger, self.final, self.path
-        said = final.get("metrics", {})
+        ledger, path = self.ledger, self.path
         ledger.expect_all(
-            NUMBERS, path, {"metrics": said}, {"metrics": derived.metrics}, derived.source
-        )
-        recipe = self.provenance.get("params", {}).get("recipe", {})
+            NUMBERS, path, {"metrics": self.final.metrics}, {"metrics": derived.metrics},
+            derived.source,
+        )  # fmt: skip
+        recipe = self.provenance.params.get("recipe", {}) if self.provenance else {}
         ends = f"{self.work_dir / journal.JOURNAL}, its last line"
         follows = {
             "epochs": (derived.epochs, ends),
@@ -162,7 +158,8 @@ class RunAudit:
             ),
         }
         for key, (value, source) in follows.items():
-            ledger.expect(NUMBERS, f"{path}: {key}", final.get(key, NOTHING), value, source)
+            own = stated(getattr(self.final, key))
+            ledger.expect(NUMBERS, f"{path}: {key}", own, value, source)
         ledger.expect(
             JOURNALS, f"{self.work_dir / journal.JOURNAL}: epochs of its last line",
             derived.epochs, _epochs(recipe.get("schedule", {})),
@@ -171,42 +168,37 @@ class RunAudit:
 
     # --- provenance ----------------------------------------------------------------------------
 
-    def _provenance(self, content: Mapping[str, Any] | None) -> None:
-        known, path = self.provenance, self.work_dir / PROVENANCE
-        if not known:
-            return
-        ledger = self.ledger
+    def _provenance(self, known: Provenance, content: Mapping[str, Any] | None) -> None:
+        path, ledger, final = self.work_dir / PROVENANCE, self.ledger, self.final
         ledger.look(PROVENANCES, path)
-        said = self.final.get("provenance_sha256")
-        if said is None and not self.older:
+        if final.provenance_sha256 is None and not self.older:
             ledger.find(PROVENANCES, self.path, f"has no digest of {path}: {OLDER}")
-        if said is not None:
+        if final.provenance_sha256 is not None:
             ledger.expect(
-                PROVENANCES, f"{path}: SHA-256", sha256(path), said,
+                PROVENANCES, f"{path}: SHA-256", sha256(path), final.provenance_sha256,
                 f"{self.path}, written when the run was done",
             )  # fmt: skip
-        taken = fingerprint.digest(known.get("params", {}))
-        for where, value in ((path, known.get("fingerprint")),
-                             (self.path, self.final["fingerprint"])):  # fmt: skip
+        taken = fingerprint.digest(known.params)
+        for where, value in ((path, known.fingerprint), (self.path, final.fingerprint)):
             ledger.expect(
                 PROVENANCES, f"{where}: fingerprint", value, taken, f"the params in {path}"
             )
         for key in ("experiment", "seed", "scale"):
             ledger.expect(
-                PROVENANCES, f"{path}: {key}", known.get(key), self.final.get(key), self.path
+                PROVENANCES, f"{path}: {key}", getattr(known, key), getattr(final, key), self.path
             )
-        self._present(content)
-        self._parent()
-        self._differences()
+        self._present(known, content)
+        self._parent(known)
+        self._differences(known)
 
-    def _present(self, content: Mapping[str, Any] | None) -> None:
+    def _present(self, known: Provenance, content: Mapping[str, Any] | None) -> None:
         """Compare with params and manifests as they are now, if the run is of them."""
-        known, path, ledger = self.provenance, self.work_dir / PROVENANCE, self.ledger
-        if content is None or fingerprint.digest(content) != self.final["fingerprint"]:
+        path, ledger = self.work_dir / PROVENANCE, self.ledger
+        if content is None or fingerprint.digest(content) != self.final.fingerprint:
             return
         experiment = self.project.experiments[self.run.experiment]
         ledger.expect_all(
-            PROVENANCES, path, {"params": known.get("params", {})}, {"params": content},
+            PROVENANCES, path, {"params": known.params}, {"params": content},
             "params/ and the manifests",
         )  # fmt: skip
         follows = {
@@ -216,53 +208,46 @@ class RunAudit:
             "dataset": self.project.dataset_of(self.run.experiment),
             "group": experiment.group,
         }
-        names = {"names": known.get("names", {})}
+        names = {"names": known.names.as_json()}
         ledger.expect_all(PROVENANCES, path, names, {"names": follows}, "params/experiments.yaml")
-        data = known.get("data", {}).get(follows["dataset"])
         ledger.expect(
-            PROVENANCES, f"{path}: data.{follows['dataset']}", data, content["data"],
-            self.layout.manifest(follows["dataset"]),
+            PROVENANCES, f"{path}: data.{follows['dataset']}", known.data.get(follows["dataset"]),
+            content["data"], self.layout.manifest(follows["dataset"]),
         )  # fmt: skip
         recipe = self.project.recipes[experiment.recipe]
         steps = self.project.steps_per_epoch(self.run.experiment) * recipe.schedule.epochs
         ledger.expect(
-            NUMBERS, f"{self.path}: steps", self.final.get("steps"), steps,
+            NUMBERS, f"{self.path}: steps", self.final.steps, steps,
             "epochs, images and global batch in params/",
         )  # fmt: skip
 
-    def _parent(self) -> None:
+    def _parent(self, known: Provenance) -> None:
         """The parent that the run started from is the one that is there."""
-        path, ledger, said = self.work_dir / PROVENANCE, self.ledger, self.provenance.get("parent")
-        fingerprinted = self.provenance.get("params", {}).get("parent")
+        path, ledger, said = self.work_dir / PROVENANCE, self.ledger, known.parent
         ledger.expect(
-            PROVENANCES, f"{path}: parent.fingerprint", (said or {}).get("fingerprint"),
-            fingerprinted, f"{path}: params.parent",
+            PROVENANCES, f"{path}: parent.fingerprint", said.fingerprint if said else None,
+            known.params.get("parent"), f"{path}: params.parent",
         )  # fmt: skip
-        if not said:
+        if said is None:
             return
-        parent = Run(experiment=said["experiment"], seed=said["seed"])
-        where = self.layout.metrics(parent)
-        theirs = load(self.ledger, PROVENANCES, where)
-        if theirs is None or theirs.get("fingerprint") != said["fingerprint"]:
+        parent = Run(experiment=said.experiment, seed=said.seed)
+        theirs = load(ledger, PROVENANCES, partial(record.read_metrics, self.layout, parent))
+        if theirs is None or theirs.fingerprint != said.fingerprint:
             state = "is not there" if theirs is None else "has been trained again since"
             ledger.note(PROVENANCES, f"{self.run} started from {parent}, which {state}")
             return
         ledger.expect(
-            PROVENANCES, f"{path}: parent.weights_sha256", said["weights_sha256"],
-            theirs.get("weights_sha256"), where,
+            PROVENANCES, f"{path}: parent.weights_sha256", said.weights_sha256,
+            theirs.weights_sha256, self.layout.metrics(parent),
         )  # fmt: skip
 
-    def _differences(self) -> None:
+    def _differences(self, known: Provenance) -> None:
         """What was not committed is kept, and is what its digest says."""
-        states = [self.provenance.get("git", {}), *self.provenance.get("attempts", [])]
-        digests = dict.fromkeys(state.get("diff_sha256") for state in states)
-        for digest in digests:
-            if digest is None:
-                continue
+        for digest in known.diffs:
             path = provenance.diff_file(self.work_dir, digest)
-            found = sha256(path) if path.exists() else NOTHING
+            actual = sha256(path) if path.exists() else NOTHING
             self.ledger.expect(
-                PROVENANCES, f"{path}: SHA-256", found, digest, self.work_dir / PROVENANCE
+                PROVENANCES, f"{path}: SHA-256", actual, digest, self.work_dir / PROVENANCE
             )
 
     # --- weights and their evaluation ----------------------------------------------------------
@@ -273,8 +258,8 @@ class RunAudit:
             ledger.find(WEIGHTS, path, f"is not there, but {self.path} is of it")
             return
         ledger.look(WEIGHTS, path)
-        said = self.final.get("weights_sha256")
-        if not ledger.expect(WEIGHTS, f"{path}: SHA-256", sha256(path), said, self.path):
+        recorded = self.final.weights_sha256
+        if not ledger.expect(WEIGHTS, f"{path}: SHA-256", sha256(path), recorded, self.path):
             return
         try:
             names = tensors.read(path).smt
@@ -282,24 +267,23 @@ class RunAudit:
             ledger.find(WEIGHTS, path, _reason(error))
             return
         for key in ("experiment", "seed", "scale", "fingerprint"):
-            value = self.final.get(key)
-            ledger.expect(WEIGHTS, f"{path}: {key}", names.get(key), str(value), self.path)
+            value = str(getattr(self.final, key))
+            ledger.expect(WEIGHTS, f"{path}: {key}", names.get(key), value, self.path)
 
     def _evaluation(self) -> None:
         path, ledger = self.layout.evaluation(self.run), self.ledger
-        said = load(ledger, EVALUATIONS, path)
+        said = load(ledger, EVALUATIONS, partial(record.read_evaluation, self.layout, self.run))
         if said is None:
             if not path.exists():
                 ledger.note(EVALUATIONS, f"{self.run} has not been evaluated on its own yet")
             return
         ledger.look(EVALUATIONS, path)
         for key in ("experiment", "seed", "scale", "fingerprint", "weights_sha256"):
+            own, theirs = getattr(said, key), getattr(self.final, key)
+            ledger.expect(EVALUATIONS, f"{path}: {key}", own, theirs, self.path)
+        if said.metrics_sha256 is not None:
             ledger.expect(
-                EVALUATIONS, f"{path}: {key}", said.get(key), self.final.get(key), self.path
-            )
-        if "metrics_sha256" in said:
-            ledger.expect(
-                EVALUATIONS, f"{path}: metrics_sha256", said["metrics_sha256"], sha256(self.path),
+                EVALUATIONS, f"{path}: metrics_sha256", said.metrics_sha256, sha256(self.path),
                 self.path,
             )  # fmt: skip
         elif not self.older:
@@ -307,23 +291,21 @@ class RunAudit:
         self._agreement(path, said)
         dataset = self.project.datasets[self.project.dataset_of(self.run.experiment)]
         ledger.expect(
-            EVALUATIONS, f"{path}: images", said.get("images"), dataset.val_images,
-            "params/data.yaml",
-        )  # fmt: skip
+            EVALUATIONS, f"{path}: images", said.images, dataset.val_images, "params/data.yaml"
+        )
 
-    def _agreement(self, path: Path, said: Mapping[str, Any]) -> None:
+    def _agreement(self, path: Path, said: RunEvaluation) -> None:
         """Equal numbers where the machine was the same; near ones where it was another."""
-        ledger = self.ledger
-        final, ours = self.final.get("metrics", {}), said.get("metrics", {})
-        attempts = self.provenance.get("attempts") or [{}]
-        exact = said.get("environment") == attempts[-1].get("environment", NOTHING)
+        final = self.final.metrics
+        trained_in = self.provenance.attempts[-1].environment if self.provenance else None
+        exact = trained_in is not None and said.environment == trained_in
         for name in sorted(set(final) & set(METRICS)):
-            value, allowed = ours.get(name), 0.0 if exact else METRICS[name].tolerance
+            value, allowed = said.metrics.get(name), 0.0 if exact else METRICS[name].tolerance
             agrees = value is not None and (
                 same(value, final[name]) or abs(value - final[name]) <= allowed
             )
             how = "the same machine" if exact else f"within {allowed:g} on another machine"
-            ledger.expect(
+            self.ledger.expect(
                 EVALUATIONS, f"{path}: metrics.{name}", value if not agrees else final[name],
                 final[name], f"{self.path} ({how})",
             )  # fmt: skip

@@ -8,10 +8,10 @@ from typing import Any
 
 from smt.config import macs
 from smt.config.project import Project, System
+from smt.runs.atomic import read_json
 from smt.runs.paths import Layout
 from smt.verify import tensors
 from smt.verify.ledger import NOTHING, Ledger
-from smt.verify.records import load
 
 SIZES = "sizes"
 
@@ -21,10 +21,8 @@ Measure = Callable[[Project], Mapping[str, Any]]
 def check(project: Project, layout: Layout, ledger: Ledger, measure: Measure | None = None) -> None:
     """Compare the sizes of one scale."""
     path = layout.sizes
-    said = load(ledger, SIZES, path)
+    said = _read(layout, ledger)
     if said is None:
-        if not path.exists():
-            ledger.note(SIZES, f"not measured at scale {layout.scale} yet")
         return
     ledger.look(SIZES, path)
     if measure is not None:
@@ -38,6 +36,22 @@ def check(project: Project, layout: Layout, ledger: Ledger, measure: Measure | N
         elif isinstance(entry, dict):
             _macs(project, layout, name, entry, ledger)
             _parameters(project, layout, name, entry, ledger)
+
+
+def _read(layout: Layout, ledger: Ledger) -> dict[str, Any] | None:
+    path, remedy = layout.sizes, f"remove it and run: smt profile --scale {layout.scale}"
+    try:
+        said = read_json(path)
+    except (OSError, ValueError) as error:
+        ledger.find(SIZES, path, f"cannot be read ({error}); {remedy}")
+        return None
+    if said is None:
+        ledger.note(SIZES, f"not measured at scale {layout.scale} yet")
+        return None
+    if not isinstance(said, dict):
+        ledger.find(SIZES, path, f"holds no mapping of models to sizes; {remedy}")
+        return None
+    return said
 
 
 def _macs(

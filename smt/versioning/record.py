@@ -2,8 +2,9 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from smt.config import fingerprint
 from smt.config.experiments import Run
@@ -13,10 +14,11 @@ from smt.errors import DataError, TrainingError
 from smt.runs import journal, provenance
 from smt.runs.atomic import read_json, replacing, write_json
 from smt.runs.paths import Layout
+from smt.runs.record import PROVENANCE, DamagedRecord, RunMetrics, read_evaluation, read_metrics
 from smt.versioning import stages
 from smt.versioning.dvc import commit, dvc, require_repository, smt, snakemake
 
-KEPT = (journal.JOURNAL, journal.TIMES, provenance.PROVENANCE, provenance.LOG)
+KEPT = (journal.JOURNAL, journal.TIMES, PROVENANCE, provenance.LOG)
 """Files of a work folder that DVC keeps; checkpoints of a finished run are not among them."""
 
 
@@ -30,19 +32,35 @@ def write_stages(project: Project, layout: Layout) -> bool:
     return True
 
 
-def done_runs(project: Project, layout: Layout) -> list[Run]:
-    """Return the runs that are trained with the present params, evaluated, and have their files."""
-    return [run for run in project.runs if _is_done(project, layout, run)]
+def done_runs(
+    project: Project, layout: Layout
+) -> tuple[dict[Run, RunMetrics], list[DamagedRecord]]:
+    """Return the runs that are trained with the present params, evaluated, and have their files.
+
+    What is wrong with records that cannot be read comes second.
+    """
+    done: dict[Run, RunMetrics] = {}
+    damages: list[DamagedRecord] = []
+    for run in project.runs:
+        try:
+            final = _final(project, layout, run)
+        except DamagedRecord as damage:
+            damages.append(damage)
+            continue
+        if final is not None:
+            done[run] = final
+    return done, damages
 
 
-def _is_done(project: Project, layout: Layout, run: Run) -> bool:
-    final, evaluation = read_json(layout.metrics(run)), read_json(layout.evaluation(run))
+def _final(project: Project, layout: Layout, run: Run) -> RunMetrics | None:
+    """Return the final numbers of a run that DVC can take in, or None."""
+    final, evaluation = read_metrics(layout, run), read_evaluation(layout, run)
     if final is None or evaluation is None or not layout.weights(run).exists():
-        return False
+        return None
     if project.experiments[run.experiment].head is not None and not layout.samples(run).exists():
-        return False
+        return None
     current = _fingerprint(project, layout, run)
-    return bool(final["fingerprint"] == evaluation["fingerprint"] == current)
+    return final if final.fingerprint == evaluation.fingerprint == current else None
 
 
 def _fingerprint(project: Project, layout: Layout, run: Run) -> str | None:
@@ -53,23 +71,22 @@ def _fingerprint(project: Project, layout: Layout, run: Run) -> str | None:
         return None
 
 
-def keep(layout: Layout, run: Run) -> None:
+def keep(layout: Layout, run: Run, final: RunMetrics) -> None:
     """Copy what DVC keeps of a finished run's work folder; a copy that is right already stays.
 
     After a restore there may be the copy alone: then the work folder is made of it.
     """
-    final, record = read_json(layout.metrics(run)), layout.record(run)
-    work_dir = layout.work_dir(run, final["fingerprint"])
+    work_dir, copy = layout.work_dir(run, final.fingerprint), layout.record(run)
     if not work_dir.exists():
-        _copy(record, work_dir, [each.name for each in record.iterdir() if _is_kept(each)])
+        _copy(copy, work_dir, [each.name for each in copy.iterdir() if _is_kept(each)])
         return
     kept = [each.name for each in sorted(work_dir.iterdir()) if _is_kept(each)]
-    _copy(work_dir, record, kept)
+    _copy(work_dir, copy, kept)
     with_curves = {*kept, stages.CURVES}
-    for old in record.iterdir():
+    for old in copy.iterdir():
         if old.name not in with_curves:
             old.unlink()
-    _replace(record / stages.CURVES, _curves(work_dir, final["task"]).encode())
+    _replace(copy / stages.CURVES, _curves(work_dir, final.task).encode())
 
 
 def _is_kept(file: Path) -> bool:
@@ -112,48 +129,58 @@ def _curves(work_dir: Path, task: str) -> str:
     return text.getvalue()
 
 
-def write_index(project: Project, layout: Layout, runs: Sequence[Run]) -> None:
+def write_index(layout: Layout, runs: Mapping[Run, RunMetrics]) -> None:
     """Say which run is which: a small file for each of these, and for no others."""
-    wanted = {f"{run}.json": run for run in runs}
+    wanted = {f"{run}.json": final for run, final in runs.items()}
     layout.index.mkdir(parents=True, exist_ok=True)
     for old in layout.index.iterdir():
         if old.name not in wanted:
             old.unlink()
-    for name, run in wanted.items():
-        final = read_json(layout.metrics(run))
-        content = {key: final[key] for key in ("experiment", "seed", "fingerprint")}
+    for name, final in wanted.items():
+        content = {key: getattr(final, key) for key in ("experiment", "seed", "fingerprint")}
         if read_json(layout.index / name) != content:
             write_json(layout.index / name, content)
 
 
-def record(project: Project, layout: Layout) -> tuple[int, bool, bool]:
+class Recorded(NamedTuple):
+    """What was taken in."""
+
+    runs: int
+    complete: bool
+    """Whether that is all of the scale."""
+    rewritten: bool
+    """Whether `dvc.yaml` was written anew."""
+    damages: list[DamagedRecord]
+    """What is wrong with records that cannot be read; their runs were left out."""
+
+
+def record(project: Project, layout: Layout) -> Recorded:
     """Take in what Snakemake has made: runs that are done, and if all are, everything else.
 
-    Returns how many runs there were, whether that is all of the scale, and whether `dvc.yaml` was
-    written anew. Nothing is run. Stopped anywhere, the same command goes on.
+    Nothing is run. Stopped anywhere, the same command goes on.
     """
     require_repository(layout)
     rewritten = write_stages(project, layout)
-    done = done_runs(project, layout)
+    done, damages = done_runs(project, layout)
     complete = len(done) == len(project.runs) and all(
         each.exists() for each in layout.derived_outputs
     )
-    for run in done:
-        keep(layout, run)
-    write_index(project, layout, done)
+    for run, final in done.items():
+        keep(layout, run, final)
+    write_index(layout, done)
     targets = [stages.run_stage(project, run) for run in done]
     if complete:
         targets += [stages.DATA, stages.DAG, stages.TABLES]
     if targets:
         commit(targets)
-    return len(done), complete, rewritten
+    return Recorded(len(done), complete, rewritten, damages)
 
 
 def make_dag(project: Project, layout: Layout) -> None:
     """Run the DAG, and say which run is which: the command of DVC's stage `dag`."""
     profile = stages.profile(project)
     snakemake(["--profile", profile, "all", "--config", f"scale={layout.scale}"])
-    write_index(project, layout, done_runs(project, layout))
+    write_index(layout, done_runs(project, layout)[0])
 
 
 def make_run(project: Project, layout: Layout, run: Run) -> None:
@@ -161,19 +188,24 @@ def make_run(project: Project, layout: Layout, run: Run) -> None:
 
     Raises:
         TrainingError: the DAG has not made it.
+        DamagedRecord: its numbers or its evaluation cannot be read.
     """
-    if not _is_done(project, layout, run):
+    final = _final(project, layout, run)
+    if final is None:
         raise TrainingError(
             f"{run} has not been trained with the present params; run: dvc repro {stages.DAG}"
         )
-    keep(layout, run)
+    keep(layout, run, final)
 
 
-def restore(project: Project, layout: Layout, experiments: Sequence[str]) -> list[Run]:
+def restore(
+    project: Project, layout: Layout, experiments: Sequence[str]
+) -> tuple[list[Run], list[DamagedRecord]]:
     """Pull what DVC has of these experiments, or everything, so that Snakemake agrees.
 
     Demo data, which are in no remote, are made again; work folders are made of what was kept of
-    them; Snakemake is told what is there. Returns the runs that are there.
+    them; Snakemake is told what is there. Returns the runs that are there, and what is wrong with
+    records that cannot be read.
     """
     require_repository(layout)
     chosen = [run for run in project.runs if not experiments or run.experiment in experiments]
@@ -181,15 +213,16 @@ def restore(project: Project, layout: Layout, experiments: Sequence[str]) -> lis
     dvc("pull", *([stages.DATA, *targets] if experiments else []))
     for key in manifest.keys_in_use(project):
         _make_data_again(project, layout, key)
-    done = [run for run in chosen if _is_done(project, layout, run)]
+    finals, damages = done_runs(project, layout)
+    done = [run for run in chosen if run in finals]
     for run in done:
-        keep(layout, run)
+        keep(layout, run, finals[run])
     complete = not experiments and len(done) == len(project.runs)
     files = ["all"] if complete else [str(layout.evaluation(run)) for run in done]
     if files:
         scale = f"scale={layout.scale}"
         snakemake(["--cores", "1", "--quiet", "all", "--touch", *files, "--config", scale])
-    return done
+    return done, damages
 
 
 def _make_data_again(project: Project, layout: Layout, key: str) -> None:

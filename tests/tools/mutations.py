@@ -153,7 +153,7 @@ MUTATIONS = (
     Mutation(
         "a run starts from weights that its parent did not export", "engine",
         "smt/tasks/training.py",
-        'if not path.exists() or sha256(path) != metrics["weights_sha256"]:',
+        'if not path.exists() or sha256(path) != metrics.weights_sha256:',
         "if not path.exists():",
         ("unit/tasks/test_start.py", *TASKS, "integration/tasks/test_downstream.py"),
     ),
@@ -274,8 +274,8 @@ MUTATIONS = (
         PROVENANCE,
     ),
     Mutation(
-        "a run on several GPUs costs as one", "provenance", "smt/runs/provenance.py",
-        'return int(environment["world_size"]) if', "return 1 if",
+        "a run on several GPUs costs as one", "provenance", "smt/runs/record.py",
+        "return self.world_size if", "return 1 if",
         PROVENANCE,
     ),
     # --- MLflow ----------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the receipt holds the password of the database", "sync", "smt/tracking/sync.py",
-        '"tracking_uri": mlflow.public(server.uri)', '"tracking_uri": server.uri',
+        "tracking_uri=mlflow.public(server.uri)", "tracking_uri=server.uri",
         ("unit/tracking/test_client.py", *SYNC),
     ),
     Mutation(
@@ -330,8 +330,8 @@ MUTATIONS = (
     Mutation(
         "a parent that was trained again is not told from the one started from", "verify",
         "smt/verify/lineage.py",
-        'final["weights_sha256"] != parent["weights_sha256"]',
-        'final["fingerprint"] != parent["fingerprint"]',
+        "final.weights_sha256 != parent.weights_sha256",
+        "final.fingerprint != parent.fingerprint",
         VERIFY[::-1],
     ),
     # --- report ----------------------------------------------------------------------------------
@@ -530,8 +530,8 @@ MUTATIONS = (
     # --- DVC and release -------------------------------------------------------------------------
     Mutation(
         "runs of other params are recorded", "dvc", "smt/versioning/record.py",
-        'return bool(final["fingerprint"] == evaluation["fingerprint"] == current)',
-        'return bool(final["fingerprint"] == evaluation["fingerprint"])',
+        "return final if final.fingerprint == evaluation.fingerprint == current else None",
+        "return final if final.fingerprint == evaluation.fingerprint else None",
         ("unit/versioning/test_record.py", *DVC),
     ),
     Mutation(

@@ -38,7 +38,8 @@ def assert_shown(project, layout, uri=None):
     """Assert that MLflow has one run for each of the files', with every point of it once."""
     server = Server(uri or layout.tracking_uri(), f"smt-{layout.scale}", layout.artifacts)
     remote = {run.tags["smt.fingerprint"]: run for run in server.runs()}
-    found = views(project, layout, project.order)
+    found, damages = views(project, layout, project.order)
+    assert not damages
     assert len(server.runs()) == len(remote) == len(found) > 0
     for view in found:
         run = remote[view.fingerprint]

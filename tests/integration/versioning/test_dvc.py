@@ -16,6 +16,7 @@ import yaml
 from smt.config.experiments import Run
 from smt.config.load import load_project
 from smt.runs.paths import Layout
+from smt.runs.record import read_metrics
 from smt.versioning import stages
 from smt.versioning.record import keep
 from testbed.waiting import wait_for
@@ -327,12 +328,13 @@ def test_paths_that_a_killed_dvc_had_in_use_are_free(project):
 def test_what_was_kept_of_a_run_comes_back_whole(tmp_path):
     files, run = RunFiles(tmp_path), Run(experiment=T, seed=0)
     work_dir = files.finish(run)
+    final = read_metrics(files.layout, run)
     (work_dir / "git-0123456789ab.diff").write_text("what was not committed")
-    keep(files.layout, run)
+    keep(files.layout, run, final)
     kept = {path.name: path.read_bytes() for path in work_dir.iterdir()}
     shutil.rmtree(work_dir)
     for _ in range(2):
-        keep(files.layout, run)
+        keep(files.layout, run, final)
         assert {path.name: path.read_bytes() for path in work_dir.iterdir()} == kept
     assert (files.layout.record(run) / "git-0123456789ab.diff").exists()
 

@@ -8,9 +8,16 @@ import pytest
 from smt.runs import provenance
 from smt.runs.atomic import read_json
 from smt.runs.heartbeat import Heartbeat
+from smt.runs.record import PROVENANCE, Attempt
 
-CPU = {"world_size": 4, "device": "cpu"}
-GPU = {"world_size": 4, "device": "cuda"}
+CPU = {"world_size": 4, "threads": 1, "device": "cpu"}
+GPU = {"world_size": 4, "threads": 1, "device": "cuda"}
+FACTS = {
+    "experiment": "tiny", "seed": 0, "scale": "demo", "fingerprint": "ab" * 32, "params": {},
+    "names": dict.fromkeys(("task", "model", "recipe", "dataset", "group"), "any"), "data": {},
+    "parent": None, "hardware": {"host": "n1", "processor": "a CPU", "gpus": []},
+    "environment": CPU, "source": {},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -27,16 +34,14 @@ def checkout(tmp_path, monkeypatch):
 
 
 def attempt(work_dir, **values):
-    provenance.record_attempt(
-        work_dir, {"source": {}}, {"environment": CPU, "changes": [], **values}
-    )
-    return read_json(work_dir / provenance.PROVENANCE)
+    provenance.record_attempt(work_dir, FACTS, {"environment": CPU, "changes": [], **values})
+    return read_json(work_dir / PROVENANCE)
 
 
 def test_a_clean_checkout(checkout, tmp_path):
     state = provenance.git_state(tmp_path)
-    assert len(state["commit"]) == 40
-    assert state == {**state, "dirty": False, "diff_sha256": None, "untracked": None}
+    assert state.commit is not None and len(state.commit) == 40
+    assert (state.dirty, state.diff_sha256, state.untracked) == (False, None, None)
 
 
 def test_each_attempts_difference_is_kept(checkout, tmp_path):
@@ -55,15 +60,16 @@ def test_files_that_git_does_not_know_are_named(checkout, tmp_path):
     for number in range(provenance.UNTRACKED + 5):
         (checkout / f"new{number:03}.py").touch()
     state = provenance.git_state(tmp_path)
-    assert state["dirty"] and state["untracked"]["count"] == provenance.UNTRACKED + 5
-    assert state["untracked"]["first"][:2] == ["new000.py", "new001.py"]
-    assert len(state["untracked"]["first"]) == provenance.UNTRACKED
+    assert state.dirty and state.untracked is not None
+    assert state.untracked.count == provenance.UNTRACKED + 5
+    assert state.untracked.first[:2] == ["new000.py", "new001.py"]
+    assert len(state.untracked.first) == provenance.UNTRACKED
 
 
 def test_without_git_nothing_is_claimed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert set(provenance.git_state(tmp_path).values()) == {None}
+    assert set(provenance.git_state(tmp_path).as_json().values()) == {None}
 
 
 def test_an_attempt_that_left_no_end_gets_its_last_sign_of_life(tmp_path):
@@ -75,8 +81,8 @@ def test_an_attempt_that_left_no_end_gets_its_last_sign_of_life(tmp_path):
     first, second = attempt(tmp_path, resumed_at_step=5)["attempts"]
     assert first["ended"] == max(seen, first["started"]) and "ended" not in second
     known = provenance.finish(tmp_path, second["started"] + 10)
-    assert read_json(tmp_path / provenance.PROVENANCE) == known
-    assert known["attempts"][1]["ended"] == second["started"] + 10
+    assert read_json(tmp_path / PROVENANCE) == known.as_json()
+    assert known.attempts[1].ended == second["started"] + 10
 
 
 def test_a_requeue_is_known_by_its_count(tmp_path, monkeypatch):
@@ -92,8 +98,8 @@ def test_a_requeue_is_known_by_its_count(tmp_path, monkeypatch):
 
 def test_gpu_seconds_are_of_all_gpus_and_all_attempts():
     attempts = [
-        {"started": 100.0, "ended": 160.0, "environment": GPU},
-        {"started": 500.0, "ended": 510.5, "environment": {**GPU, "world_size": 2}},
-        {"started": 600.0, "ended": 900.0, "environment": CPU},
+        Attempt(started=100.0, ended=160.0, environment=GPU),
+        Attempt(started=500.0, ended=510.5, environment={**GPU, "world_size": 2}),
+        Attempt(started=600.0, ended=900.0, environment=CPU),
     ]
     assert provenance.gpu_seconds(attempts) == 4 * 60 + 2 * 10.5

@@ -5,7 +5,6 @@ run that ends has a line of its own, with its result; where there is no terminal
 What jobs print is in their logs, which a job that fails names.
 """
 
-import json
 import logging
 import sys
 import threading
@@ -22,6 +21,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from smt import dag
 from smt.config.metrics import METRICS, headline
+from smt.runs import record
+from smt.runs.record import DamagedRecord, RunMetrics
 from snakemake_logger_plugin_runs.timing import TimeLeft
 
 REFRESHES = 2
@@ -172,6 +173,9 @@ class LogHandler(LogHandlerBase):
 
 def _result(metrics: Path) -> str:
     """Return the number that a finished run is known by, or nothing where it has none."""
-    measured = json.loads(metrics.read_text())["metrics"]
-    name = headline(measured)
-    return "" if name is None else METRICS[name].format(measured[name])
+    try:
+        final = record.read(RunMetrics, metrics, "smt status says what to do")
+    except DamagedRecord:
+        return ""  # whatever reads it next says what is wrong
+    name = headline(final.metrics) if final else None
+    return "" if final is None or name is None else METRICS[name].format(final.metrics[name])

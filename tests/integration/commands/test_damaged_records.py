@@ -1,0 +1,168 @@
+"""A record that cannot be read is one line with file, fault and remedy; other runs are served."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from smt.config.experiments import Run
+from smt.errors import EXIT_BAD_INPUT, EXIT_UNVERIFIED
+from smt.tracking.sync import sync
+from tests.helpers.in_process import smt
+from tests.helpers.run_files import RunFiles, S, T
+from tests.helpers.shrink import keep
+
+DAMAGED, OTHER = Run(experiment=T, seed=0), Run(experiment=S, seed=0)
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def edited(change):
+    def damage(content):
+        value = json.loads(content)
+        change(value)
+        return json.dumps(value)
+
+    return damage
+
+
+WRONG = {
+    "metrics": ("metrics", 5), "evaluation": ("images", "many"), "provenance": ("attempts", {}),
+    "failure": ("time", "noon"), "mlflow": ("runs", "none"),
+}  # fmt: skip
+MISSING = {
+    "metrics": "weights_sha256", "evaluation": "metrics", "provenance": "names",
+    "failure": "message", "mlflow": "tracking_uri",
+}  # fmt: skip
+
+
+def damages(name):
+    """Return what is done to a record, and what is said of it."""
+    key, value = WRONG[name]
+    return {
+        "cut off": (cut, "is cut off ("),
+        "empty": (lambda _: "", "is empty"),
+        "text": (lambda _: "hello\n", "is no JSON ("),
+        "list": (lambda _: "[1, 2]", "holds no mapping of keys to values"),
+        "wrong type": (edited(lambda it: it.update({key: value})), f"{key}: should be a"),
+        "missing key": (edited(lambda it: it.pop(MISSING[name])), f"has no {MISSING[name]}"),
+        "directory": (None, "cannot be read (is a directory)"),
+    }
+
+
+CASES = [(name, how) for name in WRONG for how in damages(name)]
+REMEDY = {
+    "metrics": f"smt train {T} --seed 0 --scale demo",
+    "evaluation": f"smt evaluate {T} --seed 0 --scale demo",
+    "provenance": "smt train",
+    "failure": "smt train",
+    "mlflow": "smt sync --scale demo",
+}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """Two runs that are done and in MLflow; nothing is changed in it."""
+    files = RunFiles(tmp_path_factory.mktemp("records"))
+    keep(files.params, (T, S))
+    files.__dict__.pop("project", None)
+    files.manifests()
+    for run in (DAMAGED, OTHER):
+        files.finish(run)
+        files.layout.weights(run).touch()
+    sync(files.project, files.layout)
+    return files.folder
+
+
+@pytest.fixture
+def files(template, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")  # without SLURM
+    shutil.copytree(template, tmp_path / "copy")
+    return RunFiles(tmp_path / "copy")
+
+
+def path_of(files, name) -> Path:
+    if name == "mlflow":
+        return files.layout.sync_receipt
+    if name in ("provenance", "failure"):
+        return files.work_dir(DAMAGED) / f"{name}.json"
+    return files.layout.run_dir(DAMAGED) / f"{name}.json"
+
+
+def harm(files, name, how):
+    """Damage a record; return the words that every command has to say of it."""
+    path = path_of(files, name)
+    if name == "failure":
+        files.layout.metrics(DAMAGED).unlink()  # of a run that is done nobody asks
+        files.fail(DAMAGED, "loss is not finite")
+    change, words = damages(name)[how]
+    if change is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_text(change(path.read_text()))
+    return f"{path}: {words}"
+
+
+def command(files, *arguments):
+    done = smt(*files.arguments(*arguments, "--scale", "demo"))
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def one_line(done, words, remedy):
+    """Assert that one line of what a command says names the damage and what to do."""
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if words in line]
+    assert len(lines) == 1, done.stdout + done.stderr
+    assert remedy in lines[0]
+
+
+@pytest.mark.parametrize(("name", "how"), CASES)
+def test_every_command_says_it_in_one_line_and_serves_the_others(files, name, how):
+    words, remedy = harm(files, name, how), REMEDY[name]
+    if name != "mlflow":
+        status = json.loads(command(files, "status", "--json").stdout)
+        states = {each["run"]: each for each in status["runs"]}
+        assert states[str(OTHER)]["state"] == "done"
+        if name != "evaluation":
+            own = states[str(DAMAGED)]
+            assert own["state"] == "failed" and words in own["reason"] and remedy in own["reason"]
+        sent = command(files, "sync", "--no-files")
+        assert sent.returncode == EXIT_BAD_INPUT
+        one_line(sent, words, remedy)
+    if name in ("metrics", "failure"):
+        for arguments in (("tables", "imagenet1k"), ("figures", "accuracy_vs_macs"), ("report",)):
+            done = command(files, *arguments)
+            assert done.returncode == 0, done.stderr
+            one_line(done, words, remedy)
+        table = (files.layout.tables / "imagenet1k.md").read_text()
+        assert "95.00" in table and "failed" in table
+    if name == "metrics":
+        done = command(files, "plan")
+        assert done.returncode == 0
+        one_line(done, words, remedy)
+        refused = command(files, "release", T)
+        assert refused.returncode == EXIT_UNVERIFIED
+        one_line(refused, words, remedy)
+    if name in ("metrics", "provenance", "evaluation", "mlflow"):
+        why = command(files, "why", "imagenet1k", T)
+        assert why.returncode == EXIT_BAD_INPUT
+        one_line(why, words, remedy)
+    if name == "mlflow":
+        one_line(command(files, "ui"), words, remedy)
+    verified = command(files, "verify")
+    assert verified.returncode == EXIT_UNVERIFIED
+    one_line(verified, words, remedy)
+
+
+def test_training_says_it_in_one_line(files):
+    words = harm(files, "metrics", "cut off")
+    for arguments in (("train", T, "--no-send"), ("evaluate", T)):
+        done = files.smt(*arguments, "--scale", "demo", check=False)
+        assert done.returncode == EXIT_BAD_INPUT
+        one_line(done, words, REMEDY["metrics"])
+        assert "Traceback" not in done.stderr
