@@ -11,6 +11,7 @@ from smt.config import macs
 from smt.config.cluster import Cluster
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe, Precision, Recipe, SegmentationRecipe
+from smt.errors import UserError
 
 FLOPS_PER_MAC = 2
 TRAINING_PASSES = 3
@@ -118,15 +119,23 @@ def final_passes(recipe: Recipe) -> float:
 
 
 def forward_macs(project: Project, experiment: str) -> int:
-    """Return the MACs of a forward pass of one image, at the size that the recipe counts at."""
+    """Return the MACs of a forward pass of one image, at the size that the recipe counts at.
+
+    Raises:
+        UserError: params/sizes.yaml has no MACs of the experiment's head on its model.
+    """
     entry = project.experiments[experiment]
     recipe = project.recipes[entry.recipe]
     if isinstance(recipe, ClassificationRecipe):
         classes = project.datasets[recipe.dataset].classes
         model = project.models[entry.model]
         return macs.forward(model, recipe.resolution, num_classes=classes).total
-    measured = project.cluster.scales[project.scale_name].forward_gmacs
-    return round(1e9 * measured[entry.system])
+    if entry.system not in project.forward_macs:
+        raise UserError(
+            f"params/sizes.yaml: {project.scale_name}.{entry.system} is missing, which "
+            f"{experiment} trains; count it: smt profile --update"
+        )
+    return project.forward_macs[entry.system]
 
 
 def flops_per_second(cluster: Cluster, precision: Precision) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import click
 
+from smt.cluster import cost
 from smt.commands.common import load, scale_option
 from smt.config import fingerprint
 from smt.config.experiments import Run
@@ -23,6 +24,8 @@ def command(scale: str) -> None:
     The fingerprint shown is that of the first seed; it takes the manifests of the data.
     """
     project, layout = load(scale)
+    for name in project.order:
+        cost.forward_macs(project, name)
     click.echo(_aligned([HEADINGS, *(_row(project, layout, name) for name in project.order)]))
     click.echo(
         f"params are valid at {project.scale.title}: {len(project.order)} experiments, "

@@ -4,17 +4,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from smt.commands.common import load, scale_option
+from smt.config.load import load_project
 from smt.config.project import Project, System
 from smt.config.published import ReportedValue
-from smt.runs.atomic import explained, write_json
+from smt.config.yaml import YamlFile
+from smt.runs.atomic import explained, replacing, write_json
+from smt.runs.paths import default_params
 
 if TYPE_CHECKING:
     from smt.models.profile import Counts
+    from smt.tasks.sizes import Sizes
 
 COMPARED = "paper"
 """The scale at which published figures are of the same models."""
@@ -22,19 +27,30 @@ COMPARED = "paper"
 CONVENTIONS = ("conv_linear", "attention", "reported")
 """Ways to count MACs, as the table sets them out."""
 
+_HEADER = """\
+# Written by: smt profile --update
+# MACs of a forward pass of one image, attention included, by scale, head and model, at the size
+# that the recipe counts at: `smt plan` estimates costs from them. Not part of a fingerprint.
+
+"""
+
 WIDTH = 160
 """Columns that the table needs with every heading and figure in full."""
 
 
 @click.command()
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Where to write [results].")
+@click.option("--update", is_flag=True, help="Write MACs of heads, all scales, to params/ instead.")
 @scale_option
-def command(target: Path | None, scale: str) -> None:
+def command(target: Path | None, update: bool, scale: str) -> None:
     """Count parameters and MACs of every model; print them and write them as JSON.
 
     MACs in three conventions: convolutions and linears; those and the products of attention; and
     as the published tables count (see `smt.models.profile`).
     """
+    if update:
+        _update(default_params())
+        return
     project, layout = load(scale)
     sizes = measure(project)
     path = target or layout.sizes
@@ -43,6 +59,24 @@ def command(target: Path | None, scale: str) -> None:
     # Wider than the terminal it wraps there, which is better than figures cut short.
     Console(width=max(Console().width, WIDTH)).print(_table(project, sizes))
     click.echo(f"sizes of {len(sizes)} models: {path}")
+
+
+def _update(params: Path) -> None:
+    path = params / "sizes.yaml"
+    macs = {
+        scale: forward_macs(load_project(params, scale))
+        for scale in YamlFile(params / "scales.yaml").data
+    }
+    with explained(path, "make it writable"), replacing(path) as file:
+        file.write(f"{_HEADER}{yaml.safe_dump(macs, sort_keys=False)}".encode())
+    click.echo(f"MACs of {sum(map(len, macs.values()))} heads on models: {path}")
+
+
+def forward_macs(project: Project) -> dict[str, int]:
+    """Return, by head and model, the MACs of an image, as params/sizes.yaml holds them."""
+    return {
+        name: _counts(project, system).counts.attention for name, system in project.systems.items()
+    }
 
 
 def measure(project: Project) -> dict[str, Any]:
@@ -67,10 +101,8 @@ def measure(project: Project) -> dict[str, Any]:
 
 def _system(project: Project, system: System) -> dict[str, Any]:
     """Return the same of a head on a model, and what each of its parts has of it."""
-    from smt.tasks.sizes import downstream_counts
-
     model, head = project.models[system.model], project.heads[system.head]
-    sizes = downstream_counts(model, head, system.classes, system.size)
+    sizes = _counts(project, system)
     parts = {
         name: {
             "params": part.parameters,
@@ -84,6 +116,13 @@ def _system(project: Project, system: System) -> dict[str, Any]:
         "macs": {system.resolution: _conventions(sizes.counts)},
         "parts": parts,
     }
+
+
+def _counts(project: Project, system: System) -> "Sizes":
+    from smt.tasks.sizes import downstream_counts
+
+    model, head = project.models[system.model], project.heads[system.head]
+    return downstream_counts(model, head, system.classes, system.size)
 
 
 def _conventions(counts: "Counts") -> dict[str, int]:

@@ -41,9 +41,6 @@ class ScaleShare(Strict):
     """From the start of a job to its first step."""
     recipes: dict[Name, Share] = {}
     experiments: dict[Name, Share] = {}
-    forward_gmacs: dict[str, PositiveFloat] = {}
-    """10^9 MACs of a forward pass of an image, by head and model: `mask_rcnn.smt_small`. Heads are
-    not counted by formula; `smt profile` measures them."""
 
     def gpus_of(self, experiment: str, recipe: str) -> tuple[int, tuple[str, ...]]:
         """Return the GPUs of a training, and the key below this record that says so."""

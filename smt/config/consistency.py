@@ -381,16 +381,6 @@ class ConsistencyChecker:
             )
         for name in self.project.experiments:
             self._gpus(name, cluster.scales[scale])
-            self._forward_gmacs(name, cluster.scales[scale])
-
-    def _forward_gmacs(self, name: str, share: ScaleShare) -> None:
-        experiment = self.project.experiments[name]
-        key = experiment.system
-        if experiment.head is not None and key not in share.forward_gmacs:
-            raise self._fail(
-                "cluster", ("scales", self.project.scale_name, "forward_gmacs"),
-                f"{key} is missing, which {name} trains; smt profile measures it",
-            )  # fmt: skip
 
     def _gpus(self, name: str, share: ScaleShare) -> None:
         """Refuse GPUs that cannot share the micro-batches of an experiment, as training would."""

@@ -15,6 +15,7 @@ from smt.config.project import Project, Scale
 from smt.config.published import Discrepancy, Reported
 from smt.config.sections import RECIPES, SECTIONS
 from smt.config.trajectory import Trajectory
+from smt.config.types import Positive
 from smt.config.yaml import KeyPath, YamlFile
 from smt.errors import UserError, suggest
 
@@ -32,8 +33,8 @@ def load_project(params: Path, scale: str) -> Project:
     """
     names = dict.fromkeys(("scales", *(file for file, _ in SECTIONS.values()), "reported"))
     files = {name: YamlFile(params / f"{name}.yaml") for name in names}
-    drift, cluster, trajectory = (
-        YamlFile(params / f"{name}.yaml") for name in ("drift", "cluster", "trajectory")
+    drift, cluster, sizes, trajectory = (
+        YamlFile(params / f"{name}.yaml") for name in ("drift", "cluster", "sizes", "trajectory")
     )
     scales = files["scales"]
     if scale not in scales.data:
@@ -65,6 +66,7 @@ def load_project(params: Path, scale: str) -> Project:
             for index, entry in enumerate(drift.data.get("discrepancies", ()))
         ),
         cluster=_validate(Cluster, cluster.data, [(cluster, ())]),
+        forward_macs=_validate(dict[str, Positive], sizes.data.get(scale, {}), [(sizes, (scale,))]),
         trajectory=_validate(Trajectory, trajectory.data, [(trajectory, ())]),
     )
     ConsistencyChecker(project, {**files, "cluster": cluster, "trajectory": trajectory}).check()

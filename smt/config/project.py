@@ -93,6 +93,9 @@ class Project(Strict):
     tables: dict[Name, Table]
     discrepancies: tuple[Discrepancy, ...]
     cluster: Cluster
+    forward_macs: dict[str, Positive]
+    """MACs of a forward pass of an image by head and model (`mask_rcnn.smt_small`), at the size
+    that the recipe counts at. Heads have no formula: `smt profile --update` counts them."""
     trajectory: Trajectory
 
     @cached_property

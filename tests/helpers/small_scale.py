@@ -22,7 +22,12 @@ def make_small(params: Path, scale: str) -> None:
         content["scales"][scale] = content["scales"][SMOKE]
 
     _change(params / "scales.yaml", change_scales)
+
+    def change_sizes(content):
+        content[scale] = content[SMOKE]
+
     _change(params / "cluster.yaml", change_cluster)
+    _change(params / "sizes.yaml", change_sizes)
 
 
 def _change(path, change):

@@ -6,7 +6,6 @@ import torch
 
 from smt.config.load import load_project
 from smt.models import released, zoo
-from smt.models.fold import fold
 from smt.runs.paths import bundled_params
 
 DEMO = load_project(bundled_params(), "demo").models
@@ -98,17 +97,6 @@ def test_the_layout_stays_channels_last_from_stem_to_head():
     _, stages = model.forward_intermediates(images)
     for stage in stages:
         assert stage.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("name", sorted(DEMO))
-def test_folding_for_inference_changes_rounding_only(name):
-    model = demo(name).double().train()
-    for _ in range(2):
-        model(torch.randn(8, 3, 48, 48, dtype=torch.float64))  # statistics other than 0 and 1
-    images = torch.randn(2, 3, 48, 48, dtype=torch.float64)
-    with torch.inference_mode():
-        expected, folded = model.eval()(images), fold(model)(images)
-    torch.testing.assert_close(folded, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_drop_path_drops_whole_branches_in_training_only():
