@@ -32,11 +32,11 @@ class State:
     best_step: int | None = None
     seconds: float = 0.0
     """Wall time of all attempts up to the last save."""
-    journal: Position = Position()
+    journal: Position = field(default_factory=Position)
     loss_sum: float = 0.0
     """Sum over the steps since the last record of the mean loss of each, over all ranks."""
     loss_steps: int = 0
-    trend: Trend = Trend()
+    trend: Trend = field(default_factory=Trend)
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Whose state this is: a checkpoint says it wherever it is moved to."""
     _host: "HostCopy" = field(default_factory=lambda: HostCopy())

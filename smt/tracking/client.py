@@ -176,7 +176,7 @@ def _prepare_file(database: Path, artifacts: str) -> None:
     with suppress(FileNotFoundError):
         temporary.unlink()
     SqlAlchemyStore(f"sqlite:///{temporary}", artifacts).engine.dispose()
-    os.replace(temporary, database)
+    temporary.replace(database)
 
 
 def _prepare_database(uri: str, artifacts: str) -> None:

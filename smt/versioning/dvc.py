@@ -95,7 +95,8 @@ def _restore_lock() -> None:
 def _free_paths() -> None:
     """Remove DVC's list of paths in use where no DVC runs that is in it."""
     if _PATHS_IN_USE.exists():
-        with open(f"{_PATHS_IN_USE}.lock", "a") as guard:  # DVC's own, while it writes the file
+        # DVC's own lock, which it holds while it writes the file.
+        with Path(f"{_PATHS_IN_USE}.lock").open("a") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
             if not any(map(_is_dvc, _users(_PATHS_IN_USE))):
                 _PATHS_IN_USE.unlink()

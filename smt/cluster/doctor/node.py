@@ -49,7 +49,7 @@ class Answer(NamedTuple):
 
 def read(folder: Path) -> Answer | None:
     """Return the answer that a job left in `folder`, or None where there is none yet."""
-    os.listdir(folder)  # a network disk looks again
+    list(folder.iterdir())  # a network disk looks again
     try:
         held = json.loads((folder / ANSWER).read_bytes())
     except FileNotFoundError:

@@ -111,7 +111,7 @@ def _start_check(reading: Reading, facts: Facts) -> _Check:
     continues = len(reading.trainings) > 1 or reading.carried > 0
     if not start:
         return (False, "the config names no pretrained weights") if continues else None
-    return continues, f"the config begins with the weights {ascii(start)}, and with their counters"
+    return continues, f"the config begins with the weights {start!a}, and with their counters"
 
 
 def _dataset_check(reading: Reading, facts: Facts) -> _Check:
@@ -119,7 +119,7 @@ def _dataset_check(reading: Reading, facts: Facts) -> _Check:
     if name is None or not name.lower().startswith("imagenet"):
         return None
     agrees = name.lower().endswith("22k") == reading.last.dataset.endswith("22k")
-    return None if agrees else (False, f"the config has the data set {ascii(name)}")
+    return None if agrees else (False, f"the config has the data set {name!a}")
 
 
 def _classes_check(classes: int | None, facts: Facts) -> _Check:

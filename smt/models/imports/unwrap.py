@@ -78,7 +78,7 @@ def choose(found: Mapping[str, Any], wanted: str | None, source: Path) -> tuple[
     if wanted is not None:
         if wanted not in found:
             valid = listed(each or "none: its tensors lie under no key" for each in found)
-            raise UserError(f"--state {ascii(wanted)}: not in {source}; valid: {valid}")
+            raise UserError(f"--state {wanted!a}: not in {source}; valid: {valid}")
         return wanted, None if len(found) == 1 else f"it holds {listed(found)}: {wanted} was taken"
     if len(found) == 1:
         (key,) = found
@@ -120,16 +120,15 @@ def unwrap(
         taken = [name for name in names if name.startswith(prefix)]
         if not taken:
             valid = listed(sorted(_prefixes(names))) or "none"
-            raise UserError(f"--prefix {ascii(prefix)}: no name of {source} has it; valid: {valid}")
+            raise UserError(f"--prefix {prefix!a}: no name of {source} has it; valid: {valid}")
         if len(taken) < len(names):
             left = [name for name in names if name not in set(taken)]
             notes.append(
-                f"{len(left)} of {len(names)} names without {ascii(prefix)} left out: "
-                f"{listed(left, 3)}"
+                f"{len(left)} of {len(names)} names without {prefix!a} left out: {listed(left, 3)}"
             )
         names = taken
     if prefix:
-        notes.append(f"{ascii(prefix)} taken off all {len(names)} names{_reason(prefix)}")
+        notes.append(f"{prefix!a} taken off all {len(names)} names{_reason(prefix)}")
     new = {name: _inner(name.removeprefix(prefix)) for name in names}
     inner = [name for name in names if new[name] != name.removeprefix(prefix)]
     if inner:
@@ -160,7 +159,7 @@ def _prefix(names: list[str], source: Path) -> str:
         why = f"names an SMT's tensors under several prefixes: {of}"
     else:
         why = (
-            f"has the prefix {ascii(first)} at {len(names) - len(strangers)} of {len(names)} "
+            f"has the prefix {first!a} at {len(names) - len(strangers)} of {len(names)} "
             f"names; without it: {listed(strangers)}"
         )
     raise UserError(

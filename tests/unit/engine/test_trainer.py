@@ -265,7 +265,7 @@ def test_all_checkpoints_damaged_is_an_error_not_a_start_from_nothing(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     run(Regression(), tmp_path, identity={"fingerprint": "one"})
-    with pytest.raises(TrainingError, match="step 15 is of another run: .*one.*, not .*other"):
+    with pytest.raises(TrainingError, match=r"step 15 is of another run: .*one.*, not .*other"):
         trainer(Regression(), tmp_path, identity={"fingerprint": "other"})
 
 

@@ -259,7 +259,7 @@ class Executor(RemoteExecutor):
     def _record(self, job: JobExecutorInterface, request: resources.Request) -> Record:
         key = _key(job)
         return Record(
-            key=key, name=f"{_label(job)}-{key}", directory=os.getcwd(),
+            key=key, name=f"{_label(job)}-{key}", directory=str(Path.cwd()),
             contents=self._contents(job), request=request.digest(),
         )  # fmt: skip
 

@@ -313,7 +313,7 @@ class Tracker:
             return False
         if backends.result_name(record.job_id) in self._results:
             result = backends.read_result(self._folder, record.job_id)
-            return result["exit_code"] == 0 and all(os.path.exists(each) for each in job.outputs)
+            return result["exit_code"] == 0 and all(Path(output).exists() for output in job.outputs)
         # Without this file, which follows on its number, it will never begin.
         return backends.submitted(self._folder, record.job_id).exists()
 
