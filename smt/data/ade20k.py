@@ -9,7 +9,7 @@ from smt.datasets import label_maps, lists, scan
 from smt.datasets.decoding import decode
 from smt.datasets.label_maps import Pair
 from smt.datasets.manifest import Manifest
-from smt.datasets.scan import Wrong
+from smt.datasets.scan import InvalidDataset
 from smt.errors import DataError
 
 
@@ -54,7 +54,7 @@ class ADE20KSplit:
         """
         try:
             return label_maps.read(self.images[index], len(self.classes))
-        except Wrong as wrong:
+        except InvalidDataset as error:
             raise DataError(
-                f"{wrong}; bring back what was there, or run smt data manifest {self.name} again"
+                f"{error}; bring back what was there, or run smt data manifest {self.name} again"
             ) from None

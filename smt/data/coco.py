@@ -13,7 +13,7 @@ from PIL import Image
 from smt.datasets import coco_annotations, lists, masks
 from smt.datasets.decoding import decode
 from smt.datasets.manifest import Manifest
-from smt.datasets.scan import Wrong, annotation_file, image_folder
+from smt.datasets.scan import InvalidDataset, annotation_file, image_folder
 from smt.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class CocoSplit:
         self._text = _mapped(self.annotation_file, split, manifest)
         try:
             self._instances = coco_annotations.read(self.annotation_file, self._text.data)
-        except Wrong as wrong:
-            raise DataError(f"{wrong}; {_remedy(manifest)}") from None
+        except InvalidDataset as error:
+            raise DataError(f"{error}; {_remedy(manifest)}") from None
         self._is_used = self._instances.is_usable
         if masks:
             self._require_masks(split)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from smt.datasets import coco_json, masks
-from smt.datasets.scan import Wrong
+from smt.datasets.scan import InvalidDataset
 
 SMALLEST_SIDE = 32
 """Pixels: smaller images are not trained on (mmdet, CustomDataset._filter_imgs)."""
@@ -76,15 +76,16 @@ def read(path: Path, content: bytes | memoryview) -> Instances:
     """Return the objects that a file says, `content` being its bytes.
 
     Raises:
-        Wrong: one line with the annotation, image or category that is wrong, and what is valid.
+        InvalidDataset: one line with the annotation, image or category that is wrong, and what
+            is valid.
     """
     table = _Annotations(path)
     try:
         rest = coco_json.read(content, "annotations", table.take)
-    except coco_json.NotJson as error:
-        raise Wrong(f"{path} is not whole ({error})") from None
+    except coco_json.InvalidJson as error:
+        raise InvalidDataset(f"{path} is not whole ({error})") from None
     if missing := [key for key in ("images", "annotations", "categories") if key not in rest]:
-        raise Wrong(f"{path} has no {missing[0]!r}; valid: COCO's instances of a split")
+        raise InvalidDataset(f"{path} has no {missing[0]!r}; valid: COCO's instances of a split")
     category_ids, classes = _categories(path, rest["categories"])
     image_ids, file_names, sizes = _images(path, rest["images"])
     return table.sorted(category_ids, classes, image_ids, file_names, sizes)
@@ -107,11 +108,11 @@ def _images(path: Path, entries: Any) -> tuple[np.ndarray, np.ndarray, np.ndarra
     _require_unique(path, "file name of an image", names)
     for id_, name, height, width in zip(ids, names, heights, widths, strict=True):
         if not 0 < height < _LONGEST_SIDE or not 0 < width < _LONGEST_SIDE:
-            raise Wrong(
+            raise InvalidDataset(
                 f"{path}: image {id_} is {height} x {width} pixels; valid: 1 to {_LONGEST_SIDE - 1}"
             )
         if "/" in name or "\\" in name or name.startswith("."):
-            raise Wrong(
+            raise InvalidDataset(
                 f"{path}: image {id_} is in file {name!r}; valid: a name in the split's folder"
             )
     image_ids = np.array(ids, np.int64)
@@ -124,12 +125,12 @@ def _columns(path: Path, noun: str, entries: Any, kinds: dict[str, type]) -> lis
     """Return the values of each key of all entries, once they are of the right kinds."""
     columns: list[list[Any]] = [[] for _ in kinds]
     if not isinstance(entries, list):
-        raise Wrong(f"{path}: its {noun} entries are no list")
+        raise InvalidDataset(f"{path}: its {noun} entries are no list")
     for number, entry in enumerate(entries):
         for column, (key, kind) in zip(columns, kinds.items(), strict=True):
             value = entry.get(key) if isinstance(entry, dict) else None
             if not _is_valid(value, kind):
-                raise Wrong(
+                raise InvalidDataset(
                     f"{path}: {noun} {_named(entry, number)} has no valid {key}, but "
                     f"{value!r:.40}; valid: {'one line' if kind is str else 'a whole number'}"
                 )
@@ -153,7 +154,7 @@ def _named(entry: Any, number: int) -> str:
 def _require_unique(path: Path, what: str, values: Sequence[Any]) -> None:
     if len(set(values)) != len(values):
         twice = next(value for value, count in Counter(values).items() if count > 1)
-        raise Wrong(f"{path}: {what} {twice!r} stands twice; each may stand once")
+        raise InvalidDataset(f"{path}: {what} {twice!r} stands twice; each may stand once")
 
 
 def _odd(entry: Any) -> str:
@@ -179,7 +180,7 @@ class _Annotations:
         self._reach, self._sizes = array("d"), array("q")
 
     def take(self, entry: Any, start: int, end: int) -> None:
-        """Take down an annotation; Wrong if it is none."""
+        """Take down an annotation; InvalidDataset if it is none."""
         try:
             id_, image, category, crowd, area, box = [entry[key] for key in _KEYS]
             self._ids.append(id_)
@@ -190,13 +191,15 @@ class _Annotations:
             self._boxes.extend((x, y, width, height))
             known = masks.measure(entry.get("segmentation") or [])
             self._sizes.extend(known.size or (-1, -1))
-        except masks.NoMask as error:
-            raise Wrong(self._complaint(entry, start, str(error))) from None
+        except masks.InvalidMask as error:
+            raise InvalidDataset(self._complaint(entry, start, str(error))) from None
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise Wrong(self._complaint(entry, start, _odd(entry))) from None
+            raise InvalidDataset(self._complaint(entry, start, _odd(entry))) from None
         self._reach.extend((known.lowest, known.highest))
         if crowd not in (0, 1):
-            raise Wrong(f"{self._path}: annotation {id_}: iscrowd is {crowd!r:.40}; valid: 0 or 1")
+            raise InvalidDataset(
+                f"{self._path}: annotation {id_}: iscrowd is {crowd!r:.40}; valid: 0 or 1"
+            )
         flags = (_CROWD, crowd == 1), (_DRAWN, known.is_drawn), (_IGNORED, entry.get("ignore"))
         self._flags.append(sum(flag for flag, is_set in flags if is_set))
         self._spans.extend((start, end))
@@ -256,7 +259,7 @@ class _Annotations:
         inside[inside] = known[place[inside]] == wanted[inside]
         if not inside.all():
             first = int(np.flatnonzero(~inside)[0])
-            raise Wrong(
+            raise InvalidDataset(
                 f"{self._path}: annotation {self._ids[first]} has {key} {wanted[first]}, which is "
                 f"none of {of} ({np.count_nonzero(~inside)} such); valid: an id among the "
                 f"{len(known)} there"
@@ -269,7 +272,7 @@ class _Annotations:
         other = (runs[:, 0] >= 0) & (runs != size).any(1)
         if other.any():
             first = int(np.flatnonzero(other)[0])
-            raise Wrong(
+            raise InvalidDataset(
                 f"{self._path}: annotation {ids[first]} of image {self._images[first]} has a mask "
                 f"of {runs[first, 0]} x {runs[first, 1]} pixels; valid: {size[first, 0]} x "
                 f"{size[first, 1]}, the image's height and width"
@@ -278,7 +281,7 @@ class _Annotations:
         far = (reach[:, 0] < -side) | (reach[:, 1] > 2 * side)
         if far.any():
             first = int(np.flatnonzero(far)[0])
-            raise Wrong(
+            raise InvalidDataset(
                 f"{self._path}: annotation {ids[first]} of image {self._images[first]} has a "
                 f"corner at {reach[first, 0]:g} or {reach[first, 1]:g}, far outside of the image; "
                 f"valid: pixels of its {size[first, 0]} x {size[first, 1]}"

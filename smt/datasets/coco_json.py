@@ -15,7 +15,7 @@ Take = Callable[[Any, int, int], None]
 """Is given an element and the bytes of the file, from and to, that it stands in."""
 
 
-class NotJson(Exception):
+class InvalidJson(Exception):
     """Not a JSON object; the message says why, and at which byte."""
 
 
@@ -23,14 +23,14 @@ def read(content: bytes | memoryview, long: str, take: Take) -> dict[str, Any]:
     """Return a JSON object with None for the array of key `long`, whose elements `take` is given.
 
     Raises:
-        NotJson: `content` is damaged or something else.
+        InvalidJson: `content` is damaged or something else.
     """
     try:
         text = str(content, "utf-8")
     except UnicodeDecodeError as error:
-        raise NotJson(f"no UTF-8 at byte {error.start} of {len(content)}") from None
+        raise InvalidJson(f"no UTF-8 at byte {error.start} of {len(content)}") from None
     if text.startswith("\ufeff"):
-        raise NotJson("a byte order mark (BOM) stands before it: save it as UTF-8 without one")
+        raise InvalidJson("a byte order mark (BOM) stands before it: save it as UTF-8 without one")
     return _Reader(text, len(content), long, take).object()
 
 
@@ -109,4 +109,4 @@ class _Reader:
         return at + self._further[bisect_right(self._wide, at)] if self._wide else at
 
     def _fail(self, what: str) -> NoReturn:
-        raise NotJson(f"{what} at byte {self._byte(self._at)} of {self._size}")
+        raise InvalidJson(f"{what} at byte {self._byte(self._at)} of {self._size}")

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from smt.datasets.scan import Wrong
+from smt.datasets.scan import InvalidDataset
 from smt.errors import DataError, first_line
 
 _ORIENTATION = 0x0112
@@ -69,14 +69,14 @@ def upright_size(path: Path) -> tuple[int, int]:
     """Return the height and width of an image as it is to be shown; its pixels are not read.
 
     Raises:
-        Wrong: it is no image.
+        InvalidDataset: it is no image.
     """
     try:
         with Image.open(path) as image:
             is_turned = _orientation(image) >= 5
             return (image.width, image.height) if is_turned else (image.height, image.width)
     except Exception as error:
-        raise Wrong(f"{path} is no image ({first_line(error)})") from None
+        raise InvalidDataset(f"{path} is no image ({first_line(error)})") from None
 
 
 def _orientation(image: Image.Image) -> int:

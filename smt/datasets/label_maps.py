@@ -10,7 +10,7 @@ from PIL.ImageFile import ImageFile
 
 from smt.datasets import scan
 from smt.datasets.decoding import upright_size
-from smt.datasets.scan import Wrong
+from smt.datasets.scan import InvalidDataset
 from smt.errors import first_line
 
 NO_CLASS = 255
@@ -36,7 +36,7 @@ def pairs(root: Path, split: str) -> list[Pair]:
     """Return the images of a split with their maps, sorted by name.
 
     Raises:
-        Wrong: an image without a map, a map without an image, or two images of one map.
+        InvalidDataset: an image without a map, a map without an image, or two images of one map.
     """
     images, maps = root / scan.image_folder("ade20k", split), root / scan.map_folder(split)
     names, there = scan.image_names(images), set(scan.image_names(maps))
@@ -44,17 +44,19 @@ def pairs(root: Path, split: str) -> list[Pair]:
     for name in names:
         wanted = map_name(name)
         if wanted in image_of:
-            raise Wrong(f"{images}/{name} and {image_of[wanted]} have one map, {maps}/{wanted}")
+            raise InvalidDataset(
+                f"{images}/{name} and {image_of[wanted]} have one map, {maps}/{wanted}"
+            )
         image_of[wanted] = name
     if absent := image_of.keys() - there:
         alike = [name for name in there if name.lower() == min(absent).lower()]
         hint = f"; {alike[0]} is another name" if alike else ""
-        raise Wrong(
+        raise InvalidDataset(
             f"{maps}/{min(absent)} is missing, the map of {images}/{image_of[min(absent)]} "
             f"({len(absent)} such{hint})"
         )
     if extra := there - image_of.keys():
-        raise Wrong(f"{maps}/{min(extra)} has no image in {images} ({len(extra)} such)")
+        raise InvalidDataset(f"{maps}/{min(extra)} has no image in {images} ({len(extra)} such)")
     return [Pair(images / name, maps / map_name(name)) for name in names]
 
 
@@ -62,26 +64,28 @@ def read(pair: Pair, classes: int) -> np.ndarray:
     """Return a label map (H, W) uint8 in which classes count from 0, and 255 is no class.
 
     Raises:
-        Wrong: it is no PNG file of one channel of bytes, is not of its image's size, or has a label
-            above `classes`.
+        InvalidDataset: it is no PNG file of one channel of bytes, is not of its image's size, or
+            has a label above `classes`.
     """
     size = upright_size(pair.image)
     try:
         with Image.open(pair.map) as found:
             _require_labels(pair.map, found)
             labels = np.asarray(found)
-    except Wrong:
+    except InvalidDataset:
         raise
     except Exception as error:
         # Decoders of damaged files raise nearly anything.
-        raise Wrong(f"{pair.map} cannot be decoded ({first_line(error)})") from None
+        raise InvalidDataset(f"{pair.map} cannot be decoded ({first_line(error)})") from None
     if labels.shape != size:
-        raise Wrong(
+        raise InvalidDataset(
             f"{pair.map} is {labels.shape[0]} x {labels.shape[1]} pixels (height x width), but "
             f"its image {pair.image} {size[0]} x {size[1]}"
         )
     if (highest := labels.max(initial=0)) > classes:
-        raise Wrong(f"{pair.map} has label {highest}; valid: 0 for no class, and 1 to {classes}")
+        raise InvalidDataset(
+            f"{pair.map} has label {highest}; valid: 0 for no class, and 1 to {classes}"
+        )
     # In uint8, 0 - 1 is 255.
     reduced: np.ndarray = labels - np.uint8(1)
     return reduced
@@ -92,7 +96,7 @@ def _require_labels(path: Path, found: ImageFile) -> None:
     # would be scaled to 8 when it is read.
     grey = found.mode == "L" and found.tile and found.tile[0][3] == "L"
     if found.format != "PNG" or not (grey or found.mode == "P"):
-        raise Wrong(
+        raise InvalidDataset(
             f"{path} is a {found.format} of mode {found.mode}; valid: PNG with one channel of 8 "
             "bits, or a palette, whose values are the labels"
         )
@@ -107,7 +111,7 @@ def class_names(root: Path, classes: int) -> tuple[str, ...]:
     """Return the names of the classes: those of the data set's table, or class_001, class_002, ...
 
     Raises:
-        Wrong: the table is not of `classes` classes, in order.
+        InvalidDataset: the table is not of `classes` classes, in order.
     """
     path = root / CLASS_NAMES
     if not path.exists():
@@ -117,8 +121,8 @@ def class_names(root: Path, classes: int) -> tuple[str, ...]:
             rows = list(csv.DictReader(file, delimiter="\t"))
         found = [(row["Idx"].strip(), row["Name"].strip()) for row in rows]
     except (OSError, UnicodeDecodeError, KeyError, AttributeError, csv.Error):
-        raise Wrong(f"{path} is no table with tabs and the columns Idx and Name") from None
+        raise InvalidDataset(f"{path} is no table with tabs and the columns Idx and Name") from None
     numbers, names = [idx for idx, _ in found], tuple(name for _, name in found)
     if numbers != [str(label) for label in range(1, classes + 1)] or len({*names}) < classes:
-        raise Wrong(f"{path} has {len(rows)} classes; valid: 1 to {classes}, a name each")
+        raise InvalidDataset(f"{path} has {len(rows)} classes; valid: 1 to {classes}, a name each")
     return names

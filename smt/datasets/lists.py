@@ -32,7 +32,7 @@ class SplitSum:
     sha256: str
 
 
-class Changed(Exception):
+class DatasetChanged(Exception):
     """The data set was changed between its listing and its reading."""
 
 
@@ -78,7 +78,7 @@ def make(
     `reader` is to decode and cannot, are added to `wrong`.
 
     Raises:
-        Changed: a folder holds another number of images than it was scanned with.
+        DatasetChanged: a folder holds another number of images than it was scanned with.
     """
     whole = hashlib.sha256()
     sums: dict[str, SplitSum] = {}
@@ -90,7 +90,9 @@ def make(
         ):
             for (listing, digests), expected in zip(contents, found.files, strict=True):
                 if len(listing.files) != expected:
-                    raise Changed(f"{reader.root / listing.folder} was changed while it was read")
+                    raise DatasetChanged(
+                        f"{reader.root / listing.folder} was changed while it was read"
+                    )
                 for file, digest in zip(listing.files, digests, strict=True):
                     if digest.problem is not None:
                         # An evaluation needs every image; in training others can stand in.

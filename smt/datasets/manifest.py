@@ -195,7 +195,7 @@ def record(
             digest, sums = lists.make(
                 reader, scans, lambda split, text: files[split].write(text), wrong
             )
-        except (lists.Changed, scan.Wrong) as error:
+        except (lists.DatasetChanged, scan.InvalidDataset) as error:
             raise DataError(f"{key}: {error}; run this again") from None
         _require_readable(key, reader.root, wrong, scan.remedy_for(key, dataset, make))
     found = Manifest(
@@ -220,8 +220,8 @@ def _inspect(
 
     try:
         return inspect(dataset, root, scans)
-    except scan.Wrong as wrong:
-        raise DataError(f"{key}: {wrong}; {scan.remedy_for(key, dataset, make)}") from None
+    except scan.InvalidDataset as error:
+        raise DataError(f"{key}: {error}; {scan.remedy_for(key, dataset, make)}") from None
 
 
 @contextmanager

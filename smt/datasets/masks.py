@@ -14,7 +14,7 @@ _CORNERS = 3
 """Fewest corners of a polygon that has an area."""
 
 
-class NoMask(Exception):
+class InvalidMask(Exception):
     """A segmentation that is none; the message says why, in a phrase."""
 
 
@@ -34,19 +34,19 @@ def measure(segmentation: Any) -> Measure:
     """Return what is known of a segmentation as it stands in an annotation.
 
     Raises:
-        NoMask: it is none.
+        InvalidMask: it is none.
     """
     if isinstance(segmentation, dict):
         return _measure_runs(segmentation)
     if not isinstance(segmentation, list):
-        raise NoMask("its segmentation is neither polygons nor runs")
+        raise InvalidMask("its segmentation is neither polygons nor runs")
     _require_polygons(segmentation)
     drawn = _polygons(segmentation)
     if not drawn:
         return Measure(is_drawn=False)
     # What is not finite stays so in a sum, while min and max may pass over it.
     if not math.isfinite(sum(map(sum, drawn))):
-        raise NoMask("a corner of its polygons is not a finite number")
+        raise InvalidMask("a corner of its polygons is not a finite number")
     return Measure(True, min(map(min, drawn)), max(map(max, drawn)))
 
 
@@ -54,21 +54,25 @@ def _require_polygons(segmentation: list[Any]) -> None:
     """Refuse what is written otherwise: passed over, its objects would be gone without a word."""
     for polygon in segmentation:
         if isinstance(polygon, dict):
-            raise NoMask("its runs stand in a list; valid: runs {size, counts} without brackets")
+            raise InvalidMask(
+                "its runs stand in a list; valid: runs {size, counts} without brackets"
+            )
         if not isinstance(polygon, list):
-            raise NoMask(
+            raise InvalidMask(
                 f"its segmentation is a list of {_kind(polygon)}; valid: a list of polygons, each "
                 "a list of numbers"
             )
         # As in nearly every file all is well, numbers are looked at one by one only if not.
         if not {*map(type, polygon)} <= {int, float}:
             odd = next(each for each in polygon if type(each) not in (int, float))
-            raise NoMask(
+            raise InvalidMask(
                 f"a polygon of it is a list of {_kind(odd)}; valid: one list of numbers, x and y "
                 "in turn"
             )
     if len(segmentation) >= _CORNERS and all(len(each) == 2 for each in segmentation):
-        raise NoMask("its corners are pairs; valid: polygons, x and y in turn in one list each")
+        raise InvalidMask(
+            "its corners are pairs; valid: polygons, x and y in turn in one list each"
+        )
 
 
 def _kind(value: Any) -> str:
@@ -90,11 +94,11 @@ def _measure_runs(segmentation: dict[str, Any]) -> Measure:
         total, shortest = sum(runs), min(runs, default=0)
         kinds = {*map(type, (height, width)), *map(type, runs)}
     except (KeyError, TypeError, ValueError):
-        raise NoMask("its runs are not {size: [height, width], counts: [...]}") from None
+        raise InvalidMask("its runs are not {size: [height, width], counts: [...]}") from None
     if kinds != {int}:
-        raise NoMask("its runs or their size are not whole numbers, written without a point")
+        raise InvalidMask("its runs or their size are not whole numbers, written without a point")
     if total != height * width or shortest < 0:
-        raise NoMask(f"its runs make {total} pixels, not the {height} x {width} of its size")
+        raise InvalidMask(f"its runs make {total} pixels, not the {height} x {width} of its size")
     return Measure(True, size=(height, width))
 
 

@@ -94,7 +94,7 @@ def parts(root: Path, layout: Arrangement, split: str) -> tuple[str, ...]:
     """Return what a split consists of now, in the order of its list: folders, and COCO's file.
 
     Raises:
-        Wrong: ImageNet's class folders cannot be listed.
+        InvalidDataset: ImageNet's class folders cannot be listed.
     """
     if layout != "imagenet":
         return tuple(each for each in needed(layout, split) if (root / each).exists())
@@ -123,8 +123,8 @@ def scan(name: str, dataset: Dataset, root: Path, make: str | None) -> dict[str,
     for split, count in expected_images(dataset).items():
         try:
             scans[split] = scan_split(root, dataset.layout, split, dataset.classes)
-        except Wrong as wrong:
-            raise DataError(f"{name}: {wrong}; {remedy}") from None
+        except InvalidDataset as error:
+            raise DataError(f"{name}: {error}; {remedy}") from None
         if scans[split].images != count:
             if split == "train" and scans[split].images in dataset.also_published:
                 raise DataError(_another_copy(name, dataset, root, scans[split].images))
@@ -200,7 +200,7 @@ def _difference(root: Path, scans: dict[str, SplitScan]) -> str:
     )
 
 
-class Wrong(Exception):
+class InvalidDataset(Exception):
     """What is wrong with a folder."""
 
 
@@ -213,7 +213,7 @@ def scan_split(root: Path, layout: Arrangement, split: str, classes: int) -> Spl
         for file in listing.files:
             path = f"{listing.folder}/{file.name}"
             if file.error is not None:
-                raise Wrong(f"{root / path} cannot be read ({file.error})")
+                raise InvalidDataset(f"{root / path} cannot be read ({file.error})")
             if not file.size:
                 empty.append(path)
         if not listing.files:
@@ -222,9 +222,13 @@ def scan_split(root: Path, layout: Arrangement, split: str, classes: int) -> Spl
         counts.append(len(listing.files))
         total += sum(file.size for file in listing.files)
     if without:
-        raise Wrong(f"{root}/{without[0]} has no images ({_alike(len(without), 'folder')})")
+        raise InvalidDataset(
+            f"{root}/{without[0]} has no images ({_alike(len(without), 'folder')})"
+        )
     if empty:
-        raise Wrong(f"{root}/{empty[0]} is a file of 0 bytes ({_alike(len(empty), 'file')})")
+        raise InvalidDataset(
+            f"{root}/{empty[0]} is a file of 0 bytes ({_alike(len(empty), 'file')})"
+        )
     return SplitScan(
         parts=of_split,
         files=tuple(counts),
@@ -237,12 +241,16 @@ def scan_split(root: Path, layout: Arrangement, split: str, classes: int) -> Spl
 
 
 def class_folders(folder: Path, expected: int | None = None) -> tuple[str, ...]:
-    """Return the names of the class folders in `folder`, sorted; Wrong if not `expected` ones."""
+    """Return the names of the class folders in `folder`, sorted.
+
+    Raises:
+        InvalidDataset: there are not `expected` ones.
+    """
     try:
         with os.scandir(folder) as entries:
             inside = [(entry.name, entry.is_dir()) for entry in entries]
     except OSError as error:
-        raise Wrong(f"{folder} cannot be read ({error.strerror})") from None
+        raise InvalidDataset(f"{folder} cannot be read ({error.strerror})") from None
     names = tuple(sorted(n for n, is_folder in inside if is_folder and not n.startswith(".")))
     _require_plain(folder, names)
     if expected is not None and len(names) != expected:
@@ -251,7 +259,7 @@ def class_folders(folder: Path, expected: int | None = None) -> tuple[str, ...]:
         if len(names) > expected:
             without = [name for name in names if not image_names(folder / name)]
             hint += f", of which {without[0]} has no images" if without else ""
-        raise Wrong(f"{folder} has {len(names)} class folders{hint}, expected {expected}")
+        raise InvalidDataset(f"{folder} has {len(names)} class folders{hint}, expected {expected}")
     return names
 
 
@@ -268,13 +276,13 @@ def image_names(folder: Path) -> list[str]:
     """Return the names of the images in a folder, sorted; nothing else is asked of them.
 
     Raises:
-        Wrong: the folder cannot be listed.
+        InvalidDataset: the folder cannot be listed.
     """
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if is_image(entry.name))
     except OSError as error:
-        raise Wrong(f"{folder} cannot be read ({error.strerror})") from None
+        raise InvalidDataset(f"{folder} cannot be read ({error.strerror})") from None
 
 
 def listings(root: Path, folders: Iterable[str]) -> Generator[Listing, None, None]:
@@ -284,7 +292,7 @@ def listings(root: Path, folders: Iterable[str]) -> Generator[Listing, None, Non
     stop before the last has to close it, for threads of it wait until then.
 
     Raises:
-        Wrong: a folder cannot be listed, or holds a name that would not stand on one line.
+        InvalidDataset: a folder cannot be listed, or holds a name that would not stand on one line.
     """
     waiting = iter(folders)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -307,7 +315,7 @@ def _list(root: Path, folder: str) -> Listing:
                 elif not entry.name.startswith(".") and entry.is_file():
                     strangers.append(entry.name)
     except OSError as error:
-        raise Wrong(f"{root / folder} cannot be read ({error.strerror})") from None
+        raise InvalidDataset(f"{root / folder} cannot be read ({error.strerror})") from None
     _require_plain(root / folder, [file.name for file in files])
     return Listing(folder, tuple(sorted(files)), tuple(sorted(strangers)))
 
@@ -317,7 +325,7 @@ def _list_alone(root: Path, path: str) -> Listing:
     try:
         stat = (root / path).stat()
     except OSError as error:
-        raise Wrong(f"{root / path} cannot be read ({error.strerror})") from None
+        raise InvalidDataset(f"{root / path} cannot be read ({error.strerror})") from None
     folder, _, name = path.rpartition("/")
     return Listing(folder, (Found(name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)),))
 
@@ -335,7 +343,9 @@ def _require_plain(folder: Path, names: Sequence[str]) -> None:
     together = "/".join(names)
     if "\t" in together or "\n" in together or not _is_utf8(together):
         bad = next(name for name in names if "\t" in name or "\n" in name or not _is_utf8(name))
-        raise Wrong(f"{folder} has a name with a tab, a line break or no valid UTF-8: {bad!r}")
+        raise InvalidDataset(
+            f"{folder} has a name with a tab, a line break or no valid UTF-8: {bad!r}"
+        )
 
 
 def _is_utf8(text: str) -> bool:

@@ -15,7 +15,7 @@ from smt.config.datasets import Dataset
 from smt.datasets import coco_annotations, label_maps, scan
 from smt.datasets.coco_annotations import Instances
 from smt.datasets.decoding import upright_size
-from smt.datasets.scan import SplitScan, Wrong
+from smt.datasets.scan import InvalidDataset, SplitScan
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -48,7 +48,7 @@ def inspect(dataset: Dataset, root: Path, scans: Mapping[str, SplitScan]) -> Ins
     """Return the classes of a data set and what each split holds, once all of it fits.
 
     Raises:
-        Wrong: one line with the file and the entry that is wrong.
+        InvalidDataset: one line with the file and the entry that is wrong.
     """
     if dataset.layout == "coco":
         return _inspect_coco(dataset, root, scans)
@@ -63,11 +63,13 @@ def _inspect_coco(dataset: Dataset, root: Path, splits: Iterable[str]) -> Inspec
     train = found["train"]
     for each in found.values():
         if len(each.classes) != dataset.classes:
-            raise Wrong(
+            raise InvalidDataset(
                 f"{each.path} has {len(each.classes)} categories, expected {dataset.classes}"
             )
         if (each.category_ids, each.classes) != (train.category_ids, train.classes):
-            raise Wrong(f"{each.path} has other categories than {train.path}; valid: the same")
+            raise InvalidDataset(
+                f"{each.path} has other categories than {train.path}; valid: the same"
+            )
     for split, each in found.items():
         _require_objects(each)
         _require_images(root / scan.image_folder("coco", split), each)
@@ -87,7 +89,7 @@ def _instances(root: Path, split: str) -> Instances:
         ):
             return coco_annotations.read(path, content)
     except OSError as error:
-        raise Wrong(f"{path} cannot be read ({error.strerror})") from None
+        raise InvalidDataset(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _require_images(folder: Path, found: Instances) -> None:
@@ -97,12 +99,12 @@ def _require_images(folder: Path, found: Instances) -> None:
         first = found.image_ids[named.index(min(absent))]
         is_there = (folder / min(absent)).exists()
         state = f"has none of the names {', '.join(scan.SUFFIXES)}" if is_there else "is missing"
-        raise Wrong(
+        raise InvalidDataset(
             f"{folder}/{min(absent)} {state}, but {found.path} has it as image {first} "
             f"({len(absent)} such)"
         )
     if extra := there - set(named):
-        raise Wrong(
+        raise InvalidDataset(
             f"{folder}/{min(extra)} is no image of {found.path} ({len(extra)} such); valid: "
             "images that it lists"
         )
@@ -111,7 +113,7 @@ def _require_images(folder: Path, found: Instances) -> None:
             found.image_ids, named, sizes, found.sizes.tolist(), strict=True
         ):
             if list(size) != said:
-                raise Wrong(
+                raise InvalidDataset(
                     f"{folder}/{name} is {size[0]} x {size[1]} pixels (height x width), but "
                     f"{found.path} says {said[0]} x {said[1]} of image {id_}"
                 )
@@ -122,14 +124,14 @@ def _require_objects(found: Instances) -> None:
     things = ~found.is_crowd
     corners = found.boxes[things, :2] + found.boxes[things, 2:]
     if len(corners) and np.nanmax(corners) <= 1:
-        raise Wrong(
+        raise InvalidDataset(
             f"{found.path}: no box reaches beyond 1, as in fractions of the image; valid: pixels, "
             "[x, y, width, height]"
         )
     if not found.is_usable.any():
         reasons = _left_out(found)
         listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in reasons.items())
-        raise Wrong(
+        raise InvalidDataset(
             f"{found.path} has no object of use: of {len(found.labels)} annotations {listed}; "
             "valid: some that are no crowd, with a box of a pixel at least inside the image"
         )
@@ -161,7 +163,7 @@ def _count_instances(found: Instances) -> InspectedSplit:
 def _require_trainable(dataset: Dataset, train: Instances) -> None:
     """Refuse another number than params count an epoch's steps by."""
     if (found := int(train.is_trainable().sum())) != dataset.trained_images:
-        raise Wrong(
+        raise InvalidDataset(
             f"{train.path} has {found} images that show an object and are trained on, "
             f"{dataset.trained_images} expected; set images_with_objects to what is true of it"
         )
@@ -176,7 +178,7 @@ def _inspect_ade20k(dataset: Dataset, root: Path, scans: Mapping[str, SplitScan]
             rows = np.array(list(shown))
         blank = int((~rows.any(1)).sum())
         if blank == len(rows):
-            raise Wrong(
+            raise InvalidDataset(
                 f"{root / scan.map_folder(split)}: no map has a pixel of a class, so there is "
                 "nothing to learn or to measure; valid: labels from 1, 0 is no class"
             )

@@ -13,7 +13,7 @@ from smt.datasets.differences import Differences
 from smt.datasets.hashing import Digest, Kept, Meter, Probe, Reader, Tally
 from smt.datasets.lists import Line
 from smt.datasets.manifest import Manifest
-from smt.datasets.scan import Found, Listing, Wrong
+from smt.datasets.scan import Found, InvalidDataset, Listing
 from smt.errors import DataError
 from smt.runs.atomic import explained
 from smt.runs.paths import Layout
@@ -117,7 +117,7 @@ def _compare(
         for split in dict.fromkeys((*written.splits, *scan.expected_images(dataset))):
             folders, images = _compare_split(root, dataset, split, written, reader, wrong)
             counts += _miscounts(root, split, dataset, folders, images)
-    except Wrong as error:
+    except InvalidDataset as error:
         raise DataError(f"{key}: {error}; mend it and run this again") from None
     tally = reader.tally if reader else Tally()
     return Verified(written, False, wrong, tuple(counts), tally)

@@ -20,7 +20,7 @@ _DECAY = 0.99
 """Of the running mean and deviation: a memory of about 100 steps."""
 
 
-class Diverged(TrainingError):
+class TrainingDiverged(TrainingError):
     """Steps that cannot be trusted, more than the recipe bears. Going on would give the same."""
 
     def __init__(self, message: str, step: int) -> None:
@@ -104,7 +104,7 @@ def skip(recipe: Recipe, trend: Trend, problem: str, step: int, where: str) -> T
     """Return the trend after step `step` was left out; `where` says how far along that is.
 
     Raises:
-        Diverged: the recipe's guard stops at such a step, or has skipped as many as it may.
+        TrainingDiverged: the recipe's guard stops at such a step, or has skipped as many as it may.
     """
     guard = recipe.guard
     if guard.policy == "skip" and trend.skipped < guard.max_skips:
@@ -116,9 +116,9 @@ def skip(recipe: Recipe, trend: Trend, problem: str, step: int, where: str) -> T
     raise diverged(recipe, f"{problem} {where}{after}", step)
 
 
-def diverged(recipe: Recipe, problem: str, step: int) -> Diverged:
+def diverged(recipe: Recipe, problem: str, step: int) -> TrainingDiverged:
     """Return the error that says so, with what to do."""
-    return Diverged(
+    return TrainingDiverged(
         f"{problem}; lower optimizer.lr or raise {recipe.WARMUP} in params/{recipe.FILE}, or use "
         "precision bf16 or fp32",
         step,

@@ -21,7 +21,7 @@ class Batch:
     """Names the batch among all of the run: the draws inside the model are keyed by it."""
 
 
-class Interrupted(Exception):
+class EvaluationInterrupted(Exception):
     """An evaluation was broken off, on every rank, since one was asked to stop."""
 
 
@@ -73,6 +73,6 @@ class Task(Protocol):
         rest is measured only where it is `final`: at the end of a training, and on its own.
 
         Raises:
-            Interrupted: it said yes, on this rank or on another.
+            EvaluationInterrupted: it said yes, on this rank or on another.
         """
         ...

@@ -18,7 +18,7 @@ from smt.data.rng import derive
 from smt.datasets import manifest
 from smt.engine import optim
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, Interrupted, never
+from smt.engine.protocol import Batch, EvaluationInterrupted, never
 from smt.models import weights
 from smt.runs.paths import Layout
 from smt.tasks.network import network
@@ -110,7 +110,7 @@ class Classification:
         """Return top1 and top5 in percent and the mean loss; every image counts once.
 
         Raises:
-            Interrupted: `interrupted` said so on some rank; none has a result then.
+            EvaluationInterrupted: `interrupted` said so on some rank; none has a result then.
         """
         if self._val is None:
             return {}
@@ -119,7 +119,7 @@ class Classification:
         self.model.train()
         top1, top5, loss, images, broken_off = counts
         if broken_off:
-            raise Interrupted
+            raise EvaluationInterrupted
         return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images}
 
     @torch.inference_mode()

@@ -79,7 +79,7 @@ class Detection(Downstream):
         With `kept`, what is found is written there, as COCO's test server takes it.
 
         Raises:
-            Interrupted: `interrupted` said so on some rank; none has a result then.
+            EvaluationInterrupted: `interrupted` said so on some rank; none has a result then.
             UserError: what is found cannot be written.
         """
         detections = self.detections(interrupted)
@@ -102,7 +102,7 @@ class Detection(Downstream):
         """Return what is found in each validation image, by id, on rank 0; None on the others.
 
         Raises:
-            Interrupted: as `evaluate` does.
+            EvaluationInterrupted: as `evaluate` does.
         """
         self.model.eval()
         try:

@@ -12,7 +12,7 @@ from smt.data.rng import derive
 from smt.data.workers import Loader
 from smt.datasets import manifest
 from smt.engine.distributed import Ranks
-from smt.engine.protocol import Batch, Interrupted
+from smt.engine.protocol import Batch, EvaluationInterrupted
 from smt.models.pyramid import start_from_classifier
 from smt.runs.paths import Layout
 from smt.tasks.network import network
@@ -80,7 +80,7 @@ class Downstream:
         return torch.stack([each.float() for each in losses.values()]).sum()
 
     def _agree(self, broken_off: bool) -> None:
-        """Raise Interrupted on every rank where an evaluation was broken off on one of them."""
+        """Raise EvaluationInterrupted on every rank if one of them broke its evaluation off."""
         (stopped,) = self._ranks.sum(broken_off)
         if stopped:
-            raise Interrupted
+            raise EvaluationInterrupted

@@ -65,7 +65,7 @@ class Segmentation(Downstream):
         takes it.
 
         Raises:
-            Interrupted: `interrupted` said so on some rank; none has a result then.
+            EvaluationInterrupted: `interrupted` said so on some rank; none has a result then.
             UserError: what is predicted cannot be written.
         """
         measured = self._single_scale(interrupted, kept)

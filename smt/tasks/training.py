@@ -17,11 +17,11 @@ from smt.datasets import manifest
 from smt.engine import checkpoint, distributed
 from smt.engine.determinism import NotDeterministic
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
-from smt.engine.guard import Diverged
+from smt.engine.guard import TrainingDiverged
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress, duration
 from smt.engine.protocol import Task
-from smt.engine.trainer import RETRY, Settings, Stopped, Trainer
+from smt.engine.trainer import RETRY, Settings, Trainer, TrainingStopped
 from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.models import weights
 from smt.runs import journal, provenance, source
@@ -81,7 +81,7 @@ class RunTraining:
         """Train to the end and return the final metrics.
 
         Raises:
-            Stopped: a signal asked for it; the same command goes on from there.
+            TrainingStopped: a signal asked for it; the same command goes on from there.
             PeerLost: another process of the training was killed; the same.
             PeerFailed: another process of the training failed, and said why.
             UserError: what stands in the way, in one line; training errors are left in
@@ -309,7 +309,11 @@ class RunTraining:
         """Leave the cause of a failure in the work folder, on whatever rank it comes up."""
         try:
             yield
-        except (PeerFailed, PeerLost, Stopped):  # not this rank's own failure, or none at all
+        except (
+            PeerFailed,
+            PeerLost,
+            TrainingStopped,
+        ):  # not this rank's own failure, or none at all
             raise
         except UserError as error:
             self._record_failure(error, str(error), error.exit_code)
@@ -321,7 +325,7 @@ class RunTraining:
             raise
 
     def _record_failure(self, error: Exception, message: str, exit_code: int) -> None:
-        step = error.step if isinstance(error, Diverged) else None
+        step = error.step if isinstance(error, TrainingDiverged) else None
         try:
             provenance.record_failure(self.work_dir, message, step, exit_code)
         except OSError as problem:

@@ -249,7 +249,7 @@ def _mark(dataset: Dataset, root: Path) -> dict[str, str | int] | None:
     try:
         scans = scan.scan(root.name, dataset, root, None)
         digest, _ = lists.make(Reader(root), scans, lambda *lines: None, Differences(None))
-    except (DataError, lists.Changed, scan.Wrong):
+    except (DataError, lists.DatasetChanged, scan.InvalidDataset):
         return None
     return {"generator": str(dataset.generator), "version": VERSION, "digest": digest}
 
