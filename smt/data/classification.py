@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ _TOGETHER = 16
 processor's caches, which takes an eighth of an image's time at 32 x 32 pixels."""
 
 
-class _TrainReader(Dataset):
+class _TrainReader(Dataset[Any]):
     """Reads and augments the images of a job; each image's draws are its own."""
 
     def __init__(self, folder: ImageFolder, recipe: ClassificationRecipe, seed: int) -> None:
@@ -140,7 +140,7 @@ class _TrainReader(Dataset):
         return decode(path), label
 
 
-class _EvalReader(Dataset):
+class _EvalReader(Dataset[Any]):
     """Reads the images of a batch for evaluation."""
 
     def __init__(self, folder: ImageFolder, recipe: ClassificationRecipe) -> None:

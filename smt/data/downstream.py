@@ -90,7 +90,7 @@ def _schedule(
     )
 
 
-class _Reader(Dataset):
+class _Reader(Dataset[Any]):
     """Reads and augments the images of a job; each image's draws are its own."""
 
     _augment: Callable[..., Any]
@@ -196,7 +196,7 @@ def detection_inputs(
     yield from zip(own, read_all(reader, own, workers), strict=True)
 
 
-class _DetectionInputs(Dataset):
+class _DetectionInputs(Dataset[Any]):
     def __init__(self, split: CocoSplit, transform: DetectionEvalTransform) -> None:
         self._split, self._transform = split, transform
 
@@ -220,7 +220,7 @@ def segmentation_inputs(
         yield index, *arrays
 
 
-class _SegmentationInputs(Dataset):
+class _SegmentationInputs(Dataset[Any]):
     def __init__(self, split: ADE20KSplit) -> None:
         self._split = split
 

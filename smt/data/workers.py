@@ -98,7 +98,7 @@ class Loader(Generic[C]):
     `workers` (0: read in this process) only changes who reads what.
     """
 
-    def __init__(self, reader: Dataset, schedule: Schedule, seed: int, workers: int) -> None:
+    def __init__(self, reader: Dataset[Any], schedule: Schedule, seed: int, workers: int) -> None:
         self._reader, self._schedule = reader, schedule
         self._seed, self._workers = seed, workers
         self.replaced = 0
@@ -129,7 +129,7 @@ class Loader(Generic[C]):
             yield job, content
 
 
-def read_all(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator[Any, None, None]:
+def read_all(reader: Dataset[Any], jobs: Sequence[Any], workers: int) -> Generator[Any, None, None]:
     """Yield what `reader` makes of each job, in order; `workers` 0 reads in this process.
 
     Raises:
@@ -145,7 +145,9 @@ def read_all(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator[An
             yield result
 
 
-def _in_workers(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator[Any, None, None]:
+def _in_workers(
+    reader: Dataset[Any], jobs: Sequence[Any], workers: int
+) -> Generator[Any, None, None]:
     """Yield what worker processes make of each job, in order.
 
     A job is a pure function of what it names, so when a worker dies, new ones begin at the first
@@ -172,7 +174,7 @@ def _in_workers(reader: Dataset, jobs: Sequence[Any], workers: int) -> Generator
         log.warning("%s; starting new ones, nothing is lost", reason)
 
 
-def _worker_pool(reader: Dataset, jobs: Sequence[Any], workers: int) -> DataLoader:
+def _worker_pool(reader: Dataset[Any], jobs: Sequence[Any], workers: int) -> DataLoader[Any]:
     return DataLoader(
         reader,
         batch_size=None,  # a job is a whole batch: one worker makes it
@@ -201,7 +203,7 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _iterator(loader: DataLoader) -> Iterator[Any]:
+def _iterator(loader: DataLoader[Any]) -> Iterator[Any]:
     """Return an iterator that reports a worker's death where it is waited for, and only there.
 
     By itself torch answers SIGCHLD with an exception out of whatever line the process is at.

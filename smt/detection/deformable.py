@@ -32,7 +32,8 @@ def sample(values: Tensor, shapes: Sequence[Size], places: Tensor, weights: Tens
         sampled = grid_sample(of_level.unflatten(-1, shape), grids[:, :, level])
         # (B * heads, D, Q, P)
         sums = sums + (sampled * weights[:, None, :, level]).sum(-1)  # (B * heads, D, Q)
-    return sums.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
+    output: Tensor = sums.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
+    return output
 
 
 class DeformableAttention(nn.Module):

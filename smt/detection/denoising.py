@@ -52,7 +52,7 @@ def noised_objects(objects: Objects, noise: Denoising, classes: int) -> Noised:
     def padded(each: Tensor) -> Tensor:
         """Return (B, groups, 2, most, ...) of (N, ...), zeros where there is no object."""
         rows = each.new_zeros(images * most, *each.shape[1:]).index_copy(0, place, each)
-        rows = rows.unflatten(0, (images, most))[:, None, None]
+        rows = rows.view(images, 1, 1, most, *each.shape[1:])
         return rows.expand(*spread, *each.shape[1:])
 
     labels = _noised_labels(padded(objects.labels), noise.label_noise, classes)
@@ -86,7 +86,8 @@ def _noised_boxes(boxes: Tensor, noise: float) -> Tensor:
     sign = torch.randint_like(half, 2) * 2 - 1
     corners = box_convert(boxes, "cxcywh", "xyxy") + sign * amount * half * noise
     # Corners may have changed places; the side is then negative, and none once it is a logit.
-    return box_convert(corners.clamp(0, 1), "xyxy", "cxcywh")
+    moved: Tensor = box_convert(corners.clamp(0, 1), "xyxy", "cxcywh")
+    return moved
 
 
 def attention_mask(noised: Noised, queries: int) -> Tensor:

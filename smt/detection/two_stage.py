@@ -185,7 +185,9 @@ class TwoStageDetector(DetectionModel):
         """Return the probabilities (N_i, M, M) of each image's boxes for their `labels`."""
         pooled = pool(levels[:-1], STRIDES[:-1], by_image(boxes), self.head.mask.resolution)
         own = [of_class(each(pooled), torch.cat(labels)).float() for each in self.mask_heads]
-        return torch.stack(own).sigmoid().mean(dim=0).split(_counts(boxes))
+        scores = torch.stack(own).sigmoid().mean(dim=0)
+        of_images: tuple[Tensor, ...] = scores.split(_counts(boxes))
+        return of_images
 
 
 def _masks_of(target: Target) -> Tensor:

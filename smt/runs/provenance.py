@@ -155,7 +155,8 @@ def gpu_seconds(attempts: Sequence[Mapping[str, Any]]) -> float:
         (end - each["started"]) * _gpus(each["environment"])
         for each, end in zip(attempts, ends, strict=True)
     )
-    return round(sum(spent), 3)
+    total: float = sum(spent)
+    return round(total, 3)
 
 
 def _gpus(environment: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from smt import __version__
 from smt.runs import source
 from smt.runs.atomic import write_json
+from smt.runs.paths import PACKAGE
 
 ANSWER = "answer.json"
 
@@ -33,7 +34,7 @@ class Environment(NamedTuple):
         """Return that of this process."""
         return cls(
             python=f"{platform.python_version()} in {sys.prefix}",
-            smt=f"{__version__} in {source.PACKAGE}",
+            smt=f"{__version__} in {PACKAGE}",
             code=source.digests(),
         )
 
