@@ -1,6 +1,7 @@
 """Write down all that a script is given."""
 
 import os
+from pathlib import Path
 
 from helper import described
 
