@@ -26,7 +26,7 @@ from statistics import median
 import psutil
 import submission_parts
 from submission_parts import PARTS, Parts
-from submission_runs import PACKAGES, Case, NoBaseline, Run, Site
+from submission_runs import PACKAGES, Case, MissingBaseline, Run, Site
 
 from testbed.slurm import Cluster, ClusterError
 
@@ -206,7 +206,7 @@ def main() -> int:
             site = Site(cluster, folder)
             site.install_baseline()
             measured = measure_all(site, arguments.counts, rounds)
-    except (ClusterError, NoBaseline) as error:
+    except (ClusterError, MissingBaseline) as error:
         print(f"submission: error: {error}", file=sys.stderr)
         return 2
     if arguments.json:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
@@ -99,7 +100,7 @@ def _parts(site: Site, folder: Path, lines: list[tuple[float, str]], span: list[
         called, answered = submitted[job]
         points = [called, answered, max(allocated[job], answered), begun, loaded, rule, ended,
                   noticed[number]]  # fmt: skip
-        rows.append([later - earlier for earlier, later in zip(points, points[1:], strict=False)])
+        rows.append([later - earlier for earlier, later in pairwise(points)])
     return Parts(
         before=min(begin for begin, _ in submitted.values()) - span[0],
         job=[mean(column) for column in zip(*rows, strict=True)],

@@ -39,7 +39,7 @@ SETTLING = 60.0
 """Seconds that accounting has to learn of jobs that have ended."""
 
 
-class NoBaseline(Exception):
+class MissingBaseline(Exception):
     """The other plugin is missing; the message says what to do."""
 
 
@@ -113,7 +113,7 @@ class Site:
         """Put the other plugin into a folder of its own, unless it is there.
 
         Raises:
-            NoBaseline: pip cannot.
+            MissingBaseline: pip cannot.
         """
         self._programs.mkdir(exist_ok=True)
         # The other plugin removes SLURM_CONF, with all of SLURM_*, from what the srun in its jobs
@@ -132,7 +132,7 @@ class Site:
         )
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-            raise NoBaseline(
+            raise MissingBaseline(
                 f"pip cannot install the baseline ({said}); where it can, run: pip "
                 f"{' '.join(install)}, bring that folder here, and add: --folder {self.folder}"
             )

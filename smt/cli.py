@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from smt import __version__, forkserver
-from smt.errors import UserError, suggest
+from smt.errors import UserError, missing_package, suggest
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module, one-line help); the module has a click command `command`
@@ -76,6 +76,15 @@ def cli(params: Path | None, results: Path | None, data: Path | None) -> None:
             os.environ[variable] = str(value)
 
 
+def _run() -> Any:
+    try:
+        return cli(prog_name="smt", standalone_mode=False)
+    except ImportError as error:
+        if (missing := missing_package(error)) is None:
+            raise
+        raise missing from None
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
     code = forkserver.run(sys.argv[1:])
@@ -83,7 +92,7 @@ def main() -> None:
         sys.exit(code)
     try:
         # What a command returns is None; what click itself ends with (--help) is its exit code.
-        sys.exit(cli(prog_name="smt", standalone_mode=False))
+        sys.exit(_run())
     except UserError as error:
         click.echo(f"smt: error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -6,7 +6,6 @@ here. Imported at every start of Snakemake, so it imports neither torch nor pand
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -409,8 +408,8 @@ def missing_data(jobs: Iterable[Any], plan: Callable[[str], Plan]) -> str | None
 def _data_of(job: Any, plan: Callable[[str], Plan]) -> list[str]:
     if job.rule.name == "manifest":
         return [job.params.key]
-    if "experiment" in job.wildcards.keys():
-        run = Run(experiment=job.wildcards.experiment, seed=int(job.wildcards.seed))
+    if experiment := job.wildcards.get("experiment"):
+        run = Run(experiment=experiment, seed=int(job.wildcards.seed))
         return plan(job.wildcards.scale).run_data(run)
     return []
 
@@ -467,7 +466,7 @@ def _failure(work_dir: Path) -> str | None:
 
 
 def _digest(manifest: str) -> str:
-    return _read_digest(manifest, os.stat(manifest).st_mtime_ns)
+    return _read_digest(manifest, Path(manifest).stat().st_mtime_ns)
 
 
 @cache

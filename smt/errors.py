@@ -40,6 +40,27 @@ class TrainingError(UserError):
     exit_code = EXIT_TRAINING
 
 
+EXTRAS = {
+    "dvc": "dvc",
+    "matplotlib": "report",
+    "mlxtend": "demo",
+    "skimage": "demo",
+    "psycopg2": "postgres",
+}
+"""Packages that only some commands import, and the extra of `pyproject.toml` that has each."""
+
+
+def missing_package(error: ImportError) -> UserError | None:
+    """Return what to tell whoever lacks an optional package; None for every other import."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    return UserError(
+        f"this needs {package}, which is not installed; install: "
+        f"pip install 'smt-reproduction[{EXTRAS[package]}]'"
+    )
+
+
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Return a phrase that helps whoever mistyped `name`: the nearest valid names, or all."""
     names = sorted(valid)

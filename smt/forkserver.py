@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int | None:
             line.connect(address)
         except OSError:
             return None
-        job = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+        job = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
         text = json.dumps(job).encode()
         files = array.array("i", [0, 1, 2])
         line.sendmsg([_number(len(text))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])

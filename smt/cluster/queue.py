@@ -28,7 +28,7 @@ _WAITING = {
 _BROKEN = {"FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
 
 
-class NoAnswer(Exception):
+class SlurmUnavailable(Exception):
     """SLURM gives no answer; the message is a phrase that says why."""
 
 
@@ -112,7 +112,7 @@ def jobs() -> tuple[Job, ...]:
     """Return this user's jobs that SLURM still holds in memory, by one `squeue`.
 
     Raises:
-        NoAnswer: there is no squeue, it fails, or it takes longer than `TIMEOUT`.
+        SlurmUnavailable: there is no squeue, it fails, or it takes longer than `TIMEOUT`.
     """
     columns = ",".join(f"{name}:{width}" for name, width in _COLUMNS.items())
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
@@ -123,14 +123,14 @@ def jobs() -> tuple[Job, ...]:
             encoding="utf-8", errors="replace", timeout=TIMEOUT,
         )  # fmt: skip
     except FileNotFoundError:
-        raise NoAnswer("there is no squeue here") from None
+        raise SlurmUnavailable("there is no squeue here") from None
     except subprocess.TimeoutExpired:
-        raise NoAnswer(f"squeue gave no answer in {TIMEOUT:.0f} s") from None
+        raise SlurmUnavailable(f"squeue gave no answer in {TIMEOUT:.0f} s") from None
     except OSError as error:
-        raise NoAnswer(f"squeue does not start: {error.strerror}") from None
+        raise SlurmUnavailable(f"squeue does not start: {error.strerror}") from None
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise NoAnswer(f"squeue failed: {_ORIGIN.sub('', said[-1])}")
+        raise SlurmUnavailable(f"squeue failed: {_ORIGIN.sub('', said[-1])}")
     # With several clusters there are lines that name them.
     return tuple(map(_job, (line for line in done.stdout.splitlines() if line[:1].isdigit())))
 

@@ -94,10 +94,10 @@ def command(
         paths = table.write(project, layout)
         click.echo(f"{len(paths)} files in {layout.proof}; begin with {layout.proof}/proof.html")
     if unequal:
-        raise _NotEqual(f"not equal: {', '.join(map(str, unequal))}; see {layout.proof}/proof.md")
+        raise _RunsDiffer(f"not equal: {', '.join(map(str, unequal))}; see {layout.proof}/proof.md")
 
 
-class _NotEqual(UserError):
+class _RunsDiffer(UserError):
     exit_code = EXIT_TRAINING
 
 

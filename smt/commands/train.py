@@ -71,7 +71,7 @@ def command(
     given = project.scale
 
     from smt.engine import distributed
-    from smt.engine.trainer import Stopped
+    from smt.engine.trainer import TrainingStopped
     from smt.errors import EXIT_RESUME
     from smt.tasks.training import Options, RunTraining
 
@@ -99,7 +99,7 @@ def command(
         if send and ranks.is_first:
             sender.start(layout)
         training.train(stop, options)
-    except Stopped as stopped:
+    except TrainingStopped as stopped:
         requeue.request_requeue()
         if ranks.is_first:
             click.echo(f"smt: {run} {stopped}; the same command resumes", err=True)

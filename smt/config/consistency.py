@@ -5,9 +5,9 @@ import re
 from smt.config import fingerprint
 from smt.config.cluster import ScaleShare
 from smt.config.experiments import Experiment, Run, Task
-from smt.config.heads import UPerNet
+from smt.config.heads import Detector, UPerNet
 from smt.config.models import Model
-from smt.config.project import Detector, Project
+from smt.config.project import Project
 from smt.config.published import ReportedValue
 from smt.config.recipes import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
 from smt.config.sections import RECIPES, SECTIONS

@@ -54,7 +54,7 @@ class ADE20KSplit:
         """
         try:
             return label_maps.read(self.images[index], len(self.classes))
-        except InvalidDataset as wrong:
+        except InvalidDataset as error:
             raise DataError(
-                f"{wrong}; bring back what was there, or run smt data manifest {self.name} again"
+                f"{error}; bring back what was there, or run smt data manifest {self.name} again"
             ) from None

@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ _DECODE_GROUP = 16
 evict each other's code from the processor's caches: an eighth of the time at 32 x 32 pixels."""
 
 
-class _TrainReader(Dataset):
+class _TrainReader(Dataset[Any]):
     """Reads and augments the images of a micro-batch; each image has random numbers of its own."""
 
     def __init__(self, folder: ImageFolder, recipe: ClassificationRecipe, seed: int) -> None:
@@ -147,7 +147,7 @@ class _TrainReader(Dataset):
         return decode(path), label
 
 
-class _EvalReader(Dataset):
+class _EvalReader(Dataset[Any]):
     """Reads the images of a batch for evaluation."""
 
     def __init__(self, folder: ImageFolder, recipe: ClassificationRecipe) -> None:

@@ -111,7 +111,8 @@ class CocoSplit:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         first, last = self._instances.offsets[index : index + 2]
-        return first + np.flatnonzero(self._is_used[first:last])
+        objects: np.ndarray = first + np.flatnonzero(self._is_used[first:last])
+        return objects
 
     def _require_masks(self, split: str) -> None:
         """Refuse what a detector of masks could not be trained on, or not be measured by."""

@@ -116,7 +116,7 @@ def detection_inputs(
     yield from zip(own, read_in_order(reader, own, workers), strict=True)
 
 
-class _EvalReader(Dataset):
+class _EvalReader(Dataset[Any]):
     def __init__(self, split: CocoSplit, transform: DetectionEvalTransform) -> None:
         self._split, self._transform = split, transform
 

@@ -106,7 +106,7 @@ class ImageReplacer:
         raise DataError(f"{error}, nor {_REPLACEMENTS} others in its place; {_REMEDY}")
 
 
-class AugmentingReader(Dataset):
+class AugmentingReader(Dataset[Any]):
     """Reads and augments the images of a micro-batch; each image has random numbers of its own."""
 
     _augment: Callable[..., Any]
@@ -152,7 +152,7 @@ class Loader(Generic[C]):
     """
 
     def __init__(
-        self, reader: Dataset, sampler: MicroBatchSampler, seed: int, workers: int
+        self, reader: Dataset[Any], sampler: MicroBatchSampler, seed: int, workers: int
     ) -> None:
         self._reader, self._sampler = reader, sampler
         self._seed, self._workers = seed, workers
@@ -186,7 +186,9 @@ class Loader(Generic[C]):
             yield key, content
 
 
-def read_in_order(reader: Dataset, keys: Sequence[Any], workers: int) -> Generator[Any, None, None]:
+def read_in_order(
+    reader: Dataset[Any], keys: Sequence[Any], workers: int
+) -> Generator[Any, None, None]:
     """Yield what `reader` returns for each key, in order; `workers` 0 reads in this process.
 
     Raises:
@@ -202,7 +204,9 @@ def read_in_order(reader: Dataset, keys: Sequence[Any], workers: int) -> Generat
             yield result
 
 
-def _in_workers(reader: Dataset, keys: Sequence[Any], workers: int) -> Generator[Any, None, None]:
+def _in_workers(
+    reader: Dataset[Any], keys: Sequence[Any], workers: int
+) -> Generator[Any, None, None]:
     """Yield what worker processes return for each key, in order.
 
     What a key gives is a pure function of it, so when a worker dies, new ones begin at the first
@@ -229,7 +233,7 @@ def _in_workers(reader: Dataset, keys: Sequence[Any], workers: int) -> Generator
         log.warning("%s; starting new ones, nothing is lost", reason)
 
 
-def _worker_pool(reader: Dataset, keys: Sequence[Any], workers: int) -> DataLoader:
+def _worker_pool(reader: Dataset[Any], keys: Sequence[Any], workers: int) -> DataLoader[Any]:
     return DataLoader(
         reader,
         batch_size=None,  # a key is a whole micro-batch: one worker reads it
@@ -258,7 +262,7 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _iterator(loader: DataLoader) -> Iterator[Any]:
+def _iterator(loader: DataLoader[Any]) -> Iterator[Any]:
     """Return an iterator that reports a worker's death where it is waited for, and only there.
 
     By itself torch answers SIGCHLD with an exception out of whatever line the process is at.

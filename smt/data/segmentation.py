@@ -89,7 +89,7 @@ def segmentation_inputs(
         yield index, *arrays
 
 
-class _EvalReader(Dataset):
+class _EvalReader(Dataset[Any]):
     def __init__(self, split: ADE20KSplit) -> None:
         self._split = split
 

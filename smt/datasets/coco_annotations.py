@@ -69,7 +69,8 @@ class Instances:
         without objects.
         """
         objects = np.bincount(self.image[~self.is_crowd], minlength=len(self.image_ids))
-        return (objects > 0) & (self.sizes.min(1) >= SMALLEST_SIDE)
+        trainable: np.ndarray = (objects > 0) & (self.sizes.min(1) >= SMALLEST_SIDE)
+        return trainable
 
 
 def read(path: Path, content: bytes | memoryview) -> Instances:
@@ -300,4 +301,5 @@ def has_area(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     high = np.minimum(boxes[:, :2] + boxes[:, 2:], sizes[:, ::-1])
     with np.errstate(invalid="ignore"):
         inside = (high > low).all(1) & (boxes[:, 2:] >= 1).all(1)
-    return inside & np.isfinite(boxes).all(1)
+    has: np.ndarray = inside & np.isfinite(boxes).all(1)
+    return has

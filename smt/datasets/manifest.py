@@ -20,7 +20,8 @@ from pydantic import Field, ValidationError
 from smt.config import fingerprint
 from smt.config.datasets import Dataset
 from smt.config.experiments import Run
-from smt.config.project import Project, Strict
+from smt.config.project import Project
+from smt.config.types import Strict
 from smt.datasets import class_map, file_lists, scan
 from smt.datasets.differences import Differences
 from smt.datasets.file_lists import SplitDigest

@@ -144,8 +144,9 @@ def _runs(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """Return a mask in the packed form."""
     from faster_coco_eval.core import mask
 
+    runs: dict[str, Any] = segmentation
     if isinstance(segmentation, list):
-        return mask.merge(mask.frPyObjects(_polygons(segmentation), height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask.frPyObjects(segmentation, height, width)
-    return segmentation
+        runs = mask.merge(mask.frPyObjects(_polygons(segmentation), height, width))
+    elif isinstance(segmentation["counts"], list):
+        runs = mask.frPyObjects(segmentation, height, width)
+    return runs

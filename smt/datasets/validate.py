@@ -84,9 +84,12 @@ def _validate_coco(dataset: Dataset, root: Path, splits: Iterable[str]) -> Datas
 def _instances(root: Path, split: str) -> Instances:
     path = root / scan.annotation_file(split)
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            with memoryview(text) as content:
-                return coco_annotations.read(path, content)
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+            memoryview(text) as content,
+        ):
+            return coco_annotations.read(path, content)
     except OSError as error:
         raise InvalidDataset(f"{path} cannot be read ({error.strerror})") from None
 

@@ -22,7 +22,7 @@ def sample(values: Tensor, shapes: Sequence[Size], places: Tensor, weights: Tens
     padding included; `weights` are (B, Q, heads, L, P). A value stands at the centre of its cell;
     between centres it is interpolated, and beyond the level there are zeros.
     """
-    batch, queries, heads = places.shape[:3]
+    batch, _, heads = places.shape[:3]
     grids = places.mul(2).sub(1).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2), -1 to 1
     weights = weights.to(places.dtype).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P)
     maps = values.to(places.dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, D, S)
@@ -32,7 +32,8 @@ def sample(values: Tensor, shapes: Sequence[Size], places: Tensor, weights: Tens
         sampled = grid_sample(of_level.unflatten(-1, shape), grids[:, :, level])
         # (B * heads, D, Q, P)
         sums = sums + (sampled * weights[:, None, :, level]).sum(-1)  # (B * heads, D, Q)
-    return sums.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
+    output: Tensor = sums.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
+    return output
 
 
 class DeformableAttention(nn.Module):

@@ -52,7 +52,7 @@ def denoising_queries(objects: Objects, noise: Denoising, classes: int) -> Denoi
     def padded(values: Tensor) -> Tensor:
         """Return (B, groups, 2, most, ...) of (N, ...), zeros where there is no object."""
         rows = values.new_zeros(images * most, *values.shape[1:]).index_copy(0, place, values)
-        rows = rows.unflatten(0, (images, most))[:, None, None]
+        rows = rows.view(images, 1, 1, most, *values.shape[1:])
         return rows.expand(*spread, *values.shape[1:])
 
     labels = _noise_labels(padded(objects.labels), noise.label_noise, classes)
@@ -86,7 +86,8 @@ def _noise_boxes(boxes: Tensor, noise: float) -> Tensor:
     sign = torch.randint_like(half, 2) * 2 - 1
     corners = box_convert(boxes, "cxcywh", "xyxy") + sign * amount * half * noise
     # Corners may have changed places; the side is then negative, and none once it is a logit.
-    return box_convert(corners.clamp(0, 1), "xyxy", "cxcywh")
+    moved: Tensor = box_convert(corners.clamp(0, 1), "xyxy", "cxcywh")
+    return moved
 
 
 def attention_mask(denoising: DenoisingQueries, queries: int) -> Tensor:

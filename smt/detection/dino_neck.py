@@ -57,7 +57,9 @@ class Levels:
 
     def split(self, places: Tensor) -> tuple[Tensor, ...]:
         """Return what stands at the places (B, S, ...) of each level."""
-        return places.split([height * width for height, width in self.shapes], dim=1)
+        sizes = [height * width for height, width in self.shapes]
+        levels: tuple[Tensor, ...] = places.split(sizes, dim=1)
+        return levels
 
 
 def levels_of(maps: Sequence[Tensor], image: Size, sizes: Sequence[Size]) -> Levels:

@@ -7,6 +7,7 @@ numbers, each between 0 and 1.
 import copy
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def perceptron(channels: int, hidden: int, outputs: int, layers: int) -> nn.Sequ
     """Return linear layers with ReLU between them."""
     widths = [channels, *[hidden] * (layers - 1), outputs]
     parts: list[nn.Module] = []
-    for in_features, out_features in zip(widths[:-1], widths[1:], strict=True):
+    for in_features, out_features in pairwise(widths):
         parts += [nn.Linear(in_features, out_features), nn.ReLU()]
     return nn.Sequential(*parts[:-1])
 

@@ -33,7 +33,8 @@ class DynamicInteraction(nn.Module):
         x = self.relu(self.norm_in(x))
         x = torch.bmm(x, second.unflatten(1, (-1, channels)))  # (N, R * R, C)
         x = self.relu(self.norm_out(x))
-        return self.relu(self.norm(self.output(x.flatten(1))))
+        output: Tensor = self.relu(self.norm(self.output(x.flatten(1))))
+        return output
 
 
 class DynamicHead(nn.Module):

@@ -55,12 +55,12 @@ def _gradient_of_grid(gradient: Tensor, maps: Tensor, grid: Tensor) -> Tensor:
     enabled = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     try:
-        _, of_grid = torch.ops.aten.grid_sampler_2d_backward(
+        of_both: tuple[Tensor, Tensor] = torch.ops.aten.grid_sampler_2d_backward(
             gradient, maps, grid, _BILINEAR, _ZEROS, False, [False, True]
         )
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-    return of_grid
+    return of_both[1]
 
 
 def gradient_of_maps(gradient: Tensor, size: torch.Size, grid: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def costs(
     )
     classes = focal_cost(logits, target.labels, alpha=alpha, gamma=gamma)  # (Q, N)
     overlap = generalized_box_iou(boxes, objects)  # (Q, N)
-    return weights.classes * classes + weights.l1 * distance - weights.giou * overlap
+    cost: Tensor = weights.classes * classes + weights.l1 * distance - weights.giou * overlap
+    return cost
 
 
 def focal_cost(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -61,9 +62,9 @@ def focal_cost(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) ->
 def relative(boxes: Tensor, size: tuple[int, int], coordinates: Coordinates) -> Tensor:
     """Return boxes (N, 4) in pixels as fractions of `size` (height, width), in `coordinates`."""
     height, width = size
-    return box_convert(
-        boxes / boxes.new_tensor([width, height, width, height]), "xyxy", coordinates
-    )
+    fractions = boxes / boxes.new_tensor([width, height, width, height])
+    converted: Tensor = box_convert(fractions, "xyxy", coordinates)
+    return converted
 
 
 def match(cost: Tensor) -> Pairs:

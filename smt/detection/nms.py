@@ -10,7 +10,8 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, *, nms: float, keep:
     A box (N, 4) goes where a better one of its own group (N,), a class or a level, overlaps it by
     an IoU above `nms`.
     """
-    return batched_nms(boxes.float(), scores.float(), groups, nms)[:keep]
+    indices: Tensor = batched_nms(boxes.float(), scores.float(), groups, nms)
+    return indices[:keep]
 
 
 def multiclass_nms(

@@ -206,7 +206,8 @@ class TwoStageDetector(DetectionModel):
             select_class(mask_head(pooled), torch.cat(labels)).float()
             for mask_head in self.mask_heads
         ]
-        return torch.stack(own).sigmoid().mean(dim=0).split(_counts(boxes))
+        scores: tuple[Tensor, ...] = torch.stack(own).sigmoid().mean(dim=0).split(_counts(boxes))
+        return scores
 
 
 def _masks_of(target: Target) -> Tensor:

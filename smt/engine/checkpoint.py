@@ -221,5 +221,5 @@ def read(path: Path) -> Checkpoint:
     """Return the content of a checkpoint whose bytes are right."""
     facts = facts_of(path)
     with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     return Checkpoint(facts.pop("step"), facts.pop("epochs"), tensors, facts)

@@ -20,7 +20,7 @@ _DECAY = 0.99
 """Of the running mean and deviation: a memory of about 100 steps."""
 
 
-class Diverged(TrainingError):
+class TrainingDiverged(TrainingError):
     """More bad steps than the recipe allows; to resume would give the same."""
 
     def __init__(self, message: str, step: int) -> None:
@@ -106,7 +106,7 @@ def skip(
     """Return the statistics after step `step` was left out; `where` says how far along that is.
 
     Raises:
-        Diverged: the recipe's guard stops at such a step, or has skipped as many as it may.
+        TrainingDiverged: the recipe's guard stops at such a step, or has skipped as many as it may.
     """
     guard = recipe.guard
     if guard.policy == "skip" and statistics.skipped < guard.max_skips:
@@ -118,9 +118,9 @@ def skip(
     raise diverged(recipe, f"{problem} {where}{after}", step)
 
 
-def diverged(recipe: Recipe, problem: str, step: int) -> Diverged:
+def diverged(recipe: Recipe, problem: str, step: int) -> TrainingDiverged:
     """Return the error that says so, with what to do."""
-    return Diverged(
+    return TrainingDiverged(
         f"{problem}; lower optimizer.lr or raise {recipe.WARMUP} in params/{recipe.FILE}, or use "
         "precision bf16 or fp32",
         step,

@@ -89,7 +89,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
             return _warmed_up(steps, step) * peak * steps.gamma**drops
         case PolySchedule() as poly:
             low = poly.min_lr * factor
-            left = (1 - step / poly.steps) ** poly.power
+            left: float = (1 - step / poly.steps) ** poly.power
             return _warmed_up(poly, step) * (low + (peak - low) * left)
 
 

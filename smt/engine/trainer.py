@@ -34,7 +34,7 @@ RETRY = "fix that and run the same command again: it resumes from its last check
 """What to do about a file that could not be written."""
 
 
-class Stopped(Exception):
+class TrainingStopped(Exception):
     """The training was asked to stop; its state is saved and it can be resumed."""
 
 
@@ -128,8 +128,8 @@ class Trainer:
         """Train to the end and return the metrics of the last epoch.
 
         Raises:
-            Stopped: a signal asked for it; the state is saved.
-            Diverged: the recipe's guard stops; the message names step and learning rate.
+            TrainingStopped: a signal asked for it; the state is saved.
+            TrainingDiverged: the recipe's guard stops; the message names step and learning rate.
             OSError: a checkpoint or the journal could not be written.
             PeerFailed: rank 0 could not write.
         """
@@ -282,7 +282,7 @@ class Trainer:
             if not math.isfinite(value):
                 raise self._diverged(f"the last evaluation gives {name} {value}")
 
-    def _diverged(self, problem: str) -> guard.Diverged:
+    def _diverged(self, problem: str) -> guard.TrainingDiverged:
         step = self.state.step
         where = f"at step {step} of {self.total_steps}"
         return guard.diverged(self.task.recipe, f"{problem}, {where}", step)
@@ -364,7 +364,9 @@ class Trainer:
         """End the attempt, once the state is on disk."""
         with self.ranks.fail_together(), explained(self.checkpoints, RETRY, TrainingError):
             self.writer.wait()
-        raise Stopped(f"stopped after step {self.state.step} of {self.total_steps}; state saved")
+        raise TrainingStopped(
+            f"stopped after step {self.state.step} of {self.total_steps}; state saved"
+        )
 
 
 def _wrap_ddp(model: nn.Module, ranks: Ranks) -> nn.Module:

@@ -32,11 +32,11 @@ class TrainingState:
     best_step: int | None = None
     seconds: float = 0.0
     """Wall time of all attempts up to the last save."""
-    journal: Position = Position()
+    journal: Position = field(default_factory=Position)
     loss_sum: float = 0.0
     """Sum over the steps since the last record of the mean loss of each, over all ranks."""
     loss_steps: int = 0
-    loss_statistics: LossStatistics = LossStatistics()
+    loss_statistics: LossStatistics = field(default_factory=LossStatistics)
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Experiment, seed, scale, fingerprint: a checkpoint names its run wherever it is moved."""
     _host_copy: "HostCopy" = field(default_factory=lambda: HostCopy())

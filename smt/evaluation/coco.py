@@ -213,7 +213,7 @@ def _read(path: Path) -> Annotations:
     """
     remedy = "give a file such as annotations/instances_val2017.json"
     try:
-        annotations = json.loads(path.read_bytes())
+        annotations: Annotations = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; {remedy}") from None
     except ValueError as error:

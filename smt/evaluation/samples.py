@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def choose_images(images: int, shows: Callable[[int], bool]) -> list[int]:
     gets the same images.
     """
     edges = [images * number // IMAGES for number in range(IMAGES + 1)]
-    stretches = [range(*pair) for pair in zip(edges, edges[1:], strict=False)]
+    stretches = [range(*pair) for pair in pairwise(edges)]
     first = (next(filter(shows, stretch), None) for stretch in stretches)
     return [index for index in first if index is not None]
 

@@ -45,7 +45,9 @@ def scores(counts: np.ndarray) -> Scores:
 
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Return 100 part / whole, NaN where `whole` is 0."""
-    return np.divide(100 * part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    percent: np.ndarray = np.full(whole.shape, np.nan)
+    np.divide(100 * part, whole, out=percent, where=whole > 0)
+    return percent
 
 
 def _mean(values: np.ndarray) -> float:

@@ -43,7 +43,8 @@ class Stem(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = pixels(self.conv(image(pixels(images))))
         x = self.relu(batch_norm(self.batch_norm, x))
-        return self.norm(pixels(self.reduce(image(x))))
+        output: Tensor = self.norm(pixels(self.reduce(image(x))))
+        return output
 
 
 class PatchEmbedding(nn.Module):
@@ -56,7 +57,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, ceil(H / 2), ceil(W / 2), out_channels) of (B, H, W, channels)."""
-        return self.norm(pixels(self.conv(image(x))))
+        output: Tensor = self.norm(pixels(self.conv(image(x))))
+        return output
 
 
 class MLP(nn.Module):
@@ -70,7 +72,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, C) of (B, H, W, C)."""
-        return self.reduce(F.gelu(self.depthwise(self.expand(x))))
+        output: Tensor = self.reduce(F.gelu(self.depthwise(self.expand(x))))
+        return output
 
 
 class MHMC(nn.Module):
@@ -113,7 +116,8 @@ class SAA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, out_channels) of (B, H, W, C)."""
-        return self.reduce(F.gelu(batch_norm(self.norm, self.expand(x))))
+        output: Tensor = self.reduce(F.gelu(batch_norm(self.norm, self.expand(x))))
+        return output
 
 
 class SAM(nn.Module):
@@ -135,7 +139,8 @@ class SAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, C) of (B, H, W, C)."""
         modulator = self.aggregate(self.mhmc(self.scale(x)))
-        return self.output(modulator * self.value(x))
+        output: Tensor = self.output(modulator * self.value(x))
+        return output
 
 
 def aggregator(kind: Aggregation, inner: int, channels: int, heads: int) -> nn.Module:
@@ -180,7 +185,10 @@ class MSA(nn.Module):
         attended = repeatable(
             F.scaled_dot_product_attention(query, key, value.view(shape)[:, :, 0].transpose(1, 2))
         )
-        return self.output(attended.transpose(1, 2).reshape(x.shape) + self.depthwise(value))
+        output: Tensor = self.output(
+            attended.transpose(1, 2).reshape(x.shape) + self.depthwise(value)
+        )
+        return output
 
 
 class Block(nn.Module):

@@ -125,4 +125,5 @@ def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
     `norm` is a BatchNorm1d, whose kernel for (pixels, C) is the fastest, or the SyncBatchNorm that
     stands in for it under data parallel training.
     """
-    return norm(x.flatten(0, 2)).view_as(x)
+    output: Tensor = norm(x.flatten(0, 2)).view_as(x)
+    return output

@@ -50,7 +50,8 @@ class Stage(nn.Module):
                 )
             else:
                 x = block_(x)
-        return self.norm(x)
+        output: Tensor = self.norm(x)
+        return output
 
 
 class SMT(nn.Module):

@@ -17,11 +17,11 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     must take part in every step.
     """
 
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+    def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() != 4:
             raise ValueError(f"expected images (B, C, H, W), got {input.dim()} dimensions")
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         if not self.training or not _several_processes():
             if self.training and input[:, 0].numel() == 1:

@@ -5,6 +5,7 @@ stdin, and what happens goes back on stdout. Both take milliseconds, which a sha
 not promise, and an end of stdin tells that nobody waits for the training any more.
 """
 
+import io
 import json
 import os
 import signal
@@ -36,7 +37,7 @@ def main(log: Path, arguments: list[str]) -> None:
     """
     for number in _FOR_THE_TRAINING:
         signal.signal(number, _stay)
-    rank, commands = int(os.environ["SLURM_PROCID"]), open(0, "rb", buffering=0)
+    rank, commands = int(os.environ["SLURM_PROCID"]), io.FileIO(sys.stdin.fileno())
     with rank_log(log, rank).open("wb") as file:
         step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
         _say(rank, step=step, address=_address(), port=free_port())

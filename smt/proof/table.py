@@ -38,11 +38,12 @@ def write(project: Project, layout: Layout) -> list[Path]:
 
 def is_equal(outcome: dict[str, Any]) -> bool:
     """Return whether an interrupted training ended as the undisturbed one, and lost no step."""
-    return (
+    equal: bool = (
         outcome["weights_equal"]
         and outcome["journal_equal"]
         and outcome["steps_lost_when_told"] == 0
     )
+    return equal
 
 
 def _proof(project: Project, outcomes: Sequence[dict[str, Any]]) -> Grid:

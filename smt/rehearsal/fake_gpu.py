@@ -7,9 +7,9 @@ a rehearsal runs. That depends on how one version of torch is built, hence `TORC
 """
 
 import ctypes
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -73,8 +73,8 @@ def fake_gpu() -> Iterator[None]:
 @contextmanager
 def _no_context_needed() -> Iterator[None]:
     """Have CUDAHooks::hasPrimaryContext answer no, where it would look for a driver."""
-    library = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
-    hooks_of_cuda = ctypes.CDLL(library)._ZN2at6detail12getCUDAHooksEv
+    library = Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"
+    hooks_of_cuda = ctypes.CDLL(str(library))._ZN2at6detail12getCUDAHooksEv
     hooks_of_cuda.restype = ctypes.c_void_p
     hooks = ctypes.cast(hooks_of_cuda(), ctypes.POINTER(ctypes.c_void_p))
     original, word = hooks[0], ctypes.sizeof(ctypes.c_void_p)
@@ -109,7 +109,7 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Any:  # fmt: skip
     """Take the kernel that torch would take on a GPU, which it asks the card for.
 
     Without a mask that is flash attention in half precision; else the memory-efficient one.
@@ -124,15 +124,13 @@ def _attention(
     kernels: Any = torch.ops.aten
     if attn_mask is None and query.dtype is not torch.float32:
         flash = kernels._scaled_dot_product_flash_attention
-        attended: Tensor = flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
-        return attended
+        return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
     if attn_mask is not None:
         attn_mask = _additive(attn_mask, query).expand(*query.shape[:3], key.shape[2])
     efficient = kernels._scaled_dot_product_efficient_attention
-    attended = efficient(
+    return efficient(
         query, key, value, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
     )[0]
-    return attended
 
 
 def _additive(mask: Tensor, query: Tensor) -> Tensor:

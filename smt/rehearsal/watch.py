@@ -38,7 +38,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         """Bytes of the tensors that exist."""
         self._storages: dict[int, weakref.ref[Any]] = {}

@@ -24,7 +24,7 @@ FIRST, BEST = "first", "best"
 """Rules for the seed; a number is a seed of its own."""
 
 
-class Unverified(UserError):
+class UnverifiedRun(UserError):
     """A run whose files do not follow from each other is not released."""
 
     exit_code = EXIT_UNVERIFIED
@@ -87,7 +87,7 @@ def choose(
 
     Raises:
         UserError: no such experiment or seed, or a run that is not done.
-        Unverified: a file of a run does not follow from the others.
+        UnverifiedRun: a file of a run does not follow from the others.
     """
     require_experiments(project, experiments)
     _require_classifiers(project, experiments)
@@ -123,7 +123,7 @@ def _finals(project: Project, layout: Layout, name: str) -> dict[int, RunMetrics
         try:
             final = record.read_metrics(layout, run)
         except DamagedRecord as damage:
-            raise Unverified(f"nothing was released: {damage}") from None
+            raise UnverifiedRun(f"nothing was released: {damage}") from None
         if final is None:
             continue
         digests = manifest.digests(project, layout, run)
@@ -203,7 +203,7 @@ def _require_verified(
     found = audit.ledger.findings
     if found:
         more = f" (and {len(found) - 1} more)" if found[1:] else ""
-        raise Unverified(f"nothing was released: {found[0]}{more}; smt verify shows all")
+        raise UnverifiedRun(f"nothing was released: {found[0]}{more}; smt verify shows all")
 
 
 def _item(

@@ -58,7 +58,7 @@ def pack(items: Sequence[Item], layout: Layout, licence: Licence) -> list[Path]:
             _write(new / SUMS, _sums(new))
             if folder.exists():
                 shutil.rmtree(folder)
-            os.replace(new, folder)
+            new.replace(folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
     return _files(folder)
@@ -94,7 +94,7 @@ def _model(item: Item, layout: Layout, folder: Path, licence: Licence) -> None:
     with replacing(draft) as file:
         tensors.copy(source, _metadata(item, licence), file)
     name = f"{item.name}-{sha256(draft)[:8]}.safetensors"
-    os.replace(draft, folder / name)
+    draft.replace(folder / name)
     known = is_known_to_timm(item)
     _write(folder / "config.json", json.dumps(_config(item, known), indent=2) + "\n")
     _write(folder / "README.md", card.text(item, name, licence, known))

@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def publish(temporary: Path, path: Path) -> None:
     """Give a file that is written its name, once its content is on disk; then sync the folder."""
     _sync(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
     _sync(path.parent)
 
 
@@ -62,7 +62,7 @@ def publish_folder(folder: Path) -> None:
         _sync(path)
     shutil.rmtree(before, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, before)
+        folder.replace(before)
     publish(filled, folder)
     shutil.rmtree(before, ignore_errors=True)
 

@@ -163,7 +163,8 @@ def gpu_seconds(attempts: Sequence[Attempt]) -> float:
         for attempt in attempts
         if attempt.environment is not None
     )
-    return round(sum(spent), 3)
+    total: float = sum(spent)
+    return round(total, 3)
 
 
 def update(work_dir: Path, **values: Any) -> Provenance:

@@ -28,7 +28,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out_channels, H, W) of (B, channels, H, W)."""
-        return self.relu(self.norm(self.conv(x)))
+        output: Tensor = self.relu(self.norm(self.conv(x)))
+        return output
 
 
 class PixelClassifier(nn.Module):
@@ -44,7 +45,8 @@ class PixelClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, classes, H, W) of (B, channels, H, W)."""
-        return self.conv(self.dropout(x))
+        logits: Tensor = self.conv(self.dropout(x))
+        return logits
 
 
 class PyramidPooling(nn.Module):
@@ -63,7 +65,8 @@ class PyramidPooling(nn.Module):
             resize(branch(average(x, side)), size)
             for branch, side in zip(self.branches, self.sides, strict=True)
         ]
-        return self.bottleneck(torch.cat([x, *pooled], dim=1))
+        output: Tensor = self.bottleneck(torch.cat([x, *pooled], dim=1))
+        return output
 
 
 class Decoder(nn.Module):
@@ -87,7 +90,8 @@ class Decoder(nn.Module):
             levels[i - 1] = levels[i - 1] + resize(levels[i], _size(levels[i - 1]))
         levels[:-1] = [conv(x) for conv, x in zip(self.output, levels[:-1], strict=True)]
         together = [resize(level, _size(levels[0])) for level in levels]
-        return self.classifier(self.fuse(torch.cat(together, dim=1)))
+        logits: Tensor = self.classifier(self.fuse(torch.cat(together, dim=1)))
+        return logits
 
 
 class UPerNet(nn.Module):
@@ -122,7 +126,8 @@ class UPerNet(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Return (B, classes, H / 4, W / 4)."""
-        return self.decoder(self.backbone(images))
+        logits: Tensor = self.decoder(self.backbone(images))
+        return logits
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:

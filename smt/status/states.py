@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from smt.cluster import queue
 from smt.cluster.cost import estimate
-from smt.cluster.queue import Job, NoAnswer, Queue
+from smt.cluster.queue import Job, Queue, SlurmUnavailable
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
@@ -86,7 +86,7 @@ def collect(project: Project, layout: Layout, experiments: Iterable[str] = ()) -
     without_slurm, jobs = "", None
     try:
         jobs = queue.jobs()
-    except NoAnswer as answer:
+    except SlurmUnavailable as answer:
         without_slurm = str(answer)
     collector = _Collector(project, layout, Queue(layout.scale, jobs), time.time())
     every = _warned(project, layout, [collector.add(run) for run in project.runs])

@@ -17,11 +17,11 @@ from smt.datasets import manifest
 from smt.engine import checkpoint, distributed
 from smt.engine.determinism import NondeterminismRecorder
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
-from smt.engine.guard import Diverged
+from smt.engine.guard import TrainingDiverged
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress, duration
 from smt.engine.protocol import Task
-from smt.engine.trainer import RETRY, Settings, Stopped, Trainer
+from smt.engine.trainer import RETRY, Settings, Trainer, TrainingStopped
 from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.models import weights
 from smt.runs import journal, provenance, record, source
@@ -86,7 +86,7 @@ class RunTraining:
         """Train to the end and return the final metrics.
 
         Raises:
-            Stopped: a signal asked for it; the same command resumes.
+            TrainingStopped: a signal asked for it; the same command resumes.
             PeerLost: another process of the training was killed; the same.
             PeerFailed: another process of the training failed and recorded why.
             UserError: the cause, in one line; training errors are recorded in
@@ -314,7 +314,11 @@ class RunTraining:
         """Record the cause of a failure in the work folder, whichever rank fails."""
         try:
             yield
-        except (PeerFailed, PeerLost, Stopped):  # not this rank's own failure, or none at all
+        except (
+            PeerFailed,
+            PeerLost,
+            TrainingStopped,
+        ):  # not this rank's own failure, or none at all
             raise
         except UserError as error:
             self._record_failure(error, str(error), error.exit_code)
@@ -326,7 +330,7 @@ class RunTraining:
             raise
 
     def _record_failure(self, error: Exception, message: str, exit_code: int) -> None:
-        step = error.step if isinstance(error, Diverged) else None
+        step = error.step if isinstance(error, TrainingDiverged) else None
         try:
             provenance.record_failure(self.work_dir, message, step, exit_code)
         except OSError as problem:

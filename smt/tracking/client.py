@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from smt.errors import UserError
+from smt.errors import UserError, missing_package
 from smt.runs.paths import Layout
 
 BATCH = 1000
@@ -138,6 +138,8 @@ def _answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        if isinstance(error, ImportError) and (missing := missing_package(error)):
+            raise missing from None
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"MLflow at {public(uri)} does not answer: {public(cause)[:300]}; start that server or "
@@ -176,7 +178,7 @@ def _prepare_file(database: Path, artifacts: str) -> None:
     with suppress(FileNotFoundError):
         temporary.unlink()
     SqlAlchemyStore(f"sqlite:///{temporary}", artifacts).engine.dispose()
-    os.replace(temporary, database)
+    temporary.replace(database)
 
 
 def _prepare_database(uri: str, artifacts: str) -> None:

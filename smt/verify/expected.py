@@ -110,7 +110,7 @@ def results(
 
     `elsewhere` holds MLflow's runs of which nothing but MLflow's word is at hand.
     """
-    found: dict[str | None, RemoteRun] = {key: run for key, run in elsewhere.items()}
+    found: dict[str | None, RemoteRun] = dict(elsewhere.items())
     for view in views:
         known = receipt.runs.get(view.fingerprint) if receipt else None
         if known is not None:

@@ -125,8 +125,10 @@ def differing(one: Path, other: Path, prefix: str) -> list[str]:
     with _mapped(one) as left, _mapped(other) as right:
         for name, tensor in ours.items():
             its = theirs.get(prefix + name)
-            if its is None or (its.dtype, its.shape) != (tensor.dtype, tensor.shape):
-                found.append(name)
-            elif left[tensor.start : tensor.end] != right[its.start : its.end]:
+            if (
+                its is None
+                or (its.dtype, its.shape) != (tensor.dtype, tensor.shape)
+                or left[tensor.start : tensor.end] != right[its.start : its.end]
+            ):
                 found.append(name)
     return found

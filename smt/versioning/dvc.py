@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ def dvc(*arguments: str, quiet: bool = False) -> None:
 
     Raises:
         UserError: it failed; it has said why. What it had done by then it need not do again.
+        ModuleNotFoundError: DVC is not installed.
     """
+    if find_spec("dvc") is None:
+        raise ModuleNotFoundError("No module named 'dvc'", name="dvc")
     command = [sys.executable, "-m", "dvc", *arguments]  # its own --quiet hides errors too
     stdout = subprocess.DEVNULL if quiet else None
     done = subprocess.run(command, env={**os.environ, **_ENVIRONMENT}, stdout=stdout)
@@ -95,7 +99,8 @@ def _restore_lock() -> None:
 def _free_paths() -> None:
     """Remove DVC's list of paths in use where no DVC runs that is in it."""
     if _PATHS_IN_USE.exists():
-        with open(f"{_PATHS_IN_USE}.lock", "a") as guard:  # DVC's own, while it writes the file
+        # DVC's own lock, which it holds while it writes the file.
+        with Path(f"{_PATHS_IN_USE}.lock").open("a") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
             if not any(map(_is_dvc, _users(_PATHS_IN_USE))):
                 _PATHS_IN_USE.unlink()

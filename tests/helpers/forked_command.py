@@ -11,12 +11,13 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 
 def main(module: str, *arguments: str) -> int:
     """Run `python -m module arguments` as a fork and return its exit code."""
-    job = {"module": module, "arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ),
-           "prepare": ()}  # fmt: skip
+    job = {"module": module, "arguments": arguments, "cwd": str(Path.cwd()),
+           "env": dict(os.environ), "prepare": ()}  # fmt: skip
     text = json.dumps(job).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.connect(f"{os.environ['TESTS_FOLDER']}/forkserver.socket")

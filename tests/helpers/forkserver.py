@@ -84,7 +84,7 @@ def start(
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     line.connect(str(_socket(folder)))
     text = json.dumps(job).encode()
-    with open(os.devnull, "wb") as nowhere:
+    with Path(os.devnull).open("wb") as nowhere:
         files = array.array("i", [(stdout or nowhere).fileno(), (stderr or nowhere).fileno()])
         header = len(text).to_bytes(8, "big")
         line.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])

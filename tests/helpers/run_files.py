@@ -257,7 +257,7 @@ class RunFiles:
                 models[name] = {
                     "title": model.title,
                     "params": params,
-                    "macs": {resolution: counts for resolution in resolutions},
+                    "macs": dict.fromkeys(resolutions, counts),
                 }
             for number, (name, system) in enumerate(project.systems.items()):
                 counts = {"conv_linear": 200 * 10**9, "attention": 210 * 10**9,

@@ -131,18 +131,21 @@ class Line:
                 while state == "hang" and line.state == "hang":
                     time.sleep(0.1)
                 if state == "hang":
-                    return self.connection.close()
+                    self.connection.close()
+                    return
                 if state == "error":
-                    return self.answer(500, b"out of order")
+                    self.answer(500, b"out of order")
+                    return
                 link = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
                 link.request(self.command, self.path, body, dict(self.headers))
                 answer = link.getresponse()
                 content = answer.read()
                 if state == "lost":
-                    return self.connection.close()
-                self.answer(answer.status, content, answer.getheader("Content-Type"))
+                    self.connection.close()
+                else:
+                    self.answer(answer.status, content, answer.getheader("Content-Type"))
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_request
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_request  # noqa: N815 (http.server's)
 
             def answer(self, status, content, kind="text/plain"):
                 self.send_response(status)

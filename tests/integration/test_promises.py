@@ -62,7 +62,10 @@ def test_every_marker_and_shared_fixture_is_described():
     fixtures = set()
     for path in (TESTS / "conftest.py", *(TESTS / "helpers").glob("*_fixtures.py")):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                if any("fixture" in ast.unparse(each) for each in node.decorator_list):
-                    fixtures.add(node.name)
+            if (
+                isinstance(node, ast.FunctionDef)
+                and not node.name.startswith("_")
+                and any("fixture" in ast.unparse(decorator) for decorator in node.decorator_list)
+            ):
+                fixtures.add(node.name)
     assert fixtures <= set(re.findall(r"^\| `(\w+)` \|", TABLE, re.M))

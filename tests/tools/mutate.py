@@ -58,7 +58,7 @@ FLAT_NAMES = {
 """What files are called where all tests lie in one folder, if not the same."""
 
 
-class Unusable(Exception):
+class InvalidMutation(Exception):
     """A mutation that cannot be made, or tests that cannot be run; the message says why."""
 
 
@@ -99,7 +99,7 @@ class Checkout:
         """Return what the tests make of a mutation: at first those that are not slow."""
         started, files = time.monotonic(), self.files(mutation.tests)
         if not files:
-            raise Unusable(f"none of {', '.join(mutation.tests)} is there")
+            raise InvalidMutation(f"none of {', '.join(mutation.tests)} is there")
         with made(mutation, self.mutated):
             for which in ("not slow", "slow"):
                 if failed := self._failures(self.mutated, "-x", "-m", which, *files):
@@ -138,7 +138,7 @@ class Checkout:
             said = output.read()
         failed = re.findall(r"^(?:FAILED|ERROR) (\S+\.py.*?)(?: - .*)?$", said, re.MULTILINE)
         if not failed and code not in (0, 5):  # 5: there is none to run
-            raise Unusable(f"pytest ended with {code}: {said[-2000:]}")
+            raise InvalidMutation(f"pytest ended with {code}: {said[-2000:]}")
         return failed
 
 
@@ -177,7 +177,7 @@ def make_environment(copy: Path) -> None:
     done = subprocess.run([python(copy), "-c", command], cwd="/", env={}, capture_output=True,
                           text=True, check=True)  # fmt: skip
     if done.stdout.count(f"{copy}/") != 2:
-        raise Unusable(f"not the code of {copy} is imported but {done.stdout}")
+        raise InvalidMutation(f"not the code of {copy} is imported but {done.stdout}")
 
 
 def python(copy: Path) -> Path:
@@ -191,7 +191,7 @@ def made(mutation: Mutation, copy: Path) -> Iterator[None]:
     text = path.read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
         times = text.count(mutation.old)
-        raise Unusable(f"{mutation.old.strip()!r} stands {times} times in {mutation.file}")
+        raise InvalidMutation(f"{mutation.old.strip()!r} stands {times} times in {mutation.file}")
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
         yield
@@ -282,7 +282,7 @@ def report(
             else:
                 old = before.outcome(mutation)
                 print(f"; before: {old}", end="")
-    except Unusable as error:
+    except InvalidMutation as error:
         print(f"; error: {error}", end="")
     print(flush=True)
     return found, old

@@ -99,7 +99,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a file is written over, through the hard links to it", "checkpoints", "smt/runs/atomic.py",
-        "os.replace(temporary, path)", "shutil.copyfile(temporary, path)",
+        "temporary.replace(path)", "shutil.copyfile(temporary, path)",
         ("unit/engine/test_checkpoint.py", "unit/datasets/demo/test_digits.py", *DVC),
     ),
     # --- engine ----------------------------------------------------------------------------------
@@ -495,7 +495,7 @@ MUTATIONS = (
     Mutation(
         "a job is done though its outputs were deleted since", "executor",
         f"{CODE}/tracking.py",
-        'return result["exit_code"] == 0 and all(os.path.exists(each) for each in job.outputs)',
+        'return result["exit_code"] == 0 and all(Path(output).exists() for output in job.outputs)',
         'return bool(result["exit_code"] == 0)',
         (f"{PLUGIN}/tests/unit/test_tracking.py", *EXECUTOR[::-1]),
     ),

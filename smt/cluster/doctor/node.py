@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from smt import __version__
 from smt.runs import source
 from smt.runs.atomic import write_json
+from smt.runs.paths import PACKAGE
 
 ANSWER = "answer.json"
 
@@ -33,7 +34,7 @@ class Environment(NamedTuple):
         """Return that of this process."""
         return cls(
             python=f"{platform.python_version()} in {sys.prefix}",
-            smt=f"{__version__} in {source.PACKAGE}",
+            smt=f"{__version__} in {PACKAGE}",
             code=source.digests(),
         )
 
@@ -49,7 +50,7 @@ class Answer(NamedTuple):
 
 def read(folder: Path) -> Answer | None:
     """Return the answer that a job left in `folder`, or None where there is none yet."""
-    os.listdir(folder)  # a network disk looks again
+    list(folder.iterdir())  # a network disk looks again
     try:
         held = json.loads((folder / ANSWER).read_bytes())
     except FileNotFoundError:

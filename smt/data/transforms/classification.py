@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import Mixup, create_transform
 from timm.data.auto_augment import RandAugment
-from timm.data.mixup import mixup_target
+from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
 from smt.config.recipes import Augment, ClassificationRecipe

@@ -152,4 +152,5 @@ class _Scene:
 def _clipped(boxes: np.ndarray, size: Size) -> np.ndarray:
     """Return boxes (N, 4) cut to an image of `size`."""
     height, width = size
-    return np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    clipped: np.ndarray = boxes.clip(0, np.array([width, height, width, height], np.float32))
+    return clipped

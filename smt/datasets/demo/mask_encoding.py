@@ -12,7 +12,8 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     """Return the lengths of runs down the columns of a mask (H, W) bool, first those outside."""
     flat = np.concatenate([[False], mask.ravel(order="F")])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
-    return np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+    lengths: list[int] = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+    return lengths
 
 
 def polygons(mask: np.ndarray) -> list[list[int]] | None:

@@ -120,7 +120,7 @@ def _start_check(hypothesis: Hypothesis, metadata: TrainingMetadata) -> _Check:
     continues = len(hypothesis.trainings) > 1 or hypothesis.initial_passes > 0
     if not start:
         return (False, "the config names no pretrained weights") if continues else None
-    return continues, f"the config begins with the weights {ascii(start)}, and with their counters"
+    return continues, f"the config begins with the weights {start!a}, and with their counters"
 
 
 def _dataset_check(hypothesis: Hypothesis, metadata: TrainingMetadata) -> _Check:
@@ -128,7 +128,7 @@ def _dataset_check(hypothesis: Hypothesis, metadata: TrainingMetadata) -> _Check
     if name is None or not name.lower().startswith("imagenet"):
         return None
     agrees = name.lower().endswith("22k") == hypothesis.last.dataset.endswith("22k")
-    return None if agrees else (False, f"the config has the data set {ascii(name)}")
+    return None if agrees else (False, f"the config has the data set {name!a}")
 
 
 def _classes_check(classes: int | None, metadata: TrainingMetadata) -> _Check:

@@ -98,7 +98,7 @@ def _of_text(text: str) -> str:
             "needed: download the file itself"
         )
     first = (text.strip().splitlines() or [""])[0][:60]
-    return f"is a text file that begins {ascii(first)}, not a checkpoint: {_AGAIN}"
+    return f"is a text file that begins {first!a}, not a checkpoint: {_AGAIN}"
 
 
 def _of_zip(path: Path) -> str | None:

@@ -80,7 +80,7 @@ def choose_state(
     if requested is not None:
         if requested not in by_key:
             valid = listed(key or "none: its tensors lie under no key" for key in by_key)
-            raise UserError(f"--state {ascii(requested)}: not in {source}; valid: {valid}")
+            raise UserError(f"--state {requested!a}: not in {source}; valid: {valid}")
         return requested, None if len(
             by_key
         ) == 1 else f"it holds {listed(by_key)}: {requested} was taken"
@@ -124,16 +124,15 @@ def unwrap(
         prefixed = [name for name in names if name.startswith(prefix)]
         if not prefixed:
             valid = listed(sorted(_prefixes(names))) or "none"
-            raise UserError(f"--prefix {ascii(prefix)}: no name of {source} has it; valid: {valid}")
+            raise UserError(f"--prefix {prefix!a}: no name of {source} has it; valid: {valid}")
         if len(prefixed) < len(names):
             left = [name for name in names if name not in set(prefixed)]
             notes.append(
-                f"{len(left)} of {len(names)} names without {ascii(prefix)} left out: "
-                f"{listed(left, 3)}"
+                f"{len(left)} of {len(names)} names without {prefix!a} left out: {listed(left, 3)}"
             )
         names = prefixed
     if prefix:
-        notes.append(f"{ascii(prefix)} taken off all {len(names)} names{_reason(prefix)}")
+        notes.append(f"{prefix!a} taken off all {len(names)} names{_reason(prefix)}")
     new = {name: _inner(name.removeprefix(prefix)) for name in names}
     inner = [name for name in names if new[name] != name.removeprefix(prefix)]
     if inner:
@@ -165,7 +164,7 @@ def _prefix(names: list[str], source: Path) -> str:
         why = f"names an SMT's tensors under several prefixes: {of}"
     else:
         why = (
-            f"has the prefix {ascii(first)} at {len(names) - len(unprefixed)} of {len(names)} "
+            f"has the prefix {first!a} at {len(names) - len(unprefixed)} of {len(names)} "
             f"names; without it: {listed(unprefixed)}"
         )
     raise UserError(

@@ -148,7 +148,7 @@ def test_a_limit_on_jobs_below_what_snakemake_submits(project, cluster):
         report = rehearsal(project, cluster, "--no-job")
     finally:
         cluster.run(*limit, "maxsubmitjobs=-1")
-    level, text = [(level, text) for level, name, text in report.found if name == "job limits"][0]
+    level, _, text = next(found for found in report.found if found[1] == "job limits")
     assert level == "warning"
     assert "allows 7 submitted jobs, and Snakemake may submit 100; set jobs: 7" in text
 

@@ -186,14 +186,14 @@ def test_a_partition_that_does_not_exist_is_one_line(cluster, project):
 
 def test_a_rank_that_cannot_begin_is_one_line_and_ends_all(cluster, here):
     (here / "logs" / "odd-rank1.log").mkdir(parents=True)
-    with pytest.raises(UserError, match="error: n2: .*odd-rank1.log'; results have to lie in a"):
+    with pytest.raises(UserError, match=r"error: n2: .*odd-rank1.log'; results have to lie in a"):
         SlurmLauncher(REQUEST).start(TRAIN, 2, here / "logs" / "odd")
     assert not trainings(cluster)
 
 
 def test_no_srun_is_one_line(here, monkeypatch):
     monkeypatch.setenv("PATH", str(here))
-    with pytest.raises(UserError, match="srun cannot be started: No such file.*--launcher local"):
+    with pytest.raises(UserError, match=r"srun cannot be started: No such file.*--launcher local"):
         SlurmLauncher(REQUEST).start(TRAIN, 2, here / "logs" / "none")
 
 

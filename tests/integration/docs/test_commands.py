@@ -272,7 +272,8 @@ def test_a_command_does_what_it_is_there_for(command: Command, need: Need, reque
     if need.kills or need.serves:
         place = place.without_forks()
     if need.serves:
-        return _answers(command, place)
+        _answers(command, place)
+        return
     done = place.type(command.script)
     assert done.returncode == need.code, f"{command.place}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr

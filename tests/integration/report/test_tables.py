@@ -406,7 +406,7 @@ def test_a_number_changed_in_both_is_found_by_the_journal(files):
     known = read_json(files.layout.metrics(TINY))
     known["metrics"]["top1"] = 97.25
     write_json(files.layout.metrics(TINY), known)
-    with pytest.raises(UserError, match="eval/top1 of MLflow run .* is 96.0"):
+    with pytest.raises(UserError, match=r"eval/top1 of MLflow run .* is 96.0"):
         synced(files)
 
 
@@ -415,7 +415,7 @@ def test_other_weights_than_mlflow_knows_are_an_error(files):
     sync(files.project, files.layout)
     known = read_json(files.layout.metrics(TINY))
     write_json(files.layout.metrics(TINY), {**known, "weights_sha256": "cd" * 32})
-    with pytest.raises(UserError, match="cdcdcd.*ababab"):
+    with pytest.raises(UserError, match=r"cdcdcd.*ababab"):
         results(files)
 
 

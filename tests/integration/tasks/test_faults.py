@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 from contextlib import closing, suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -91,10 +92,10 @@ def test_told_to_stop_while_torch_is_imported_it_ends_as_one_that_can_go_on(smal
     arguments = {"cwd": small_project, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command("train", RUN), **arguments) as process:
         caught = 1 << (signal.SIGUSR2 - 1)
-        status = f"/proc/{process.pid}/status"
+        status = Path(f"/proc/{process.pid}/status")
 
         def has_handlers():
-            with open(status) as file:
+            with status.open() as file:
                 (mask,) = [line.split()[1] for line in file if line.startswith("SigCgt")]
             return int(mask, 16) & caught
 

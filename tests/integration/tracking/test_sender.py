@@ -96,8 +96,9 @@ def test_a_curve_grows_while_its_run_trains_and_is_whole_after(small_project, mo
         server = Server.of(layout)
         for run in server.runs():
             assert run.status == "RUNNING"
-            for point in reversed(server.history(run.run_id, "train/loss")):
-                return point.step
+            if points := server.history(run.run_id, "train/loss"):
+                return points[-1].step
+        return None
 
     with training(small_project, steps=(6, 16)) as process:
         for step in (6, 16):  # its journal has a line every second step
@@ -250,7 +251,7 @@ def test_a_sender_that_cannot_be_started_is_a_warning(files, read_only_folder, c
 
 def at_once(count, work):
     """Call `work(number)` in that many processes at the same instant; return what fails."""
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (once, before there are many)
+    import mlflow.store.tracking.sqlalchemy_store  # once, before there are many
     import mlflow.tracking.client  # noqa: F401
 
     context = multiprocessing.get_context("fork")

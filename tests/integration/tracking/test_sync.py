@@ -333,7 +333,7 @@ def test_a_uri_that_leads_nowhere_is_one_line(files, monkeypatch, uri):
 
 def test_a_damaged_database_is_one_line(files):
     (files.layout.results / "mlflow.db").write_text("this is no database\n" * 100)
-    with pytest.raises(UserError, match="mlflow.db"):
+    with pytest.raises(UserError, match=r"mlflow.db"):
         send(files)
 
 
@@ -356,7 +356,7 @@ def test_a_damaged_run_does_not_hold_up_the_others(files):
 def test_a_name_that_mlflow_would_refuse_is_refused_before_anything_is_sent(files):
     work_dir = files.begin(TINY)
     files.write_journal(work_dir, [{"step": 1, "epoch": 0, "metrics": {"acc@1": 1.0}}])
-    with pytest.raises(UserError, match="acc@1.*cannot be a name in MLflow"):
+    with pytest.raises(UserError, match=r"acc@1.*cannot be a name in MLflow"):
         send(files)
     assert Server.of(files.layout).runs() == []
 
@@ -366,7 +366,7 @@ def test_a_value_that_mlflow_would_cut_is_refused(files):
     known = read_json(work_dir / "provenance.json")
     known["params"]["model"]["widths"] = "x" * 6001
     write_json(work_dir / "provenance.json", known)
-    with pytest.raises(UserError, match="model.widths has 6001 characters"):
+    with pytest.raises(UserError, match=r"model.widths has 6001 characters"):
         send(files)
 
 

@@ -355,4 +355,4 @@ def test_plots_have_a_curve_of_each_run(project):
     shown = json.loads(project.dvc("plots", "show", "--json").stdout)
     text = json.dumps(shown)
     assert all(f"runs/{name}/seed{seed}/record/curves.csv" in text for name, seed in RUNS)
-    assert os.path.getsize(run_dir(project) / "record" / "curves.csv") > 40
+    assert (run_dir(project) / "record" / "curves.csv").stat().st_size > 40

@@ -1,5 +1,7 @@
 """The order of images, and which process runs which of them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -63,7 +65,7 @@ def test_processes_that_cannot_share_a_batch_are_told_how_many_can():
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused():
-    with pytest.raises(UserError, match="31 training images do not fill .* batch of 32"):
+    with pytest.raises(UserError, match=r"31 training images do not fill .* batch of 32"):
         micro_batches(images=31)
 
 
@@ -86,7 +88,7 @@ def test_a_grouped_order_is_another_one_in_another_epoch():
     assert orders[0] == orders[2] != orders[1]
     # The parts come in random order, not one kind after the other.
     kinds = [bool(GROUPS[orders[0][i]]) for i in range(0, 100, 4)]
-    assert sum(a != b for a, b in zip(kinds, kinds[1:], strict=False)) > 5
+    assert sum(a != b for a, b in pairwise(kinds)) > 5
 
 
 def test_a_schedule_of_groups_gives_micro_batchs_of_one_kind():

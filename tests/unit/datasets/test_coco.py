@@ -419,7 +419,7 @@ def test_an_image_of_another_size_is_refused_before_training_and_in_it(coco):
     said = f"{coco.file('train')} says 60 x 48"
     message = coco.refusal()
     assert f"{path} is 48 x 60 pixels (height x width), but {said} of image 20" in message
-    with pytest.raises(DataError, match="is 48 x 60 pixels, but .* says 60 x 48") as error:
+    with pytest.raises(DataError, match=r"is 48 x 60 pixels, but .* says 60 x 48") as error:
         split.load_image(2)
     assert str(path) in str(error.value)
     path.write_bytes(b"no image")
@@ -433,7 +433,7 @@ def test_threads_end_with_an_inspection_that_fails_however_long_its_error_is_kep
     coco.open()
     coco.draw("train", "000000000020.jpg", 48, 60)
     before = threading.active_count()
-    with pytest.raises(DataError, match="is 48 x 60 pixels") as error:
+    with pytest.raises(DataError, match=r"is 48 x 60 pixels") as error:
         coco.manifest()
     assert error.value.__traceback__ is not None and threading.active_count() == before
 
@@ -526,7 +526,7 @@ def test_annotations_that_were_changed_since_the_manifest_are_refused(coco):
         CocoSplit(coco.root, "train", written)
     assert "\n" not in str(e.value) and str(coco.file("train")) in str(e.value)
     coco.file("train").unlink()
-    with pytest.raises(DataError, match="annotations .* cannot be read .*smt data manifest tiny"):
+    with pytest.raises(DataError, match=r"annotations .* cannot be read .*smt data manifest tiny"):
         CocoSplit(coco.root, "train", written)
     coco.file("train").write_text(content)
     listed = written.list_file("train")

@@ -284,20 +284,20 @@ def test_digests_refuse_a_manifest_of_other_params(root, layout):
     project = project.model_copy(update={"recipes": recipes})
     assert manifest.digests(project, layout, run) == {"tiny": written.digest}
     more = {"tiny": tiny.model_copy(update={"train_images": 13})}
-    with pytest.raises(DataError, match="params say 3 and .*13.*; run: smt data manifest tiny"):
+    with pytest.raises(DataError, match=r"params say 3 and .*13.*; run: smt data manifest tiny"):
         manifest.digests(project.model_copy(update={"datasets": more}), layout, run)
 
 
 def test_a_damaged_manifest_is_one_line(root, layout):
     write(root, layout)
     layout.manifest("tiny").write_text('{"digest": 3')
-    with pytest.raises(DataError, match="is not a manifest .*; run: smt data manifest tiny") as e:
+    with pytest.raises(DataError, match=r"is not a manifest .*; run: smt data manifest tiny") as e:
         manifest.read(layout, "tiny")
     assert "\n" not in str(e.value)
 
 
 def test_a_mistyped_key_is_answered_with_the_nearest(layout):
-    with pytest.raises(UserError, match="no data set .*'imagenet1'.* did you mean imagenet1k"):
+    with pytest.raises(UserError, match=r"no data set .*'imagenet1'.* did you mean imagenet1k"):
         manifest.write(load_project(ROOT / "params", "demo"), layout, "imagenet1")
 
 

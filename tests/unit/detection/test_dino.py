@@ -189,7 +189,7 @@ def test_places_are_fractions_of_the_unpadded_image():
     levels = padded_levels()
     centres = levels.split(levels.centres)
     for level, mask in enumerate(level_masks()):
-        height, width = SHAPES[level]
+        _, width = SHAPES[level]
         for image in range(3):
             rows, columns = int((~mask[image, :, 0]).sum()), int((~mask[image, 0]).sum())
             for row, column in itertools.product(range(rows), range(columns)):

@@ -109,7 +109,7 @@ def followed():
 
 
 def test_every_stage_moves_the_boxes_of_the_one_before(followed):
-    model, calls, _, predictions = followed
+    _, calls, _, predictions = followed
     boxes = [[[0, 0, width, height]] * 6 for height, width in SIZES]  # the image without padding
     for (_, (logits, offsets, _)), prediction in zip(calls, predictions, strict=True):
         assert torch.equal(prediction.logits, logits)
@@ -126,7 +126,7 @@ def test_every_stage_moves_the_boxes_of_the_one_before(followed):
 
 
 def test_a_stage_sees_the_level_that_suits_its_boxes(followed):
-    model, calls, levels, predictions = followed
+    _, calls, levels, predictions = followed
     boxes = [[[0, 0, width, height]] * 6 for height, width in SIZES]
     used = set()
     for ((_, regions), _), prediction in zip(calls, predictions, strict=True):

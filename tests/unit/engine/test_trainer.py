@@ -17,11 +17,11 @@ from smt.config.recipes import Guard
 from smt.data.rng import derive_seed, seeded
 from smt.engine import checkpoint
 from smt.engine.distributed import Ranks
-from smt.engine.guard import Diverged
+from smt.engine.guard import TrainingDiverged
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
 from smt.engine.protocol import EvaluationInterrupted, MicroBatch, never
-from smt.engine.trainer import Settings, Stopped, Trainer
+from smt.engine.trainer import Settings, Trainer, TrainingStopped
 from smt.errors import TrainingError
 from smt.runs import journal
 from smt.runs.paths import bundled_params
@@ -146,7 +146,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bytes(tmp_path, stop
             stop.signal = 15
 
     first.before_step = ask
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingStopped):
         run(first, tmp_path / "cut", stop=stop)
     torch.rand(7)  # what happens between the two must not matter
     second = Regression()
@@ -201,7 +201,7 @@ def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tmp_path):
     task = Regression()
     task.poison[7] = math.nan
-    with pytest.raises(Diverged, match=r"step 7 of 15, learning rate 0\.00\d+") as raised:
+    with pytest.raises(TrainingDiverged, match=r"step 7 of 15, learning rate 0\.00\d+") as raised:
         run(task, tmp_path)
     assert raised.value.step == 7
 
@@ -241,7 +241,7 @@ def test_an_evaluation_gives_way_to_a_signal_and_is_done_again(tmp_path):
         return evaluate(interrupted)
 
     first.evaluate = asked_meanwhile
-    with pytest.raises(Stopped, match="after step 5 of 15"):
+    with pytest.raises(TrainingStopped, match="after step 5 of 15"):
         run(first, tmp_path / "cut", stop=stop)
     newest = checkpoint.load_newest(tmp_path / "cut" / "checkpoints")
     assert (newest.step, newest.epochs) == (5, 0)
@@ -265,7 +265,7 @@ def test_all_checkpoints_damaged_is_an_error_not_a_start_from_nothing(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     run(Regression(), tmp_path, identity={"fingerprint": "one"})
-    with pytest.raises(TrainingError, match="step 15 is of another run: .*one.*, not .*other"):
+    with pytest.raises(TrainingError, match=r"step 15 is of another run: .*one.*, not .*other"):
         trainer(Regression(), tmp_path, identity={"fingerprint": "other"})
 
 
@@ -325,7 +325,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_well(tmp_path):
 def test_more_steps_than_may_be_skipped_stop_the_run(tmp_path):
     task = Regression(guard=SKIP)
     task.poison |= {3: math.nan, 6: math.nan, 11: math.nan}
-    with pytest.raises(Diverged, match=r"at step 11 of 15.*after 2 skipped steps; lower"):
+    with pytest.raises(TrainingDiverged, match=r"at step 11 of 15.*after 2 skipped steps; lower"):
         run(task, tmp_path)
 
 
@@ -335,7 +335,9 @@ PATIENT = Guard(policy="skip", max_skips=100, spike=None)
 def test_a_run_without_a_single_step_of_use_is_not_done(tmp_path):
     task = Regression(guard=PATIENT)
     task.poison |= dict.fromkeys(range(15), math.nan)
-    with pytest.raises(Diverged, match=r"all 15 steps were skipped, at step 15 of 15; lower"):
+    with pytest.raises(
+        TrainingDiverged, match=r"all 15 steps were skipped, at step 15 of 15; lower"
+    ):
         run(task, tmp_path)
 
 
@@ -347,14 +349,16 @@ def test_a_run_that_ends_with_infinite_weights_is_not_done(tmp_path):
             next(task.model.parameters()).data.fill_(math.inf)
 
     task.before_step = spoil
-    with pytest.raises(Diverged, match="weights that are not finite, at step 15 of 15"):
+    with pytest.raises(TrainingDiverged, match="weights that are not finite, at step 15 of 15"):
         run(task, tmp_path)
 
 
 def test_a_run_whose_last_evaluation_is_no_number_is_not_done(tmp_path):
     task = Regression()
     task.evaluate = lambda interrupted, final: {"loss": math.nan if final else 1.0}
-    with pytest.raises(Diverged, match="the last evaluation gives loss nan, at step 15 of 15"):
+    with pytest.raises(
+        TrainingDiverged, match="the last evaluation gives loss nan, at step 15 of 15"
+    ):
         run(task, tmp_path)
 
 
@@ -373,7 +377,7 @@ def test_skipped_steps_are_counted_over_an_interruption(tmp_path):
             stop.signal = 15
 
     first.before_step = ask
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingStopped):
         run(first, tmp_path / "cut", stop=stop)
     second = poisoned()
     made, _ = run(second, tmp_path / "cut")

@@ -129,7 +129,7 @@ def test_pairs_are_made_of_digits_of_their_own_split_and_none_twice(made, split,
     for start in range(0, len(drawn), pairs):
         _, left, right = zip(*drawn[start : start + pairs], strict=True)
         assert len(set(left)) == len(set(right)) == pairs
-        assert 0 <= min(left + right) and max(left + right) < digits
+        assert set(left + right) <= set(range(digits))
     # What was drawn is what is on disk, but for the loss of JPEG.
     label, first, second = drawn[-pairs]
     own = mnist()[split]
@@ -197,7 +197,7 @@ def test_files_of_others_are_never_replaced(copy):
     theirs = copy / "train" / "n00000001" / "holiday.JPEG"
     theirs.write_bytes(b"precious")
     (copy / "made.json").unlink()
-    with pytest.raises(DataError, match="holds files that are not of this data set, such as .*ho"):
+    with pytest.raises(DataError, match=r"holds files that are not of this data set, such as .*ho"):
         make(copy)
     assert theirs.read_bytes() == b"precious"
 
@@ -231,7 +231,7 @@ def test_a_killed_making_leaves_nothing_that_looks_whole(tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk):
     root = small_disk / "demo" / "imagenet1k"
-    with pytest.raises(DataError, match="the disk is full; make room, or .* smt --data DIR") as e:
+    with pytest.raises(DataError, match=r"the disk is full; make room, or .* smt --data DIR") as e:
         make(root, PROJECT)
     assert "\n" not in str(e.value) and str(root.parent) in str(e.value)
     assert {path.name for path in root.parent.iterdir()} == {".imagenet1k.lock"}

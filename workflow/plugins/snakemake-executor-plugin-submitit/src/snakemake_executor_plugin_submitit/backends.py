@@ -27,11 +27,11 @@ from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 from snakemake_executor_plugin_submitit.slurm import GONE, Status
 
 
-class Refused(Exception):
+class SubmissionRejected(Exception):
     """The cluster will not take a job as it is; the message is its own."""
 
 
-class NoAnswer(Exception):
+class SubmissionUnconfirmed(Exception):
     """The cluster did not say whether it took a job."""
 
 
@@ -42,8 +42,8 @@ class Backend(Protocol):
         """Hand on a job; return its number.
 
         Raises:
-            Refused: it will not be taken, however often it is tried.
-            NoAnswer: it may be taken later, or has been.
+            SubmissionRejected: it will not be taken, however often it is tried.
+            SubmissionUnconfirmed: it may be taken later, or has been.
         """
         ...
 
@@ -153,11 +153,11 @@ class SlurmBackend:
                 return str(executor.submit(step).job_id)
         except FailedJobError as error:
             self._remove_drafts()
-            kind = NoAnswer if is_transient(str(error)) else Refused
+            kind = SubmissionUnconfirmed if is_transient(str(error)) else SubmissionRejected
             raise kind(_in_one_line(str(error))) from None
         except (FailedSubmissionError, OSError) as error:
             self._remove_drafts()
-            raise NoAnswer(_in_one_line(str(error))) from None
+            raise SubmissionUnconfirmed(_in_one_line(str(error))) from None
         finally:
             if executor.script is not None:
                 executor.script.unlink(missing_ok=True)  # by now a link to the script

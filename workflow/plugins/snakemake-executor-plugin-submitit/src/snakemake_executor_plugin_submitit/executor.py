@@ -217,12 +217,8 @@ class Executor(RemoteExecutor):
 
     def get_job_args(self, job: JobExecutorInterface, **kwargs: Any) -> str:
         """Return Snakemake's arguments for one job, with its own cores and inputs to wait for."""
-        return join_cli_args(
-            [
-                RealExecutor.get_job_args(self, job, cores=self._threads(job)),
-                self._wait_for_files(job),
-            ]
-        )
+        own = RealExecutor.get_job_args(self, job, cores=self._threads(job))
+        return str(join_cli_args([own, self._wait_for_files(job)]))
 
     def _wait_for_files(self, job: JobExecutorInterface) -> str:
         if self._many_inputs(job):
@@ -259,7 +255,7 @@ class Executor(RemoteExecutor):
     def _record(self, job: JobExecutorInterface, request: resources.Request) -> Record:
         key = _key(job)
         return Record(
-            key=key, name=f"{_label(job)}-{key}", directory=os.getcwd(),
+            key=key, name=f"{_label(job)}-{key}", directory=str(Path.cwd()),
             contents=self._contents(job), request=request.digest(),
         )  # fmt: skip
 

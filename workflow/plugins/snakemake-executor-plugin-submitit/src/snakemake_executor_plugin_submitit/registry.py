@@ -72,7 +72,7 @@ class Registry:
                 record = Record(**json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, TypeError):  # of another version of this plugin
                 continue
-            if record.directory == os.getcwd():  # else this is a copy of that directory
+            if record.directory == str(Path.cwd()):  # else this is a copy of that directory
                 yield record
 
     def lock(self) -> str | None:
@@ -120,7 +120,7 @@ class Registry:
             json.dump(asdict(record), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, path)
+        draft.replace(path)
         self._records[record.key] = record
         return record
 

@@ -14,7 +14,7 @@ from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
 
 from snakemake_executor_plugin_submitit import backends, diagnosis, slurm
 from snakemake_executor_plugin_submitit.attempts import TERMINATED, TO_BE_RESUMED, Attempt, refusal
-from snakemake_executor_plugin_submitit.backends import NoAnswer, Refused
+from snakemake_executor_plugin_submitit.backends import SubmissionRejected, SubmissionUnconfirmed
 from snakemake_executor_plugin_submitit.job_step import JobStep
 from snakemake_executor_plugin_submitit.registry import Record, Registry
 from snakemake_executor_plugin_submitit.resources import Request
@@ -313,7 +313,7 @@ class Tracker:
             return False
         if backends.result_name(record.job_id) in self._results:
             result = backends.read_result(self._folder, record.job_id)
-            return result["exit_code"] == 0 and all(os.path.exists(each) for each in job.outputs)
+            return result["exit_code"] == 0 and all(Path(output).exists() for output in job.outputs)
         # Without this file, which follows on its number, it will never begin.
         return backends.submitted(self._folder, record.job_id).exists()
 
@@ -382,10 +382,10 @@ class Tracker:
         job.record = self._registry.write(job.record)
         try:
             job_id = self._backend.submit(job.step, job.request, job.record.name)
-        except Refused as refused:
+        except SubmissionRejected as error:
             self._finish(job, keep_log=True)
-            return Outcome(f"refused at submission: {refused}")
-        except NoAnswer as error:
+            return Outcome(f"refused at submission: {error}")
+        except SubmissionUnconfirmed as error:
             return self._try_later(job, str(error))
         job.record = self._registry.update(job.record, job_id=job_id)
         job.tried_since, job.next_try, job.pause = None, 0.0, 1.0

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -127,9 +128,9 @@ def test_srun_is_not_needed_and_sbatch_is(toy, tmp_path):
     programs = tmp_path / "programs"
     programs.mkdir()
     for folder in toy.environment["PATH"].split(os.pathsep):
-        for path in os.scandir(folder) if os.path.isdir(folder) else ():
+        for path in Path(folder).iterdir() if Path(folder).is_dir() else ():
             if path.name != "srun" and not (programs / path.name).exists():
-                (programs / path.name).symlink_to(path.path)
+                (programs / path.name).symlink_to(path)
     toy.environment["PATH"] = str(programs)
     toy.write(TOUCH)
     toy.succeed()

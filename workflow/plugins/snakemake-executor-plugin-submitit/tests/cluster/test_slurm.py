@@ -113,7 +113,7 @@ def test_a_preempted_job_of_the_partition_cancel_is_cancelled(cluster, tmp_path)
 
 def test_preemption_with_grace_sends_the_signal_that_a_job_asked_for(cluster, tmp_path):
     command = "trap 'echo told; exit 0' USR2; echo run; while :; do sleep 0.1; done"
-    job, output = submit(
+    _, output = submit(
         cluster, tmp_path, command, "--partition=grace", "--signal=B:USR2@60", *busy(cluster)
     )
     await_text(output, "run")
@@ -202,7 +202,7 @@ def processes_in(folder):
 
 
 def test_stop_leaves_no_process_even_of_a_job_that_ignores_signals(second, tmp_path):
-    job, output = submit(second, tmp_path, "trap '' TERM INT HUP; echo run; setsid sleep 600")
+    _, output = submit(second, tmp_path, "trap '' TERM INT HUP; echo run; setsid sleep 600")
     await_text(output, "run")
     assert len(processes_in(second.folder.path)) > 4
     second.stop()
@@ -212,7 +212,7 @@ def test_stop_leaves_no_process_even_of_a_job_that_ignores_signals(second, tmp_p
 
 
 def test_two_clusters_know_nothing_of_each_other(cluster, second, tmp_path):
-    job, output = submit(second, tmp_path, "echo run; sleep 600")
+    _, output = submit(second, tmp_path, "echo run; sleep 600")
     await_text(output, "run")
     assert cluster.run("squeue", "-h").stdout == ""
     assert second.run("sacct", check=False).returncode != 0

@@ -47,7 +47,8 @@ def test_the_wheel_has_the_code_and_the_licence_and_no_tests(built):
 
 def test_the_source_has_what_its_tests_and_readers_need(built):
     (sdist,) = built.glob("*.tar.gz")
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "docs/intro.md", "docs/further.md",
             "tests/testbed/slurm/cluster.py", "example/Snakefile"} <= names  # fmt: skip
 

@@ -19,7 +19,7 @@ for number in (signal.SIGUSR2, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN if manner == "ignore" else lambda n, _: stop.append(n))
 
 step = int(state.read_text()) if state.exists() else 0
-with open(f"{state}.starts", "a") as starts:
+with Path(f"{state}.starts").open("a") as starts:
     starts.write(f"{step} {os.environ.get('SLURM_JOB_ID')}\n")
 print(f"trainer begins at step {step}", flush=True)
 

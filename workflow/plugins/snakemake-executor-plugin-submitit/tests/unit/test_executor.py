@@ -1,7 +1,6 @@
 """The executor plugin: what it documents, what it asks for, and what its parts decide."""
 
 import dataclasses
-import os
 import re
 from pathlib import Path
 
@@ -218,7 +217,7 @@ def test_an_end_belongs_to_the_attempt_of_its_job(tmp_path):
 
 def test_records_come_back_and_are_found_by_what_they_make(tmp_path):
     made = {"a.txt": {"code": "1", "params": "5"}, "b.txt": {"code": "2", "params": "6"}}
-    record = Record("k", "train-k", os.getcwd(), made, "r")
+    record = Record("k", "train-k", str(Path.cwd()), made, "r")
     Registry(tmp_path).write(record)
     Registry(tmp_path).write(Record("x", "train-x", "/elsewhere", made, "r"))  # by a copy
     (tmp_path / "broken.json").write_text("{")

@@ -1,9 +1,9 @@
 """What becomes of a job that an earlier start of Snakemake has submitted."""
 
 import logging
-import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +18,7 @@ RESULT = {"exit_code": 0, "message": None, "requeues": 0}
 def ended(tmp_path):
     """A tracker of the job that makes out.txt, which has ended well since; the job; its output."""
     output = tmp_path / "out.txt"
-    own = Record("k", "rule-k", os.getcwd(), {str(output): {"code": "1"}}, "r")
+    own = Record("k", "rule-k", str(Path.cwd()), {str(output): {"code": "1"}}, "r")
     record = replace(own, job_id="7")
     registry = Registry(tmp_path / "jobs")
     registry.write(record)

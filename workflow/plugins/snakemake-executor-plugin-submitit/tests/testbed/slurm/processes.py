@@ -1,7 +1,6 @@
 """Processes that are started, written down, and ended by their id: never another's."""
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +88,7 @@ class Processes:
     def _write(self, record: Mapping[str, tuple[int, float]]) -> None:
         temporary = self._record.with_suffix(".new")
         temporary.write_text(json.dumps(record))
-        os.replace(temporary, self._record)
+        temporary.replace(self._record)
 
 
 def kill(targets: Iterable[psutil.Process], timeout: float = 10) -> None:

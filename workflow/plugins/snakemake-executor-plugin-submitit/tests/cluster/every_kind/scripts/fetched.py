@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-with open(snakemake.output[0], "w") as file:  # noqa: F821
+with Path(snakemake.output[0]).open("w") as file:  # noqa: F821
     for path in map(Path, snakemake.input):  # noqa: F821
         print(path.name, path.read_text(), file=file)
