@@ -13,7 +13,14 @@ from smt.detection.paste import paste
 from smt.detection.structures import Detections
 from smt.errors import DataError
 from smt.evaluation import predictions as module
-from smt.evaluation.predictions import ImageResult, _pixels_covered, entries, image_result, read, write
+from smt.evaluation.predictions import (
+    ImageResult,
+    _pixels_covered,
+    entries,
+    image_result,
+    read,
+    write,
+)
 
 # pycocotools 2.0 under numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
