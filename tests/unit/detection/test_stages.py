@@ -48,7 +48,7 @@ def recorded(monkeypatch, model, images, targets):
         calls.append((proposals, regions, matching))
         return regions
 
-    monkeypatch.setattr(two_stage, "draw_regions", listening)
+    monkeypatch.setattr(two_stage, "sample_regions", listening)
     losses = model(images, targets)
     return losses, [calls[i : i + len(targets)] for i in range(0, len(calls), len(targets))]
 

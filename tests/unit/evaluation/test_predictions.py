@@ -13,7 +13,14 @@ from smt.detection.paste import paste
 from smt.detection.structures import Detections
 from smt.errors import DataError
 from smt.evaluation import predictions as module
-from smt.evaluation.predictions import ImageResult, _covered, entries, image_result, read, write
+from smt.evaluation.predictions import (
+    ImageResult,
+    _pixels_covered,
+    entries,
+    image_result,
+    read,
+    write,
+)
 
 # pycocotools 2.0 under numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -74,7 +81,7 @@ def test_what_is_no_number_is_left_out():
 
 @pytest.mark.parametrize("pasted", [1, 3 * 40 * 25, 10**9])
 def test_masks_are_those_drawn_into_the_image_on_disk(monkeypatch, pasted):
-    monkeypatch.setattr(module, "PASTED", pasted)
+    monkeypatch.setattr(module, "MAX_PASTED", pasted)
     torch.manual_seed(0)
     corners = torch.rand(7, 2) * torch.tensor([60.0, 40.0])
     boxes = torch.cat([corners, corners + 10 + 30 * torch.rand(7, 2)], dim=1)
@@ -265,9 +272,9 @@ def test_run_lengths_cover_what_cocos_tools_say():
     for density in (0, 0.001, 0.1, 0.5, 1):
         for size in ((1, 1), (1, 7), (480, 640), (1200, 1100)):
             pixels = np.asfortranarray((generator.random(size) < density).astype(np.uint8))
-            assert _covered(rle.encode(pixels)["counts"].decode()) == size[0] * size[1]
+            assert _pixels_covered(rle.encode(pixels)["counts"].decode()) == size[0] * size[1]
     # 2, -3: runs are no less than nothing; 3 numbers, then a difference that leads below it.
-    assert _covered("2M") is None
-    assert _covered("2222") == 2 + 2 + 2 + 4
-    assert _covered("222M") is None
-    assert _covered("oooooooo0") is None
+    assert _pixels_covered("2M") is None
+    assert _pixels_covered("2222") == 2 + 2 + 2 + 4
+    assert _pixels_covered("222M") is None
+    assert _pixels_covered("oooooooo0") is None
