@@ -4,10 +4,10 @@ import re
 
 from smt.config import fingerprint
 from smt.config.cluster import ScaleShare
-from smt.config.experiments import Experiment, Run, Task
-from smt.config.heads import UPerNet
+from smt.config.experiments import Experiment, Run
+from smt.config.heads import Head
 from smt.config.models import Model
-from smt.config.project import Detector, Project
+from smt.config.project import Project
 from smt.config.published import ReportedValue
 from smt.config.recipes import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
 from smt.config.sections import RECIPES, SECTIONS
@@ -89,7 +89,7 @@ class Checker:
                     f"{model.mixers[stage]}; valid: 2 blocks or more, or the mixer sam or msa",
                 )
 
-    def _head(self, name: str, head: Detector | UPerNet) -> None:
+    def _head(self, name: str, head: Head) -> None:
         for path, problem in head.problems():
             raise self._fail("heads", ("heads", name, *path), problem)
 
@@ -110,7 +110,7 @@ class Checker:
                 f"{experiment.recipe} is of {section}, but this experiment's task is "
                 f"{experiment.task}; valid, from {file}.yaml: {', '.join(valid)}",
             )  # fmt: skip
-        heads = [each for each, head in project.heads.items() if _is_of(head, experiment.task)]
+        heads = [each for each, head in project.heads.items() if head.task == experiment.task]
         if experiment.task == "classify":
             if experiment.head is not None:
                 raise self._fail("experiments", (*path, "head"), "a classifier has none; remove it")
@@ -389,10 +389,6 @@ class Checker:
 
 def _section_of(recipe: Recipe) -> str:
     return next(name for name in RECIPES.values() if type(recipe) is SECTIONS[name][1])
-
-
-def _is_of(head: Detector | UPerNet, task: Task) -> bool:
-    return task == ("segment" if isinstance(head, UPerNet) else "detect")
 
 
 def _divisors(number: int) -> str:

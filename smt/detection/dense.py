@@ -17,6 +17,7 @@ from smt.detection.losses import start_at_prior
 from smt.detection.matching import BACKGROUND, LEFT_OUT
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
 from smt.detection.suppression import strongest
+from smt.models.profile import Calls
 
 STRIDES = (8, 16, 32, 64, 128)
 """Of the levels: three of the backbone's and two coarser ones."""
@@ -123,6 +124,13 @@ class DenseDetector(DetectionModel):
     def predict(self, images: Tensor, sizes: list[Size]) -> list[Detections]:
         each = zip(self.predictions(self.maps(images), sizes), sizes, strict=True)
         return [detections(one, size, self.deviations, self.test) for one, size in each]
+
+    def calls(self, features: list[Tensor], size: Size) -> Calls:
+        levels = self.pyramid(features[1:])
+        return {
+            "pyramid": [(self.pyramid, (features[1:],))],
+            "head": [(self.head, (levels,))],
+        }
 
 
 def own_grids(size: Size) -> list[tuple[int, int]]:
