@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smt.cluster.slurm import Slurm
 from smt.errors import UserError
 from smt.proof.launch import Farewell, is_error, last_words, lines_of, rank_log, without_job
+from snakemake_executor_plugin_submitit.slurm import is_of_tools
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,6 @@ _CANCEL = 60.0
 
 _JOB = "SLURM_JOB_ID"
 """Variable that tells of the job that this is in."""
-
-_OWN = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SRUN_")
-"""Variables that SLURM sets in a job or reads as options."""
 
 _ASKED = ("ACCOUNT", "CONSTRAINT", "GPUS_PER_NODE", "MEM_PER_NODE", "PARTITION", "QOS",
           "RESERVATION", "TIMELIMIT")  # fmt: skip
@@ -261,7 +260,7 @@ class SlurmAttempt:
         if self._step is not None:
             job, _, _ = self._step.partition(".")
             what = self._step if _JOB in os.environ else job
-            subprocess.run(["scancel", what], capture_output=True)
+            Slurm().ask("scancel", what)
         if not self._ends_within(_CANCEL):
             self._srun.kill()
             self._srun.wait()
@@ -293,9 +292,7 @@ def _command(request: Request, ranks: int, environment: Mapping[str, str]) -> li
 def _environment(request: Request, ranks: int, given: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for `srun`, without what SLURM said to a job that this is in."""
     environment = {
-        name: value
-        for name, value in without_job(given).items()
-        if name == "SLURM_CONF" or not name.startswith(_OWN)
+        name: value for name, value in without_job(given).items() if not is_of_tools(name)
     }
     if _JOB in given:
         return environment

@@ -417,10 +417,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the doctor asks SLURM with options of the environment", "doctor", "smt/cluster/slurm.py",
-        """\
-                env=environment(),
-""",
-        "",
+        "env={**environment(), **variables}", "env=None",
         DOCTOR,
     ),
     # --- params and fingerprints -----------------------------------------------------------------
