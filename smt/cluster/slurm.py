@@ -1,4 +1,4 @@
-"""Questions to SLURM through its own programs, each with a bounded wait."""
+"""SLURM's client: its programs, run with a timeout and without options of the environment."""
 
 import getpass
 import re

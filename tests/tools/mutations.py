@@ -319,7 +319,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what does not follow gives another exit code", "verify", "smt/commands/verify.py",
-        "sys.exit(EXIT_UNVERIFIED if ledger.findings else 0)",
+        "sys.exit(EXIT_UNVERIFIED if ledger.mismatches else 0)",
         "sys.exit(EXIT_UNVERIFIED if ledger.notes else 0)",
         VERIFY,
     ),

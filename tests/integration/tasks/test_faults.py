@@ -44,7 +44,7 @@ def train_on(project, ranks, *options, log="try", prepare=()):
 
 def go_on(project, ranks):
     with closing(train_on(project, ranks)) as attempt:
-        assert ended(attempt) == [0] * ranks, attempt.said()
+        assert ended(attempt) == [0] * ranks, attempt.last_message()
 
 
 def await_pause(attempt, rank=0):
@@ -152,7 +152,7 @@ def test_when_one_process_is_killed_the_others_end_as_ones_that_can_go_on(
         await_pause(attempt, 1)
         process_of(attempt, 1).kill()
         assert ended(attempt) == [75, -signal.SIGKILL]
-        assert "rank 0 of 2 lost touch with another" in attempt.said()
+        assert "rank 0 of 2 lost touch with another" in attempt.last_message()
     go_on(small_project, 2)
     assert 6 <= provenance(small_project)["attempts"][1]["resumed_at_step"] <= 11
     assert outcome(small_project) == undisturbed_pair
@@ -163,7 +163,7 @@ def test_a_second_start_of_several_processes_is_refused_once(small_project):
         await_pause(attempt)
         with closing(train_on(small_project, 2, log="second")) as second:
             assert ended(second) == [4, 4]
-            assert "trains this run already" in second.said()
+            assert "trains this run already" in second.last_message()
     assert said(small_project, "second-rank1") == ""
 
 
