@@ -48,7 +48,7 @@ def go_on(project, ranks):
 
 
 def await_pause(attempt, rank=0):
-    pause.await_stop(process_of(attempt, rank), attempt.said)
+    pause.await_stop(process_of(attempt, rank), attempt.last_message)
 
 
 def send(attempt, number, rank):
@@ -80,7 +80,7 @@ def test_told_to_stop_before_there_is_anything_to_save_it_ends_at_once(small_pro
         process_of(attempt, 1).kill()
         process = psutil.Process(process_of(attempt, 0).pid)
         wait_for(lambda: [each for each in process.net_connections() if each.status == "LISTEN"],
-                 attempt.said)  # fmt: skip
+                 attempt.last_message)  # fmt: skip
         assert attempt.poll() is None
         attempt.kill(signal.SIGTERM, 0)
         # It would wait for the other one for half an hour, and `ended` waits for ten minutes.
@@ -194,7 +194,7 @@ def test_a_process_that_hangs_is_shown_in_the_log_and_costs_minutes_not_days(sma
     with closing(train_on(small_project, 2, *options, prepare=prepare)) as attempt:
         await_pause(attempt, 1)
         log = work_dir(small_project) / "train.log"
-        wait_for(lambda: "end of the stacks of rank 0" in log.read_text(), attempt.said)
+        wait_for(lambda: "end of the stacks of rank 0" in log.read_text(), attempt.last_message)
         process_of(attempt, 1).send_signal(signal.SIGCONT)
         assert ended(attempt) == [75, 75]
     stacks = log.read_text()
