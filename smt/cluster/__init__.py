@@ -1,1 +1,1 @@
-"""SLURM's answers, and what runs cost: GPU hours, memory, storage."""
+"""SLURM's client and queue; cost estimates of runs: GPU-hours, memory, storage."""

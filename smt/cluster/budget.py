@@ -1,4 +1,4 @@
-"""What runs cost together: an experiment's, a table's, all; what of it is done, and what is not."""
+"""Cost estimates aggregated per experiment, table and total: what is done, and what is to do."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable

@@ -1,4 +1,4 @@
-"""A budget in words and columns, as CSV and as JSON. Hours are rounded: they are estimates."""
+"""A budget as text, CSV and JSON. Hours are rounded: they are estimates."""
 
 import csv
 import io

@@ -1,16 +1,14 @@
-"""SLURM's queue: one question for all jobs of this user, and which of them train which run."""
+"""SLURM's queue: one query for all jobs of this user, and which of them train which run."""
 
-import os
-import re
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
+from smt.cluster.slurm import Slurm
 from smt.config.experiments import Run
 
 TIMEOUT = 5.0
-"""Seconds to wait for an answer: squeue tries an unreachable controller for minutes."""
+"""Seconds to wait for an answer: less than elsewhere, for `smt status` does without SLURM."""
 
 _COLUMNS = {
     "JobID": 20, "State": 20, "Reason": 80, "NodeList": 80, "StartTime": 24, "RestartCnt": 12,
@@ -18,18 +16,11 @@ _COLUMNS = {
 }  # fmt: skip
 """What is asked of each job, and characters kept for it; squeue cuts off what is longer."""
 
-_ORIGIN = re.compile(r"^squeue: ((error|fatal): )?")
-"""What stands before each of its complaints."""
-
 _ON_NODES = {"RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"}
 _WAITING = {
     "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"
 }  # fmt: skip
 _BROKEN = {"FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
-
-
-class SlurmUnavailable(Exception):
-    """SLURM gives no answer; the message is a phrase that says why."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +60,18 @@ class Job:
 
 
 def comment(scale: str, run: Run, fingerprint: str) -> str:
-    """Return the comment of the job that trains a run: the DAG's rule sets it, this finds it."""
+    """Return the comment of the job that trains a run; its format stands nowhere else.
+
+    The rule that trains gives it to the job, and `Queue` tells jobs apart by it.
+    """
     return f"smt {scale} {run} {fingerprint}"
 
 
 class Queue:
-    """The jobs that train runs of one scale; `jobs` is None where SLURM was not heard."""
+    """The jobs that train runs of one scale; `jobs` is None where SLURM is not reachable."""
 
     def __init__(self, scale: str, jobs: Iterable[Job] | None) -> None:
-        self.was_heard = jobs is not None
+        self.is_reachable = jobs is not None
         self._scale, self._jobs = scale, tuple(jobs or ())
 
     def find(self, run: Run, fingerprint: str) -> Job | None:
@@ -115,30 +109,16 @@ def jobs() -> tuple[Job, ...]:
         SlurmUnavailable: there is no squeue, it fails, or it takes longer than `TIMEOUT`.
     """
     columns = ",".join(f"{name}:{width}" for name, width in _COLUMNS.items())
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
-    try:
-        done = subprocess.run(
-            ["squeue", "--me", "--noheader", "--states=all", f"--Format={columns}"],
-            env={**kept, "SLURM_TIME_FORMAT": "%s"}, stdin=subprocess.DEVNULL, capture_output=True,
-            encoding="utf-8", errors="replace", timeout=TIMEOUT,
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise SlurmUnavailable("there is no squeue here") from None
-    except subprocess.TimeoutExpired:
-        raise SlurmUnavailable(f"squeue gave no answer in {TIMEOUT:.0f} s") from None
-    except OSError as error:
-        raise SlurmUnavailable(f"squeue does not start: {error.strerror}") from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise SlurmUnavailable(f"squeue failed: {_ORIGIN.sub('', said[-1])}")
+    command = ("squeue", "--me", "--noheader", "--states=all", f"--Format={columns}")
+    lines = Slurm(TIMEOUT).read(*command, SLURM_TIME_FORMAT="%s").splitlines()
     # With several clusters there are lines that name them.
-    return tuple(map(_job, (line for line in done.stdout.splitlines() if line[:1].isdigit())))
+    return tuple(map(_job, (line for line in lines if line[:1].isdigit())))
 
 
 def _job(line: str) -> Job:
     ends = list(accumulate(_COLUMNS.values()))
     fields = [line[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
-    number, state, reason, nodes, start, requeues, said = fields
+    number, state, reason, nodes, start, requeues, comment_of_job = fields
     return Job(
         number=number,
         state=state,
@@ -146,5 +126,5 @@ def _job(line: str) -> Job:
         nodes=nodes,
         start=float(start) if start.isdigit() else None,
         requeues=int(requeues) if requeues.isdigit() else 0,
-        comment=said,
+        comment=comment_of_job,
     )

@@ -1,4 +1,4 @@
-"""Questions to SLURM through its own programs, each with a bounded wait."""
+"""SLURM's client: its programs, run with a timeout and without options of the environment."""
 
 import getpass
 import re
@@ -19,9 +19,13 @@ _TIMEOUT = 30.0
 """Seconds. SLURM's programs try an unreachable controller for minutes."""
 
 
+class SlurmUnavailable(UserError):
+    """A program of SLURM is missing, silent or fails; the message is a phrase that says why."""
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What a program of SLURM said."""
+    """Output of a program of SLURM."""
 
     succeeded: bool
     text: str
@@ -30,7 +34,7 @@ class Answer:
     def reason(self) -> str:
         """Why it failed: its last line, without the program's name."""
         lines = [line for line in self.text.splitlines() if line.strip()]
-        return re.sub(r"^(\w+: )?((error|fatal): )?", "", lines[-1]) if lines else "it said nothing"
+        return re.sub(r"^(\w+: )?((error|fatal): )?", "", lines[-1]) if lines else "no message"
 
 
 class Limit(NamedTuple):
@@ -42,35 +46,46 @@ class Limit(NamedTuple):
 
 
 class Slurm:
-    """The cluster that this machine's SLURM programs reach. Settings are read once."""
+    """The cluster that this machine's SLURM programs reach. Settings are read once.
+
+    Options of SLURM's programs in the environment, such as SBATCH_PARTITION or SQUEUE_STATES, are
+    kept from them: the user's own would change what is asked. `timeout` is in seconds.
+    """
+
+    def __init__(self, timeout: float = _TIMEOUT) -> None:
+        self._timeout = timeout
 
     def missing(self) -> list[str]:
         """Return the programs that are not on PATH."""
         return [name for name in PROGRAMS if shutil.which(name) is None]
 
-    def ask(self, *command: str) -> Answer:
-        """Run a program of SLURM and return what it said, failed or not."""
+    def ask(self, *command: str, **variables: str) -> Answer:
+        """Run a program of SLURM, with more `variables`; return its output, or its errors."""
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT,
-                env=environment(),
+                command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",
+                errors="replace", timeout=self._timeout, env={**environment(), **variables},
             )  # fmt: skip
         except subprocess.TimeoutExpired as late:
-            said = late.stderr.decode(errors="replace").strip() if late.stderr else "nothing"
-            return Answer(False, f"no answer in {_TIMEOUT:.0f} s; it said: {said.splitlines()[-1]}")
+            lines = (late.stderr or b"").decode(errors="replace").strip().splitlines()
+            last = f"; its last message: {lines[-1]}" if lines else ""
+            return Answer(False, f"no answer in {self._timeout:.0f} s{last}")
+        except FileNotFoundError:
+            return Answer(False, "not on this machine")
         except OSError as problem:
-            return Answer(False, f"{command[0]}: {problem.strerror}")
+            return Answer(False, f"cannot be started: {problem.strerror}")
         return Answer(done.returncode == 0, done.stdout if done.returncode == 0 else done.stderr)
 
-    def read(self, *command: str) -> str:
-        """Run a program of SLURM and return its output.
+    def read(self, *command: str, **variables: str) -> str:
+        """Run a program of SLURM, with more `variables`, and return its output.
 
         Raises:
-            UserError: it fails.
+            SlurmUnavailable: it cannot be started, takes too long, or fails.
         """
-        answer = self.ask(*command)
+        answer = self.ask(*command, **variables)
         if not answer.succeeded:
-            raise UserError(f"{' '.join(command[:3])}: {answer.reason}")
+            words = (word for word in command[:3] if not word.startswith("-"))
+            raise SlurmUnavailable(f"{' '.join(words)}: {answer.reason}")
         return answer.text
 
     @cached_property

@@ -40,9 +40,9 @@ def command(partition: str | None, account: str | None, job: bool, wait: float, 
         wait=wait if job else None,
     )
     levels: Counter[str] = Counter()
-    for finding in checkup.findings(launch):
-        click.echo(finding)
-        levels[finding.level] += 1
+    for result in checkup.check_results(launch):
+        click.echo(result)
+        levels[result.level] += 1
     click.echo(_verdict(levels["error"], levels["warning"], scale))
     if levels["error"]:
         sys.exit(EXIT_BAD_INPUT)

@@ -43,8 +43,8 @@ def command(experiments: tuple[str, ...], watch: float | None, as_json: bool, sc
                 click.clear()
             if status.without_slurm:
                 click.echo(
-                    f"smt: SLURM was not heard ({status.without_slurm}): states are from what runs "
-                    "leave on disk alone",
+                    f"smt: SLURM is not reachable ({status.without_slurm}); states are read from "
+                    "files only",
                     err=True,
                 )
             if as_json:

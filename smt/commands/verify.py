@@ -45,7 +45,7 @@ def command(experiments: tuple[str, ...], evaluate: bool, scale: str) -> None:
         _evaluate(audit)
     for line in summary(ledger):
         click.echo(line)
-    sys.exit(EXIT_UNVERIFIED if ledger.findings else 0)
+    sys.exit(EXIT_UNVERIFIED if ledger.mismatches else 0)
 
 
 def _evaluate(audit: Audit) -> None:
@@ -80,9 +80,9 @@ def _compare(audit: Audit, run: Run, metrics: dict[str, float], *, exact: bool) 
 
 
 def summary(ledger: Ledger) -> Iterator[str]:
-    """Yield a line for each finding, then for each kind of thing that was compared."""
-    for finding in ledger.findings:
-        yield str(finding)
+    """Yield a line for each mismatch, then for each kind of thing that was compared."""
+    for mismatch in ledger.mismatches:
+        yield str(mismatch)
     kinds = list(dict.fromkeys([*ledger.items, *ledger.checked, *ledger.notes]))
     width = max(map(len, kinds), default=0)
     for kind in kinds:
@@ -94,8 +94,8 @@ def summary(ledger: Ledger) -> Iterator[str]:
         if notes[NOTES:]:
             yield f"{'':<{width}}  and {len(notes) - NOTES} more like it"
     total = ledger.checked.total()
-    if ledger.findings:
-        yield f"{len(ledger.findings)} of {total:,} things do not follow"
+    if ledger.mismatches:
+        yield f"{len(ledger.mismatches)} of {total:,} things do not follow"
     else:
         yield f"everything follows: {total:,} values compared"
 

@@ -4,8 +4,8 @@ import re
 
 from smt.config import fingerprint
 from smt.config.cluster import ScaleShare
-from smt.config.experiments import Experiment, Run, Task
-from smt.config.heads import Detector, UPerNet
+from smt.config.experiments import Experiment, Run
+from smt.config.heads import Head
 from smt.config.models import Model
 from smt.config.project import Project
 from smt.config.published import ReportedValue
@@ -93,7 +93,7 @@ class ConsistencyChecker:
                     f"{model.mixers[stage]}; valid: 2 blocks or more, or the mixer sam or msa",
                 )
 
-    def _head(self, name: str, head: Detector | UPerNet) -> None:
+    def _head(self, name: str, head: Head) -> None:
         for path, problem in head.problems():
             raise self._fail("heads", ("heads", name, *path), problem)
 
@@ -114,9 +114,7 @@ class ConsistencyChecker:
                 f"{experiment.recipe} is of {section}, but this experiment's task is "
                 f"{experiment.task}; valid, from {file}.yaml: {', '.join(valid)}",
             )  # fmt: skip
-        heads = [
-            head_name for head_name, head in project.heads.items() if _is_of(head, experiment.task)
-        ]
+        heads = [each for each, head in project.heads.items() if head.task == experiment.task]
         if experiment.task == "classify":
             if experiment.head is not None:
                 raise self._fail("experiments", (*path, "head"), "a classifier has none; remove it")
@@ -400,10 +398,6 @@ class ConsistencyChecker:
 
 def _section_of(recipe: Recipe) -> str:
     return next(name for name in RECIPES.values() if type(recipe) is SECTIONS[name][1])
-
-
-def _is_of(head: Detector | UPerNet, task: Task) -> bool:
-    return task == ("segment" if isinstance(head, UPerNet) else "detect")
 
 
 def _divisors(number: int) -> str:

@@ -3,10 +3,11 @@
 Intersections over union (IoU) are fractions. Sizes are pixels of the image that the model sees.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticKnownError
 
 from smt.config.types import Fraction, Positive, PositiveFloat, Strict
 
@@ -17,6 +18,32 @@ Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 """By which the four offsets of a box (dx, dy, dw, dh) are divided."""
 Weight = Annotated[float, Field(ge=0)]
 """Of a loss in the sum of all."""
+
+
+class Head(Strict):
+    """What stands on the backbone."""
+
+    task: ClassVar[Literal["detect", "segment"]]
+
+    kind: str
+    """One of `HEADS`."""
+    title: str
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong between values, by key."""
+        return iter(())
+
+
+class Detector(Head):
+    """Finds objects."""
+
+    task = "detect"
+
+
+class Segmenter(Head):
+    """Tells the class of every pixel."""
+
+    task = "segment"
 
 
 class Anchors(Strict):
@@ -112,11 +139,9 @@ class MaskHead(Strict):
     """Side of the pooled region; the mask is twice as large."""
 
 
-class TwoStage(Strict):
+class TwoStage(Detector):
     """Mask R-CNN (one stage) or Cascade Mask R-CNN (three), on a pyramid of five levels."""
 
-    kind: Literal["two_stage"]
-    title: str
     channels: Positive
     """Of every level of the pyramid."""
     rpn: RPN
@@ -136,11 +161,9 @@ class TwoStage(Strict):
             yield from stage.matching.problems("stages", index, "matching")
 
 
-class RetinaNet(Strict):
+class RetinaNet(Detector):
     """RetinaNet: focal loss on dense anchors."""
 
-    kind: Literal["retinanet"]
-    title: str
     channels: Positive
     convolutions: Positive
     """In front of classes and of boxes."""
@@ -155,11 +178,9 @@ class RetinaNet(Strict):
         yield from self.matching.problems("matching")
 
 
-class ATSS(Strict):
+class ATSS(Detector):
     """ATSS: one anchor at each place, assigned by the statistics of an object's candidates."""
 
-    kind: Literal["atss"]
-    title: str
     channels: Positive
     convolutions: Positive
     groups: Positive
@@ -188,11 +209,9 @@ class SetWeights(Strict):
     giou: Weight
 
 
-class SparseRCNN(Strict):
+class SparseRCNN(Detector):
     """Sparse R-CNN: learned proposals, refined in stages."""
 
-    kind: Literal["sparse_rcnn"]
-    title: str
     channels: Positive
     proposals: Positive
     stages: Positive
@@ -231,14 +250,12 @@ class Denoising(Strict):
     """Largest shift of a side over half of the box's size."""
 
 
-class DINO(Strict):
+class DINO(Detector):
     """DINO: a deformable transformer whose queries are selected among the encoder's outputs."""
 
     NORM_GROUPS: ClassVar[int] = 32
     """Of GroupNorm (Deformable DETR, and DINO after it)."""
 
-    kind: Literal["dino"]
-    title: str
     channels: Positive
     levels: Literal[4]
     """Of features; the last is a convolution of the backbone's last."""
@@ -268,11 +285,9 @@ class DINO(Strict):
         yield from _divided(self.channels, heads=self.heads)
 
 
-class UPerNet(Strict):
+class UPerNet(Segmenter):
     """UPerNet: pyramid pooling and a feature pyramid, with an auxiliary head on stage 3."""
 
-    kind: Literal["upernet"]
-    title: str
     channels: Positive
     pools: Annotated[tuple[Positive, ...], Field(min_length=1)]
     """Sides of the grids that the last stage is pooled to."""
@@ -280,10 +295,6 @@ class UPerNet(Strict):
     auxiliary_channels: Positive
     auxiliary_weight: Weight
     """Of the auxiliary head's loss in the sum."""
-
-    def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong, by key: nothing can be."""
-        return iter(())
 
 
 def _divided(channels: int, **parts: int) -> Iterator[Problem]:
@@ -293,15 +304,7 @@ def _divided(channels: int, **parts: int) -> Iterator[Problem]:
             yield (key,), f"{number} does not divide the {channels} channels; valid: {valid}"
 
 
-class UnknownHead(Strict):
-    """Record of an entry whose kind is unknown: its validation names the valid kinds."""
-
-    kind: Literal["two_stage", "retinanet", "atss", "sparse_rcnn", "dino", "upernet"]
-
-
-Detector = TwoStage | RetinaNet | ATSS | SparseRCNN | DINO
-Head = Detector | UPerNet
-HEADS: dict[object, type[Detector] | type[UPerNet]] = {
+HEADS: Mapping[str, type[Head]] = {
     "two_stage": TwoStage,
     "retinanet": RetinaNet,
     "atss": ATSS,
@@ -309,4 +312,21 @@ HEADS: dict[object, type[Detector] | type[UPerNet]] = {
     "dino": DINO,
     "upernet": UPerNet,
 }
-"""The record of each kind."""
+"""The record of each kind. A kind is the name of its module in `smt/detection` or
+`smt/segmentation`, too."""
+
+
+def _refuse_kind(kind: str) -> str:
+    *others, last = (repr(name) for name in HEADS)
+    raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+
+
+class UnknownHead(Strict):
+    """Stands in for an entry without a kind that there is, so that the error says so."""
+
+    kind: Annotated[str, AfterValidator(_refuse_kind)]
+
+
+def record_of(entry: Mapping[str, Any]) -> type[Strict]:
+    """Return the record of an entry of `params/heads.yaml`, by its kind."""
+    return HEADS.get(str(entry.get("kind")), UnknownHead)

@@ -9,7 +9,7 @@ from pydantic import Field
 from smt.config.cluster import Cluster
 from smt.config.datasets import ClassMap, Dataset
 from smt.config.experiments import Experiment, Run, Seeds, system_name
-from smt.config.heads import Detector, TwoStage, UPerNet
+from smt.config.heads import Head, TwoStage
 from smt.config.metrics import METRICS, TASK_METRICS
 from smt.config.models import Model
 from smt.config.published import Discrepancy, Reported, ReportedValue, Table
@@ -83,7 +83,8 @@ class Project(Strict):
     scale_name: Name
     scale: Scale
     models: dict[Name, Model]
-    heads: dict[Name, Detector | UPerNet]
+    heads: dict[Name, Head]
+    """Instances of its subclasses, one a kind."""
     recipes: dict[Name, Recipe]
     """Instances of its subclasses, one a task."""
     datasets: dict[Name, Dataset]
@@ -187,7 +188,7 @@ class Project(Strict):
             return tuple(metric for metric in METRICS if metric.startswith(("box_", "mask_")))
         return TASK_METRICS[experiment.task]
 
-    def _head(self, name: str) -> Detector | UPerNet:
+    def _head(self, name: str) -> Head:
         head = self.experiments[name].head
         assert head is not None
         return self.heads[head]

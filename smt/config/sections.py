@@ -5,14 +5,14 @@ from typing import Any
 
 from smt.config.datasets import ClassMap, Dataset
 from smt.config.experiments import Experiment
-from smt.config.heads import HEADS, UnknownHead
+from smt.config.heads import record_of
 from smt.config.models import Model
 from smt.config.published import Table
 from smt.config.recipes import ClassificationRecipe, DetectionRecipe, SegmentationRecipe
 
 SECTIONS: Mapping[str, tuple[str, type | Callable[[Any], type]]] = {
     "models": ("models", Model),
-    "heads": ("heads", lambda entry: HEADS.get(entry.get("kind"), UnknownHead)),
+    "heads": ("heads", record_of),
     "recipes": ("recipes", ClassificationRecipe),
     "detection_recipes": ("detection", DetectionRecipe),
     "segmentation_recipes": ("segmentation", SegmentationRecipe),

@@ -9,9 +9,8 @@ disk takes minutes, and no run sees other files than its fingerprint says.
 """
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
@@ -28,7 +27,7 @@ from smt.datasets.file_lists import SplitDigest
 from smt.datasets.hashing import DecodeCheck, FileHasher, HashCache, ProgressCallback
 from smt.datasets.scan import SplitScan
 from smt.errors import DataError, UserError, suggest
-from smt.runs.atomic import explained, publish, write_json
+from smt.runs.atomic import explained, replacing, write_json
 from smt.runs.paths import Layout
 
 if TYPE_CHECKING:
@@ -196,7 +195,7 @@ def create(
     listed_in = {split: f"{path.stem}.{split}.txt" for split in scans}
     with ExitStack() as stack:
         files = {
-            split: stack.enter_context(_atomic_writer(path.with_name(name)))
+            split: stack.enter_context(replacing(path.with_name(name), single_writer=True))
             for split, name in listed_in.items()
         }
         try:
@@ -230,22 +229,6 @@ def _validate(
         return validate(dataset, root, scans)
     except scan.InvalidDataset as error:
         raise DataError(f"{key}: {error}; {scan.remedy_for(key, dataset, make)}") from None
-
-
-@contextmanager
-def _atomic_writer(path: Path) -> Iterator[BinaryIO]:
-    """Write a list under another name, and give it its own on success.
-
-    The other name is always the same, for one process at a time reads a data set: what a killed
-    one left behind, a gigabyte at ImageNet-22K's size, is overwritten.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _require_readable(key: str, root: Path, differences: Differences, remedy: str) -> None:

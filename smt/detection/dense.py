@@ -17,6 +17,7 @@ from smt.detection.losses import start_at_prior
 from smt.detection.matching import BACKGROUND, LEFT_OUT
 from smt.detection.nms import suppress
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
+from smt.models.profile import Calls
 
 STRIDES = (8, 16, 32, 64, 128)
 """Of the levels: three of the backbone's and two coarser ones."""
@@ -126,6 +127,13 @@ class DenseDetector(DetectionModel):
             detections(prediction, size, self.deviations, self.test)
             for prediction, size in predictions
         ]
+
+    def calls(self, features: list[Tensor], size: Size) -> Calls:
+        levels = self.pyramid(features[1:])
+        return {
+            "pyramid": [(self.pyramid, (features[1:],))],
+            "head": [(self.head, (levels,))],
+        }
 
 
 def unpadded_grids(size: Size) -> list[tuple[int, int]]:

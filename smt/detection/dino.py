@@ -17,6 +17,7 @@ from smt.detection.hungarian import Pairs, costs, match_all
 from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.normaliser import mean_over_ranks
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
+from smt.models.profile import Calls
 
 MatchedRows = tuple[Tensor, Tensor]
 """Which predictions, all layers and images counted through, are to find which objects of a batch:
@@ -70,6 +71,13 @@ class DINODetector(DetectionModel):
             Detections(boxes=clip(boxes[i], size), scores=scores[i], labels=labels[i])
             for i, size in enumerate(sizes)
         ]
+
+    def calls(self, features: list[Tensor], size: Size) -> Calls:
+        levels = levels_of(self.neck(features[1:]), size, [size])
+        return {
+            "neck": [(self.neck, (features[1:],))],
+            "transformer": [(self.transformer, (levels,))],
+        }
 
     def _levels(self, images: Tensor, sizes: Sequence[Size]) -> Levels:
         maps = self.neck(self.backbone(images)[1:])

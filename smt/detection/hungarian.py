@@ -67,16 +67,11 @@ def relative(boxes: Tensor, size: tuple[int, int], coordinates: Coordinates) -> 
     return converted
 
 
-def match(cost: Tensor) -> Pairs:
-    """Return the pairs of a cost (Q, N), min(Q, N) of them, on its device; see `match_all`."""
-    return match_all([cost])[0]
-
-
 def match_all(cost_matrices: Sequence[Tensor]) -> list[Pairs]:
     """Return the pairs of every cost (Q_i, N_i): of images, of layers, or of both.
 
-    All costs go to the host in one copy and all pairs come back in one, so that a GPU is waited for
-    once a call.
+    A cost has min(Q_i, N_i) pairs, on its device. All costs go to the host in one copy and all
+    pairs come back in one, so that a GPU is waited for once a call.
 
     A cost that is not finite counts as the least of all. Its prediction is therefore given an
     object, and the loss, made of the same numbers, is not finite either: what is to happen then is

@@ -8,6 +8,7 @@ from torchvision.ops import box_iou
 from smt.config import heads
 from smt.detection.boxes import encode
 from smt.detection.dense import (
+    Assignment,
     DenseDetector,
     Maps,
     assignment,
@@ -70,9 +71,13 @@ class RetinaNetDetector(DenseDetector):
             for target, image_anchors in zip(targets, anchors, strict=True)
         ]
         assigned = assignment(matches, anchors, targets, self.classes)
-        aim = encode(assigned.boxes, assigned.anchors, self.deviations)  # (P, 4)
         classes = focal_loss(
             logits, assigned.labels, alpha=self.spec.focal_alpha, gamma=self.spec.focal_gamma
         )
-        boxes = F.l1_loss(offsets[assigned.positive], aim, reduction="sum")
+        boxes = self.box_loss(offsets[assigned.positive], assigned)
         return {"class": classes / assigned.count, "box": boxes / assigned.count}
+
+    def box_loss(self, offsets: Tensor, assigned: Assignment) -> Tensor:
+        """Return the loss of the positives' offsets (P, 4), as a sum."""
+        aim = encode(assigned.boxes, assigned.anchors, self.deviations)  # (P, 4)
+        return F.l1_loss(offsets, aim, reduction="sum")

@@ -16,6 +16,7 @@ from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.normaliser import mean_over_ranks
 from smt.detection.pooling import by_image, pool
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
+from smt.models.profile import Calls
 
 STRIDES = (4, 8, 16, 32)
 
@@ -58,6 +59,15 @@ class SparseRCNNDetector(DetectionModel):
             for name, loss in self._losses(prediction, of_stage, targets).items():
                 losses[f"stage{stage}_{name}"] = loss / positives
         return losses
+
+    def calls(self, features: list[Tensor], size: Size) -> Calls:
+        spec, proposals = self.head, self.proposal_features[None]  # (1, P, C)
+        side = spec.resolution
+        regions = proposals.new_empty(spec.proposals, spec.channels, side, side)
+        return {
+            "pyramid": [(self.pyramid, (features,))],
+            "stages": [(stage, (proposals, regions)) for stage in self.stages],
+        }
 
     def predict(self, images: Tensor, sizes: list[Size]) -> list[Detections]:
         """Return the best pairs of proposal and class in each image, without any suppression."""

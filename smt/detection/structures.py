@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from smt.models.profile import Calls
+
 
 @dataclass(frozen=True)
 class Target:
@@ -68,5 +70,12 @@ class DetectionModel(nn.Module):
         """Return what is found in each image; `sizes` are those without padding.
 
         To be called in evaluation mode, without gradients.
+        """
+        raise NotImplementedError
+
+    def calls(self, features: list[Tensor], size: Size) -> Calls:
+        """Return what prediction runs on `features` of one image of `size`, to count its cost.
+
+        Where that depends on what is found, it is the most: all proposals, all detections.
         """
         raise NotImplementedError

@@ -21,6 +21,7 @@ from smt.detection.roi_heads import (
 )
 from smt.detection.rpn import RegionProposalNetwork
 from smt.detection.structures import Backbone, DetectionModel, Detections, Size, Target
+from smt.models.profile import Calls
 
 STRIDES = (4, 8, 16, 32, 64)
 """Of the pyramid's levels; regions are pooled from all but the last."""
@@ -168,6 +169,22 @@ class TwoStageDetector(DetectionModel):
             Detections(detection.boxes, detection.scores, detection.labels, mask)
             for detection, mask in zip(detections, masks, strict=True)
         ]
+
+    def calls(self, features: list[Tensor], size: Size) -> Calls:
+        levels, spec = self.neck(features), self.head
+        regions, found = (
+            levels[0].new_empty(number, spec.channels, side, side)
+            for number, side in (
+                (spec.rpn.test.keep, spec.resolution),
+                (spec.test.keep, spec.mask.resolution),
+            )
+        )
+        return {
+            "neck": [(self.neck, (features,))],
+            "rpn": [(self.rpn, (levels,))],
+            "box_heads": [(head, (regions,)) for head in self.box_heads],
+            "mask_heads": [(head, (found,)) for head in self.mask_heads],
+        }
 
     def _boxes(
         self, levels: list[Tensor], boxes: list[Tensor], sizes: Sequence[Size]

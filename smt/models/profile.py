@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates (MACs) of a model, counted without computing anything."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -67,6 +67,9 @@ class Counts:
         """
         return self.conv_linear + 4 * self.norm_elements
 
+
+Calls = Mapping[str, Sequence[tuple[nn.Module, tuple[Any, ...]]]]
+"""Modules with their inputs, by the part of a network that they are."""
 
 _FIELDS = fields(Counts)
 

@@ -14,8 +14,8 @@ import psutil
 
 from smt.engine import requeue
 
-_FAREWELL = 60.0
-"""Seconds that ranks have to end by themselves once one of them has ended."""
+PEER_FAILURE_TIMEOUT = 60.0
+"""Seconds that ranks have to end by themselves once another has ended."""
 
 
 class Attempt(Protocol):
@@ -37,7 +37,7 @@ class Attempt(Protocol):
         """End whatever of it still runs."""
         ...
 
-    def said(self) -> str:
+    def last_message(self) -> str:
         """Return the last line that it wrote, an error if there was one."""
         ...
 
@@ -90,15 +90,15 @@ class LocalAttempt:
 
     def __init__(self, processes: list["subprocess.Popen[bytes]"], logs: list[Path]) -> None:
         self._processes, self._logs = processes, logs
-        self._farewell = Farewell()
+        self._peers = PeerTimeout()
 
     def poll(self) -> list[int] | None:
-        """Return the exit codes once all have ended; ranks that outstay the others are ended."""
+        """Return the exit codes once all have ended; ranks that go on too long are ended."""
         codes = [process.poll() for process in self._processes]
         ended = [code for code in codes if code is not None]
         if len(ended) == len(codes):
             return ended
-        if ended and (number := self._farewell.due()) is not None:
+        if ended and (number := self._peers.next_signal()) is not None:
             self.kill(number, None)
         return None
 
@@ -117,22 +117,22 @@ class LocalAttempt:
             process.kill()
             process.wait()
 
-    def said(self) -> str:
+    def last_message(self) -> str:
         """Return the last line that any rank wrote, an error if there was one."""
-        return last_words(self._logs)
+        return last_message(self._logs)
 
 
-class Farewell:
-    """When ranks that outstay the first one to end are ended, and how."""
+class PeerTimeout:
+    """Ends ranks that go on after one has ended: SIGTERM first, then SIGKILL."""
 
     def __init__(self) -> None:
         self._first_end: float | None = None
         self._sent = 0
 
-    def due(self) -> signal.Signals | None:
+    def next_signal(self) -> signal.Signals | None:
         """Return a signal when it is time to send it; ask while some ranks run and some do not."""
         self._first_end = self._first_end or time.monotonic()
-        if time.monotonic() - self._first_end < (1 + self._sent) * _FAREWELL:
+        if time.monotonic() - self._first_end < (1 + self._sent) * PEER_FAILURE_TIMEOUT:
             return None
         self._sent += 1
         return signal.SIGTERM if self._sent == 1 else signal.SIGKILL
@@ -143,8 +143,8 @@ def without_job(environment: Mapping[str, str]) -> dict[str, str]:
 
     Killed on purpose, it would ask for that job to be started again.
     """
-    known = (requeue.PROGRESS, requeue.RESUME)
-    return {name: value for name, value in environment.items() if name not in known}
+    requests = (requeue.PROGRESS, requeue.RESUME)
+    return {name: value for name, value in environment.items() if name not in requests}
 
 
 def rank_log(log: Path, rank: int) -> Path:
@@ -152,10 +152,10 @@ def rank_log(log: Path, rank: int) -> Path:
     return log.with_name(f"{log.name}-rank{rank}.log")
 
 
-def last_words(logs: Sequence[Path]) -> str:
+def last_message(logs: Sequence[Path]) -> str:
     """Return the last line in the files, an error if there is one."""
     lines = [line for path in logs for line in lines_of(path)]
-    return ([line for line in lines if is_error(line)] or lines or ["nothing"])[-1]
+    return ([line for line in lines if is_error(line)] or lines or ["no message"])[-1]
 
 
 def lines_of(path: Path) -> list[str]:

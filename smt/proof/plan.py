@@ -1,4 +1,4 @@
-"""Which kills a proof deals out: drawn from a seed, so that a proof can be repeated."""
+"""The schedule of kills of a proof, sampled from a seed, so that a proof can be repeated."""
 
 import random
 import signal

@@ -45,8 +45,8 @@ class ProofFailed(UserError):
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """What became of one kill."""
+class KillResult:
+    """The result of one kill."""
 
     kill: Kill
     at_step: int
@@ -90,8 +90,8 @@ class Proof:
             str(self.run), self.draw, steps=undisturbed.steps, ranks=self.ranks,
             kills=self.kills,
         )  # fmt: skip
-        dealt = list(self._interrupt(kills, undisturbed))
-        outcome = {**self._compare(undisturbed, dealt), "kills_drawn": len(kills)}
+        results = list(self._interrupt(kills, undisturbed))
+        outcome = {**self._compare(undisturbed, results), "kills_drawn": len(kills)}
         if self.ranks > 1:
             log.info("%s: undisturbed on 1 process, for comparison", self.run)
             self._train("alone", 1)
@@ -118,7 +118,7 @@ class Proof:
         overlay = scales[self.layout.scale].setdefault("recipes", {}).setdefault(name, {})
         overlay["device_batch"] = recipe.global_batch // self.ranks
         (target / "scales.yaml").write_text(json.dumps(scales, indent=1))
-        load_project(target, self.layout.scale)  # a mistake is told before anything starts
+        load_project(target, self.layout.scale)  # a mistake is reported before anything starts
 
     def _layout(self, name: str) -> Layout:
         return Layout(self.layout.scale, self.folder / name, self.layout.data)
@@ -148,8 +148,8 @@ class Proof:
         with closing(self._start(name, ranks, 0, None)) as attempt:
             self._require(attempt, _ended(attempt), {0}, name)
 
-    def _interrupt(self, kills: list[Kill], undisturbed: RunMetrics) -> Iterator[Dealt]:
-        """Train with all kills on the way, to the end; yield what became of each."""
+    def _interrupt(self, kills: list[Kill], undisturbed: RunMetrics) -> Iterator[KillResult]:
+        """Train with all kills on the way, to the end; yield the result of each."""
         number = 0
         step_seconds = undisturbed.wall_seconds / undisturbed.steps
         latest = [*(kill.step for kill in kills[1:]), undisturbed.steps - 1]
@@ -159,7 +159,7 @@ class Proof:
                 if attempt is None:
                     number += 1
                     attempt = self._start("interrupted", self.ranks, number, drawn.workers)
-                sent = self._deal(attempt, drawn, step_seconds, before)
+                sent = self._send(attempt, drawn, step_seconds, before)
                 if sent is None:
                     log.info("%s: no time was left for %s", self.title, drawn)
                     continue
@@ -167,7 +167,7 @@ class Proof:
                 codes = _ended(attempt) if kill.ends else []
                 self._require(attempt, codes, _expected(kill), f"attempt {number}")
                 log.info("%s: %s at step %d", self.title, kill, step)
-                yield Dealt(kill, step, codes)
+                yield KillResult(kill, step, codes)
                 if kill.ends:
                     attempt = None
             if attempt is None:
@@ -177,7 +177,7 @@ class Proof:
             if attempt is not None:
                 attempt.close()
 
-    def _deal(
+    def _send(
         self, attempt: Attempt, kill: Kill, step_seconds: float, latest: int
     ) -> tuple[Kill, int] | None:
         """Wait for the moment of a kill, send it, and return it with the steps done by then.
@@ -221,8 +221,8 @@ class Proof:
         if odd:
             raise ProofFailed(
                 f"{self.title}, {name}: exit code {odd[0]}, valid here: "
-                f"{', '.join(map(str, sorted(expected)))}; it said: {attempt.said()}; its logs are "
-                f"in {self.folder}"
+                f"{', '.join(map(str, sorted(expected)))}; its last message: "
+                f"{attempt.last_message()}; its logs are in {self.folder}"
             )
 
     # --- comparison -----------------------------------------------------------------------------
@@ -236,7 +236,7 @@ class Proof:
         (folder,) = self._work_dirs(name)
         return (folder / journal.JOURNAL).read_bytes()
 
-    def _compare(self, undisturbed: RunMetrics, dealt: list[Dealt]) -> dict[str, Any]:
+    def _compare(self, undisturbed: RunMetrics, results: list[KillResult]) -> dict[str, Any]:
         interrupted = self._outcome("interrupted")
         (folder,) = self._work_dirs("interrupted")
         known = provenance.require(folder)
@@ -245,7 +245,7 @@ class Proof:
             sha256(self._layout(name).weights(self.run)) for name in ("undisturbed", "interrupted")
         ]
         journals = [self._journal(name) for name in ("undisturbed", "interrupted")]
-        kills = _account(dealt, resumed)
+        kills = _kill_records(results, resumed)
         equal_numbers = undisturbed.metrics == interrupted.metrics
         return {
             "experiment": self.run.experiment,
@@ -311,26 +311,26 @@ def _ended(attempt: Attempt) -> list[int]:
     return codes
 
 
-def _account(dealt: list[Dealt], resumed: list[int]) -> list[dict[str, Any]]:
+def _kill_records(results: list[KillResult], resumed: list[int]) -> list[dict[str, Any]]:
     """Return each kill with the step that the training went on from, and the steps done twice."""
     after = iter(resumed[1:])
-    account = []
-    for each in dealt:
-        went_on = next(after, None) if each.kill.ends else each.at_step
-        account.append(
+    records = []
+    for result in results:
+        went_on = next(after, None) if result.kill.ends else result.at_step
+        records.append(
             {
-                "kill": str(each.kill),
-                "signal": each.kill.signal.name,
-                "saves": each.kill.saves,
-                "ends": each.kill.ends,
-                "workers": each.kill.workers,
-                "at_step": each.at_step,
+                "kill": str(result.kill),
+                "signal": result.kill.signal.name,
+                "saves": result.kill.saves,
+                "ends": result.kill.ends,
+                "workers": result.kill.workers,
+                "at_step": result.at_step,
                 "resumed_at": went_on,
-                "repeated": max(0, each.at_step - went_on) if went_on is not None else 0,
-                "exit_codes": each.codes,
+                "repeated": max(0, result.at_step - went_on) if went_on is not None else 0,
+                "exit_codes": result.codes,
             }
         )
-    return account
+    return records
 
 
 def _first_difference(one: bytes, other: bytes) -> str | None:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smt.cluster.slurm import Slurm
 from smt.errors import UserError
-from smt.proof.launch import Farewell, is_error, last_words, lines_of, rank_log, without_job
+from smt.proof.launch import PeerTimeout, is_error, last_message, lines_of, rank_log, without_job
+from snakemake_executor_plugin_submitit.slurm import is_of_tools
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +27,18 @@ PROCESS_MB = 1000
 """Memory of a training process or a data worker: a demo's take 820 and 460 as SLURM counts."""
 
 _QUEUED = 10.0
-"""Seconds after which it is said that a step waits for its nodes."""
+"""Seconds after which a message says that a step waits for its nodes."""
 
 _ANSWER = 10.0
-"""Seconds that a rank has to tell of its data workers, and an attempt to end when it is closed."""
+"""Seconds that a rank has to answer about its data workers, and an attempt to end when closed."""
 
 _CANCEL = 60.0
 """Seconds that SLURM has to end a step: it waits for processes that ignore SIGTERM."""
 
 _JOB = "SLURM_JOB_ID"
-"""Variable that tells of the job that this is in."""
+"""Variable with the id of the job that this is in."""
 
-_OWN = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SRUN_")
-"""Variables that SLURM sets in a job or reads as options."""
-
-_ASKED = ("ACCOUNT", "CONSTRAINT", "GPUS_PER_NODE", "MEM_PER_NODE", "PARTITION", "QOS",
+_OPTIONS = ("ACCOUNT", "CONSTRAINT", "GPUS_PER_NODE", "MEM_PER_NODE", "PARTITION", "QOS",
           "RESERVATION", "TIMELIMIT")  # fmt: skip
 """Options that may come from the environment, as SLURM_... or SBATCH_..., outside of a job."""
 
@@ -138,7 +137,7 @@ class SlurmAttempt:
     def __init__(self, srun: "subprocess.Popen[bytes]", ranks: int, log: Path) -> None:
         self._srun, self._ranks, self._log = srun, ranks, log
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._farewell = Farewell()
+        self._peers = PeerTimeout()
         self._step: str | None = None
         """JOB.STEP, once it runs."""
         self._meetings: dict[int, tuple[str, int]] = {}
@@ -154,39 +153,39 @@ class SlurmAttempt:
         Raises:
             UserError: SLURM refuses, or a rank cannot begin.
         """
-        if not self._hear(_QUEUED) and not self._over:
-            log.info("waiting for SLURM's nodes; squeue --me tells why")
+        if not self._receive(_QUEUED) and not self._over:
+            log.info("waiting for SLURM's nodes; squeue --me shows why")
         # What is sent reaches the ranks that are there: all of them have to be.
         while len(self._meetings) < self._ranks and not self._over:
-            self._hear(_QUEUED)
+            self._receive(_QUEUED)
         if self._over:
             raise UserError(f"--launcher slurm: {self._refusal()}; nodes and partitions: sinfo")
-        self._tell(meet=self._meetings[0])
+        self._send(meet=self._meetings[0])
 
     def poll(self) -> list[int] | None:
-        """Return the exit codes once the step has ended; ranks that outstay the others are ended.
+        """Return the exit codes once the step has ended; ranks that go on too long are ended.
 
         A rank that left no code, as its node failed or SLURM killed it, counts as killed.
         """
-        while self._hear(0):
+        while self._receive(0):
             pass
         if self._over:
             return [self._codes.get(rank, -signal.SIGKILL) for rank in range(self._ranks)]
-        if self._codes and (number := self._farewell.due()) is not None:
+        if self._codes and (number := self._peers.next_signal()) is not None:
             self.kill(number, None)
         return None
 
     def kill(self, number: signal.Signals, rank: int | None) -> None:
         """Send a signal to one rank, or to all of them; it takes some milliseconds."""
-        self._tell(kill=number, rank=rank)
+        self._send(kill=number, rank=rank)
 
     def kill_worker(self, rank: int) -> bool:
         """Kill a data worker of a rank by SIGKILL; return whether it had one."""
         self._had_worker = None
-        self._tell(kill_worker=rank)
+        self._send(kill_worker=rank)
         deadline = time.monotonic() + _ANSWER
         while self._had_worker is None and not self._over and time.monotonic() < deadline:
-            self._hear(_ANSWER)
+            self._receive(_ANSWER)
         return bool(self._had_worker)
 
     def close(self) -> None:
@@ -199,10 +198,10 @@ class SlurmAttempt:
         if not self._ends_within(_ANSWER):
             self._cancel()
 
-    def said(self) -> str:
+    def last_message(self) -> str:
         """Return the last line that any rank wrote, or `srun`, an error if there was one."""
         logs = [rank_log(self._log, rank) for rank in range(self._ranks)]
-        return last_words([*logs, _srun_log(self._log)])
+        return last_message([*logs, _srun_log(self._log)])
 
     def _listen(self) -> None:
         assert self._srun.stdout is not None
@@ -211,7 +210,7 @@ class SlurmAttempt:
                 self._lines.put(line)
         self._lines.put(None)
 
-    def _hear(self, timeout: float) -> bool:
+    def _receive(self, timeout: float) -> bool:
         """Take in a line from a rank; return whether there was one within `timeout` seconds."""
         try:
             line = self._lines.get(timeout=timeout)
@@ -220,10 +219,10 @@ class SlurmAttempt:
         if line is None:
             self._over = True
         else:
-            self._take(line)
+            self._handle(line)
         return True
 
-    def _take(self, line: bytes) -> None:
+    def _handle(self, line: bytes) -> None:
         try:
             event = json.loads(line)
             rank = event["rank"]
@@ -236,18 +235,18 @@ class SlurmAttempt:
         elif "code" in event:
             self._codes[rank] = event["code"]
 
-    def _tell(self, **command: Any) -> None:
+    def _send(self, **command: Any) -> None:
         assert self._srun.stdin is not None
         with suppress(BrokenPipeError):  # the step has ended
             self._srun.stdin.write(f"{json.dumps(command)}\n".encode())
             self._srun.stdin.flush()
 
     def _refusal(self) -> str:
-        """Return what `srun` says, in one line: its first error, and the last, which sums up."""
+        """Return the errors of `srun` in one line: the first, and the last, which sums up."""
         lines = lines_of(_srun_log(self._log))
         errors = [line for line in lines if is_error(line) or "fatal" in line] or lines[-1:]
-        told = [_OF_SRUN.sub("", line) for line in (*errors[:1], *errors[-1:])]
-        return "; ".join(dict.fromkeys(told)) or "srun ended without a word"
+        messages = [_OF_SRUN.sub("", line) for line in (*errors[:1], *errors[-1:])]
+        return "; ".join(dict.fromkeys(messages)) or "srun ended without a message"
 
     def _ends_within(self, seconds: float) -> bool:
         try:
@@ -261,7 +260,7 @@ class SlurmAttempt:
         if self._step is not None:
             job, _, _ = self._step.partition(".")
             what = self._step if _JOB in os.environ else job
-            subprocess.run(["scancel", what], capture_output=True)
+            Slurm().ask("scancel", what)
         if not self._ends_within(_CANCEL):
             self._srun.kill()
             self._srun.wait()
@@ -291,21 +290,19 @@ def _command(request: Request, ranks: int, environment: Mapping[str, str]) -> li
 
 
 def _environment(request: Request, ranks: int, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for `srun`, without what SLURM said to a job that this is in."""
+    """Return the environment for `srun`, without the variables of a job that this is in."""
     environment = {
-        name: value
-        for name, value in without_job(given).items()
-        if name == "SLURM_CONF" or not name.startswith(_OWN)
+        name: value for name, value in without_job(given).items() if not is_of_tools(name)
     }
     if _JOB in given:
         return environment
     per_node = ranks_per_node(ranks, min(request.nodes, ranks))
-    asked = {
+    options = {
         "SLURM_TIMELIMIT": str(request.minutes),
         "SLURM_MEM_PER_NODE": str(per_node * request.memory_mb),
     }
-    for option in _ASKED:
+    for option in _OPTIONS:
         for name in (f"SBATCH_{option}", f"SLURM_{option}"):
             if name in given:
-                asked[f"SLURM_{option}"] = given[name]
-    return {**environment, **asked}
+                options[f"SLURM_{option}"] = given[name]
+    return {**environment, **options}

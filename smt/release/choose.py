@@ -200,7 +200,7 @@ def _require_verified(
         audit.run(run)
     keys = dict.fromkeys(key for run in runs for key in fingerprint.inputs(project, run))
     data.check(layout, keys, audit.ledger)
-    found = audit.ledger.findings
+    found = audit.ledger.mismatches
     if found:
         more = f" (and {len(found) - 1} more)" if found[1:] else ""
         raise UnverifiedRun(f"nothing was released: {found[0]}{more}; smt verify shows all")

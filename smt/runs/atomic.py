@@ -14,13 +14,16 @@ from smt.errors import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, single_writer: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for writing; on success it takes the place of `path`.
 
-    The content is on disk before the rename. After an error `path` is as it was.
+    The content is on disk before the rename. After an error `path` is as it was. With a
+    `single_writer` the temporary file always has the same name: what a killed process left behind,
+    which may be a gigabyte, is overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writer = "" if single_writer else f".{os.getpid()}"
+    temporary = path.with_name(f".{path.name}{writer}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

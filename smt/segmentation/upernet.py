@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from smt.config import heads
 from smt.datasets.label_maps import NO_CLASS
+from smt.models.profile import Calls
 from smt.models.pyramid import Pyramid
 from smt.models.sync_norm import SyncBatchNorm
 from smt.segmentation.resample import average, resize
@@ -128,6 +129,10 @@ class UPerNet(nn.Module):
         """Return (B, classes, H / 4, W / 4)."""
         logits: Tensor = self.decoder(self.backbone(images))
         return logits
+
+    def calls(self, features: list[Tensor], size: tuple[int, int]) -> Calls:
+        """Return what prediction runs on `features`: the auxiliary head takes no part."""
+        return {"decoder": [(self.decoder, (features,))]}
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:

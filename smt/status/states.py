@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from smt.cluster import queue
 from smt.cluster.cost import estimate
-from smt.cluster.queue import Job, Queue, SlurmUnavailable
+from smt.cluster.queue import Job, Queue
+from smt.cluster.slurm import SlurmUnavailable
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
@@ -67,7 +68,7 @@ class Status:
     """Unix seconds."""
     runs: tuple[RunStatus, ...]
     without_slurm: str
-    """Why SLURM was not heard, in a phrase; empty if it was."""
+    """Why SLURM is not reachable, in a phrase; empty if it is."""
     problems: tuple[str, ...]
     """What is wrong with data, each with its remedy."""
 
@@ -86,8 +87,8 @@ def collect(project: Project, layout: Layout, experiments: Iterable[str] = ()) -
     without_slurm, jobs = "", None
     try:
         jobs = queue.jobs()
-    except SlurmUnavailable as answer:
-        without_slurm = str(answer)
+    except SlurmUnavailable as problem:
+        without_slurm = str(problem)
     collector = _Collector(project, layout, Queue(layout.scale, jobs), time.time())
     every = _warned(project, layout, [collector.add(run) for run in project.runs])
     wanted = set(experiments) or set(project.order)
@@ -198,7 +199,7 @@ class _Collector:
         """Return whether a training shows life on a host whose locks may not be seen here."""
         if left.locked is not None and left.host in ("", socket.gethostname()):
             return False
-        if left.job and self.queue.was_heard and not self.queue.is_on_nodes(left.job):
+        if left.job and self.queue.is_reachable and not self.queue.is_on_nodes(left.job):
             return False
         return left.beat is not None and self.now - left.beat.time < FRESH
 

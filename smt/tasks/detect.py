@@ -6,7 +6,7 @@ from contextlib import closing
 import torch
 
 from smt.config.experiments import Run
-from smt.config.heads import TwoStage, UPerNet
+from smt.config.heads import TwoStage
 from smt.config.project import Project
 from smt.config.recipes import DetectionRecipe
 from smt.data.coco import CocoSplit
@@ -35,7 +35,7 @@ class Detection(Downstream):
     ) -> None:  # fmt: skip
         super().__init__(project, layout, run, ranks, inherit=inherit, workers=workers)
         recipe = project.recipe_of(run.experiment)
-        assert isinstance(recipe, DetectionRecipe) and not isinstance(self._head, UPerNet)
+        assert isinstance(recipe, DetectionRecipe)
         self.recipe = recipe
         self._kinds: tuple[predictions.Kind, ...] = ("bbox",)
         self._threshold = 0.0

@@ -1,4 +1,4 @@
-"""What was looked at, and what does not follow."""
+"""What `smt verify` compared, and the mismatches."""
 
 import re
 from collections import Counter
@@ -17,13 +17,13 @@ NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that does not follow."""
+class Mismatch:
+    """A value that is inconsistent with what it was made from."""
 
     where: str
     """A file, or a run of MLflow's, and the place in it."""
     what: str
-    """What it says, and what follows from what."""
+    """What it says, and the value that follows from its source."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -37,7 +37,7 @@ class Ledger:
     """Comparisons by kind."""
     items: dict[str, set[Hashable]] = field(default_factory=dict)
     """What was looked at, by kind: runs, files."""
-    findings: list[Finding] = field(default_factory=list)
+    mismatches: list[Mismatch] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
     """By kind, what could not be compared, and why."""
 
@@ -50,15 +50,15 @@ class Ledger:
         self.notes.setdefault(kind, []).append(text)
 
     def damage(self, kind: str, damage: DamagedRecord) -> None:
-        """Add a record that cannot be read as a finding, once."""
+        """Add a record that cannot be read as a mismatch, once."""
         where, _, what = str(damage).partition(": ")
-        if Finding(where, what) not in self.findings:
+        if Mismatch(where, what) not in self.mismatches:
             self.find(kind, where, what)
 
     def find(self, kind: str, where: object, what: str) -> None:
-        """Add a finding of a comparison that was made."""
+        """Add a mismatch of a comparison that was made."""
         self.checked[kind] += 1
-        self.findings.append(Finding(str(where), what))
+        self.mismatches.append(Mismatch(str(where), what))
 
     def expect(self, kind: str, where: object, said: Any, follows: Any, source: object) -> bool:
         """Compare what `where` says with what follows from `source`; return whether it is equal."""
@@ -67,7 +67,7 @@ class Ledger:
             return True
         origin = _DIGEST.sub(r"\1...", str(source))
         what = f"says {shown(said)}, but {shown(follows)} follows from {origin}"
-        self.findings.append(Finding(str(where), what))
+        self.mismatches.append(Mismatch(str(where), what))
         return False
 
     def expect_all(

@@ -1,6 +1,7 @@
 """The shell commands that the documents tell a reader to type."""
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +72,16 @@ def unnamed_blocks() -> list[str]:
     ]
 
 
+DETECTOR = "## A new detector"
+"""Heading of the worked example that changes code."""
+
+
 def follow_example(project: ProjectCopy) -> ProjectCopy:
-    """Return a project with the documents' worked example in its params."""
-    for _, block in blocks(WORKED_EXAMPLE, "yaml"):
+    """Return a project with the documents' example of a variant in its params."""
+    heading = WORKED_EXAMPLE.read_text().split(DETECTOR)[0].count("\n")
+    for line, block in blocks(WORKED_EXAMPLE, "yaml"):
+        if line > heading:
+            break
         place, text = block.split("\n", 1)
         found = re.match(r"# params/(\w+\.yaml), ", place)
         assert found, place
@@ -84,3 +92,28 @@ def follow_example(project: ProjectCopy) -> ProjectCopy:
             row = '      - {label: "2", experiment: ablation_heads_2}\n'
             project.edit(found[1], row, row + text)
     return project
+
+
+def follow_detector_example(project: ProjectCopy) -> None:
+    """Give a project a copy of the code, and to both the documents' example of a detector."""
+    shutil.copytree(ROOT / "smt", project.folder / "smt")
+    heading = WORKED_EXAMPLE.read_text().split(DETECTOR)[0].count("\n")
+    for language in ("python", "yaml"):
+        for line, block in blocks(WORKED_EXAMPLE, language):
+            if line > heading:
+                place, text = block.split("\n", 1)
+                _insert(project.folder, *place.removeprefix("# ").partition(", ")[::2], text)
+
+
+def _insert(folder: Path, file: str, where: str, text: str) -> None:
+    path = folder / file
+    content = path.read_text() if path.exists() else ""
+    assert bool(content) == bool(where), file
+    mapping = "HEADS: Mapping[str, type[Head]] = {\n"
+    before, after = {"before HEADS": ("", mapping), "in HEADS": (mapping, "")}.get(where, ("", ""))
+    if where in ("", "at the end"):
+        path.write_text(content + text)
+    else:
+        assert content.count(mapping) == 1
+        added = before + text + (f"\n\n{after}" if after else "")
+        path.write_text(content.replace(mapping, added))

@@ -100,7 +100,7 @@ def audit(project):
 
 
 def findings(project):
-    return [str(finding) for finding in audit(project).findings]
+    return [str(mismatch) for mismatch in audit(project).mismatches]
 
 
 def run_dir(project, experiment=T, seed=0) -> Path:

@@ -151,7 +151,7 @@ def said(project, log="try"):
 
 def ended(attempt):
     """Return the exit codes of an attempt's ranks once all have ended."""
-    return wait_for(attempt.poll, attempt.said, every=0.02)
+    return wait_for(attempt.poll, attempt.last_message, every=0.02)
 
 
 def stop_at(project, step, *options, number=signal.SIGTERM, env=None):

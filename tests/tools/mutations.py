@@ -323,7 +323,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what does not follow gives another exit code", "verify", "smt/commands/verify.py",
-        "sys.exit(EXIT_UNVERIFIED if ledger.findings else 0)",
+        "sys.exit(EXIT_UNVERIFIED if ledger.mismatches else 0)",
         "sys.exit(EXIT_UNVERIFIED if ledger.notes else 0)",
         VERIFY,
     ),
@@ -421,10 +421,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the doctor asks SLURM with options of the environment", "doctor", "smt/cluster/slurm.py",
-        """\
-                env=environment(),
-""",
-        "",
+        "env={**environment(), **variables}", "env=None",
         DOCTOR,
     ),
     # --- params and fingerprints -----------------------------------------------------------------

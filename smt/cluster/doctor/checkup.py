@@ -1,10 +1,11 @@
-"""All checks, in the order in which their findings help."""
+"""All checks, in the order in which their results help."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from smt.cluster.doctor import policies, probe, scheduler, storage, tracking
-from smt.cluster.doctor.finding import Finding, Findings, error
+from smt.cluster.doctor import node, scheduler
+from smt.cluster.doctor.check_result import CheckResult, CheckResults, error
+from smt.cluster.doctor.project import data, disk, mlflow
 from smt.cluster.doctor.request import Destination
 from smt.cluster.doctor.scheduler import Requests
 from smt.cluster.slurm import Slurm
@@ -27,50 +28,50 @@ class Launch:
     """Seconds for which a job may wait in the queue; None for no job."""
 
 
-def findings(launch: Launch) -> Iterator[Finding]:
-    """Yield what is found, check by check."""
+def check_results(launch: Launch) -> Iterator[CheckResult]:
+    """Yield the results, check by check."""
     slurm, project, layout = Slurm(), launch.project, launch.layout
-    found = list(_guarded("slurm", lambda: scheduler.client(slurm)))
-    yield from found
-    if _are_well(found):
+    results = list(_guarded("slurm", lambda: scheduler.client(slurm)))
+    yield from results
+    if _are_well(results):
         yield from _on_slurm(slurm, launch)
-    yield from _guarded("data", lambda: storage.data(project, layout, launch.missing_data))
-    yield from _guarded("disk", lambda: storage.disk(project, layout))
-    yield from _guarded("mlflow", lambda: tracking.mlflow(layout.tracking_uri()))
+    yield from _guarded("data", lambda: data(project, layout, launch.missing_data))
+    yield from _guarded("disk", lambda: disk(project, layout))
+    yield from _guarded("mlflow", lambda: mlflow(layout.tracking_uri()))
 
 
-def _on_slurm(slurm: Slurm, launch: Launch) -> Findings:
+def _on_slurm(slurm: Slurm, launch: Launch) -> CheckResults:
     wanted, asked = launch.wanted, launch.requests
-    found = [
+    results = [
         *_guarded("partition", lambda: scheduler.partition(slurm, wanted)),
         *_guarded("account", lambda: scheduler.account(slurm, wanted)),
     ]
-    yield from found
-    if not _are_well(found):
+    yield from results
+    if not _are_well(results):
         return  # every job would be refused for the same reason
     minutes = launch.project.scale.checkpoint_minutes
     yield from _guarded("request", lambda: scheduler.requests(slurm, wanted, asked))
     yield from _guarded("time limit", lambda: scheduler.time_limit(slurm, wanted, asked))
-    yield from _guarded("preemption", lambda: policies.preemption(slurm, wanted, minutes))
-    yield from _guarded("requeue", lambda: policies.requeue(slurm))
-    yield from _guarded("job limits", lambda: policies.job_limits(slurm, wanted))
+    yield from _guarded("preemption", lambda: scheduler.preemption(slurm, wanted, minutes))
+    yield from _guarded("requeue", lambda: scheduler.requeue(slurm))
+    yield from _guarded("job limits", lambda: scheduler.job_limits(slurm, wanted))
     yield from _guarded("node", lambda: _from_a_node(slurm, launch))
 
 
-def _from_a_node(slurm: Slurm, launch: Launch) -> Findings:
+def _from_a_node(slurm: Slurm, launch: Launch) -> CheckResults:
     if launch.wait is None:
         return
     gpus = any(recipe.half_precision for recipe in launch.project.recipes.values())
     results = launch.layout.results
-    yield from probe.from_a_node(slurm, launch.wanted, results, gpus=gpus, wait=launch.wait)
+    yield from node.from_a_node(slurm, launch.wanted, results, gpus=gpus, wait=launch.wait)
 
 
-def _are_well(found: Iterable[Finding]) -> bool:
-    return all(each.level != "error" for each in found)
+def _are_well(results: Iterable[CheckResult]) -> bool:
+    return all(result.level != "error" for result in results)
 
 
-def _guarded(subject: str, check: Callable[[], Findings]) -> Findings:
-    """Yield a check's findings; what it cannot find out is an error like others."""
+def _guarded(subject: str, check: Callable[[], CheckResults]) -> CheckResults:
+    """Yield a check's results; what it cannot find out is an error like others."""
     try:
         yield from check()
     except (UserError, OSError) as problem:

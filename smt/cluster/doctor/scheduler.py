@@ -1,9 +1,9 @@
-"""Whether SLURM is there and takes the jobs that the trainings will be."""
+"""Whether SLURM is there, takes the jobs that the trainings will be, and what it does to them."""
 
 from collections.abc import Mapping, Sequence
 
 from smt.cluster.cost import Resources
-from smt.cluster.doctor.finding import Findings, error, ok, warning
+from smt.cluster.doctor.check_result import CheckResult, CheckResults, error, ok, warning
 from smt.cluster.doctor.request import PROFILE, Destination, described, of_training
 from smt.cluster.slurm import Slurm, minutes
 from smt.errors import suggest
@@ -12,7 +12,7 @@ Requests = Mapping[Resources, Sequence[str]]
 """What trainings ask for -> the experiments that do."""
 
 
-def client(slurm: Slurm) -> Findings:
+def client(slurm: Slurm) -> CheckResults:
     """SLURM's programs are here, and their controller answers."""
     missing = slurm.missing()
     if missing:
@@ -35,7 +35,7 @@ def client(slurm: Slurm) -> Findings:
     yield ok("slurm", f"{version}, cluster {name}: the controller answers")
 
 
-def partition(slurm: Slurm, wanted: Destination) -> Findings:
+def partition(slurm: Slurm, wanted: Destination) -> CheckResults:
     """The partition exists and takes jobs."""
     if wanted.partition is None:
         if slurm.default_partition is None:
@@ -66,7 +66,7 @@ def partition(slurm: Slurm, wanted: Destination) -> Findings:
             yield ok("partition", f"{name} ({source}): up, {nodes} nodes")
 
 
-def account(slurm: Slurm, wanted: Destination) -> Findings:
+def account(slurm: Slurm, wanted: Destination) -> CheckResults:
     """The account is one of the user's, where that matters."""
     chosen = wanted.account
     who = f"{chosen.value} ({chosen.source})" if chosen else "the default of this user"
@@ -88,7 +88,7 @@ def account(slurm: Slurm, wanted: Destination) -> Findings:
     yield ok("account", who)
 
 
-def requests(slurm: Slurm, wanted: Destination, asked: Requests) -> Findings:
+def requests(slurm: Slurm, wanted: Destination, asked: Requests) -> CheckResults:
     """Each kind of training would be taken and started some time."""
     for resources, experiments in asked.items():
         what = f"{described(resources)} ({_several(experiments)})"
@@ -105,7 +105,7 @@ def requests(slurm: Slurm, wanted: Destination, asked: Requests) -> Findings:
             )
 
 
-def time_limit(slurm: Slurm, wanted: Destination, asked: Requests) -> Findings:
+def time_limit(slurm: Slurm, wanted: Destination, asked: Requests) -> CheckResults:
     """No training asks for more time than its partition gives: SLURM may let it wait for ever."""
     longest = max((resources.runtime for resources in asked), default=0)
     for name in partitions_of(slurm, wanted):
@@ -127,3 +127,70 @@ def partitions_of(slurm: Slurm, wanted: Destination) -> list[str]:
 def _several(experiments: Sequence[str]) -> str:
     first, *others = experiments
     return f"{first} and {len(others)} more" if others else first
+
+
+_SIGNAL = "preempt_send_user_signal"
+
+_FATES = {"REQUEUE": "requeued", "CANCEL": "cancelled, then submitted again"}
+"""By PreemptMode: what SLURM and the executor make of a preempted job."""
+
+
+def preemption(slurm: Slurm, wanted: Destination, checkpoint_minutes: float) -> CheckResults:
+    """A preempted training is told in time to save, or may lose `checkpoint_minutes`."""
+    if slurm.config["PreemptType"] == "preempt/none":
+        yield ok("preemption", "the cluster preempts no job")
+        return
+    for name in partitions_of(slurm, wanted):
+        yield _of_partition(slurm, name, checkpoint_minutes)
+
+
+def _of_partition(slurm: Slurm, name: str, checkpoint_minutes: float) -> CheckResult:
+    settings = slurm.partitions[name]
+    by_qos = slurm.config["PreemptType"] == "preempt/qos"  # then it has the time, too
+    mode = slurm.config["PreemptMode"] if by_qos else settings["PreemptMode"]
+    if mode == "OFF":
+        return ok("preemption", f"jobs in {name} are not preempted")
+    if mode not in _FATES:
+        return warning(
+            "preemption",
+            f"jobs in {name} are suspended ({mode}), and keep their GPUs' memory meanwhile",
+            f"choose a partition that requeues in {PROFILE}, if there is one",
+        )
+    grace, kill_wait = int(settings["GraceTime"]), int(slurm.config["KillWait"].split()[0])
+    time = "a time by their QOS" if by_qos else f"{grace + kill_wait} s"
+    text = f"jobs in {name} have {time} to save, and are {_FATES[mode]}"
+    if (grace or by_qos) and _SIGNAL not in slurm.config["SlurmctldParameters"]:
+        return warning(
+            "preemption",
+            f"{text}; but the cluster does not send the signal to save that jobs ask for",
+            f"ask who runs it for SlurmctldParameters={_SIGNAL}; without it a preemption may cost "
+            f"{checkpoint_minutes:g} minutes (checkpoint_minutes in params/scales.yaml)",
+        )
+    return ok("preemption", text)
+
+
+def requeue(slurm: Slurm) -> CheckResults:
+    """Jobs may be requeued."""
+    if slurm.config["JobRequeue"] == "1":
+        yield ok("requeue", "allowed (JobRequeue=1)")
+    else:
+        yield ok("requeue", "allowed for jobs that ask for it, as these do (JobRequeue=0)")
+
+
+def job_limits(slurm: Slurm, wanted: Destination) -> CheckResults:
+    """No limit on submitted jobs is below what Snakemake submits: SLURM refuses the rest."""
+    if not slurm.has_accounting or "limits" not in slurm.enforced:
+        yield ok("job limits", f"none but the cluster's own, {slurm.config['MaxJobCount']} jobs")
+        return
+    account, qos = wanted.account, wanted.choices.get("slurm_qos")
+    limits = slurm.limits(account.value if account else None, qos.value if qos else "normal")
+    too_low = [limit for limit in limits if wanted.jobs and limit.submitted_jobs < wanted.jobs]
+    for limit in too_low:
+        yield warning(
+            "job limits",
+            f"{limit.name} allows {limit.submitted_jobs} submitted jobs, and Snakemake may submit "
+            f"{wanted.jobs}",
+            f"set jobs: {limit.submitted_jobs} in {PROFILE}, for SLURM refuses the rest",
+        )
+    if not too_low:
+        yield ok("job limits", f"none is below {wanted.jobs or 'any number of'} jobs at once")

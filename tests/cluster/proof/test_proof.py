@@ -127,7 +127,7 @@ def test_one_rank_and_one_data_worker_are_hit_among_four_on_two_nodes(cluster, h
     set_epochs(here, 30)
     assert hit(cluster, here, 4) == [EXIT_RESUME, -signal.SIGKILL, EXIT_RESUME, EXIT_RESUME]
     attempt = SlurmLauncher(REQUEST).start(TRAIN, 4, here / "logs" / "second")
-    assert ended(attempt) == [0, 0, 0, 0], attempt.said()
+    assert ended(attempt) == [0, 0, 0, 0], attempt.last_message()
     assert metrics(here)["steps"] == 30 * STEPS_PER_EPOCH
     assert not attempt.kill_worker(0), "of a training that has ended"
 
@@ -161,7 +161,7 @@ def test_in_a_job_they_are_a_step_of_it_whatever_its_options(cluster, here, tmp_
         "attempt = SlurmLauncher(request).start(['--version'], 4, Path(sys.argv[1]))\n"
         "while (codes := attempt.poll()) is None:\n"
         "    time.sleep(0.1)\n"
-        "print(codes, attempt.said())\n"
+        "print(codes, attempt.last_message())\n"
     )
     jobs = ("squeue", "--noheader", "--states=all", "--format=%A")
     before = set(cluster.run(*jobs).stdout.split())

@@ -110,6 +110,7 @@ NEEDS = {
     "smt figures": needs_params(),
     "smt report": needs_params(),
     "smt profile --scale paper": needs_params(),
+    "smt profile --update": needs_params(),
     "smt data check --scale paper": needs_params(EXIT_DATA),
     "smt plan": needs_params(),
     "smt status": needs_params(),

@@ -45,11 +45,11 @@ def train_on(project, ranks, *options, log="try", prepare=()):
 
 def go_on(project, ranks):
     with closing(train_on(project, ranks)) as attempt:
-        assert ended(attempt) == [0] * ranks, attempt.said()
+        assert ended(attempt) == [0] * ranks, attempt.last_message()
 
 
 def await_pause(attempt, rank=0):
-    pause.await_stop(process_of(attempt, rank), attempt.said)
+    pause.await_stop(process_of(attempt, rank), attempt.last_message)
 
 
 def send(attempt, number, rank):
@@ -81,7 +81,7 @@ def test_told_to_stop_before_there_is_anything_to_save_it_ends_at_once(small_pro
         process_of(attempt, 1).kill()
         process = psutil.Process(process_of(attempt, 0).pid)
         wait_for(lambda: [each for each in process.net_connections() if each.status == "LISTEN"],
-                 attempt.said)  # fmt: skip
+                 attempt.last_message)  # fmt: skip
         assert attempt.poll() is None
         attempt.kill(signal.SIGTERM, 0)
         # It would wait for the other one for half an hour, and `ended` waits for ten minutes.
@@ -153,7 +153,7 @@ def test_when_one_process_is_killed_the_others_end_as_ones_that_can_go_on(
         await_pause(attempt, 1)
         process_of(attempt, 1).kill()
         assert ended(attempt) == [75, -signal.SIGKILL]
-        assert "rank 0 of 2 lost the connection to another" in attempt.said()
+        assert "rank 0 of 2 lost the connection to another" in attempt.last_message()
     go_on(small_project, 2)
     assert 6 <= provenance(small_project)["attempts"][1]["resumed_at_step"] <= 11
     assert outcome(small_project) == undisturbed_pair
@@ -164,7 +164,7 @@ def test_a_second_start_of_several_processes_is_refused_once(small_project):
         await_pause(attempt)
         with closing(train_on(small_project, 2, log="second")) as second:
             assert ended(second) == [4, 4]
-            assert "trains this run already" in second.said()
+            assert "trains this run already" in second.last_message()
     assert said(small_project, "second-rank1") == ""
 
 
@@ -195,7 +195,7 @@ def test_a_process_that_hangs_is_shown_in_the_log_and_costs_minutes_not_days(sma
     with closing(train_on(small_project, 2, *options, prepare=prepare)) as attempt:
         await_pause(attempt, 1)
         log = work_dir(small_project) / "train.log"
-        wait_for(lambda: "end of the stacks of rank 0" in log.read_text(), attempt.said)
+        wait_for(lambda: "end of the stacks of rank 0" in log.read_text(), attempt.last_message)
         process_of(attempt, 1).send_signal(signal.SIGCONT)
         assert ended(attempt) == [75, 75]
     stacks = log.read_text()

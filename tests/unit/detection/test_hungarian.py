@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smt.config.heads import SetWeights
-from smt.detection.hungarian import costs, focal_cost, match, match_all, relative
+from smt.detection.hungarian import costs, focal_cost, match_all, relative
 from smt.detection.losses import focal_loss, giou_loss
 from smt.detection.structures import Target
 
@@ -21,6 +21,11 @@ FOCAL = {"alpha": 0.25, "gamma": 2.0}
 def target_of(boxes, labels, size=SIZE):
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     return Target(boxes, torch.tensor(labels, dtype=torch.int64), size)
+
+
+def match(cost):
+    """Return the pairs of one cost."""
+    return match_all([cost])[0]
 
 
 def cheapest(cost):

@@ -46,18 +46,17 @@ def contents(folder):
     }
 
 
+def places_in(folder):
+    """Return the options of a command whose data and results lie below `folder`."""
+    options = {"params": ROOT / "params", "data": folder / "data", "results": folder / "results"}
+    return [word for name, path in options.items() for word in (f"--{name}", path)]
+
+
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory):
     """Where all data of scale smoke and their manifests are, made by the real command."""
     folder = tmp_path_factory.mktemp("demo_data")
-    places = (
-        "--params",
-        ROOT / "params",
-        "--data",
-        folder / "data",
-        "--results",
-        folder / "results",
-    )
+    places = places_in(folder)
     for action in ("make", "manifest"):
         for key in manifest.keys_in_use(SMALL):
             done = smt(*places, "data", action, key, "--scale", "smoke")

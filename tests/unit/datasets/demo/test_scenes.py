@@ -20,7 +20,7 @@ from smt.errors import DataError, UserError
 from smt.runs.paths import Layout
 from tests.helpers import ROOT
 from tests.helpers.in_process import smt
-from tests.unit.datasets.demo.test_digits import contents
+from tests.unit.datasets.demo.test_digits import contents, places_in
 
 PROJECT = load_project(ROOT / "params", "demo")
 KEYS = ("coco", "ade20k")
@@ -31,14 +31,7 @@ COUNTS = {"train": 600, "val": 150}
 def made(tmp_path_factory):
     """Both data sets, made, written down and verified by the real commands; and what they said."""
     folder = tmp_path_factory.mktemp("scenes")
-    places = (
-        "--params",
-        ROOT / "params",
-        "--data",
-        folder / "data",
-        "--results",
-        folder / "results",
-    )
+    places = places_in(folder)
     said = {}
     for key in KEYS:
         for action, *options in (("make",), ("manifest",), ("verify", "--decode")):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from smt.cluster.doctor import storage
+from smt.cluster.doctor.project import run_bytes, weights
 from smt.cluster.slurm import minutes
 from smt.config.load import load_project
 from tests.helpers import ROOT
@@ -14,7 +14,7 @@ def test_the_estimate_of_a_models_weights_is_close(model):
 
     found = load_project(ROOT / "params", "paper").models[model]
     real = sum(each.numel() for each in zoo.skeleton(found, num_classes=1000).parameters())
-    assert storage.weights(found, 1000) == pytest.approx(real, rel=0.02)
+    assert weights(found, 1000) == pytest.approx(real, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_a_detector_takes_room_for_its_head():
     counted = sizes.downstream_counts(model, head, system.classes, system.size).parameters
     # Weights, and in each of three checkpoints weights and both moments of AdamW.
     real = 4 * counted * (3 * 3 + 1)
-    assert storage.run_bytes(project, Run(experiment=name, seed=0)) == pytest.approx(real, rel=0.03)
+    assert run_bytes(project, Run(experiment=name, seed=0)) == pytest.approx(real, rel=0.03)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from smt.cluster.doctor import probe
+from smt.cluster.doctor import node
 from smt.cluster.doctor.node import Answer, Environment
 
 ENVIRONMENT = Environment("3.11", "0.1", {})
@@ -14,7 +14,7 @@ WELL = {
 
 def said(gpus, needed=True):
     answer = Answer("n1", ENVIRONMENT, gpus)
-    return [(each.level, each.subject, each.text) for each in probe.of_gpus(answer, needed)]
+    return [(each.level, each.subject, each.text) for each in node.of_gpus(answer, needed)]
 
 
 def test_a_gpu_that_trains_is_named_with_its_memory_and_driver():

@@ -1,17 +1,21 @@
-"""Data sets to read, and room for what trainings write."""
+"""Data sets to read, room for what trainings write, and MLflow where runs will be sent."""
 
 import os
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from smt.cluster.doctor.finding import Findings, error, ok, warning
+from smt.cluster.doctor.check_result import CheckResult, CheckResults, error, ok, warning
 from smt.config import macs
 from smt.config.experiments import Experiment, Run
 from smt.config.models import Model
 from smt.config.project import Project
 from smt.datasets import manifest
+from smt.errors import first_line
 from smt.runs.paths import Layout
+from smt.tracking import client
 
 _CHECKPOINTS = 3
 """That a run keeps: the last two, and the best."""
@@ -23,7 +27,7 @@ _COMFORT = 1.5
 """Room in which other things of a project have a place, too."""
 
 
-def data(project: Project, layout: Layout, missing: Sequence[str]) -> Findings:
+def data(project: Project, layout: Layout, missing: Sequence[str]) -> CheckResults:
     """The data sets of the scale are there. `missing` has a phrase for each that is not."""
     for phrase in missing:
         yield error(
@@ -41,7 +45,7 @@ def data(project: Project, layout: Layout, missing: Sequence[str]) -> Findings:
         yield ok("data", f"counted: {', '.join(keys)}")
 
 
-def disk(project: Project, layout: Layout) -> Findings:
+def disk(project: Project, layout: Layout) -> CheckResults:
     """There is room for checkpoints and weights of every run that is to do."""
     to_do = [run for run in project.runs if not layout.metrics(run).exists()]
     needed = sum(run_bytes(project, run) for run in to_do)
@@ -107,3 +111,63 @@ def _nearest(path: Path) -> Path:
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.3g} GB"
+
+
+_TIMEOUT = 10.0
+"""Seconds."""
+_START_MLFLOW = (
+    "start it, or set MLFLOW_TRACKING_URI to one that runs; trainings go on without it, and "
+    "`smt sync` sends what they wrote"
+)
+
+
+def mlflow(uri: str) -> CheckResults:
+    """MLflow at `uri` answers, or its database can be made."""
+    if client.is_http(uri):
+        yield _server(uri)
+    elif uri.startswith("sqlite:///"):
+        yield _file(Path(uri.removeprefix("sqlite:///")))
+    else:
+        yield _database(uri)
+
+
+def _server(uri: str) -> CheckResult:
+    address = client.web(uri)
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=_TIMEOUT) as answer:
+            answer.read()
+    except urllib.error.HTTPError as problem:
+        return error("mlflow", f"{address}/health: HTTP status {problem.code}", _START_MLFLOW)
+    except (OSError, ValueError) as problem:
+        cause = getattr(problem, "reason", problem)
+        return error(
+            "mlflow", f"{address} does not answer: {first_line(_exception(cause))}", _START_MLFLOW
+        )
+    return ok("mlflow", f"{address} answers")
+
+
+def _exception(cause: object) -> Exception:
+    return cause if isinstance(cause, Exception) else OSError(str(cause))
+
+
+def _file(path: Path) -> CheckResult:
+    folder = next(each for each in path.parents if each.is_dir())
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        return error(
+            "mlflow",
+            f"{path}: no permission to write",
+            "set MLFLOW_TRACKING_URI, or SMT_RESULTS to a folder that can be written",
+        )
+    return ok("mlflow", f"{path}" if path.exists() else f"{path} will be made")
+
+
+def _database(uri: str) -> CheckResult:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        create_engine(uri, connect_args={"connect_timeout": int(_TIMEOUT)}).connect().close()
+    except (SQLAlchemyError, ImportError, OSError) as problem:
+        said = client.public(first_line(problem))
+        return error("mlflow", f"{client.public(uri)} does not answer: {said}", _START_MLFLOW)
+    return ok("mlflow", f"{client.public(uri)} answers")

@@ -1,4 +1,4 @@
-"""What a check found: one line, and what to do about it."""
+"""The result of a check: one line, and what to do about it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ Level: TypeAlias = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """An `error` keeps trainings from running as asked; a `warning` costs time or safety."""
 
     level: Level
@@ -21,19 +21,19 @@ class Finding:
         return f"{line}; {self.remedy}" if self.remedy else line
 
 
-Findings: TypeAlias = Iterator[Finding]
+CheckResults: TypeAlias = Iterator[CheckResult]
 
 
-def ok(subject: str, text: str) -> Finding:
+def ok(subject: str, text: str) -> CheckResult:
     """Return that all is well."""
-    return Finding("ok", subject, text)
+    return CheckResult("ok", subject, text)
 
 
-def warning(subject: str, text: str, remedy: str) -> Finding:
+def warning(subject: str, text: str, remedy: str) -> CheckResult:
     """Return what costs time or safety."""
-    return Finding("warning", subject, text, remedy)
+    return CheckResult("warning", subject, text, remedy)
 
 
-def error(subject: str, text: str, remedy: str) -> Finding:
+def error(subject: str, text: str, remedy: str) -> CheckResult:
     """Return what keeps trainings from running as asked."""
-    return Finding("error", subject, text, remedy)
+    return CheckResult("error", subject, text, remedy)
