@@ -174,9 +174,7 @@ def test_two_images_of_one_map_and_files_that_are_no_images_are_refused(ade20k):
 def test_half_copied_or_empty_files_are_refused(ade20k):
     (ade20k.images / "b.jpg").unlink()
     message = ade20k.refusal()
-    assert (
-        f"{ade20k.images} has 2 of 3 images, so it is the copy is incomplete (counted)" in message
-    )
+    assert f"{ade20k.images} has 2 of 3 images, so the copy is incomplete (counted)" in message
     assert "bring tiny as ROOT/images/training/NAME.jpg and ROOT/annotations/training/" in message
     (ade20k.maps / "c.png").write_bytes(b"")
     assert f"{ade20k.maps}/c.png is a file of 0 bytes" in ade20k.refusal()

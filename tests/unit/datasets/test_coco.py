@@ -379,7 +379,11 @@ def test_wrong_images_and_categories_are_refused_and_named(coco):
         ("images", {"width": 0}, "image 10 is 36 x 0 pixels; valid: 1 to 65535"),
         ("images", {"file_name": "../x.jpg"}, "image 10 is in file '../x.jpg'; valid: a name in"),
         ("images", {"file_name": "a\nb.jpg"}, "image 10 has no valid file_name"),
-        ("images", {"file_name": f"{30:012d}.jpg"}, "file name of an image '000000000030.jpg' sta"),
+        (
+            "images",
+            {"file_name": f"{30:012d}.jpg"},
+            "file name of an image '000000000030.jpg' is given",
+        ),
         ("categories", {"id": 7}, "category id 7 is given twice"),
         ("categories", {"name": "café"}, "category name 'café' is given twice"),
         ("categories", {"name": None}, "category 3 has no valid name, but None; valid: one line"),

@@ -168,7 +168,7 @@ def test_a_validation_file_of_another_size_is_named_before_a_run_needs_it(root, 
 
 def test_a_half_copied_data_set_is_refused(root, layout):
     (root / "train" / "c1" / "003.JPEG").unlink()
-    assert f"{root}/train has 11 of 12 images, so it is not copied" in refusal(root, layout)
+    assert f"{root}/train has 11 of 12 images, so the copy is incomplete" in refusal(root, layout)
 
 
 def test_more_images_than_expected_are_refused(root, layout):

@@ -18,6 +18,7 @@ from smt.evaluation.writer import LabelMapWriter, write_detections
 from smt.models import weights
 from smt.runs.atomic import write_json
 from smt.runs.paths import EvaluationOutputs, Layout
+from smt.runs.record import RunMetrics
 from smt.tasks import evaluation
 from smt.tasks.build import build_task
 from tests.unit.datasets.test_ade20k import ADE20K, CLASSES, SIZE, labels_of
@@ -179,7 +180,7 @@ def test_every_process_keeps_its_own_maps_and_one_of_them_the_picture(tmp_path, 
     first.begin()
     second.add(1, np.full(SIZE, CLASSES - 1, np.uint8))
     first.add(0, np.zeros(SIZE, np.uint8))
-    first.end([first.samples, second.shown])
+    first.end([first.samples, second.samples])
     assert sorted(path.name for path in outputs.predictions.iterdir()) == ["d.png", "e.png"]
     for name, label in {"d.png": 1, "e.png": CLASSES}.items():
         with Image.open(outputs.predictions / name) as image:
@@ -217,13 +218,17 @@ def test_an_evaluation_keeps_what_a_measurement_does_not(tmp_path, experiment, f
     ranks = Ranks(0, 1, torch.device("cpu"))
     task = build_task(project, layout, run, ranks, inherit=False)
     digest = weights.save(task.model.state_dict(), layout.weights(run), {})
-    said = {"weights_sha256": digest, "fingerprint": "f" * 64, "metrics": task.evaluate()}
-    write_json(layout.metrics(run), said)
+    final = RunMetrics(
+        experiment=experiment, seed=0, scale="demo", fingerprint="f" * 64,
+        task=project.experiments[experiment].task, metrics=task.evaluate(), epochs=1, steps=1,
+        images=1, weights_sha256=digest, wall_seconds=1.0, finished=0.0,
+    )  # fmt: skip
+    write_json(layout.metrics(run), final.as_json())
 
-    assert evaluation.measure(project, layout, run, ranks) == said["metrics"]
+    assert evaluation.measure(project, layout, run, ranks) == final.metrics
     assert not layout.samples(run).exists() and not layout.predictions(run).exists()
 
-    assert evaluation.evaluate(project, layout, run, ranks) == said["metrics"]
+    assert evaluation.evaluate(project, layout, run, ranks) == final.metrics
     assert layout.evaluation(run).exists()
     assert sorted(path.name for path in layout.predictions(run).iterdir()) == files
     with Image.open(layout.samples(run)) as sheet:
