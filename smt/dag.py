@@ -241,7 +241,7 @@ class Plan:
         """Return the experiments whose results stand in `table`."""
         if table in FIXED:
             return ()
-        return tuple(dict.fromkeys(row.experiment for row in self.project.tables[table].rows))
+        return self.project.tables[table].experiments
 
     @property
     def tabulated(self) -> tuple[str, ...]:

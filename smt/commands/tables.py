@@ -69,9 +69,7 @@ def _write_tables(results: "Results", layout: "Layout", names: Sequence[str]) ->
         if name in build.FIXED:
             click.echo(f"{name:<{width}}  sizes and facts, no runs")
             continue
-        experiments = dict.fromkeys(row.experiment for row in project.tables[name].rows)
-        runs = [run for experiment in experiments for run in results.of(experiment)]
-        click.echo(f"{name:<{width}}  {stated(runs)}")
+        click.echo(f"{name:<{width}}  {stated(results.of_table(name))}")
     if project.scale.notice:
         click.echo(project.scale.notice)
     click.echo(f"{len(paths)} files in {layout.tables}; begin with {paths[-1]}")

@@ -80,3 +80,8 @@ class Table(Strict):
     """Distance from the reported value, in the metric's unit, that counts as reproduced."""
     sizes: bool = False
     """Whether parameters and MACs of each row's head and model stand beside its results."""
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """Its experiments in the order of the rows, each once."""
+        return tuple(dict.fromkeys(row.experiment for row in self.rows))

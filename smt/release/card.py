@@ -9,8 +9,9 @@ import yaml
 from smt.config.metrics import METRICS
 from smt.release.choose import Item
 from smt.report.format import signed
+from smt.report.notes import INTERVAL, INTERVAL_TITLE, explain_verdict
 from smt.report.render import markdown_text
-from smt.report.verdict import INTERVAL, INTERVAL_TITLE, delta, explain_verdict, judge
+from smt.report.verdict import delta, judge
 
 UNDECIDED = "unknown"
 """Hugging Face's word for a licence that nobody has given."""
@@ -182,7 +183,7 @@ def _tolerance(item: Item) -> float:
         (
             table.tolerance
             for table in item.project.tables.values()
-            if item.run.experiment in {row.experiment for row in table.rows}
+            if item.run.experiment in table.experiments
         ),
         default=0.0,
     )

@@ -14,14 +14,14 @@ from smt.report.metric_result import MetricResult, metric_result
 
 @dataclass(frozen=True)
 class Agreement:
-    """A published number, and what came of it."""
+    """A published number beside the reproduced one."""
 
     label: str
     reported: float
     delta: float | None
     """Reproduced less reported; None while nothing is."""
     interval: float | None
-    """Half the width of the prediction interval around what was reproduced, where it is known."""
+    """Half the width of the prediction interval around the reproduced mean, if there is one."""
     is_of_others: bool
     """Whether that rests on other experiments alone, because this one has a single seed."""
     tolerance: float
@@ -36,7 +36,7 @@ def agreements(results: Results) -> list[Agreement]:
 
     Numbers that were derived from published ones are not among them.
     """
-    found: dict[tuple[str, str], Agreement] = {}
+    rows: dict[tuple[str, str], Agreement] = {}
     for name, table in results.project.tables.items():
         for row in table.rows:
             for metric in table.metrics:
@@ -45,17 +45,17 @@ def agreements(results: Results) -> list[Agreement]:
                 if reported and not reported.derived_for and METRICS[metric].percent:
                     label = f"{_place(results.project, table, row)}, {METRICS[metric].name}"
                     entry = _agreement(results, row.experiment, label, table.tolerance, result)
-                    found.setdefault((row.experiment, metric), entry)
-    return list(found.values())
+                    rows.setdefault((row.experiment, metric), entry)
+    return list(rows.values())
 
 
 def places(project: Project) -> dict[str, str]:
     """Return what each experiment of the tables is called away from them."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for table in project.tables.values():
         for row in table.rows:
-            found.setdefault(row.experiment, _place(project, table, row))
-    return found
+            names.setdefault(row.experiment, _place(project, table, row))
+    return names
 
 
 def _place(project: Project, table: Table, row: Row) -> str:

@@ -70,6 +70,11 @@ class Results:
         seeds = self.project.seeds(experiment)
         return [self.runs[Run(experiment=experiment, seed=seed)] for seed in seeds]
 
+    def of_table(self, table: str) -> list[RunResult]:
+        """Return the results of the runs of a table."""
+        names = self.project.tables[table].experiments
+        return [run for experiment in names for run in self.of(experiment)]
+
     def spread(self, experiment: str, metric: str) -> Spread | None:
         """Return how far seeds differ by chance in the recipe of an experiment, if that is known.
 
@@ -270,6 +275,15 @@ def _section(remote: RemoteRun, name: str) -> dict[str, float]:
 
 def _equal(one: Any, other: Any) -> bool:
     return bool(one == other or (one != one and other != other))  # NaN is equal to NaN here
+
+
+def by_reason(results: Iterable[RunResult]) -> dict[tuple[State, str], list[RunResult]]:
+    """Return the runs that are not done, by state and reason."""
+    groups: dict[tuple[State, str], list[RunResult]] = {}
+    for result in results:
+        if result.state != "done":
+            groups.setdefault((result.state, result.reason), []).append(result)
+    return groups
 
 
 def counts(results: Iterable[RunResult]) -> dict[State, int]:

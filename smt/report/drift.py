@@ -60,14 +60,14 @@ def drift_grid(project: Project, layout: Layout) -> Grid:
 
 def _fill(project: Project, text: str, sizes: Sizes, index: int) -> str:
     """Return `text` with measured sizes in place of {model.metric}; (pending) where none is."""
-    known = (*project.models, *project.systems)
+    valid = (*project.models, *project.systems)
 
     def value(match: re.Match[str]) -> str:
         model, metric = match.groups()
         where = f"params/drift.yaml: discrepancies.{index}.ours: {match.group()}"
-        if model not in known:
+        if model not in valid:
             kind = "system" if "." in model else "model"
-            raise UserError(f"{where}: no {kind} {model!r}; {suggest(model, known)}")
+            raise UserError(f"{where}: no {kind} {model!r}; {suggest(model, valid)}")
         if metric not in METRICS:
             raise UserError(f"{where}: no size {metric!r}; valid: {', '.join(METRICS)}")
         count = _measured(sizes, model, metric)

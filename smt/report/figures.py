@@ -8,6 +8,7 @@ from smt.config.metrics import HEADLINES, METRICS, Metric
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
 from smt.report.collect import Results, RunResult
+from smt.report.metric_result import summary_of
 from smt.report.sizes import Sizes
 from smt.report.trajectory import epoch_means
 from smt.report.verdict import summarise
@@ -136,14 +137,13 @@ def _mean(results: Results, experiment: str, runs: Sequence[RunResult]) -> Curve
 
 
 def _band(series: Iterable[dict[float, float]]) -> Band:
-    every = list(series)
-    epochs = sorted({epoch for each in every for epoch in each})
-    summaries = [summarise([each[epoch] for each in every if epoch in each]) for epoch in epochs]
-    known = [summary for summary in summaries if summary is not None]
+    seeds = list(series)
+    epochs = sorted({epoch for seed in seeds for epoch in seed})
+    summaries = [summarise([seed[epoch] for seed in seeds if epoch in seed]) for epoch in epochs]
     return Band(
         tuple(epochs),
-        tuple(summary.mean for summary in known),
-        tuple(summary.std or 0.0 for summary in known),
+        tuple(summary.mean for summary in summaries if summary),
+        tuple(summary.std or 0.0 for summary in summaries if summary),
     )
 
 
@@ -151,9 +151,9 @@ def markers(results: Results, layout: Layout) -> list[Marker]:
     """Return the experiments of the tables that have a top-1 and whose model was measured."""
     project = results.project
     sizes = Sizes.read(layout, project.scale_name)
-    shown = dict.fromkeys(row.experiment for table in project.tables.values() for row in table.rows)
-    found = (_marker(results, sizes, name) for name in shown)
-    return [marker for marker in found if marker is not None]
+    names = dict.fromkeys(name for table in project.tables.values() for name in table.experiments)
+    candidates = (_marker(results, sizes, name) for name in names)
+    return [marker for marker in candidates if marker is not None]
 
 
 def _marker(results: Results, sizes: Sizes, name: str) -> Marker | None:
@@ -163,7 +163,7 @@ def _marker(results: Results, sizes: Sizes, name: str) -> Marker | None:
     if not isinstance(recipe, ClassificationRecipe):
         return None
     macs = sizes.macs(experiment.model, recipe.resolution, "reported")
-    summary = summarise(_top1(results.of(name)))
+    summary = summary_of(results.of(name), "top1")
     if macs is None or summary is None:
         return None
     reported = project.reported_value(name, "top1")
@@ -176,7 +176,3 @@ def _marker(results: Results, sizes: Sizes, name: str) -> Marker | None:
         # What is reported of the paper's models does not belong on another scale's axis.
         reported=reported.value if reported and project.scale.notice is None else None,
     )
-
-
-def _top1(runs: Iterable[RunResult]) -> list[float]:
-    return [run.metrics["top1"] for run in runs if "top1" in run.metrics]

@@ -89,10 +89,7 @@ class Overview:
         return "\n\n".join(parts) + "\n"
 
     def _link(self, name: str) -> Link:
-        table = self.project.tables[name]
-        experiments = dict.fromkeys(row.experiment for row in table.rows)
-        runs = [run for experiment in experiments for run in self.results.of(experiment)]
-        return Link(name, table.title, stated(runs))
+        return Link(name, self.project.tables[name].title, stated(self.results.of_table(name)))
 
     def _provenance(self) -> list[tuple[str, str]]:
         server = self.results.server
@@ -112,7 +109,7 @@ class Overview:
         tags = run.remote.tags if run.remote else {}
         name, seconds = headline(run.metrics), run.metrics.get("wall_seconds")
         result = "" if name is None else METRICS[name].format(run.metrics[name])
-        known = run.fingerprint or ""
+        fingerprint = run.fingerprint or ""
         return (
             Cell.of(str(run.run)),
             Cell.of(run.state, kind=run.state),
@@ -120,7 +117,7 @@ class Overview:
             Cell.of("" if seconds is None else f"{seconds / 60:.1f}"),
             Cell.of(tags.get("smt.attempts", "")),
             Cell.of(tags.get("smt.git.commit", "")[:10]),
-            Cell.of(known[:12], run.url, title=f"fingerprint {known}"),
+            Cell.of(fingerprint[:12], run.url, title=f"fingerprint {fingerprint}"),
             Cell.of(run.reason),
         )
 

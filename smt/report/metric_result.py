@@ -23,18 +23,18 @@ class MetricResult:
     spread: Spread | None
     verdict: Verdict
     best: tuple[Evaluation, ...] = ()
-    """The best evaluation of each seed that is done; empty where they are not all known."""
+    """The best evaluation of each seed that is done; empty unless all have one."""
 
     @property
     def best_mean(self) -> float | None:
-        """Mean over seeds of the metric at the best epoch of each, if that is known."""
+        """Mean over seeds of the metric at the best epoch of each, if all have one."""
         if not self.best:
             return None
         return statistics.fmean(each.metrics[self.metric] for each in self.best)
 
     @property
     def interval(self) -> float | None:
-        """Half the width of the prediction interval around the mean, if it is known."""
+        """Half the width of the prediction interval around the mean, if there is one."""
         if self.summary is None or self.spread is None:
             return None
         return self.spread.interval(self.summary.n)
@@ -68,7 +68,7 @@ def metric_result(results: Results, experiment: str, metric: str, table: str) ->
     """
     project, runs = results.project, results.of(experiment)
     comparable = project.scale.notice is None
-    summary = summarise([run.metrics[metric] for run in runs if metric in run.metrics])
+    summary = summary_of(runs, metric)
     reported = project.reported_value(experiment, metric, table)
     spread = results.spread(experiment, metric) if comparable else None
     verdict = judge(
@@ -80,6 +80,11 @@ def metric_result(results: Results, experiment: str, metric: str, table: str) ->
     )
     best = best_of(runs, metric) if has_best(metric) else ()
     return MetricResult(experiment, metric, reported, summary, spread, verdict, best)
+
+
+def summary_of(runs: Sequence[RunResult], metric: str) -> Summary | None:
+    """Return a metric over the runs that are done and have it."""
+    return summarise([run.metrics[metric] for run in runs if metric in run.metrics])
 
 
 def reported_kind(reported: ReportedValue | None) -> str:

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from smt.report import drift, figures, sizes
 from smt.report.agreement import agreements, verdicts
 from smt.report.build import FIXED
-from smt.report.collect import Results, RunResult, State, counts
+from smt.report.collect import Results, RunResult, State, by_reason, counts
 from smt.report.grid import Grid
 from smt.report.index import Overview, stated
 from smt.report.inline import inline_svg
+from smt.report.notes import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
 from smt.report.plots import PALETTE, plot
 from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable
-from smt.report.verdict import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
 from smt.runs.paths import Layout
 from smt.runs.provenance import LOG
 from smt.tracking.client import runs_url, web
@@ -72,9 +72,9 @@ class Report:
         self.total = len(runs)
         self.summary = f"{self.total} runs: {stated(runs)}."
         rows = agreements(results)
-        known = verdicts(rows)
+        counted = verdicts(rows)
         self.published = len(rows)
-        self.verdicts = [(each, known[each]) for each in VERDICTS if each in known]
+        self.verdicts = [(verdict, counted[verdict]) for verdict in VERDICTS if verdict in counted]
         self.unpublished = self._unpublished()
         self.agreement = plot(results, layout, figures.AGREEMENT)
         self.tables = [self._section(ResultTable(name, results).grid()) for name in project.tables]
@@ -129,10 +129,10 @@ class Report:
     def _unpublished(self) -> int:
         """Return how many experiments of the tables have no published number at all."""
         project = self.project
-        shown = {row.experiment for table in project.tables.values() for row in table.rows}
+        names = {name for table in project.tables.values() for name in table.experiments}
         return sum(
             not any(project.reported_value(name, metric) for metric in project.metrics_of(name))
-            for name in shown
+            for name in names
         )
 
     def _effort(self) -> list[tuple[str, str]]:
@@ -151,12 +151,12 @@ class Report:
 
     def _data(self) -> list[tuple[str, str]]:
         """Return the digests of the data sets that runs were trained on."""
-        found: dict[str, set[str]] = {}
+        digests: dict[str, set[str]] = {}
         for run in self.results.runs.values():
             for key, value in (run.remote.tags if run.remote else {}).items():
                 if run.state == "done" and key.startswith("smt.data."):
-                    found.setdefault(key.removeprefix("smt.data."), set()).add(value[:12])
-        return [(f"Data: {name}", ", ".join(sorted(found[name]))) for name in sorted(found)]
+                    digests.setdefault(key.removeprefix("smt.data."), set()).add(value[:12])
+        return [(f"Data: {name}", ", ".join(sorted(digests[name]))) for name in sorted(digests)]
 
     def _mlflow(self) -> str | None:
         """Return the address of MLflow's pages, or None while nothing was sent."""
@@ -179,13 +179,11 @@ def stated_of(state: State) -> str:
 
 def _groups(runs: Iterable[RunResult], layout: Layout) -> Iterator[Group]:
     """Yield the runs that are not done by state and reason, the urgent ones first."""
-    found: dict[tuple[int, str], list[RunResult]] = {}
-    for run in runs:
-        if run.state != "done":
-            found.setdefault((URGENT.index(run.state), run.reason), []).append(run)
-    for (state, reason), members in sorted(found.items(), key=lambda each: each[0][0]):
-        logs = tuple(_logs(members, layout)) if URGENT[state] == "failed" else ()
-        yield Group(URGENT[state], reason, _with_seeds(members), logs, len(members))
+    groups = by_reason(runs)
+    for state, reason in sorted(groups, key=lambda group: URGENT.index(group[0])):
+        members = groups[state, reason]
+        logs = tuple(_logs(members, layout)) if state == "failed" else ()
+        yield Group(state, reason, _with_seeds(members), logs, len(members))
 
 
 def _with_seeds(runs: Iterable[RunResult]) -> tuple[str, ...]:
@@ -214,8 +212,7 @@ def _tag(run: RunResult, name: str) -> str | None:
 
 def _processes(run: RunResult) -> int:
     """Return on how many processes a run was trained."""
-    known = run.remote.params.get("environment.world_size", "1") if run.remote else "1"
-    return int(known)
+    return int(run.remote.params.get("environment.world_size", "1")) if run.remote else 1
 
 
 def _hours(hours: float) -> str:

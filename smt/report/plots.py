@@ -7,7 +7,7 @@ second.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,18 +225,18 @@ def _line(
         high = [mean + std for _, mean, std in values]
         axes.fill_between(band.epochs, low, high, color=style["color"], alpha=0.18, linewidth=0)
     # Matplotlib leaves out a mark that is not finite; it would shift the texts of the others.
-    shown = [each for each in values if each[1] - each[1] == 0]
-    stride = -(-len(shown) // HOVERS) or 1
-    shown = [*shown[:-1:stride], *shown[-1:]]
+    points = [value for value in values if isfinite(value[1])]
+    stride = ceil(len(points) / HOVERS) or 1
+    points = [*points[:-1:stride], *points[-1:]]
     (marks,) = axes.plot(
-        [epoch for epoch, _, _ in shown], [mean for _, mean, _ in shown], "o", alpha=0.0,
+        [epoch for epoch, _, _ in points], [mean for _, mean, _ in points], "o", alpha=0.0,
         markersize=10,
     )  # fmt: skip
     plot.add_hover(
         marks,
         (
             f"{label} at epoch {epoch:g}: {plus_minus(mean, std or None, decimals)}"
-            for epoch, mean, std in shown
+            for epoch, mean, std in points
         ),
     )
 

@@ -71,11 +71,8 @@ def frame(results: Results, tables: Sequence[str] = ()) -> "pandas.DataFrame":
 
     project = results.project
     shown = {name: project.tables[name] for name in tables or project.tables}
-    experiments = (
-        dict.fromkeys(row.experiment for table in shown.values() for row in table.rows)
-        if tables
-        else project.experiments
-    )
+    shown_experiments = dict.fromkeys(name for each in shown.values() for name in each.experiments)
+    experiments = shown_experiments if tables else project.experiments
     rows = [row for name in experiments for row in _experiment_rows(results, name, shown)]
     data = pandas.DataFrame(rows, columns=list(COLUMNS))
     return data.astype({name: kind for name, (kind, _) in COLUMNS.items()})
@@ -129,7 +126,7 @@ def _metric_columns(
     shown = [
         name
         for name, table in tables.items()
-        if metric in table.metrics and any(row.experiment == experiment for row in table.rows)
+        if metric in table.metrics and experiment in table.experiments
     ]
     # A number that was derived for one table is reported in no other.
     with_reported = (

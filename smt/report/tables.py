@@ -4,31 +4,24 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from smt.config.metrics import METRICS
 from smt.config.published import ReportedValue, Row, Table
-from smt.report.collect import Results, RunResult
+from smt.report.collect import Results, RunResult, by_reason
 from smt.report.format import exact, joined, plus_minus, signed, source_mark, source_notes
 from smt.report.grid import Cell, Column, Grid, Span
 from smt.report.metric_result import MetricResult, has_best, metric_result, reported_kind
-from smt.report.noise import noise
-from smt.report.sizes import Sizes
-from smt.report.verdict import (
+from smt.report.notes import (
+    COUNTED,
+    DERIVED,
     INTERVAL_TITLE,
     NOT_COMPARED,
     REPRODUCED,
     best_epoch,
-    delta,
+    chance_notes,
 )
+from smt.report.sizes import Sizes
+from smt.report.verdict import delta
 
 SIZES = ("params_m", "gmacs")
 """Published sizes of a head on a model."""
-
-DERIVED = (
-    "Derived: worked out here from what the source says, which does not print the number; it is "
-    "shown as reported in no other table."
-)
-COUNTED = (
-    "MACs in 1e9 multiply-accumulates of one image: as the published figures were counted, and "
-    "with the products of attention; the table of sizes says of which size the image is."
-)
 
 
 class ResultTable:
@@ -69,8 +62,8 @@ class ResultTable:
         if self.sizes is not None:
             sizes = self._reported_sizes(row)
             yield from (sizes[key] for key in SIZES if key in sizes)
-        found = (self.reported(row.experiment, metric) for metric in self.table.metrics)
-        yield from (each for each in found if each is not None)
+        values = (self.reported(row.experiment, metric) for metric in self.table.metrics)
+        yield from (value for value in values if value is not None)
 
     def _system(self, row: Row) -> str:
         """Return the name of the head and model that a row is of."""
@@ -86,8 +79,8 @@ class ResultTable:
         if self.sizes is None or size is None:
             return {}
         counts = {key: self.sizes.macs(name, size, key) for key in ("reported", "attention")}
-        found = {"params": self.sizes.params(name), **counts}
-        return {key: value for key, value in found.items() if value is not None}
+        sizes = {"params": self.sizes.params(name), **counts}
+        return {key: value for key, value in sizes.items() if value is not None}
 
     def _is_measured(self, row: Row, metric: str) -> bool:
         """Return whether a row has a metric at all: not every detector predicts masks."""
@@ -211,8 +204,7 @@ class ResultTable:
     def _notes(self) -> tuple[str, ...]:
         table = self.table
         notes = source_notes(self.sources, self.project.reported.sources)
-        shown = (each for row in table.rows for each in self._every_reported(row))
-        if any(each.derived_for for each in shown):
+        if any(value.derived_for for row in table.rows for value in self._every_reported(row)):
             notes.append(DERIVED)
         single = [row.label for row in table.rows if self._n(row.experiment) == 1]
         notes.append(
@@ -224,7 +216,7 @@ class ResultTable:
             for metric in table.metrics
         ]
         notes += [best_epoch(metric) for metric in table.metrics if has_best(metric)]
-        notes += noise(self.project, table, results) if self.comparable else [NOT_COMPARED]
+        notes += chance_notes(self.project, table, results) if self.comparable else [NOT_COMPARED]
         if self.sizes is not None:
             notes.append(COUNTED)
         if table.baseline is not None:
@@ -238,13 +230,8 @@ class ResultTable:
 
     def _reasons(self) -> Iterator[str]:
         """Yield why runs are not done, once for all runs that share a reason."""
-        found: dict[tuple[str, str], list[str]] = {}
-        for name in dict.fromkeys(row.experiment for row in self.table.rows):
-            for run in self.results.of(name):
-                if run.reason:
-                    found.setdefault((run.state, run.reason), []).append(str(run.run))
-        for (state, reason), names in found.items():
-            yield f"{', '.join(names)}: {state}: {reason}."
+        for (state, reason), runs in by_reason(self.results.of_table(self.name)).items():
+            yield f"{', '.join(str(run.run) for run in runs)}: {state}: {reason}."
 
     def _record(self, row: Row) -> dict[str, str]:
         runs = self.results.of(row.experiment)

@@ -1,11 +1,11 @@
-"""Whether runs under way are on track, from journals: the earlier it shows, the less is wasted.
+"""Whether unfinished runs are on track, from journals, so that a bad run is noticed early.
 
-The last two evaluations of a run are held against a band. Two or more seeds of its experiment that
+The last two evaluations of a run are compared with a band. Two or more seeds of its experiment that
 are done give it, at the same epoch: their mean, and around it the larger of `spreads` sample
 standard deviations and a floor. With fewer, the reference points of `params/trajectory.yaml` do,
 with straight lines between them: learning curves bend the other way, so these are lenient. With
-neither, nothing is said. Only the bad side of the band counts. What is held against it is top-1, or
-the training loss of a run that is never evaluated.
+neither, there is no verdict. Only the bad side of the band counts. The metric is top-1, or the
+training loss of a run that is never evaluated.
 """
 
 import math
@@ -51,11 +51,11 @@ class OffTrack:
     low: float
     high: float
     source: str
-    """What the band is made of, in a phrase."""
+    """Where the band comes from, in a phrase."""
 
     @property
     def text(self) -> str:
-        """What is said of it, in one line."""
+        """The warning, in one line."""
         value, low, high = (
             f"{each:.{DECIMALS[self.metric]}f}" for each in (self.value, self.low, self.high)
         )
@@ -81,8 +81,8 @@ def off_track(
 ) -> dict[Run, OffTrack]:
     """Return what is off track among the runs under way; both mappings hold fingerprints."""
     journals = _Journals(project, layout, done)
-    found = {run: journals.judge(run, fingerprint) for run, fingerprint in under_way.items()}
-    return {run: verdict for run, verdict in found.items() if verdict is not None}
+    verdicts = {run: journals.judge(run, fingerprint) for run, fingerprint in under_way.items()}
+    return {run: verdict for run, verdict in verdicts.items() if verdict is not None}
 
 
 class _Journals:
@@ -127,11 +127,11 @@ class _Journals:
 
     def judge(self, run: Run, fingerprint: str) -> OffTrack | None:
         """Return how a run is off track, or None."""
-        known = self.series(run, fingerprint)
-        metric = next((each for each in MEASURES if known.get(each)), None)
+        measures = self.series(run, fingerprint)
+        metric = next((measure for measure in MEASURES if measures.get(measure)), None)
         if metric is None:
             return None
-        series, bands = known[metric], self.bands(run.experiment, metric)
+        series, bands = measures[metric], self.bands(run.experiment, metric)
         wrong = [self._off(run, metric, series, bands, epoch) for epoch in sorted(series)]
         last = wrong[-IN_A_ROW:]
         return last[-1] if len(last) == IN_A_ROW and all(last) else None

@@ -292,7 +292,7 @@ def test_a_derived_number_is_marked_and_stands_in_the_table_it_is_for_alone(make
     assert (rung["top1_reported"], rung["top1_source"]) == ("81.6", "summary_derived")
     assert (rung["top1_reported_kind"], rung["top1_verdict"]) == ("derived", "reproduced")
     text = (files.layout.tables / "ablation_components.md").read_text()
-    assert "| \\+ SAA | 81.6 derived \\[a\\] |" in text and "Derived: worked out here" in text
+    assert "| \\+ SAA | 81.6 derived \\[a\\] |" in text and "Derived: computed here" in text
     assert made(files, "ablation_components")["+ EHN (SMT-T)"]["top1_reported_kind"] == "published"
     row = made(files, "ablation_stacking")["all MSA"]
     assert float(row["top1_mean"]) == 81.5

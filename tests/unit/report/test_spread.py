@@ -8,8 +8,9 @@ import pytest
 from scipy import stats
 
 from smt.config.load import load_project
+from smt.report.notes import INTERVAL, explain_verdict
 from smt.report.spread import COVERAGE, Spread, by_recipe, pooled, t_quantile
-from smt.report.verdict import INTERVAL, Summary, explain_verdict, judge, summarise
+from smt.report.verdict import Summary, judge, summarise
 from tests.helpers import ROOT
 
 DRAWS = 10_000
