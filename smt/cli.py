@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prove": ("smt.commands.prove", "Kill trainings at random; show that they end the same."),
     "profile": ("smt.commands.profile", "Parameters and MACs of every model."),
     "doctor": ("smt.commands.doctor", "Check what a launch on the cluster needs."),
+    "rehearse": ("smt.commands.rehearse", "Training steps at full size on a fake GPU."),
     "plan": ("smt.commands.plan", "GPU-hours, wall time and requeues before a launch."),
     "status": ("smt.commands.status", "How every run stands: done, running, failed and why."),
     "convert": ("smt.commands.convert", "Convert weights from and to the released naming."),

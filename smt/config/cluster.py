@@ -16,6 +16,8 @@ class Gpu(Strict):
     title: str
     capability: PositiveFloat
     """NVIDIA's compute capability, such as 8.0: what code has to be built for."""
+    memory_gb: PositiveFloat
+    """As the data sheet has it, in 10^9 bytes."""
     tflops: PositiveFloat
     """Dense fp16 or bf16 on tensor cores with fp32 sums, in 10^12 FLOPs per second."""
     source: str
