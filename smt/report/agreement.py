@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from smt.config.metrics import METRICS
 from smt.config.project import Project
 from smt.config.published import Row, Table
-from smt.report.collect import Results
+from smt.report.collect import Results, kind
 from smt.report.result import MetricResult
 from smt.report.tables import ResultTable
 
@@ -72,10 +72,10 @@ def _agreement(
     assert result.reported is not None
     reported, summary = result.reported.value, result.summary
     if summary is None:
-        states = dict.fromkeys(run.state for run in results.of(experiment) if run.state != "done")
+        states = dict.fromkeys(run.lack for run in results.of(experiment) if not run.has_numbers)
         said = ", ".join(states) or "not measured"
-        kind = next(iter(states), "not-run")
-        return Agreement(label, reported, None, None, False, tolerance, kind, f"{reported}: {said}")
+        look = kind(next(iter(states), "not run"))
+        return Agreement(label, reported, None, None, False, tolerance, look, f"{reported}: {said}")
     value = f"{summary.mean:.{METRICS[result.metric].decimals}f}"
     if summary.std is not None:
         value += f" ± {summary.std:.{METRICS[result.metric].decimals}f}"
@@ -109,6 +109,6 @@ def reach(rows: Sequence[Agreement]) -> tuple[float, float]:
 
 
 def verdicts(rows: list[Agreement]) -> dict[str, int]:
-    """Return how many numbers have each verdict; `pending` stands for none yet."""
-    words = (each.kind.replace("-", " ") if each.delta is not None else "pending" for each in rows)
+    """Return how many numbers have each verdict; `not run` stands for none yet."""
+    words = (each.kind.replace("-", " ") if each.delta is not None else "not run" for each in rows)
     return dict(Counter(words))

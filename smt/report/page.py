@@ -7,7 +7,7 @@ from smt.report import charts, drift, figures, sizes
 from smt.report.agreement import agreements, verdicts
 from smt.report.build import FIXED
 from smt.report.charts import Chart
-from smt.report.collect import Results, RunResult, State, counts
+from smt.report.collect import Results, RunResult
 from smt.report.grid import Grid
 from smt.report.index import Overview, stated
 from smt.report.predictions import predictions
@@ -16,14 +16,16 @@ from smt.report.tables import ResultTable
 from smt.report.verdict import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
 from smt.runs.paths import Layout
 from smt.runs.provenance import LOG
+from smt.runs.state import State, counts
 from smt.tracking.client import runs_url, web
 
-URGENT: tuple[State, ...] = ("failed", "running", "stale", "pending")
-"""States of runs that are not done, the one to look at first in front."""
-ORDER: tuple[State, ...] = ("done", "running", "failed", "stale", "pending")
-"""In which states are counted."""
+URGENT = (
+    State.FAILED, State.STOPPED, State.RUNNING, State.QUEUED, State.OUTDATED, State.NOT_STARTED,
+    State.DONE,
+)  # fmt: skip
+"""The states, the one to look at first in front; one that is done may not be in MLflow yet."""
 VERDICTS = (
-    "reproduced", "within noise", "above", "below", "no verdict", "not comparable", "pending",
+    "reproduced", "within noise", "above", "below", "no verdict", "not comparable", "not run",
 )  # fmt: skip
 """In the order in which they are counted."""
 
@@ -64,10 +66,8 @@ class Report:
         runs = list(results.runs.values())
         self.title = "Scale-Aware Modulation Meet Transformer: a reproduction"
         self.scale, self.notice = project.scale.title, project.scale.notice
-        states = counts(runs)
-        self.states = [
-            (state, states[state], stated_of(state)) for state in ORDER if state in states
-        ]
+        states = counts(run.state for run in runs)
+        self.states = [(state, count, stated_of(state)) for state, count in states.items()]
         self.total = len(runs)
         self.summary = f"{self.total} runs: {stated(runs)}."
         rows = agreements(results)
@@ -96,7 +96,7 @@ class Report:
         self.provenance = [*overview.provenance, *self._effort(), *self._data()]
         self.mlflow = self._mlflow()
 
-    def states_count(self, state: State) -> int:
+    def states_count(self, state: str) -> int:
         """Return how many runs are in a state."""
         return sum(count for name, count, _ in self.states if name == state)
 
@@ -143,7 +143,7 @@ class Report:
 
     def _effort(self) -> list[tuple[str, str]]:
         """Return hours and attempts of the runs that are done."""
-        done = [run for run in self.results.runs.values() if run.state == "done" and run.remote]
+        done = [run for run in self.results.runs.values() if run.has_numbers and run.remote]
         wall = sum(run.metrics.get("wall_seconds", 0.0) for run in done) / 3600
         busy = (
             sum(run.metrics.get("wall_seconds", 0.0) * _processes(run) for run in done) / 3600
@@ -160,7 +160,7 @@ class Report:
         found: dict[str, set[str]] = {}
         for run in self.results.runs.values():
             for key, value in (run.remote.tags if run.remote else {}).items():
-                if run.state == "done" and key.startswith("smt.data."):
+                if run.has_numbers and key.startswith("smt.data."):
                     found.setdefault(key.removeprefix("smt.data."), set()).add(value[:12])
         return [(f"Data: {name}", ", ".join(sorted(found[name]))) for name in sorted(found)]
 
@@ -175,11 +175,13 @@ class Report:
 def stated_of(state: State) -> str:
     """Return what a state means, for a legend."""
     return {
-        "done": "trained, in MLflow, and both say the same",
-        "running": "begun and not done",
-        "failed": "its last attempt failed",
-        "stale": "params or data changed since",
-        "pending": "not begun, or waiting",
+        State.NOT_STARTED: "no attempt has come to its first step",
+        State.QUEUED: "its job waits in SLURM's queue",
+        State.RUNNING: "it is being trained",
+        State.STOPPED: "begun, and nobody trains it; goes on from its last checkpoint",
+        State.DONE: "has final numbers of the present params, data and code version",
+        State.FAILED: "its last attempt failed, or one of its records cannot be read",
+        State.OUTDATED: "params, data or code version changed since; will be trained again",
     }[state]
 
 
@@ -187,10 +189,10 @@ def _groups(runs: Iterable[RunResult], layout: Layout) -> Iterator[Group]:
     """Yield the runs that are not done by state and reason, the urgent ones first."""
     found: dict[tuple[int, str], list[RunResult]] = {}
     for run in runs:
-        if run.state != "done":
+        if not run.has_numbers:
             found.setdefault((URGENT.index(run.state), run.reason), []).append(run)
     for (state, reason), members in sorted(found.items(), key=lambda each: each[0][0]):
-        logs = tuple(_logs(members, layout)) if URGENT[state] == "failed" else ()
+        logs = tuple(_logs(members, layout)) if URGENT[state] is State.FAILED else ()
         yield Group(URGENT[state], reason, _with_seeds(members), logs, len(members))
 
 

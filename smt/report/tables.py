@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from smt.config.metrics import METRICS
 from smt.config.published import ReportedValue, Row, Table
-from smt.report.collect import Results, RunResult
+from smt.report.collect import Results, RunResult, kind
 from smt.report.grid import Cell, Column, Grid, Span
 from smt.report.noise import noise
 from smt.report.result import MetricResult, best_of, has_best
@@ -104,7 +104,7 @@ class ResultTable:
 
     def _n(self, experiment: str) -> int:
         """Return how many seeds of an experiment are done."""
-        return sum(run.state == "done" for run in self.results.of(experiment))
+        return sum(run.has_numbers for run in self.results.of(experiment))
 
     def result(self, experiment: str, metric: str) -> MetricResult:
         """Return what was reported of an experiment, what came out, and the verdict."""
@@ -209,19 +209,19 @@ class ResultTable:
 
     def _reproduced_cell(self, result: MetricResult, runs: Sequence[RunResult]) -> Cell:
         if result.summary is None:
-            states = tuple(dict.fromkeys(run.state for run in runs if run.state != "done"))
+            states = tuple(dict.fromkeys(run.lack for run in runs if not run.has_numbers))
             # A run that is done can lack a metric: a data set without a validation split.
             state = " and ".join(states) or "not measured"
             warned = [run.warning.text for run in runs if run.warning]
             # One is enough for a cell; the notes have every one.
             state = ", ".join((state, *warned[:1]))
             link = _link(self.results, runs, result.metric)
-            return Cell.of(state, link, kind=states[0] if states else "")
+            return Cell.of(state, link, kind=kind(states[0]) if states else "")
         decimals = METRICS[result.metric].decimals
         text = f"{result.summary.mean:.{decimals}f}"
         if result.summary.std is not None:
             text += f" ± {result.summary.std:.{decimals}f}"
-        done = [run for run in runs if run.state == "done"]
+        done = [run for run in runs if run.has_numbers]
         title = "; ".join(_run_title(run) for run in done)
         return Cell.of(text, _link(self.results, done, result.metric), title=title)
 

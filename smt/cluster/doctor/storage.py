@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from smt.cluster import states
 from smt.cluster.doctor.finding import Findings, error, ok, warning
 from smt.config import macs
 from smt.config.experiments import Experiment, Run
@@ -43,7 +44,7 @@ def data(project: Project, layout: Layout, missing: Sequence[str]) -> Findings:
 
 def disk(project: Project, layout: Layout) -> Findings:
     """There is room for checkpoints and weights of every run that is to do."""
-    to_do = [run for run in project.runs if not layout.metrics(run).exists()]
+    to_do = [run for run, each in states.read(project, layout).items() if not each.is_done]
     needed = sum(run_bytes(project, run) for run in to_do)
     folder = _nearest(layout.results.resolve())
     if not os.access(folder, os.W_OK):
