@@ -144,9 +144,10 @@ class Audit:
         experiments: Sequence[str],
     ) -> None:
         project, layout = self.project, self.layout
+        others = Audit(project, layout, self.paper, derived=self.derived)
         for run in project.runs:  # those that were not chosen are in the tables as well
             if run not in self.derived and run.experiment not in (experiments or project.order):
-                Audit(project, layout, self.paper, derived=self.derived).run(run)
+                others.run(run)
         here = {view.fingerprint for view in every}
         elsewhere = {key: run for key, run in remote.items() if key not in here}
         names = self._names(experiments)
