@@ -156,36 +156,36 @@ class _Collector:
 
     def result(self, run: Run) -> RunResult:
         """Return the numbers of a run, if it is done and MLflow has them, and how it stands."""
-        known = self.states[run]
-        remote = self.remote.get(known.fingerprint) if known.fingerprint else None
+        run_state = self.states[run]
+        remote = self.remote.get(run_state.fingerprint) if run_state.fingerprint else None
         url = self.server.run_url(remote) if self.server and remote else None
         metrics: dict[str, float] = {}
         best: Evaluation | None = None
-        if known.is_done and known.fingerprint and remote and remote.status == "FINISHED":
+        if run_state.is_done and run_state.fingerprint and remote and remote.status == "FINISHED":
             metrics = _section(remote, "final")
-            best = self._best(run, known.fingerprint)
-            if known.final is not None and self.checked:
-                self._check(run, known.final, remote, url)
+            best = self._best(run, run_state.fingerprint)
+            if run_state.final is not None and self.checked:
+                self._check(run, run_state.final, remote, url)
         warning = self.warnings.get(run)
-        reason = self._reason(known, remote, bool(metrics))
+        reason = self._reason(run_state, remote, bool(metrics))
         if warning is not None:
             reason = f"{reason}; {warning.text}"
         return RunResult(
-            run, known.state, reason, known.fingerprint, remote, url, metrics, best, warning
+            run, run_state.state, reason, run_state.fingerprint, remote, url, metrics, best, warning
         )
 
-    def _reason(self, known: RunState, remote: RemoteRun | None, has_numbers: bool) -> str:
-        if known.data_problem:
-            return f"{known.reason}; {known.data_problem}"
-        if known.is_done:
+    def _reason(self, run_state: RunState, remote: RemoteRun | None, has_numbers: bool) -> str:
+        if run_state.data_problem:
+            return f"{run_state.reason}; {run_state.data_problem}"
+        if run_state.is_done:
             command = f"smt sync --scale {self.layout.scale}"
             return "" if has_numbers else f"trained, but not in MLflow yet; run: {command}"
-        if known.state in UNDER_WAY and known.trail is not None and known.trail.begun:
-            epochs = self.project.recipe_of(known.run.experiment).schedule.epochs
+        if run_state.state in UNDER_WAY and run_state.trail is not None and run_state.trail.begun:
+            epochs = self.project.recipe_of(run_state.run.experiment).schedule.epochs
             sent = int(remote.metrics.get("epoch", 0)) if remote else 0
             how_far = f"begun, {sent} of {epochs} epochs sent to MLflow"
-            return f"{known.reason}; {how_far}" if known.reason else how_far
-        return known.reason or "not begun"
+            return f"{run_state.reason}; {how_far}" if run_state.reason else how_far
+        return run_state.reason or "not begun"
 
     def _best(self, run: Run, current: str) -> Evaluation | None:
         headline = HEADLINES[self.project.experiments[run.experiment].task]

@@ -180,8 +180,8 @@ class ResultTable:
     def _published(self, value: ReportedValue | None) -> Cell:
         if value is None:
             return Cell.of("")
-        kind = " derived" if value.derived_for else ""
-        return Cell.of(f"{value.value}{kind} [{source_mark(self.sources.index(value.source))}]")
+        derived = " derived" if value.derived_for else ""
+        return Cell.of(f"{value.value}{derived} [{source_mark(self.sources.index(value.source))}]")
 
     def _reproduced_cell(self, result: MetricResult, runs: Sequence[RunResult]) -> Cell:
         if result.summary is None:
