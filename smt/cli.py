@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("smt.commands.doctor", "Check what a launch on the cluster needs."),
     "rehearse": ("smt.commands.rehearse", "Training steps at full size on a fake GPU."),
     "plan": ("smt.commands.plan", "GPU-hours, wall time and requeues before a launch."),
-    "status": ("smt.commands.status", "How every run stands: done, running, failed and why."),
+    "status": ("smt.commands.status", "The state of every run, and why it is not done."),
     "convert": ("smt.commands.convert", "Convert weights from and to the released naming."),
     "sync": ("smt.commands.sync", "Send journals to MLflow: only what is new."),
     "tables": ("smt.commands.tables", "Make the paper's tables again, without torch."),

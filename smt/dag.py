@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from smt.cluster import cost
+from smt.cluster import cost, states
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.load import load_project
@@ -23,9 +23,9 @@ from smt.errors import UserError
 from smt.report import figures
 from smt.report.build import FIXED, INDEX, table_names
 from smt.report.sizes import PAPER
-from smt.runs import record, source
+from smt.runs import source
 from smt.runs.paths import Layout, default_params
-from smt.runs.record import DamagedRecord
+from smt.runs.state import State
 
 EVERYTHING = "all"
 """Stands for all runs where others give a table's name."""
@@ -132,17 +132,11 @@ class Plan:
         return f"smt {self.layout.scale} {run} {self.fingerprint(run)}"
 
     def failures(self) -> dict[str, str]:
-        """Return, for each run that is not done, why its last attempt failed."""
-        causes: dict[str, str] = {}
-        for run in self.runs():
-            try:
-                work_dir = self.layout.work_dir(run, self.fingerprint(run))
-            except FileNotFoundError:
-                continue
-            if not self.layout.metrics(run).exists():
-                cause = _failure(work_dir)
-                causes |= {str(run): cause} if cause else {}
-        return causes
+        """Return, for each run that has failed, why."""
+        every = states.read(self.project, self.layout)
+        return {
+            str(run): every[run].reason for run in self.runs() if every[run].state is State.FAILED
+        }
 
     def proofs(self) -> list[str]:
         """Return the outcome of each proof that the scale asks for."""
@@ -454,15 +448,6 @@ def paths() -> Mapping[str, str]:
         "figures": str(layout.figures),
         "report": str(layout.report),
     }
-
-
-def _failure(work_dir: Path) -> str | None:
-    """Return why the last attempt at a run failed, or what is wrong with the file that says so."""
-    try:
-        failure = record.read_failure(work_dir)
-    except DamagedRecord as damage:
-        return str(damage)
-    return failure.message if failure else None
 
 
 def _digest(manifest: str) -> str:

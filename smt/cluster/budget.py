@@ -1,13 +1,14 @@
 """Cost estimates aggregated per experiment, table and total: what is done, and what is to do."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from smt.cluster.cost import Estimate, estimate
 from smt.config.experiments import Run
 from smt.config.project import Project
+from smt.runs.state import State
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,13 @@ class Part:
 class Budget:
     """The chosen runs of a project, and those that they start from."""
 
-    def __init__(self, project: Project, chosen: Iterable[Run], done: Collection[Run]) -> None:
-        self.project, self._done = project, done
+    def __init__(
+        self, project: Project, chosen: Iterable[Run], states: Mapping[Run, State]
+    ) -> None:
+        self.project = project
         self.runs = self._with_parents(chosen)
+        self.states = {run: states.get(run, State.NOT_STARTED) for run in self.runs}
+        self._done = {run for run, state in self.states.items() if state is State.DONE}
 
     def _with_parents(self, chosen: Iterable[Run]) -> tuple[Run, ...]:
         found: dict[Run, None] = {}

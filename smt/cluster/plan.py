@@ -9,6 +9,7 @@ from typing import Any
 
 from smt.cluster.budget import Budget, Part
 from smt.cluster.cost import FP32_RATE, TRAINING_PASSES, flops_per_second, nodes_for
+from smt.runs.state import counts
 
 WIDTH = 100
 """Columns that the text keeps to, where names are no longer than the paper's."""
@@ -27,7 +28,9 @@ def text(budget: Budget) -> str:
         f"{cluster.wall_hours:g} h a job: an estimate"
     )
     notice = [project.scale.notice] if project.scale.notice else []
-    parts = [title, _experiments(budget), _tables(budget), _assumed(budget), *notice]
+    states = ", ".join(f"{n} {state}" for state, n in counts(budget.states.values()).items())
+    parts = [title, _experiments(budget), _tables(budget), f"runs: {states}", _assumed(budget)]
+    parts += notice
     return "\n\n".join(parts) + "\n"
 
 
@@ -153,6 +156,7 @@ def as_json(budget: Budget) -> str:
         "tables": [{"table": name, **_sums(part)} for name, part in parts.items()],
         "shared": budget.shared,
         "total": _sums(budget.total),
+        "states": {str(run): state for run, state in budget.states.items()},
     }
     return json.dumps(document, indent=2) + "\n"
 

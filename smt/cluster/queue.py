@@ -6,6 +6,7 @@ from itertools import accumulate
 
 from smt.cluster.slurm import Slurm
 from smt.config.experiments import Run
+from smt.runs.state import Jobs
 
 TIMEOUT = 5.0
 """Seconds to wait for an answer: less than elsewhere, for `smt status` does without SLURM."""
@@ -71,15 +72,22 @@ class Queue:
     """The jobs that train runs of one scale; `jobs` is None where SLURM is not reachable."""
 
     def __init__(self, scale: str, jobs: Iterable[Job] | None) -> None:
-        self.is_reachable = jobs is not None
         self._scale, self._jobs = scale, tuple(jobs or ())
+        on_nodes = frozenset(job.number for job in self._jobs if job.is_on_nodes)
+        self._on_nodes = None if jobs is None else on_nodes
 
-    def find(self, run: Run, fingerprint: str) -> Job | None:
+    def jobs_of(self, run: Run, fingerprint: str | None) -> Jobs:
+        """Return what the queue says of a run; nothing of one whose fingerprint cannot be told."""
+        if fingerprint is None:
+            return Jobs(on_nodes=self._on_nodes)
+        return Jobs(self._own(run, fingerprint), self._other(run, fingerprint), self._on_nodes)
+
+    def _own(self, run: Run, fingerprint: str) -> Job | None:
         """Return the job that trains a run: one on nodes, else one that waits, else the latest."""
         wanted = comment(self._scale, run, fingerprint)
         return _foremost(job for job in self._jobs if job.comment == wanted)
 
-    def find_other(self, run: Run, fingerprint: str) -> Job | None:
+    def _other(self, run: Run, fingerprint: str) -> Job | None:
         """Return a job that trains, or will, what a run was before params or data changed."""
         own, start = comment(self._scale, run, fingerprint), comment(self._scale, run, "")
         return _foremost(
@@ -89,10 +97,6 @@ class Queue:
             and job.comment != own
             and (job.is_on_nodes or job.is_waiting)
         )
-
-    def is_on_nodes(self, number: str) -> bool:
-        """Return whether a job runs, whatever it is."""
-        return any(job.number == number and job.is_on_nodes for job in self._jobs)
 
 
 def _foremost(jobs: Iterable[Job]) -> Job | None:

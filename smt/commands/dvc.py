@@ -26,11 +26,9 @@ def record(scale: str) -> None:
     warn_of(recorded.damages)
     if recorded.rewritten:
         click.echo("dvc.yaml is another one, as params/ say; commit it in git with dvc.lock")
-    what = (
-        "all, with data and tables"
-        if recorded.complete
-        else f"of {len(project.runs)}; others not yet"
-    )
+    others = ", ".join(f"{count} {state}" for state, count in recorded.others.items())
+    part = f"of {len(project.runs)}; others: {others or 'none, but tables are missing'}"
+    what = "all, with data and tables" if recorded.complete else part
     click.echo(f"recorded: {recorded.runs} runs, {what}; commit dvc.lock in git, then: dvc push")
 
 

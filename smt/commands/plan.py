@@ -5,14 +5,9 @@ from typing import Any
 import click
 
 from smt.commands.common import load, scale_option, warn_of
-from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
-from smt.datasets import manifest
-from smt.errors import DataError, UserError
-from smt.runs import record
-from smt.runs.paths import Layout
-from smt.runs.record import DamagedRecord
+from smt.errors import UserError
 
 
 @click.command()
@@ -39,16 +34,18 @@ def command(
 ) -> None:
     """Estimate GPU-hours, wall time and requeues of every experiment and table.
 
-    Options take the place of figures of params/cluster.yaml. A run counts as done where its
-    metrics.json is there; one that was trained with other params counts as to do.
+    Options take the place of figures of params/cluster.yaml. What `smt status` calls done is left
+    out of what is to do.
     """
-    from smt.cluster import plan
+    from smt.cluster import plan, states
     from smt.cluster.budget import Budget
 
     project, layout = load(scale)
     project = on_cluster(project, gpu, gpus_per_node, wall_hours, efficiency)
-    done = {run for run in project.runs if _is_done(project, layout, run)}
-    budget = Budget(project, _chosen(project, seeds), done)
+    every = states.read(project, layout)
+    warn_of(every.damages)
+    chosen = {run: each.state for run, each in every.items()}
+    budget = Budget(project, _chosen(project, seeds), chosen)
     formats = {"json": plan.as_json, "csv": plan.as_csv}
     click.echo(formats.get(form or "", plan.text)(budget), nl=False)
 
@@ -97,18 +94,3 @@ def _chosen(project: Project, seeds: str | None) -> tuple[Run, ...]:
             f"{valid}, with commas between"
         )
     return tuple(run for run in project.runs if str(run.seed) in wanted)
-
-
-def _is_done(project: Project, layout: Layout, run: Run) -> bool:
-    """Return whether a run has its numbers: of these params, as far as there are manifests."""
-    try:
-        final = record.read_metrics(layout, run)
-        if final is None:
-            return False
-        digests = manifest.digests(project, layout, run)
-    except DamagedRecord as damage:
-        warn_of([damage])
-        return False
-    except DataError:  # no manifest to tell by
-        return True
-    return final.fingerprint == fingerprint.fingerprint(project, run, digests)

@@ -8,8 +8,8 @@ import time
 import click
 
 from smt.commands.common import find_run, load, scale_option, warn_if_not_interruptible
-from smt.status import text
-from smt.status.states import collect
+from smt.report import status_text
+from smt.report.status import collect
 
 
 @click.command()
@@ -25,11 +25,12 @@ from smt.status.states import collect
 def command(experiments: tuple[str, ...], watch: float | None, as_json: bool, scale: str) -> None:
     """Tell how the runs of EXPERIMENT stand; all by default.
 
-    From SLURM's queue and from what trainings leave on disk: done with its metric; running with
-    step, pace and time left; pending in the queue with the reason; stopped half-way; failed with
-    the cause; waiting for data or for the run that it starts from; not started. Times left are
-    at the pace of about the last epoch. A run under way that is worse than seeds that are done, or
-    reference points of params/trajectory.yaml, is said to be off track. Changes nothing.
+    From SLURM's queue and from what trainings leave on disk: not started, with what it waits for;
+    queued with SLURM's reason; running with step, pace and time left; stopped half-way; done with
+    its metric; failed with the cause; outdated where params, data or code version changed since.
+    Times left are at the pace of about the last epoch. A run under way that is worse than seeds
+    that are done, or reference points of params/trajectory.yaml, is said to be off track. Changes
+    nothing.
     """
     project, layout = load(scale)
     for name in experiments:
@@ -41,16 +42,16 @@ def command(experiments: tuple[str, ...], watch: float | None, as_json: bool, sc
             status = collect(project, layout, experiments)
             if watch is not None and sys.stdout.isatty():
                 click.clear()
-            if status.without_slurm:
+            if status.states.without_slurm:
                 click.echo(
-                    f"smt: SLURM is not reachable ({status.without_slurm}); states are read from "
-                    "files only",
+                    f"smt: SLURM is not reachable ({status.states.without_slurm}); states are read "
+                    "from files only",
                     err=True,
                 )
             if as_json:
-                click.echo(text.as_json(status), nl=False)
+                click.echo(status_text.as_json(status), nl=False)
             else:
-                click.echo(text.text(status, _width()), nl=False, color=_colours())
+                click.echo(status_text.text(status, _width()), nl=False, color=_colours())
             if watch is None:
                 return
             time.sleep(watch)
@@ -60,7 +61,11 @@ def command(experiments: tuple[str, ...], watch: float | None, as_json: bool, sc
 
 def _width() -> int:
     """Return the columns of the terminal, or the usual ones where there is none."""
-    return shutil.get_terminal_size((text.WIDTH, 0)).columns if sys.stdout.isatty() else text.WIDTH
+    return (
+        shutil.get_terminal_size((status_text.WIDTH, 0)).columns
+        if sys.stdout.isatty()
+        else status_text.WIDTH
+    )
 
 
 def _colours() -> bool | None:

@@ -26,7 +26,7 @@ def command(names: tuple[str, ...], frame: Path | None, scale: str) -> None:
     """Make the tables NAME of params/tables.yaml, sizes or drift; all by default.
 
     Each as Markdown, CSV, LaTeX and HTML, and a page that leads to them (index: this alone).
-    Runs that are not done show as what they are: pending, running, failed (and why), or stale.
+    Runs that are not done show their state, by the word that `smt status` has for it, and why.
     """
     from smt.errors import UserError
     from smt.report import build

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from smt.cluster import states
+from smt.cluster.states import States
 from smt.config import fingerprint
 from smt.config.datasets import Dataset
 from smt.config.experiments import Run
@@ -10,13 +12,12 @@ from smt.config.load import require_experiments
 from smt.config.models import Model
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
-from smt.datasets import manifest
 from smt.errors import EXIT_UNVERIFIED, UserError
 from smt.report.spread import Spread, by_recipe
 from smt.report.verdict import Summary, summarise
 from smt.runs import provenance, record
 from smt.runs.paths import Layout
-from smt.runs.record import DamagedRecord, Provenance, RunEvaluation, RunMetrics
+from smt.runs.record import Provenance, RunEvaluation, RunMetrics
 from smt.verify import data
 from smt.verify.audit import Audit
 
@@ -96,9 +97,11 @@ def choose(
         for name in project.order
         if (name in experiments if experiments else project.experiments[name].task == "classify")
     ]
-    finals = {name: _finals(project, layout, name) for name in chosen}
-    runs = {name: _seed(project, layout, name, finals[name], seed) for name in chosen}
-    judged_by = _of_same_recipes(project, layout, finals)
+    every = states.read(project, layout)
+    _require_readable(every, chosen)
+    finals = {name: _finals(every, name) for name in chosen}
+    runs = {name: _seed(project, every, name, finals[name], seed) for name in chosen}
+    judged_by = _of_same_recipes(project, every, finals)
     _require_verified(project, paper, layout, judged_by)
     metrics = {name: [final.metrics for final in own.values()] for name, own in judged_by.items()}
     spreads = by_recipe(project, metrics) if project.scale.notice is None else {}
@@ -115,25 +118,24 @@ def _require_classifiers(project: Project, experiments: Sequence[str]) -> None:
             )
 
 
-def _finals(project: Project, layout: Layout, name: str) -> dict[int, RunMetrics]:
-    """Return the record of every seed of an experiment that is done with the present params."""
-    found = {}
-    for seed in project.seeds(name):
-        run = Run(experiment=name, seed=seed)
-        try:
-            final = record.read_metrics(layout, run)
-        except DamagedRecord as damage:
-            raise UnverifiedRun(f"nothing was released: {damage}") from None
-        if final is None:
-            continue
-        digests = manifest.digests(project, layout, run)
-        if final.fingerprint == fingerprint.fingerprint(project, run, digests):
-            found[seed] = final
-    return found
+def _require_readable(every: States, experiments: Sequence[str]) -> None:
+    """Refuse to leave out a run of these experiments because its record cannot be read."""
+    for run, run_state in every.items():
+        if run_state.damage is not None and run.experiment in experiments:
+            raise UnverifiedRun(f"nothing was released: {run_state.damage}")
+
+
+def _finals(every: States, name: str) -> dict[int, RunMetrics]:
+    """Return the final numbers of every seed of an experiment that is done, by seed."""
+    return {
+        run.seed: run_state.final
+        for run, run_state in every.items()
+        if run.experiment == name and run_state.is_confirmed and run_state.final is not None
+    }
 
 
 def _of_same_recipes(
-    project: Project, layout: Layout, finals: Mapping[str, dict[int, RunMetrics]]
+    project: Project, states: States, finals: Mapping[str, dict[int, RunMetrics]]
 ) -> dict[str, dict[int, RunMetrics]]:
     """Return `finals`, and where cards have verdicts those of all experiments of their recipes.
 
@@ -144,12 +146,12 @@ def _of_same_recipes(
         recipes = {project.experiments[name].recipe for name in finals}
         for name in project.order:
             if name not in every and project.experiments[name].recipe in recipes:
-                every[name] = _finals(project, layout, name)
+                every[name] = _finals(states, name)
     return every
 
 
 def _seed(
-    project: Project, layout: Layout, name: str, finals: Mapping[int, RunMetrics], seed: str
+    project: Project, states: States, name: str, finals: Mapping[int, RunMetrics], seed: str
 ) -> Run:
     every = project.seeds(name)
     if seed == BEST:
@@ -172,8 +174,9 @@ def _seed(
     run = Run(experiment=name, seed=number)
     if number not in finals:
         raise UserError(
-            f"{run} is not done with the present params, so it is not released; run: smt train "
-            f"{name} --seed {number} --scale {layout.scale}; or name the experiments that are done"
+            f"{run} is {states[run].state} with the present params, so it is not released; run: "
+            f"smt train {name} --seed {number} --scale {project.scale_name}; or name the "
+            "experiments that are done"
         )
     return run
 

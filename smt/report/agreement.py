@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from smt.config.metrics import METRICS
 from smt.config.project import Project
 from smt.config.published import Row, Table
-from smt.report.collect import Results
+from smt.report.collect import Results, kind
 from smt.report.format import plus_minus
 from smt.report.metric_result import MetricResult, metric_result
 
@@ -71,10 +71,10 @@ def _agreement(
     assert result.reported is not None
     reported, summary = result.reported.value, result.summary
     if summary is None:
-        states = dict.fromkeys(run.state for run in results.of(experiment) if run.state != "done")
-        text = f"{reported}: {', '.join(states) or 'not measured'}"
-        kind = next(iter(states), "not-run")
-        return Agreement(label, reported, None, None, False, tolerance, kind, text)
+        lacks = dict.fromkeys(run.lack for run in results.of(experiment) if not run.has_numbers)
+        text = f"{reported}: {', '.join(lacks) or 'not measured'}"
+        word = kind(next(iter(lacks), "not run"))
+        return Agreement(label, reported, None, None, False, tolerance, word, text)
     value = plus_minus(summary.mean, summary.std, METRICS[result.metric].decimals)
     return Agreement(
         label,
@@ -108,6 +108,6 @@ def axis_range(rows: Sequence[Agreement]) -> tuple[float, float]:
 
 
 def verdicts(rows: list[Agreement]) -> dict[str, int]:
-    """Return how many numbers have each verdict; `pending` stands for none yet."""
-    words = (each.kind.replace("-", " ") if each.delta is not None else "pending" for each in rows)
+    """Return how many numbers have each verdict; `not run` stands for none yet."""
+    words = (each.kind.replace("-", " ") if each.delta is not None else "not run" for each in rows)
     return dict(Counter(words))

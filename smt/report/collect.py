@@ -1,35 +1,36 @@
-"""How every run of a scale stands, and its final numbers, from MLflow and checked.
+"""The final numbers of every run of a scale, from MLflow and checked, and how each run stands.
 
 The numbers come from MLflow. Where a run's `metrics.json` is at hand it must say the same.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
-from smt.config import fingerprint
+from smt.cluster import states
+from smt.cluster.states import States
 from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
 from smt.config.project import Project
-from smt.datasets import manifest
-from smt.errors import DataError, UserError
+from smt.errors import UserError
 from smt.report.spread import Spread, by_recipe
-from smt.report.trajectory import OffTrack, off_track
-from smt.runs import record
+from smt.report.status import warn
+from smt.report.trajectory import OffTrack
 from smt.runs.journal import Evaluation, best_evaluation
 from smt.runs.paths import Layout
-from smt.runs.record import PROVENANCE, DamagedRecord, RunMetrics
+from smt.runs.record import DamagedRecord, RunMetrics
+from smt.runs.state import UNDER_WAY, RunState, State
 from smt.tracking import client as mlflow
 from smt.tracking.client import RemoteRun, Server
 
-State = Literal["done", "pending", "running", "failed", "stale"]
 CROSS_CHECKED_METRICS = ("eval", "evaluation")
 """Sections of MLflow's metrics that must agree with the final numbers: the journal's last
 evaluation, and the exported weights evaluated again."""
 
-STATES: tuple[State, ...] = ("done", "pending", "running", "failed", "stale")
+NOT_SENT = "not in MLflow"
+"""What stands in place of the number of a run that is done and was not sent yet."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RunResult:
     run: Run
     state: State
     reason: str
-    """Why it is not done, in one line; empty if it is."""
+    """Why it has no numbers here, in one line; empty if it has."""
     fingerprint: str | None
     """None while a data set that it needs has no manifest."""
     remote: RemoteRun | None
@@ -47,11 +48,26 @@ class RunResult:
     url: str | None
     """Where a browser shows it."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Final numbers, by the names of metrics.json; empty unless done."""
+    """Final numbers, by the names of metrics.json; empty unless done and in MLflow."""
     best: Evaluation | None = None
     """Its best evaluation by the headline metric, if it is done and its journal is here."""
     warning: OffTrack | None = None
-    """Where it is running and not where it should be by now."""
+    """Where it is under way and not where it should be by now."""
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether it is done and MLflow has its numbers: what tables and figures are made of."""
+        return bool(self.metrics)
+
+    @property
+    def lack(self) -> str:
+        """What stands in place of a number that it does not have."""
+        return NOT_SENT if self.state is State.DONE else self.state
+
+
+def kind(lack: str) -> str:
+    """Return how a state, or what stands in its place, is called where it gets its looks."""
+    return lack.lower().replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ class Results:
     @cached_property
     def _spreads(self) -> dict[tuple[str, str], Spread]:
         finals = {
-            name: [run.metrics for run in self.of(name) if run.state == "done"]
+            name: [run.metrics for run in self.of(name) if run.has_numbers]
             for name in self.project.experiments
         }
         return by_recipe(self.project, finals)
@@ -118,32 +134,10 @@ def assemble(
     Raises:
         UserError: `checked`, and one of them and a `metrics.json` say different numbers.
     """
-    collector = _Collector(project, layout, server, remote, checked)
-    for run in project.runs:
-        collector.add(run)
-    runs = _warned(project, layout, collector.runs)
-    return Results(project, server, runs, tuple(collector.damages))
-
-
-def _warned(
-    project: Project, layout: Layout, runs: Mapping[Run, RunResult]
-) -> dict[Run, RunResult]:
-    """Return the results with a warning, and with it in the reason, where one is off track."""
-    known = {
-        state: {
-            run: result.fingerprint
-            for run, result in runs.items()
-            if result.state == state and result.fingerprint is not None
-        }
-        for state in ("done", "running")
-    }
-    off = off_track(project, layout, known["done"], known["running"])
-    return {
-        run: replace(result, warning=off[run], reason=f"{result.reason}; {off[run].text}")
-        if run in off
-        else result
-        for run, result in runs.items()
-    }
+    sent = {key for key, run in remote.items() if key and run.status == "FINISHED"}
+    every = states.read(project, layout, elsewhere=sent)
+    collector = _Collector(project, layout, server, remote, every, checked)
+    return Results(project, server, {run: collector.result(run) for run in every}, every.damages)
 
 
 class _Collector:
@@ -153,84 +147,45 @@ class _Collector:
         layout: Layout,
         server: Server | None,
         remote: Mapping[str | None, RemoteRun],
+        every: States,
         checked: bool,
     ) -> None:
         self.project, self.layout, self.server, self.remote = project, layout, server, remote
-        self.checked = checked
-        self.runs: dict[Run, RunResult] = {}
-        self.damages: list[DamagedRecord] = []
-        self._digests: dict[tuple[str, ...], dict[str, str]] = {}
+        self.states, self.checked = every, checked
+        self.warnings = warn(project, layout, every)
 
-    def add(self, run: Run) -> None:
-        """Find out how `run` stands; its parent has been added before."""
-        try:
-            current = fingerprint.fingerprint(self.project, run, self._digests_of(run))
-        except DataError as error:
-            self.runs[run] = RunResult(run, "pending", str(error), None, None, None)
-            return
-        remote = self.remote.get(current)
+    def result(self, run: Run) -> RunResult:
+        """Return the numbers of a run, if it is done and MLflow has them, and how it stands."""
+        run_state = self.states[run]
+        remote = self.remote.get(run_state.fingerprint) if run_state.fingerprint else None
         url = self.server.run_url(remote) if self.server and remote else None
-        try:
-            final = record.read_metrics(self.layout, run)
-            state, reason = self._state(run, current, final, remote)
-        except DamagedRecord as damage:
-            self.damages.append(damage)
-            self.runs[run] = RunResult(run, "failed", str(damage), current, remote, url)
-            return
         metrics: dict[str, float] = {}
         best: Evaluation | None = None
-        if state == "done" and remote is not None:
+        if run_state.is_done and run_state.fingerprint and remote and remote.status == "FINISHED":
             metrics = _section(remote, "final")
-            best = self._best(run, current)
-            if final is not None and self.checked:
-                self._check(run, final, remote, url)
-        self.runs[run] = RunResult(run, state, reason, current, remote, url, metrics, best)
+            best = self._best(run, run_state.fingerprint)
+            if run_state.final is not None and self.checked:
+                self._check(run, run_state.final, remote, url)
+        warning = self.warnings.get(run)
+        reason = self._reason(run_state, remote, bool(metrics))
+        if warning is not None:
+            reason = f"{reason}; {warning.text}"
+        return RunResult(
+            run, run_state.state, reason, run_state.fingerprint, remote, url, metrics, best, warning
+        )
 
-    def _digests_of(self, run: Run) -> dict[str, str]:
-        needed = fingerprint.inputs(self.project, run)
-        if needed not in self._digests:
-            self._digests[needed] = manifest.digests(self.project, self.layout, run)
-        return self._digests[needed]
-
-    def _state(
-        self, run: Run, current: str, final: RunMetrics | None, remote: RemoteRun | None
-    ) -> tuple[State, str]:
-        work_dir = self.layout.work_dir(run, current)
-        begun = (work_dir / PROVENANCE).exists()
-        if final is not None and final.fingerprint == current:
-            return self._state_of_finished(remote)
-        failure = record.read_failure(work_dir)
-        if failure is not None:
-            return "failed", failure.message
-        if remote is not None and remote.status == "FINISHED" and not begun:
-            return "done", ""  # trained elsewhere; MLflow has its numbers
-        if begun:
-            return "running", self._progress(run, remote)
-        if final is not None:
-            was = final.fingerprint[:12]
-            return (
-                "stale",
-                f"params or data changed since it was trained (as {was}); train it again",
-            )
-        return "pending", self._waits_for(run)
-
-    def _state_of_finished(self, remote: RemoteRun | None) -> tuple[State, str]:
-        if remote is not None and remote.status == "FINISHED":
-            return "done", ""
-        command = f"smt sync --scale {self.layout.scale}"
-        return "pending", f"trained, but not in MLflow yet; run: {command}"
-
-    def _progress(self, run: Run, remote: RemoteRun | None) -> str:
-        recipe = self.project.recipe_of(run.experiment)
-        done = int(remote.metrics.get("epoch", 0)) if remote else 0
-        return f"begun, {done} of {recipe.schedule.epochs} epochs sent to MLflow"
-
-    def _waits_for(self, run: Run) -> str:
-        parent = self.project.parent(run)
-        if parent is None or self.runs[parent].state == "done":
-            return "not begun"
-        state = self.runs[parent].state
-        return f"waits for {parent}, which {'failed' if state == 'failed' else f'is {state}'}"
+    def _reason(self, run_state: RunState, remote: RemoteRun | None, has_numbers: bool) -> str:
+        if run_state.data_problem:
+            return f"{run_state.reason}; {run_state.data_problem}"
+        if run_state.is_done:
+            command = f"smt sync --scale {self.layout.scale}"
+            return "" if has_numbers else f"trained, but not in MLflow yet; run: {command}"
+        if run_state.state in UNDER_WAY and run_state.trail is not None and run_state.trail.begun:
+            epochs = self.project.recipe_of(run_state.run.experiment).schedule.epochs
+            sent = int(remote.metrics.get("epoch", 0)) if remote else 0
+            how_far = f"begun, {sent} of {epochs} epochs sent to MLflow"
+            return f"{run_state.reason}; {how_far}" if run_state.reason else how_far
+        return run_state.reason or "not begun"
 
     def _best(self, run: Run, current: str) -> Evaluation | None:
         headline = HEADLINES[self.project.experiments[run.experiment].task]
@@ -278,15 +233,9 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def by_reason(results: Iterable[RunResult]) -> dict[tuple[State, str], list[RunResult]]:
-    """Return the runs that are not done, by state and reason."""
+    """Return the runs without numbers, by state and reason."""
     groups: dict[tuple[State, str], list[RunResult]] = {}
     for result in results:
-        if result.state != "done":
+        if not result.has_numbers:
             groups.setdefault((result.state, result.reason), []).append(result)
     return groups
-
-
-def counts(results: Iterable[RunResult]) -> dict[State, int]:
-    """Return how many runs are in each state that any is in."""
-    states = [result.state for result in results]
-    return {state: states.count(state) for state in STATES if state in states}

@@ -112,7 +112,7 @@ def metric_of(curves: Sequence[Curve]) -> Metric:
 def _curve(results: Results, experiment: str, label: str) -> Curve:
     """Return the mean over the seeds that are done, or over all that have begun if none is."""
     begun = [run for run in results.of(experiment) if run.remote is not None]
-    done = [run for run in begun if run.state == "done"]
+    done = [run for run in begun if run.has_numbers]
     apart = tuple(
         replace(
             _mean(results, experiment, (run,)), label=f"{label}, seed {run.run.seed}, {run.state}"

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from smt.config.metrics import METRICS, headline
 from smt.report import figures
-from smt.report.collect import Results, RunResult, counts
+from smt.report.collect import Results, RunResult, kind
 from smt.report.format import joined
 from smt.report.grid import Cell, Column
 from smt.report.render import markdown_table, markdown_text, page
+from smt.runs.state import counts
 from smt.tracking.client import is_http, public
 
 COLUMNS = (
@@ -93,7 +94,7 @@ class Overview:
 
     def _provenance(self) -> list[tuple[str, str]]:
         server = self.results.server
-        done = [run for run in self.results.runs.values() if run.state == "done"]
+        done = [run for run in self.results.runs.values() if run.has_numbers]
         packages = ("torch", "torchvision", "timm", "numpy", "pillow")
         return [
             ("MLflow", _where(server.uri) if server else "nothing sent yet: run smt sync"),
@@ -112,7 +113,7 @@ class Overview:
         fingerprint = run.fingerprint or ""
         return (
             Cell.of(str(run.run)),
-            Cell.of(run.state, kind=run.state),
+            Cell.of(run.state, kind=kind(run.state)),
             Cell.of(result),
             Cell.of("" if seconds is None else f"{seconds / 60:.1f}"),
             Cell.of(tags.get("smt.attempts", "")),
@@ -124,7 +125,8 @@ class Overview:
 
 def stated(runs: Iterable[RunResult]) -> str:
     """Return how many runs are in which state, in words."""
-    return ", ".join(f"{count} {state}" for state, count in counts(runs).items()) or "no runs"
+    states = counts(run.state for run in runs)
+    return ", ".join(f"{count} {state}" for state, count in states.items()) or "no runs"
 
 
 def _where(uri: str) -> str:

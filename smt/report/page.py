@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from smt.report import drift, figures, sizes
 from smt.report.agreement import agreements, verdicts
 from smt.report.build import FIXED
-from smt.report.collect import Results, RunResult, State, by_reason, counts
+from smt.report.collect import Results, RunResult, by_reason
 from smt.report.grid import Grid
 from smt.report.index import Overview, stated
 from smt.report.inline import inline_svg
@@ -17,14 +17,16 @@ from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable
 from smt.runs.paths import Layout
 from smt.runs.provenance import LOG
+from smt.runs.state import State, counts
 from smt.tracking.client import runs_url, web
 
-URGENT: tuple[State, ...] = ("failed", "running", "stale", "pending")
-"""States of runs that are not done, the one to look at first in front."""
-ORDER: tuple[State, ...] = ("done", "running", "failed", "stale", "pending")
-"""In which states are counted."""
+URGENT = (
+    State.FAILED, State.STOPPED, State.RUNNING, State.QUEUED, State.OUTDATED, State.NOT_STARTED,
+    State.DONE,
+)  # fmt: skip
+"""The states, the one to look at first in front; one that is done may not be in MLflow yet."""
 VERDICTS = (
-    "reproduced", "within noise", "above", "below", "no verdict", "not comparable", "pending",
+    "reproduced", "within noise", "above", "below", "no verdict", "not comparable", "not run",
 )  # fmt: skip
 """In the order in which they are counted."""
 
@@ -65,10 +67,8 @@ class Report:
         runs = list(results.runs.values())
         self.title = "Scale-Aware Modulation Meet Transformer: a reproduction"
         self.scale, self.notice = project.scale.title, project.scale.notice
-        states = counts(runs)
-        self.states = [
-            (state, states[state], stated_of(state)) for state in ORDER if state in states
-        ]
+        states = counts(run.state for run in runs)
+        self.states = [(state, count, stated_of(state)) for state, count in states.items()]
         self.total = len(runs)
         self.summary = f"{self.total} runs: {stated(runs)}."
         rows = agreements(results)
@@ -95,7 +95,7 @@ class Report:
         self.provenance = [*overview.provenance, *self._effort(), *self._data()]
         self.mlflow = self._mlflow()
 
-    def states_count(self, state: State) -> int:
+    def states_count(self, state: str) -> int:
         """Return how many runs are in a state."""
         return sum(count for name, count, _ in self.states if name == state)
 
@@ -137,7 +137,7 @@ class Report:
 
     def _effort(self) -> list[tuple[str, str]]:
         """Return hours and attempts of the runs that are done."""
-        done = [run for run in self.results.runs.values() if run.state == "done" and run.remote]
+        done = [run for run in self.results.runs.values() if run.has_numbers and run.remote]
         wall = sum(run.metrics.get("wall_seconds", 0.0) for run in done) / 3600
         busy = (
             sum(run.metrics.get("wall_seconds", 0.0) * _processes(run) for run in done) / 3600
@@ -154,7 +154,7 @@ class Report:
         digests: dict[str, set[str]] = {}
         for run in self.results.runs.values():
             for key, value in (run.remote.tags if run.remote else {}).items():
-                if run.state == "done" and key.startswith("smt.data."):
+                if run.has_numbers and key.startswith("smt.data."):
                     digests.setdefault(key.removeprefix("smt.data."), set()).add(value[:12])
         return [(f"Data: {name}", ", ".join(sorted(digests[name]))) for name in sorted(digests)]
 
@@ -169,11 +169,13 @@ class Report:
 def stated_of(state: State) -> str:
     """Return what a state means, for a legend."""
     return {
-        "done": "trained, in MLflow, and both say the same",
-        "running": "begun and not done",
-        "failed": "its last attempt failed",
-        "stale": "params or data changed since",
-        "pending": "not begun, or waiting",
+        State.NOT_STARTED: "no attempt has come to its first step",
+        State.QUEUED: "its job waits in SLURM's queue",
+        State.RUNNING: "it is being trained",
+        State.STOPPED: "begun, and nobody trains it; goes on from its last checkpoint",
+        State.DONE: "has final numbers of the present params, data and code version",
+        State.FAILED: "its last attempt failed, or one of its records cannot be read",
+        State.OUTDATED: "params, data or code version changed since; will be trained again",
     }[state]
 
 
@@ -182,7 +184,7 @@ def _groups(runs: Iterable[RunResult], layout: Layout) -> Iterator[Group]:
     groups = by_reason(runs)
     for state, reason in sorted(groups, key=lambda group: URGENT.index(group[0])):
         members = groups[state, reason]
-        logs = tuple(_logs(members, layout)) if state == "failed" else ()
+        logs = tuple(_logs(members, layout)) if state is State.FAILED else ()
         yield Group(state, reason, _with_seeds(members), logs, len(members))
 
 

@@ -41,7 +41,7 @@ def predictions(results: Results, layout: Layout) -> Predictions | None:
     runs = [run for run in results.runs.values() if _has_head(project, run)]
     if not runs:
         return None
-    done = [run for run in runs if run.state == "done"]
+    done = [run for run in runs if run.has_numbers]
     damages: dict[Run, DamagedRecord] = {}
     drawn = [run for run in done if _has_picture(layout, run, damages)]
     names = places(project)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from smt.config.metrics import METRICS
 from smt.config.published import ReportedValue, Row, Table
-from smt.report.collect import Results, RunResult, by_reason
+from smt.report.collect import Results, RunResult, by_reason, kind
 from smt.report.format import exact, joined, plus_minus, signed, source_mark, source_notes
 from smt.report.grid import Cell, Column, Grid, Span
 from smt.report.metric_result import MetricResult, has_best, metric_result, reported_kind
@@ -92,7 +92,7 @@ class ResultTable:
 
     def _n(self, experiment: str) -> int:
         """Return how many seeds of an experiment are done."""
-        return sum(run.state == "done" for run in self.results.of(experiment))
+        return sum(run.has_numbers for run in self.results.of(experiment))
 
     def result(self, experiment: str, metric: str) -> MetricResult:
         """Return what was reported of an experiment, what came out, and the verdict."""
@@ -180,22 +180,22 @@ class ResultTable:
     def _published(self, value: ReportedValue | None) -> Cell:
         if value is None:
             return Cell.of("")
-        kind = " derived" if value.derived_for else ""
-        return Cell.of(f"{value.value}{kind} [{source_mark(self.sources.index(value.source))}]")
+        derived = " derived" if value.derived_for else ""
+        return Cell.of(f"{value.value}{derived} [{source_mark(self.sources.index(value.source))}]")
 
     def _reproduced_cell(self, result: MetricResult, runs: Sequence[RunResult]) -> Cell:
         if result.summary is None:
-            states = tuple(dict.fromkeys(run.state for run in runs if run.state != "done"))
+            states = tuple(dict.fromkeys(run.lack for run in runs if not run.has_numbers))
             # A run that is done can lack a metric: a data set without a validation split.
             state = " and ".join(states) or "not measured"
             warned = [run.warning.text for run in runs if run.warning]
             # One is enough for a cell; the notes have every one.
             state = ", ".join((state, *warned[:1]))
             link = _link(self.results, runs, result.metric)
-            return Cell.of(state, link, kind=states[0] if states else "")
+            return Cell.of(state, link, kind=kind(states[0]) if states else "")
         summary = result.summary
         text = plus_minus(summary.mean, summary.std, METRICS[result.metric].decimals)
-        done = [run for run in runs if run.state == "done"]
+        done = [run for run in runs if run.has_numbers]
         title = "; ".join(_run_title(run) for run in done)
         return Cell.of(text, _link(self.results, done, result.metric), title=title)
 

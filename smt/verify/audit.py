@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
+from smt.cluster import states
+from smt.cluster.states import States
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.load import require_experiments
@@ -44,10 +46,15 @@ class Audit:
     trained_in: dict[Run, Environment | None] = field(default_factory=dict)
     """What of the machine decided the last bits of each run."""
 
+    @cached_property
+    def states(self) -> States:
+        """How every run of the scale stands."""
+        return states.read(self.project, self.layout)
+
     def run(self, run: Run) -> None:
         """Check the files of one run, if it is done."""
         if not self.layout.metrics(run).exists():
-            self.ledger.note(RUNS, f"{run} is not done")
+            self.ledger.note(RUNS, f"{run} is {self.states[run].state}")
             return
         self.ledger.look(RUNS, run)
         content = self._content(run)
@@ -65,7 +72,7 @@ class Audit:
             what = f"records are damaged ({type(error).__name__}: {error})"
             self.ledger.find(RUNS, self.layout.run_dir(run), f"{what}; train the run again")
             return
-        if content is None or fingerprint.digest(content) != final.fingerprint:
+        if not self.states[run].is_confirmed:
             self.ledger.note(RUNS, f"{run} is of other params or data than the present ones")
         self.derived[run] = derived
         known = check.provenance
@@ -137,9 +144,10 @@ class Audit:
         experiments: Sequence[str],
     ) -> None:
         project, layout = self.project, self.layout
+        others = Audit(project, layout, self.paper, derived=self.derived)
         for run in project.runs:  # those that were not chosen are in the tables as well
             if run not in self.derived and run.experiment not in (experiments or project.order):
-                Audit(project, layout, self.paper, derived=self.derived).run(run)
+                others.run(run)
         here = {view.fingerprint for view in every}
         elsewhere = {key: run for key, run in remote.items() if key not in here}
         names = self._names(experiments)
@@ -147,7 +155,7 @@ class Audit:
             return
         results = expected.results(project, layout, every, self.derived, receipt, elsewhere)
         for result in results.runs.values():
-            if result.fingerprint in elsewhere and result.state == "done":
+            if result.fingerprint in elsewhere and result.has_numbers:
                 self.ledger.find(
                     RUNS, result.run,
                     "its files are not here, so its numbers are MLflow's word alone: bring them "

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smt.config import fingerprint
+from smt.cluster import states
 from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
 from smt.config.project import Project
 from smt.config.published import Row
 from smt.datasets import manifest
-from smt.errors import DataError, UserError, suggest
+from smt.errors import UserError, suggest
 from smt.report import build
 from smt.report.verdict import summarise
 from smt.runs import provenance, record
@@ -76,6 +76,7 @@ class Lineage:
     def __init__(self, project: Project, layout: Layout) -> None:
         self.project, self.layout = project, layout
         self.receipt = Receipt.read(layout)
+        self.states = states.read(project, layout)
 
     def row(self, table: str, row: Row) -> Node:
         """Return the tree of one row."""
@@ -122,7 +123,7 @@ class Lineage:
         final = record.read_metrics(self.layout, run)
         name = called or f"run {run}"
         if final is None:
-            return Node(f"{name}: not done ({self.layout.metrics(run)} is not there)")
+            return Node(f"{name}: {self._state(run)} ({self.layout.metrics(run)} is not there)")
         node = Node(f"{name}: {_numbers(final.metrics)}")
         node.add(f"fingerprint {final.fingerprint} ({self._current(run, final)})")
         work_dir = self.layout.work_dir(run, final.fingerprint)
@@ -143,13 +144,15 @@ class Lineage:
         return node
 
     def _current(self, run: Run, final: RunMetrics) -> str:
-        try:
-            digests = manifest.digests(self.project, self.layout, run)
-        except DataError:
+        known = self.states.get(run)
+        if known is not None and known.data_problem:
             return "there is no manifest to tell if params and data are the present ones"
-        now = fingerprint.fingerprint(self.project, run, digests)
-        same = now == final.fingerprint
+        same = known is not None and known.fingerprint == final.fingerprint
         return "of the present params and data" if same else "params or data have changed since"
+
+    def _state(self, run: Run) -> str:
+        known = self.states.get(run)
+        return known.state if known else "not a run of this scale"
 
     def _numbers_of(self, run: Run, final: RunMetrics, work_dir: Path) -> Iterator[Node]:
         try:

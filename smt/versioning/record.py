@@ -6,15 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from smt.config import fingerprint
+from smt.cluster import states
+from smt.cluster.states import States
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
-from smt.errors import DataError, TrainingError
+from smt.errors import TrainingError
 from smt.runs import journal, provenance
 from smt.runs.atomic import read_json, replacing, write_json
 from smt.runs.paths import Layout
 from smt.runs.record import PROVENANCE, DamagedRecord, RunMetrics, read_evaluation, read_metrics
+from smt.runs.state import State, counts
 from smt.versioning import stages
 from smt.versioning.dvc import commit, dvc, require_repository, smt, snakemake
 
@@ -33,42 +35,33 @@ def write_stages(project: Project, layout: Layout) -> bool:
 
 
 def done_runs(
-    project: Project, layout: Layout
+    project: Project, layout: Layout, every: States
 ) -> tuple[dict[Run, RunMetrics], list[DamagedRecord]]:
-    """Return the runs that are trained with the present params, evaluated, and have their files.
+    """Return the runs that are done, evaluated, and have their files.
 
     What is wrong with records that cannot be read comes second.
     """
     done: dict[Run, RunMetrics] = {}
-    damages: list[DamagedRecord] = []
-    for run in project.runs:
+    damages = list(every.damages)
+    for run, each in every.items():
         try:
-            final = _final(project, layout, run)
+            if each.final is not None and each.is_confirmed and _has_files(project, layout, run):
+                done[run] = each.final
         except DamagedRecord as damage:
             damages.append(damage)
-            continue
-        if final is not None:
-            done[run] = final
     return done, damages
 
 
-def _final(project: Project, layout: Layout, run: Run) -> RunMetrics | None:
-    """Return the final numbers of a run that DVC can take in, or None."""
+def _has_files(project: Project, layout: Layout, run: Run) -> bool:
+    """Return whether a run that is done has been evaluated, and all that belongs to it is there."""
     final, evaluation = read_metrics(layout, run), read_evaluation(layout, run)
-    if final is None or evaluation is None or not layout.weights(run).exists():
-        return None
-    if project.experiments[run.experiment].head is not None and not layout.samples(run).exists():
-        return None
-    current = _fingerprint(project, layout, run)
-    return final if final.fingerprint == evaluation.fingerprint == current else None
-
-
-def _fingerprint(project: Project, layout: Layout, run: Run) -> str | None:
-    try:
-        digests = manifest.digests(project, layout, run)
-        return fingerprint.fingerprint(project, run, digests)
-    except DataError:
-        return None
+    return (
+        final is not None
+        and evaluation is not None
+        and final.fingerprint == evaluation.fingerprint
+        and layout.weights(run).exists()
+        and (project.experiments[run.experiment].head is None or layout.samples(run).exists())
+    )
 
 
 def keep(layout: Layout, run: Run, final: RunMetrics) -> None:
@@ -150,8 +143,10 @@ class Recorded(NamedTuple):
     """Whether that is all of the scale."""
     rewritten: bool
     """Whether `dvc.yaml` was written anew."""
+    others: dict[State, int]
+    """How the runs stand that were left out; one that is done lacks its evaluation."""
     damages: list[DamagedRecord]
-    """What is wrong with records that cannot be read; their runs were left out."""
+    """What is wrong with records that cannot be read."""
 
 
 def record(project: Project, layout: Layout) -> Recorded:
@@ -161,7 +156,8 @@ def record(project: Project, layout: Layout) -> Recorded:
     """
     require_repository(layout)
     rewritten = write_stages(project, layout)
-    done, damages = done_runs(project, layout)
+    every = states.read(project, layout)
+    done, damages = done_runs(project, layout, every)
     complete = len(done) == len(project.runs) and all(
         each.exists() for each in layout.derived_outputs
     )
@@ -173,14 +169,16 @@ def record(project: Project, layout: Layout) -> Recorded:
         targets += [stages.DATA, stages.DAG, stages.TABLES]
     if targets:
         commit(targets)
-    return Recorded(len(done), complete, rewritten, damages)
+    others = counts(each.state for run, each in every.items() if run not in done)
+    return Recorded(len(done), complete, rewritten, others, damages)
 
 
 def make_dag(project: Project, layout: Layout) -> None:
     """Run the DAG, and say which run is which: the command of DVC's stage `dag`."""
     profile = stages.profile(project)
     snakemake(["--profile", profile, "all", "--config", f"scale={layout.scale}"])
-    write_index(layout, done_runs(project, layout)[0])
+    done, _ = done_runs(project, layout, states.read(project, layout))
+    write_index(layout, done)
 
 
 def make_run(project: Project, layout: Layout, run: Run) -> None:
@@ -190,12 +188,12 @@ def make_run(project: Project, layout: Layout, run: Run) -> None:
         TrainingError: the DAG has not made it.
         DamagedRecord: its numbers or its evaluation cannot be read.
     """
-    final = _final(project, layout, run)
-    if final is None:
-        raise TrainingError(
-            f"{run} has not been trained with the present params; run: dvc repro {stages.DAG}"
-        )
-    keep(layout, run, final)
+    known = states.read(project, layout)[run]
+    if not known.is_confirmed or known.final is None:
+        raise TrainingError(f"{run} is {known.state}; run: dvc repro {stages.DAG}")
+    if not _has_files(project, layout, run):
+        raise TrainingError(f"{run} is not evaluated; run: dvc repro {stages.DAG}")
+    keep(layout, run, known.final)
 
 
 def restore(
@@ -213,7 +211,7 @@ def restore(
     dvc("pull", *([stages.DATA, *targets] if experiments else []))
     for key in manifest.keys_in_use(project):
         _make_data_again(project, layout, key)
-    finals, damages = done_runs(project, layout)
+    finals, damages = done_runs(project, layout, states.read(project, layout))
     done = [run for run in chosen if run in finals]
     for run in done:
         keep(layout, run, finals[run])

@@ -34,7 +34,7 @@ def test_the_worked_example_adds_one_run_and_its_row(tmp_path):
     assert "ablation_heads_3" in table.experiments
     assert project.smt("tables", "ablation_heads").returncode == 0
     text = (project.folder / "results/demo/tables/ablation_heads.md").read_text()
-    assert re.search(r"^\| 3 \|.*pending", text, re.M)
+    assert re.search(r"^\| 3 \|.*not started", text, re.M)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -11,7 +11,7 @@ SENDER = ("integration/tracking/test_sender.py",)
 VERIFY = ("integration/verify/test_verify.py", "integration/verify/test_why.py")
 REPORT = ("integration/report/test_tables.py", "integration/report/test_report.py")
 TRAJECTORY = ("integration/report/test_trajectory.py",)
-STATUS = ("integration/status/test_status.py",)
+STATUS = ("integration/report/test_status.py",)
 PLAN = ("integration/commands/test_plan.py",)
 DOCTOR = ("integration/cluster/doctor/test_doctor.py", "cluster/doctor/test_doctor.py")
 PARAMS = (
@@ -358,7 +358,7 @@ MUTATIONS = (
     ),
     Mutation(
         "seeds that are not done are counted", "report", "smt/report/tables.py",
-        'return sum(run.state == "done" for run in self.results.of(experiment))',
+        "return sum(run.has_numbers for run in self.results.of(experiment))",
         "return len(self.results.of(experiment))",
         REPORT,
     ),
@@ -379,19 +379,20 @@ MUTATIONS = (
     ),
     # --- status, plan, doctor --------------------------------------------------------------------
     Mutation(
-        "a run that waits for another attempt is called failed", "status", "smt/status/states.py",
+        "a run that waits for another attempt is called failed", "status", "smt/runs/state.py",
         """\
-        if job is not None and job.is_waiting:
-            return "pending", job.reason or job.state
-        if left.failure:
-            return "failed", left.failure
+    if job is not None and job.is_waiting:
+        return State.QUEUED, job.reason or job.state
+    if trail.failure:
+        return State.FAILED, trail.failure
 """,
         """\
-        if left.failure:
-            return "failed", left.failure
-        if job is not None and job.is_waiting:
-            return "pending", job.reason or job.state
-""",
+    if trail.failure:
+        return State.FAILED, trail.failure
+    if job is not None and job.is_waiting:
+        return State.QUEUED, job.reason or job.state
+"""
+        ,
         STATUS,
     ),
     Mutation(
@@ -526,9 +527,9 @@ MUTATIONS = (
     ),
     # --- DVC and release -------------------------------------------------------------------------
     Mutation(
-        "runs of other params are recorded", "dvc", "smt/versioning/record.py",
-        "return final if final.fingerprint == evaluation.fingerprint == current else None",
-        "return final if final.fingerprint == evaluation.fingerprint else None",
+        "runs of other params are recorded", "dvc", "smt/runs/state.py",
+        "if final is not None and final.fingerprint == facts.fingerprint:",
+        "if final is not None:",
         ("unit/versioning/test_record.py", *DVC),
     ),
     Mutation(

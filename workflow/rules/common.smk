@@ -106,7 +106,7 @@ def explain_failures():
         print(f"smt: {run} failed: {cause}", file=sys.stderr)
     scale = PLAN.layout.scale
     print(
-        "smt: tables of what is done, with the rest marked as failed or pending: "
+        "smt: tables of what is done, with the state of the others: "
         f"smt sync --scale {scale} && smt tables --scale {scale}",
         file=sys.stderr,
     )

@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from smt.cluster import states
 from smt.cluster.doctor.check_result import CheckResult, CheckResults, error, ok, warning
 from smt.config import macs
 from smt.config.experiments import Experiment, Run
@@ -47,7 +48,7 @@ def data(project: Project, layout: Layout, missing: Sequence[str]) -> CheckResul
 
 def disk(project: Project, layout: Layout) -> CheckResults:
     """There is room for checkpoints and weights of every run that is to do."""
-    to_do = [run for run in project.runs if not layout.metrics(run).exists()]
+    to_do = [run for run, each in states.read(project, layout).items() if not each.is_done]
     needed = sum(run_bytes(project, run) for run in to_do)
     folder = _nearest(layout.results.resolve())
     if not os.access(folder, os.W_OK):

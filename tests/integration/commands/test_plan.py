@@ -19,8 +19,11 @@ from smt.commands.plan import on_cluster
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.runs.atomic import read_json, write_json
+from smt.runs import record
+from smt.runs.atomic import read_json
 from smt.runs.paths import Layout
+from smt.runs.record import RunMetrics
+from smt.runs.state import State
 from tests.helpers import ROOT
 from tests.helpers.project_copy import ProjectCopy
 
@@ -40,7 +43,7 @@ def altered(project=PAPER, **changes):
 
 
 def budget(project=PAPER, done=()):
-    return Budget(project, project.runs, set(done))
+    return Budget(project, project.runs, dict.fromkeys(done, State.DONE))
 
 
 # --- the arithmetic ----------------------------------------------------------------------------
@@ -240,7 +243,7 @@ def test_the_longest_chain_is_pretraining_and_the_slower_fine_tuning():
 
 def test_chosen_runs_bring_the_run_that_they_start_from():
     child = Run(experiment=AT_384, seed=0)
-    assert Budget(PAPER, [child], set()).runs == (Run(experiment=LARGE, seed=0), child)
+    assert Budget(PAPER, [child], {}).runs == (Run(experiment=LARGE, seed=0), child)
 
 
 def test_options_take_the_place_of_the_cluster_s_figures():
@@ -362,14 +365,22 @@ def test_runs_with_their_numbers_are_done_and_those_of_other_params_are_not(tmp_
         rows = csv.DictReader(io.StringIO(project.smt("plan", "--csv").stdout))
         return next((row["runs"], row["done"]) for row in rows if row["experiment"] == TINY)
 
-    write_json(layout.metrics(runs[0]), {"fingerprint": "of what"})
+    def finish(run, current):
+        final = RunMetrics(
+            experiment=run.experiment, seed=run.seed, scale="demo", fingerprint=current,
+            task="classify", metrics={}, epochs=1, steps=1, images=64, weights_sha256="ab" * 32,
+            wall_seconds=1.0, finished=1.0,
+        )  # fmt: skip
+        record.write(layout.metrics(run), final)
+
+    finish(runs[0], "of what")
     assert tiny() == ("3", "1")  # without a manifest nothing says that it is of other params
     shutil.copytree(demo_data / "results" / "demo" / "data", layout.root / "data")
     assert tiny() == ("3", "0")
     digests = {"imagenet1k": read_json(layout.manifest("imagenet1k"))["digest"]}
     for run in runs:
         current = fingerprint.fingerprint(DEMO, run, digests)
-        write_json(layout.metrics(run), {"fingerprint": current})
+        finish(run, current)
     assert tiny() == ("3", "2")
     layout.metrics(runs[1]).write_text("{")
     assert tiny() == ("3", "1")

@@ -289,7 +289,7 @@ def test_wrong_options_are_one_line(finished, arguments, words):
 def test_a_run_that_is_not_done_is_refused(project):
     shutil.rmtree(run_dir(project, T, 0))
     done = release(project, code=2)
-    assert f"{T}-seed0 is not done with the present params" in done.stderr
+    assert f"{T}-seed0 is not started with the present params" in done.stderr
     assert f"smt train {T} --seed 0 --scale smoke" in done.stderr
     assert not folder(project).exists()
     release(project, CHILD)
@@ -297,7 +297,7 @@ def test_a_run_that_is_not_done_is_refused(project):
 
 def test_a_run_of_other_params_is_refused(project):
     project.set_rate("imagenet1k", 0.5)
-    assert "is not done with the present params" in release(project, T, code=2).stderr
+    assert "is outdated with the present params" in release(project, T, code=2).stderr
 
 
 def test_a_run_that_does_not_verify_is_refused(project):

@@ -65,7 +65,7 @@ def report(files):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory, empty_database):
-    """Paper scale: SMT-T done, SMT-S in parts, one off track, two failed, one stale."""
+    """Paper scale: SMT-T done, SMT-S in parts, one off track, two failed, one outdated."""
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("MLFLOW_TRACKING_URI", raising=False)
         files = RunFiles(tmp_path_factory.mktemp("parts"), scale="paper", seeds=(0, 1, 2))
@@ -98,7 +98,7 @@ def fill(files):
 def test_it_counts_runs_and_published_numbers_on_top(parts):
     words = Page(report(parts).html()).words
     assert "5 of 62 done" in words
-    assert "5 done 1 running 2 failed 1 stale 53 pending" in words
+    assert "5 done 1 stopped 2 failed 1 outdated 53 not started" in words
     assert "2 of 24 reproduced or within noise" in words  # top-1 of SMT-T and SMT-S
     assert "2 failed 1 off track" in words
 
@@ -110,9 +110,12 @@ def test_it_says_what_is_not_done_and_why(parts):
         words
     )
     assert "<b>&amp;_%#" not in html and "&lt;b&gt;&amp;_%#&lt;/b&gt;" in html
-    assert "1 stale: params or data changed since it was trained (as ffffffffffff)" in words
+    assert (
+        "1 outdated: params, data or code version changed since it was trained (as ffffffffffff)"
+        in words
+    )
     assert "imagenet1k_smt_small-seed2: off track: top-1 41.2 at epoch 30, reference" in words
-    assert f"2 pending: waits for {PARENT}-seed0, which failed" in words
+    assert f"2 not started: waits for {PARENT}-seed0, which has failed" in words
     assert "ablation_heads_2, seeds 0, 1, 2" in words
 
 
@@ -145,7 +148,7 @@ def test_a_published_number_stands_once_whichever_tables_it_is_in(parts):
     first = rows[0]
     assert not any(each.label.startswith("Component ladder") for each in rows)  # derived
     assert (first.label, first.reported, first.kind) == ("SMT-T, top-1", 82.2, "reproduced")
-    assert verdicts(rows) == {"reproduced": 1, "below": 2, "within noise": 1, "pending": 20}
+    assert verdicts(rows) == {"reproduced": 1, "below": 2, "within noise": 1, "not run": 20}
 
 
 def test_away_from_its_table_a_detector_says_which_it_is_of(parts):
@@ -262,7 +265,7 @@ def test_before_any_run_it_is_there(make_files):
     (files.layout.results / "mlflow.db").unlink()
     shutil.rmtree(files.layout.root)
     done = files.smt("report", "--scale", "paper")
-    assert f"pending. {files.layout.report}" in done.stdout
+    assert f"not started. {files.layout.report}" in done.stdout
     words = Page(files.layout.report.read_text()).words
     assert f"0 of {len(files.project.runs)} done" in words
     assert "No run has begun." in words
@@ -313,7 +316,7 @@ def test_dots_lie_in_the_band_where_they_are_reproduced():
     plot, titles = agreement(
         Agreement("in", 80.0, 0.2, None, False, 0.2, "reproduced", "in"),
         Agreement("out", 80.0, -0.3, 0.1, False, 0.2, "below", "out"),
-        Agreement("none", 80.0, None, None, False, 0.2, "pending", "none"),
+        Agreement("none", 80.0, None, None, False, 0.2, "not-started", "none"),
     )
     (axes,) = plot.figure.axes
     bands = [(band.get_x(), band.get_x() + band.get_width()) for band in axes.patches]
@@ -350,12 +353,12 @@ def test_a_seed_under_way_has_a_thin_line_of_its_own_and_no_part_in_the_mean(par
     curves = figures.curves(collect(parts.project, parts.layout), figures.CURVES)
     small = curves[1]
     assert (small.seeds, [each.label for each in small.apart]) == (
-        2, ["SMT-S on ImageNet-1K, seed 2, running"]
+        2, ["SMT-S on ImageNet-1K, seed 2, stopped"]
     )  # fmt: skip
     assert small.score.mean[:2] == (54.0, 54.5)
     assert small.apart[0].score.mean == (41.0, 41.2)
     html = report(parts).html()
-    assert "SMT-S on ImageNet-1K, seed 2, running, validation top-1 (%) at epoch 30: 41.20" in html
+    assert "SMT-S on ImageNet-1K, seed 2, stopped, validation top-1 (%) at epoch 30: 41.20" in html
 
 
 def test_long_lines_show_values_under_a_mouse_at_some_points_and_at_the_last():

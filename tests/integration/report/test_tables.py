@@ -209,57 +209,58 @@ def test_each_cell_leads_to_its_run(paper):
 def test_a_table_in_parts_says_what_stands_how(paper):
     rows = made(paper, "imagenet1k")
     small, base = rows["SMT-S"], rows["SMT-B"]
-    assert (small["n"], small["states"]) == ("1", "done; failed; running")
+    assert (small["n"], small["states"]) == ("1", "done; failed; stopped")
     assert float(small["top1_mean"]) == 83.0
     assert small["top1_verdict"] == "within noise"  # by the seeds of SMT-T
     assert small["reasons"].startswith("the loss is not finite at step 7")
     assert "1 of 300 epochs" in small["reasons"]
     assert (base["n"], base["top1_mean"], base["top1_verdict"]) == ("0", "", "not run")
-    assert base["states"] == "pending; pending; pending"
+    assert base["states"] == "not started; not started; not started"
     text = (paper.layout.tables / "imagenet1k.md").read_text()
     assert f"{S}-seed1: failed: the loss is not finite at step 7" in text
     assert "| 1 of 3 |" in text
-    assert f"{B}-seed0, {B}-seed1, {B}-seed2: pending: not begun." in text
+    assert f"{B}-seed0, {B}-seed1, {B}-seed2: not started: not begun." in text
     assert "Rows of one seed have none: SMT-S." in text
 
 
 def test_a_run_whose_parent_failed_says_so(files):
     files.fail(Run(experiment=PARENT, seed=0), "no space left")
     child = synced(files).of(CHILD)[0]
-    assert child.state == "pending"
-    assert child.reason == f"waits for {PARENT}-seed0, which failed"
+    assert child.state == "not started"
+    assert child.reason == f"waits for {PARENT}-seed0, which has failed"
 
 
-def test_a_run_of_other_params_is_stale(files):
+def test_a_run_of_other_params_is_outdated(files):
     files.finish(TINY)
     sync(files.project, files.layout)
     files.change("scales.yaml", 3e-3, *LEARNING_RATE)
     (tiny,) = results(files).of(T)
-    assert (tiny.state, tiny.metrics) == ("stale", {})
-    assert "stale" in (row := made(files, "imagenet1k")["SMT-T"])["states"]
+    assert (tiny.state, tiny.metrics) == ("outdated", {})
+    assert "outdated" in (row := made(files, "imagenet1k")["SMT-T"])["states"]
     assert row["top1_mean"] == ""
 
 
-def test_other_data_make_a_run_stale(files):
+def test_other_data_make_a_run_outdated(files):
     files.finish(TINY)
     sync(files.project, files.layout)
     files.manifests(content="other")
-    assert results(files).of(T)[0].state == "stale"
+    assert results(files).of(T)[0].state == "outdated"
 
 
-def test_without_a_manifest_a_run_is_pending_and_says_what_to_do(files):
+def test_without_a_manifest_a_run_has_no_numbers_and_says_what_to_do(files):
     files.finish(TINY)
     sync(files.project, files.layout)
     files.layout.manifest("imagenet1k").unlink()
     (tiny,) = results(files).of(T)
-    assert tiny.state == "pending"
+    assert (tiny.state, tiny.metrics) == ("done", {})
+    assert "no telling of which data" in tiny.reason
     assert "smt data manifest imagenet1k" in tiny.reason
 
 
 def test_a_run_that_is_not_in_mlflow_yet_says_so(files):
     files.finish(TINY)
     (tiny,) = results(files).of(T)
-    assert tiny.state == "pending"
+    assert (tiny.state, tiny.lack, tiny.metrics) == ("done", "not in MLflow", {})
     assert "smt sync --scale demo" in tiny.reason
 
 
@@ -442,7 +443,7 @@ def test_the_notice_is_on_every_table_in_every_format(files):
 def test_before_any_run_tables_are_there_and_no_database(files):
     (files.layout.results / "mlflow.db").unlink()
     paths = build(results(files), files.layout)
-    assert all("pending" in path.read_text() for path in paths if path.suffix == ".html")
+    assert all("not started" in path.read_text() for path in paths if path.suffix == ".html")
     assert not (files.layout.results / "mlflow.db").exists()
 
 
@@ -596,7 +597,7 @@ def test_the_command_makes_tables_without_torch(files):
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "imagenet1k  1 done, 2 pending" in done.stdout
+    assert "imagenet1k  1 done, 2 not started" in done.stdout
     assert str(files.layout.tables) in done.stdout
     assert not (files.layout.tables / "sizes.md").exists()
 

@@ -8,11 +8,11 @@ import pytest
 
 from smt.config.experiments import Run
 from smt.errors import UserError
+from smt.report import status, status_text
 from smt.report.build import grid
 from smt.report.collect import collect
 from smt.report.trajectory import Band, band_at, measured_bands
 from smt.runs.journal import Journal, Position
-from smt.status import states, text
 from smt.tracking.sync import sync
 from tests.helpers.run_files import PARENT, S, T
 
@@ -48,7 +48,7 @@ def finish(files, run, top1, loss=None):
 
 def warned(files):
     """Return what `smt status` says is off track, by run."""
-    said = json.loads(text.as_json(states.collect(files.project, files.layout)))
+    said = json.loads(status_text.as_json(status.collect(files.project, files.layout)))
     return {each["run"]: each["off_track"] for each in said["runs"] if each["off_track"]}
 
 
@@ -68,7 +68,7 @@ def test_a_run_well_below_the_seeds_that_are_done_is_off_track(paper):
     assert found["low"] == pytest.approx(53.05 - half)
     assert found["high"] == pytest.approx(53.05 + half)
     assert (found["metric"], found["value"], found["epoch"]) == ("top1", 41.2, 30)
-    printed = click.unstyle(text.text(states.collect(paper.project, paper.layout), 200))
+    printed = click.unstyle(status_text.text(status.collect(paper.project, paper.layout), 200))
     assert (
         "off track: top-1 41.2 at epoch 30, reference 50.7 to 55.4 (2 seeds that are done)"
         in printed
@@ -95,7 +95,7 @@ def test_a_run_within_the_band_or_above_it_is_not_mentioned(paper):
     two_are_done(paper)
     begin(paper, THIRD, {29: 60.0, 30: 60.0})
     assert warned(paper) == {}
-    assert "off track" not in text.text(states.collect(paper.project, paper.layout))
+    assert "off track" not in status_text.text(status.collect(paper.project, paper.layout))
 
 
 def test_with_one_seed_done_and_no_reference_point_nothing_is_said(paper):
@@ -233,7 +233,7 @@ def test_tables_say_it_in_the_cell_and_in_the_notes(paper):
     sync(paper.project, paper.layout)
     said = "off track: top-1 41.2 at epoch 30, reference 50.7 to 55.4 (2 seeds that are done)"
     table = grid(collect(paper.project, paper.layout), paper.layout, "imagenet1k")
-    assert any(f"{THIRD}: running" in note and said in note for note in table.notes)
+    assert any(f"{THIRD}: stopped" in note and said in note for note in table.notes)
 
     for run in (TINY, SECOND):
         paper.layout.metrics(run).unlink()
@@ -245,4 +245,4 @@ def test_tables_say_it_in_the_cell_and_in_the_notes(paper):
     begin(paper, TINY, {29: 41.0, 30: 41.2})
     table = grid(collect(paper.project, paper.layout), paper.layout, "imagenet1k")
     cell = table.rows[0][2].text
-    assert "running, off track: top-1 41.2 at epoch 30, reference 52.0 to 54.0 (assumed)" in cell
+    assert "stopped, off track: top-1 41.2 at epoch 30, reference 52.0 to 54.0 (assumed)" in cell

@@ -134,7 +134,7 @@ def test_a_run_that_is_not_done_is_no_finding(project):
         table(project, f"index.{suffix}").unlink(missing_ok=True)
     said = "\n".join(summary(audit(project)))
     assert "do not follow" not in said
-    assert "imagenet1k_smt_tiny-seed1 is not done" in said
+    assert "imagenet1k_smt_tiny-seed1 is not started" in said
     assert "imagenet1k has not been made yet" in said
 
 

@@ -91,7 +91,7 @@ def test_every_row_of_every_table_leads_to_its_params(finished, table):
             assert f"run {row.experiment}-seed{seed}: " in said
         recipe = known.experiments[row.experiment].recipe
         assert f"recipe {recipe}, seed " in said
-        assert "not done" not in said and "NOT" not in said
+        assert "not started" not in said and "NOT" not in said
 
 
 def test_a_classifier_says_epochs_and_one_size(finished):
@@ -176,4 +176,4 @@ def test_attempts_with_their_jobs(project):
 def test_a_run_that_is_not_done(project):
     (run_dir(project, T, 1) / "metrics.json").unlink()
     said = why(project, "imagenet1k", "SMT-T")
-    assert f"run {T}-seed1: not done" in said and "1 of 2 seeds" in said
+    assert f"run {T}-seed1: stopped" in said and "1 of 2 seeds" in said

@@ -17,11 +17,11 @@ import pytest
 from smt import dag
 from smt.cluster import queue
 from smt.config.experiments import Run
+from smt.report import status_text
+from smt.report.status import collect
 from smt.runs import workdir
 from smt.runs.atomic import read_json, write_json
 from smt.runs.paths import Layout
-from smt.status import text
-from smt.status.states import collect
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
 from tests.helpers.run_files import CHILD, PARENT, B, RunFiles, S, T
@@ -62,14 +62,14 @@ def no_slurm(tmp_path, monkeypatch):
 
 def look(files, *experiments):
     """Return what is said of each run, as JSON has it."""
-    said = json.loads(text.as_json(collect(files.project, files.layout, experiments)))
+    said = json.loads(status_text.as_json(collect(files.project, files.layout, experiments)))
     return {each["run"].removesuffix("-seed0"): each for each in said["runs"]}
 
 
 def lines(files):
     """Return state and details of each run as they are printed, its lines joined."""
     found, name = {}, ""
-    printed = click.unstyle(text.text(collect(files.project, files.layout)))
+    printed = click.unstyle(status_text.text(collect(files.project, files.layout)))
     for line in printed.split("\n\n")[0].splitlines():
         if line.startswith(" "):
             found[name] += f" {line.strip()}"
@@ -139,8 +139,8 @@ def test_every_state_from_files_alone(files, no_slurm):
     assert said[B] == "stopped step 62 of 372"
     assert said[HEADS] == "stopped before its first checkpoint"
     assert said[PARENT] == "not started"
-    assert said[CHILD] == f"waiting for {PARENT}-seed0, which is not started"
-    assert said[SEGMENTER] == f"waiting for {B}-seed0, which is stopped"
+    assert said[CHILD] == f"not started waits for {PARENT}-seed0, which is not started"
+    assert said[SEGMENTER] == f"not started waits for {B}-seed0, which is stopped"
 
 
 def test_without_slurm_it_says_so_in_one_line_and_sums_up(files, no_slurm):
@@ -158,7 +158,7 @@ def test_without_slurm_it_says_so_in_one_line_and_sums_up(files, no_slurm):
     assert hours.startswith("to go: about 0.") and hours.endswith(
         " GPU-hours on NVIDIA A100 SXM4 80 GB"
     )
-    assert summary == "30 runs: 1 done, 29 to go (1 stopped, 13 waiting, 15 not started)"
+    assert summary == "30 runs: 1 done, 29 to go (1 stopped, 28 not started)"
 
 
 def test_hours_left_shrink_by_what_is_done(files, no_slurm):
@@ -178,17 +178,17 @@ def test_hours_left_shrink_by_what_is_done(files, no_slurm):
 
 def test_a_failed_parent_is_named(files, no_slurm):
     files.fail(run(PARENT), "disk is full")
-    assert lines(files)[CHILD] == f"waiting for {PARENT}-seed0, which has failed"
+    assert lines(files)[CHILD] == f"not started waits for {PARENT}-seed0, which has failed"
 
 
 def test_data_that_are_missing_are_named_once_with_their_remedy(files, no_slurm):
     files.finish(run(T))
     files.layout.manifest("imagenet1k").unlink()
     said = lines(files)
-    assert said[S] == "waiting for data: imagenet1k"
+    assert said[S] == "not started waits for data: imagenet1k"
     assert said[T] == "done top1 95.00; no telling of which data, without manifests: imagenet1k"
     assert said[PARENT] == "not started"
-    whole = text.text(collect(files.project, files.layout))
+    whole = status_text.text(collect(files.project, files.layout))
     assert whole.count("run: smt data manifest imagenet1k --scale demo\n") == 1
 
 
@@ -198,15 +198,20 @@ def test_what_there_was_before_params_changed(files, no_slurm):
     was, half = files.fingerprint(run(T))[:12], files.work_dir(run(S)).name
     files.change("scales.yaml", 7, "demo", "recipes", "imagenet1k", "schedule", "epochs")
     said = lines(files)
-    assert said[T] == f"not started params or data changed since it was trained (as {was})"
+    assert said[T] == (
+        f"outdated params, data or code version changed since it was trained (as {was}); "
+        "train it again"
+    )
     assert said[S] == f"not started half done with other params or data: {half} at step 62"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"metrics": {}}'])
-def test_numbers_that_cannot_be_read_are_none(files, no_slurm, content):
-    files.layout.metrics(run(T)).parent.mkdir(parents=True)
-    files.layout.metrics(run(T)).write_text(content)
-    assert look(files)[T]["state"] == "not started"
+def test_a_run_whose_numbers_cannot_be_read_has_failed(files, no_slurm, content):
+    path = files.layout.metrics(run(T))
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    found = look(files)[T]
+    assert found["state"] == "failed" and found["reason"].startswith(f"{path}: ")
 
 
 # --- a training under way ------------------------------------------------------------------------
@@ -392,7 +397,7 @@ def test_lines_keep_to_100_columns(tmp_path, no_slurm):
     long = "the disk is full; " * 20
     for experiment in files.project.order[::2]:
         files.fail(run(experiment), long)
-    out = click.unstyle(text.text(collect(files.project, files.layout)))
+    out = click.unstyle(status_text.text(collect(files.project, files.layout)))
     assert out.count("the disk is full") > 100
     assert max(map(len, out.splitlines())) <= 100
 
@@ -404,7 +409,7 @@ def test_no_line_ends_between_a_number_and_its_unit(files, no_slurm):
         pulse(work_dir, 100, ago=10)
         status = collect(files.project, files.layout, [T])
     for width in range(60, 120):
-        assert re.search(r"\d images/s;", text.text(status, width))
+        assert re.search(r"\d images/s;", status_text.text(status, width))
 
 
 def on_terminal(arguments, **environment):
@@ -486,7 +491,7 @@ def test_watching_says_so_where_it_cannot_be_interrupted(files, no_slurm):
      (47.9 * 3600, "47.9 h"), (60 * 3600, "2.5 d")],
 )  # fmt: skip
 def test_spans_are_in_their_largest_unit(seconds, said):
-    assert text.span(seconds) == said
+    assert status_text.span(seconds) == said
 
 
 # --- from SLURM's queue --------------------------------------------------------------------------
@@ -536,9 +541,9 @@ def test_jobs_are_told_by_their_comment(files, slurm):
     assert found[T]["place"] in (f"job {running} on n1", f"job {running} on n2")
     assert "running step 0 of 372, epoch 1 of 6; starting; job" in said[T]
     assert found[S]["job"]["number"] == held
-    assert said[S] == f"pending job {held}: JobHeldUser"
+    assert said[S] == f"queued job {held}: JobHeldUser"
     assert found[B]["job"]["start"] == pytest.approx(time.time() + 7200, abs=120)
-    assert said[B].startswith(f"pending job {later}: BeginTime; may start ")
+    assert said[B].startswith(f"queued job {later}: BeginTime; may start ")
     assert said[HEADS] == f"not started job {other} (running) has other params or data"
     assert said[HALF].startswith(f"failed job {broken} failed")
     assert {said[each] for each in said} >= {"not started"}  # the job without a comment is nobody's
@@ -561,7 +566,7 @@ def test_a_real_job_is_followed_through_a_requeue(small_project, slurm):
     assert (first["job"]["number"], first["job"]["requeues"]) == (job, 0)
     await_step(run_dir(small_project), 10, Anything())
     slurm.run("scontrol", "requeue", job)
-    waiting = await_status(files, T, lambda found: found["state"] == "pending")
+    waiting = await_status(files, T, lambda found: found["state"] == "queued")
     assert waiting["job"]["requeues"] == 1 and waiting["step"] >= 5
     assert "; 1 requeue; step " in lines(files)[T]
     second = await_status(

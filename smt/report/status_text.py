@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from smt.config.metrics import headline
+from smt.report.status import RunStatus, Status
 from smt.runs.progress import Progress
-from smt.status.states import STATES, RunStatus, State, Status
+from smt.runs.state import State, counts
 
 WIDTH = 100
 """Columns that the text keeps to where there is no terminal."""
@@ -20,18 +21,18 @@ _NARROWEST = 30
 """Columns that details get even where names are long."""
 
 _COLOURS: Mapping[State, dict[str, Any]] = {
-    "done": {"fg": "green"},
-    "running": {"fg": "cyan"},
-    "pending": {"fg": "yellow"},
-    "stopped": {"fg": "magenta"},
-    "failed": {"fg": "red", "bold": True},
-    "waiting": {"dim": True},
-    "not started": {"dim": True},
+    State.DONE: {"fg": "green"},
+    State.RUNNING: {"fg": "cyan"},
+    State.QUEUED: {"fg": "yellow"},
+    State.STOPPED: {"fg": "magenta"},
+    State.FAILED: {"fg": "red", "bold": True},
+    State.OUTDATED: {"fg": "yellow", "dim": True},
+    State.NOT_STARTED: {"dim": True},
 }
 
 _HINTS: Mapping[State, str] = {
-    "stopped": "goes on with Snakemake, or with",
-    "failed": "mend the cause; goes on with Snakemake, or with",
+    State.STOPPED: "goes on with Snakemake, or with",
+    State.FAILED: "mend the cause; goes on with Snakemake, or with",
 }
 """What stands before the command that goes on with a run in this state."""
 
@@ -42,16 +43,16 @@ def text(status: Status, width: int = WIDTH) -> str:
     States are coloured; `click.echo` takes that off where there is no terminal.
     """
     names = max((len(str(each.run)) for each in status.runs), default=0)
-    states = max(map(len, STATES))
+    states = max(map(len, State))
     indent = names + states + 4
     lines = []
     for each in status.runs:
         name, state = str(each.run).ljust(names), each.state.ljust(states)
-        first, *more = _wrapped(_details(each, status.at), max(width - indent, _NARROWEST))
+        first, *more = _wrapped(_details(each, status.states.at), max(width - indent, _NARROWEST))
         lines.append(f"{name}  {click.style(state, **_COLOURS[each.state])}  {first}".rstrip())
         lines += [" " * indent + line for line in more]
     # Lines with commands are not broken: they are there to be copied.
-    last = [*status.problems, *_hints(status), textwrap.fill(_summary(status), width)]
+    last = [*status.states.problems, *_hints(status), textwrap.fill(_summary(status), width)]
     return "\n".join([*lines, "", *last]) + "\n"
 
 
@@ -65,20 +66,20 @@ def _wrapped(parts: Iterable[str], width: int) -> list[str]:
 def _details(each: RunStatus, now: float) -> Iterator[str]:
     if each.warning is not None:
         yield each.warning.text
-    if each.state == "running":
+    if each.state is State.RUNNING:
         yield from _running(each)
         return
-    if each.state == "done":
+    if each.state is State.DONE:
         yield _numbers(each.metrics)
-    if each.state == "pending":
-        yield from _pending(each, now)
-    elif each.reason:
-        yield each.reason
-    if each.progress.step and each.state != "done":
+    if each.state is State.QUEUED:
+        yield from _queued(each, now)
+    elif each.run_state.reason:
+        yield each.run_state.reason
+    if each.progress.step and each.state is not State.DONE:
         yield _position(each.progress)
-    elif each.state == "stopped":
+    elif each.state is State.STOPPED:
         yield "before its first checkpoint"
-    if each.state in ("pending", "stopped", "failed") and each.attempts > 1:
+    if each.state in (State.QUEUED, State.STOPPED, State.FAILED) and each.attempts > 1:
         yield f"{each.attempts} attempts"
 
 
@@ -99,10 +100,10 @@ def _running(each: RunStatus) -> Iterator[str]:
     yield from _tries(each)
 
 
-def _pending(each: RunStatus, now: float) -> Iterator[str]:
+def _queued(each: RunStatus, now: float) -> Iterator[str]:
     job = each.job
     assert job is not None
-    yield f"job {job.number}: {each.reason}"
+    yield f"job {job.number}: {each.run_state.reason}"
     if job.start is not None:
         yield f"may start {_clock(job.start, now)}"
     if job.requeues:
@@ -148,15 +149,15 @@ def _hints(status: Status) -> Iterator[str]:
         yield f"off track: {_times(off, 'run')}, a warning only: smt ui shows the curves"
     if status.project.scale.notice:
         yield status.project.scale.notice
-    if status.count("done") < len(status.runs):
+    if status.count(State.DONE) < len(status.runs):
         hours, kind = _figure(status.gpu_hours_left), status.project.cluster.kind.title
         yield f"to go: about {hours} GPU-hours on {kind}"
 
 
 def _summary(status: Status) -> str:
-    counts = {state: status.count(state) for state in STATES}
-    total, done = len(status.runs), counts.pop("done")
-    parts = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    left = counts(each.state for each in status.runs)
+    total, done = len(status.runs), left.pop(State.DONE, 0)
+    parts = ", ".join(f"{count} {state}" for state, count in left.items())
     to_go = f"{total - done} to go ({parts})" if parts else "0 to go"
     return f"{_times(total, 'run')}: {done} done, {to_go}"
 
@@ -190,11 +191,11 @@ def as_json(status: Status) -> str:
     document = {
         "scale": status.project.scale_name,
         "notice": status.project.scale.notice,
-        "at": status.at,
-        "without_slurm": status.without_slurm or None,
-        "problems": status.problems,
+        "at": status.states.at,
+        "without_slurm": status.states.without_slurm or None,
+        "problems": status.states.problems,
         "runs": [_record(each) for each in status.runs],
-        "summary": {state: status.count(state) for state in STATES},
+        "summary": {state: status.count(state) for state in State},
         "gpu_hours_left": round(status.gpu_hours_left, 3),
     }
     return json.dumps(document, indent=2) + "\n"
@@ -207,8 +208,8 @@ def _record(each: RunStatus) -> dict[str, Any]:
         "experiment": each.run.experiment,
         "seed": each.run.seed,
         "state": each.state,
-        "reason": each.reason,
-        "fingerprint": each.fingerprint,
+        "reason": each.run_state.reason,
+        "fingerprint": each.run_state.fingerprint,
         "metrics": each.metrics,
         "step": ahead.step,
         "steps": ahead.length.steps,
