@@ -114,8 +114,8 @@ cluster-stop: env  ## end it
 
 lint: env  ## style, types, layers, workflow, links of the documents
 	@failed=; \
-	for check in "ruff check" "ruff format --check" mypy lint-imports \
-	  "snakefmt --check Snakefile workflow" "snakemake --lint" "mkdocs build --strict"; do \
+	for check in "ruff check" "ruff format --check" mypy "mypy --config-file tests/mypy.ini" \
+	  lint-imports "snakefmt --check Snakefile workflow" "snakemake --lint" "mkdocs build --strict"; do \
 	  echo "make: $$check"; $$check || failed="$$failed, $$check"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "make: not clean:$${failed#,}" >&2; exit 1; fi

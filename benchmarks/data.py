@@ -22,7 +22,7 @@ from timm.data import ImageDataset, create_loader
 from smt.config.datasets import Dataset
 from smt.config.load import load_project
 from smt.config.project import Project
-from smt.config.recipes import Recipe
+from smt.config.recipes import ClassificationRecipe
 from smt.data.classification import TrainLoader
 from smt.data.imagenet import ImageFolder
 from smt.data.rng import reseed
@@ -49,20 +49,24 @@ def write_photographs(root: Path, size: tuple[int, int], images: int) -> None:
         crop.save(root / "train" / "photographs" / f"{number:04d}.JPEG", quality=95)
 
 
-def project_of(root: Path, images: int, resolution: int) -> tuple[Project, Recipe]:
+def project_of(root: Path, images: int, resolution: int) -> tuple[Project, ClassificationRecipe]:
     """Return the paper's project with one data set in `root`, and its recipe at `resolution`."""
     project = load_project(bundled_params(), "paper")
     dataset = Dataset(
         title="photographs", root=str(root), classes=1, train_images=images, val_images=0,
         source="counted", generator=None,
     )  # fmt: skip
-    recipe = project.recipes["imagenet1k"].model_copy(
+    recipe = project.recipes["imagenet1k"]
+    assert isinstance(recipe, ClassificationRecipe)
+    recipe = recipe.model_copy(
         update={"resolution": resolution, "global_batch": BATCH, "device_batch": BATCH}
     )
     return project.model_copy(update={"datasets": {"photographs": dataset}}), recipe
 
 
-def timm_loader(root: Path, recipe: Recipe, prefetcher: bool) -> torch.utils.data.DataLoader:
+def timm_loader(
+    root: Path, recipe: ClassificationRecipe, prefetcher: bool
+) -> torch.utils.data.DataLoader:
     """Return timm's training loader of the same recipe, in this process."""
     augment = recipe.augment
     return create_loader(
@@ -78,7 +82,7 @@ def timm_loader(root: Path, recipe: Recipe, prefetcher: bool) -> torch.utils.dat
 PARTS = ("decode", "seed", "crop and resize", "flip and RandAugment", "normalise", "erase")
 
 
-def parts(folder: ImageFolder, recipe: Recipe) -> dict[str, float]:
+def parts(folder: ImageFolder, recipe: ClassificationRecipe) -> dict[str, float]:
     """Return microseconds of each part of an image's way, taken one after another.
 
     Each image's is its median over five rounds, which draw the same; of these, the mean. The sum

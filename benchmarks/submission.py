@@ -22,6 +22,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 import submission_parts
@@ -172,7 +173,7 @@ def measure_all(site: Site, counts: Sequence[int], rounds: dict[bool, int]) -> d
     }
 
 
-def succeeded(measured: dict[str, object]) -> bool:
+def succeeded(measured: dict[str, Any]) -> bool:
     """Return whether no run has failed."""
     return not any(run["problem"] for name in ("runs", "observed") for run in measured[name])
 

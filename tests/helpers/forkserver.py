@@ -25,7 +25,7 @@ import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -292,7 +292,7 @@ def _attend(line: socket.socket) -> None:
     os._exit(0)
 
 
-def _become(job: dict[str, object], files: "array.array[int]") -> None:
+def _become(job: dict[str, Any], files: "array.array[int]") -> None:
     """Be what `python -m module arguments` would have been; never return."""
     for number, file in ((1, files[0]), (2, files[1])):
         os.dup2(file, number)
@@ -370,7 +370,7 @@ def _code_of(end: SystemExit) -> int:
 
 def _finish(code: int) -> None:
     """End as an interpreter does: threads, what is registered for the end, streams."""
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

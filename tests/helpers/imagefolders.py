@@ -8,7 +8,7 @@ from PIL import Image
 from smt.config.datasets import Dataset
 from smt.config.load import load_project
 from smt.config.project import Project
-from smt.config.recipes import Recipe
+from smt.config.recipes import ClassificationRecipe
 from smt.data.imagenet import ImageFolder
 from smt.datasets import manifest
 from smt.runs.paths import Layout
@@ -41,8 +41,9 @@ def open_folder(root: Path, split: str, classes: int, train: int, val: int = 0) 
     return ImageFolder(root, split, manifest.read(layout, "tiny"))
 
 
-def recipe_of(**changes: object) -> Recipe:
+def recipe_of(**changes: object) -> ClassificationRecipe:
     """Return the paper's recipe for 32 pixels and global batches of 16 in micro-batches of 4."""
     recipe = load_project(ROOT / "params", "paper").recipes["imagenet1k"]
+    assert isinstance(recipe, ClassificationRecipe)
     small = {"resolution": 32, "global_batch": 16, "device_batch": 4}
     return recipe.model_copy(update={**small, **changes})

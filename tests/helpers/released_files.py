@@ -57,7 +57,7 @@ def yacs():
 
     CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
     package, module = ModuleType("yacs"), ModuleType("yacs.config")
-    package.config, module.CfgNode = module, CfgNode
+    vars(package)["config"], vars(module)["CfgNode"] = module, CfgNode
     with mock.patch.dict(sys.modules, {"yacs": package, "yacs.config": module}):
         yield CfgNode
 

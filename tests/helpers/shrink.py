@@ -72,7 +72,7 @@ def cut_down_scenes(demo):
     """Leave COCO and ADE20K of a demo's entry of scales.yaml a few images."""
     for name in ("coco", "ade20k"):
         demo["datasets"][name].update(train_images=TRAIN, val_images=VAL)
-    demo["datasets"]["coco"].update(images_with_objects=scenes.with_objects(TRAIN))
+    demo["datasets"]["coco"].update(images_with_objects=scenes.count_with_objects(TRAIN))
 
 
 def cut_down_digits(demo):

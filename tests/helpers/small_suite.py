@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.helpers import ROOT
 
-LINT = ("ruff", "ruff", "mypy", "lint-imports", "snakefmt", "snakemake", "mkdocs")
+LINT = ("ruff", "ruff", "mypy", "mypy", "lint-imports", "snakefmt", "snakemake", "mkdocs")
 """Programs that `make lint` calls."""
 
 KINDS = {

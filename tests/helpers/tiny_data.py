@@ -2,12 +2,17 @@
 
 import pytest
 
+from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError
+from smt.runs.paths import Layout
 
 
 class TinyData:
-    """A data set `tiny` below a folder; who inherits has a `project` with it and a `layout`."""
+    """A data set `tiny` below a folder, in a project that has it; who inherits makes all three."""
+
+    project: Project
+    layout: Layout
 
     def manifest(self):
         return manifest.write(self.project, self.layout, "tiny")

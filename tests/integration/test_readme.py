@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_commands_in_the_text_exist(document):
 def test_the_python_in_it_runs():
     found = [block for document in DOCUMENTS for _, block in blocks(document, "python")]
     (block,) = found
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(block, "weights.md", "exec"), names)
     assert names["backbone"].feature_info.reduction() == [4, 8, 16, 32]
 

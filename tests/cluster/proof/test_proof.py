@@ -107,7 +107,7 @@ def hit(cluster, here, ranks):
         assert attempt.kill_worker(ranks - 1)
         wait_for(lambda: not alive(workers[ranks - 1]))
         assert attempt.poll() is None
-        wait_for(lambda: any(map(alive, processes[ranks - 1].children())), attempt.said)
+        wait_for(lambda: any(map(alive, processes[ranks - 1].children())), attempt.last_message)
 
         attempt.kill(signal.SIGKILL, 1)
         codes = ended(attempt)
@@ -134,7 +134,7 @@ def test_one_rank_and_one_data_worker_are_hit_among_four_on_two_nodes(cluster, h
 
 def test_what_is_closed_is_gone(cluster, here):
     attempt = SlurmLauncher(REQUEST).start(TRAIN, 2, here / "logs" / "closed")
-    wait_for(lambda: len(trainings(cluster)) == 2, attempt.said)
+    wait_for(lambda: len(trainings(cluster)) == 2, attempt.last_message)
     assert attempt.poll() is None
     attempt.close()
     assert not trainings(cluster)

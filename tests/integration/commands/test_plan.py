@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -125,7 +126,7 @@ def test_a_segmenter_trains_on_crops_and_is_evaluated_at_several_scales_in_the_e
 
 
 def test_without_mirror_images_the_last_evaluation_has_half_of_the_several_scales():
-    recipe = PAPER.recipes["upernet_160k"]
+    recipe: Any = PAPER.recipes["upernet_160k"]
     evaluation = recipe.evaluation.model_copy(update={"hflip": False})
     plain = recipe.model_copy(update={"evaluation": evaluation})
     assert cost.final_passes(plain) == 1 + 17.375 / 2

@@ -153,7 +153,7 @@ def test_a_kill_that_waits_for_a_checkpoint_does_not_wait_beyond_the_next(tmp_pa
         delay=0.0,
     )  # fmt: skip
     training = Endless()
-    kill, step = proof._deal(training, drawn, step_seconds=0.0, latest=7)
+    kill, step = proof._send(training, drawn, step_seconds=0.0, latest=7)
     assert (kill, step) == (replace(drawn, moment="step"), 7)
     assert training.killed == [(signal.SIGKILL, None)]
 

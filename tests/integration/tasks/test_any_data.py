@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from contextlib import closing, redirect_stdout
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,7 +242,7 @@ def accepted(layout, name, counts, classes):
 def train_and_evaluate(project, layout, experiment):
     """Take two steps, evaluate as `smt evaluate` does; return the task and its metrics."""
     run = Run(experiment=experiment, seed=0)
-    task = build_task(project, layout, run, ONE, inherit=False)
+    task: Any = build_task(project, layout, run, ONE, inherit=False)
     optimizer = optim.adamw(task.model, task.recipe.optimizer)
     for epoch in range(2):
         with closing(task.micro_batches(epoch, 0)) as batches:

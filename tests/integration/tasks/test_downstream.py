@@ -47,7 +47,9 @@ def project(tmp_path_factory):
 def _shrink(demo):
     cut_down_scenes(demo)
     demo["datasets"]["imagenet1k"].update(train_images=320, val_images=100)
-    demo["datasets"]["coco"].update(train_images=16, images_with_objects=scenes.with_objects(16))
+    demo["datasets"]["coco"].update(
+        train_images=16, images_with_objects=scenes.count_with_objects(16)
+    )
     demo["models"]["smt_tiny"].update(TINY)
     demo["models"]["smt_small"].update(depths=TINY["depths"])
     demo["recipes"]["imagenet1k"]["schedule"].update(epochs=1, warmup_epochs=0)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -235,7 +236,7 @@ def test_numbers_may_be_written_with_an_exponent_alone(tmp_path):
 
 
 def test_an_entry_takes_from_its_base_what_it_does_not_give():
-    recipes = load_project(ROOT / "params", "paper").recipes
+    recipes: dict[str, Any] = load_project(ROOT / "params", "paper").recipes
     own, base = recipes["imagenet22k"], recipes["imagenet1k"]
     assert (own.optimizer.lr, own.schedule.epochs) == (1.25e-4, 90)
     assert own.optimizer.betas == base.optimizer.betas

@@ -3,6 +3,7 @@
 import itertools
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ SHAPES = [(12, 20), (6, 10), (3, 5), (2, 3)]
 
 def fresh(seed=0, denoising=6, **changes):
     """Return a small detector of 3 classes as it starts."""
-    head = PAPER.heads["dino"]
+    head: Any = PAPER.heads["dino"]
     noise = head.denoising.model_copy(update={"queries": denoising})
     head = head.model_copy(update={**SMALL, "denoising": noise, **changes})
     torch.manual_seed(seed)

@@ -53,7 +53,9 @@ def batch_of(objects):
     images = torch.zeros(2, 3, *PADDED)
     for image, (height, width) in zip(images, SIZES, strict=True):
         image[:, :height, :width] = torch.rand(3, height, width)
-    return images, [target(*each, size) for each, size in zip(objects, SIZES, strict=True)]
+    return images, [
+        target(boxes, labels, size) for (boxes, labels), size in zip(objects, SIZES, strict=True)
+    ]
 
 
 TWO_AND_ONE = [

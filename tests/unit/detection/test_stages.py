@@ -114,7 +114,11 @@ def test_losses_are_of_each_stages_own_regions_and_weighted(monkeypatch, name):
             pooled = pool(levels, (4, 8, 16, 32), by_image(boxes), resolution)
             assert torch.allclose(stand_in.pooled, pooled, atol=1e-5)
         own = box_losses(
-            *model.box_heads[i].said, regions, targets, model.head.box, spec.deviations
+            *model.box_heads[i].said,
+            regions=regions,
+            targets=targets,
+            spec=model.head.box,
+            deviations=spec.deviations,
         )
         goals = [
             mask_targets(target.masks, each.objects, boxes, 28)

@@ -50,9 +50,9 @@ def test_a_data_set_is_scored_by_its_pixels_and_not_by_its_images():
     together = [
         np.concatenate([each.ravel() for each in part]) for part in zip(*several, strict=True)
     ]
-    summed = sum(confusion(*each, 6) for each in reversed(several))
-    assert np.array_equal(summed, confusion(*together, 6))
-    alone = np.mean([scores(confusion(*each, 6)).miou for each in several])
+    summed = sum(confusion(*each, classes=6) for each in reversed(several))
+    assert np.array_equal(summed, confusion(*together, classes=6))
+    alone = np.mean([scores(confusion(*each, classes=6)).miou for each in several])
     assert scores(summed).miou != pytest.approx(alone, rel=1e-6)
 
 

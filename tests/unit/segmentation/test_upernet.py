@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import contextmanager
 from math import ceil, floor, sqrt
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from smt.segmentation.upernet import ConvNorm, PixelClassifier, UPerNet, pixel_l
 from tests.helpers import ROOT
 
 PAPER = load_project(ROOT / "params", "paper")
-HEAD = PAPER.heads["upernet"]
+HEAD: Any = PAPER.heads["upernet"]
 
 
 def small(classes=4, drop_path=0.0, **changes):
@@ -83,14 +84,17 @@ def test_multiply_accumulates_of_an_image_of_512_x_2048(name, reported, full):
     assert giga_macs(profile.count_forward(network.auxiliary, stage3))[0] == 2.58
 
 
+NORM = ("running_mean", "running_var", "weight", "bias")
+
+
 def reference(state, levels, sides):
     """Return UPerNet's logits, written from figure 4 of its paper for given weights (eval mode)."""
 
     def conv_norm(name, x):
         weight = state[f"{name}.conv.weight"]
         x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-        norm = (state[f"{name}.norm.{each}"] for each in ("running_mean", "running_var", "weight"))
-        return F.batch_norm(x, *norm, state[f"{name}.norm.bias"]).relu()
+        norm = {key: state[f"{name}.norm.{key}"] for key in NORM}
+        return F.batch_norm(x, **norm).relu()
 
     def to(x, other):
         return F.interpolate(x, other.shape[2:], mode="bilinear", align_corners=False)

@@ -1,5 +1,7 @@
 """Parameters and multiply-accumulates of detectors and segmenters, to the digits of the facts."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,7 +124,7 @@ def test_the_auxiliary_head_has_parameters_but_no_part_in_prediction(sizes):
 
 
 def test_counts_grow_with_what_a_head_looks_at(sizes):
-    spec = PAPER.heads["mask_rcnn"]
+    spec: Any = PAPER.heads["mask_rcnn"]
     fewer = spec.model_copy(
         update={
             "rpn": spec.rpn.model_copy(

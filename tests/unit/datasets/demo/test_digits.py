@@ -90,10 +90,10 @@ def test_images_are_square_rgb_jpegs_in_imagenets_layout(made, name):
     dataset = SMALL.datasets[name]
     for split, images in (("train", dataset.train_images), ("val", dataset.val_images)):
         expected = images // dataset.classes
-        images = sorted((made / name / split).rglob("*.JPEG"))
-        counts = Counter(path.parent.name for path in images)
+        paths = sorted((made / name / split).rglob("*.JPEG"))
+        counts = Counter(path.parent.name for path in paths)
         assert counts == {f"n{label:08d}": expected for label in range(dataset.classes)}
-        with Image.open(images[-1]) as image:
+        with Image.open(paths[-1]) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (56, 56))
 
 

@@ -35,6 +35,9 @@ pytestmark = pytest.mark.xdist_group("every_kind")  # which is run once
 class Run:
     """The workflow in a folder of its own, run to its end."""
 
+    jobs: dict[str, str]
+    """States by number of the jobs that SLURM had of it."""
+
     def __init__(self, folder, environment, *executor):
         self.folder, self.work = folder, folder / "work"
         shutil.copytree(SOURCE, folder / "code")

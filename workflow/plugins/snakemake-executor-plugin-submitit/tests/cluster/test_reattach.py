@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -160,7 +161,7 @@ def killed_once_begun(toy, begun=True):
     return job
 
 
-CHANGES = {
+CHANGES: dict[str, tuple[Any, ...]] = {
     "code": ({"word": "new"}, (), "code"),
     "input": ({"text": "two"}, (), "mtime"),
     "params": ({"number": 2}, (), "params"),
