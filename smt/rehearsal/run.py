@@ -1,5 +1,6 @@
 """Two steps and a prediction of an experiment at full size, on the fake GPU."""
 
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
 from smt.engine.trainer import Settings, Trainer
+from smt.errors import first_line
 from smt.rehearsal.fake_gpu import GPU, fake_gpu
 from smt.rehearsal.watch import Watch
 from smt.runs.paths import PACKAGE
@@ -148,5 +150,15 @@ def _explained(error: Exception) -> str:
         if file.startswith(str(PACKAGE)) and "rehearsal" not in file:
             where = f" (smt/{file[len(str(PACKAGE)) + 1 :]}:{trace.tb_lineno})"
         trace = trace.tb_next
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0] + where
+    return _plain(first_line(error)) + where
+
+
+def _plain(message: str) -> str:
+    """Return what torch says of a real tensor among fake ones in words of what is wrong."""
+    real = re.search(r"convert all Tensors to FakeTensors.* Found in ([\w.]+)", message)
+    if real is None:
+        return message
+    return (
+        f"{real[1]} has a tensor of the GPU and one of the CPU, which is neither parameter nor "
+        "buffer of a module and was not moved"
+    )
