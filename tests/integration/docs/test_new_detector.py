@@ -15,7 +15,7 @@ from smt.tasks.synthetic import Synthetic
 
 torch.manual_seed(0)
 task = Synthetic(load_project(bundled_params(), "smoke"), "{EXPERIMENT}", torch.device("cpu"))
-losses = task.model(*next(task.batches()).loss_inputs)
+losses = task.model(*next(task.micro_batches()).loss_inputs)
 assert sorted(losses) == ["box", "class"], losses
 sum(losses.values()).backward()
 assert all(each.grad is not None for each in task.model.parameters())

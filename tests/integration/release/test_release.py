@@ -194,7 +194,9 @@ def test_a_run_without_a_validation_split_has_its_loss_in_the_card_alone(finishe
     paths = layout(finished)
     (item,) = choose(load(finished), load(finished, "paper"), paths, [PARENT], "first")
     loss = {"train_loss": 2.5}
-    item = dataclasses.replace(item, final={**item.final, "metrics": loss}, seeds={0: loss})
+    item = dataclasses.replace(
+        item, final=item.final.model_copy(update={"metrics": loss}), seeds={0: loss}
+    )
     text = card.text(item, "weights.safetensors", card.Licence(), False)
     assert "no validation split: only the last training loss is known, 2.5000" in text
     assert "model-index" not in text

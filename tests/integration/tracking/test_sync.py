@@ -136,8 +136,10 @@ def test_what_the_trainer_writes_arrives(files):
     work_dir = files.begin(TINY)
     facts = read_json(work_dir / "provenance.json")
     (work_dir / "provenance.json").unlink()
-    facts = {key: facts[key] for key in facts if key not in ("git", "packages", "created")}
-    provenance.record_attempt(work_dir, {**facts, "attempts": []}, {"resumed_at_step": 0})
+    facts = {
+        key: facts[key] for key in facts if key not in ("git", "packages", "created", "attempts")
+    }
+    provenance.record_attempt(work_dir, facts, {"resumed_at_step": 0})
     log = journal.Journal(work_dir, journal.Position())
     log.append(10, 0, {"train/loss": float("nan")}, {"system/memory_mb": 12.5})
     kept = log.position
