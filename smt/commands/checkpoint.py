@@ -9,6 +9,7 @@ import click
 
 from smt.commands.common import load
 from smt.errors import EXIT_DATA, UserError, listed
+from smt.runs.checkpoint_files import CheckpointName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,12 +42,10 @@ def command(path: Path) -> None:
 
 def _folder(folder: Path) -> bool:
     """Print a line for each checkpoint and each exported file below `folder`."""
-    from smt.engine import checkpoint
-
     files = sorted(folder.rglob("*.safetensors"))
     damaged = 0
     for path in files:
-        name = checkpoint.Name.of(path)
+        name = CheckpointName.parse(path)
         damage = _damage(path) or _not_finite(path)
         damaged += damage is not None
         where = path.relative_to(folder)
@@ -61,13 +60,12 @@ def _folder(folder: Path) -> bool:
 
 
 def _file(path: Path) -> bool:
-    from smt.engine import checkpoint
     from smt.models.imports import file_kind
 
     if path.suffix != ".safetensors" or file_kind.is_torch(path):
         lines, damage = _others(path), None
     else:
-        lines = _weights(path) if checkpoint.Name.of(path) is None else _checkpoint(path)
+        lines = _weights(path) if CheckpointName.parse(path) is None else _checkpoint(path)
         damage = _damage(path)
     rows = list(lines) if damage is None else [(_DAMAGED, damage)]
     click.echo(str(path))
@@ -85,7 +83,7 @@ def _damage(path: Path) -> str | None:
     from smt.runs import record
     from smt.runs.atomic import sha256
 
-    if checkpoint.Name.of(path) is not None:
+    if CheckpointName.parse(path) is not None:
         return checkpoint.damage_of(path)
     try:
         with safe_open(path, framework="pt"):

@@ -20,37 +20,14 @@ from safetensors.torch import save_file
 
 from smt.errors import TrainingError
 from smt.runs.atomic import publish, sha256
+from smt.runs.checkpoint_files import CheckpointName, checkpoints_in
 
 log = logging.getLogger(__name__)
 
 KEEP = 2
 """Checkpoints kept: the newest, and one to fall back to."""
 
-FOLDER = "checkpoints"
-"""Where they lie in a run's work folder."""
-
-_NAME = re.compile(r"^step-(\d{10})-epoch-(\d{5})-([0-9a-f]{64})\.safetensors$")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-
-
-@dataclass(frozen=True, order=True)
-class Name:
-    """The file name of a checkpoint. Names sort by position: step, then closed epochs."""
-
-    step: int
-    """Global steps done."""
-    epochs: int
-    """Epochs closed: that of `step` only after its evaluation."""
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Name | None":
-        """Return what `path` is called, or None if it is no checkpoint's name."""
-        match = _NAME.match(path.name)
-        return cls(int(match[1]), int(match[2]), match[3]) if match else None
-
-    def __str__(self) -> str:
-        return f"step-{self.step:010d}-epoch-{self.epochs:05d}-{self.sha256}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -76,7 +53,7 @@ def write(folder: Path, checkpoint: Checkpoint, best_step: int | None = None) ->
     position = {"step": checkpoint.step, "epochs": checkpoint.epochs}
     try:
         _save(checkpoint.tensors, temporary, {**checkpoint.facts, **position})
-        path = folder / str(Name(checkpoint.step, checkpoint.epochs, sha256(temporary)))
+        path = folder / str(CheckpointName(checkpoint.step, checkpoint.epochs, sha256(temporary)))
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -96,9 +73,9 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path, facts: Mapping[str, A
 
 
 def _prune(folder: Path, best_step: int | None) -> None:
-    paths = names(folder)
+    paths = checkpoints_in(folder)
     newest_paths = set(paths[:KEEP])
-    best = [path for path in paths if _name_of(path).step == best_step]
+    best = [path for path in paths if CheckpointName.of(path).step == best_step]
     for path in set(paths) - newest_paths - set(best[:1]):
         path.unlink()
 
@@ -164,19 +141,6 @@ class Writer:
         self._thread.shutdown(wait=True)
 
 
-def names(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, newest first, without opening them."""
-    if not folder.is_dir():
-        return []
-    return sorted((path for path in folder.iterdir() if Name.of(path)), key=_name_of, reverse=True)
-
-
-def _name_of(path: Path) -> Name:
-    name = Name.of(path)
-    assert name is not None, path
-    return name
-
-
 def load_newest(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint whose bytes are those that were written; None without any.
 
@@ -185,7 +149,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     Raises:
         TrainingError: there are checkpoints, and every one of them is damaged.
     """
-    paths = names(folder)
+    paths = checkpoints_in(folder)
     for path in paths:
         damage = damage_of(path)
         if damage is None:
@@ -201,7 +165,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
 def damage_of(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, in a phrase, or None if its bytes are right."""
-    if sha256(path) != _name_of(path).sha256:
+    if sha256(path) != CheckpointName.of(path).sha256:
         return "is damaged (its SHA-256 is not its name's)"
     try:
         facts_of(path)

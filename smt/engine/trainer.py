@@ -25,6 +25,7 @@ from smt.engine.resources import ResourceMonitor
 from smt.engine.training_state import TrainingState
 from smt.engine.watchdog import Watchdog
 from smt.errors import EXIT_TRAINING, TrainingError
+from smt.runs import checkpoint_files
 from smt.runs.atomic import explained
 from smt.runs.heartbeat import Heartbeat
 from smt.runs.journal import Journal
@@ -117,7 +118,7 @@ class Trainer:
     @property
     def checkpoints(self) -> Path:
         """Folder of this run's checkpoints."""
-        return self.work_dir / checkpoint.FOLDER
+        return self.work_dir / checkpoint_files.FOLDER
 
     @property
     def total_steps(self) -> int:

@@ -16,13 +16,13 @@ from smt.config.experiments import Run
 from smt.config.load import load_project
 from smt.config.project import Project
 from smt.config.yaml import YamlFile
-from smt.engine.checkpoint import FOLDER
 from smt.errors import EXIT_RESUME, EXIT_TRAINING, UserError
 from smt.proof import plan
 from smt.proof.launch import Attempt, Launcher
 from smt.proof.plan import Kill
 from smt.runs import heartbeat, journal, provenance, record
 from smt.runs.atomic import sha256, write_json
+from smt.runs.checkpoint_files import FOLDER
 from smt.runs.paths import Layout, default_params
 from smt.runs.record import RunMetrics
 

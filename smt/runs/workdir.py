@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from smt.runs import heartbeat, journal, record
+from smt.runs.checkpoint_files import CheckpointName, checkpoints
 from smt.runs.heartbeat import Beat
 from smt.runs.lock import LOCK
 from smt.runs.record import Attempt
-
-_CHECKPOINTS = "checkpoints/step-*-epoch-*.safetensors"
-"""As smt.engine.checkpoint names them, which cannot be imported without torch."""
 
 _FLOCK = "hhqqi"
 """struct flock of Linux on 64 bits: type, whence, start, length, process."""
@@ -97,8 +95,8 @@ def read(work_dir: Path) -> Trail:
 
 def newest_checkpoint(work_dir: Path) -> int | None:
     """Return the step of a run's newest checkpoint, or None without any."""
-    steps = (int(path.name.split("-")[1]) for path in work_dir.glob(_CHECKPOINTS))
-    return max(steps, default=None)
+    paths = checkpoints(work_dir)
+    return CheckpointName.of(paths[0]).step if paths else None
 
 
 def is_locked(path: Path) -> bool | None:

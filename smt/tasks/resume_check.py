@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smt.engine import checkpoint
 from smt.runs import provenance, record
+from smt.runs.checkpoint_files import CheckpointName, checkpoints
 from smt.runs.record import Environment, Provenance
 
 
@@ -40,15 +40,11 @@ def unfinished_run(run_dir: Path, own: Path) -> UnfinishedRun | None:
     others = []
     for path in run_dir.glob(f"work-*/{record.PROVENANCE}"):
         work_dir = path.parent
-        begun, saved = (
-            record.read_provenance(work_dir),
-            checkpoint.names(work_dir / checkpoint.FOLDER),
-        )
+        begun, saved = record.read_provenance(work_dir), checkpoints(work_dir)
         # Not told by metrics.json: Snakemake has deleted it when a run is about to be made anew.
         if work_dir == own or not saved or begun is None or begun.attempts[-1].ended is not None:
             continue
-        newest = checkpoint.Name.of(saved[0])
-        assert newest is not None
+        newest = CheckpointName.of(saved[0])
         if newest.step and not begun.given_up and not _is_final(work_dir):
             others.append(UnfinishedRun(work_dir, begun, newest.step))
     return max(others, key=lambda other: other.provenance.attempts[-1].started, default=None)

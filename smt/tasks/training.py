@@ -14,7 +14,7 @@ from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
-from smt.engine import checkpoint, distributed
+from smt.engine import distributed
 from smt.engine.determinism import NondeterminismRecorder
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import TrainingDiverged
@@ -26,6 +26,7 @@ from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.models import weights
 from smt.runs import journal, provenance, record, source
 from smt.runs.atomic import explained, sha256
+from smt.runs.checkpoint_files import checkpoints
 from smt.runs.lock import exclusive
 from smt.runs.paths import Layout
 from smt.runs.record import Extent, Parent, RunMetrics
@@ -248,7 +249,7 @@ class RunTraining:
         self.source = source.digests()
         command = record.train_command(self.layout, self.run)
         allow = f"{command} --allow-change (SMT_ALLOW_CHANGE=1 where Snakemake runs it)"
-        saved = checkpoint.names(self.work_dir / checkpoint.FOLDER)
+        saved = checkpoints(self.work_dir)
         if saved:
             before = record.read_provenance(self.work_dir)
             changes = source.changes(before.source if before else {}, self.source)

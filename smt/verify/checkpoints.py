@@ -1,6 +1,5 @@
 """The last checkpoint of a run as a witness: it says how far journal, weights and accuracy were."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES
 from smt.runs import journal
 from smt.runs.atomic import sha256
+from smt.runs.checkpoint_files import CheckpointName, checkpoints
 from smt.runs.paths import Layout
 from smt.runs.provenance import flatten
 from smt.runs.record import RunMetrics
@@ -17,21 +17,18 @@ from smt.verify.ledger import NOTHING, Ledger
 
 CHECKPOINTS = "checkpoints"
 
-_NAME = re.compile(r"^step-\d{10}-epoch-\d{5}-([0-9a-f]{64})\.safetensors$")
-"""As smt.engine.checkpoint names them, which cannot be imported without torch."""
-
 
 def check(layout: Layout, run: Run, final: RunMetrics, work_dir: Path, ledger: Ledger) -> None:
     """Compare a run's files with its newest checkpoint, where that has been kept."""
-    found = sorted(path for path in work_dir.glob("checkpoints/*") if _NAME.match(path.name))
-    if not found:
+    paths = checkpoints(work_dir)
+    if not paths:
         ledger.note(CHECKPOINTS, f"{run} has none that was kept")
         return
-    path = found[-1]
+    path = paths[0]
     ledger.look(CHECKPOINTS, path)
-    match = _NAME.match(path.name)
-    assert match is not None
-    if not ledger.expect(CHECKPOINTS, f"{path}: SHA-256", sha256(path), match[1], "its name"):
+    if not ledger.expect(
+        CHECKPOINTS, f"{path}: SHA-256", sha256(path), CheckpointName.of(path).sha256, "its name"
+    ):
         return
     try:
         facts = tensors.read(path).facts

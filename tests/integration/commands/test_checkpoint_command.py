@@ -4,12 +4,12 @@ import os
 
 import torch
 
-from smt.engine import checkpoint
+from smt.runs.checkpoint_files import checkpoints_in
 from tests.helpers.trainings import RUN_OF_DEMO, STEPS, one_line, run_dir, smt, work_dir
 
 
 def test_a_checkpoint_tells_whose_it_is_and_where_it_stands(trained):
-    path = checkpoint.names(work_dir(trained) / "checkpoints")[0]
+    path = checkpoints_in(work_dir(trained) / "checkpoints")[0]
     said = smt(trained, "checkpoint", str(path)).stdout
     for words in ("whole: its SHA-256", RUN_OF_DEMO, f"step {STEPS}, 2 epochs closed", "optimizer",
                   "float32", "lines"):  # fmt: skip

@@ -119,6 +119,7 @@ NEEDS = {
     "snakemake --profile slurm all": needs_slurm(),
     f"smt train {RETINANET}": needs_results(without=RETINANET),
     f"smt evaluate {RETINANET}": needs_results(),
+    f"smt rehearse {SMT_T}": needs_params(),
     f"smt prove {RETINANET} --kills 3": replace(needs_results(), kills=True),
     f"smt train {SMT_T} --seed 0": needs_results(without=SMT_T),
     f"smt evaluate {SMT_T} --seed 0": needs_results(),

@@ -318,7 +318,8 @@ def test_looking_at_a_lock_leaves_it_as_it_is(files, no_slurm):
 
 
 def test_checkpoints_are_found_by_the_names_that_they_are_given(tmp_path):
-    from smt.engine.checkpoint import FOLDER, Name
+    from smt.runs.checkpoint_files import FOLDER
+    from smt.runs.checkpoint_files import CheckpointName as Name
 
     assert workdir.newest_checkpoint(tmp_path) is None
     (tmp_path / FOLDER).mkdir()

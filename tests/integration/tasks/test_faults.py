@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from smt.engine import checkpoint
+from smt.runs.checkpoint_files import CheckpointName, checkpoints_in
 from testbed.waiting import wait_for
 from tests.helpers import ROOT, pause
 from tests.helpers.debian import require
@@ -208,7 +208,7 @@ def test_a_process_that_hangs_is_shown_in_the_log_and_costs_minutes_not_days(sma
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(killed, undisturbed, damage):
-    newest, before = checkpoint.names(work_dir(killed) / "checkpoints")[:2]
+    newest, before = checkpoints_in(work_dir(killed) / "checkpoints")[:2]
     content = bytearray(newest.read_bytes())
     content[-3] ^= 1
     newest.write_bytes(content[:-100] if damage == "cut" else content)
@@ -216,13 +216,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(killed, undisturbed, d
     assert told.returncode == 3 and told.stdout.count("DAMAGED") == 1
     done = smt(killed, "train", RUN)
     assert f"{newest.name} is damaged" in done.stderr and "trying the one before" in done.stderr
-    assert provenance(killed)["attempts"][1]["resumed_at_step"] == checkpoint.Name.of(before).step
+    assert provenance(killed)["attempts"][1]["resumed_at_step"] == CheckpointName.of(before).step
     assert outcome(killed) == undisturbed
 
 
 def test_a_journal_that_ran_ahead_or_was_torn_is_cut_back(killed, undisturbed):
     journal = work_dir(killed) / "journal.jsonl"
-    newest = checkpoint.Name.of(checkpoint.names(work_dir(killed) / "checkpoints")[0])
+    newest = CheckpointName.of(checkpoints_in(work_dir(killed) / "checkpoints")[0])
     assert json.loads(journal.read_text().splitlines()[-1])["step"] > newest.step
     with journal.open("ab") as file:
         file.write(b'{"step": 9999, "epo')
@@ -303,11 +303,11 @@ def edit_code(project, file, old, new):
 def test_other_code_is_refused_with_what_has_changed_unless_allowed(own_code):
     project, env = own_code
     edit_code(project, "engine/optim.py", "betas=optimizer.betas", "betas=(0.9, 0.95)")
-    before = [path.name for path in checkpoint.names(work_dir(project) / "checkpoints")]
+    before = [path.name for path in checkpoints_in(work_dir(project) / "checkpoints")]
     done = smt(project, "train", RUN, check=False, env=env)
     assert done.returncode == 4
     one_line(done, "smt/engine/optim.py has changed", "restore that code", "--allow-change")
-    assert [path.name for path in checkpoint.names(work_dir(project) / "checkpoints")] == before
+    assert [path.name for path in checkpoints_in(work_dir(project) / "checkpoints")] == before
     smt(project, "train", RUN, "--allow-change", env=env)
     expected = ["smt/engine/optim.py has changed"]
     assert provenance(project)["attempts"][1]["changes"] == expected

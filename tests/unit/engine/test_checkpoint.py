@@ -10,6 +10,7 @@ from smt.engine import checkpoint
 from smt.engine.checkpoint import Checkpoint
 from smt.engine.training_state import HostCopy
 from smt.errors import TrainingError
+from smt.runs.checkpoint_files import checkpoints_in
 
 
 def make(step: int) -> Checkpoint:
@@ -48,7 +49,7 @@ def test_a_copy_takes_the_memory_of_the_one_before():
 def test_the_last_two_are_kept(tmp_path):
     for step in (1, 2, 3, 10):
         checkpoint.write(tmp_path, make(step))
-    assert [int(path.name.split("-")[1]) for path in checkpoint.names(tmp_path)] == [10, 3]
+    assert [int(path.name.split("-")[1]) for path in checkpoints_in(tmp_path)] == [10, 3]
 
 
 def test_of_one_step_the_one_that_closes_its_epoch_is_the_newer(tmp_path):
@@ -96,4 +97,4 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path, small_
         checkpoint.write(small_disk, large)
     assert raised.value.errno == errno.ENOSPC
     assert checkpoint.load_newest(small_disk).step == 1
-    assert [path.name for path in small_disk.iterdir()] == [checkpoint.names(small_disk)[0].name]
+    assert [path.name for path in small_disk.iterdir()] == [checkpoints_in(small_disk)[0].name]

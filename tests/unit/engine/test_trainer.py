@@ -24,6 +24,7 @@ from smt.engine.protocol import EvaluationInterrupted, MicroBatch, never
 from smt.engine.trainer import Settings, Trainer, TrainingStopped
 from smt.errors import TrainingError
 from smt.runs import journal
+from smt.runs.checkpoint_files import CheckpointName, checkpoints_in
 from smt.runs.paths import bundled_params
 from testbed.waiting import PATIENCE
 from tests.helpers import ROOT, forkserver
@@ -255,7 +256,7 @@ def test_an_evaluation_gives_way_to_a_signal_and_is_done_again(tmp_path):
 
 def test_all_checkpoints_damaged_is_an_error_not_a_start_from_nothing(tmp_path):
     made, _ = run(Regression(), tmp_path)
-    for path in checkpoint.names(made.checkpoints):
+    for path in checkpoints_in(made.checkpoints):
         path.write_bytes(path.read_bytes()[:-1])
     lines = (tmp_path / journal.JOURNAL).read_bytes()
     with pytest.raises(TrainingError, match=r"all 2 checkpoints are damaged; .* backup"):
@@ -404,7 +405,7 @@ def test_the_best_checkpoint_is_kept_with_the_last_two(tmp_path):
             return {"top1": next(self.scores)}
 
     made, _ = run(Scored(epochs=5), tmp_path)
-    kept = [checkpoint.Name.of(path) for path in checkpoint.names(made.checkpoints)]
+    kept = [CheckpointName.of(path) for path in checkpoints_in(made.checkpoints)]
     assert [(name.step, name.epochs) for name in kept] == [(25, 5), (20, 4), (10, 2)]
     assert checkpoint.load_newest(made.checkpoints).facts["best"] == 5.0
 
