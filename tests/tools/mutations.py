@@ -74,7 +74,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a damaged checkpoint is loaded", "checkpoints", "smt/engine/checkpoint.py",
-        "if sha256(path) != _name_of(path).sha256:", "if not path.stat().st_size:",
+        "if sha256(path) != CheckpointName.of(path).sha256:", "if not path.stat().st_size:",
         (*ENGINE[::-1], *TASKS[::-1]),
     ),
     Mutation(

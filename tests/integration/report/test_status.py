@@ -21,6 +21,7 @@ from smt.report import status_text
 from smt.report.status import collect
 from smt.runs import workdir
 from smt.runs.atomic import read_json, write_json
+from smt.runs.checkpoint_files import FOLDER, CheckpointName
 from smt.runs.paths import Layout
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
@@ -318,12 +319,11 @@ def test_looking_at_a_lock_leaves_it_as_it_is(files, no_slurm):
 
 
 def test_checkpoints_are_found_by_the_names_that_they_are_given(tmp_path):
-    from smt.runs.checkpoint_files import FOLDER
-    from smt.runs.checkpoint_files import CheckpointName as Name
-
+    names = [CheckpointName(99, 1, "a" * 64), CheckpointName(1_000_000, 2, "b" * 64),
+             CheckpointName(5, 0, "c" * 64)]  # fmt: skip
     assert workdir.newest_checkpoint(tmp_path) is None
     (tmp_path / FOLDER).mkdir()
-    for name in (Name(99, 1, "a" * 64), Name(1_000_000, 2, "b" * 64), Name(5, 0, "c" * 64)):
+    for name in names:
         (tmp_path / FOLDER / str(name)).touch()
     (tmp_path / FOLDER / ".step-2000000000.77.tmp").touch()
     assert workdir.newest_checkpoint(tmp_path) == 1_000_000
