@@ -287,8 +287,6 @@ def _fault(path: Path, error: ValidationError) -> str:
         return "holds no mapping of keys to values"
     if first["type"] == "missing":
         return f"has no {key}"
-    if first["type"] == "sequence_str":
-        return f"{key}: should be a list"
     return f"{key}: {first['msg'].replace('Input should', 'should', 1)}"
 
 

@@ -146,23 +146,29 @@ class RunAudit:
             NUMBERS, path, {"metrics": self.final.metrics}, {"metrics": derived.metrics},
             derived.source,
         )  # fmt: skip
-        recipe = self.provenance.params.get("recipe", {}) if self.provenance else {}
         ends = f"{self.work_dir / journal.JOURNAL}, its last line"
         follows = {
             "epochs": (derived.epochs, ends),
             "steps": (derived.steps, ends),
             "skipped_steps": (derived.skipped_steps, self.work_dir / journal.JOURNAL),
-            "images": (
-                derived.steps * recipe.get("global_batch", 0),
-                f"the steps in {self.work_dir / journal.JOURNAL} and the global batch",
-            ),
         }
         for key, (value, source) in follows.items():
             own = stated(getattr(self.final, key))
             ledger.expect(NUMBERS, f"{path}: {key}", own, value, source)
-        ledger.expect(
-            JOURNALS, f"{self.work_dir / journal.JOURNAL}: epochs of its last line",
-            derived.epochs, _epochs(recipe.get("schedule", {})),
+        if self.provenance is not None:
+            self._length(derived, self.provenance.params.get("recipe", {}))
+
+    def _length(self, derived: Derived, recipe: Mapping[str, Any]) -> None:
+        """Compare how long was trained with the recipe that provenance records."""
+        log = self.work_dir / journal.JOURNAL
+        self.ledger.expect(
+            NUMBERS, f"{self.path}: images", self.final.images,
+            derived.steps * recipe.get("global_batch", 0),
+            f"the steps in {log} and the global batch",
+        )  # fmt: skip
+        self.ledger.expect(
+            JOURNALS, f"{log}: epochs of its last line", derived.epochs,
+            _epochs(recipe.get("schedule", {})),
             f"{self.work_dir / PROVENANCE}: params.recipe.schedule",
         )  # fmt: skip
 
