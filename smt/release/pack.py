@@ -21,7 +21,6 @@ from smt.report.sizes import PAPER
 from smt.runs.atomic import explained, replacing, sha256
 from smt.runs.paths import Layout, bundled_params
 from smt.verify import tensors
-from smt.verify.sizes import parameters
 
 SUMS = "SHA256SUMS"
 COLUMNS = (
@@ -170,7 +169,7 @@ def _csv(items: Sequence[Item], layout: Layout) -> str:
 
 def _row(item: Item, layout: Layout) -> dict[str, str]:
     top1, top5 = (item.final.metrics[name] for name in ("top1", "top5"))
-    count = parameters(tensors.read(layout.weights(item.run)))
+    count = tensors.parameters(tensors.read(layout.weights(item.run)))
     return {
         "model": item.name,
         "img_size": str(item.recipe.resolution),

@@ -20,11 +20,11 @@ from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord, Environment
 from smt.tracking.client import RemoteRun
 from smt.tracking.view import RunView, views
-from smt.verify import checkpoints, data, expected, sizes, tables, tracking
+from smt.verify import data, tables, tracking
 from smt.verify.derive import Derived
-from smt.verify.expected import Receipt
 from smt.verify.ledger import Ledger
 from smt.verify.records import NUMBERS, RunAudit, load
+from smt.verify.tracking import Receipt
 
 RUNS = "runs"
 
@@ -64,13 +64,12 @@ class Audit:
         check = RunAudit(self.project, self.layout, run, final, self.ledger)
         try:
             derived = check.check(content)
-            if derived is None:
-                return
-            checkpoints.check(self.layout, run, final, check.work_dir, self.ledger)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # JSON, but not of the form that trainings write: which value, the rest cannot tell.
             what = f"records are damaged ({type(error).__name__}: {error})"
             self.ledger.find(RUNS, self.layout.run_dir(run), f"{what}; train the run again")
+            return
+        if derived is None:
             return
         if not self.states[run].is_confirmed:
             self.ledger.note(RUNS, f"{run} is of other params or data than the present ones")
@@ -86,7 +85,7 @@ class Audit:
         return fingerprint.content(self.project, run, digests)
 
     def everything(
-        self, experiments: Sequence[str] = (), measure: sizes.Measure | None = None
+        self, experiments: Sequence[str] = (), measure: tables.Measure | None = None
     ) -> Ledger:
         """Check these experiments' runs, or all, and whatever prints their numbers."""
         project, layout, ledger = self.project, self.layout, self.ledger
@@ -102,11 +101,11 @@ class Audit:
         self._printed(chosen, experiments)
         return ledger
 
-    def _sizes(self, measure: sizes.Measure | None) -> None:
+    def _sizes(self, measure: tables.Measure | None) -> None:
         scales = {self.layout.scale: self.project, PAPER: self.paper}
         for scale, project in scales.items():
             layout = Layout(scale, self.layout.results, self.layout.data)
-            sizes.check(project, layout, self.ledger, measure)
+            tables.check_sizes(project, layout, self.ledger, measure)
 
     def _printed(self, chosen: Sequence[str], experiments: Sequence[str]) -> None:
         """Check tables and MLflow, unless files are in such a state that neither can be read."""
@@ -153,7 +152,9 @@ class Audit:
         names = self._names(experiments)
         if experiments and not names:
             return
-        results = expected.results(project, layout, every, self.derived, receipt, elsewhere)
+        results = tracking.expected_results(
+            project, layout, every, self.derived, receipt, elsewhere
+        )
         for result in results.runs.values():
             if result.fingerprint in elsewhere and result.has_numbers:
                 self.ledger.find(

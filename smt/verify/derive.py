@@ -1,9 +1,14 @@
-"""The final numbers of a run, from its journal alone."""
+"""The final numbers of a run, from its journal alone, and how long its recorded recipe trains.
+
+Recipes are read as the JSON that provenance is, not as classes of `smt.config`: what was trained
+with older params has to be readable too.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smt.runs import journal
 
@@ -78,3 +83,25 @@ def derive(work_dir: Path) -> Derived:
         metrics = {"train_loss": trained.metrics["train/loss"]}
     source = f"{work_dir / journal.JOURNAL}, line {found.number} ({what})"
     return Derived(metrics, last.epoch, last.step, skipped, source)
+
+
+def schedule_epochs(schedule: Mapping[str, Any]) -> int:
+    """Return the epochs of a schedule; a segmenter's are intervals of so many steps.
+
+    Raises:
+        KeyError: it states neither epochs nor steps and their interval.
+    """
+    if "interval" in schedule:
+        return int(schedule["steps"]) // max(int(schedule["interval"]), 1)
+    return int(schedule["epochs"])
+
+
+def schedule_length(schedule: Mapping[str, Any]) -> str:
+    """Return a schedule's length in the unit that its recipe states it in.
+
+    Raises:
+        KeyError: as `schedule_epochs` does.
+    """
+    if "interval" in schedule:
+        return f"steps: {schedule['steps']}, evaluated every {schedule['interval']}"
+    return f"epochs: {schedule['epochs']}"

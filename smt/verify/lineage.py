@@ -20,9 +20,8 @@ from smt.runs.atomic import read_json
 from smt.runs.journal import JOURNAL, best_evaluation
 from smt.runs.paths import Layout
 from smt.runs.record import PROVENANCE, Provenance, RunMetrics
-from smt.verify import schedule
-from smt.verify.derive import derive
-from smt.verify.expected import Receipt
+from smt.verify.derive import derive, schedule_length
+from smt.verify.tracking import Receipt
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -264,7 +263,7 @@ def _params(known: Provenance) -> Node:
     node = Node(f"params: model {names.model}, recipe {names.recipe}, seed {params['seed']}")
     recipe, optimizer = params["recipe"], params["recipe"]["optimizer"]
     node.add(
-        f"{schedule.length(recipe['schedule'])}, at {_size(recipe)} pixels, global batch "
+        f"{schedule_length(recipe['schedule'])}, at {_size(recipe)} pixels, global batch "
         f"{recipe['global_batch']}, lr {optimizer['lr']:g}, weight decay "
         f"{optimizer['weight_decay']:g}, drop path {params['drop_path']:g}"
     )

@@ -1,4 +1,7 @@
-"""The files of one run: each value of them worked out again from the others."""
+"""The files of one run: each value of them worked out again from the others.
+
+The newest checkpoint is a witness: it says how far journal, weights and accuracy were.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -8,10 +11,11 @@ from typing import Any, TypeVar
 
 from smt.config import fingerprint
 from smt.config.experiments import Run
-from smt.config.metrics import METRICS
+from smt.config.metrics import HEADLINES, METRICS
 from smt.config.project import Project
 from smt.runs import journal, provenance, record
 from smt.runs.atomic import sha256
+from smt.runs.checkpoint_files import CheckpointName, checkpoints
 from smt.runs.paths import Layout
 from smt.runs.record import (
     PROVENANCE,
@@ -22,14 +26,14 @@ from smt.runs.record import (
     RunEvaluation,
     RunMetrics,
 )
-from smt.verify import schedule, tensors
-from smt.verify.derive import Derived, derive
+from smt.verify import derive, tensors
+from smt.verify.derive import Derived
 from smt.verify.ledger import NOTHING, Ledger, same, stated
 
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 
 JOURNALS, NUMBERS, PROVENANCES = "journals", "numbers", "provenance"
-WEIGHTS, EVALUATIONS = "weights", "evaluations"
+WEIGHTS, EVALUATIONS, CHECKPOINTS = "weights", "evaluations", "checkpoints"
 
 OLDER = (
     "trained before records held this, or it was taken out: a change would not be seen; train the "
@@ -86,6 +90,8 @@ class RunAudit:
             self._provenance(self.provenance, content)
         self._weights()
         self._evaluation()
+        if derived is not None:
+            self._checkpoint()
         return derived
 
     # --- journal and numbers -------------------------------------------------------------------
@@ -96,7 +102,7 @@ class RunAudit:
         self._extent(self.final.times, self.work_dir / journal.TIMES)
         self.ledger.look(JOURNALS, path)
         try:
-            return derive(self.work_dir)
+            return derive.derive(self.work_dir)
         except (OSError, ValueError) as error:
             self.ledger.find(JOURNALS, path, f"gives no final numbers: {_reason(error)}")
             return None
@@ -316,6 +322,74 @@ class RunAudit:
                 final[name], f"{self.path} ({how})",
             )  # fmt: skip
 
+    # --- the newest checkpoint -----------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        """Compare the run's files with its newest checkpoint, where that has been kept."""
+        paths = checkpoints(self.work_dir)
+        if not paths:
+            self.ledger.note(CHECKPOINTS, f"{self.run} has none that was kept")
+            return
+        path, name = paths[0], CheckpointName.of(paths[0])
+        self.ledger.look(CHECKPOINTS, path)
+        if not self.ledger.expect(
+            CHECKPOINTS, f"{path}: SHA-256", sha256(path), name.sha256, "its name"
+        ):
+            return
+        try:
+            facts = tensors.read(path).facts
+        except (OSError, ValueError) as error:
+            self.ledger.find(CHECKPOINTS, path, str(error))
+            return
+        self._facts(path, facts)
+        self._best(path, facts["best"])
+        self._same_weights(path)
+
+    def _facts(self, path: Path, facts: Mapping[str, Any]) -> None:
+        own = dict(provenance.flatten(self.final.as_json()))
+        follows = {
+            "epochs": facts["epochs"],
+            "steps": facts["step"],
+            "skipped_steps": facts["trend"]["skipped"],
+            "wall_seconds": round(facts["seconds"], 3),
+            "journal.bytes": facts["journal"]["bytes"],
+            "journal.lines": facts["journal"]["lines"],
+            **facts["identity"],
+        }
+        if self.final.journal is None:  # a finding of its own
+            del follows["journal.bytes"], follows["journal.lines"]
+        for key, value in follows.items():
+            where = f"{self.path}: {key}"
+            self.ledger.expect(CHECKPOINTS, where, own.get(key, NOTHING), value, path)
+
+    def _best(self, path: Path, recorded: float | None) -> None:
+        """Compare the best accuracy of the journal with the one that the checkpoint holds."""
+        log = self.work_dir / journal.JOURNAL
+        if recorded is None:
+            return
+        try:
+            lines = [line.metrics for line in derive.lines(log)]
+        except (OSError, ValueError):
+            return  # a finding of its own
+        evaluated = {name for metrics in lines for name in metrics}
+        headlines = (f"eval/{name}" for name in HEADLINES.values())
+        name = next((headline for headline in headlines if headline in evaluated), "metric")
+        best = max((metrics[name] for metrics in lines if name in metrics), default=None)
+        self.ledger.expect(CHECKPOINTS, f"{log}: best {name}", best, recorded, path)
+
+    def _same_weights(self, path: Path) -> None:
+        exported = self.layout.weights(self.run)
+        try:
+            names = tensors.differing(exported, path, "model.")
+        except (OSError, ValueError):
+            return  # a finding of its own
+        if names:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            what = f"tensor {names[0]}{more} is not that of {path}"
+            self.ledger.find(CHECKPOINTS, exported, what)
+        else:
+            self.ledger.checked[CHECKPOINTS] += 1
+
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
@@ -324,6 +398,6 @@ def _reason(error: Exception) -> str:
 def _epochs(recorded: Mapping[str, Any]) -> Any:
     """Return the epochs of a recorded schedule, or NOTHING where it states none."""
     try:
-        return schedule.epochs(recorded)
+        return derive.schedule_epochs(recorded)
     except (KeyError, TypeError, ValueError):
         return NOTHING

@@ -85,6 +85,14 @@ def read(path: Path) -> Header:
     return Header(metadata, tensors)
 
 
+def parameters(header: Header) -> int:
+    """Return the trained values of a file of weights: without BatchNorm's statistics."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(
+        tensor.values for name, tensor in header.tensors.items() if not name.endswith(buffers)
+    )
+
+
 def copy(source: Path, metadata: Mapping[str, str], target: BinaryIO) -> None:
     """Write to `target` the tensors of `source`, byte for byte, under this metadata alone.
 
