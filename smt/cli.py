@@ -69,7 +69,7 @@ def cli(params: Path | None, results: Path | None, data: Path | None) -> None:
     """Reproduce "Scale-Aware Modulation Meet Transformer" (ICCV 2023).
 
     Exit codes: 0 done; 2 bad input; 3 data missing or unreadable; 4 training failed;
-    5 something that is written down does not follow (smt verify); 75 stopped on request with its
+    5 a recorded value is inconsistent with its source (smt verify); 75 stopped on request with its
     state saved (run the same command again to resume).
     """
     for variable, value in (("SMT_PARAMS", params), ("SMT_RESULTS", results), ("SMT_DATA", data)):

@@ -34,7 +34,7 @@ def command(experiments: tuple[str, ...], evaluate: bool, scale: str) -> None:
 
     Compares with them: numbers, provenance and evaluation of each run, its last checkpoint, every
     cell of every table in every format, manifests, sizes, and MLflow if it is in reach. Writes
-    nothing. One line for each thing that does not follow, and exit code 5; docs/verify.md says
+    nothing. One line for each inconsistency, and exit code 5; docs/verify.md says
     what cannot be found out.
     """
     project, layout = load(scale)
@@ -60,7 +60,7 @@ def _evaluate(audit: Audit) -> None:
             try:
                 metrics = evaluation.measure(audit.project, audit.layout, run, ranks)
             except UserError as error:
-                audit.ledger.find(AGAIN, run, str(error))
+                audit.ledger.add_mismatch(AGAIN, run, str(error))
                 continue
             _compare(audit, run, metrics, exact=audit.trained_in.get(run) == here)
     finally:
@@ -69,35 +69,35 @@ def _evaluate(audit: Audit) -> None:
 
 def _compare(audit: Audit, run: Run, metrics: dict[str, float], *, exact: bool) -> None:
     ledger, path = audit.ledger, audit.layout.weights(run)
-    ledger.look(AGAIN, run)
+    ledger.add_item(AGAIN, run)
     for name, value in metrics.items():
         said = audit.derived[run].metrics.get(name, float("nan"))
         agrees = same(said, value) or abs(said - value) <= (
             0.0 if exact else METRICS[name].tolerance
         )
         where = f"{audit.derived[run].source}: {name}"
-        ledger.expect(AGAIN, where, said, said if agrees else value, f"{path}, evaluated again")
+        ledger.compare(AGAIN, where, said, said if agrees else value, f"{path}, evaluated again")
 
 
 def summary(ledger: Ledger) -> Iterator[str]:
     """Yield a line for each mismatch, then for each kind of thing that was compared."""
     for mismatch in ledger.mismatches:
         yield str(mismatch)
-    kinds = list(dict.fromkeys([*ledger.items, *ledger.checked, *ledger.notes]))
+    kinds = list(dict.fromkeys([*ledger.items, *ledger.comparisons, *ledger.notes]))
     width = max(map(len, kinds), default=0)
     for kind in kinds:
         seen = len(ledger.items.get(kind, ()))
-        count = f"{ledger.checked[kind]:,} values of " if ledger.checked[kind] else ""
+        count = f"{ledger.comparisons[kind]:,} values of " if ledger.comparisons[kind] else ""
         yield f"{kind:<{width}}  {count}{seen:,} {_THINGS.get(kind, 'files')}"
         notes = ledger.notes.get(kind, [])
         yield from (f"{'':<{width}}  {note}" for note in notes[:NOTES])
         if notes[NOTES:]:
             yield f"{'':<{width}}  and {len(notes) - NOTES} more like it"
-    total = ledger.checked.total()
+    total = ledger.comparisons.total()
     if ledger.mismatches:
-        yield f"{len(ledger.mismatches)} of {total:,} things do not follow"
+        yield f"{len(ledger.mismatches)} of {total:,} values are inconsistent with their sources"
     else:
-        yield f"everything follows: {total:,} values compared"
+        yield f"everything is consistent: {total:,} values compared"
 
 
 _THINGS = {"runs": "runs that are done", "MLflow": "runs", AGAIN: "runs"}

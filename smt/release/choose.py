@@ -26,7 +26,7 @@ FIRST, BEST = "first", "best"
 
 
 class UnverifiedRun(UserError):
-    """A run whose files do not follow from each other is not released."""
+    """A run whose files are inconsistent with each other is not released."""
 
     exit_code = EXIT_UNVERIFIED
 
@@ -88,7 +88,7 @@ def choose(
 
     Raises:
         UserError: no such experiment or seed, or a run that is not done.
-        UnverifiedRun: a file of a run does not follow from the others.
+        UnverifiedRun: a file of a run is inconsistent with the others.
     """
     require_experiments(project, experiments)
     _require_classifiers(project, experiments)

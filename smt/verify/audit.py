@@ -54,9 +54,9 @@ class Audit:
     def run(self, run: Run) -> None:
         """Check the files of one run, if it is done."""
         if not self.layout.metrics(run).exists():
-            self.ledger.note(RUNS, f"{run} is {self.states[run].state}")
+            self.ledger.add_note(RUNS, f"{run} is {self.states[run].state}")
             return
-        self.ledger.look(RUNS, run)
+        self.ledger.add_item(RUNS, run)
         content = self._content(run)
         final = load(self.ledger, NUMBERS, partial(record.read_metrics, self.layout, run))
         if final is None:
@@ -67,12 +67,12 @@ class Audit:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             # JSON, but not of the form that trainings write: which value, the rest cannot tell.
             what = f"records are damaged ({type(error).__name__}: {error})"
-            self.ledger.find(RUNS, self.layout.run_dir(run), f"{what}; train the run again")
+            self.ledger.add_mismatch(RUNS, self.layout.run_dir(run), f"{what}; train the run again")
             return
         if derived is None:
             return
         if not self.states[run].is_confirmed:
-            self.ledger.note(RUNS, f"{run} is of other params or data than the present ones")
+            self.ledger.add_note(RUNS, f"{run} is of other params or data than the present ones")
         self.derived[run] = derived
         known = check.provenance
         self.trained_in[run] = known.attempts[-1].environment if known else None
@@ -113,12 +113,12 @@ class Audit:
         try:
             receipt = Receipt.read(layout)
         except DamagedRecord as damage:
-            ledger.damage(tracking.MLFLOW, damage)
+            ledger.add_damaged_record(tracking.MLFLOW, damage)
             receipt = None
         try:
             every, damages = views(project, layout, project.order)
             for each in damages:
-                ledger.damage(RUNS, each)
+                ledger.add_damaged_record(RUNS, each)
             connection = tracking.connect(layout, ledger)
             remote = connection[1] if connection else {}
             if receipt is None and connection is not None:
@@ -129,7 +129,7 @@ class Audit:
             self._tables(every, receipt, remote, experiments)
         except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
             # What is wrong with a record is a finding already; this says what it kept from view.
-            ledger.find(
+            ledger.add_mismatch(
                 tables.TABLES, layout.tables,
                 f"cannot be compared while records of runs are damaged ({type(error).__name__}: "
                 f"{error})",
@@ -157,7 +157,7 @@ class Audit:
         )
         for result in results.runs.values():
             if result.fingerprint in elsewhere and result.has_numbers:
-                self.ledger.find(
+                self.ledger.add_mismatch(
                     RUNS, result.run,
                     "its files are not here, so its numbers are MLflow's word alone: bring them "
                     "(dvc pull), or verify where it was trained",

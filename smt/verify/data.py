@@ -19,16 +19,16 @@ def check(layout: Layout, keys: Iterable[str], ledger: Ledger) -> None:
     for key in keys:
         path = manifest.manifest_path(layout, key)
         if not path.exists():
-            ledger.note(DATA, f"{key} has no manifest yet")
+            ledger.add_note(DATA, f"{key} has no manifest yet")
             continue
         try:
             found = manifest.read_any(layout, key)
         except DataError as error:
-            ledger.find(DATA, path, str(error))
+            ledger.add_mismatch(DATA, path, str(error))
             continue
-        ledger.look(DATA, path)
+        ledger.add_item(DATA, path)
         if isinstance(found, ClassMapManifest):
-            ledger.expect(
+            ledger.compare(
                 DATA, f"{path}: digest", found.digest, class_map.digest(found.rows), "its rows"
             )
         else:
@@ -42,11 +42,13 @@ def _lists(layout: Layout, key: str, found: Manifest, ledger: Ledger) -> None:
         try:
             content = listed.read_bytes()
         except OSError as error:
-            ledger.find(DATA, listed, f"cannot be read ({error.strerror}), but {path} is of it")
+            ledger.add_mismatch(
+                DATA, listed, f"cannot be read ({error.strerror}), but {path} is of it"
+            )
             return
         whole.update(content)
         digest = hashlib.sha256(content).hexdigest()
-        if not ledger.expect(DATA, f"{listed}: SHA-256", digest, split.sha256, path):
+        if not ledger.compare(DATA, f"{listed}: SHA-256", digest, split.sha256, path):
             continue
         lines = [line.split("\t") for line in content.decode().splitlines()]
         images = f"{scan.image_folder(found.layout, name)}/"
@@ -60,5 +62,5 @@ def _lists(layout: Layout, key: str, found: Manifest, ledger: Ledger) -> None:
             follows["per_class"] = [classes[each] for each in found.classes]
         said = split.model_dump(mode="json", include=set(follows))
         for part, value in follows.items():
-            ledger.expect(DATA, f"{path}: splits.{name}.{part}", said[part], value, listed)
-    ledger.expect(DATA, f"{path}: digest", found.digest, whole.hexdigest(), "its lists of images")
+            ledger.compare(DATA, f"{path}: splits.{name}.{part}", said[part], value, listed)
+    ledger.compare(DATA, f"{path}: digest", found.digest, whole.hexdigest(), "its lists of images")

@@ -33,51 +33,51 @@ class Mismatch:
 class Ledger:
     """The outcome of `smt verify`: how much of each kind was compared, and what differs."""
 
-    checked: Counter[str] = field(default_factory=Counter)
-    """Comparisons by kind."""
+    comparisons: Counter[str] = field(default_factory=Counter)
+    """How many, by kind."""
     items: dict[str, set[Hashable]] = field(default_factory=dict)
     """What was looked at, by kind: runs, files."""
     mismatches: list[Mismatch] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
     """By kind, what could not be compared, and why."""
 
-    def look(self, kind: str, item: Hashable) -> None:
+    def add_item(self, kind: str, item: Hashable) -> None:
         """Count `item` among what was looked at."""
         self.items.setdefault(kind, set()).add(item)
 
-    def note(self, kind: str, text: str) -> None:
+    def add_note(self, kind: str, text: str) -> None:
         """Say that something of a kind was not compared."""
         self.notes.setdefault(kind, []).append(text)
 
-    def damage(self, kind: str, damage: DamagedRecord) -> None:
+    def add_damaged_record(self, kind: str, damage: DamagedRecord) -> None:
         """Add a record that cannot be read as a mismatch, once."""
         where, _, what = str(damage).partition(": ")
         if Mismatch(where, what) not in self.mismatches:
-            self.find(kind, where, what)
+            self.add_mismatch(kind, where, what)
 
-    def find(self, kind: str, where: object, what: str) -> None:
+    def add_mismatch(self, kind: str, where: object, what: str) -> None:
         """Add a mismatch of a comparison that was made."""
-        self.checked[kind] += 1
+        self.comparisons[kind] += 1
         self.mismatches.append(Mismatch(str(where), what))
 
-    def expect(self, kind: str, where: object, said: Any, follows: Any, source: object) -> bool:
-        """Compare what `where` says with what follows from `source`; return whether it is equal."""
-        self.checked[kind] += 1
-        if same(said, follows):
+    def compare(self, kind: str, where: object, actual: Any, expected: Any, source: object) -> bool:
+        """Compare what `where` says with what its `source` gives; return whether it is equal."""
+        self.comparisons[kind] += 1
+        if same(actual, expected):
             return True
         origin = _DIGEST.sub(r"\1...", str(source))
-        what = f"says {shown(said)}, but {shown(follows)} follows from {origin}"
+        what = f"says {shown(actual)}, but {shown(expected)} follows from {origin}"
         self.mismatches.append(Mismatch(str(where), what))
         return False
 
-    def expect_all(
-        self, kind: str, where: Path, said: Mapping[str, Any], follows: Mapping[str, Any],
+    def compare_all(
+        self, kind: str, where: Path, actual: Mapping[str, Any], expected: Mapping[str, Any],
         source: object,
     ) -> None:  # fmt: skip
         """Compare every value inside two mappings, key by key."""
-        ours, theirs = dict(flatten(said)), dict(flatten(follows))
+        ours, theirs = dict(flatten(actual)), dict(flatten(expected))
         for key in sorted(ours.keys() | theirs.keys()):
-            self.expect(
+            self.compare(
                 kind, f"{where}: {key}", ours.get(key, NOTHING), theirs.get(key, NOTHING), source
             )
 

@@ -52,7 +52,7 @@ def load(ledger: Ledger, kind: str, read: Callable[[], R | None]) -> R | None:
     try:
         return read()
     except DamagedRecord as damage:
-        ledger.damage(kind, damage)
+        ledger.add_damaged_record(kind, damage)
         return None
 
 
@@ -76,14 +76,18 @@ class RunAudit:
         `content` is what the run's fingerprint is taken of now; None where data have no manifest.
         """
         if self.older:
-            self.ledger.find(NUMBERS, self.path, f"has no digest of the files beside it: {OLDER}")
+            self.ledger.add_mismatch(
+                NUMBERS, self.path, f"has no digest of the files beside it: {OLDER}"
+            )
         if not _DIGEST.match(self.final.fingerprint):
-            self.ledger.find(NUMBERS, self.path, "has no fingerprint, so no run is behind it")
+            self.ledger.add_mismatch(
+                NUMBERS, self.path, "has no fingerprint, so no run is behind it"
+            )
             return None
         read = partial(record.read_provenance, self.work_dir)
         self.provenance = load(self.ledger, PROVENANCES, read)
         if not (self.work_dir / PROVENANCE).exists():
-            self.ledger.find(PROVENANCES, self.work_dir / PROVENANCE, "is not there")
+            self.ledger.add_mismatch(PROVENANCES, self.work_dir / PROVENANCE, "is not there")
         derived = self._journal()
         self._numbers(derived)
         if self.provenance is not None:
@@ -100,36 +104,36 @@ class RunAudit:
         path = self.work_dir / journal.JOURNAL
         self._extent(self.final.journal, path)
         self._extent(self.final.times, self.work_dir / journal.TIMES)
-        self.ledger.look(JOURNALS, path)
+        self.ledger.add_item(JOURNALS, path)
         try:
             return derive.derive(self.work_dir)
         except (OSError, ValueError) as error:
-            self.ledger.find(JOURNALS, path, f"gives no final numbers: {_reason(error)}")
+            self.ledger.add_mismatch(JOURNALS, path, f"gives no final numbers: {_reason(error)}")
             return None
 
     def _extent(self, recorded: Extent | None, path: Path) -> None:
         if recorded is None:
             if not self.older:
-                self.ledger.find(JOURNALS, self.path, f"has no digest of {path}: {OLDER}")
+                self.ledger.add_mismatch(JOURNALS, self.path, f"has no digest of {path}: {OLDER}")
             return
         try:
             actual = journal.extent(path)
         except OSError as error:
-            self.ledger.find(JOURNALS, path, f"cannot be read ({_reason(error)})")
+            self.ledger.add_mismatch(JOURNALS, path, f"cannot be read ({_reason(error)})")
             return
         source = f"{self.path}, written when the run was done"
         for part in ("sha256", "bytes", "lines"):
             own, value = actual[part], getattr(recorded, part)
-            self.ledger.expect(JOURNALS, f"{path}: {part}", own, value, source)
+            self.ledger.compare(JOURNALS, f"{path}: {part}", own, value, source)
 
     def _numbers(self, derived: Derived | None) -> None:
         ledger, final, path = self.ledger, self.final, self.path
-        ledger.look(NUMBERS, path)
+        ledger.add_item(NUMBERS, path)
         place = {
             "experiment": self.run.experiment, "seed": self.run.seed, "scale": self.layout.scale
         }  # fmt: skip
         for key, value in place.items():
-            ledger.expect(NUMBERS, f"{path}: {key}", getattr(final, key), value, "where it lies")
+            ledger.compare(NUMBERS, f"{path}: {key}", getattr(final, key), value, "where it lies")
         if derived is not None:
             self._metrics(derived)
         if self.provenance is None:
@@ -144,11 +148,11 @@ class RunAudit:
             follows["gpu_seconds"] = provenance.gpu_seconds(attempts)
         for key, value in follows.items():
             own = stated(getattr(final, key))
-            ledger.expect(NUMBERS, f"{path}: {key}", own, value, self.work_dir / PROVENANCE)
+            ledger.compare(NUMBERS, f"{path}: {key}", own, value, self.work_dir / PROVENANCE)
 
     def _metrics(self, derived: Derived) -> None:
         ledger, path = self.ledger, self.path
-        ledger.expect_all(
+        ledger.compare_all(
             NUMBERS, path, {"metrics": self.final.metrics}, {"metrics": derived.metrics},
             derived.source,
         )  # fmt: skip
@@ -160,19 +164,19 @@ class RunAudit:
         }
         for key, (value, source) in follows.items():
             own = stated(getattr(self.final, key))
-            ledger.expect(NUMBERS, f"{path}: {key}", own, value, source)
+            ledger.compare(NUMBERS, f"{path}: {key}", own, value, source)
         if self.provenance is not None:
             self._length(derived, self.provenance.params.get("recipe", {}))
 
     def _length(self, derived: Derived, recipe: Mapping[str, Any]) -> None:
         """Compare how long was trained with the recipe that provenance records."""
         log = self.work_dir / journal.JOURNAL
-        self.ledger.expect(
+        self.ledger.compare(
             NUMBERS, f"{self.path}: images", self.final.images,
             derived.steps * recipe.get("global_batch", 0),
             f"the steps in {log} and the global batch",
         )  # fmt: skip
-        self.ledger.expect(
+        self.ledger.compare(
             JOURNALS, f"{log}: epochs of its last line", derived.epochs,
             _epochs(recipe.get("schedule", {})),
             f"{self.work_dir / PROVENANCE}: params.recipe.schedule",
@@ -182,21 +186,21 @@ class RunAudit:
 
     def _provenance(self, known: Provenance, content: Mapping[str, Any] | None) -> None:
         path, ledger, final = self.work_dir / PROVENANCE, self.ledger, self.final
-        ledger.look(PROVENANCES, path)
+        ledger.add_item(PROVENANCES, path)
         if final.provenance_sha256 is None and not self.older:
-            ledger.find(PROVENANCES, self.path, f"has no digest of {path}: {OLDER}")
+            ledger.add_mismatch(PROVENANCES, self.path, f"has no digest of {path}: {OLDER}")
         if final.provenance_sha256 is not None:
-            ledger.expect(
+            ledger.compare(
                 PROVENANCES, f"{path}: SHA-256", sha256(path), final.provenance_sha256,
                 f"{self.path}, written when the run was done",
             )  # fmt: skip
         taken = fingerprint.digest(known.params)
         for where, value in ((path, known.fingerprint), (self.path, final.fingerprint)):
-            ledger.expect(
+            ledger.compare(
                 PROVENANCES, f"{where}: fingerprint", value, taken, f"the params in {path}"
             )
         for key in ("experiment", "seed", "scale"):
-            ledger.expect(
+            ledger.compare(
                 PROVENANCES, f"{path}: {key}", getattr(known, key), getattr(final, key), self.path
             )
         self._present(known, content)
@@ -209,7 +213,7 @@ class RunAudit:
         if content is None or fingerprint.digest(content) != self.final.fingerprint:
             return
         experiment = self.project.experiments[self.run.experiment]
-        ledger.expect_all(
+        ledger.compare_all(
             PROVENANCES, path, {"params": known.params}, {"params": content},
             "params/ and the manifests",
         )  # fmt: skip
@@ -221,14 +225,14 @@ class RunAudit:
             "group": experiment.group,
         }
         names = {"names": known.names.as_json()}
-        ledger.expect_all(PROVENANCES, path, names, {"names": follows}, "params/experiments.yaml")
-        ledger.expect(
+        ledger.compare_all(PROVENANCES, path, names, {"names": follows}, "params/experiments.yaml")
+        ledger.compare(
             PROVENANCES, f"{path}: data.{follows['dataset']}", known.data.get(follows["dataset"]),
             content["data"], self.layout.manifest(follows["dataset"]),
         )  # fmt: skip
         recipe = self.project.recipes[experiment.recipe]
         steps = self.project.steps_per_epoch(self.run.experiment) * recipe.schedule.epochs
-        ledger.expect(
+        ledger.compare(
             NUMBERS, f"{self.path}: steps", self.final.steps, steps,
             "epochs, images and global batch in params/",
         )  # fmt: skip
@@ -236,7 +240,7 @@ class RunAudit:
     def _parent(self, known: Provenance) -> None:
         """The parent that the run started from is the one that is there."""
         path, ledger, said = self.work_dir / PROVENANCE, self.ledger, known.parent
-        ledger.expect(
+        ledger.compare(
             PROVENANCES, f"{path}: parent.fingerprint", said.fingerprint if said else None,
             known.params.get("parent"), f"{path}: params.parent",
         )  # fmt: skip
@@ -246,9 +250,9 @@ class RunAudit:
         theirs = load(ledger, PROVENANCES, partial(record.read_metrics, self.layout, parent))
         if theirs is None or theirs.fingerprint != said.fingerprint:
             state = "is not there" if theirs is None else "has been trained again since"
-            ledger.note(PROVENANCES, f"{self.run} started from {parent}, which {state}")
+            ledger.add_note(PROVENANCES, f"{self.run} started from {parent}, which {state}")
             return
-        ledger.expect(
+        ledger.compare(
             PROVENANCES, f"{path}: parent.weights_sha256", said.weights_sha256,
             theirs.weights_sha256, self.layout.metrics(parent),
         )  # fmt: skip
@@ -258,7 +262,7 @@ class RunAudit:
         for digest in known.diffs:
             path = provenance.diff_file(self.work_dir, digest)
             actual = sha256(path) if path.exists() else NOTHING
-            self.ledger.expect(
+            self.ledger.compare(
                 PROVENANCES, f"{path}: SHA-256", actual, digest, self.work_dir / PROVENANCE
             )
 
@@ -267,42 +271,42 @@ class RunAudit:
     def _weights(self) -> None:
         path, ledger = self.layout.weights(self.run), self.ledger
         if not path.exists():
-            ledger.find(WEIGHTS, path, f"is not there, but {self.path} is of it")
+            ledger.add_mismatch(WEIGHTS, path, f"is not there, but {self.path} is of it")
             return
-        ledger.look(WEIGHTS, path)
+        ledger.add_item(WEIGHTS, path)
         recorded = self.final.weights_sha256
-        if not ledger.expect(WEIGHTS, f"{path}: SHA-256", sha256(path), recorded, self.path):
+        if not ledger.compare(WEIGHTS, f"{path}: SHA-256", sha256(path), recorded, self.path):
             return
         try:
             names = tensors.read(path).smt
         except (OSError, ValueError) as error:
-            ledger.find(WEIGHTS, path, _reason(error))
+            ledger.add_mismatch(WEIGHTS, path, _reason(error))
             return
         for key in ("experiment", "seed", "scale", "fingerprint"):
             value = str(getattr(self.final, key))
-            ledger.expect(WEIGHTS, f"{path}: {key}", names.get(key), value, self.path)
+            ledger.compare(WEIGHTS, f"{path}: {key}", names.get(key), value, self.path)
 
     def _evaluation(self) -> None:
         path, ledger = self.layout.evaluation(self.run), self.ledger
         said = load(ledger, EVALUATIONS, partial(record.read_evaluation, self.layout, self.run))
         if said is None:
             if not path.exists():
-                ledger.note(EVALUATIONS, f"{self.run} has not been evaluated on its own yet")
+                ledger.add_note(EVALUATIONS, f"{self.run} has not been evaluated on its own yet")
             return
-        ledger.look(EVALUATIONS, path)
+        ledger.add_item(EVALUATIONS, path)
         for key in ("experiment", "seed", "scale", "fingerprint", "weights_sha256"):
             own, theirs = getattr(said, key), getattr(self.final, key)
-            ledger.expect(EVALUATIONS, f"{path}: {key}", own, theirs, self.path)
+            ledger.compare(EVALUATIONS, f"{path}: {key}", own, theirs, self.path)
         if said.metrics_sha256 is not None:
-            ledger.expect(
+            ledger.compare(
                 EVALUATIONS, f"{path}: metrics_sha256", said.metrics_sha256, sha256(self.path),
                 self.path,
             )  # fmt: skip
         elif not self.older:
-            ledger.find(EVALUATIONS, path, f"has no digest of {self.path}: {OLDER}")
+            ledger.add_mismatch(EVALUATIONS, path, f"has no digest of {self.path}: {OLDER}")
         self._agreement(path, said)
         dataset = self.project.datasets[self.project.dataset_of(self.run.experiment)]
-        ledger.expect(
+        ledger.compare(
             EVALUATIONS, f"{path}: images", said.images, dataset.val_images, "params/data.yaml"
         )
 
@@ -317,7 +321,7 @@ class RunAudit:
                 same(value, final[name]) or abs(value - final[name]) <= allowed
             )
             how = "the same machine" if exact else f"within {allowed:g} on another machine"
-            self.ledger.expect(
+            self.ledger.compare(
                 EVALUATIONS, f"{path}: metrics.{name}", value if not agrees else final[name],
                 final[name], f"{self.path} ({how})",
             )  # fmt: skip
@@ -328,18 +332,18 @@ class RunAudit:
         """Compare the run's files with its newest checkpoint, where that has been kept."""
         paths = checkpoints(self.work_dir)
         if not paths:
-            self.ledger.note(CHECKPOINTS, f"{self.run} has none that was kept")
+            self.ledger.add_note(CHECKPOINTS, f"{self.run} has none that was kept")
             return
         path, name = paths[0], CheckpointName.of(paths[0])
-        self.ledger.look(CHECKPOINTS, path)
-        if not self.ledger.expect(
+        self.ledger.add_item(CHECKPOINTS, path)
+        if not self.ledger.compare(
             CHECKPOINTS, f"{path}: SHA-256", sha256(path), name.sha256, "its name"
         ):
             return
         try:
             facts = tensors.read(path).facts
         except (OSError, ValueError) as error:
-            self.ledger.find(CHECKPOINTS, path, str(error))
+            self.ledger.add_mismatch(CHECKPOINTS, path, str(error))
             return
         self._facts(path, facts)
         self._best(path, facts["best"])
@@ -360,7 +364,7 @@ class RunAudit:
             del follows["journal.bytes"], follows["journal.lines"]
         for key, value in follows.items():
             where = f"{self.path}: {key}"
-            self.ledger.expect(CHECKPOINTS, where, own.get(key, NOTHING), value, path)
+            self.ledger.compare(CHECKPOINTS, where, own.get(key, NOTHING), value, path)
 
     def _best(self, path: Path, recorded: float | None) -> None:
         """Compare the best accuracy of the journal with the one that the checkpoint holds."""
@@ -375,7 +379,7 @@ class RunAudit:
         headlines = (f"eval/{name}" for name in HEADLINES.values())
         name = next((headline for headline in headlines if headline in evaluated), "metric")
         best = max((metrics[name] for metrics in lines if name in metrics), default=None)
-        self.ledger.expect(CHECKPOINTS, f"{log}: best {name}", best, recorded, path)
+        self.ledger.compare(CHECKPOINTS, f"{log}: best {name}", best, recorded, path)
 
     def _same_weights(self, path: Path) -> None:
         exported = self.layout.weights(self.run)
@@ -386,9 +390,9 @@ class RunAudit:
         if names:
             more = f" and {len(names) - 1} more" if names[1:] else ""
             what = f"tensor {names[0]}{more} is not that of {path}"
-            self.ledger.find(CHECKPOINTS, exported, what)
+            self.ledger.add_mismatch(CHECKPOINTS, exported, what)
         else:
-            self.ledger.checked[CHECKPOINTS] += 1
+            self.ledger.comparisons[CHECKPOINTS] += 1
 
 
 def _reason(error: Exception) -> str:

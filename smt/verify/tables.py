@@ -52,7 +52,7 @@ def check(results: Results, layout: Layout, names: Sequence[str], ledger: Ledger
         try:
             paths = build(results, again, names)
         except UserError as error:
-            ledger.find(TABLES, layout.tables, f"cannot be made again: {error}")
+            ledger.add_mismatch(TABLES, layout.tables, f"cannot be made again: {error}")
             return
         made = {path.relative_to(again.tables): path for path in paths}
         chosen = {path: each for path, each in made.items() if not names or path.stem in names}
@@ -63,25 +63,27 @@ def check(results: Results, layout: Layout, names: Sequence[str], ledger: Ledger
 def _compare(path: Path, remade: Path, ledger: Ledger) -> None:
     if not path.exists():
         if any(path.parent.glob(f"{path.stem}.*")):
-            ledger.find(TABLES, path, "is not there, though the table is in other formats")
+            ledger.add_mismatch(TABLES, path, "is not there, though the table is in other formats")
         else:
-            ledger.note(TABLES, f"{path.stem} has not been made yet: smt tables {path.stem}")
+            ledger.add_note(TABLES, f"{path.stem} has not been made yet: smt tables {path.stem}")
         return
-    ledger.look(TABLES, path)
+    ledger.add_item(TABLES, path)
     said, follows = path.read_bytes(), remade.read_bytes()
     cells = _count(follows)
-    ledger.checked[TABLES] += cells
+    ledger.comparisons[TABLES] += cells
     if said == follows:
         return
     texts = said.decode(errors="replace"), follows.decode()
     differences = list(_of_csv(*texts) if path.suffix == ".csv" else _of_lines(*texts))
     for where, own, right in differences[:MOST]:
         what = f"says {shown(own)}, but {shown(right)} follows from the files of the runs"
-        ledger.find(TABLES, f"{path}: {where}", what)
+        ledger.add_mismatch(TABLES, f"{path}: {where}", what)
     if differences[MOST:]:
-        ledger.find(TABLES, path, f"{len(differences) - MOST} more places do not follow")
+        ledger.add_mismatch(TABLES, path, f"{len(differences) - MOST} more places are inconsistent")
     if not differences:
-        ledger.find(TABLES, path, "differs in bytes that are no part of a line (line ends?)")
+        ledger.add_mismatch(
+            TABLES, path, "differs in bytes that are no part of a line (line ends?)"
+        )
 
 
 def _count(content: bytes) -> int:
@@ -150,15 +152,15 @@ def check_sizes(
     said = _read_sizes(layout, ledger)
     if said is None:
         return
-    ledger.look(SIZES, path)
+    ledger.add_item(SIZES, path)
     if measure is not None:
-        ledger.expect_all(SIZES, path, said, measure(project), "counting them again")
+        ledger.compare_all(SIZES, path, said, measure(project), "counting them again")
         return
     for name, entry in said.items():
         if name in project.systems and isinstance(entry, dict):
             _system_parameters(project, layout, project.systems[name], entry, ledger)
         elif name not in project.models:
-            ledger.find(SIZES, f"{path}: {name}", "no such model in params/models.yaml")
+            ledger.add_mismatch(SIZES, f"{path}: {name}", "no such model in params/models.yaml")
         elif isinstance(entry, dict):
             _macs(project, layout, name, entry, ledger)
             _parameters(project, layout, name, entry, ledger)
@@ -169,13 +171,13 @@ def _read_sizes(layout: Layout, ledger: Ledger) -> dict[str, Any] | None:
     try:
         said = read_json(path)
     except (OSError, ValueError) as error:
-        ledger.find(SIZES, path, f"cannot be read ({error}); {remedy}")
+        ledger.add_mismatch(SIZES, path, f"cannot be read ({error}); {remedy}")
         return None
     if said is None:
-        ledger.note(SIZES, f"not measured at scale {layout.scale} yet")
+        ledger.add_note(SIZES, f"not measured at scale {layout.scale} yet")
         return None
     if not isinstance(said, dict):
-        ledger.find(SIZES, path, f"holds no mapping of models to sizes; {remedy}")
+        ledger.add_mismatch(SIZES, path, f"holds no mapping of models to sizes; {remedy}")
         return None
     return said
 
@@ -192,7 +194,7 @@ def _macs(
         }
         for convention, value in follows.items():
             where = f"{layout.sizes}: {name}.macs.{resolution}.{convention}"
-            ledger.expect(SIZES, where, counts.get(convention, NOTHING), value, "the formula")
+            ledger.compare(SIZES, where, counts.get(convention, NOTHING), value, "the formula")
 
 
 def _parameters(
@@ -210,7 +212,7 @@ def _parameters(
             count = tensors.parameters(tensors.read(path))
         except (OSError, ValueError):
             continue  # a finding of its own
-        ledger.expect(SIZES, f"{layout.sizes}: {name}.params", entry.get("params"), count, path)
+        ledger.compare(SIZES, f"{layout.sizes}: {name}.params", entry.get("params"), count, path)
         return
 
 
@@ -223,7 +225,7 @@ def _system_parameters(
     """
     where, said = f"{layout.sizes}: {system.name}", entry.get("params")
     parts = sum(part["params"] for part in entry.get("parts", {}).values())
-    ledger.expect(SIZES, f"{where}.params", said, parts, "the sum of its parts")
+    ledger.compare(SIZES, f"{where}.params", said, parts, "the sum of its parts")
     for run in project.runs:
         experiment, path = project.experiments[run.experiment], layout.weights(run)
         if experiment.system != system.name or not path.exists():
@@ -232,7 +234,7 @@ def _system_parameters(
             count = tensors.parameters(tensors.read(path))
         except (OSError, ValueError):
             continue  # a finding of its own
-        ledger.expect(SIZES, f"{where}.params", said, count, path)
+        ledger.compare(SIZES, f"{where}.params", said, count, path)
         return
 
 

@@ -137,13 +137,13 @@ def connect(layout: Layout, ledger: Ledger) -> tuple[Server, dict[str, RemoteRun
     """Return MLflow and its runs by fingerprint; None, with a note why, if it is out of reach."""
     uri = layout.tracking_uri()
     if mlflow.is_missing(uri):
-        ledger.note(MLFLOW, f"nothing to compare with: no {mlflow.public(uri)}")
+        ledger.add_note(MLFLOW, f"nothing to compare with: no {mlflow.public(uri)}")
         return None
     try:
         server = Server.of(layout)
         runs = server.runs()
     except UserError as error:
-        ledger.note(MLFLOW, f"not compared: {str(error).split(';')[0]}")
+        ledger.add_note(MLFLOW, f"not compared: {str(error).split(';')[0]}")
         return None
     return server, {run.tags.get("smt.fingerprint", ""): run for run in reversed(runs)}
 
@@ -164,11 +164,11 @@ def check(
             continue
         known = remote.get(view.fingerprint)
         if known is None:
-            ledger.note(MLFLOW, f"{view.run} has not been sent yet: smt sync")
+            ledger.add_note(MLFLOW, f"{view.run} has not been sent yet: smt sync")
             continue
-        ledger.look(MLFLOW, known.run_id)
+        ledger.add_item(MLFLOW, known.run_id)
         if receipt is not None and view.fingerprint in receipt.runs:
-            ledger.expect(
+            ledger.compare(
                 MLFLOW, f"receipt of {view.run}: run_id",
                 receipt.runs[view.fingerprint]["run_id"], known.run_id, "MLflow",
             )  # fmt: skip
@@ -178,16 +178,16 @@ def check(
 def _run(server: Server, view: RunView, known: RemoteRun, ledger: Ledger) -> None:
     where = f"MLflow run {known.run_id} ({view.run})"
     files = view.folder
-    ledger.expect(MLFLOW, f"{where}: status", known.status, view.status, files)
-    ledger.expect(
+    ledger.compare(MLFLOW, f"{where}: status", known.status, view.status, files)
+    ledger.compare(
         MLFLOW, f"{where}: start", known.start_milliseconds, milliseconds(view.created), files
     )
     for name, ours in view.params().items():
-        ledger.expect(MLFLOW, f"{where}: param {name}", known.params.get(name), ours, files)
+        ledger.compare(MLFLOW, f"{where}: param {name}", known.params.get(name), ours, files)
     for name in sorted(known.params.keys() - view.params().keys()):
-        ledger.expect(MLFLOW, f"{where}: param {name}", known.params[name], NOTHING, files)
+        ledger.compare(MLFLOW, f"{where}: param {name}", known.params[name], NOTHING, files)
     for name, ours in view.tags().items():
-        ledger.expect(MLFLOW, f"{where}: tag {name}", known.tags.get(name), ours, files)
+        ledger.compare(MLFLOW, f"{where}: tag {name}", known.tags.get(name), ours, files)
     _metrics(server, view, known, where, ledger)
 
 
@@ -197,7 +197,7 @@ def _metrics(server: Server, view: RunView, known: RemoteRun, where: str, ledger
         every.setdefault(point.key, []).append(point)
     last = latest(point for points in every.values() for point in points)
     for key in sorted(every.keys() | known.metrics.keys()):
-        ledger.expect(
+        ledger.compare(
             MLFLOW, f"{where}: metric {key}", known.metrics.get(key, NOTHING),
             last.get(key, NOTHING), view.folder,
         )  # fmt: skip
@@ -210,7 +210,7 @@ def _history(
 ) -> None:
     """Compare all values of a metric; the first place where they differ stands for all."""
     theirs, ours = set(map(_key, server.history(run_id, points[0].key))), set(map(_key, points))
-    ledger.checked[MLFLOW] += len(ours)
+    ledger.comparisons[MLFLOW] += len(ours)
     if theirs == ours:
         return
     step, at, _ = min(theirs ^ ours)
@@ -218,7 +218,7 @@ def _history(
         [value for *place, value in sorted(each) if place == [step, at]] for each in (theirs, ours)
     )
     place = f"{where} at step {step}"
-    ledger.expect(MLFLOW, place, _values(said), _values(follows), view.folder)
+    ledger.compare(MLFLOW, place, _values(said), _values(follows), view.folder)
 
 
 def _values(values: list[str]) -> str:

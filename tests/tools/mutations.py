@@ -322,7 +322,7 @@ MUTATIONS = (
         VERIFY,
     ),
     Mutation(
-        "what does not follow gives another exit code", "verify", "smt/commands/verify.py",
+        "an inconsistency gives another exit code", "verify", "smt/commands/verify.py",
         "sys.exit(EXIT_UNVERIFIED if ledger.mismatches else 0)",
         "sys.exit(EXIT_UNVERIFIED if ledger.notes else 0)",
         VERIFY,

@@ -45,7 +45,7 @@ def test_help_lists_every_command_with_what_it_does(project):
                     "figures", "verify", "why", "release", "ui"):  # fmt: skip
         assert f"\n  {command} " in done.stdout
     said = " ".join(done.stdout.split())
-    assert "5 something that is written down does not follow" in said
+    assert "5 a recorded value is inconsistent with its source" in said
     assert "75 stopped on request" in said
 
 

@@ -36,7 +36,7 @@ def changeable(finished, tmp_path_factory):
 
 def test_verify_finds_nothing(finished):
     lines = said(finished, "verify").splitlines()
-    assert lines[-1].startswith("everything follows: ")
+    assert lines[-1].startswith("everything is consistent: ")
     assert any(f"{len(RUNS)} runs that are done" in line for line in lines)
 
 
@@ -44,7 +44,7 @@ def test_verify_finds_nothing(finished):
 def test_verify_finds_nothing_in_any_experiment_alone(finished, experiment):
     seeds = sum(name == experiment for name, _ in RUNS)
     lines = said(finished, "verify", "--experiment", experiment).splitlines()
-    assert lines[-1].startswith("everything follows: ")
+    assert lines[-1].startswith("everything is consistent: ")
     assert any(f"{seeds} runs that are done" in line for line in lines)
 
 

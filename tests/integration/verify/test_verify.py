@@ -70,7 +70,7 @@ def test_what_nobody_touched_follows(finished):
     done = verify(finished)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert re.fullmatch(r"everything follows: [\d,]+ values compared", lines[-1])
+    assert re.fullmatch(r"everything is consistent: [\d,]+ values compared", lines[-1])
     counts = {line.split()[0]: line for line in lines[:-1] if not line.startswith(" ")}
     assert f"{len(RUNS)} runs that are done" in counts["runs"]
     assert counts.keys() == {each.strip() for each in KINDS}
@@ -103,7 +103,7 @@ def test_one_experiment_alone(project):
     done = verify(project, "--experiment", T)
     assert done.returncode == EXIT_UNVERIFIED
     assert "metrics.json: metrics.top1: says 99.0" in done.stdout
-    assert re.search(r"\d+ of [\d,]+ things do not follow", done.stdout)
+    assert re.search(r"\d+ of [\d,]+ values are inconsistent with their sources", done.stdout)
 
 
 def test_a_name_that_does_not_exist_is_one_line(finished):
@@ -133,7 +133,7 @@ def test_a_run_that_is_not_done_is_no_finding(project):
             table(project, f"{name}.{suffix}").unlink()
         table(project, f"index.{suffix}").unlink(missing_ok=True)
     said = "\n".join(summary(audit(project)))
-    assert "do not follow" not in said
+    assert "are inconsistent" not in said
     assert "imagenet1k_smt_tiny-seed1 is not started" in said
     assert "imagenet1k has not been made yet" in said
 
