@@ -5,9 +5,8 @@ processes only changes who reads what.
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +26,11 @@ from smt.data.sampler import MicroBatchSampler
 from smt.data.transforms.segmentation import SegmentationTrainTransform
 
 
-@dataclass(frozen=True)
-class SegmentationBatch:
-    """A micro-batch: what one process runs through a segmenter at once."""
+class SegmentationBatch(NamedTuple):
+    """A micro-batch: what one process runs through a segmenter at once.
+
+    A tuple, since DataLoader pins the memory of tuples where there is a GPU, not of dataclasses.
+    """
 
     images: Tensor
     """(B, 3, H, W) float32, normalised."""

@@ -4,7 +4,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import psutil
 import torch
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from smt.engine.distributed import Ranks
+from smt.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Progress:
         self._images, self._since = 0, time.monotonic()
         self._loss = float("nan")
         self._pauses = 0.0
+        self._unreadable: set[str] = set()
         self._epoch_started, self._epoch_first = time.monotonic(), 0
         psutil.cpu_percent()  # from here on it counts
         self._bar = Bar(
@@ -73,6 +75,7 @@ class Progress:
 
         Images per second, peak memory in MB of this process, seconds of pauses for checkpoints; and
         since the last call how busy all cores of the machine were, and now the GPU, in percent.
+        What the GPU's driver does not tell is left out.
         """
         seconds = max(time.monotonic() - self._epoch_started, 1e-9)
         return {
@@ -84,12 +87,27 @@ class Progress:
         }
 
     def _gpu(self) -> dict[str, float]:
-        if self._ranks.device.type != "cuda":
+        device = self._ranks.device
+        if device.type != "cuda":
             return {}
-        return {
-            "system/gpu_utilization_percentage": float(torch.cuda.utilization(self._ranks.device)),
-            "system/gpu_power_usage_watts": torch.cuda.power_draw(self._ranks.device) / 1000,
+        sensors: dict[str, Callable[[], float]] = {
+            "system/gpu_utilization_percentage": lambda: float(torch.cuda.utilization(device)),
+            "system/gpu_power_usage_watts": lambda: torch.cuda.power_draw(device) / 1000,
         }
+        values = {}
+        for name, read in sensors.items():
+            # NVML does not answer for MIG slices, under old drivers, without permission or without
+            # its library. Its errors have no base in common with torch's.
+            try:
+                values[name] = read()
+            except Exception as error:
+                self._warn_unreadable(name, error)
+        return values
+
+    def _warn_unreadable(self, name: str, error: Exception) -> None:
+        if name not in self._unreadable:
+            self._unreadable.add(name)
+            log.warning("no %s in the journal: NVML: %s", name, first_line(error))
 
     def epoch(self, done: int, metrics: Mapping[str, float]) -> None:
         """Log the line of an epoch, evaluation included in its time."""

@@ -128,7 +128,7 @@ class Detection(Downstream):
         return results, False
 
     def _result(self, index: int, detection_input: DetectionInput) -> ImageResult:
-        images = pad([detection_input.image]).to(self._ranks.device, non_blocking=True)
+        images = pad([detection_input.image.to(self._ranks.device, non_blocking=True)])
         with optim.autocast(self.recipe, self._ranks.device):
             (detections,) = self.model.predict(images, [detection_input.size])
         return predictions.image_result(

@@ -1,6 +1,7 @@
 """From a decoded image and its objects to what a detector sees (mmdet 2.28's pipelines)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +33,8 @@ class DetectionSample:
         return height, width
 
 
-@dataclass(frozen=True)
-class DetectionInput:
-    """An image to be evaluated."""
+class DetectionInput(NamedTuple):
+    """An image to be evaluated; a tuple, whose memory DataLoader pins where there is a GPU."""
 
     image: Tensor
     """(3, H, W) float32, normalised, not padded."""
