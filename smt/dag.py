@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from smt.cluster import cost, states
+from smt.cluster import cost, queue, states
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.load import load_project
@@ -129,7 +129,7 @@ class Plan:
         Raises:
             FileNotFoundError: as `fingerprint` does.
         """
-        return f"smt {self.layout.scale} {run} {self.fingerprint(run)}"
+        return queue.comment(self.layout.scale, run, self.fingerprint(run))
 
     def failures(self) -> dict[str, str]:
         """Return, for each run that has failed, why."""

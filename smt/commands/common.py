@@ -42,6 +42,19 @@ def find_run(project: Project, experiment: str, seed: int | None) -> Run:
     return Run(experiment=experiment, seed=seed)
 
 
+def gpu_kind(project: Project, gpu: str | None) -> str:
+    """Return the kind of GPU that a user names, or the one in use.
+
+    Raises:
+        UserError: there is no such kind, or the pinned torch does not run on it.
+    """
+    kind = gpu or project.cluster.gpu
+    problem = project.cluster.problem_of(kind)
+    if problem is not None:
+        raise UserError(f"--gpu {kind}: {problem}")
+    return kind
+
+
 def warn_of(damages: Iterable[DamagedRecord]) -> None:
     """Say on stderr which records cannot be read: the command goes on with the other runs."""
     for damage in damages:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from smt.commands.common import load, scale_option, warn_of
+from smt.commands.common import gpu_kind, load, scale_option, warn_of
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.errors import UserError
@@ -59,10 +59,7 @@ def on_cluster(
 ) -> Project:
     """Return the project with what the options say of the cluster."""
     cluster = project.cluster
-    kind = gpu or cluster.gpu
-    problem = cluster.problem_of(kind)
-    if problem is not None:
-        raise UserError(f"--gpu {kind}: {problem}")
+    kind = gpu_kind(project, gpu)
     changes: dict[str, Any] = {
         "gpu": kind,
         "gpus_per_node": gpus_per_node or cluster.gpus_per_node,

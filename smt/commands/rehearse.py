@@ -1,17 +1,16 @@
 """`smt rehearse`: training steps at full size on a fake GPU, before a GPU-hour is spent."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from smt.commands.common import load
+from smt.commands.common import gpu_kind, load
 from smt.config.cluster import Gpu
 from smt.config.load import require_experiments
-from smt.errors import EXIT_TRAINING, UserError
-from smt.runs.atomic import explained
+from smt.errors import EXIT_TRAINING
+from smt.runs.atomic import explained, write_json
 
 if TYPE_CHECKING:
     from smt.rehearsal.run import Rehearsal
@@ -41,14 +40,10 @@ def command(
     """
     project, _ = load(scale)
     require_experiments(project, experiments)
-    kind = gpu or project.cluster.gpu
-    problem = project.cluster.problem_of(kind)
-    if problem is not None:
-        raise UserError(f"--gpu {kind}: {problem}")
+    card = project.cluster.kinds[gpu_kind(project, gpu)]
 
     from smt.rehearsal.run import rehearse
 
-    card = project.cluster.kinds[kind]
     results, refused = [], 0
     for name in experiments or project.order:
         result = rehearse(project, name)
@@ -61,8 +56,7 @@ def command(
                 click.echo(f"    {count} x {place}")
     if target is not None:
         with explained(target, "give a file that can be written: smt rehearse --json FILE"):
-            text = json.dumps([asdict(result) for result in results], indent=2)
-            target.write_text(text + "\n", encoding="utf-8")
+            write_json(target, [asdict(result) for result in results])
     click.echo(
         f"{len(results)} rehearsed for {card.title} ({card.memory_gb:g} GB), {refused} refused; "
         f"peaks are of tensors alone, {_BESIDE_TENSORS // GIB} GiB are left for CUDA and kernels"

@@ -19,8 +19,7 @@ from smt.engine.progress import Progress
 from smt.engine.trainer import Settings, Trainer
 from smt.errors import first_line
 from smt.rehearsal.fake_gpu import GPU, fake_gpu
-from smt.rehearsal.watch import Watch
-from smt.runs.paths import PACKAGE
+from smt.rehearsal.watch import Watch, package_line
 from smt.tasks.synthetic import Synthetic
 
 STEPS = 2
@@ -146,9 +145,8 @@ def _explained(error: Exception) -> str:
     """Return an error's first line, and the last place in this package that it came through."""
     where, trace = "", error.__traceback__
     while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if file.startswith(str(PACKAGE)) and "rehearsal" not in file:
-            where = f" (smt/{file[len(str(PACKAGE)) + 1 :]}:{trace.tb_lineno})"
+        line = package_line(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        where = f" ({line})" if line else where
         trace = trace.tb_next
     return _plain(first_line(error)) + where
 

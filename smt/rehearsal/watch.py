@@ -5,6 +5,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -221,12 +222,24 @@ def place() -> str:
     of_torch = ""
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith(str(PACKAGE)) and not name.startswith(str(PACKAGE / "rehearsal")):
-            return f"smt/{name[len(str(PACKAGE)) + 1 :]}:{frame.f_lineno}"
+        line = package_line(name, frame.f_lineno)
+        if line is not None:
+            return line
         if not of_torch and any(f"torch/{each}" in name for each in ("nn/utils", "amp", "optim")):
             of_torch = f"{name.rpartition('site-packages/')[2]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return of_torch or "backward"
+
+
+def package_line(file: str, number: int) -> str | None:
+    """Return a line of this package by its path from the checkout; None of all other code.
+
+    The rehearsal's own lines, which are behind every operation, are other code.
+    """
+    path = Path(file)
+    if not path.is_relative_to(PACKAGE) or path.is_relative_to(PACKAGE / "rehearsal"):
+        return None
+    return f"smt/{path.relative_to(PACKAGE)}:{number}"
 
 
 def _is_composite(func: Any) -> bool:
