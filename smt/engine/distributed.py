@@ -12,7 +12,7 @@ from torch import nn
 
 from smt.config.recipes import Recipe
 from smt.engine import device as device_module
-from smt.engine import launch
+from smt.engine import launch, rendezvous
 from smt.errors import EXIT_RESUME, TrainingError, UserError, first_line
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Ranks:
     def _reduce(self, values: tuple[float, ...], operation: Any) -> tuple[float, ...]:
         if self.world_size == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        tensor = torch.tensor(values, dtype=torch.float64)  # on the CPU: through gloo
         dist.all_reduce(tensor, op=operation)
         return tuple(tensor.tolist())
 
@@ -78,7 +78,7 @@ class Ranks:
         if self.world_size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, device=self.device)
+        dist.broadcast_object_list(values)
         return values[0]
 
     def barrier(self) -> None:
@@ -113,16 +113,16 @@ class Ranks:
 def start(threads: int, recipe: Recipe | None = None) -> Ranks:
     """Join the processes that `torchrun` or SLURM started, or be the only one.
 
-    NCCL where there are GPUs, one a process by LOCAL_RANK; gloo otherwise. `threads` is the number
-    of CPU threads of each process: it is set here since it changes the order of sums. `recipe` is
-    what is trained or evaluated: it may give up the same bits, and half precision is for GPUs.
+    One GPU a process by LOCAL_RANK, with NCCL for its tensors; gloo for those of the CPU.
+    `threads` is the number of CPU threads of each process: it is set here since it changes the
+    order of sums. `recipe` is what is trained or evaluated: it may give up the same bits, and half
+    precision is for GPUs.
 
     Raises:
         PeerLost: the others did not connect.
         UserError: there are GPUs, and this torch cannot use them.
     """
     torch.set_num_threads(threads)
-    launch.set_rendezvous()
     process = launch.process_rank()
     rank, world_size = process.rank, process.world_size
     half = recipe is not None and recipe.half_precision
@@ -136,7 +136,9 @@ def start(threads: int, recipe: Recipe | None = None) -> Ranks:
         torch.backends.cudnn.benchmark = True
     if world_size > 1:
         try:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # Control messages go through gloo on GPUs too: where a process is lost it raises an
+            # exception, where NCCL's watchdog ends the process.
+            rendezvous.connect("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         except (dist.DistError, RuntimeError) as error:
             refuse_misconfiguration(error)
             if not is_loss_of_peer(error):

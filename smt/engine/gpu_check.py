@@ -1,7 +1,8 @@
 """`python -m smt.engine.gpu_check`: what a training would find of GPUs on this node, as JSON.
 
 It takes a step of a small model in every precision, since a card can be seen and still be of no
-use: for its architecture, for its driver, or because another process has its memory.
+use: for its architecture, for its driver, or because another process has its memory. Two processes
+add up a tensor, with a GPU each where there are two.
 """
 
 import json
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 from smt.config.load import load_project
 from smt.engine import device as device_module
-from smt.engine import optim
+from smt.engine import exchange_check, optim
 from smt.errors import UserError, first_line
 from smt.models.smt import SMT
 from smt.runs.paths import bundled_params
@@ -25,10 +26,15 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 def check() -> dict[str, Any]:
-    """Return what is there, and under `problem` what keeps a training from it, or None."""
+    """Return what is there, and what keeps a training from it.
+
+    `problem` is why one GPU is of no use, `exchange_problem` why two processes cannot exchange
+    gradients; each is None where all is well.
+    """
     result: dict[str, Any] = {
         "count": torch.cuda.device_count(),
         "problem": None,
+        "exchange_problem": None,
         "shared_memory_bytes": shutil.disk_usage(SHARED_MEMORY).free,
     }
     try:
@@ -42,7 +48,7 @@ def check() -> dict[str, Any]:
             "driver": device_module.driver(),
         }
         result["problem"] = failing_step(device)
-    return result
+    return {**result, "exchange_problem": exchange_check.problem()}
 
 
 def failing_step(device: torch.device) -> str | None:

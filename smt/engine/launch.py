@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from smt.errors import UserError
 
-DEFAULT_PORT = "29500"
-
 
 @dataclass(frozen=True)
 class ProcessRank:
@@ -33,24 +31,13 @@ def process_rank(environment: Mapping[str, str] = os.environ) -> ProcessRank:
             int(environment["WORLD_SIZE"]),
             int(environment.get("LOCAL_RANK", "0")),
         )
-    if _is_srun_step(environment) and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if is_srun_step(environment) and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return ProcessRank(
             int(environment["SLURM_PROCID"]),
             int(environment["SLURM_STEP_NUM_TASKS"]),
             int(environment["SLURM_LOCALID"]),
         )
     return ProcessRank()
-
-
-def set_rendezvous(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """Set the variables of torch's rendezvous from those of `srun`."""
-    process = process_rank(environment)
-    if process.world_size > 1 and "RANK" not in environment:
-        environment.setdefault("MASTER_ADDR", environment.get("SLURM_LAUNCH_NODE_IPADDR", ""))
-        environment.setdefault("MASTER_PORT", DEFAULT_PORT)
-        environment["RANK"] = str(process.rank)
-        environment["WORLD_SIZE"] = str(process.world_size)
-        environment["LOCAL_RANK"] = str(process.local_rank)
 
 
 def launch_with_srun(arguments: list[str]) -> None:
@@ -64,7 +51,7 @@ def launch_with_srun(arguments: list[str]) -> None:
     """
     if not needs_srun(os.environ):
         return
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
     if "SLURM_CPUS_PER_TASK" in os.environ:  # srun has not read it since SLURM 22.05
         os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ["SLURM_CPUS_PER_TASK"])
     # Where a process is lost the others say so and end by themselves.
@@ -86,14 +73,16 @@ def needs_srun(environment: Mapping[str, str]) -> bool:
 
 
 def _ranks_are_started(environment: Mapping[str, str]) -> bool:
-    return "RANK" in environment or _is_srun_step(environment)
+    return "RANK" in environment or is_srun_step(environment)
 
 
-def _is_srun_step(environment: Mapping[str, str]) -> bool:
+def is_srun_step(environment: Mapping[str, str]) -> bool:
+    """Return whether `srun` started this process."""
     return "SLURM_STEP_ID" in environment
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port that no process of this machine has now."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]

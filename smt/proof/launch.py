@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import psutil
 
 from smt.engine import requeue
+from smt.engine.launch import free_port
 
 PEER_FAILURE_TIMEOUT = 60.0
 """Seconds that ranks have to end by themselves once another has ended."""
@@ -177,11 +177,3 @@ def kill_child(pid: int) -> bool:
     except (psutil.NoSuchProcess, IndexError):
         return False
     return True
-
-
-def free_port() -> int:
-    """Return a port of this machine on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from smt.proof.launch import free_port, kill_child, rank_log
+from smt.engine.launch import free_port
+from smt.proof.launch import kill_child, rank_log
 
 _FOR_THE_TRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """What SLURM sends to every process of a step, and the training answers."""

@@ -14,7 +14,7 @@ from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
-from smt.engine import distributed
+from smt.engine import distributed, rendezvous
 from smt.engine.determinism import NondeterminismRecorder
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import TrainingDiverged
@@ -115,6 +115,7 @@ class RunTraining:
             if self.ranks.is_first:
                 self._record_attempt(parent, trainer, changes, options)
             stop.defer_signals()
+            rendezvous.limit_steps(options.stall_seconds)
             with NondeterminismRecorder(self._record_not_deterministic):
                 metrics = self._run(trainer)
             if self.ranks.is_first:

@@ -62,8 +62,14 @@ def _from_a_node(slurm: Slurm, launch: Launch) -> CheckResults:
     if launch.wait is None:
         return
     gpus = any(recipe.half_precision for recipe in launch.project.recipes.values())
-    results = launch.layout.results
-    yield from node.from_a_node(slurm, launch.wanted, results, gpus=gpus, wait=launch.wait)
+    yield from node.from_a_node(
+        slurm,
+        launch.wanted,
+        launch.layout.results,
+        gpus=gpus,
+        gpus_per_node=max(resources.gpus_per_node for resources in launch.requests),
+        wait=launch.wait,
+    )
 
 
 def _are_well(results: Iterable[CheckResult]) -> bool:

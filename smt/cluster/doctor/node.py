@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smt import __version__
-from smt.cluster.doctor.check_result import CheckResults, error, ok, warning
+from smt.cluster.doctor.check_result import CheckResult, CheckResults, error, ok, warning
 from smt.cluster.doctor.request import Destination
 from smt.cluster.slurm import Slurm, facts
 from smt.runs import source
@@ -122,7 +122,7 @@ class Job:
 
 
 def from_a_node(
-    slurm: Slurm, wanted: Destination, results: Path, *, gpus: bool, wait: float
+    slurm: Slurm, wanted: Destination, results: Path, *, gpus: bool, gpus_per_node: int, wait: float
 ) -> CheckResults:
     """A node sees the results folder, and runs the same Python environment.
 
@@ -131,10 +131,11 @@ def from_a_node(
         wanted: Where to submit the job.
         results: The results folder, as this machine sees it.
         gpus: Whether trainings need GPUs; else their absence is said, and no error.
+        gpus_per_node: As many of a node as a training asks for; the job takes two at most.
         wait: Seconds for which the job may wait in the queue.
     """
     with _folder(results) as folder:
-        job_id = _submit(slurm, wanted, folder)
+        job_id = _submit(slurm, wanted, folder, min(2, gpus_per_node))
         try:
             job = _await_end(slurm, job_id, wait)
         except BaseException:  # Ctrl-C, or SLURM is gone
@@ -171,7 +172,7 @@ def _folder(results: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _submit(slurm: Slurm, wanted: Destination, folder: Path) -> str:
+def _submit(slurm: Slurm, wanted: Destination, folder: Path, gpus: int) -> str:
     """Submit the job; return its id.
 
     Raises:
@@ -183,7 +184,7 @@ def _submit(slurm: Slurm, wanted: Destination, folder: Path) -> str:
     script.write_text(_SCRIPT.format(**quoted, python=shlex.quote(sys.executable)))
     options = [
         "--job-name=smt-doctor", "--parsable", "--requeue", "--nodes=1", "--ntasks=1", "--time=5",
-        "--mem=2000M", "--gpus-per-node=1", f"--output={folder / _OUTPUT}",
+        "--mem=3000M", f"--gpus-per-node={gpus}", f"--output={folder / _OUTPUT}",
     ]  # fmt: skip
     answer = slurm.read("sbatch", *options, *wanted.options(), str(script))
     return answer.strip().partition(";")[0]
@@ -276,11 +277,12 @@ def of_gpus(answer: Answer, needed: bool) -> CheckResults:
     elif found["count"]:
         yield error("gpu", f"{answer.node}: {found['problem']}", _LOOK)
     else:
-        text = f"PyTorch on {answer.node} sees no GPU, of the one asked for"
+        text = f"PyTorch on {answer.node} sees none of the GPUs asked for"
         if needed:
             yield error("gpu", f"{text}: {found['problem'] or 'none is there'}", _LOOK)
         else:
             yield warning("gpu", text, "nothing to do: at this scale it takes the CPU")
+    yield _exchange(answer.node, found)
     shared = found["shared_memory_bytes"]
     if shared < _LEAST_SHARED:
         yield warning(
@@ -289,6 +291,19 @@ def of_gpus(answer: Answer, needed: bool) -> CheckResults:
             "over their batches",
             "give it more (of a container: --shm-size), or train with --workers 0",
         )
+
+
+def _exchange(node: str, gpus: dict[str, Any]) -> CheckResult:
+    """What became of two processes that added up a tensor there."""
+    problem = gpus["exchange_problem"]
+    if problem is not None:
+        return error(
+            "exchange",
+            f"two processes on {node} cannot exchange gradients: {problem}",
+            "see there: NCCL_DEBUG=INFO python -m smt.engine.gpu_check",
+        )
+    way = "NCCL, with a GPU each" if gpus["count"] >= 2 else "gloo, on its CPU"
+    return ok("exchange", f"two processes on {node} exchange gradients through {way}")
 
 
 def _last_line(output: Path) -> str:

@@ -37,6 +37,10 @@ def test_before_a_rehearsal_on_a_cluster_all_is_well(project, cluster):
     assert report.of("folder")[1] == f"n1 sees and writes {project.folder}/results"
     assert report.of("environment")[1].startswith("n1 runs the same: smt ")
     assert report.of("gpu")[0] == "warning"  # the node's GPUs are not real
+    assert report.of("exchange") == (
+        "ok",
+        "two processes on n1 exchange gradients through gloo, on its CPU",
+    )
     assert {"account", "time limit", "preemption", "requeue", "job limits", "data", "disk",
             "mlflow"} <= report.subjects  # fmt: skip
     assert report.verdict == (

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from smt.engine import gpu_check
+from smt.engine import exchange_check, gpu_check
 from smt.models.smt import SMT
 
 CPU = torch.device("cpu")
@@ -57,3 +57,13 @@ def test_without_a_gpu_there_is_none_and_that_is_no_problem_unless_one_was_given
         [sys.executable, "-m", "smt.engine.gpu_check"], capture_output=True, text=True, check=True
     )
     assert "SLURM_JOB_GPUS=3" in json.loads(done.stdout)["problem"]
+
+
+def test_two_processes_of_this_machine_exchange_gradients():
+    assert exchange_check.problem() is None
+
+
+def test_why_two_processes_cannot_exchange_is_said_in_a_line(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
+    problem = exchange_check.problem()
+    assert problem is not None and "no-such-interface" in problem and "\n" not in problem

@@ -8,7 +8,7 @@ from smt.cluster.doctor.node import Answer, Environment
 ENVIRONMENT = Environment("3.11", "0.1", {})
 WELL = {
     "count": 1, "problem": None, "name": "NVIDIA A100-SXM4-80GB", "memory_bytes": 80 * 2**30,
-    "driver": "580.159", "shared_memory_bytes": 8 * 2**30,
+    "driver": "580.159", "exchange_problem": None, "shared_memory_bytes": 8 * 2**30,
 }  # fmt: skip
 
 
@@ -18,22 +18,34 @@ def said(gpus, needed=True):
 
 
 def test_a_gpu_that_trains_is_named_with_its_memory_and_driver():
-    ((level, subject, text),) = said(WELL)
+    (level, subject, text), _ = said(WELL)
     assert (level, subject) == ("ok", "gpu")
     assert "NVIDIA A100-SXM4-80GB, 80 GiB, driver 580.159" in text
 
 
 @pytest.mark.parametrize("needed", [True, False])
 def test_a_gpu_that_is_there_and_cannot_be_used_is_an_error(needed):
-    ((level, _, text),) = said({**WELL, "problem": "a step in bf16 fails: no kernel"}, needed)
+    (level, _, text), _ = said({**WELL, "problem": "a step in bf16 fails: no kernel"}, needed)
     assert level == "error" and text == "n1: a step in bf16 fails: no kernel"
 
 
 @pytest.mark.parametrize(("needed", "expected"), [(True, "error"), (False, "warning")])
 def test_no_gpu_is_an_error_where_one_is_needed(needed, expected):
-    gone = {"count": 0, "problem": None, "shared_memory_bytes": 8 * 2**30}
-    ((level, _, text),) = said(gone, needed)
-    assert level == expected and "sees no GPU" in text
+    gone = {**WELL, "count": 0}
+    (level, _, text), _ = said(gone, needed)
+    assert level == expected and "sees none of the GPUs" in text
+
+
+@pytest.mark.parametrize(("gpus", "way"), [(1, "gloo, on its CPU"), (2, "NCCL, with a GPU each")])
+def test_how_two_processes_exchanged_gradients_is_said(gpus, way):
+    _, (level, subject, text) = said({**WELL, "count": gpus})
+    assert (level, subject) == ("ok", "exchange") and text.endswith(f"through {way}")
+
+
+def test_processes_that_cannot_exchange_gradients_are_an_error():
+    problem = "NCCL: Duplicate GPU detected : rank 1 and rank 0"
+    _, (level, _, text) = said({**WELL, "count": 2, "exchange_problem": problem})
+    assert level == "error" and problem in text
 
 
 def test_a_torch_that_does_not_load_is_an_error():
@@ -42,5 +54,5 @@ def test_a_torch_that_does_not_load_is_an_error():
 
 
 def test_little_shared_memory_is_said():
-    _, (level, subject, text) = said({**WELL, "shared_memory_bytes": 64 * 2**20})
+    *_, (level, subject, text) = said({**WELL, "shared_memory_bytes": 64 * 2**20})
     assert (level, subject) == ("warning", "/dev/shm") and "64 MB" in text

@@ -1,0 +1,128 @@
+"""How processes meet: variables for torch, gloo and NCCL, and whom a process waits for."""
+
+import logging
+import os
+import re
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from smt.engine import distributed, rendezvous
+from smt.engine.launch import free_port
+from tests.helpers import ROOT, forkserver
+
+STEP = {
+    "SLURM_JOB_ID": "812", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "no-such-node[07-08]",
+    "SLURM_LAUNCH_NODE_IPADDR": "192.0.2.1",
+}  # fmt: skip
+"""Of a rank that `srun -N2 -n4`, typed on a login node, has started."""
+
+
+@pytest.mark.parametrize(
+    ("node_list", "first"),
+    [
+        ("gpu7", "gpu7"),
+        ("gpu7,gpu9", "gpu7"),
+        ("gpu[03-05,9],login1", "gpu03"),
+        ("rack[1,3]-gpu[07-08]", "rack1-gpu07"),
+        ("gpu[2,4-5].site.example,other", "gpu2.site.example"),
+    ],
+)
+def test_the_first_node_of_a_list_as_slurm_writes_it(node_list, first):
+    assert rendezvous.first_host(node_list) == first
+
+
+def test_ranks_of_srun_meet_on_the_first_node_of_the_step(monkeypatch):
+    """Where srun was typed may be a login node, on which no rank listens."""
+    monkeypatch.setenv("PATH", "")  # no SLURM here: the node's name is what is left
+    variables = dict(STEP)
+    rendezvous.set_environment(variables)
+    assert variables["MASTER_ADDR"] == "no-such-node07"
+    assert [variables[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
+
+
+def test_two_steps_of_one_node_have_ports_of_their_own(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    ports = set()
+    for job, step in (("812", "0"), ("812", "1"), ("813", "0")):
+        variables = {**STEP, "SLURM_JOB_ID": job, "SLURM_STEP_ID": step}
+        rendezvous.set_environment(variables)
+        ports.add(int(variables["MASTER_PORT"]))
+    assert len(ports) == 3 and all(1024 < port < 32768 for port in ports)
+
+
+def test_gloo_takes_the_interface_that_leads_to_rank_0():
+    """Debian's /etc/hosts gives a host's own name 127.0.1.1, which no other host reaches."""
+    variables = {**STEP, "MASTER_ADDR": "127.0.0.1"}
+    rendezvous.set_environment(variables)
+    assert variables["GLOO_SOCKET_IFNAME"] == "lo" and "NCCL_SOCKET_IFNAME" not in variables
+
+
+def test_what_a_user_has_set_stays():
+    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4711", "GLOO_SOCKET_IFNAME": "ib0",
+           "NCCL_SOCKET_IFNAME": "ib1"}  # fmt: skip
+    variables = {**STEP, **own}
+    rendezvous.set_environment(variables)
+    assert {name: variables[name] for name in own} == own
+
+
+def test_one_process_needs_nothing():
+    variables = {"SLURM_JOB_ID": "812"}
+    rendezvous.set_environment(variables)
+    assert variables == {"SLURM_JOB_ID": "812"}
+
+
+def connect(timeout: timedelta) -> None:
+    """Be one of the processes; print what came of it."""
+    rendezvous._REPORT_INTERVAL = timedelta(seconds=1)
+    rendezvous.CONNECT_TIMEOUT = timeout
+    logging.basicConfig(format="%(message)s")
+    try:
+        rendezvous.connect("gloo")
+        print("connected")
+    except RuntimeError as error:
+        print(type(error).__name__)
+    distributed.stop()
+
+
+def output_of(ranks: list[int], world_size: int, folder: Path, timeout: float = 300) -> list[str]:
+    """Start these of the ranks of a training, and return what each printed; timeout in seconds."""
+    port, started = str(free_port()), []
+    for rank in ranks:
+        variables = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0",
+                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        with (folder / str(rank)).open("wb") as file:
+            started.append(
+                forkserver.start(
+                    "tests.unit.engine.test_rendezvous", str(timeout), cwd=ROOT,
+                    env={**os.environ, **variables}, stdout=file, stderr=file,
+                )
+            )  # fmt: skip
+    for process in started:
+        process.wait()
+    return [(folder / str(rank)).read_text() for rank in ranks]
+
+
+def test_a_rank_that_has_not_started_is_named(tmp_path):
+    """Rank 1 never starts: rank 0 says whom it waits for, and gives up in the end."""
+    (output,) = output_of([0], 2, tmp_path, timeout=3)
+    assert "waits for 1 of 2 processes: ranks 1 have not started" in output
+    assert output.endswith("DistStoreError\n")
+
+
+def test_a_rank_0_that_does_not_answer_is_named_with_its_address(tmp_path):
+    (output,) = output_of([1], 2, tmp_path, timeout=3)
+    assert re.search(r"rank 1 on \S+ waits for rank 0: nothing answers at 127.0.0.1 port", output)
+    assert "DistNetworkError" in output
+
+
+def test_ranks_that_all_start_connect(tmp_path):
+    for output in output_of([0, 1, 2], 3, tmp_path):
+        assert output.endswith("connected\n")
+
+
+if __name__ == "__main__":
+    connect(timedelta(seconds=float(sys.argv[1])))
