@@ -244,6 +244,17 @@ class SyncReceipt(Record):
     runs: Sequence[SentRun]
 
 
+# --- index/*.json ----------------------------------------------------------------------------
+
+
+class IndexEntry(Record):
+    """`index/EXPERIMENT-seedN.json`: the fingerprint that DVC's stage of a run depends on."""
+
+    experiment: str
+    seed: int
+    fingerprint: str
+
+
 # --- reading and writing ---------------------------------------------------------------------
 
 
@@ -345,6 +356,16 @@ def read_receipt(layout: Layout) -> SyncReceipt | None:
     """
     command = f"smt sync --scale {layout.scale}"
     return read(SyncReceipt, layout.sync_receipt, f"remove it and run: {command}")
+
+
+def read_index_entry(layout: Layout, run: Run) -> IndexEntry | None:
+    """Return the fingerprint that DVC's stage of a run depends on; None before it is written.
+
+    Raises:
+        DamagedRecord: the file is damaged.
+    """
+    command = f"smt dvc record --scale {layout.scale}"
+    return read(IndexEntry, layout.index_entry(run), f"remove it and run: {command}")
 
 
 def train_command(layout: Layout, run: Run) -> str:

@@ -60,7 +60,7 @@ def finish(folder):
     assert made.returncode == 0, made.stderr[-3000:]
     said = project.record()
     assert f"recorded: {len(RUNS)} runs, all, with data and tables" in said
-    assert "dvc.yaml is another one" in said
+    assert "dvc.yaml was updated" in said
     project.git("add", "-A")
     project.git("commit", "-q", "-m", "recorded")
     project.dvc("push")

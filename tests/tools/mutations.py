@@ -530,11 +530,11 @@ MUTATIONS = (
         "runs of other params are recorded", "dvc", "smt/runs/state.py",
         "if final is not None and final.fingerprint == facts.fingerprint:",
         "if final is not None:",
-        ("unit/versioning/test_record.py", *DVC),
+        ("unit/versioning/test_operations.py", *DVC),
     ),
     Mutation(
         "half a lock file stays after a kill", "dvc", "smt/versioning/dvc.py",
-        "    _restore_lock()\n    _free_paths()\n", "    _free_paths()\n",
+        "    _restore_lock()\n    _remove_stale_rwlock()\n", "    _remove_stale_rwlock()\n",
         DVC,
     ),
     Mutation(
