@@ -16,8 +16,6 @@ from smt.report.verdict import delta, judge
 UNDECIDED = "unknown"
 """Hugging Face's word for a licence that nobody has given."""
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "smt-reproduction")
-
 CITATION = """\
 @inproceedings{lin2023scale,
   title     = {Scale-Aware Modulation Meet Transformer},
@@ -225,8 +223,7 @@ def _origin(item: Item) -> Iterator[str]:
     if known.parent:
         yield f"parent: fingerprint `{known.parent.fingerprint}`"
     yield f"weights as exported by the training: SHA-256 `{final.weights_sha256}`"
-    versions = {name.lower(): version for name, version in known.packages.items()}
-    yield ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
+    yield ", ".join(f"{name} {version}" for name, version in known.main_packages.items())
     hardware, environment = known.hardware, known.environment
     device = ", ".join(hardware.gpus) or hardware.processor
     yield (

@@ -20,6 +20,9 @@ PROVENANCE = "provenance.json"
 FAILURE = "failure.json"
 """Both in a run's work folder."""
 
+MAIN_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "smt-reproduction")
+"""Packages whose versions MLflow and model cards show; provenance.json has all of them."""
+
 
 class Record(BaseModel):
     """Values of a JSON file, or of a mapping in it."""
@@ -201,6 +204,12 @@ class Provenance(Record):
     attempts: Sequence[Attempt] = Field(min_length=1)
     given_up: dict[str, Any] | None = None
     """Set where it was left half done for a run with other params."""
+
+    @property
+    def main_packages(self) -> dict[str, str | None]:
+        """Version of each of `MAIN_PACKAGES` that was installed."""
+        versions = {name.lower(): version for name, version in self.packages.items()}
+        return {name: versions[name] for name in MAIN_PACKAGES if name in versions}
 
     @property
     def diffs(self) -> tuple[str, ...]:

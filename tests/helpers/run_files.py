@@ -28,7 +28,7 @@ from smt.datasets.manifest import (
 )
 from smt.runs.atomic import write_json
 from smt.runs.paths import Layout
-from smt.tracking.client import Server
+from smt.tracking.client import TrackingClient
 from tests.helpers import ROOT, forkserver
 
 CREATED = 1_700_000_000.0
@@ -293,11 +293,11 @@ class RunFiles:
 
 
 def remote(files: RunFiles, run):
-    """Return MLflow's run of the run's present fingerprint; there must be one."""
-    tag = files.fingerprint(run)
-    server = Server.of(files.layout)
-    (found,) = [each for each in server.runs() if each.tags.get("smt.fingerprint") == tag]
-    return found
+    """Return the one MLflow run with the present fingerprint of a run."""
+    fingerprint = files.fingerprint(run)
+    remote_runs = TrackingClient.from_layout(files.layout).runs()
+    (remote_run,) = [it for it in remote_runs if it.tags.get("smt.fingerprint") == fingerprint]
+    return remote_run
 
 
 def rows(files: RunFiles, run_id: str) -> list[tuple]:
