@@ -538,7 +538,7 @@ MUTATIONS = (
         DVC,
     ),
     Mutation(
-        "a parent whose weights were changed is released upon", "release", "smt/release/choose.py",
+        "a run whose parent was changed is released", "release", "smt/release/selection.py",
         "                run = project.parent(run)\n", "                run = None\n",
         RELEASE,
     ),
@@ -549,7 +549,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a folder of the user's own is replaced", "release", "smt/release/pack.py",
-        "if name not in listed:", "if lines and name not in listed:",
+        "if name not in names:", "if lines and name not in names:",
         RELEASE,
     ),
     # --- detection -------------------------------------------------------------------------------
