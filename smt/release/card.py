@@ -121,8 +121,8 @@ def _introduction(release: ModelRelease) -> str:
     )
     return markdown_text(
         f"{release.model.title} of the Scale-Aware Modulation Transformer (ICCV 2023), trained at "
-        f"{release.recipe.resolution} pixels on {release.dataset.title}, {start}. Trained by an "
-        "independent reproduction of the paper; these are not the weights of its authors."
+        f"{release.recipe.resolution} pixels on {release.dataset.title}, {start}. It comes "
+        "from an independent reproduction of the paper; these are not the weights of its authors."
     )
 
 
