@@ -23,7 +23,7 @@ from smt.tracking.view import read_views
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
 from tests.helpers.run_files import RunFiles, S, T
-from tests.helpers.tracking_servers import empty_database, failing_line, mlflow_server
+from tests.helpers.tracking_servers import empty_database, mlflow_server, unreliable_proxy
 from tests.helpers.trainings import RUN_OF_DEMO, said, smt, start, work_dir
 
 TINY = Run(experiment=T, seed=0)
@@ -114,20 +114,20 @@ def test_a_curve_grows_during_training_and_is_complete_after_it(small_project, m
 
 @pytest.mark.servers
 def test_training_does_not_notice_a_server_that_never_answers(small_project, mlflow, tmp_path):
-    with failing_line(mlflow) as line:
-        line.state = "hang"
-        with training(small_project, line.uri, steps=(6,)) as process:
+    with unreliable_proxy(mlflow) as proxy:
+        proxy.state = "hang"
+        with training(small_project, proxy.uri, steps=(6,)) as process:
             pause.await_stop(process, lambda: said(small_project))
-            wait_for(lambda: line.requests > 0)
+            wait_for(lambda: proxy.requests > 0)
             sender_process = sender_of(process)
             process.send_signal(signal.SIGCONT)
             assert process.wait(timeout=PATIENCE) == 0, said(small_project)
         assert TrackingClient(mlflow.uri, "smt-demo", tmp_path).runs() == []
         log = (work_dir(small_project) / "train.log").read_text()
         assert "MLflow" not in log and "WARNING" not in log
-        line.state = "ok"
+        proxy.state = "ok"
         await_end(sender_process)
-        environment = {"MLFLOW_TRACKING_URI": line.uri}
+        environment = {"MLFLOW_TRACKING_URI": proxy.uri}
         smt(small_project, "sync", env=environment)
         assert_in_mlflow(params_of(small_project), layout_of(small_project), mlflow.uri)
         again = smt(small_project, "sync", env=environment)
@@ -179,19 +179,19 @@ def test_server_and_training_are_killed_and_mlflow_has_the_run_once(
 def test_points_arrive_once_over_an_unreliable_connection(files, mlflow, monkeypatch, state):
     monkeypatch.setattr("smt.tracking.client.MAX_METRICS", 50)
     work_dir, lines = files.run(TINY), files.lines(TINY, 4)
-    with failing_line(mlflow) as line:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", line.uri)
+    with unreliable_proxy(mlflow) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
         failures = 0
         for part in range(1, 5):
             files.write_journal(work_dir, lines[: len(lines) * part // 4])
-            for line.state in ("ok", state) if part % 2 else (state, "ok"):
+            for proxy.state in ("ok", state) if part % 2 else (state, "ok"):
                 try:
                     sync(files.project, files.layout)
                 except UserError as error:
                     assert "\n" not in str(error)
                     failures += 1
         assert (failures > 0) == (state != "slow")
-        line.state = "ok"
+        proxy.state = "ok"
         sync(files.project, files.layout)
         assert_in_mlflow(files.project, files.layout, mlflow.uri)
 
