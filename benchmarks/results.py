@@ -45,10 +45,10 @@ from smt.runs.atomic import read_json, write_json
 from smt.runs.heartbeat import Heartbeat
 from smt.runs.journal import Journal, Position
 from smt.runs.paths import Layout, bundled_params
-from smt.tracking import sync as sending
-from smt.tracking.client import Point, RemoteRun, Server, configure, prepare
+from smt.tracking import sync as sync_module
+from smt.tracking.client import Point, RemoteRun, TrackingClient, configure, prepare
 from smt.tracking.sync import sync
-from smt.tracking.view import views
+from smt.tracking.view import read_views
 
 METRICS = ("train/loss", "train/lr", "train/grad_norm", "eval/top1", "eval/top5", "eval/loss")
 """Of a journal's line; with `system/images_per_second` and `epoch` MLflow is given 8."""
@@ -314,7 +314,7 @@ def tables(folder: Path, manifests: Path, runs: int, epochs: int, rows: bool, ro
         _compare_reading(store, statistics.median(command), statistics.median(reading))
 
 
-class RowServer(Server):
+class RowClient(TrackingClient):
     """Puts runs straight into the tables of an SQLite file, in one transaction."""
 
     database: sqlite3.Connection
@@ -328,11 +328,11 @@ class RowServer(Server):
         marks = ", ".join("?" for _ in columns.split(", "))
         self.database.executemany(f"insert into {table} ({columns}) values ({marks})", rows)
 
-    def create(
+    def create_run(
         self, table: str, name: str, start_milliseconds: int, tags: Mapping[str, str]
     ) -> RemoteRun:
         """Make a run, as MLflow's own store does."""
-        run_id, experiment = uuid.uuid4().hex, self.make_experiment(table)
+        run_id, experiment = uuid.uuid4().hex, self.get_or_create_experiment(table)
         columns = (
             "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, "
             "start_time, lifecycle_stage, artifact_uri, experiment_id"
@@ -342,10 +342,10 @@ class RowServer(Server):
             f"file:///{run_id}/artifacts", int(experiment),
         )  # fmt: skip
         self._rows("runs", columns, [row])
-        self.send(run_id, tags={**tags, "mlflow.runName": name})
+        self.log_batch(run_id, tags={**tags, "mlflow.runName": name})
         return RemoteRun(run_id, experiment, "RUNNING", start_milliseconds, {}, dict(tags))
 
-    def send(
+    def log_batch(
         self,
         run_id: str,
         points: Sequence[Point] = (),
@@ -372,15 +372,15 @@ def _fill_by_rows(store: Store) -> None:
     """Do what `smt sync` does, but for the way that runs take into the database."""
     uri = store.layout.tracking_uri()
     prepare(store.layout, uri)
-    before = Server.of(store.layout)
-    for view in views(store.project, store.layout, store.project.order)[0]:
-        before.make_experiment(view.table)
+    client = TrackingClient.from_layout(store.layout)
+    for view in read_views(store.project, store.layout, store.project.order)[0]:
+        client.get_or_create_experiment(view.table)
     database = sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60)
     with closing(database), database:
-        RowServer.database = database
-        sending.Server = RowServer  # type: ignore[misc]
+        RowClient.database = database
+        sync_module.TrackingClient = RowClient  # type: ignore[misc]
         took = seconds(lambda: sync(store.project, store.layout))
-        sending.Server = Server  # type: ignore[misc]
+        sync_module.TrackingClient = TrackingClient  # type: ignore[misc]
     print(f"rows put straight into the database in {took:.0f} s: only reading is measured")
 
 

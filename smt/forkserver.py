@@ -1,12 +1,12 @@
-"""Commands of one driver on this machine, begun as forks of a process that has imported torch.
+"""A fork server: commands of one driver start as forks of a process that has imported torch.
 
-Importing torch, timm and MLflow takes a process seven CPU-seconds; a local run of the demo has some
-hundred jobs, and most of them last no longer than that. The driver starts a server that imports
-all of it once. `smt`, started by a job, hands its arguments, environment, folder and open files to
-the server, which forks: the fork is the command, in a process of its own, and the job passes
-signals on to it. Without a server `smt` does its own work, as it does in jobs of a cluster.
+Importing torch, timm and MLflow takes seven CPU-seconds. A local run of the demo has some hundred
+jobs, and most of them take no longer than that. So the driver starts a server that imports all of
+it once. `smt`, started by a job, sends its arguments, environment, folder and open files to the
+server, which forks: the fork runs the command, and the job forwards signals to it. Without a
+server, as in jobs of a cluster, `smt` runs the command itself.
 
-Nothing is computed before the fork, so the numbers are those of a process begun from nothing.
+Nothing is computed before the fork, so the results are those of a new process.
 """
 
 import array
@@ -22,18 +22,20 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 VARIABLE = "SMT_FORKSERVER"
-"""Environment variable: the server's socket. Whoever reads it removes it: what a command starts
-itself, as the trainings that a proof kills, are processes of their own."""
+"""Environment variable: the server's socket. `run` removes it, so that processes which a command
+starts, such as the trainings of `smt prove`, do not use the server."""
 
-NONE = "0"
-"""What it is where no server is wanted."""
+DISABLED = "0"
+"""Value of the variable with which no server is started."""
 
 COMMANDS = ("data", "train", "evaluate", "profile", "sync", "tables", "figures", "report")
-"""Commands that jobs run, and that are forked."""
+"""Commands of the workflow's jobs, which run as forks."""
 
 _PRELOADED = (
     *(f"smt.commands.{name}" for name in COMMANDS),
@@ -42,41 +44,39 @@ _PRELOADED = (
     "smt.detection.atss", "smt.detection.sparse_rcnn", "smt.detection.dino",
     "smt.tracking.sync", "mlflow", "torch._dynamo",
 )  # fmt: skip
-"""Commands import what they need when they need it. The last is what torch's optimizers import when
-they are first used."""
+"""Modules that commands import on first use; torch's optimizers import torch._dynamo."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_DRIVER = 0
-"""The server's standard input: at its end once the driver has ended."""
-_LENGTH = 8
-"""Bytes of each number on the line between a job and the server."""
+_STDIN = 0
+"""The server's standard input: a pipe that is at its end once the driver has ended."""
+_INT_BYTES = 8
+"""Length of an integer in the protocol."""
 
 
 # --- the driver -----------------------------------------------------------------------------------
 
 
 def start() -> "subprocess.Popen[bytes] | None":
-    """Start a server for the jobs of this process, with which it ends.
+    """Start a server for the jobs of this process; it ends with this process.
 
-    Returns None where SMT_FORKSERVER=0 asks for none.
+    Returns None if SMT_FORKSERVER is 0.
     """
-    if os.environ.get(VARIABLE) == NONE:
+    if os.environ.get(VARIABLE) == DISABLED:
         return None
     folder = tempfile.mkdtemp(prefix="smt-forkserver-")
     os.environ[VARIABLE] = str(Path(folder, "socket"))
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(os.environ[VARIABLE])
-    listening.listen(64)  # whoever comes while the server imports waits in this queue
-    with listening:
-        # Its standard input is how the server knows of this process's end.
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(os.environ[VARIABLE])
+    listener.listen(64)  # jobs that connect while the server imports wait in this queue
+    with listener:
         return subprocess.Popen(
-            [sys.executable, "-m", __name__, str(listening.fileno()), folder],
-            pass_fds=[listening.fileno()], stdin=subprocess.PIPE, start_new_session=True,
+            [sys.executable, "-m", __name__, str(listener.fileno()), folder],
+            pass_fds=[listener.fileno()], stdin=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
 
 def stop(server: "subprocess.Popen[bytes] | None") -> None:
-    """End a server that `start` has returned; commands that it has forked end as well."""
+    """End the server that `start` has returned, and the commands that run as its forks."""
     if server is not None and server.stdin is not None:
         os.environ.pop(VARIABLE, None)
         server.stdin.close()
@@ -89,48 +89,73 @@ def stop(server: "subprocess.Popen[bytes] | None") -> None:
 def run(arguments: list[str]) -> int | None:
     """Run `smt` with these arguments as a fork; return its exit code.
 
-    Returns None if there is no server, or if this command is not one that is forked.
+    Returns None if there is no server, or if the command does not run as a fork.
     """
     address = os.environ.pop(VARIABLE, None)
-    if address in (None, NONE) or not arguments or arguments[0] not in COMMANDS:
+    if address in (None, DISABLED) or not arguments or arguments[0] not in COMMANDS:
         return None
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with line:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with connection:
         try:
-            line.connect(address)
+            connection.connect(address)
         except OSError:
             return None
         job = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
-        text = json.dumps(job).encode()
-        files = array.array("i", [0, 1, 2])
-        line.sendmsg([_number(len(text))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
-        line.sendall(text)
-        pid = _read_number(line)
-        for number in _SIGNALS:
-            signal.signal(number, lambda number, _: _pass_on(pid, number))
-        return _read_number(line)
+        try:
+            pid = submit(connection, job, (0, 1, 2))
+            for number in _SIGNALS:
+                signal.signal(number, lambda number, _: _forward(pid, number))
+            return shell_code(read_int(connection))
+        except EOFError:
+            print("smt: error: the driver's fork server has ended; start it again", file=sys.stderr)
+            sys.exit(1)
 
 
-def _pass_on(pid: int, number: int) -> None:
+def _forward(pid: int, number: int) -> None:
     with suppress(ProcessLookupError):  # it has just ended
         os.kill(pid, number)
 
 
-def _number(value: int) -> bytes:
-    return value.to_bytes(_LENGTH, "big", signed=True)
+# --- the protocol: a job and three files, then the pid of the fork, and at last its exit code -----
 
 
-def _read_number(line: socket.socket) -> int:
-    content = _read(line, _LENGTH)
-    if len(content) < _LENGTH:
-        print("smt: error: the driver's fork server has ended; start it again", file=sys.stderr)
-        sys.exit(1)
+def submit(connection: socket.socket, job: Mapping[str, Any], files: Sequence[int]) -> int:
+    """Send a job, with its standard input, output and error; return the pid of its fork.
+
+    Raises:
+        EOFError: the server has ended.
+    """
+    content = json.dumps(job).encode()
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
+    connection.sendmsg([_int_bytes(len(content))], [rights])
+    connection.sendall(content)
+    return read_int(connection)
+
+
+def read_int(connection: socket.socket) -> int:
+    """Return the next integer of the server: the pid, or the exit code as of subprocess.Popen.
+
+    Raises:
+        EOFError: the server has ended.
+    """
+    content = _read(connection, _INT_BYTES)
+    if len(content) < _INT_BYTES:
+        raise EOFError("the fork server has ended")
     return int.from_bytes(content, "big", signed=True)
 
 
-def _read(line: socket.socket, length: int) -> bytes:
+def shell_code(code: int) -> int:
+    """Return an exit code as a shell has it: 128 + N if signal N has ended the process."""
+    return code if code >= 0 else 128 - code
+
+
+def _int_bytes(value: int) -> bytes:
+    return value.to_bytes(_INT_BYTES, "big", signed=True)
+
+
+def _read(connection: socket.socket, length: int) -> bytes:
     content = b""
-    while len(content) < length and (more := line.recv(length - len(content))):
+    while len(content) < length and (more := connection.recv(length - len(content))):
         content += more
     return content
 
@@ -138,73 +163,77 @@ def _read(line: socket.socket, length: int) -> bytes:
 # --- the server -----------------------------------------------------------------------------------
 
 
-def _serve(listening: socket.socket) -> None:
-    """Import all, then fork for each job, until the driver closes the standard input."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who attends to a job is not waited for
-    for module in _PRELOADED:
-        importlib.import_module(module)
-    if threading.active_count() > 1:  # a fork would lack them, and wait for locks that they hold
+def serve(listener: socket.socket, end: int, run_job: Callable[[dict[str, Any]], object]) -> None:
+    """Fork for each connection, and call `run_job` in the fork, until the file `end` is readable.
+
+    The fork has the files of the job, and a session of its own. If the job is killed, or `end` is
+    readable, so is the fork.
+    """
+    if threading.active_count() > 1:  # a fork has one thread, and waits for locks of the others
         raise RuntimeError(f"an import has started threads: {threading.enumerate()}")
     gc.freeze()
-    while _DRIVER not in select.select([listening.fileno(), _DRIVER], [], [])[0]:
-        line, _ = listening.accept()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the processes that attend
+    while end not in select.select([listener, end], [], [])[0]:
+        connection, _ = listener.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            listening.close()
-            _attend(line)
-        line.close()
+            listener.close()
+            _attend(connection, end, run_job)
+        connection.close()
 
 
-def _attend(line: socket.socket) -> None:
-    """Fork a job's command, and tell the job its pid and its exit code.
-
-    If the job or the driver is killed, so is the command.
-    """
+def _attend(
+    connection: socket.socket, end: int, run_job: Callable[[dict[str, Any]], object]
+) -> NoReturn:
+    """Fork a job, and send its pid and its exit code."""
     files = array.array("i")
-    header, ancillary, _, _ = line.recvmsg(_LENGTH, socket.CMSG_SPACE(3 * files.itemsize))
+    header, ancillary, _, _ = connection.recvmsg(_INT_BYTES, socket.CMSG_SPACE(3 * files.itemsize))
     files.frombytes(ancillary[0][2])
-    job = json.loads(_read(line, int.from_bytes(header, "big")))
+    job = json.loads(_read(connection, int.from_bytes(header, "big")))
     pid = os.fork()
     if pid == 0:
-        line.close()
-        _become(job["arguments"], job["folder"], job["environment"], list(files))
+        connection.close()
+        _take_files(files)
+        _run_and_exit(lambda: run_job(job))
     for file in files:
         os.close(file)
-    command = os.pidfd_open(pid)
+    process = os.pidfd_open(pid)
     with suppress(OSError):
-        line.sendall(_number(pid))
-    ready, _, _ = select.select([command, line.fileno(), _DRIVER], [], [])
-    if command not in ready:
-        with suppress(ProcessLookupError):  # it is not the first of a session yet
+        connection.sendall(_int_bytes(pid))
+    ready, _, _ = select.select([process, connection, end], [], [])
+    if process not in ready:
+        with suppress(ProcessLookupError):  # it has not become the leader of its session yet
             os.killpg(pid, signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with suppress(OSError):
-        line.sendall(_number(code if code >= 0 else 128 - code))
+        connection.sendall(_int_bytes(code))
     os._exit(0)
 
 
-def _become(
-    arguments: list[str], folder: str, environment: dict[str, str], files: list[int]
-) -> None:
-    """Be the command: with its files, folder and environment. Never returns."""
+def _take_files(files: Sequence[int]) -> None:
+    """Begin a session, and take these files as standard input, output and error."""
     os.setsid()
     for target, file in enumerate(files):
         os.dup2(file, target)
         os.close(file)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    sys.argv = ["smt", *arguments]
+
+
+def _run_and_exit(main: Callable[[], object]) -> NoReturn:
+    """Call `main` and end this process with its exit code, as the interpreter ends a program."""
     code = 1
     try:
-        importlib.import_module("smt.cli").main()
+        result = main()
+        code = result if isinstance(result, int) else 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is None or isinstance(end.code, int):
+            code = end.code or 0
+        else:
+            print(end.code, file=sys.stderr)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     threading._shutdown()  # type: ignore[attr-defined]
@@ -214,9 +243,28 @@ def _become(
     os._exit(code)
 
 
-if __name__ == "__main__":
+def set_environment(folder: str, environment: Mapping[str, str]) -> None:
+    """Change this process's working directory, and replace its environment."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+
+
+def _run_smt(job: dict[str, Any]) -> None:
+    set_environment(job["folder"], job["environment"])
+    sys.argv = ["smt", *job["arguments"]]
+    importlib.import_module("smt.cli").main()
+
+
+def _serve_driver(descriptor: int, folder: Path) -> None:
     try:
-        _serve(socket.socket(fileno=int(sys.argv[1])))
+        for module in _PRELOADED:
+            importlib.import_module(module)
+        serve(socket.socket(fileno=descriptor), _STDIN, _run_smt)
     finally:
-        Path(sys.argv[2], "socket").unlink(missing_ok=True)
-        Path(sys.argv[2]).rmdir()
+        (folder / "socket").unlink(missing_ok=True)
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    _serve_driver(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""`smt dvc`: what Snakemake has made, in DVC; and back."""
+"""`smt dvc`: record in DVC what Snakemake has made, and restore it."""
 
 import click
 
@@ -19,17 +19,17 @@ def record(scale: str) -> None:
     Brings dvc.yaml up to params/ first. Then `dvc status` is clean, `dvc repro` does nothing, and
     `dvc push` carries it away. While runs are missing, those that are done are recorded.
     """
-    from smt.versioning import record as versioning
+    from smt.versioning import operations
 
     project, layout = load(scale)
-    recorded = versioning.record(project, layout)
-    warn_of(recorded.damages)
-    if recorded.rewritten:
-        click.echo("dvc.yaml is another one, as params/ say; commit it in git with dvc.lock")
-    others = ", ".join(f"{count} {state}" for state, count in recorded.others.items())
+    summary = operations.record(project, layout)
+    warn_of(summary.damages)
+    if summary.is_new_pipeline:
+        click.echo("dvc.yaml was updated to params/; commit it in git with dvc.lock")
+    others = ", ".join(f"{count} {state}" for state, count in summary.other_states.items())
     part = f"of {len(project.runs)}; others: {others or 'none, but tables are missing'}"
-    what = "all, with data and tables" if recorded.complete else part
-    click.echo(f"recorded: {recorded.runs} runs, {what}; commit dvc.lock in git, then: dvc push")
+    what = "all, with data and tables" if summary.is_complete else part
+    click.echo(f"recorded: {summary.runs} runs, {what}; commit dvc.lock in git, then: dvc push")
 
 
 @command.command()
@@ -41,13 +41,13 @@ def restore(experiments: tuple[str, ...], scale: str) -> None:
     As `dvc pull`; then demo data are made again and Snakemake is told what is there, so that
     neither has anything to do. `smt sync` fills MLflow from the journals that came along.
     """
-    from smt.versioning import record as versioning
+    from smt.versioning import operations
 
     project, layout = load(scale)
     require_experiments(project, experiments)
-    done, damages = versioning.restore(project, layout, experiments)
+    runs, damages = operations.restore(project, layout, experiments)
     warn_of(damages)
-    click.echo(f"restored: {len(done)} runs; to fill MLflow: smt sync --scale {scale}")
+    click.echo(f"restored: {len(runs)} runs; to fill MLflow: smt sync --scale {scale}")
 
 
 @command.command(hidden=True)
@@ -57,10 +57,10 @@ def restore(experiments: tuple[str, ...], scale: str) -> None:
 @scale_option
 def make(what: str, experiment: str | None, seed: int | None, scale: str) -> None:
     """Do what a stage of dvc.yaml does."""
-    from smt.versioning import record as versioning
+    from smt.versioning import operations
 
     project, layout = load(scale)
     if what == "dag":
-        versioning.make_dag(project, layout)
+        operations.make_dag(project, layout)
     elif what == "run" and experiment is not None:
-        versioning.make_run(project, layout, find_run(project, experiment, seed))
+        operations.make_run(project, layout, find_run(project, experiment, seed))

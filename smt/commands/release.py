@@ -1,4 +1,4 @@
-"""`smt release`: final weights, model cards and results, packed to be published."""
+"""`smt release`: final weights, model cards and results, ready to be published."""
 
 import re
 
@@ -48,8 +48,8 @@ def command(
     refused. Nothing is sent anywhere.
     """
     from smt.release.card import Licence
-    from smt.release.choose import choose
     from smt.release.pack import pack
+    from smt.release.selection import select_models
 
     project, layout = load(scale)
     if not _IDENTIFIER.match(licence):
@@ -57,16 +57,16 @@ def command(
             f"--licence {licence}: valid: an identifier of "
             "https://huggingface.co/docs/hub/repositories-licenses: mit, cc-by-nc-4.0, other, ..."
         )
-    given = [each for each in (licence_name, licence_link) if each]
-    if len(given) != (2 if licence == "other" else 0):
+    details = [option for option in (licence_name, licence_link) if option]
+    if len(details) != (2 if licence == "other" else 0):
         raise UserError(
             "--licence other takes --licence-name and --licence-link; no other licence does"
         )
     paper = load_project(default_params(), PAPER)
-    items = choose(project, paper, layout, experiments, seed)
-    paths = pack(items, layout, Licence(licence, licence_name, licence_link))
-    for item in items:
-        click.echo(f"{item.name}: {item.how}")
+    releases = select_models(project, paper, layout, experiments, seed)
+    paths = pack(releases, layout, Licence(licence, licence_name, licence_link))
+    for release in releases:
+        click.echo(f"{release.name}: {release.seed_choice}")
     if project.scale.notice:
         click.echo(project.scale.notice)
     if licence == "unknown":

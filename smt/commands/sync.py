@@ -63,19 +63,19 @@ def command(
 def _once(
     project: Project, layout: Layout, experiments: tuple[str, ...], files: bool, register: bool
 ) -> str:
-    from smt.tracking.client import public
+    from smt.tracking.client import redact_password
     from smt.tracking.sync import sync
 
-    outcome = sync(project, layout, experiments, files=files, registered=register)
+    result = sync(project, layout, experiments, files=files, register=register)
     lines = [
-        f"{name}: MLflow held another training of it; sent anew from the journal"
-        for name in outcome.remade
+        f"{folder}: the run in MLflow was inconsistent with the journal; created again"
+        for folder in result.recreated_runs
     ]
-    lines += [f"in the model registry: {each}" for each in outcome.registered]
+    lines += [f"in the model registry: {version}" for version in result.model_versions]
     lines.append(
-        f"{outcome.runs} runs in MLflow at {public(layout.tracking_uri())}: {outcome.changed} had "
-        f"something new ({outcome.points} values), files of {outcome.files} sent; "
-        f"receipt: {layout.sync_receipt}"
+        f"{result.runs} runs in MLflow at {redact_password(layout.tracking_uri())}: "
+        f"{result.updated_runs} had something new ({result.points} values), files of "
+        f"{result.uploads} sent; receipt: {layout.sync_receipt}"
     )
     return "\n".join(lines)
 
@@ -92,13 +92,15 @@ def _watch(
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leaves no half-written file
 
-    def once() -> str | None:
+    def sync_once() -> str | None:
         from smt.tracking.sync import sync
 
-        outcome = sync(project, layout, experiments, files=files)
-        if not outcome.changed and not outcome.files:
+        result = sync(project, layout, experiments, files=files)
+        if not result.updated_runs and not result.uploads:
             return None
-        return f"sent {outcome.points} values of {outcome.changed} runs, files of {outcome.files}"
+        return (
+            f"sent {result.points} values of {result.updated_runs} runs, files of {result.uploads}"
+        )
 
-    for said in sender.watch(layout, once, period, pid):
-        click.echo(f"{time.strftime('%H:%M:%S')} {said}")
+    for message in sender.watch(layout, sync_once, period, pid):
+        click.echo(f"{time.strftime('%H:%M:%S')} {message}")

@@ -42,7 +42,7 @@ from smt.tracking import sender
 )
 @click.option(
     "--send/--no-send",
-    default=sender.is_wanted,
+    default=sender.is_enabled,
     help="Send the journal to MLflow while it grows, from a process that training never waits for; "
     "`smt sync` does so later [yes, unless SMT_SEND=0].",
 )

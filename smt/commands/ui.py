@@ -27,17 +27,17 @@ def command(port: int, host: str, scale: str) -> None:
     _, layout = load(scale)
     uri = layout.tracking_uri()
     receipt = record.read_receipt(layout)
-    here = receipt is not None and receipt.tracking_uri == client.public(uri)
+    here = receipt is not None and receipt.tracking_uri == client.redact_password(uri)
     synced = list(receipt.experiments.values()) if receipt and here else []
     if client.is_http(uri):
-        click.echo(f"MLflow runs already; open {client.runs_url(client.web(uri), synced)}")
+        click.echo(f"MLflow runs already; open {client.runs_url(client.web_url(uri), synced)}")
         return
     _require_free(host, port)
     if host not in LOOPBACK:
         click.echo(
             f"smt: warning: whoever reaches {host}:{port} can read and change all runs", err=True
         )
-    with client.locked(layout, "smt: a sync is at work in this folder; waiting for it"):
+    with client.locked(layout, "smt: waiting for a sync of this results folder"):
         client.prepare(layout, uri)
     client.configure()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else 15 processes and 2 GB

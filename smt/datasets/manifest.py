@@ -27,7 +27,7 @@ from smt.datasets.file_lists import SplitDigest
 from smt.datasets.hashing import DecodeCheck, FileHasher, HashCache, ProgressCallback
 from smt.datasets.scan import SplitScan
 from smt.errors import DataError, UserError, suggest
-from smt.runs.atomic import explained, replacing, write_json
+from smt.runs.atomic import RESULTS_REMEDY, explained, replacing, write_json
 from smt.runs.paths import Layout
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ CLASS_MAP = "class_map:"
 
 _THREADS = 16
 """Files that are looked at side by side, for a disk on the network answers late."""
-
-REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
 
 
 class Split(Strict):
@@ -133,7 +131,7 @@ def write(
     """
     require_key(project, key)
     path = manifest_path(layout, key)
-    with explained(path, REMEDY):
+    with explained(path, RESULTS_REMEDY):
         if key.startswith(CLASS_MAP):
             rows = read_class_map(project, layout, key)
             write_json(path, rows.model_dump(mode="json"))

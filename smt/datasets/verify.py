@@ -22,7 +22,7 @@ from smt.datasets.hashing import (
 from smt.datasets.manifest import Manifest
 from smt.datasets.scan import FileEntry, InvalidDataset, Listing
 from smt.errors import DataError
-from smt.runs.atomic import explained
+from smt.runs.atomic import RESULTS_REMEDY, explained
 from smt.runs.paths import Layout
 
 
@@ -77,7 +77,7 @@ def verify(
     root = layout.dataset_root(project.datasets[key])
     cache_file = layout.hash_cache(key, "decoding" if decode_check else "reading")
     with (
-        explained(cache_file, manifest.REMEDY),
+        explained(cache_file, RESULTS_REMEDY),
         HashCache(cache_file) as cache,
         Differences(layout.differences(key)) as differences,
     ):
@@ -103,7 +103,7 @@ def check(project: Project, layout: Layout, key: str) -> VerifyResult:
         UserError: the results folder cannot be written.
     """
     with (
-        explained(layout.differences(key), manifest.REMEDY),
+        explained(layout.differences(key), RESULTS_REMEDY),
         Differences(layout.differences(key)) as differences,
     ):
         return _compare(project, layout, key, None, differences, ProgressCallback())

@@ -1,1 +1,1 @@
-"""Final weights, model cards and results, packed to be published."""
+"""Releases: final weights, model cards and results, ready to be published."""

@@ -1,4 +1,4 @@
-"""A model card in Hugging Face's form: YAML for machines, then Markdown for people."""
+"""Model cards for the Hugging Face Hub: YAML metadata, then Markdown."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,16 +7,14 @@ from typing import Any
 import yaml
 
 from smt.config.metrics import METRICS
-from smt.release.choose import Item
+from smt.release.selection import ModelRelease
 from smt.report.format import signed
 from smt.report.notes import INTERVAL, INTERVAL_TITLE, explain_verdict
 from smt.report.render import markdown_text
 from smt.report.verdict import delta, judge
 
-UNDECIDED = "unknown"
-"""Hugging Face's word for a licence that nobody has given."""
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "smt-reproduction")
+UNKNOWN_LICENCE = "unknown"
+"""The identifier in Hugging Face's list for weights without a licence."""
 
 CITATION = """\
 @inproceedings{lin2023scale,
@@ -30,136 +28,139 @@ CITATION = """\
 
 @dataclass(frozen=True)
 class Licence:
-    """Under which terms the weights are given away: the decision of whoever publishes them."""
+    """The licence of the weights, which whoever publishes them decides."""
 
-    identifier: str = UNDECIDED
-    """By Hugging Face's list; `other` comes with a name and a link."""
+    identifier: str = UNKNOWN_LICENCE
+    """From Hugging Face's list; `other` needs a name and a link."""
     name: str | None = None
     link: str | None = None
 
     @property
     def fields(self) -> dict[str, str]:
-        """Return what a card's head says of it."""
-        given = {
+        """Return its keys in the metadata of a card."""
+        values = {
             "license": self.identifier, "license_name": self.name, "license_link": self.link
         }  # fmt: skip
-        return {key: value for key, value in given.items() if value is not None}
+        return {key: value for key, value in values.items() if value is not None}
 
     @property
     def sentence(self) -> str:
-        """Return what a card's text says of it."""
-        if self.identifier == UNDECIDED:
+        """Return the sentences of a card about it."""
+        code = "The MIT licence of the code does not apply to them."
+        if self.identifier == UNKNOWN_LICENCE:
             return (
-                "Nobody has decided under which licence these weights may be used: ask whoever "
-                "published them. The licence of the code, MIT, is not theirs."
+                "The licence of these weights has not been decided: ask whoever published them. "
+                f"{code}"
             )
         name = self.name or self.identifier
         link = f" ({self.link})" if self.link else ""
-        return f"The weights are under {name}{link}. The licence of the code, MIT, is not theirs."
+        return f"The weights are licensed under {name}{link}. {code}"
 
 
-def text(item: Item, file: str, licence: Licence, timm_knows: bool) -> str:
-    """Return the card of one model; `file` is the name of its weights.
+def text(release: ModelRelease, file: str, licence: Licence, is_registered: bool) -> str:
+    """Return the card of a model; `file` is the name of its weights.
 
-    `timm_knows` says if timm's model of this name is this model, at the paper's scale.
+    `is_registered` is whether timm builds the model from the name of its architecture alone.
     """
-    head = yaml.safe_dump(_head(item, licence), sort_keys=False, allow_unicode=True, width=1000)
+    metadata = yaml.safe_dump(
+        _metadata(release, licence), sort_keys=False, allow_unicode=True, width=1000
+    )
     parts = [
-        f"---\n{head}---",
-        f"# {markdown_text(item.project.experiments[item.run.experiment].title)}",
-        *([f"**{markdown_text(notice)}**"] if (notice := item.project.scale.notice) else []),
-        _introduction(item),
+        f"---\n{metadata}---",
+        f"# {markdown_text(release.project.experiments[release.run.experiment].title)}",
+        *([f"**{markdown_text(notice)}**"] if (notice := release.project.scale.notice) else []),
+        _introduction(release),
         "## Results",
-        _results(item),
-        markdown_text(item.how),
-        "## Use",
-        _use(item, file, timm_knows),
+        _results(release),
+        markdown_text(release.seed_choice),
+        "## Usage",
+        _usage(release, file, is_registered),
         "## Training",
-        _training(item),
-        "## Where it comes from",
-        "\n".join(f"- {line}" for line in _origin(item)),
-        "## Limits",
-        "\n".join(f"- {line}" for line in _limits(item, licence)),
+        _training(release),
+        "## Provenance",
+        "\n".join(f"- {line}" for line in _provenance(release)),
+        "## Limitations",
+        "\n".join(f"- {line}" for line in _limitations(release, licence)),
         "## Citation",
         f"```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(item: Item, licence: Licence) -> dict[str, Any]:
+def _metadata(release: ModelRelease, licence: Licence) -> dict[str, Any]:
     metrics = [
-        {"type": "accuracy", "name": f"{metric} (%)", "value": round(item.final.metrics[key], 4)}
+        {"type": "accuracy", "name": f"{metric} (%)", "value": round(release.final.metrics[key], 4)}
         for key, metric in (("top1", "Top-1 accuracy"), ("top5", "Top-5 accuracy"))
-        if key in item.final.metrics
+        if key in release.final.metrics
     ]
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
         "dataset": {
-            "type": item.recipe.dataset, "name": item.dataset.title, "split": "validation"
+            "type": release.recipe.dataset, "name": release.dataset.title, "split": "validation"
         },
         "metrics": metrics,
     }  # fmt: skip
-    head: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         **licence.fields,
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "smt"],
     }
     if metrics:
-        head["metrics"] = ["accuracy"]
-        head["model-index"] = [{"name": item.name, "results": [result]}]
-    return head
+        metadata["metrics"] = ["accuracy"]
+        metadata["model-index"] = [{"name": release.name, "results": [result]}]
+    return metadata
 
 
-def _introduction(item: Item) -> str:
-    parent = item.provenance.parent
+def _introduction(release: ModelRelease) -> str:
+    parent = release.provenance.parent
     start = (
         f"starting from the weights of {parent.experiment}, seed {parent.seed}"
         if parent
         else "from scratch"
     )
     return markdown_text(
-        f"{item.model.title} of the Scale-Aware Modulation Transformer (ICCV 2023), trained at "
-        f"{item.recipe.resolution} pixels on {item.dataset.title}, {start}. Made by a pipeline "
-        "that reproduces the paper; these are not the weights that its authors released."
+        f"{release.model.title} of the Scale-Aware Modulation Transformer (ICCV 2023), trained at "
+        f"{release.recipe.resolution} pixels on {release.dataset.title}, {start}. It comes "
+        "from an independent reproduction of the paper; these are not the weights of its authors."
     )
 
 
-def _results(item: Item) -> str:
-    measured = [metric for metric in METRICS if metric in item.final.metrics]
-    if not measured:
-        loss = item.final.metrics["train_loss"]
+def _results(release: ModelRelease) -> str:
+    metrics = [metric for metric in METRICS if metric in release.final.metrics]
+    if not metrics:
+        loss = release.final.metrics["train_loss"]
         return (
-            f"{markdown_text(item.dataset.title)} has no validation split: only the last training "
-            f"loss is known, {loss:.4f}."
+            f"{markdown_text(release.dataset.title)} has no validation split; the last training "
+            f"loss is {loss:.4f}."
         )
-    titles = ["Metric", "Reported", "This file", "Mean over seeds", "Mean less reported"]
-    titles += [INTERVAL_TITLE] if _is_compared(item) else []
+    titles = ["Metric", "Reported", "This file", "Mean over seeds", "Delta"]
+    titles += [INTERVAL_TITLE] if _is_compared(release) else []
     lines = [
         f"| {' | '.join(titles)} | Verdict |",
         f"| --- |{' ---: |' * (len(titles) - 1)} --- |",
-        *(_result(item, metric) for metric in measured),
+        *(_result(release, metric) for metric in metrics),
     ]
-    images = f"{item.evaluation.images:,} images of the validation split"
+    images = f"{release.evaluation.images:,} images of the validation split"
     text = "\n".join(lines) + f"\n\nOn {images}."
-    if not _is_compared(item):
+    if not _is_compared(release):
         return text
-    explained = f"{INTERVAL} {explain_verdict(f'{_tolerance(item):g}')}"
-    return f"{text} {markdown_text(explained)}"
+    explanation = f"{INTERVAL} {explain_verdict(f'{_tolerance(release):g}')}"
+    return f"{text} {markdown_text(explanation)}"
 
 
-def _is_compared(item: Item) -> bool:
-    return item.project.scale.notice is None
+def _is_compared(release: ModelRelease) -> bool:
+    return release.project.scale.notice is None
 
 
-def _result(item: Item, metric: str) -> str:
-    decimals, summary = METRICS[metric].decimals, item.over_seeds(metric)
+def _result(release: ModelRelease, metric: str) -> str:
+    decimals, summary = METRICS[metric].decimals, release.summary(metric)
     assert summary is not None
-    reported = item.project.reported_value(item.run.experiment, metric)
+    reported = release.project.reported_value(release.run.experiment, metric)
     value = reported.value if reported else None
-    spread = item.spread(metric)
+    spread = release.spread(metric)
     verdict = judge(
-        summary, value, spread, tolerance=_tolerance(item), comparable=_is_compared(item)
+        summary, value, spread, tolerance=_tolerance(release), comparable=_is_compared(release)
     )
     interval = f"± {spread.interval(summary.n):.{decimals}f}" if spread else "unknown"
     mean = f"{summary.mean:.{decimals}f}"
@@ -168,89 +169,88 @@ def _result(item: Item, metric: str) -> str:
     cells = [
         METRICS[metric].heading,
         "" if value is None else str(value),
-        f"{item.final.metrics[metric]:.{decimals}f}",
+        f"{release.final.metrics[metric]:.{decimals}f}",
         f"{mean} (n = {summary.n})",
         "" if value is None else signed(delta(summary.mean, value), decimals),
-        *([interval] if _is_compared(item) else []),
+        *([interval] if _is_compared(release) else []),
         verdict,
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _tolerance(item: Item) -> float:
-    """Return the tolerance of the tables that the experiment stands in; 0 where it is in none."""
+def _tolerance(release: ModelRelease) -> float:
+    """Return the largest tolerance of the tables of the experiment; 0 if it is in none."""
     return max(
         (
             table.tolerance
-            for table in item.project.tables.values()
-            if item.run.experiment in table.experiments
+            for table in release.project.tables.values()
+            if release.run.experiment in table.experiments
         ),
         default=0.0,
     )
 
 
-def _use(item: Item, file: str, timm_knows: bool) -> str:
-    lines = ["import timm", "import smt.models.zoo  # gives timm the models of this project", ""]
-    if timm_knows:
+def _usage(release: ModelRelease, file: str, is_registered: bool) -> str:
+    lines = ["import timm", "import smt.models.zoo  # registers the models in timm", ""]
+    if is_registered:
         lines.append(
-            f'model = timm.create_model("{item.architecture}", '
-            f'num_classes={item.dataset.classes}, checkpoint_path="{file}").eval()'
+            f'model = timm.create_model("{release.architecture}", '
+            f'num_classes={release.dataset.classes}, checkpoint_path="{file}").eval()'
         )
         after = ""
     else:
         lines.append('model = timm.create_model("local-dir:.", pretrained=True).eval()')
         after = (
-            f"\n\nThis is the {item.architecture} of {item.project.scale.title}, which is smaller "
-            "than the paper's, so the name alone does not make it: config.json brings its spec, "
-            "and the dot stands for the folder of this card."
+            f"\n\nThis is the {release.architecture} of {release.project.scale.title}, which is "
+            "smaller than the paper's, so timm needs its spec from config.json. The dot is the "
+            "folder of this card."
         )
     return "```python\n" + "\n".join(lines) + "\n```" + after
 
 
-def _training(item: Item) -> str:
-    content = {"recipe": item.provenance.params["recipe"]}
-    content |= {"drop_path": item.provenance.params["drop_path"], "seed": item.run.seed}
+def _training(release: ModelRelease) -> str:
+    content = {"recipe": release.provenance.params["recipe"]}
+    content |= {"drop_path": release.provenance.params["drop_path"], "seed": release.run.seed}
     body = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=90)
-    return f"{markdown_text(item.recipe.title)}:\n\n```yaml\n{body}```"
+    return f"{markdown_text(release.recipe.title)}:\n\n```yaml\n{body}```"
 
 
-def _origin(item: Item) -> Iterator[str]:
-    known, final = item.provenance, item.final
-    git = known.git
+def _provenance(release: ModelRelease) -> Iterator[str]:
+    provenance, final = release.provenance, release.final
+    git = provenance.git
     commit = f"commit {git.commit}" if git.commit else "not in a git checkout"
-    yield f"run: {item.run}, fingerprint `{final.fingerprint}`"
-    yield f"code: {commit}{', with changes that were not committed' if git.dirty else ''}"
-    for key, digest in known.data.items():
+    yield f"run: {release.run}, fingerprint `{final.fingerprint}`"
+    yield f"code: {commit}{', with uncommitted changes' if git.dirty else ''}"
+    for key, digest in provenance.data.items():
         yield f"data: {markdown_text(key)}, digest of its manifest `{digest}`"
-    if known.parent:
-        yield f"parent: fingerprint `{known.parent.fingerprint}`"
+    if provenance.parent:
+        yield f"parent: fingerprint `{provenance.parent.fingerprint}`"
     yield f"weights as exported by the training: SHA-256 `{final.weights_sha256}`"
-    versions = {name.lower(): version for name, version in known.packages.items()}
-    yield ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions)
-    hardware, environment = known.hardware, known.environment
+    yield ", ".join(f"{name} {version}" for name, version in provenance.main_packages.items())
+    hardware, environment = provenance.hardware, provenance.environment
     device = ", ".join(hardware.gpus) or hardware.processor
     yield (
         f"machine: {markdown_text(device)}, {environment.precision}, processes: "
-        f"{environment.world_size}; trained for {_span(final.wall_seconds)}, GPU-hours: "
-        f"{(final.gpu_seconds or 0) / 3600:.2f}, attempts: {len(known.attempts)}"
+        f"{environment.world_size}; trained for {_duration(final.wall_seconds)}, GPU-hours: "
+        f"{(final.gpu_seconds or 0) / 3600:.2f}, attempts: {len(provenance.attempts)}"
     )
-    yield "`smt verify` works all of these numbers out again; `smt train` trains it again"
+    yield "to recompute all of these numbers: `smt verify`; to train it again: `smt train`"
 
 
-def _span(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
-def _limits(item: Item, licence: Licence) -> Iterator[str]:
-    if item.project.scale.notice:
+def _limitations(release: ModelRelease, licence: Licence) -> Iterator[str]:
+    if release.project.scale.notice:
         yield (
-            f"{markdown_text(item.project.scale.notice)}: small models on "
-            f"{markdown_text(item.dataset.title)}, to show that the pipeline works. Of no use "
-            "beyond that."
+            f"{markdown_text(release.project.scale.notice)}: small models on "
+            f"{markdown_text(release.dataset.title)}, to show that the pipeline works, and "
+            "for no other use."
         )
     yield (
-        "A classifier of still images into the classes of its training data, with their errors and "
-        "biases. It was not examined for fairness, robustness or any use outside of research."
+        "The model classifies images into the classes of its training data, and has their errors "
+        "and biases. It was not evaluated for fairness, robustness or any use outside of research."
     )
-    yield "Accuracy was measured on the validation split alone, as that which it is compared with."
+    yield "Accuracy was measured on the validation split only, as in the paper."
     yield licence.sentence

@@ -1,7 +1,6 @@
-"""The folder of a release: the same runs give the same bytes."""
+"""Writes the folder of a release: the same runs give the same bytes."""
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -16,45 +15,46 @@ from smt.config.models import Model
 from smt.errors import UserError
 from smt.release import card
 from smt.release.card import Licence
-from smt.release.choose import Item
+from smt.release.selection import ModelRelease
 from smt.report.sizes import PAPER
-from smt.runs.atomic import explained, replacing, sha256
+from smt.runs.atomic import RESULTS_REMEDY, explained, replacing, sha256
 from smt.runs.paths import Layout, bundled_params
 from smt.verify import tensors
 
-SUMS = "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
 COLUMNS = (
     "model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct",
     "interpolation",
 )  # fmt: skip
-"""Of timm's results/results-imagenet.csv."""
+"""Columns of timm's results/results-imagenet.csv."""
 
 INTERPOLATION = "bicubic"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels, with which every model here is trained and evaluated."""
-
-REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
+"""Of ImageNet's pixels: the normalization in training and evaluation."""
 
 
-def pack(items: Sequence[Item], layout: Layout, licence: Licence) -> list[Path]:
-    """Write the release anew in place of what an earlier call left, and return its files.
+def pack(releases: Sequence[ModelRelease], layout: Layout, licence: Licence) -> list[Path]:
+    """Write the release in place of an earlier one, and return its files.
 
     Raises:
-        UserError: the folder holds files that are not of a release, or cannot be written.
+        UserError: the folder has files that no release wrote, or it cannot be written.
     """
     folder = layout.release
-    _require_own(folder)
+    _require_no_other_files(folder)
     new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    with explained(folder, REMEDY):
+    with explained(folder, RESULTS_REMEDY):
         try:
-            for item in items:
-                _model(item, layout, new / item.name, licence)
-            for dataset in dict.fromkeys(item.recipe.dataset for item in items):
-                own = [item for item in items if item.recipe.dataset == dataset]
-                measured = [item for item in own if "top1" in item.final.metrics]
-                if measured:
-                    _write(new / f"results-{dataset}.csv", _csv(measured, layout))
-            _write(new / SUMS, _sums(new))
+            for release in releases:
+                _write_model(release, layout, new / release.name, licence)
+            for dataset in dict.fromkeys(release.recipe.dataset for release in releases):
+                rows = [
+                    _row(release, layout)
+                    for release in releases
+                    if release.recipe.dataset == dataset and "top1" in release.final.metrics
+                ]
+                if rows:
+                    _write(new / f"results-{dataset}.csv", _csv(rows))
+            _write(new / CHECKSUMS, _checksums(new))
             if folder.exists():
                 shutil.rmtree(folder)
             new.replace(folder)
@@ -63,16 +63,14 @@ def pack(items: Sequence[Item], layout: Layout, licence: Licence) -> list[Path]:
     return _files(folder)
 
 
-def _require_own(folder: Path) -> None:
-    """Refuse to replace a folder with files that no release wrote."""
-    if not folder.exists():
-        return
-    sums = folder / SUMS
-    lines = sums.read_text().splitlines() if sums.exists() else []
-    listed = {line.partition("  ")[2] for line in lines} | {SUMS}
+def _require_no_other_files(folder: Path) -> None:
+    """Raise an error if the folder has files that no release wrote: it is to be replaced."""
+    checksums = folder / CHECKSUMS
+    lines = checksums.read_text().splitlines() if checksums.exists() else []
+    names = {line.partition("  ")[2] for line in lines} | {CHECKSUMS}
     for path in _files(folder):
         name = str(path.relative_to(folder))
-        if name not in listed:
+        if name not in names:
             raise UserError(
                 f"{path}: smt release did not write it, and would replace its folder; move it away"
             )
@@ -87,26 +85,26 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _model(item: Item, layout: Layout, folder: Path, licence: Licence) -> None:
-    """Write weights, config and card of one model."""
-    source, draft = layout.weights(item.run), folder / "weights"
-    with replacing(draft) as file:
-        tensors.copy(source, _metadata(item, licence), file)
-    name = f"{item.name}-{sha256(draft)[:8]}.safetensors"
-    draft.replace(folder / name)
-    known = is_known_to_timm(item)
-    _write(folder / "config.json", json.dumps(_config(item, known), indent=2) + "\n")
-    _write(folder / "README.md", card.text(item, name, licence, known))
+def _write_model(release: ModelRelease, layout: Layout, folder: Path, licence: Licence) -> None:
+    """Write weights, config and card of a model."""
+    temporary = folder / "weights"
+    with replacing(temporary) as file:
+        tensors.copy(layout.weights(release.run), _metadata(release, licence), file)
+    name = f"{release.name}-{sha256(temporary)[:8]}.safetensors"
+    temporary.replace(folder / name)
+    is_registered = is_registered_in_timm(release)
+    _write(folder / "config.json", json.dumps(_config(release, is_registered), indent=2) + "\n")
+    _write(folder / "README.md", card.text(release, name, licence, is_registered))
 
 
-def is_known_to_timm(item: Item) -> bool:
-    """Return whether timm's model of this name has this spec: those of the paper's scale have."""
-    registered = _registered().get(item.architecture)
-    return registered is not None and _spec(registered) == _spec(item.model)
+def is_registered_in_timm(release: ModelRelease) -> bool:
+    """Return whether timm builds this model from its name: `zoo` registers the paper's models."""
+    model = _paper_models().get(release.architecture)
+    return model is not None and _spec(model) == _spec(release.model)
 
 
 @cache
-def _registered() -> dict[str, Model]:
+def _paper_models() -> dict[str, Model]:
     return load_project(bundled_params(), PAPER).models
 
 
@@ -114,37 +112,37 @@ def _spec(model: Model) -> dict[str, Any]:
     return model.model_dump(mode="json", exclude={"title"})
 
 
-def _metadata(item: Item, licence: Licence) -> dict[str, str]:
-    said = {
-        "model": {"title": item.model.title, **_spec(item.model)},
-        "architecture": item.architecture,
-        "num_classes": item.dataset.classes,
-        "experiment": item.run.experiment,
-        "seed": item.run.seed,
-        "scale": item.project.scale_name,
-        "notice": item.project.scale.notice,
-        "fingerprint": item.final.fingerprint,
-        "exported_sha256": item.final.weights_sha256,
-        "commit": item.provenance.git.commit,
-        "metrics": item.final.metrics,
+def _metadata(release: ModelRelease, licence: Licence) -> dict[str, str]:
+    metadata = {
+        "model": {"title": release.model.title, **_spec(release.model)},
+        "architecture": release.architecture,
+        "num_classes": release.dataset.classes,
+        "experiment": release.run.experiment,
+        "seed": release.run.seed,
+        "scale": release.project.scale_name,
+        "notice": release.project.scale.notice,
+        "fingerprint": release.final.fingerprint,
+        "exported_sha256": release.final.weights_sha256,
+        "commit": release.provenance.git.commit,
+        "metrics": release.final.metrics,
         **licence.fields,
     }
-    return {"format": "pt", "smt": json.dumps(said, sort_keys=True)}
+    return {"format": "pt", "smt": json.dumps(metadata, sort_keys=True)}
 
 
-def _config(item: Item, known_to_timm: bool) -> dict[str, Any]:
-    """Return what timm reads beside the weights: architecture and how images are prepared."""
-    side = item.recipe.resolution
+def _config(release: ModelRelease, is_registered: bool) -> dict[str, Any]:
+    """Return the config.json that timm reads: architecture and preprocessing of images."""
+    side = release.recipe.resolution
     config: dict[str, Any] = {
-        "architecture": item.architecture,
-        "num_classes": item.dataset.classes,
-        "num_features": item.model.widths[-1],
+        "architecture": release.architecture,
+        "num_classes": release.dataset.classes,
+        "num_features": release.model.widths[-1],
         "pretrained_cfg": {
-            "tag": item.run.experiment,
+            "tag": release.run.experiment,
             "input_size": [3, side, side],
             "fixed_input_size": False,
-            "crop_pct": item.recipe.evaluation.crop_ratio,
-            "crop_mode": "squash" if item.recipe.evaluation.resize == "squash" else "center",
+            "crop_pct": release.recipe.evaluation.crop_ratio,
+            "crop_mode": "squash" if release.recipe.evaluation.resize == "squash" else "center",
             "interpolation": INTERPOLATION,
             "mean": list(MEAN),
             "std": list(STD),
@@ -152,14 +150,13 @@ def _config(item: Item, known_to_timm: bool) -> dict[str, Any]:
             "classifier": "head",
         },
     }
-    if not known_to_timm:
-        config["model_args"] = {"model": {"title": item.model.title, **_spec(item.model)}}
+    if not is_registered:
+        config["model_args"] = {"model": {"title": release.model.title, **_spec(release.model)}}
     return config
 
 
-def _csv(items: Sequence[Item], layout: Layout) -> str:
-    """Return results as timm lists them, the best first."""
-    rows = [_row(item, layout) for item in items]
+def _csv(rows: Sequence[dict[str, str]]) -> str:
+    """Return results in the format of timm's, the best top-1 first."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -167,26 +164,22 @@ def _csv(items: Sequence[Item], layout: Layout) -> str:
     return text.getvalue()
 
 
-def _row(item: Item, layout: Layout) -> dict[str, str]:
-    top1, top5 = (item.final.metrics[name] for name in ("top1", "top5"))
-    count = tensors.parameters(tensors.read(layout.weights(item.run)))
+def _row(release: ModelRelease, layout: Layout) -> dict[str, str]:
+    top1, top5 = (release.final.metrics[name] for name in ("top1", "top5"))
+    count = tensors.parameters(tensors.read(layout.weights(release.run)))
     return {
-        "model": item.name,
-        "img_size": str(item.recipe.resolution),
+        "model": release.name,
+        "img_size": str(release.recipe.resolution),
         "top1": f"{top1:.3f}",
         "top1_err": f"{100 - top1:.3f}",
         "top5": f"{top5:.3f}",
         "top5_err": f"{100 - top5:.3f}",
         "param_count": f"{count / 1e6:,.2f}",
-        "crop_pct": f"{item.recipe.evaluation.crop_ratio:.3f}",
+        "crop_pct": f"{release.recipe.evaluation.crop_ratio:.3f}",
         "interpolation": INTERPOLATION,
     }
 
 
-def _sums(folder: Path) -> str:
-    """Return digests in the form that `sha256sum -c` reads."""
-    lines = []
-    for path in _files(folder):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        lines.append(f"{digest}  {path.relative_to(folder)}\n")
-    return "".join(lines)
+def _checksums(folder: Path) -> str:
+    """Return the digests of all files, in the format that `sha256sum -c` reads."""
+    return "".join(f"{sha256(path)}  {path.relative_to(folder)}\n" for path in _files(folder))

@@ -23,7 +23,7 @@ from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord, RunMetrics
 from smt.runs.state import UNDER_WAY, RunState, State
 from smt.tracking import client as mlflow
-from smt.tracking.client import RemoteRun, Server
+from smt.tracking.client import RemoteRun, TrackingClient
 
 CROSS_CHECKED_METRICS = ("eval", "evaluation")
 """Sections of MLflow's metrics that must agree with the final numbers: the journal's last
@@ -75,7 +75,7 @@ class Results:
     """Every run of a scale."""
 
     project: Project
-    server: Server | None
+    server: TrackingClient | None
     """None where nothing was ever sent."""
     runs: dict[Run, RunResult]
     damages: tuple[DamagedRecord, ...]
@@ -114,7 +114,7 @@ def collect(project: Project, layout: Layout) -> Results:
         UserError: MLflow does not answer, or it and a `metrics.json` say different numbers.
     """
     uri = layout.tracking_uri()
-    server = None if mlflow.is_missing(uri) else Server.of(layout)
+    server = None if mlflow.is_missing(uri) else TrackingClient.from_layout(layout)
     remote = (
         {run.tags.get("smt.fingerprint"): run for run in reversed(server.runs())} if server else {}
     )
@@ -124,7 +124,7 @@ def collect(project: Project, layout: Layout) -> Results:
 def assemble(
     project: Project,
     layout: Layout,
-    server: Server | None,
+    server: TrackingClient | None,
     remote: Mapping[str | None, RemoteRun],
     *,
     checked: bool = True,
@@ -145,7 +145,7 @@ class _Collector:
         self,
         project: Project,
         layout: Layout,
-        server: Server | None,
+        server: TrackingClient | None,
         remote: Mapping[str | None, RemoteRun],
         every: States,
         checked: bool,

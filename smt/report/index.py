@@ -10,7 +10,7 @@ from smt.report.format import joined
 from smt.report.grid import Cell, Column
 from smt.report.render import markdown_table, markdown_text, page
 from smt.runs.state import counts
-from smt.tracking.client import is_http, public
+from smt.tracking.client import is_http, redact_password
 
 COLUMNS = (
     Column("Run"),
@@ -132,7 +132,7 @@ def stated(runs: Iterable[RunResult]) -> str:
 def _where(uri: str) -> str:
     """Return the tracking URI; of an SQLite file only its name, wherever the folder lies."""
     if is_http(uri) or not uri.startswith("sqlite:"):
-        return public(uri)
+        return redact_password(uri)
     return f"{uri.rsplit('/', 1)[-1]} (SQLite); browse it with smt ui"
 
 

@@ -18,7 +18,7 @@ from smt.report.tables import ResultTable
 from smt.runs.paths import Layout
 from smt.runs.provenance import LOG
 from smt.runs.state import State, counts
-from smt.tracking.client import runs_url, web
+from smt.tracking.client import runs_url, web_url
 
 URGENT = (
     State.FAILED, State.STOPPED, State.RUNNING, State.QUEUED, State.OUTDATED, State.NOT_STARTED,
@@ -163,7 +163,7 @@ class Report:
         server = self.results.server
         if server is None:
             return None
-        return runs_url(web(server.uri), list(server.experiments().values()))
+        return runs_url(web_url(server.uri), list(server.experiments().values()))
 
 
 def stated_of(state: State) -> str:

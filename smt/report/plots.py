@@ -17,8 +17,7 @@ from smt.report.agreement import Agreement, agreements, axis_range
 from smt.report.collect import Results
 from smt.report.figures import Band, Curve, Marker, metric_of
 from smt.report.format import plus_minus, signed
-from smt.report.render import REMEDY
-from smt.runs.atomic import explained, replacing
+from smt.runs.atomic import RESULTS_REMEDY, explained, replacing
 from smt.runs.paths import Layout
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def _save(plot: Plot, stem: Path, notice: str | None) -> list[Path]:
         plot.figure.suptitle(f"{plot.title}\n{notice}" if notice else plot.title, fontsize=12)
         for suffix, facts in metadata.items():
             path = stem.with_name(f"{stem.name}.{suffix}")
-            with explained(path, REMEDY), replacing(path) as file:
+            with explained(path, RESULTS_REMEDY), replacing(path) as file:
                 plot.figure.savefig(file, format=suffix, metadata=facts, dpi=150)
             paths.append(path)
     return paths

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smt.report.grid import Cell, Column, Grid, Span
-from smt.runs.atomic import explained, replacing
+from smt.runs.atomic import RESULTS_REMEDY, explained, replacing
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 FORMATS = ("md", "csv", "tex", "html")
-REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -54,7 +53,7 @@ def write(grid: Grid, folder: Path) -> list[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
-    with explained(path, REMEDY), replacing(path) as file:
+    with explained(path, RESULTS_REMEDY), replacing(path) as file:
         file.write(text.encode())
 
 

@@ -12,6 +12,9 @@ from typing import Any, BinaryIO
 
 from smt.errors import UserError
 
+RESULTS_REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
+"""What to do where `explained` wraps a write into the results folder."""
+
 
 @contextmanager
 def replacing(path: Path, *, single_writer: bool = False) -> Iterator[BinaryIO]:

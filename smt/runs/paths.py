@@ -129,6 +129,10 @@ class Layout:
         """Folder of the fingerprint of each run, which DVC's stages depend on."""
         return self.root / "index"
 
+    def index_entry(self, run: Run) -> Path:
+        """Fingerprint of a run."""
+        return self.index / f"{run}.json"
+
     @property
     def derived_outputs(self) -> tuple[Path, ...]:
         """All outputs derived from finished runs, and the receipt of MLflow."""

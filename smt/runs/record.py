@@ -20,6 +20,9 @@ PROVENANCE = "provenance.json"
 FAILURE = "failure.json"
 """Both in a run's work folder."""
 
+MAIN_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "smt-reproduction")
+"""Packages whose versions MLflow and model cards show; provenance.json has all of them."""
+
 
 class Record(BaseModel):
     """Values of a JSON file, or of a mapping in it."""
@@ -203,6 +206,12 @@ class Provenance(Record):
     """Set where it was left half done for a run with other params."""
 
     @property
+    def main_packages(self) -> dict[str, str | None]:
+        """Version of each of `MAIN_PACKAGES` that was installed."""
+        versions = {name.lower(): version for name, version in self.packages.items()}
+        return {name: versions[name] for name in MAIN_PACKAGES if name in versions}
+
+    @property
     def diffs(self) -> tuple[str, ...]:
         """Digests of the differences from a commit that its attempts ran with."""
         digests = (self.git.diff_sha256, *(attempt.diff_sha256 for attempt in self.attempts))
@@ -242,6 +251,17 @@ class SyncReceipt(Record):
     experiments: dict[str, str]
     """MLflow's id of each of its experiments."""
     runs: Sequence[SentRun]
+
+
+# --- index/*.json ----------------------------------------------------------------------------
+
+
+class IndexEntry(Record):
+    """`index/EXPERIMENT-seedN.json`: the fingerprint that DVC's stage of a run depends on."""
+
+    experiment: str
+    seed: int
+    fingerprint: str
 
 
 # --- reading and writing ---------------------------------------------------------------------
@@ -345,6 +365,16 @@ def read_receipt(layout: Layout) -> SyncReceipt | None:
     """
     command = f"smt sync --scale {layout.scale}"
     return read(SyncReceipt, layout.sync_receipt, f"remove it and run: {command}")
+
+
+def read_index_entry(layout: Layout, run: Run) -> IndexEntry | None:
+    """Return the fingerprint that DVC's stage of a run depends on; None before it is written.
+
+    Raises:
+        DamagedRecord: the file is damaged.
+    """
+    command = f"smt dvc record --scale {layout.scale}"
+    return read(IndexEntry, layout.index_entry(run), f"remove it and run: {command}")
 
 
 def train_command(layout: Layout, run: Run) -> str:

@@ -1,4 +1,4 @@
-"""The files of a finished run in MLflow: its weights, numbers, provenance and resolved params."""
+"""Files of finished runs in MLflow: weights, metrics, provenance and resolved params."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,74 +6,78 @@ from contextlib import contextmanager
 
 from smt.errors import UserError
 from smt.runs.atomic import sha256
-from smt.tracking.client import RemoteRun, Server
+from smt.tracking.client import RemoteRun, TrackingClient
 from smt.tracking.view import RunView
 
-SENT_FILES = "smt.sent.files"
-"""Tag of MLflow's run: which files were sent."""
+FILES_DIGEST_TAG = "smt.sent.files"
+"""Tag of an MLflow run: the digest of the files that were uploaded."""
 
 PARAMS = "params.yaml"
 
 
-def send_files(server: Server, found: Sequence[RunView], known: Mapping[str, RemoteRun]) -> int:
-    """Send the files of every finished run that MLflow has not got; return of how many runs.
+def upload_files(
+    client: TrackingClient, views: Sequence[RunView], remote_runs: Mapping[str, RemoteRun]
+) -> int:
+    """Upload the files of finished runs whose digest is not in MLflow; return the number of runs.
 
-    A run whose weights are not on this machine keeps what MLflow has.
+    A run whose weights are not on this machine is skipped. `remote_runs` is by fingerprint.
 
     Raises:
-        UserError: the store of artifacts does not answer, or has no room.
+        UserError: the artifact store does not answer, or has no space left.
     """
     count = 0
-    for view in found:
-        remote = known.get(view.fingerprint)
+    for view in views:
+        remote = remote_runs.get(view.fingerprint)
         if remote is None or view.final is None or not all(f.exists() for f in view.outputs):
             continue
-        wanted = _digest(view)
-        if remote.tags.get(SENT_FILES) == wanted:
+        digest = _digest(view)
+        if remote.tags.get(FILES_DIGEST_TAG) == digest:
             continue
-        with _explained(view):
-            server.send_files(remote.run_id, view.outputs)
-            server.send_params(remote.run_id, PARAMS, view.provenance.params)
-        server.send(remote.run_id, tags={SENT_FILES: wanted})
+        with _upload_errors(view):
+            client.log_artifacts(remote.run_id, view.outputs)
+            client.log_dict(remote.run_id, view.provenance.params, PARAMS)
+        client.log_batch(remote.run_id, tags={FILES_DIGEST_TAG: digest})
         count += 1
     return count
 
 
 @contextmanager
-def _explained(view: RunView) -> Iterator[None]:
+def _upload_errors(view: RunView) -> Iterator[None]:
     try:
         yield
     except UserError as error:
         raise UserError(
-            f"files of {view.run} could not be sent ({error}); all numbers are there, and can be "
-            "alone: smt sync --no-files, or SMT_SYNC_FILES=0"
+            f"files of {view.run} could not be sent ({error}); all metrics are in MLflow, and are "
+            "sent without files by: smt sync --no-files, or SMT_SYNC_FILES=0"
         ) from None
 
 
-def register(server: Server, found: Sequence[RunView], known: Mapping[str, RemoteRun]) -> list[str]:
-    """Enter the weights of every finished run in MLflow's model registry; return what is new.
+def register_models(
+    client: TrackingClient, views: Sequence[RunView], remote_runs: Mapping[str, RemoteRun]
+) -> list[str]:
+    """Register the weights of finished runs in MLflow's model registry; describe new versions.
 
-    A model is named after scale and experiment; each of its versions is a run's.
+    A model is named after scale and experiment. Each run is a version of it.
     """
-    made = []
-    for view in found:
+    versions = []
+    for view in views:
         if view.final is None:
             continue
-        model = f"{server.family}-{view.run.experiment}"
+        model = f"{client.family}-{view.run.experiment}"
         tags = {
             "fingerprint": view.fingerprint,
             "seed": str(view.run.seed),
             "weights_sha256": view.final.weights_sha256,
         }
-        weights = view.outputs[0].name
-        version = server.register(model, known[view.fingerprint].run_id, weights, tags)
+        run_id, weights = remote_runs[view.fingerprint].run_id, view.outputs[0].name
+        version = client.register_model(model, run_id, weights, tags)
         if version is not None:
-            made.append(f"{model}, version {version}: {view.run}")
-    return made
+            versions.append(f"{model}, version {version}: {view.run}")
+    return versions
 
 
 def _digest(view: RunView) -> str:
-    """Return what changes when one of the files does; the weights' own digest stands for them."""
+    """Return a digest of the files of a run; for the weights it uses their digest on record."""
     assert view.final is not None
     parts = [view.final.weights_sha256, *(sha256(path) for path in view.outputs[1:])]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Sending while runs train: one process of a results folder, for which no training waits.
+"""The sender: one process per results folder that sends journals to MLflow while runs train.
 
-It reads journals and writes to MLflow as `smt sync` does, again and again. A server that is down,
-slow or full costs it only time: what is not sent yet is sent by its next round, by the sender of
-the next attempt, or by `smt sync`.
+It does what `smt sync` does, periodically, and no training waits for it. If the server is down,
+slow or full, what is not sent yet is sent by its next sync, by the sender of the next attempt, or
+by `smt sync`.
 """
 
 import fcntl
@@ -20,61 +20,62 @@ import psutil
 from smt.errors import UserError
 from smt.runs.paths import Layout, default_params
 
-PERIOD = 30.0
-"""Seconds from one round to the next, unless SMT_SEND_SECONDS says otherwise."""
+DEFAULT_PERIOD = 30.0
+"""Seconds between syncs, unless SMT_SEND_SECONDS is set."""
 
-LONGEST_PAUSE = 300.0
-"""Seconds to which the pause grows while MLflow does not answer."""
+MAX_BACKOFF = 300.0
+"""Maximum seconds between syncs while MLflow does not answer."""
 
 log = logging.getLogger(__name__)
 
 
-def is_wanted() -> bool:
-    """Return whether runs are sent while they train: not if SMT_SEND says no."""
+def is_enabled() -> bool:
+    """Return whether runs are sent while they train: unless SMT_SEND is 0, false, no or off."""
     return os.environ.get("SMT_SEND", "1").lower() not in ("0", "false", "no", "off")
 
 
 def start(layout: Layout) -> subprocess.Popen[bytes] | None:
-    """Start the sender of a scale's runs, which lasts as long as this process.
+    """Start the sender of a scale's runs, which ends with this process.
 
-    Returns None, at once, if one is at work already. That none can be started is worth a warning:
-    the journals hold everything.
+    Returns None if one runs already, or if it cannot be started: then a warning is logged, and
+    training goes on, for the journals are complete without it.
     """
     try:
-        with _elected(layout) as mine:
-            if not mine:
+        with _sender_lock(layout) as is_free:
+            if not is_free:
                 return None
-        return _started(layout)
+        return _spawn(layout)
     except OSError as error:
         log.warning(
-            "MLflow gets nothing while this trains (%s: %s); later: smt sync --scale %s",
+            "no metrics are sent to MLflow during this training (%s: %s); to send them later: "
+            "smt sync --scale %s",
             error.filename or layout.sender_log, error.strerror, layout.scale,
         )  # fmt: skip
         return None
 
 
-def stop(process: subprocess.Popen[bytes] | None, patience: float = 10.0) -> None:
-    """End a sender that `start` has returned; what it has not sent, a sync sends."""
+def stop(process: subprocess.Popen[bytes] | None, timeout: float = 10.0) -> None:
+    """End the process that `start` has returned, by SIGKILL if it takes over `timeout` seconds."""
     if process is None:
         return
     process.terminate()
     try:
-        process.wait(patience)
+        process.wait(timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
-def _started(layout: Layout) -> subprocess.Popen[bytes]:
+def _spawn(layout: Layout) -> subprocess.Popen[bytes]:
     layout.sender_log.parent.mkdir(parents=True, exist_ok=True)
-    period = os.environ.get("SMT_SEND_SECONDS", str(PERIOD))
+    period = os.environ.get("SMT_SEND_SECONDS", str(DEFAULT_PERIOD))
     command = [
         sys.executable, "-m", "smt", "--params", str(default_params()),
         "--results", str(layout.results), "--data", str(layout.data),
         "sync", "--scale", layout.scale, "--watch", period, "--while-pid", str(os.getpid()),
     ]  # fmt: skip
     with layout.sender_log.open("ab") as file:
-        # A session of its own: Ctrl-C is for the training, which ends in its own time.
+        # A session of its own: Ctrl-C must only reach the training, which first saves its state.
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -85,30 +86,30 @@ def _started(layout: Layout) -> subprocess.Popen[bytes]:
 
 
 def watch(
-    layout: Layout, once: Callable[[], str | None], period: float, pid: int | None
+    layout: Layout, sync_once: Callable[[], str | None], period: float, pid: int | None
 ) -> Iterator[str]:
-    """Call `once` every `period` seconds, as long as the process `pid` lives; yield what to say.
+    """Call `sync_once` every `period` seconds while the process `pid` runs; yield its messages.
 
-    `once` sends what is new and returns a sentence if there was anything. It is called once more
-    when the process has ended. With no `pid` this goes on until it is stopped from outside.
+    `sync_once` returns a message if it has sent anything. It is called a last time after the
+    process has ended. If `pid` is None this goes on until the caller stops.
     """
-    with _elected(layout) as mine:
-        if not mine:
-            yield f"another sender is at work in {layout.root}; this one is not needed"
+    with _sender_lock(layout) as is_free:
+        if not is_free:
+            yield f"another sender runs in {layout.root}; this one is not needed"
             return
-        process, pause, alive = _process(pid), period, pid is None or psutil.pid_exists(pid)
+        process, pause, is_alive = _process(pid), period, pid is None or psutil.pid_exists(pid)
         while True:
             try:
-                said = once()
+                message = sync_once()
                 pause = period
             except UserError as error:
-                pause = min(2 * pause, LONGEST_PAUSE)
-                said = f"{error}; next try in {pause:.0f} s" if alive else str(error)
-            if said:
-                yield said
-            if not alive:
+                pause = min(2 * pause, MAX_BACKOFF)
+                message = f"{error}; next try in {pause:.0f} s" if is_alive else str(error)
+            if message:
+                yield message
+            if not is_alive:
                 return
-            alive = _outlasts(process, pause)
+            is_alive = _sleep(pause, process)
 
 
 def _process(pid: int | None) -> psutil.Process | None:
@@ -118,8 +119,8 @@ def _process(pid: int | None) -> psutil.Process | None:
         return None
 
 
-def _outlasts(process: psutil.Process | None, seconds: float) -> bool:
-    """Wait; return whether the process is still there. None stands for one that never ends."""
+def _sleep(seconds: float, process: psutil.Process | None) -> bool:
+    """Sleep until the process ends, at most so long; return whether it runs, or is None."""
     if process is None:
         time.sleep(seconds)
         return True
@@ -131,8 +132,8 @@ def _outlasts(process: psutil.Process | None, seconds: float) -> bool:
 
 
 @contextmanager
-def _elected(layout: Layout) -> Iterator[bool]:
-    """Yield whether this process may be the sender of a scale's runs; it is until the body ends."""
+def _sender_lock(layout: Layout) -> Iterator[bool]:
+    """Hold the lock of the sender of a scale's runs; yield False if another process holds it."""
     path: Path = layout.sender_lock
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

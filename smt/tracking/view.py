@@ -1,4 +1,4 @@
-"""What MLflow shows of a run, read from the run's files alone."""
+"""A run as MLflow shows it, read from the run's files alone."""
 
 import hashlib
 import json
@@ -26,13 +26,9 @@ from smt.runs.record import (
 from smt.tracking.client import Point
 
 _KEY = re.compile(r"^[\w.\- /]{1,250}$", re.ASCII)
-PARAM_LENGTH = 6000
-"""Characters of a parameter's value that MLflow takes."""
-TAG_LENGTH = 8000
-"""Characters of a tag's value that MLflow takes."""
-
-SHOWN_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "smt-reproduction")
-"""Versions that become tags; provenance.json has all of them."""
+MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 8000
+"""Characters that MLflow accepts in the value of a param and of a tag."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +39,27 @@ class RunView:
     folder: Path
     provenance: Provenance
     final: RunMetrics | None
-    """`metrics.json`, if it is this folder's."""
+    """`metrics.json`, if it has this folder's fingerprint."""
     evaluation: RunEvaluation | None
-    """`evaluation.json`, if it is of the same weights."""
+    """`evaluation.json`, if it has the digest of the same weights."""
     failure: Failure | None
     superseded: bool
-    """Whether the run was begun again with other parameters since."""
+    """Whether the run was started again since, with other params."""
     description: str
     tables: tuple[str, ...]
-    """The paper's tables that show it."""
+    """Names of the paper's tables that contain it."""
     outputs: tuple[Path, ...]
-    """What belongs to the run once it is done: weights, numbers, provenance."""
+    """Files of the run once it is done: weights, metrics, provenance."""
 
     @property
     def name(self) -> str:
-        """What MLflow calls the run: model, recipe, seed."""
+        """The run's name in MLflow: model, recipe, seed."""
         names = self.provenance.names
         return f"{names.model}/{names.recipe}/seed{self.run.seed}"
 
     @property
     def table(self) -> str:
-        """The MLflow experiment it belongs to: its first table, or its group where no table is."""
+        """Its MLflow experiment: the first of its tables, or its group if it is in no table."""
         return self.tables[0] if self.tables else self.provenance.names.group
 
     @property
@@ -72,12 +68,12 @@ class RunView:
 
     @property
     def created(self) -> float:
-        """When the first attempt began, in Unix seconds."""
+        """Start of the first attempt, in Unix seconds."""
         return self.provenance.created
 
     @property
     def status(self) -> str:
-        """MLflow's word for how the run stands."""
+        """The run's status in MLflow."""
         if self.final is not None:
             return "FINISHED"
         if self.failure is not None:
@@ -86,45 +82,45 @@ class RunView:
 
     @cached_property
     def points(self) -> list[Point]:
-        """The journal's points, in its order. A line that is being written is left out."""
-        # Which times are there is read first: a journal line gets its time just after itself.
+        """Points of the journal, in its order; lines without a time yet are left out."""
+        # Times are read first: the trainer writes the time of a journal line after the line.
         try:
-            timed = _timed_lines(self.folder)
+            line_count = _count_timed_lines(self.folder)
             records = journal.read(self.folder, self.created)
         except (ValueError, KeyError) as error:
             raise UserError(
                 f"{self.folder}: {journal.JOURNAL} or {journal.TIMES} is damaged ({error}); "
                 "move the folder aside and train the run again"
             ) from None
-        whole = records if self.final is not None else records[:timed]
-        return [point for record in whole for point in _points_of(record)]
+        if self.final is None:
+            records = records[:line_count]
+        return [point for record in records for point in _points_of(record)]
 
     @property
     def final_points(self) -> list[Point]:
-        """The final numbers, dated by the end of the run."""
+        """Points of `metrics.json`, at the time at which the run finished."""
         if self.final is None:
             return []
         totals = ("epochs", "steps", "images", "wall_seconds", "gpu_seconds")
-        numbers = {
-            **self.final.metrics,
-            **{key: each for key in totals if (each := getattr(self.final, key)) is not None},
-        }
-        return self._at_the_end("final", numbers)
+        values = {key: getattr(self.final, key) for key in totals}
+        values = {key: value for key, value in values.items() if value is not None}
+        return self._points_at_end("final", {**self.final.metrics, **values})
 
     @property
     def evaluation_points(self) -> list[Point]:
-        """The exported weights' own evaluation, dated by the end of the run."""
-        return self._at_the_end("evaluation", self.evaluation.metrics) if self.evaluation else []
+        """Points of `evaluation.json`, at the time at which the run finished."""
+        return self._points_at_end("evaluation", self.evaluation.metrics) if self.evaluation else []
 
-    def _at_the_end(self, section: str, numbers: dict[str, float]) -> list[Point]:
+    def _points_at_end(self, section: str, values: dict[str, float]) -> list[Point]:
         assert self.final is not None
-        at, step = milliseconds(self.final.finished), self.final.steps
+        time, step = milliseconds(self.final.finished), self.final.steps
         return [
-            Point(f"{section}/{name}", float(numbers[name]), at, step) for name in sorted(numbers)
+            Point(f"{section}/{key}", float(value), time, step)
+            for key, value in sorted(values.items())
         ]
 
     def end(self) -> int | None:
-        """Return when the run ended, in milliseconds since 1970; None while it runs."""
+        """Return the end of the run in milliseconds since 1970; None while it runs."""
         if self.final is not None:
             return milliseconds(self.final.finished)
         if self.failure is not None:
@@ -134,40 +130,46 @@ class RunView:
         return self.points[-1].milliseconds if self.points else milliseconds(self.created)
 
     def check(self) -> None:
-        """Raise a UserError if the files are damaged, or hold what MLflow would refuse."""
+        """Check that MLflow accepts what the files hold.
+
+        Raises:
+            UserError: the journal is damaged, or a key or value is not valid in MLflow.
+        """
         for key in sorted({point.key for point in self.points}):
             _check_key(key, self.folder / journal.JOURNAL)
-        limits = ((self.params(), PARAM_LENGTH), (self.tags(), TAG_LENGTH))
-        for key, value, limit in ((k, v, n) for values, n in limits for k, v in values.items()):
-            _check_key(key, self.folder / PROVENANCE)
-            if len(value) > limit:
-                raise UserError(
-                    f"{self.folder / PROVENANCE}: {key} has {len(value)} characters; MLflow "
-                    f"takes {limit} at most"
-                )
+        for values, limit in ((self.params(), MAX_PARAM_LENGTH), (self.tags(), MAX_TAG_LENGTH)):
+            for key, value in values.items():
+                _check_key(key, self.folder / PROVENANCE)
+                if len(value) > limit:
+                    raise UserError(
+                        f"{self.folder / PROVENANCE}: {key} has {len(value)} characters; MLflow "
+                        f"accepts {limit} at most"
+                    )
 
     def params(self) -> dict[str, str]:
-        """Return what a researcher compares, by readable names."""
-        content, names = self.provenance.params, self.provenance.names.as_json()
-        digests = ("data", "class_map", "parent", "code", "task")
-        flat = {key: value for key, value in content.items() if key not in digests}
-        environment = self.provenance.environment.as_json()
-        flat |= {"code_version": content["code"], "environment": environment}
-        flattened = {**names, **dict(flatten(flat))}
-        return {key: _text(value) for key, value in sorted(flattened.items())}
+        """Return the run's params in MLflow: what researchers compare between runs."""
+        provenance = self.provenance
+        left_out = ("data", "class_map", "parent", "code", "task")  # digests, which are tags
+        values = {key: value for key, value in provenance.params.items() if key not in left_out}
+        values |= {
+            "code_version": provenance.params["code"],
+            "environment": provenance.environment.as_json(),
+        }
+        params = {**provenance.names.as_json(), **dict(flatten(values))}
+        return {key: _text(value) for key, value in sorted(params.items())}
 
     def tags(self) -> dict[str, str]:
-        """Return the provenance: what tells two runs of equal parameters apart."""
-        known = self.provenance
-        git, attempts = known.git, known.attempts
+        """Return the run's tags in MLflow: its provenance and its state."""
+        provenance = self.provenance
+        git, attempts = provenance.git, provenance.attempts
         jobs = [attempt.slurm_job_id for attempt in attempts if attempt.slurm_job_id]
         values: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "created": repr(self.created),
             "experiment": self.run.experiment,
             "seed": self.run.seed,
-            "scale": known.scale,
-            "task": known.names.task,
+            "scale": provenance.scale,
+            "task": provenance.names.task,
             "tables": " ".join(self.tables) or None,
             "state": self.status.lower(),
             "git.commit": git.commit,
@@ -177,44 +179,47 @@ class RunView:
             "requeues": max(len(attempts) - 1, 0),
             "slurm_jobs": " ".join(dict.fromkeys(jobs)) or None,
             "weights_sha256": self.final.weights_sha256 if self.final else None,
-            "failure": self.failure.message[:TAG_LENGTH] if self.failure else None,
+            "failure": self.failure.message[:MAX_TAG_LENGTH] if self.failure else None,
         }
-        values |= {f"data.{key.replace(':', '.')}": value for key, value in known.data.items()}
-        parent = known.parent.as_json() if known.parent else {}
-        values |= {f"parent.{key}": value for key, value in parent.items()}
-        values |= {f"hardware.{key}": value for key, value in known.hardware.as_json().items()}
-        versions = {name.lower(): version for name, version in known.packages.items()}
-        values |= {f"package.{name}": versions.get(name) for name in SHOWN_PACKAGES}
+        parent = provenance.parent.as_json() if provenance.parent else {}
+        sections = {
+            "data": {key.replace(":", "."): digest for key, digest in provenance.data.items()},
+            "parent": parent,
+            "hardware": provenance.hardware.as_json(),
+            "package": provenance.main_packages,
+        }
+        values |= {f"{s}.{key}": value for s, own in sections.items() for key, value in own.items()}
         tags = {f"smt.{key}": _text(value) for key, value in values.items() if value is not None}
         if git.commit:
             tags["mlflow.source.git.commit"] = git.commit
         return tags
 
 
-def views(
+def read_views(
     project: Project, layout: Layout, experiments: Sequence[str]
 ) -> tuple[list[RunView], list[DamagedRecord]]:
-    """Return every run of these experiments that has begun, all seeds on disk, oldest first.
+    """Return the runs of these experiments that have started, with all seeds on disk.
 
-    Those with a damaged record are left out; what is wrong with each comes second.
+    A run that was started again with other params has a view for each, the oldest first. Work
+    folders with a damaged record are left out; the second value is their errors.
     """
-    every: list[RunView] = []
+    views: list[RunView] = []
     damages: list[DamagedRecord] = []
     for name in experiments:
         for folder in sorted(layout.run_dir(Run(experiment=name, seed=0)).parent.glob("seed*")):
-            begun = _begun(folder, damages)
-            for position, (provenance, work_dir) in enumerate(begun):
-                superseded = position + 1 < len(begun)
+            work_dirs = _work_dirs(folder, damages)
+            for position, (provenance, work_dir) in enumerate(work_dirs):
+                superseded = position + 1 < len(work_dirs)
                 try:
-                    every.append(_view(project, layout, name, provenance, work_dir, superseded))
+                    views.append(_view(project, layout, name, provenance, work_dir, superseded))
                 except DamagedRecord as damage:
                     damages.append(damage)
-    return every, damages
+    return views, damages
 
 
-def _begun(folder: Path, damages: list[DamagedRecord]) -> list[tuple[Provenance, Path]]:
-    """Return provenance and work folder of a run's fingerprints, the oldest first."""
-    begun = []
+def _work_dirs(folder: Path, damages: list[DamagedRecord]) -> list[tuple[Provenance, Path]]:
+    """Return provenance and path of each work folder of a run, the oldest first."""
+    work_dirs = []
     for path in folder.glob(f"work-*/{PROVENANCE}"):
         try:
             provenance = record.read_provenance(path.parent)
@@ -222,8 +227,8 @@ def _begun(folder: Path, damages: list[DamagedRecord]) -> list[tuple[Provenance,
             damages.append(damage)
             continue
         if provenance is not None:
-            begun.append((provenance, path.parent))
-    return sorted(begun, key=lambda each: (each[0].created, each[1].name))
+            work_dirs.append((provenance, path.parent))
+    return sorted(work_dirs, key=lambda pair: (pair[0].created, pair[1].name))
 
 
 def _view(
@@ -238,7 +243,7 @@ def _view(
     final, evaluation = record.read_metrics(layout, run), record.read_evaluation(layout, run)
     if final is not None and final.fingerprint != provenance.fingerprint:
         final = None
-    if final is None or evaluation is None or _is_of_others(evaluation, final):
+    if final is None or (evaluation is not None and not _is_of_same_weights(evaluation, final)):
         evaluation = None
     title, notice = project.experiments[name].title, project.scale.notice
     return RunView(
@@ -259,25 +264,25 @@ def _view(
     )
 
 
-def _is_of_others(evaluation: RunEvaluation, final: RunMetrics) -> bool:
-    """Return whether an evaluation is of other weights than those of the final numbers."""
-    return (evaluation.fingerprint, evaluation.weights_sha256) != (
-        final.fingerprint, final.weights_sha256,
-    )  # fmt: skip
+def _is_of_same_weights(evaluation: RunEvaluation, final: RunMetrics) -> bool:
+    return (
+        evaluation.fingerprint == final.fingerprint
+        and evaluation.weights_sha256 == final.weights_sha256
+    )
 
 
 def milliseconds(seconds: float) -> int:
-    """Return Unix seconds as MLflow dates things."""
+    """Return Unix seconds as milliseconds, MLflow's unit of time."""
     return round(seconds * 1000)
 
 
 def digest(points: Sequence[Point]) -> str:
-    """Return the SHA-256 of points: what says that the same ones were sent."""
+    """Return the SHA-256 of points, by which a sync tells what was sent before."""
     return hashlib.sha256(json.dumps(points).encode()).hexdigest()
 
 
-def _timed_lines(folder: Path) -> int:
-    """Return how many lines of the journal are dated for good."""
+def _count_timed_lines(folder: Path) -> int:
+    """Return the number of journal lines whose time has been written."""
     try:
         content = (folder / journal.TIMES).read_bytes()
     except FileNotFoundError:
@@ -287,9 +292,9 @@ def _timed_lines(folder: Path) -> int:
 
 
 def _points_of(record: journal.Record) -> Iterator[Point]:
-    at = milliseconds(record.time)
+    time = milliseconds(record.time)
     for key, value in sorted({**record.metrics, "epoch": record.epoch}.items()):
-        yield Point(key, float(value), at, record.step)
+        yield Point(key, float(value), time, record.step)
 
 
 def _text(value: Any) -> str:
@@ -301,6 +306,6 @@ def _text(value: Any) -> str:
 def _check_key(key: str, file: Path) -> None:
     if not _KEY.match(key):
         raise UserError(
-            f"{file}: {key!r} cannot be a name in MLflow; valid: letters, digits, spaces and "
+            f"{file}: {key!r} is not a valid name in MLflow; valid: letters, digits, spaces and "
             "_ - . /, 250 at most"
         )

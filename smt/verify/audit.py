@@ -19,7 +19,7 @@ from smt.runs import record
 from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord, Environment
 from smt.tracking.client import RemoteRun
-from smt.tracking.view import RunView, views
+from smt.tracking.view import RunView, read_views
 from smt.verify import data, tables, tracking
 from smt.verify.derive import Derived
 from smt.verify.ledger import Ledger
@@ -116,7 +116,7 @@ class Audit:
             ledger.add_damaged_record(tracking.MLFLOW, damage)
             receipt = None
         try:
-            every, damages = views(project, layout, project.order)
+            every, damages = read_views(project, layout, project.order)
             for each in damages:
                 ledger.add_damaged_record(RUNS, each)
             connection = tracking.connect(layout, ledger)

@@ -15,7 +15,7 @@ from smt.runs import record
 from smt.runs.paths import Layout
 from smt.runs.record import RunMetrics
 from smt.tracking import client as mlflow
-from smt.tracking.client import Point, RemoteRun, Server
+from smt.tracking.client import Point, RemoteRun, TrackingClient
 from smt.tracking.view import RunView, milliseconds
 from smt.verify.derive import Derived
 from smt.verify.ledger import NOTHING, Ledger
@@ -27,7 +27,7 @@ FINAL = "final/"
 # --- what follows from the files -----------------------------------------------------------------
 
 
-class Address(Server):
+class Address(TrackingClient):
     """Where MLflow's pages are, without a connection: links in tables need no more."""
 
     def __init__(self, uri: str, family: str) -> None:
@@ -57,7 +57,7 @@ class Receipt:
         return cls(Address(receipt.tracking_uri, receipt.family), runs)
 
     @classmethod
-    def of(cls, server: Server, remote: Mapping[str, RemoteRun]) -> "Receipt":
+    def of(cls, server: TrackingClient, remote: Mapping[str, RemoteRun]) -> "Receipt":
         """Return what a sync would have left: where there is no receipt, MLflow's word counts."""
         keys = ("run_id", "experiment_id", "status")
         runs = {name: {key: getattr(run, key) for key in keys} for name, run in remote.items()}
@@ -133,14 +133,14 @@ def expected_results(
 # --- what MLflow says -----------------------------------------------------------------------------
 
 
-def connect(layout: Layout, ledger: Ledger) -> tuple[Server, dict[str, RemoteRun]] | None:
+def connect(layout: Layout, ledger: Ledger) -> tuple[TrackingClient, dict[str, RemoteRun]] | None:
     """Return MLflow and its runs by fingerprint; None, with a note why, if it is out of reach."""
     uri = layout.tracking_uri()
     if mlflow.is_missing(uri):
-        ledger.add_note(MLFLOW, f"nothing to compare with: no {mlflow.public(uri)}")
+        ledger.add_note(MLFLOW, f"nothing to compare with: no {mlflow.redact_password(uri)}")
         return None
     try:
-        server = Server.of(layout)
+        server = TrackingClient.from_layout(layout)
         runs = server.runs()
     except UserError as error:
         ledger.add_note(MLFLOW, f"not compared: {str(error).split(';')[0]}")
@@ -149,7 +149,7 @@ def connect(layout: Layout, ledger: Ledger) -> tuple[Server, dict[str, RemoteRun
 
 
 def check(
-    server: Server,
+    server: TrackingClient,
     remote: Mapping[str, RemoteRun],
     views: Iterable[RunView],
     receipt: Receipt | None,
@@ -175,7 +175,7 @@ def check(
         _run(server, view, known, ledger)
 
 
-def _run(server: Server, view: RunView, known: RemoteRun, ledger: Ledger) -> None:
+def _run(server: TrackingClient, view: RunView, known: RemoteRun, ledger: Ledger) -> None:
     where = f"MLflow run {known.run_id} ({view.run})"
     files = view.folder
     ledger.compare(MLFLOW, f"{where}: status", known.status, view.status, files)
@@ -191,7 +191,9 @@ def _run(server: Server, view: RunView, known: RemoteRun, ledger: Ledger) -> Non
     _metrics(server, view, known, where, ledger)
 
 
-def _metrics(server: Server, view: RunView, known: RemoteRun, where: str, ledger: Ledger) -> None:
+def _metrics(
+    server: TrackingClient, view: RunView, known: RemoteRun, where: str, ledger: Ledger
+) -> None:
     every: dict[str, list[Point]] = {}
     for point in expected_points(view):
         every.setdefault(point.key, []).append(point)
@@ -206,7 +208,12 @@ def _metrics(server: Server, view: RunView, known: RemoteRun, where: str, ledger
 
 
 def _history(
-    server: Server, run_id: str, points: list[Point], where: str, view: RunView, ledger: Ledger
+    server: TrackingClient,
+    run_id: str,
+    points: list[Point],
+    where: str,
+    view: RunView,
+    ledger: Ledger,
 ) -> None:
     """Compare all values of a metric; the first place where they differ stands for all."""
     theirs, ours = set(map(_key, server.history(run_id, points[0].key))), set(map(_key, points))

@@ -1,1 +1,1 @@
-"""Data, runs and tables in DVC: Snakemake makes them, DVC records and carries them."""
+"""Versioning with DVC: Snakemake makes data, runs and tables, and DVC records them."""

@@ -1,7 +1,7 @@
 """`dvc.yaml`, made from `params/`: a stage for the data, the DAG, each run, and the tables.
 
-One stage runs the whole DAG: `dvc repro` starts Snakemake once and jobs run side by side. The
-stages after it only take in what the DAG has made, so that each run has an entry of its own.
+One stage runs the whole DAG: `dvc repro` starts Snakemake once and jobs run in parallel. The stages
+after it only archive what the DAG has made, so that each run has an entry of its own.
 """
 
 from typing import Any
@@ -16,15 +16,15 @@ from smt.runs.paths import Layout
 FILE = "dvc.yaml"
 PARAMS = ("models", "heads", "recipes", "detection", "segmentation", "data", "experiments",
           "scales", "reported", "tables", "drift", "trajectory")  # fmt: skip
-"""Files of `params/` that decide what the DAG makes."""
+"""Files of `params/` that the DAG depends on."""
 
 CURVES = "curves.csv"
-"""File of a run's record that `dvc plots` reads."""
+"""File of a run's `record` folder that `dvc plots` reads."""
 
 DATA, DAG, TABLES = "data", "dag", "tables"
 HEADING = """\
-# What DVC records of a reproduction. Made from params/ by: smt dvc record
-# After `snakemake all` that command also takes in what was made, and nothing is run again.
+# Stages of a reproduction, generated from params/ by: smt dvc record
+# After `snakemake all` that command also records the outputs, without running anything again.
 """
 
 
@@ -44,63 +44,67 @@ def text(project: Project, layout: Layout) -> str:
 
 
 def profile(project: Project) -> str:
-    """Return the profile by which the DAG runs: the paper's needs a cluster."""
+    """Return the Snakemake profile of the DAG: `slurm` at the paper's scale, else `local`."""
     return "slurm" if project.scale.notice is None else "local"
 
 
 def _stages(project: Project, layout: Layout) -> dict[str, Any]:
     scale = layout.scale
-    runs = f"{layout.root}/runs/${{item.experiment}}/seed${{item.seed}}"
-    finals = [str(layout.metrics(run)) for run in project.runs]
+    metrics = [str(layout.metrics(run)) for run in project.runs]
     snakemake = f"snakemake --profile {profile(project)}"
     return {
         DATA: {
             "desc": "Manifests of the data sets; demo data are made first",
             "cmd": f"{snakemake} data --config scale={scale}",
             "params": [{"params/data.yaml": None}, {"params/scales.yaml": None}],
-            "outs": _kept(str(layout.manifests)),
+            "outs": _persistent(str(layout.manifests)),
         },
         DAG: {
             "desc": "Every training, evaluation, table and figure, by Snakemake",
             "cmd": f"smt dvc make {DAG} --scale {scale}",
             "deps": [str(layout.manifests)],
             "params": [{f"params/{name}.yaml": None} for name in PARAMS],
-            "outs": _kept(str(layout.index)),
+            "outs": _persistent(str(layout.index)),
         },
-        **{
-            kind: {
-                "foreach": {
-                    str(run): {"experiment": run.experiment, "seed": run.seed}
-                    for run in project.runs
-                    if _kind(project, run) == kind
-                },
-                "do": {
-                    "cmd": "smt dvc make run ${item.experiment} --seed ${item.seed} "
-                    f"--scale {scale}",
-                    "deps": [f"{layout.index}/${{key}}.json"],
-                    "outs": _kept(
-                        f"{runs}/model.safetensors",
-                        f"{runs}/evaluation.json",
-                        f"{runs}/record",
-                        *further,
-                    ),
-                    "metrics": _kept(f"{runs}/metrics.json"),
-                },
-            }
-            for kind, further in (("run", ()), ("downstream", (f"{runs}/samples.jpg",)))
-            if any(_kind(project, run) == kind for run in project.runs)
-        },
+        **_run_stages(project, layout),
         TABLES: {
             "desc": "Tables, figures and the report, as the DAG has made them",
             "cmd": f"smt dvc make {TABLES} --scale {scale}",
-            "deps": [str(layout.index), *finals],
-            "outs": _kept(*map(str, layout.derived_outputs)),
+            "deps": [str(layout.index), *metrics],
+            "outs": _persistent(*map(str, layout.derived_outputs)),
         },
     }
 
 
-def _kept(*paths: str) -> list[dict[str, dict[str, bool]]]:
-    # DVC deletes outputs before it runs a stage, unless they persist: runs would train again.
+def _run_stages(project: Project, layout: Layout) -> dict[str, Any]:
+    """Return a template per kind of run: a detector or segmenter has one output more."""
+    folder = f"{layout.root}/runs/${{item.experiment}}/seed${{item.seed}}"
+    outputs = {
+        "run": ("model.safetensors", "evaluation.json", "record"),
+        "downstream": ("model.safetensors", "evaluation.json", "record", "samples.jpg"),
+    }
+    items: dict[str, dict[str, Any]] = {kind: {} for kind in outputs}
+    for run in project.runs:
+        item = {"experiment": run.experiment, "seed": run.seed}
+        items[_kind(project, run)][str(run)] = item
+    command = "smt dvc make run ${item.experiment} --seed ${item.seed}"
+    return {
+        kind: {
+            "foreach": items[kind],
+            "do": {
+                "cmd": f"{command} --scale {layout.scale}",
+                "deps": [f"{layout.index}/${{key}}.json"],
+                "outs": _persistent(*(f"{folder}/{name}" for name in names)),
+                "metrics": _persistent(f"{folder}/metrics.json"),
+            },
+        }
+        for kind, names in outputs.items()
+        if items[kind]
+    }
+
+
+def _persistent(*paths: str) -> list[dict[str, dict[str, bool]]]:
+    # DVC deletes outputs before it runs a stage unless they persist: every run would train again.
     return [{path: {"persist": True}} for path in paths]
 
 

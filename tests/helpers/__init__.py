@@ -1,6 +1,6 @@
-"""What tests share: projects, runs, servers, a cluster."""
+"""Helpers of tests: projects, runs, servers."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The checkout that is tested."""
+"""The checkout under test."""

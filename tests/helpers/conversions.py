@@ -1,4 +1,4 @@
-"""`smt convert` on small checkpoints, within the process of the test."""
+"""`smt convert` on small checkpoints, in the process of the test."""
 
 import torch
 
@@ -17,19 +17,19 @@ def convert(source, target, *options):
 
 
 def taken(done, target, state, *words):
-    """Check that the weights came in as `state` has them, and that the output says these words."""
+    """Assert that the weights were imported as in `state`, and that the output has these words."""
     assert done.returncode == 0, done.stderr
     for word in words:
         assert word in done.stdout, done.stdout
-    back = target.with_name("back.pth")
-    assert convert(target, back, "--to", "released").returncode == 0
-    written = torch.load(back, weights_only=True)["model"]
-    assert written.keys() == state.keys()
-    assert all(torch.equal(written[name], each) for name, each in state.items())
+    exported = target.with_name("exported.pth")
+    assert convert(target, exported, "--to", "released").returncode == 0
+    tensors = torch.load(exported, weights_only=True)["model"]
+    assert tensors.keys() == state.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
 
 
 def refused(done, target, *words):
-    """Check that nothing was written, and that one line says why, with these words."""
+    """Assert that nothing was written, and that the error is one line with these words."""
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("smt: error: ")

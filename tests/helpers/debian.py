@@ -1,4 +1,4 @@
-"""Debian's programs that tests start; `python -m tests.helpers.debian` prints what is missing."""
+"""Debian's programs that tests start; `python -m tests.helpers.debian` prints missing packages."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ PROGRAMS = {
     "Rscript": "r-base-core",
     "rsync": "rsync",
 }
-"""Program -> the package that brings it, beside those of SLURM (testbed.slurm)."""
+"""Program -> Debian package, beside those of SLURM (testbed.slurm)."""
 
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-"""Where Debian has PostgreSQL's servers: no PATH leads there."""
+"""Folders of PostgreSQL's servers in Debian, which are not in PATH."""
 
 
 def find(program):
@@ -28,16 +28,16 @@ def find(program):
 
 
 def require(program):
-    """Return the path of a program; without it a test is reported as not run, or fails in CI."""
-    found = find(program)
-    if found is None:
+    """Return the path of a program; without it the test is skipped, or fails in CI."""
+    path = find(program)
+    if path is None:
         report_missing(f"{program} is not installed (apt-get install {PROGRAMS[program]})")
-    return found
+    return path
 
 
 def main():
-    others = [package for program, package in PROGRAMS.items() if find(program) is None]
-    print(" ".join((*missing_packages(), *others)))
+    missing = [package for program, package in PROGRAMS.items() if find(program) is None]
+    print(" ".join((*missing_packages(), *missing)))
 
 
 if __name__ == "__main__":

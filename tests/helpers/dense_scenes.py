@@ -1,4 +1,4 @@
-"""What the tests of dense detectors share: scenes, a small backbone, and definitions as loops."""
+"""Helpers of tests of dense detectors: scenes, a small backbone, and definitions as loops."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ STRIDES = (8, 16, 32, 64, 128)
 
 
 class SmallBackbone(nn.Module):
-    """Convolutions with GroupNorm, so that an image does not depend on its batch."""
+    """Convolutions with GroupNorm, so that features do not depend on the batch."""
 
     widths = (16, 32, 48, 64)
 
@@ -47,45 +47,45 @@ class SmallBackbone(nn.Module):
 
 
 def head(name, **changes):
-    """Return the paper's head, but for `changes`."""
+    """Return the paper's head with `changes`."""
     return load_project(ROOT / "params", "paper").heads[name].model_copy(update=changes)
 
 
 def small(detector, name, *, classes=3, seed=0, **changes):
-    """Return a detector of few channels whose predictions differ, background's too."""
+    """Return a detector of few channels with random weights in its last layers."""
     torch.manual_seed(seed)
     spec = head(name, **{"channels": 32, "convolutions": 1, **changes})
     model = detector(SmallBackbone(), head=spec, classes=classes)
     with torch.no_grad():
         for conv, spread in ((model.head.classes, 0.3), (model.head.boxes, 0.1)):
             conv.weight.normal_(std=spread)
-        model.head.classes.bias.zero_()  # else a background's loss is too small to be missed
+        model.head.classes.bias.zero_()  # its initial bias makes losses of background negligible
     return model
 
 
 def on_meta(detector, name):
-    """Return the paper's detector on SMT-S, of 80 classes, without any weights."""
+    """Return the paper's detector on SMT-S with 80 classes, on the meta device."""
     model = load_project(ROOT / "params", "paper").models["smt_small"]
     with torch.device("meta"):
         return detector(Pyramid(model, 0.2), head=head(name), classes=80).eval()
 
 
 def parameters(module):
-    return sum(each.numel() for each in module.parameters())
+    return sum(tensor.numel() for tensor in module.parameters())
 
 
 def gmacs(model, height, width):
-    """Return 10^9 MACs of an image: convolutions of parts, and all by both conventions."""
+    """Return GMACs of an image: convolutions of FPN and head, and the total by both conventions."""
     images = torch.empty(1, 3, height, width, device="meta")
-    whole = profile.count_forward(model, images, forward=model.maps)
+    total = profile.count_forward(model, images, forward=model.maps)
     features = model.backbone(images)[1:]
     pyramid = profile.count_forward(model.pyramid, features)
     head = profile.count_forward(model.head, model.pyramid(features))
     return {
         "pyramid": f"{pyramid.conv_macs / 1e9:.2f}",
         "head": f"{head.conv_macs / 1e9:.2f}",
-        "reported": f"{whole.reported / 1e9:.2f}",
-        "all": f"{whole.attention / 1e9:.1f}",
+        "reported": f"{total.reported / 1e9:.2f}",
+        "all": f"{total.attention / 1e9:.1f}",
     }
 
 
@@ -104,11 +104,11 @@ def scenes(count, side, seed=0):
     for _ in range(count):
         image = Image.fromarray(random.integers(0, 60, (side, side, 3), dtype=np.uint8))
         boxes, labels = [], []
-        for corner in random.permutation(4)[: random.integers(1, 4)]:  # at most one a quarter
+        for corner in random.permutation(4)[: random.integers(1, 4)]:  # at most one per quadrant
             size = int(random.integers(side // 4, side // 2 - 4))
-            x, y = (int(each) * side // 2 + 2 for each in divmod(corner, 2))
+            x, y = (int(index) * side // 2 + 2 for index in divmod(corner, 2))
             label = int(random.integers(3))
-            draw(ImageDraw.Draw(image), label, (x, y, x + size, y + size))
+            draw_shape(ImageDraw.Draw(image), label, (x, y, x + size, y + size))
             boxes.append([x, y, x + size, y + size])
             labels.append(label)
         images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1)
@@ -116,9 +116,9 @@ def scenes(count, side, seed=0):
     return torch.stack(images), targets
 
 
-def draw(canvas, label, box):
+def draw_shape(canvas, label, box):
     x1, y1, x2, y2 = box
-    inside = (x1, y1, x2 - 1, y2 - 1)  # Pillow draws the last pixel too
+    inside = (x1, y1, x2 - 1, y2 - 1)  # Pillow includes the last pixel
     if label == 0:
         canvas.ellipse(inside, fill=(230, 60, 60))
     elif label == 1:
@@ -130,9 +130,9 @@ def draw(canvas, label, box):
 
 
 def train(model, images, targets, *, steps, lr):
-    """Train on one batch over and over, and return the loss of each step.
+    """Train on one batch; return the losses by step.
 
-    The rate falls to a tenth for the last quarter.
+    The learning rate is a tenth in the last quarter.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps * 3 // 4])
@@ -150,19 +150,19 @@ def train(model, images, targets, *, steps, lr):
 
 
 def box_ap(model, images, targets):
-    """Return COCO's box AP."""
+    """Return COCO's box AP, in [0, 1]."""
     model.eval()
     with torch.no_grad():
-        found = model.predict(images, [each.size for each in targets])
+        predictions = model.predict(images, [target.size for target in targets])
     annotations = [
         (image, box, label)
-        for image, each in enumerate(targets)
-        for box, label in zip(each.boxes.tolist(), each.labels.tolist(), strict=True)
+        for image, target in enumerate(targets)
+        for box, label in zip(target.boxes.tolist(), target.labels.tolist(), strict=True)
     ]
     truth = {
         "images": [
-            {"id": i, "height": each.size[0], "width": each.size[1]}
-            for i, each in enumerate(targets)
+            {"id": image, "height": target.size[0], "width": target.size[1]}
+            for image, target in enumerate(targets)
         ],
         "categories": [{"id": label, "name": str(label)} for label in range(3)],
         "annotations": [
@@ -173,25 +173,30 @@ def box_ap(model, images, targets):
     }  # fmt: skip
     results = [
         {"image_id": image, "category_id": int(label), "bbox": corners(box), "score": float(score)}
-        for image, each in enumerate(found)
-        for box, label, score in zip(each.boxes.tolist(), each.labels, each.scores, strict=True)
+        for image, it in enumerate(predictions)
+        for box, label, score in zip(it.boxes.tolist(), it.labels, it.scores, strict=True)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(truth)
-        evaluation = COCOeval_faster(coco, coco.loadRes(results), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+        return coco_ap(coco, coco.loadRes(results), "bbox")
+
+
+def coco_ap(truth, results, kind):
+    evaluation = COCOeval_faster(truth, results, kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
     return evaluation.stats[0]
 
 
 def corners(box):
+    """Return a box (x1, y1, x2, y2) as COCO has it: x, y, width, height."""
     x1, y1, x2, y2 = box
     return [x1, y1, x2 - x1, y2 - y1]
 
 
 def iou(one, other):
-    """Return the intersection over union of two boxes, of which one has an area."""
+    """Return the IoU of two boxes, at least one of which has an area."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     overlap = max(width, 0) * max(height, 0)
@@ -202,15 +207,15 @@ def area(box):
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def focal(logit, there, alpha, gamma):
-    """Return the focal loss of one class (its paper's equations 3 to 5)."""
+def focal(logit, is_positive, alpha, gamma):
+    """Return the focal loss of one class (equations 3 to 5 of its paper)."""
     probability = 1 / (1 + math.exp(-logit))
-    p, a = (probability, alpha) if there else (1 - probability, 1 - alpha)
+    p, a = (probability, alpha) if is_positive else (1 - probability, 1 - alpha)
     return -a * (1 - p) ** gamma * math.log(p)
 
 
 def own_places(size):
-    """Return (stride, row, column) of an image's places, level by level."""
+    """Return (stride, row, column) of the locations in an image, level by level."""
     padded = [-(-side // 32) * 32 for side in size]
     return [
         (stride, row, column)
@@ -221,21 +226,22 @@ def own_places(size):
 
 
 def predicted(maps, index, size, per_place, values):
-    """Return the values of each anchor of an image, read from the maps one by one."""
+    """Return the predictions for each anchor of an image, read from the maps by a loop."""
     rows = []
     for stride, row, column in own_places(size):
         level = maps[STRIDES.index(stride)][index].double()
         for anchor in range(per_place):
             first = anchor * values
-            rows.append([float(level[first + each, row, column]) for each in range(values)])
+            channels = range(first, first + values)
+            rows.append([float(level[channel, row, column]) for channel in channels])
     return rows
 
 
 def batch():
-    """Return images padded to 96 x 128, and their targets: of two sizes, and one without objects.
+    """Return three images of different sizes, padded to 96 x 128, and their targets.
 
-    Their objects are unlike in size and place. None has two best anchors of RetinaNet, which
-    rounding would tell apart; the last has none with an IoU of 0.5.
+    Objects differ in size and place; the last image has none. No object has two best anchors of
+    RetinaNet, between which rounding would decide.
     """
     torch.manual_seed(5)
     targets = [
@@ -244,22 +250,21 @@ def batch():
         target([], [], (32, 50)),
     ]
     images = torch.zeros(3, 3, 96, 128)
-    for image, each in zip(images, targets, strict=True):
-        height, width = each.size
+    for image, (height, width) in zip(images, (it.size for it in targets), strict=True):
         image[:, :height, :width] = torch.randn(3, height, width)
     return images, targets
 
 
 def empty(targets):
-    return [target([], [], each.size) for each in targets]
+    return [target([], [], it.size) for it in targets]
 
 
 def assert_every_parameter_learns(model, images, targets):
-    """Assert that losses are finite and that no parameter is without a gradient."""
+    """Assert that losses are finite and that every parameter has a finite gradient."""
     model.zero_grad()
     losses = model(images, targets)
     sum(losses.values()).backward()
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
-    for name, each in model.named_parameters():
-        assert each.grad is not None and each.grad.isfinite().all(), name
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     return losses

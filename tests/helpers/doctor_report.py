@@ -1,4 +1,4 @@
-"""Running `smt doctor`, and reading what it printed."""
+"""Runs `smt doctor` and parses its output."""
 
 import os
 import re
@@ -11,35 +11,35 @@ LINE = re.compile(r"(ok|warning|error)\s+(slurm|[a-z]+(?: [a-z]+)?)\s{2,}(.+)")
 
 
 class Report:
-    """What a run of `smt doctor` printed."""
+    """The parsed output of `smt doctor`."""
 
     def __init__(self, done):
         self.code, self.stderr = done.returncode, done.stderr
         *lines, self.verdict = done.stdout.splitlines() or [""]
-        self.found = [LINE.fullmatch(line).groups() for line in lines]
+        self.results = [LINE.fullmatch(line).groups() for line in lines]
 
     def of(self, subject):
-        """Return level and text of the one finding on `subject`."""
-        ((level, text),) = [(level, text) for level, name, text in self.found if name == subject]
+        """Return level and text of the one result on `subject`."""
+        ((level, text),) = [(level, text) for level, name, text in self.results if name == subject]
         return level, text
 
     @property
     def subjects(self):
-        return {name for _, name, _ in self.found}
+        return {name for _, name, _ in self.results}
 
     @property
     def errors(self):
-        return {name for level, name, _ in self.found if level == "error"}
+        return {name for level, name, _ in self.results if level == "error"}
 
 
 def doctor(project, *arguments, cluster=None, prefix=(), folder=None, **environment):
-    """Run `smt doctor` as a user of `cluster` does, or as one who has none.
+    """Run `smt doctor` as a user of `cluster`, or without a cluster.
 
-    It is a fork, but for what a `prefix` runs: a command that starts it.
+    It runs as a fork, unless `prefix` is a command that starts it.
     """
-    kept = cluster.environment() if cluster else {**os.environ, "SLURM_CONF": "/nowhere"}
-    kept = {name: value for name, value in kept.items() if not name.startswith(("SMT_", "MLFLOW"))}
-    environment, folder = {**kept, **environment}, folder or project.folder
+    base = cluster.environment() if cluster else {**os.environ, "SLURM_CONF": "/nowhere"}
+    base = {name: value for name, value in base.items() if not name.startswith(("SMT_", "MLFLOW"))}
+    environment, folder = {**base, **environment}, folder or project.folder
     if not prefix:
         return Report(forkserver.run("smt", "doctor", *arguments, cwd=folder, env=environment))
     command = [*prefix, sys.executable, "-m", "smt", "doctor", *arguments]

@@ -1,4 +1,4 @@
-"""The shell commands that the documents tell a reader to type."""
+"""The shell commands of the documents."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ DOCUMENTS = (
     ROOT / "CONTRIBUTING.md",
     *(path for path in sorted((ROOT / "docs").glob("*.md")) if path != DEMO_RESULTS),
 )
-"""What is written by hand."""
+"""Documents that are written by hand."""
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 _COMMENT = re.compile(r"\s+# .*")
 _SETTING = "export "
@@ -30,27 +30,27 @@ class Command:
     """Document and line."""
     text: str
     settings: tuple[str, ...]
-    """What the block exports before it."""
+    """`export` lines of the block before it."""
 
     @property
     def script(self) -> str:
-        """Return what a shell is given."""
+        """Return the script that a shell runs."""
         return "\n".join((*self.settings, self.text))
 
 
 def blocks(document: Path, language: str) -> list[tuple[int, str]]:
-    """Return the fenced blocks of a language, each with the line that it begins in."""
+    """Return line number and content of each fenced block of a language."""
     text = document.read_text()
     return [
-        (text[: found.start()].count("\n") + 2, found[2])
-        for found in _FENCE.finditer(text)
-        if found[1] == language
+        (text[: match.start()].count("\n") + 2, match[2])
+        for match in _FENCE.finditer(text)
+        if match[1] == language
     ]
 
 
 def commands() -> list[Command]:
-    """Return every command in a `bash` block of the documents, in their order."""
-    found = []
+    """Return the commands in all `bash` blocks of the documents, in order."""
+    result = []
     for document in DOCUMENTS:
         for start, block in blocks(document, "bash"):
             settings: tuple[str, ...] = ()
@@ -59,12 +59,12 @@ def commands() -> list[Command]:
                 if text.startswith(_SETTING):
                     settings += (text,)
                 elif text and not text.startswith("#"):
-                    found.append(Command(f"{document.relative_to(ROOT)}:{number}", text, settings))
-    return found
+                    result.append(Command(f"{document.relative_to(ROOT)}:{number}", text, settings))
+    return result
 
 
 def unnamed_blocks() -> list[str]:
-    """Return the places of blocks that do not say their language: nothing would run them."""
+    """Return the places of blocks without a language, which no test would run."""
     return [
         f"{document.relative_to(ROOT)}:{line}"
         for document in DOCUMENTS
@@ -73,29 +73,29 @@ def unnamed_blocks() -> list[str]:
 
 
 DETECTOR = "## A new detector"
-"""Heading of the worked example that changes code."""
+"""Heading of the part of the worked example that changes code."""
 
 
 def follow_example(project: ProjectCopy) -> ProjectCopy:
-    """Return a project with the documents' example of a variant in its params."""
+    """Apply the worked example of a variant to a project's params; return the project."""
     heading = WORKED_EXAMPLE.read_text().split(DETECTOR)[0].count("\n")
     for line, block in blocks(WORKED_EXAMPLE, "yaml"):
         if line > heading:
             break
         place, text = block.split("\n", 1)
-        found = re.match(r"# params/(\w+\.yaml), ", place)
-        assert found, place
+        match = re.match(r"# params/(\w+\.yaml), ", place)
+        assert match, place
         if place.endswith("at the end"):
-            path = project.folder / "params" / found[1]
+            path = project.folder / "params" / match[1]
             path.write_text(path.read_text() + text)
         else:
             row = '      - {label: "2", experiment: ablation_heads_2}\n'
-            project.edit(found[1], row, row + text)
+            project.edit(match[1], row, row + text)
     return project
 
 
 def follow_detector_example(project: ProjectCopy) -> None:
-    """Give a project a copy of the code, and to both the documents' example of a detector."""
+    """Copy the code into a project, and apply the worked example of a detector to both."""
     shutil.copytree(ROOT / "smt", project.folder / "smt")
     heading = WORKED_EXAMPLE.read_text().split(DETECTOR)[0].count("\n")
     for language in ("python", "yaml"):
@@ -115,5 +115,5 @@ def _insert(folder: Path, file: str, where: str, text: str) -> None:
         path.write_text(content + text)
     else:
         assert content.count(mapping) == 1
-        added = before + text + (f"\n\n{after}" if after else "")
-        path.write_text(content.replace(mapping, added))
+        replacement = before + text + (f"\n\n{after}" if after else "")
+        path.write_text(content.replace(mapping, replacement))

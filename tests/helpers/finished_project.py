@@ -1,4 +1,4 @@
-"""A small project in which every run is done, for tests that look at what runs leave."""
+"""A small project in which all runs are done, for tests of what runs write."""
 
 import json
 import shutil
@@ -29,11 +29,12 @@ TABLES = ("imagenet1k", "imagenet22k", "ablation_heads", "coco_mask_rcnn", "coco
 
 
 def shrink(params, experiments=(*CLASSIFIERS, *DOWNSTREAM)):
-    """Leave of `params` a few experiments, one or two of each kind, and their tables."""
+    """Remove all but a few experiments, one or two of each kind, and their tables from `params`."""
 
     def tables(content):
-        found = content["tables"]
-        content["tables"] = {name: found[name] for name in TABLES if name in found}
+        content["tables"] = {
+            name: table for name, table in content["tables"].items() if name in TABLES
+        }
 
     keep(params, experiments)
     keep_used(params)
@@ -41,9 +42,9 @@ def shrink(params, experiments=(*CLASSIFIERS, *DOWNSTREAM)):
 
 
 def finish(folder):
-    """Make in a folder a project after `snakemake all`, `smt dvc record`, a commit, `dvc push`.
+    """Make a project in a folder and run `snakemake all`, `smt dvc record`, a commit, `dvc push`.
 
-    It was trained in a git checkout with a change in it. Its data lie beside it.
+    It is trained in a git checkout with an uncommitted change. Its data are in a folder beside it.
     """
     project = Versioned(folder / NAME)
     shrink(project.folder / "params")
@@ -56,11 +57,11 @@ def finish(folder):
     project.git("commit", "-q", "-m", "a project")
     with (project.folder / "params/models.yaml").open("a") as file:
         file.write("# not committed\n")
-    made = project.snakemake("all")
-    assert made.returncode == 0, made.stderr[-3000:]
-    said = project.record()
-    assert f"recorded: {len(RUNS)} runs, all, with data and tables" in said
-    assert "dvc.yaml is another one" in said
+    done = project.snakemake("all")
+    assert done.returncode == 0, done.stderr[-3000:]
+    output = project.record()
+    assert f"recorded: {len(RUNS)} runs, all, with data and tables" in output
+    assert "dvc.yaml was updated" in output
     project.git("add", "-A")
     project.git("commit", "-q", "-m", "recorded")
     project.dvc("push")
@@ -73,7 +74,7 @@ def edit_yaml(path, change):
 
 
 def copy(project, folder):
-    """Return a copy of a project's params and results, on the same data, that can be edited."""
+    """Return an editable copy of a project's params and results, with the same data."""
     other = ProjectCopy.__new__(Versioned)
     ProjectCopy.__init__(other, folder, project.folder)
     shutil.copytree(project.folder / "results", folder / "results", copy_function=_copy)
@@ -83,7 +84,7 @@ def copy(project, folder):
 
 def _copy(source, target):
     shutil.copy2(source, target)
-    Path(target).chmod(0o644)  # DVC protects what it has taken in
+    Path(target).chmod(0o644)  # DVC makes tracked files read-only
 
 
 def layout(project):
@@ -95,7 +96,7 @@ def load(project, scale=SCALE):
 
 
 def audit(project):
-    """Return what `smt verify` finds, without starting a process for it."""
+    """Return the ledger of `smt verify`, without starting a process."""
     return Audit(load(project), layout(project), load(project, "paper")).everything()
 
 

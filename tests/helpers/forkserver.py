@@ -1,17 +1,13 @@
-"""Commands of the environment, begun as forks of one process that has imported what they need.
+"""The fork server of the tests: commands run as forks of one process with all imports.
 
 Importing torch, timm and MLflow takes a process five to nine CPU-seconds; a fork takes a hundredth.
-What is run is the command's own `main`, with the arguments, folder, environment and files that a
-new process would have had, and its pid takes signals. A test of imports, or of what a process
-inherits, starts a real process.
+The server runs the `main` of a command, with the arguments, folder, environment and files that a
+new process would have had, and signals can be sent to its pid. A test of imports, or of what a
+process inherits, starts a real process. The protocol is that of smt/forkserver.py.
 """
 
-import array
-import atexit
 import fcntl
-import gc
 import importlib
-import json
 import os
 import pkgutil
 import runpy
@@ -21,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -29,26 +24,27 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from smt import forkserver
 from testbed.waiting import wait_for
 from tests.helpers import ROOT
 
 FOLDER = "TESTS_FOLDER"
-"""Environment variable: where the server of a run of pytest has its socket, lock and log."""
+"""Environment variable: folder of the server's socket, lock and log, one per run of pytest."""
 
 CONTROLLER = "TESTS_CONTROLLER"
-"""Environment variable: the process of pytest with which the server ends."""
+"""Environment variable: pid of the pytest with which the server ends."""
 
 COMMANDS = "TESTS_COMMANDS"
-"""Environment variable: folder of commands that run as forks, where a job's own commands do."""
+"""Environment variable: folder of programs that run as forks, first in the PATH of jobs."""
 
 PRELOADED = ("mlflow", "snakemake.cli", "dvc.cli", "dvc.repo", "dvc.commands.repro")
-"""What is imported beside every module of `smt`."""
+"""Modules that the server imports beside those of `smt`."""
 
 
 def run(
     module: str, *arguments: str, cwd: Path, env: dict[str, str], prepare: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module arguments` and return what it printed, as subprocess.run does.
+    """Run `python -m module arguments` and return its output, as subprocess.run does.
 
     A `module` that ends with .py is a script.
     """
@@ -60,8 +56,8 @@ def run(
             code = process.wait()
         out.seek(0)
         err.seek(0)
-        said, errors = out.read().decode(), err.read().decode()
-    return subprocess.CompletedProcess(command, code, said, errors)
+        stdout, stderr = out.read().decode(), err.read().decode()
+    return subprocess.CompletedProcess(command, code, stdout, stderr)
 
 
 def start(
@@ -73,30 +69,26 @@ def start(
     stderr: BinaryIO | None = None,
     prepare: tuple[str, ...] = (),
 ) -> "Process":
-    """Start `python -m module arguments`; what it prints goes to these files, or nowhere.
+    """Start `python -m module arguments`; its output goes to these files, or is discarded.
 
-    `prepare` names what the fork calls before: a module, its function, the function's arguments.
+    `prepare` names what the fork calls first: a module, its function, the function's arguments.
     """
-    job = {"module": module, "arguments": list(arguments), "cwd": str(cwd), "env": env,
-           "prepare": prepare}  # fmt: skip
+    job = {"module": module, "arguments": list(arguments), "folder": str(cwd),
+           "environment": env, "prepare": prepare}  # fmt: skip
     folder = Path(os.environ[FOLDER])
     _start(folder)
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    line.connect(str(_socket(folder)))
-    text = json.dumps(job).encode()
-    with Path(os.devnull).open("wb") as nowhere:
-        files = array.array("i", [(stdout or nowhere).fileno(), (stderr or nowhere).fileno()])
-        header = len(text).to_bytes(8, "big")
-        line.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
-        line.sendall(text)
-    return Process(line)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(str(_socket(folder)))
+    with Path(os.devnull).open("r+b") as null:
+        files = [file.fileno() for file in (null, stdout or null, stderr or null)]
+        return Process(connection, job, files)
 
 
 def with_forked_commands(env: dict[str, str]) -> dict[str, str]:
     """Return an environment in which `smt`, `snakemake` and `dvc` run as forks as well.
 
-    That goes for a shell's and, in a fork, for those of `sys.executable -m`. A test that signals or
-    kills one of these does without it: see forked_command.py.
+    They do in a shell and, within a fork, as `sys.executable -m`. A test that sends signals to one
+    of them cannot use it: see forked_command.py.
     """
     folder = Path(os.environ[FOLDER])
     _start(folder)
@@ -105,30 +97,23 @@ def with_forked_commands(env: dict[str, str]) -> dict[str, str]:
 
 
 class Process:
-    """A command that runs as a fork, with what tests use of subprocess.Popen.
+    """A command that runs as a fork, with the methods of subprocess.Popen that tests use.
 
-    Used as a context manager it is ended, by SIGKILL, when the body ends and it has not.
+    As a context manager it sends SIGKILL at the end of the body.
     """
 
-    def __init__(self, line: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, job: dict[str, Any], files: list[int]) -> None:
         self.returncode: int | None = None
-        self._line = line
-        self.pid = self._number()
-
-    def _number(self) -> int:
-        answer = _receive(self._line, 8)
-        if len(answer) < 8:
-            log = (Path(os.environ[FOLDER]) / "forkserver.log").read_text()
-            raise RuntimeError(f"the fork server of the tests has ended: {log}")
-        return int.from_bytes(answer, "big", signed=True)
+        self._connection = connection
+        self.pid = forkserver.submit(connection, job, files)
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit code, as subprocess.Popen.wait does."""
         if self.returncode is None:
-            if not select.select([self._line], [], [], timeout)[0]:
+            if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
-            self.returncode = self._number()
-            self._line.close()
+            self.returncode = forkserver.read_int(self._connection)
+            self._connection.close()
         return self.returncode
 
     def poll(self) -> int | None:
@@ -159,18 +144,11 @@ class Process:
         self.wait()
 
 
-def _receive(line: socket.socket, length: int) -> bytes:
-    content = b""
-    while len(content) < length and (more := line.recv(length - len(content))):
-        content += more
-    return content
-
-
 # --- the server -----------------------------------------------------------------------------------
 
 
 def _start(folder: Path) -> None:
-    """Start the server of this run of pytest, if no other worker has yet."""
+    """Start the server of this run of pytest, unless another worker has started it."""
     with (folder / "forkserver.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _pid_file(folder).exists():
@@ -189,7 +167,7 @@ def _start(folder: Path) -> None:
 
 
 def _write_commands(folder: Path) -> None:
-    """Write the commands that run as forks, and a `python` that has their modules run so."""
+    """Write the programs that run as forks, and a `python` whose `-m` does the same."""
     folder.mkdir()
     fork = f"exec {sys.executable} -IS {Path(__file__).with_name('forked_command.py')}"
     for name in ("smt", "snakemake", "dvc"):
@@ -203,12 +181,12 @@ def _write_commands(folder: Path) -> None:
 
 
 def stop(folder: Path) -> None:
-    """End the server, if there is one: whoever started this run of pytest calls it."""
+    """End the server, if there is one; the controller of pytest calls this."""
     if _pid_file(folder).exists():
         with suppress(psutil.NoSuchProcess):
             server = psutil.Process(int(_pid_file(folder).read_text()))
             server.kill()
-            # It takes a moment: what it has imported is given back first.
+            # It takes a moment: the kernel frees its memory first.
             wait_for(lambda: server.status() == psutil.STATUS_ZOMBIE, lambda: str(server))
 
 
@@ -221,12 +199,12 @@ def _pid_file(folder: Path) -> Path:
 
 
 def serve(folder: Path, controller: int) -> None:
-    """Import all, then fork a process for each connection, until `controller` ends."""
-    handle = os.pidfd_open(controller)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    """Import all modules, then fork for each connection until `controller` ends."""
+    end = os.pidfd_open(controller)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     draft = folder / "forkserver.draft"
-    listening.bind(str(draft))
-    listening.listen(64)  # who comes while this imports waits in the queue
+    listener.bind(str(draft))
+    listener.listen(64)  # commands that connect while this imports wait in the queue
     draft.rename(_socket(folder))
     import smt
 
@@ -235,25 +213,12 @@ def serve(folder: Path, controller: int) -> None:
             importlib.import_module(module)
     for module in PRELOADED:
         importlib.import_module(module)
-    _remember()
-    assert threading.active_count() == 1, threading.enumerate()  # a fork has only this thread
-    gc.freeze()
-    while True:
-        ready, _, _ = select.select([listening, handle], [], [])
-        if handle in ready:
-            return
-        line, _ = listening.accept()
-        if os.fork() == 0:
-            listening.close()
-            _attend(line)
-        line.close()
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
+    _fill_caches()
+    forkserver.serve(listener, end, _run_job)
 
 
-def _remember() -> None:
-    """Compute what every fork would compute of what is installed: it takes seconds."""
+def _fill_caches() -> None:
+    """Compute what would take each fork seconds: digests of the source, and installed packages."""
     from smt.datasets.demo import digits
     from smt.runs import provenance, source
 
@@ -263,80 +228,32 @@ def _remember() -> None:
     source.digests(), provenance.packages()
 
 
-def _attend(line: socket.socket) -> None:
-    """Fork the command of one connection; answer its pid and, when it ends, its exit code.
-
-    Whoever goes away before takes the command with them.
-    """
-    header, ancillary, _, _ = line.recvmsg(8, socket.CMSG_SPACE(8))
-    files = array.array("i")
-    files.frombytes(ancillary[0][2][:8])
-    job = json.loads(_receive(line, int.from_bytes(header, "big")))
-    pid = os.fork()
-    if pid == 0:
-        line.close()
-        os.setsid()
-        _become(job, files)
-    for file in files:
-        os.close(file)
-    handle = os.pidfd_open(pid)
-    with suppress(BrokenPipeError):
-        line.sendall(pid.to_bytes(8, "big", signed=True))
-    ready, _, _ = select.select([handle, line], [], [])
-    if handle not in ready:
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with suppress(BrokenPipeError):
-        line.sendall(code.to_bytes(8, "big", signed=True))
-    os._exit(0)
-
-
-def _become(job: dict[str, Any], files: "array.array[int]") -> None:
-    """Be what `python -m module arguments` would have been; never return."""
-    for number, file in ((1, files[0]), (2, files[1])):
-        os.dup2(file, number)
-        os.close(file)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(
-            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        )
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    own = os.environ.get("PYTHONPATH")
-    os.environ.clear()
-    os.environ.update(job["env"])
+def _run_job(job: dict[str, Any]) -> int:
+    """Run `python -m module arguments`, and return its exit code."""
+    pythonpath = os.environ.get("PYTHONPATH")
+    forkserver.set_environment(job["folder"], job["environment"])
     if COMMANDS in os.environ:
         sys.executable = str(Path(os.environ[COMMANDS], "python"))
-    os.chdir(job["cwd"])
-    sys.path.insert(0, job["cwd"])
-    if os.environ.get("PYTHONPATH") not in (None, own):
-        _forget_package()
+    sys.path.insert(0, job["folder"])
+    if os.environ.get("PYTHONPATH") not in (None, pythonpath):
+        _unload_package()
     sys.argv = [job["module"], *job["arguments"]]
-    code = 1
-    try:
-        _customize(job["env"])
-        if job["prepare"]:
-            module, function, *arguments = job["prepare"]
-            getattr(importlib.import_module(module), function)(*arguments)
-        code = _main(job["module"])
-    except SystemExit as end:
-        code = _code_of(end)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        _finish(code)
+    _customize(job["environment"])
+    if job["prepare"]:
+        module, function, *arguments = job["prepare"]
+        getattr(importlib.import_module(module), function)(*arguments)
+    return _main(job["module"])
 
 
-def _forget_package() -> None:
-    """Let `smt` be imported again, from where PYTHONPATH has it."""
+def _unload_package() -> None:
+    """Unload `smt`, so that it is imported from PYTHONPATH."""
     sys.path[1:1] = os.environ["PYTHONPATH"].split(os.pathsep)
     for name in [name for name in sys.modules if name == "smt" or name.startswith("smt.")]:
         del sys.modules[name]
 
 
 def _customize(environment: dict[str, str]) -> None:
-    """Run the sitecustomize.py that PYTHONPATH leads to, as an interpreter does that begins."""
+    """Run the sitecustomize.py in PYTHONPATH, as an interpreter does at its start."""
     for folder in environment.get("PYTHONPATH", "").split(os.pathsep):
         path = Path(folder, "sitecustomize.py")
         if folder and path.exists():
@@ -359,22 +276,6 @@ def _main(module: str) -> int:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return 0
     return main() or 0
-
-
-def _code_of(end: SystemExit) -> int:
-    if end.code is None or isinstance(end.code, int):
-        return end.code or 0
-    print(end.code, file=sys.stderr)
-    return 1
-
-
-def _finish(code: int) -> None:
-    """End as an interpreter does: threads, what is registered for the end, streams."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The golden weights and inputs, made by a rule that needs no file but names and shapes."""
+"""Weights and inputs of the golden values, computed from names and shapes alone."""
 
 from binascii import crc32
 
@@ -34,7 +34,7 @@ def fill(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def weights(keys: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Return a released state: names and shapes as given, values by the rule."""
+    """Return a state dict with these names and shapes, and the values of `fill`."""
     return {
         name: fill(name, tuple(shape)) if shape else torch.zeros((), dtype=torch.int64)
         for name, shape in keys.items()

@@ -1,4 +1,4 @@
-"""Small data sets in ImageNet's layout, for the tests of data."""
+"""Small data sets in ImageNet's layout."""
 
 from pathlib import Path
 
@@ -17,16 +17,16 @@ from tests.helpers import ROOT
 
 def write_images(folder: Path, classes: int, per_class: int, seed: int = 0) -> None:
     """Write JPEG files of 44 x 36 pixels of noise in `folder/c0`, `folder/c1`, ..."""
-    draw = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     for label in range(classes):
         (folder / f"c{label}").mkdir(parents=True)
         for number in range(per_class):
-            pixels = draw.integers(0, 256, (36, 44, 3), dtype=np.uint8)
+            pixels = generator.integers(0, 256, (36, 44, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"c{label}" / f"{number:03d}.JPEG")
 
 
 def project_of(root: Path, classes: int, train: int, val: int = 0) -> Project:
-    """Return the project with one data set, `tiny`."""
+    """Return the demo's project with one data set, `tiny`."""
     dataset = Dataset(
         title="tiny", root=str(root), classes=classes, train_images=train, val_images=val,
         source="counted", generator=None,
@@ -35,7 +35,7 @@ def project_of(root: Path, classes: int, train: int, val: int = 0) -> Project:
 
 
 def open_folder(root: Path, split: str, classes: int, train: int, val: int = 0) -> ImageFolder:
-    """Return a split of the data set in `root`, its manifest written beside it."""
+    """Write the manifest of the data set in `root`, and return a split."""
     layout = Layout("demo", results=root.parent / "results", data=root.parent)
     manifest.write(project_of(root, classes, train, val), layout, "tiny")
     return ImageFolder(root, split, manifest.read(layout, "tiny"))

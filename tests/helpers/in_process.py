@@ -1,4 +1,4 @@
-"""Commands of `smt` run within the process of the test: what they print, and their exit code."""
+"""Commands of `smt` in the process of the test."""
 
 import io
 import os
@@ -11,9 +11,9 @@ from smt.cli import main
 
 
 def smt(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `smt arguments` here, and return what a process of its own would have.
+    """Run `smt arguments` in this process; return exit code and output as subprocess.run does.
 
-    For commands that start no threads or processes, change no signal handler and no folder.
+    For commands that start no threads or processes and change no signal handler or folder.
     """
     command = ["smt", *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()

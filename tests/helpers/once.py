@@ -1,4 +1,4 @@
-"""What is made once in a run of pytest, for all of its workers."""
+"""Folders that are made once per run of pytest, for all of its workers."""
 
 import fcntl
 import shutil
@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 
-def made_once(
+def make_once(
     factory: pytest.TempPathFactory, worker: str, name: str, make: Callable[[Path], object]
 ) -> Path:
-    """Return the folder `name` of this run of pytest, which `make` has filled.
+    """Return the folder `name` of this run of pytest, which `make` fills on the first call.
 
-    `worker` is what the fixture `worker_id` says. Whoever comes while it is made waits; after a
-    failure the next one makes it from nothing. Tests change copies of it alone.
+    `worker` is the value of the fixture `worker_id`. Other workers wait while it is made; after a
+    failure the next one makes it again. A test that changes the folder takes a copy.
     """
     base = factory.getbasetemp()
-    folder = (base if worker == "master" else base.parent) / "made_once" / name
+    folder = (base if worker == "master" else base.parent) / "make_once" / name
     folder.mkdir(parents=True, exist_ok=True)
     content, done = folder / name, folder / "done"
     with (folder / "lock").open("w") as lock:

@@ -1,4 +1,4 @@
-"""A copy of the workflow and its params in which a test can change and run things."""
+"""A copy of the workflow and its params, in which a test edits params and runs commands."""
 
 import os
 import re
@@ -13,7 +13,7 @@ RUN = re.compile(r"/runs/(\w+)/seed(\d+)/metrics\.json$")
 
 
 class ProjectCopy:
-    """What a user edits, without results and data; the code is that of this checkout."""
+    """Workflow and params without results and data; the code is that of this checkout."""
 
     def __init__(self, folder: Path, source: Path = ROOT) -> None:
         self.folder = folder
@@ -22,22 +22,22 @@ class ProjectCopy:
             _copy(source / name, folder / name)
 
     def copy(self, folder: Path) -> "ProjectCopy":
-        """Return a copy of this copy, with its data, its results and Snakemake's memory of them."""
+        """Return a copy with its data, its results and Snakemake's metadata."""
         other = ProjectCopy(folder, self.folder)
         for name in ("data", "results", ".snakemake"):
             _copy(self.folder / name, folder / name)
         return other
 
     def edit(self, file: str, old: str, new: str) -> int:
-        """Replace the one place of `old` in params/`file`; return the line that it begins in."""
+        """Replace the only occurrence of `old` in params/`file`; return its line number."""
         path = self.folder / "params" / file
         text = path.read_text()
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
+        assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {file}"
         path.write_text(text.replace(old, new))
         return text[: text.index(old)].count("\n") + 1
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the environment in this folder, as in a terminal."""
+        """Run a command in this folder, as in a terminal."""
         return subprocess.run(
             command,
             cwd=self.folder,
@@ -47,7 +47,7 @@ class ProjectCopy:
         )
 
     def start(self, *command: str, log: Path, **environment: str) -> "subprocess.Popen[bytes]":
-        """Start a command in this folder; what it prints goes to a file."""
+        """Start a command in this folder; its output goes to a file."""
         with log.open("wb") as file:
             return subprocess.Popen(
                 command, cwd=self.folder, env=self.environment(**environment),
@@ -55,10 +55,10 @@ class ProjectCopy:
             )  # fmt: skip
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment of a terminal, with nothing set for this project but `more`."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SMT_")}
+        """Return the environment of a terminal, without variables of this project but `more`."""
+        base = {name: value for name, value in os.environ.items() if not name.startswith("SMT_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**kept, "PATH": path, **more}
+        return {**base, "PATH": path, **more}
 
     def smt(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.module("smt", *arguments, **environment)
@@ -69,21 +69,21 @@ class ProjectCopy:
     def module(
         self, name: str, *arguments: str, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python -m name` in this folder, as a fork of what has imported it."""
+        """Run `python -m name` in this folder, as a fork of the tests' fork server."""
         return forkserver.run(
             name, *arguments, cwd=self.folder, env=self.environment(**environment)
         )
 
     def plan(self, *arguments: str) -> "Plan":
-        """Return what Snakemake says it would do, without doing it."""
+        """Return what Snakemake would run, without running it."""
         done = self.snakemake("--summary", *arguments)
         assert done.returncode == 0, done.stderr
         return Plan([line.split("\t") for line in done.stdout.splitlines() if "\t" in line][1:])
 
     def pretend_done(self) -> None:
-        """Put a file in place of every output of `all` that is missing, as if it had been made.
+        """Create an empty file for each missing output of `all`, as if it were up to date.
 
-        Manifests have to be there: fingerprints are taken of them.
+        Manifests must exist, for fingerprints are computed from them.
         """
         for output in self.plan("all").pending:
             (self.folder / output).parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ class ProjectCopy:
 
 
 def _copy(source: Path, target: Path) -> None:
-    # Times are kept: Snakemake goes by them.
+    # With modification times, by which Snakemake decides what to run.
     if source.is_dir() and not source.is_symlink():
         shutil.copytree(source, target, symlinks=True)
     elif source.exists():
@@ -101,7 +101,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 class Plan:
-    """The outputs behind a target, and which of them are to be made."""
+    """The outputs that a target needs, and which of them would be made."""
 
     def __init__(self, rows: list[list[str]]) -> None:
         self.outputs = {output: rule for output, _, rule, *_ in rows}
@@ -109,9 +109,9 @@ class Plan:
 
     @property
     def trainings(self) -> dict[tuple[str, int], str]:
-        """Experiment and seed of each training to be run, with the rule that would run it."""
-        found = {RUN.search(output): rule for output, rule in self.pending.items()}
-        return {(run[1], int(run[2])): rule for run, rule in found.items() if run is not None}
+        """Experiment and seed of each training that would run, with its rule."""
+        matches = {RUN.search(output): rule for output, rule in self.pending.items()}
+        return {(run[1], int(run[2])): rule for run, rule in matches.items() if run is not None}
 
     @property
     def experiments(self) -> set[str]:

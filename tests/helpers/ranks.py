@@ -1,4 +1,4 @@
-"""The ranks of a training as forks, started and killed by what a proof starts and kills them by."""
+"""Ranks of a training as forks, which the launcher of `smt prove` starts and kills."""
 
 import subprocess
 from functools import partial
@@ -11,9 +11,9 @@ from tests.helpers import forkserver
 
 
 def start_ranks(project: Path, ranks: int, *arguments: str, log: str = "try", prepare=()):
-    """Start `smt ARGUMENTS` on some ranks in a project's folder, and return the attempt.
+    """Start `smt ARGUMENTS` on `ranks` ranks in a project's folder, and return the attempt.
 
-    `prepare` is what prepares each fork: see forkserver.py. Rank r writes to logs/LOG-rank-r.log.
+    `prepare` is for each fork: see forkserver.py. Rank R writes to logs/LOG-rankR.log.
     """
     with mock.patch.object(launch, "subprocess", _forks(project, prepare)):
         return launch.LocalLauncher().start(arguments, ranks, project / "logs" / log)
@@ -25,16 +25,16 @@ def process_of(attempt, rank: int) -> forkserver.Process:
 
 
 def ranks_become_forks() -> None:
-    """Let every training that this process starts for a proof be a fork."""
+    """Patch the launcher so that the trainings of a proof are forks."""
     launch.subprocess = _forks(Path.cwd(), ())
 
 
 AS_FORKS = (__name__, ranks_become_forks.__name__)
-"""What prepares a fork of `smt prove`."""
+"""The `prepare` of a fork of `smt prove`."""
 
 
 def _forks(folder: Path, prepare: tuple[str, ...]) -> SimpleNamespace:
-    """Return what stands for the module `subprocess` of a launcher."""
+    """Return a replacement of the module `subprocess` for the launcher."""
     return SimpleNamespace(
         Popen=partial(_popen, folder=folder, prepare=prepare),
         DEVNULL=subprocess.DEVNULL,

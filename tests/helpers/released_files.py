@@ -13,25 +13,25 @@ from smt.models import released, zoo
 from smt.runs.paths import bundled_params
 
 SCALE = "smoke"
-"""At which the model is small; `--scale` of smt convert."""
+"""Scale with a small model; `--scale` of smt convert."""
 
 STEPS_OF_IMAGENET1K = 1251
-"""Of batch 1,024 in an epoch of 1,281,167 images, the incomplete batch dropped."""
+"""Per epoch: 1,281,167 images in batches of 1,024, without the incomplete last batch."""
 
 
 def state(classes=1000, steps=300 * STEPS_OF_IMAGENET1K):
-    """Return the released state of a small SMT-T, whose BatchNorms have counted so many steps."""
+    """Return the released state dict of a small SMT-T, with `steps` in its BatchNorm counters."""
     model = load_project(bundled_params(), SCALE).models["smt_tiny"]
     torch.manual_seed(0)
-    found = released.to_released(zoo.build(model, num_classes=classes).state_dict())
+    tensors = released.to_released(zoo.build(model, num_classes=classes).state_dict())
     return {
         name: torch.tensor(steps) if name.endswith("num_batches_tracked") else tensor.clone()
-        for name, tensor in found.items()
+        for name, tensor in tensors.items()
     }
 
 
 def configuration(*, epochs=300, device_batch=128, rate=2e-3, pretrained="", **others):
-    """Return a configuration as the release saves it: with the learning rate that it scaled."""
+    """Return a configuration as the release saves it: with its scaled learning rate."""
     return {
         "DATA": {"BATCH_SIZE": device_batch, "DATASET": "imagenet", "IMG_SIZE": 224},
         "MODEL": {"TYPE": "smt", "NAME": "smt_tiny_224", "PRETRAINED": pretrained,
@@ -45,13 +45,13 @@ def configuration(*, epochs=300, device_batch=128, rate=2e-3, pretrained="", **o
 
 @contextmanager
 def yacs():
-    """Give the class of yacs' configurations, as pickle finds it; afterwards yacs is not there."""
+    """Yield a class that pickle stores as yacs' CfgNode; yacs cannot be imported afterwards."""
 
     class CfgNode(dict):
         def __init__(self, values):
             super().__init__(
-                {key: CfgNode(each) if isinstance(each, Mapping) else each
-                 for key, each in values.items()}
+                {key: CfgNode(value) if isinstance(value, Mapping) else value
+                 for key, value in values.items()}
             )  # fmt: skip
             self.__dict__["__immutable__"] = True
 
@@ -63,7 +63,7 @@ def yacs():
 
 
 def write(path, weights, *, epoch=299, max_accuracy=82.19, config=None, steps=375_290, **others):
-    """Write what the release's code saves after an epoch, and return `path`."""
+    """Write a checkpoint as the release's code does after an epoch, and return `path`."""
     settings = configuration() if config is None else config
     schedule = {"t_initial": 295 * STEPS_OF_IMAGENET1K, "warmup_t": 5 * STEPS_OF_IMAGENET1K,
                 "warmup_prefix": True, "t_in_epochs": False}  # fmt: skip

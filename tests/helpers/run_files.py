@@ -1,4 +1,4 @@
-"""Files of runs as the trainer leaves them, with numbers that a test chooses."""
+"""Files of runs as the trainer writes them, with metrics that a test chooses."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from smt.datasets.manifest import (
 )
 from smt.runs.atomic import write_json
 from smt.runs.paths import Layout
-from smt.tracking.client import Server
+from smt.tracking.client import TrackingClient
 from tests.helpers import ROOT, forkserver
 
 CREATED = 1_700_000_000.0
@@ -47,8 +47,8 @@ class RunFiles:
         overlays = YamlFile(self.params / "scales.yaml").data[scale].get("experiments", {})
         self.change("scales.yaml", list(seeds), scale, "seeds")
         if overlays:
-            chosen = {name: {**each, "seeds": list(seeds)} for name, each in overlays.items()}
-            self.change("scales.yaml", chosen, scale, "experiments")
+            overlays = {name: {**it, "seeds": list(seeds)} for name, it in overlays.items()}
+            self.change("scales.yaml", overlays, scale, "experiments")
         self.layout = Layout(scale, folder / "results", folder / "data")
         self.manifests()
 
@@ -67,7 +67,7 @@ class RunFiles:
         self.__dict__.pop("project", None)
 
     def manifests(self, content: str = "") -> None:
-        """Say that all data are there; other `content` is other data."""
+        """Write the manifests of all data sets; other `content` gives other digests."""
         for name, dataset in self.project.datasets.items():
             path = manifest_path(self.layout, name)
             counts = {"train": dataset.train_images, "val": dataset.val_images}
@@ -99,7 +99,7 @@ class RunFiles:
         """Write the provenance of a run and return its work folder."""
         project, work_dir = self.project, self.work_dir(run)
         experiment = project.experiments[run.experiment]
-        known = digests(project, self.layout, run)
+        data = digests(project, self.layout, run)
         parent = project.parent(run)
         write_json(
             work_dir / "provenance.json",
@@ -108,7 +108,7 @@ class RunFiles:
                 "scale": self.scale,
                 "experiment": run.experiment,
                 "seed": run.seed,
-                "params": fingerprint.content(project, run, known),
+                "params": fingerprint.content(project, run, data),
                 "names": {
                     "task": experiment.task,
                     "model": experiment.model,
@@ -122,7 +122,7 @@ class RunFiles:
                 "environment": {
                     "world_size": 1, "threads": 1, "device": "cpu", "precision": "fp32"
                 },
-                "data": known,
+                "data": data,
                 "parent": parent and {
                     "experiment": parent.experiment,
                     "seed": parent.seed,
@@ -140,9 +140,9 @@ class RunFiles:
         return work_dir
 
     def lines(self, run: Run, epochs: int, top1: float = 95.0) -> list[dict]:
-        """Return the journal of a run of `epochs`, at the last of which it has `top1`.
+        """Return the journal of a run of `epochs` epochs, whose last has this top-1.
 
-        Of a detector that is its box AP, of a segmenter its mIoU.
+        For a detector `top1` is the box AP, for a segmenter the mIoU.
         """
         project = self.project
         steps, every = project.steps_per_epoch(run.experiment), project.scale.log_every
@@ -150,34 +150,34 @@ class RunFiles:
         lines = []
         for step in range(1, epochs * steps + 1):
             loss = 2.5 * math.exp(-step / (4 * steps)) + 0.01 * run.seed
-            epoch, left = divmod(step, steps)
+            epoch, remainder = divmod(step, steps)
             if step % every == 0:
                 metrics = {"train/loss": loss, "train/lr": 1e-3, "train/grad_norm": 1.0}
                 lines.append({"step": step, "epoch": (step - 1) // steps, "metrics": metrics})
-            if not left:
+            if not remainder:
                 metrics = {"train/loss": loss} if step % every else {}
                 if validated:
                     now = top1 - 20 * (epochs - epoch) / epochs
-                    metrics |= self._measured(run, now, loss, final=epoch == epochs)
+                    metrics |= self._evaluation(run, now, loss, final=epoch == epochs)
                 lines.append({"step": step, "epoch": epoch, "metrics": metrics})
         return lines
 
-    def _measured(self, run: Run, score: float, loss: float, *, final: bool) -> dict[str, float]:
-        """Return what an evaluation measures of a run's task, at several scales in the end."""
-        known = {HEADLINES[self.project.experiments[run.experiment].task]: score, "loss": loss}
+    def _evaluation(self, run: Run, score: float, loss: float, *, final: bool) -> dict[str, float]:
+        """Return the metrics of an evaluation; the final one is at several scales, too."""
+        values = {HEADLINES[self.project.experiments[run.experiment].task]: score, "loss": loss}
         return {
-            f"eval/{name}": known.get(name, (score + 100) / 2)
+            f"eval/{name}": values.get(name, (score + 100) / 2)
             for name in self.project.metrics_of(run.experiment)
             if final or not name.endswith("_ms")
         }
 
     def write_journal(self, work_dir: Path, lines: list[dict], *, timed: int | None = None) -> None:
-        """Write these lines as the whole journal; the first `timed` of them with their times."""
+        """Write a journal of these lines, with times of the first `timed` of them, or of all."""
         (work_dir / "journal.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         times = work_dir / "times.jsonl"
-        known = len(times.read_text().splitlines()) if times.exists() else 0
+        first = len(times.read_text().splitlines()) if times.exists() else 0
         with times.open("a") as file:
-            for number in range(known, len(lines) if timed is None else timed):
+            for number in range(first, len(lines) if timed is None else timed):
                 entry = {
                     "line": number,
                     "time": CREATED + 1.25 * (number + 1),
@@ -186,7 +186,7 @@ class RunFiles:
                 file.write(json.dumps(entry) + "\n")
 
     def run(self, run: Run, epochs: int = 2) -> Path:
-        """A run in the middle of training."""
+        """Write the files of a run that trains; return its work folder."""
         work_dir = self.begin(run)
         self.write_journal(work_dir, self.lines(run, epochs))
         return work_dir
@@ -199,7 +199,7 @@ class RunFiles:
     def finish(
         self, run: Run, top1: float = 95.0, *, epochs: int = 2, evaluate: bool = True
     ) -> Path:
-        """A run that is done, with its independent evaluation."""
+        """Write the files of a finished run, with its evaluation; return its work folder."""
         work_dir = self.begin(run)
         lines = self.lines(run, epochs, top1)
         self.write_journal(work_dir, lines)
@@ -236,10 +236,7 @@ class RunFiles:
             self.finish(run, 90 + number / 8, epochs=epochs)
 
     def write_sizes(self) -> None:
-        """Measured sizes of both scales, of which SMT-T's and SMT-S's are the real ones.
-
-        Those of detectors and segmenters are made up.
-        """
+        """Write sizes of both scales; only those of SMT-T and SMT-S are the real ones."""
         real = {"smt_tiny": (11_506_536, 2.3802, 2.4613, 2.399),
                 "smt_small": (22_550_952, 4.6569, 4.8388, 4.689)}  # fmt: skip
         for scale in ("paper", "demo"):
@@ -249,7 +246,7 @@ class RunFiles:
                 counts = dict(
                     zip(
                         ("conv_linear", "attention", "reported"),
-                        (round(each * 1e9) for each in macs),
+                        (round(value * 1e9) for value in macs),
                         strict=True,
                     )
                 )
@@ -277,7 +274,7 @@ class RunFiles:
         return done
 
     def start(self, *arguments: str, **files) -> forkserver.Process:
-        """Start the real command on this folder; what it prints goes to `stdout` and `stderr`."""
+        """Start the real command on this folder; `files` are its `stdout` and `stderr`."""
         arguments = self.arguments(*arguments)
         return forkserver.start("smt", *arguments, cwd=self.folder, env=dict(os.environ), **files)
 
@@ -285,7 +282,7 @@ class RunFiles:
         return [sys.executable, "-m", "smt", *self.arguments(*arguments)]
 
     def arguments(self, *arguments: str) -> list[str]:
-        """Return the arguments of `smt` that lead to this folder, before those given."""
+        """Return arguments of `smt`, after the options with this folder's paths."""
         return [
             "--params", str(self.params), "--results", str(self.layout.results),
             "--data", str(self.folder / "data"), *arguments,
@@ -293,15 +290,15 @@ class RunFiles:
 
 
 def remote(files: RunFiles, run):
-    """Return MLflow's run of the run's present fingerprint; there must be one."""
-    tag = files.fingerprint(run)
-    server = Server.of(files.layout)
-    (found,) = [each for each in server.runs() if each.tags.get("smt.fingerprint") == tag]
-    return found
+    """Return the one MLflow run with the present fingerprint of a run."""
+    fingerprint = files.fingerprint(run)
+    remote_runs = TrackingClient.from_layout(files.layout).runs()
+    (remote_run,) = [it for it in remote_runs if it.tags.get("smt.fingerprint") == fingerprint]
+    return remote_run
 
 
 def rows(files: RunFiles, run_id: str) -> list[tuple]:
-    """Return the metric rows of a run straight from the database, in order."""
+    """Return the rows of a run in the database's table of metrics, in order."""
     with sqlite3.connect(files.layout.results / "mlflow.db") as database:
         return database.execute(
             "select step, key, value, timestamp from metrics where run_uuid = ? "
@@ -311,8 +308,8 @@ def rows(files: RunFiles, run_id: str) -> list[tuple]:
 
 
 def expected_rows(lines: list[dict], created: float) -> list[tuple]:
-    """Return the rows that journal lines of RunFiles must become, and no others."""
-    found = set()
+    """Return the rows that MLflow must have of journal lines of RunFiles, in order."""
+    result = set()
     for number, line in enumerate(lines):
         at = round((created + 1.25 * (number + 1)) * 1000)
         values = {
@@ -320,5 +317,5 @@ def expected_rows(lines: list[dict], created: float) -> list[tuple]:
             "system/images_per_second": 800.0 + number,
             "epoch": line["epoch"],
         }
-        found |= {(line["step"], key, float(value), at) for key, value in values.items()}
-    return sorted(found, key=lambda row: (row[0], row[1], row[3]))
+        result |= {(line["step"], key, float(value), at) for key, value in values.items()}
+    return sorted(result, key=lambda row: (row[0], row[1], row[3]))

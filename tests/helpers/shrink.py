@@ -1,4 +1,4 @@
-"""Params cut down to a few experiments, and demo data sets to a few digits and scenes."""
+"""Reduces params to a few experiments, and the demo's data sets to a few images."""
 
 import re
 from pathlib import Path
@@ -8,26 +8,26 @@ import yaml
 from smt.datasets.demo import scenes
 
 TRAIN, VAL = 32, 9
-"""Scenes of a data set that is cut down."""
+"""Images of a reduced data set of scenes."""
 
 
 def keep(params: Path, names):
-    """Leave of `params` the experiments `names`, what they start from, and what is said of them.
+    """Remove all experiments from `params` but `names` and their parents, with all mentions.
 
-    An experiment has what its base gave it, whether that is left or not. Tables without a row go.
+    An experiment whose base is removed gets the base's values. Tables without rows are removed.
     """
     experiments = _read(params, "experiments")["experiments"]
     names = _with_ancestors(experiments, names)
-    kept = {name: _own(experiments, name, names) for name in experiments if name in names}
-    every, left = (_systems(experiments, each) for each in (experiments, names))
+    remaining = {name: _own(experiments, name, names) for name in experiments if name in names}
+    all_systems, systems = (_systems(experiments, it) for it in (experiments, names))
     cuts = {
-        "experiments": lambda content: content.update(experiments=kept),
+        "experiments": lambda content: content.update(experiments=remaining),
         "tables": lambda content: _cut_tables(content, names),
-        "reported": lambda content: _cut_reported(content, names, left),
+        "reported": lambda content: _cut_reported(content, names, systems),
         "scales": lambda content: _cut_scales(content, names),
         "cluster": lambda content: _cut_cluster(content, names),
         "trajectory": lambda content: _cut_points(content, names),
-        "drift": lambda content: _cut_discrepancies(content, every - left),
+        "drift": lambda content: _cut_discrepancies(content, all_systems - systems),
     }
     for file, cut in cuts.items():
         content = _read(params, file)
@@ -37,46 +37,45 @@ def keep(params: Path, names):
 
 RECIPES = {"recipes": "recipes", "detection": "detection_recipes",
            "segmentation": "segmentation_recipes"}  # fmt: skip
-"""Section of the recipes in each of their files."""
+"""File of recipes -> its section."""
 
 
 def keep_used(params: Path):
-    """Leave of `params` what its experiments use, with what that is based on, and the variants.
+    """Remove models, heads and recipes from `params` that no experiment or published number uses.
 
-    Most of the time that it takes to measure sizes goes to the other models, and DVC reads all of
-    it again and again.
+    Otherwise measuring sizes takes most of the time of a small project.
     """
     experiments = _read(params, "experiments")["experiments"]
-    used = [_merged(experiments, name) for name in experiments]
-    models = {*(each["model"] for each in used), *_read(params, "reported")["models"]}
-    heads, recipes = ({each[key] for each in used if key in each} for key in ("head", "recipe"))
-    scales, gone = _read(params, "scales"), set()
+    entries = [_merged(experiments, name) for name in experiments]
+    models = {*(entry["model"] for entry in entries), *_read(params, "reported")["models"]}
+    heads, recipes = ({it[key] for it in entries if key in it} for key in ("head", "recipe"))
+    scales, removed = _read(params, "scales"), set()
     sections = {"models": ("models", models), "heads": ("heads", heads)}
     sections |= {file: (section, recipes) for file, section in RECIPES.items()}
     for file, (section, names) in sections.items():
         content = _read(params, file)
-        left = _with_bases(content[section], names & content[section].keys())
-        gone |= content[section].keys() - left
-        content[section] = _only(content[section], left)
+        remaining = _with_bases(content[section], names & content[section].keys())
+        removed |= content[section].keys() - remaining
+        content[section] = _only(content[section], remaining)
         _write(params, file, content)
         for scale in scales.values():
             if section in scale:
-                scale[section] = _only(scale[section], {"*", *left})
+                scale[section] = _only(scale[section], {"*", *remaining})
     discrepancies = _read(params, "drift")
-    _cut_discrepancies(discrepancies, gone)
+    _cut_discrepancies(discrepancies, removed)
     _write(params, "scales", scales)
     _write(params, "drift", discrepancies)
 
 
 def cut_down_scenes(demo):
-    """Leave COCO and ADE20K of a demo's entry of scales.yaml a few images."""
+    """Reduce COCO and ADE20K in the demo's entry of scales.yaml to a few images."""
     for name in ("coco", "ade20k"):
         demo["datasets"][name].update(train_images=TRAIN, val_images=VAL)
     demo["datasets"]["coco"].update(images_with_objects=scenes.count_with_objects(TRAIN))
 
 
 def cut_down_digits(demo):
-    """Leave ImageNet of a demo's entry of scales.yaml a third of its images, or less."""
+    """Reduce ImageNet in the demo's entry of scales.yaml to a third of its images, or less."""
     for name, train in (("imagenet1k", 1200), ("imagenet22k", 2000)):
         demo["datasets"][name].update(train_images=train, val_images=200)
 
@@ -90,45 +89,47 @@ def _write(params, file, content):
 
 
 def _with_bases(entries, names):
-    found = set()
-    for name in names:
-        while name is not None and name not in found:
-            found.add(name)
-            name = entries[name].get("base")
-    return found
+    return _closure(names, lambda name: entries[name].get("base"))
 
 
 def _with_ancestors(experiments, names):
-    found = set()
+    return _closure(
+        names, lambda name: (_merged(experiments, name).get("start") or {}).get("experiment")
+    )
+
+
+def _closure(names, parent):
+    """Return names with all of their ancestors."""
+    result = set()
     for name in names:
-        while name is not None and name not in found:
-            found.add(name)
-            name = (_merged(experiments, name).get("start") or {}).get("experiment")
-    return found
+        while name is not None and name not in result:
+            result.add(name)
+            name = parent(name)
+    return result
 
 
 def _merged(experiments, name):
-    """Return an experiment's entry with what its bases give."""
+    """Return an experiment's entry with the values of its bases."""
     own = dict(experiments[name])
     base = own.pop("base", None)
-    return own if base is None else _laid(_merged(experiments, base), own)
+    return own if base is None else _overlay(_merged(experiments, base), own)
 
 
-def _laid(below, above):
+def _overlay(below, above):
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    return {**below, **{key: _laid(below.get(key), value) for key, value in above.items()}}
+    return {**below, **{key: _overlay(below.get(key), value) for key, value in above.items()}}
 
 
 def _own(experiments, name, names):
-    """Return an entry as it is if its base is left, and otherwise with what the base gives."""
-    is_left = experiments[name].get("base", name) in names
-    return experiments[name] if is_left else _merged(experiments, name)
+    """Return an entry, with the values of its base if that is removed."""
+    has_base = experiments[name].get("base", name) in names
+    return experiments[name] if has_base else _merged(experiments, name)
 
 
 def _systems(experiments, names):
     entries = [_merged(experiments, name) for name in names]
-    return {f"{each['head']}.{each['model']}" for each in entries if "head" in each}
+    return {f"{entry['head']}.{entry['model']}" for entry in entries if "head" in entry}
 
 
 def _cut_tables(content, names):
@@ -165,15 +166,15 @@ def _cut_cluster(content, names):
 
 
 def _cut_points(content, names):
-    content["points"] = {scale: _only(each, names) for scale, each in content["points"].items()}
+    content["points"] = {scale: _only(it, names) for scale, it in content["points"].items()}
 
 
-def _cut_discrepancies(content, gone):
-    def names_one(finding):
-        places = re.findall(r"\{([\w.]+)\.\w+\}", finding["ours"])
-        return any(place in gone for place in places)
+def _cut_discrepancies(content, removed):
+    def refers_to_removed(discrepancy):
+        places = re.findall(r"\{([\w.]+)\.\w+\}", discrepancy["ours"])
+        return any(place in removed for place in places)
 
-    content["discrepancies"] = [each for each in content["discrepancies"] if not names_one(each)]
+    content["discrepancies"] = [it for it in content["discrepancies"] if not refers_to_removed(it)]
 
 
 def _only(entries, names):

@@ -1,4 +1,4 @@
-"""A scale of params made as small as scale smoke, under its own name."""
+"""Makes a scale of params as small as scale smoke."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ import yaml
 from smt.config.load import _merge as merge
 
 SMOKE = "smoke"
-OWN = ("title", "notice")
+LABELS = ("title", "notice")
 
 
 def make_small(params: Path, scale: str) -> None:
-    """Give `scale` all that scale smoke has; only its name, title and notice stay its own."""
+    """Give `scale` the content of scale smoke, but for its title and notice."""
 
     def change_scales(content):
         smoke = {key: value for key, value in content[SMOKE].items() if key != "base"}
-        own = {key: content[scale][key] for key in OWN}
-        content[scale] = merge(merge(content[content[SMOKE]["base"]], smoke), own)
+        labels = {key: content[scale][key] for key in LABELS}
+        content[scale] = merge(merge(content[content[SMOKE]["base"]], smoke), labels)
 
     def change_cluster(content):
         content["scales"][scale] = content["scales"][SMOKE]

@@ -1,4 +1,4 @@
-"""A checkout with four tests, one of each kind, in which Makefile runs pytest and little else."""
+"""A checkout with four tests, one of each kind, for tests of the Makefile's targets."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ KINDS = {
     for folder in ("unit", "integration")
     for kind, mark in (("quick", ""), ("slow", "@pytest.mark.slow\n"))
 }
-"""Name of each test: its folder, and its mark."""
+"""Name of a test -> its folder and its mark."""
 
 _TEST = """import os
 
@@ -30,7 +30,7 @@ import pytest
 
 
 class Suite:
-    """Of the environment, pytest is real. Other programs note that they were called."""
+    """An environment with the real pytest; all other programs only log that they were called."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,19 +39,19 @@ class Suite:
         add_environment(folder)
         for name in set(LINT):
             self.add_program(name, self.note(name))
-        self.add_program("python", "")  # what says which packages are missing: none
+        self.add_program("python", "")  # no output: no packages are missing
         self.add_program("pytest", f'exec {sys.executable} -m pytest "$@"')
-        for name, (where, mark) in KINDS.items():
-            path = folder / "tests" / where / f"test_{name}.py"
+        for name, (test_folder, mark) in KINDS.items():
+            path = folder / "tests" / test_folder / f"test_{name}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(_TEST.format(name=name, mark=mark, log=str(self._log)))
 
     def note(self, name: str) -> str:
-        """Return the line of shell with which a program notes that it was called."""
+        """Return the line of shell by which a program logs that it was called."""
         return f'echo {name} >> "{self._log}"'
 
     def add_program(self, name: str, line: str) -> None:
-        """Put a program into the environment, a line of shell."""
+        """Add a program to the environment: a line of shell."""
         write_program(self.folder / ".venv" / "bin" / name, line)
 
     @property
@@ -59,15 +59,16 @@ class Suite:
         return self.folder / "called.txt"
 
     def called(self) -> list[str]:
-        """Return the programs and tests that ran since this was asked, in their order."""
+        """Return the programs and tests that have run since the last call, in order."""
         names = self._log.read_text().split() if self._log.exists() else []
         self._log.unlink(missing_ok=True)
         return names
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return this process's, without what it tells the pytest that runs here."""
-        ours = ("PYTEST_", "TESTS_", "CI")
-        return {name: each for name, each in os.environ.items() if not name.startswith(ours)} | more
+        """Return the environment of this process without variables of this run of pytest."""
+        prefixes = ("PYTEST_", "TESTS_", "CI")
+        base = {name: it for name, it in os.environ.items() if not name.startswith(prefixes)}
+        return base | more
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -77,7 +78,7 @@ class Suite:
 
 
 def add_environment(folder: Path) -> None:
-    """Put Makefile into a folder, and beside it an environment that counts as installed."""
+    """Copy the Makefile into a folder, with an environment that it takes for installed."""
     (folder / ".venv" / "bin").mkdir(parents=True)
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)

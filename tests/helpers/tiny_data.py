@@ -1,4 +1,4 @@
-"""What tests ask of a small data set of their own, whatever its layout."""
+"""Base class of small data sets that a test writes, in any layout."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from smt.runs.paths import Layout
 
 
 class TinyData:
-    """A data set `tiny` below a folder, in a project that has it; who inherits makes all three."""
+    """A data set `tiny` and a project with it; a subclass makes files, project and layout."""
 
     project: Project
     layout: Layout
@@ -18,7 +18,7 @@ class TinyData:
         return manifest.write(self.project, self.layout, "tiny")
 
     def refusal(self):
-        """Return what is said of the data set, and make sure that nothing was written."""
+        """Return the error of a manifest of the data set, and assert that nothing was written."""
         with pytest.raises(DataError) as error:
             self.manifest()
         assert not self.layout.manifest("tiny").exists()

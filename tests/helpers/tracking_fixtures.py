@@ -1,4 +1,4 @@
-"""Fixtures of the tests of tracking and report: SQLite files, made once and copied, and servers."""
+"""Fixtures of the tests of tracking and report: SQLite databases and servers."""
 
 import shutil
 
@@ -14,7 +14,7 @@ client.configure()
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
-    """A database with MLflow's tables: making one takes a second."""
+    """A database with MLflow's tables and no runs, to be copied; creating it takes a second."""
     layout = Layout("demo", tmp_path_factory.mktemp("database"))
     database = layout.results / "mlflow.db"
     client.prepare(layout, f"sqlite:///{database}")
@@ -23,7 +23,7 @@ def empty_database(tmp_path_factory):
 
 @pytest.fixture
 def make_files(tmp_path, monkeypatch, empty_database):
-    """Return empty results folders, each with a database of its own."""
+    """Return a function that makes an empty results folder with a database."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def make(**options):
@@ -43,19 +43,19 @@ def files(make_files):
 @pytest.fixture(scope="session")
 def started_mlflow(tmp_path_factory):
     """`mlflow server`, which takes ten CPU-seconds to start."""
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as client:
-        yield client
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
 
 
 @pytest.fixture
 def mlflow(started_mlflow):
-    """A server that has nothing of this project's."""
+    """An `mlflow server` without runs of this project."""
     yield started_mlflow
-    started_mlflow.forget()
+    started_mlflow.rename_experiments()
 
 
 @pytest.fixture(scope="session")
 def postgresql():
-    """The URI of a PostgreSQL, without a database's name."""
+    """The URI of a PostgreSQL, without a database name."""
     with postgres() as uri:
         yield uri

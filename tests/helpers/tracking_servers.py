@@ -1,4 +1,4 @@
-"""Real servers for the tests of tracking: PostgreSQL, MLflow, and a line between that can fail."""
+"""Real servers for the tests of tracking: PostgreSQL, MLflow, and a proxy that can fail."""
 
 import http.client
 import os
@@ -26,19 +26,18 @@ def free_port():
 
 @contextmanager
 def postgres():
-    """Run a PostgreSQL on loopback; yield its URI, to which databases are added.
+    """Run a PostgreSQL on loopback; yield its URI, without a database name.
 
-    Its folder is none of pytest's: those are root's alone, and each pytest that begins closes the
-    folder that they are in, while the server runs as a user of its own.
+    The server runs as a user of its own, who cannot enter the folders of pytest.
     """
     require("initdb")
     with tempfile.TemporaryDirectory(prefix="smt-postgresql-") as folder:
-        # It refuses to run as root; Debian's package has made a user for it.
-        owner = ["postgres"] if os.geteuid() == 0 else []
-        if owner:
+        # It refuses to run as root; Debian's package has created this user.
+        is_root = os.geteuid() == 0
+        if is_root:
             os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
         prefix = (
-            ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if owner else []
+            ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if is_root else []
         )
         data, port = f"{folder}/data", free_port()
 
@@ -56,7 +55,7 @@ def postgres():
 
 
 def empty_database(uri, name):
-    """Add a database to a PostgreSQL; return its URI."""
+    """Create a database in a PostgreSQL; return its URI."""
     engine = create_engine(f"{uri}/postgres", isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(f'create database "{name}"'))
@@ -65,7 +64,7 @@ def empty_database(uri, name):
 
 
 class MlflowServer:
-    """`mlflow server` on one port, which may be killed and started again."""
+    """`mlflow server` on a port of its own, which can be killed and started again."""
 
     def __init__(self, folder, store=None, port=None):
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,17 +86,18 @@ class MlflowServer:
         wait_for_answer(f"{self.uri}/health", self.process, self.folder / "server.log")
 
     def kill(self):
-        """End it and its workers with SIGKILL."""
+        """Send SIGKILL to the server and its workers."""
         os.killpg(self.process.pid, 9)
         self.process.wait()
 
-    def forget(self):
-        """Let this project's experiments have other names: for the next test it is empty."""
+    def rename_experiments(self):
+        """Give this project's experiments other names, so that the next test finds none."""
         from mlflow.tracking.client import MlflowClient
 
         client = MlflowClient(self.uri)
-        for each in client.search_experiments(filter_string="name LIKE 'smt-%'"):
-            client.rename_experiment(each.experiment_id, f"{each.experiment_id}/{each.name}")
+        for experiment in client.search_experiments(filter_string="name LIKE 'smt-%'"):
+            number = experiment.experiment_id
+            client.rename_experiment(number, f"{number}/{experiment.name}")
 
 
 @contextmanager
@@ -110,46 +110,46 @@ def mlflow_server(folder, store=None):
         server.kill()
 
 
-class Line:
-    """The network between MLflow's client and its server; `state` is how it is at the moment.
+class UnreliableProxy:
+    """A proxy between MLflow's client and its server; `state` can be changed at any time.
 
-    ok; slow: a moment for each request; error: answers 500; lost: the server gets the request and
-    the client no answer; hang: no answer at all, until the state is another.
+    ok; slow: 0.2 s per request; error: responds with 500; lost: forwards the request and drops the
+    response; hang: does not respond until the state is changed.
     """
 
     def __init__(self, port):
         self.state, self.requests = "ok", 0
-        line = self
+        proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_request(self):
-                line.requests += 1
+                proxy.requests += 1
                 length = int(self.headers.get("Content-Length") or 0)
-                body, state = self.rfile.read(length), line.state
+                body, state = self.rfile.read(length), proxy.state
                 if state == "slow":
                     time.sleep(0.2)
-                while state == "hang" and line.state == "hang":
+                while state == "hang" and proxy.state == "hang":
                     time.sleep(0.1)
                 if state == "hang":
                     self.connection.close()
                     return
                 if state == "error":
-                    self.answer(500, b"out of order")
+                    self.respond(500, b"error")
                     return
-                link = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-                link.request(self.command, self.path, body, dict(self.headers))
-                answer = link.getresponse()
-                content = answer.read()
+                upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+                upstream.request(self.command, self.path, body, dict(self.headers))
+                response = upstream.getresponse()
+                content = response.read()
                 if state == "lost":
                     self.connection.close()
                 else:
-                    self.answer(answer.status, content, answer.getheader("Content-Type"))
+                    self.respond(response.status, content, response.getheader("Content-Type"))
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_request  # noqa: N815 (http.server's)
 
-            def answer(self, status, content, kind="text/plain"):
+            def respond(self, status, content, content_type="text/plain"):
                 self.send_response(status)
-                self.send_header("Content-Type", kind or "application/json")
+                self.send_header("Content-Type", content_type or "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -170,9 +170,9 @@ class Line:
 
 
 @contextmanager
-def failing_line(server):
-    line = Line(server.port)
+def unreliable_proxy(server):
+    proxy = UnreliableProxy(server.port)
     try:
-        yield line
+        yield proxy
     finally:
-        line.close()
+        proxy.close()

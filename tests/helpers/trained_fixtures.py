@@ -1,10 +1,10 @@
-"""Small projects with one run each, as fixtures: made once by the real command, and copied."""
+"""Fixtures of small projects with one run each, which are made once by the real command."""
 
 import signal
 
 import pytest
 
-from tests.helpers.once import made_once
+from tests.helpers.once import make_once
 from tests.helpers.trainings import (
     RUN_OF_DEMO,
     copy_project,
@@ -15,14 +15,14 @@ from tests.helpers.trainings import (
     stop_at,
 )
 
-SAID = "said.txt"
-"""File in a project of what its training printed."""
+STDERR = "stderr.txt"
+"""File in a project: the stderr of its training."""
 
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory, worker_id):
     """Params of a small project, its data and their manifests."""
-    return made_once(tmp_path_factory, worker_id, "small_data", make_small_data)
+    return make_once(tmp_path_factory, worker_id, "small_data", make_small_data)
 
 
 @pytest.fixture
@@ -33,30 +33,30 @@ def small_project(tmp_path, small_data):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, worker_id, small_data):
-    """A small project whose run was left alone and is done; SAID has what it printed."""
+    """A small project whose run is done, without interruptions, and has its stderr in STDERR."""
 
     def make(folder):
         make_small_project(folder, small_data)
-        (folder / SAID).write_text(smt(folder, "train", RUN_OF_DEMO).stderr)
+        (folder / STDERR).write_text(smt(folder, "train", RUN_OF_DEMO).stderr)
 
-    return made_once(tmp_path_factory, worker_id, "trained", make)
+    return make_once(tmp_path_factory, worker_id, "trained", make)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(trained):
-    """Weights and journal of that run."""
+    """Weights and journal of the run of `trained`."""
     return outcome(trained)
 
 
 @pytest.fixture(scope="session")
 def undisturbed_pair(tmp_path_factory, worker_id, small_data):
-    """Weights and journal of the same run by two ranks, left alone."""
+    """Weights and journal of the same run on two ranks, without interruptions."""
 
     def make(folder):
         make_small_project(folder, small_data)
         smt(folder, "train", RUN_OF_DEMO, ranks=2)
 
-    return outcome(made_once(tmp_path_factory, worker_id, "trained_pair", make))
+    return outcome(make_once(tmp_path_factory, worker_id, "trained_pair", make))
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +65,12 @@ def _stopped(tmp_path_factory, worker_id, small_data):
         make_small_project(folder, small_data)
         assert stop_at(folder, 5) == 75
 
-    return made_once(tmp_path_factory, worker_id, "stopped", make)
+    return make_once(tmp_path_factory, worker_id, "stopped", make)
 
 
 @pytest.fixture
 def stopped(_stopped, tmp_path):
-    """A small project whose run was told to stop after its fifth step, and saved its state."""
+    """A small project whose run got SIGTERM after its fifth step, and saved its state."""
     return copy_project(_stopped, tmp_path / "stopped")
 
 
@@ -81,10 +81,10 @@ def _killed(tmp_path_factory, worker_id, small_data):
         code = stop_at(folder, 11, "--checkpoint-steps", "3", number=signal.SIGKILL)
         assert code == -signal.SIGKILL
 
-    return made_once(tmp_path_factory, worker_id, "killed", make)
+    return make_once(tmp_path_factory, worker_id, "killed", make)
 
 
 @pytest.fixture
 def killed(_killed, tmp_path):
-    """A small project whose run was killed after its eleventh step; it saved every third."""
+    """A small project whose run got SIGKILL after step 11, with checkpoints every 3 steps."""
     return copy_project(_killed, tmp_path / "killed")

@@ -1,7 +1,7 @@
-"""Runs of `smt train` as a user types it, on the demo's data and on models that take seconds.
+"""Runs of `smt train` on the demo's data, with models that train in seconds.
 
-A small project has so few images that a run of it takes two seconds: for tests that are not about
-what is learnt. trained_fixtures.py has such runs that are done, or that were stopped half way.
+A small project has so few images that its run takes two seconds, for tests that are not about
+accuracy. trained_fixtures.py has such runs that are done or were interrupted.
 """
 
 import json
@@ -28,14 +28,14 @@ TINY = {
 
 
 STEPS_PER_EPOCH, STEPS = 12, 24
-"""Of a small project's run of ImageNet-1K, by batches of 8 of its 100 images."""
+"""Of a small project's run on ImageNet-1K: 100 images in batches of 8."""
 
 IMAGES = {"imagenet1k": {"train": 10, "val": 5}, "imagenet22k": {"train": 2, "val": 1}}
-"""Of each class of a small project's data sets, by split."""
+"""Images per class of a small project's data sets, by split."""
 
 
 def make_small_data(folder):
-    """Make a small project's data and their manifests, by the real command."""
+    """Make a small project's data and manifests by the real command."""
     shutil.copytree(ROOT / "params", folder / "params")
     shrink_demo(folder)
     make_small(folder)
@@ -45,7 +45,7 @@ def make_small_data(folder):
 
 
 def make_small_project(folder, small_data):
-    """Make a small project with a copy of params, and with the small data beside it."""
+    """Make a small project: a copy of params, with a link to the small data."""
     shutil.copytree(small_data / "params", folder / "params")
     (folder / "data").symlink_to(small_data / "data")
     shutil.copytree(small_data / "results", folder / "results")
@@ -58,7 +58,7 @@ def copy_project(source, folder):
 
 
 def make_small(folder):
-    """Let params in `folder` have a small project's data sets and budgets."""
+    """Give params in `folder` the data sets and budgets of a small project."""
 
     def change(demo):
         for name, classes in (("imagenet1k", 10), ("imagenet22k", 100)):
@@ -74,7 +74,7 @@ def make_small(folder):
 
 
 def make_project(folder, demo_data):
-    """Make a copy of params whose demo runs take seconds, with the real demo data beside it."""
+    """Make a project whose demo runs take seconds, with a link to the real demo data."""
     shutil.copytree(ROOT / "params", folder / "params")
     shrink_demo(folder)
     (folder / "data").symlink_to(demo_data / "data")
@@ -83,7 +83,7 @@ def make_project(folder, demo_data):
 
 
 def shrink_demo(folder):
-    """Make the models and budgets of params in `folder` smaller still than the demo's."""
+    """Make the demo's models and budgets of params in `folder` smaller."""
     edit_demo(
         folder,
         lambda demo: (
@@ -114,7 +114,7 @@ def command(*arguments, ranks=1):
 
 
 def smt(project, *arguments, ranks=1, check=True, env=None, prepare=()):
-    """Run a command in a project's folder; on several ranks, each writes to both streams' file."""
+    """Run a command in a project's folder; on several ranks, stdout and stderr are joined."""
     environment = {**os.environ, **(env or {})}
     if ranks == 1:
         done = forkserver.run("smt", *arguments, cwd=project, env=environment, prepare=prepare)
@@ -129,12 +129,12 @@ def _on_ranks(project, ranks, *arguments):
     with closing(start_ranks(project, ranks, *arguments, log="smt")) as attempt:
         codes = ended(attempt)
     logs = [project / "logs" / f"smt-rank{rank}.log" for rank in range(ranks)]
-    said = "".join(log.read_text() for log in logs)
-    return subprocess.CompletedProcess(arguments, max(codes, key=abs), said, said)
+    output = "".join(log.read_text() for log in logs)
+    return subprocess.CompletedProcess(arguments, max(codes, key=abs), output, output)
 
 
 def start(project, *arguments, env=None, log="try", prepare=()):
-    """Start a command in a project's folder; what it prints goes to logs/LOG.log."""
+    """Start a command in a project's folder; its output goes to logs/LOG.log."""
     path = project / "logs" / f"{log}.log"
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
@@ -145,12 +145,12 @@ def start(project, *arguments, env=None, log="try", prepare=()):
 
 
 def said(project, log="try"):
-    """Return what a command has printed that `start` started."""
+    """Return the output of a command that `start` has started."""
     return (project / "logs" / f"{log}.log").read_text()
 
 
 def ended(attempt):
-    """Return the exit codes of an attempt's ranks once all have ended."""
+    """Wait until all ranks of an attempt have ended; return their exit codes."""
     return wait_for(attempt.poll, attempt.last_message, every=0.02)
 
 
@@ -164,7 +164,7 @@ def stop_at(project, step, *options, number=signal.SIGTERM, env=None):
 
 
 def outcome(project, *arguments):
-    """Return the bytes that have to be the same: of a run's weights, and of its journal."""
+    """Return the bytes of a run's weights and of its journal."""
     return weights(project, *arguments), (work_dir(project, *arguments) / JOURNAL).read_bytes()
 
 
@@ -190,7 +190,7 @@ def metrics(project, *arguments):
 
 
 def one_line(done, *words):
-    """Assert that the last line of stderr is the error, without a traceback, and says `words`."""
+    """Assert that stderr has no traceback, and its last line is an error with these words."""
     assert "Traceback" not in done.stderr, done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("smt: error: "), done.stderr

@@ -1,4 +1,4 @@
-"""What the tests of two-stage detectors share: scenes with masks, small detectors, definitions."""
+"""Helpers of tests of two-stage detectors: scenes with masks, small detectors, definitions."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from faster_coco_eval import COCO, COCOeval_faster, mask
+from faster_coco_eval import COCO, mask
 from PIL import Image, ImageDraw
 
 from smt.config.heads import Sampling
@@ -17,11 +17,11 @@ from smt.detection.structures import Target
 from smt.detection.two_stage import TwoStageDetector
 from smt.models.pyramid import Pyramid
 from tests.helpers import ROOT
-from tests.helpers.dense_scenes import SmallBackbone, corners, head, iou
+from tests.helpers.dense_scenes import SmallBackbone, coco_ap, corners, head, iou
 
 
 def small(name, *, classes=3, seed=0, boxes=64, spread=0.0, **changes):
-    """Return a detector of few channels; with `spread` its predictions differ as after training."""
+    """Return a detector of few channels; `spread` is the deviation of its last layers' weights."""
     spec = head(name)
     rpn = spec.rpn.model_copy(
         update={
@@ -51,17 +51,17 @@ def small(name, *, classes=3, seed=0, boxes=64, spread=0.0, **changes):
 
 
 def on_meta(name, backbone="smt_small"):
-    """Return the paper's detector of 80 classes, without any weights."""
+    """Return the paper's detector of 80 classes, on the meta device."""
     model = load_project(ROOT / "params", "paper").models[backbone]
     with torch.device("meta"):
         return TwoStageDetector(Pyramid(model, 0.2), head=head(name), classes=80).eval()
 
 
 def scene(objects, size):
-    """Return a target of objects (label, box), each of which fills its box."""
+    """Return a target of objects (label, box) whose masks fill their boxes."""
     masks = torch.zeros(len(objects), *size, dtype=torch.bool)
-    for own, (_, (x1, y1, x2, y2)) in zip(masks, objects, strict=True):
-        own[y1:y2, x1:x2] = True
+    for object_mask, (_, (x1, y1, x2, y2)) in zip(masks, objects, strict=True):
+        object_mask[y1:y2, x1:x2] = True
     boxes = torch.tensor([box for _, box in objects], dtype=torch.float32).view(-1, 4)
     labels = torch.tensor([label for label, _ in objects], dtype=torch.int64)
     return Target(boxes, labels, size, masks)
@@ -74,14 +74,14 @@ def scenes(count, side, seed=0):
     for _ in range(count):
         image = Image.fromarray(random.integers(0, 60, (side, side, 3), dtype=np.uint8))
         boxes, labels, masks = [], [], []
-        for corner in random.permutation(4)[: random.integers(1, 4)]:  # at most one a quarter
+        for corner in random.permutation(4)[: random.integers(1, 4)]:  # at most one per quadrant
             size = int(random.integers(side // 4, side // 2 - 4))
-            x, y = (int(each) * side // 2 + 2 for each in divmod(corner, 2))
+            x, y = (int(index) * side // 2 + 2 for index in divmod(corner, 2))
             labels.append(int(random.integers(3)))
-            own = Image.new("1", (side, side))
-            draw(ImageDraw.Draw(own), labels[-1], (x, y, x + size - 1, y + size - 1))
-            image.paste(((230, 60, 60), (60, 230, 60), (60, 60, 230))[labels[-1]], mask=own)
-            masks.append(torch.from_numpy(np.array(own)))
+            shape = Image.new("1", (side, side))
+            draw_shape(ImageDraw.Draw(shape), labels[-1], (x, y, x + size - 1, y + size - 1))
+            image.paste(((230, 60, 60), (60, 230, 60), (60, 60, 230))[labels[-1]], mask=shape)
+            masks.append(torch.from_numpy(np.array(shape)))
             boxes.append([x, y, x + size, y + size])
         images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1)
         targets.append(
@@ -92,7 +92,7 @@ def scenes(count, side, seed=0):
     return torch.stack(images), targets
 
 
-def draw(canvas, label, box):
+def draw_shape(canvas, label, box):
     x1, y1, x2, y2 = box
     if label == 0:
         canvas.ellipse(box, fill=1)
@@ -103,45 +103,37 @@ def draw(canvas, label, box):
 
 
 def precision(model, images, targets):
-    """Return COCO's box AP and mask AP."""
+    """Return COCO's box AP and mask AP, in [0, 1]."""
     model.eval()
     with torch.no_grad():
-        found = model.predict(images, [each.size for each in targets])
+        predictions = model.predict(images, [target.size for target in targets])
     truth = {
         "images": [
-            {"id": index, "height": each.size[0], "width": each.size[1]}
-            for index, each in enumerate(targets)
+            {"id": image, "height": target.size[0], "width": target.size[1]}
+            for image, target in enumerate(targets)
         ],
         "categories": [{"id": label, "name": str(label)} for label in range(3)],
         "annotations": [
             {"image_id": image, "category_id": int(label), "bbox": corners(box),
-             "segmentation": encode_mask(own), "area": int(own.sum()), "iscrowd": 0}
-            for image, each in enumerate(targets)
-            for box, label, own in zip(each.boxes.tolist(), each.labels, each.masks, strict=True)
+             "segmentation": encode_mask(pixels), "area": int(pixels.sum()), "iscrowd": 0}
+            for image, it in enumerate(targets)
+            for box, label, pixels in zip(it.boxes.tolist(), it.labels, it.masks, strict=True)
         ],
     }  # fmt: skip
-    for index, each in enumerate(truth["annotations"]):
-        each["id"] = index + 1
+    for number, annotation in enumerate(truth["annotations"], 1):
+        annotation["id"] = number
     results = [
         {"image_id": image, "category_id": int(label), "bbox": corners(box),
-         "segmentation": encode_mask(own), "score": float(score)}
-        for image, (each, goal) in enumerate(zip(found, targets, strict=True))
-        for box, label, own, score in zip(
-            each.boxes.tolist(), each.labels, paste(each.masks, each.boxes, goal.size, 0.5),
-            each.scores, strict=True,
+         "segmentation": encode_mask(pixels), "score": float(score)}
+        for image, (it, target) in enumerate(zip(predictions, targets, strict=True))
+        for box, label, pixels, score in zip(
+            it.boxes.tolist(), it.labels, paste(it.masks, it.boxes, target.size, 0.5),
+            it.scores, strict=True,
         )
     ]  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(truth)
-        return [evaluated(coco, coco.loadRes(results), kind) for kind in ("bbox", "segm")]
-
-
-def evaluated(truth, results, kind):
-    evaluation = COCOeval_faster(truth, results, kind)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return evaluation.stats[0]
+        return [coco_ap(coco, coco.loadRes(results), kind) for kind in ("bbox", "segm")]
 
 
 def encode_mask(pixels):
@@ -149,7 +141,7 @@ def encode_mask(pixels):
 
 
 def by_definition(overlaps, matching):
-    """Return what each box finds, box by box and object by object."""
+    """Return the matching of boxes to objects, by loops over both."""
     matches = []
     for column in zip(*overlaps, strict=True):
         best = max(column)
@@ -166,13 +158,13 @@ def by_definition(overlaps, matching):
 
 
 def kept_by_definition(boxes, scores, groups, nms):
-    """Return the survivors, best first: each against all that survived before it."""
-    kept = []
-    for index in sorted(range(len(boxes)), key=lambda each: -scores[each]):
-        rivals = (each for each in kept if groups[each] == groups[index])
-        if all(iou(boxes[each], boxes[index]) <= nms for each in rivals):
-            kept.append(index)
-    return kept
+    """Return the indices that non-maximum suppression keeps, best first, by loops."""
+    selected = []
+    for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        better = (i for i in selected if groups[i] == groups[index])
+        if all(iou(boxes[i], boxes[index]) <= nms for i in better):
+            selected.append(index)
+    return selected
 
 
 def decoded(anchor, offsets):
@@ -195,5 +187,5 @@ def encoded(box, anchor):
 
 def batch():
     images, targets = scenes(3, 64)
-    targets[1] = scene([], (50, 64))  # an image without objects, and not as high
+    targets[1] = scene([], (50, 64))  # an image without objects, and less high
     return images, targets

@@ -1,4 +1,4 @@
-"""A project at smoke scale, in git and DVC, as its tests use it."""
+"""A project at smoke scale in git and DVC."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ SCALE = "smoke"
 
 
 class Versioned(ProjectCopy):
-    """A copy of the project in git and DVC, whose commands are about its smoke scale.
+    """A copy of the project in git and DVC, whose commands have smoke as their scale.
 
-    What its commands start, such as the jobs of Snakemake, are forks as they are; but for
-    `ProjectCopy.start`, which starts processes that start processes.
+    Its commands run as forks, and so do the commands that they start, such as Snakemake's jobs.
+    `ProjectCopy.start` starts real processes.
     """
 
     def __init__(self, folder, source=ROOT):
@@ -25,25 +25,25 @@ class Versioned(ProjectCopy):
         for name in (".dvc", ".dvcignore", ".gitignore", "dvc.yaml"):
             with contextlib.suppress(FileNotFoundError):
                 if (source / name).is_dir():
-                    leave = shutil.ignore_patterns("tmp", "cache", "config.local")
-                    shutil.copytree(source / name, folder / name, ignore=leave)
+                    ignore = shutil.ignore_patterns("tmp", "cache", "config.local")
+                    shutil.copytree(source / name, folder / name, ignore=ignore)
                 else:
                     shutil.copy2(source / name, folder / name)
 
     @classmethod
     def at(cls, folder):
-        """Return the project that a folder holds already."""
+        """Return the project that is in a folder already."""
         project = object.__new__(cls)
         project.folder = folder
         return project
 
     def copied(self, folder):
-        """Return a copy of everything in it; data are a link, in a copy as here."""
+        """Return a copy with everything; the link to the data is copied as a link."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Versioned.at(folder)
 
     def cloned(self, folder):
-        """Return a clone of it, as git makes one."""
+        """Return a git clone."""
         subprocess.run(["git", "clone", "-q", str(self.folder), str(folder)], check=True)
         return Versioned.at(folder)
 
@@ -76,11 +76,11 @@ class Versioned(ProjectCopy):
         return done
 
     def status(self):
-        """Return what DVC says has changed."""
+        """Return the changes that `dvc status` lists."""
         return json.loads(self.dvc("status", "--json").stdout)
 
     def is_left_alone(self):
-        """Whether neither DVC nor Snakemake has anything to do."""
+        """Return whether DVC and Snakemake have nothing to do."""
         repro = self.dvc("repro")
         assert "Running stage" not in repro.stdout, repro.stdout
         assert self.status() == {}

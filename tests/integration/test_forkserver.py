@@ -1,4 +1,4 @@
-"""Commands of a driver that are forks: they do what commands begun from nothing do."""
+"""Commands that run as forks of a driver's server do what commands in new processes do."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from smt import forkserver
 from testbed.waiting import wait_for
 from tests.helpers.project_copy import ProjectCopy
 
-pytestmark = pytest.mark.xdist_group("forkserver")  # what they share is made once
+pytestmark = pytest.mark.xdist_group("forkserver")  # one server for all of them
 
 EXPERIMENT = "imagenet1k_smt_tiny"
 TRAIN = ("train", EXPERIMENT, "--scale", "smoke", "--no-send")
@@ -24,7 +24,7 @@ MANIFEST = ("data", "manifest", "imagenet1k", "--scale", "smoke")
 
 @pytest.fixture(scope="module")
 def server():
-    """A server of this process, as a driver has it."""
+    """A fork server with this process as its driver."""
     process = forkserver.start()
     address = os.environ.pop(forkserver.VARIABLE)
     yield process, address
@@ -47,16 +47,21 @@ def start(project, address, *arguments):
 
 
 def run(project, address, *arguments):
-    """Run a command; return its exit code and what it printed on each of its streams."""
+    """Run a command; return its exit code, stdout and stderr."""
     process = start(project, address, *arguments)
-    said, errors = process.communicate()
-    return process.returncode, said, errors
+    stdout, stderr = process.communicate()
+    return process.returncode, stdout, stderr
+
+
+def new_process(project, *arguments):
+    """Run a command without any fork server, not even that of the tests."""
+    return project.run(sys.executable, "-m", "smt", *arguments)
 
 
 def forks(server):
-    """Return the processes of commands that the server has forked."""
-    attendants = psutil.Process(server.pid).children()
-    return [command for each in attendants for command in each.children(recursive=True)]
+    """Return the processes of commands that run as forks of the server."""
+    parents = psutil.Process(server.pid).children()
+    return [command for parent in parents for command in parent.children(recursive=True)]
 
 
 def weights(project):
@@ -65,7 +70,7 @@ def weights(project):
 
 
 def slow_down(project):
-    """Let the run last long enough to be interrupted: as many epochs as it takes."""
+    """Give the run so many epochs that it is interrupted before it is done."""
     project.edit("scales.yaml", "schedule: {epochs: 2}", "schedule: {epochs: 2000}")
 
 
@@ -77,21 +82,21 @@ def await_journal(project, process):
     wait_for(has_begun)
 
 
-def test_a_run_ends_with_the_same_bytes_as_one_begun_from_nothing(server, project, tmp_path):
+def test_a_run_ends_with_the_same_bytes_as_in_new_processes(server, project, tmp_path):
     other = ProjectCopy(tmp_path / "other")
     for arguments in (DATA, MANIFEST, TRAIN, EVALUATE):
-        code, said, errors = run(project, server[1], *arguments)
-        assert code == 0, errors
-        alone = other.smt(*arguments)
-        assert (alone.returncode, alone.stdout) == (0, said), alone.stderr
+        code, stdout, stderr = run(project, server[1], *arguments)
+        assert code == 0, stderr
+        expected = new_process(other, *arguments)
+        assert (expected.returncode, expected.stdout) == (0, stdout), expected.stderr
     assert weights(project) == weights(other)
 
 
-def test_a_mistake_has_the_exit_code_and_the_line_that_it_always_has(server, project):
-    code, said, errors = run(project, server[1], "train", "imagenet1k_smt_tinny")
-    alone = project.smt("train", "imagenet1k_smt_tinny")
-    assert (code, said, errors) == (alone.returncode, alone.stdout, alone.stderr)
-    assert code == 2 and errors.startswith("smt: error: ")
+def test_a_user_error_has_the_exit_code_and_the_line_of_a_new_process(server, project):
+    code, stdout, stderr = run(project, server[1], "train", "imagenet1k_smt_tinny")
+    expected = new_process(project, "train", "imagenet1k_smt_tinny")
+    assert (code, stdout, stderr) == (expected.returncode, expected.stdout, expected.stderr)
+    assert code == 2 and stderr.startswith("smt: error: ")
 
 
 def test_a_signal_to_the_job_reaches_the_command(server, project):
@@ -101,11 +106,11 @@ def test_a_signal_to_the_job_reaches_the_command(server, project):
     process = start(project, server[1], *TRAIN)
     await_journal(project, process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 75 and "state saved" in errors
+    _, stderr = process.communicate()
+    assert process.returncode == 75 and "state saved" in stderr
 
 
-def test_a_command_does_not_outlive_its_job(server, project):
+def test_a_command_ends_with_its_job(server, project):
     slow_down(project)
     for arguments in (DATA, MANIFEST):
         assert run(project, server[1], *arguments)[0] == 0
@@ -117,7 +122,7 @@ def test_a_command_does_not_outlive_its_job(server, project):
     wait_for(lambda: not command.is_running())
 
 
-def test_the_server_ends_with_its_driver_however_that_ends():
+def test_the_server_ends_with_a_killed_driver():
     program = (
         "import os; from smt import forkserver; server = forkserver.start();"
         "print(server.pid, os.environ[forkserver.VARIABLE], flush=True); input()"
@@ -133,6 +138,6 @@ def test_the_server_ends_with_its_driver_however_that_ends():
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("tables",)])
-def test_where_no_server_is_a_command_does_its_own_work(project, tmp_path, arguments):
-    code, _, errors = run(project, str(tmp_path / "nobody"), *arguments)
-    assert code == 0, errors
+def test_a_command_runs_itself_without_a_server(project, tmp_path, arguments):
+    code, _, stderr = run(project, str(tmp_path / "missing"), *arguments)
+    assert code == 0, stderr

@@ -281,28 +281,28 @@ MUTATIONS = (
     # --- MLflow ----------------------------------------------------------------------------------
     Mutation(
         "the tag of a failure stays when the run goes on", "sync", "smt/tracking/sync.py",
-        "            self.server.remove_tag(remote.run_id, key)\n", "            pass\n",
+        "            self.client.delete_tag(remote.run_id, key)\n", "            pass\n",
         SYNC,
     ),
     Mutation(
         "a line is sent before its time is known", "sync", "smt/tracking/view.py",
-        "whole = records if self.final is not None else records[:timed]", "whole = records",
+        "            records = records[:line_count]\n", "            pass\n",
         SYNC,
     ),
     Mutation(
         "the receipt names the run that was deleted", "sync", "smt/tracking/sync.py",
-        "known.setdefault(fingerprint, run)", "known[fingerprint] = run",
+        "remote_runs.setdefault(fingerprint, run)", "remote_runs[fingerprint] = run",
         SYNC,
     ),
     Mutation(
         "the receipt holds the password of the database", "sync", "smt/tracking/sync.py",
-        "tracking_uri=mlflow.public(server.uri)", "tracking_uri=server.uri",
+        "tracking_uri=mlflow.redact_password(client.uri)", "tracking_uri=client.uri",
         ("unit/tracking/test_client.py", *SYNC),
     ),
     Mutation(
         "what a training writes last is not sent", "sender", "smt/tracking/sender.py",
-        "            alive = _outlasts(process, pause)\n",
-        "            if not _outlasts(process, pause):\n                return\n",
+        "            is_alive = _sleep(pause, process)\n",
+        "            if not _sleep(pause, process):\n                return\n",
         SENDER,
     ),
     Mutation(
@@ -530,15 +530,15 @@ MUTATIONS = (
         "runs of other params are recorded", "dvc", "smt/runs/state.py",
         "if final is not None and final.fingerprint == facts.fingerprint:",
         "if final is not None:",
-        ("unit/versioning/test_record.py", *DVC),
+        ("unit/versioning/test_operations.py", *DVC),
     ),
     Mutation(
         "half a lock file stays after a kill", "dvc", "smt/versioning/dvc.py",
-        "    _restore_lock()\n    _free_paths()\n", "    _free_paths()\n",
+        "    _restore_lock()\n    _remove_stale_rwlock()\n", "    _remove_stale_rwlock()\n",
         DVC,
     ),
     Mutation(
-        "a parent whose weights were changed is released upon", "release", "smt/release/choose.py",
+        "a run whose parent was changed is released", "release", "smt/release/selection.py",
         "                run = project.parent(run)\n", "                run = None\n",
         RELEASE,
     ),
@@ -549,7 +549,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a folder of the user's own is replaced", "release", "smt/release/pack.py",
-        "if name not in listed:", "if lines and name not in listed:",
+        "if name not in names:", "if lines and name not in names:",
         RELEASE,
     ),
     # --- detection -------------------------------------------------------------------------------

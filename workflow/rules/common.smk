@@ -97,7 +97,7 @@ def preload(jobs):
 def send_while_training(jobs):
     """Bring journals to MLflow from here, until the end of this process."""
     global SENDER
-    if sender.is_wanted() and any(job.rule.name in dag.TRAINING_RULES for job in jobs):
+    if sender.is_enabled() and any(job.rule.name in dag.TRAINING_RULES for job in jobs):
         SENDER = sender.start(PLAN.layout)
 
 

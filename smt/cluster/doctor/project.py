@@ -133,7 +133,7 @@ def mlflow(uri: str) -> CheckResults:
 
 
 def _server(uri: str) -> CheckResult:
-    address = client.web(uri)
+    address = client.web_url(uri)
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=_TIMEOUT) as answer:
             answer.read()
@@ -169,6 +169,8 @@ def _database(uri: str) -> CheckResult:
     try:
         create_engine(uri, connect_args={"connect_timeout": int(_TIMEOUT)}).connect().close()
     except (SQLAlchemyError, ImportError, OSError) as problem:
-        said = client.public(first_line(problem))
-        return error("mlflow", f"{client.public(uri)} does not answer: {said}", _START_MLFLOW)
-    return ok("mlflow", f"{client.public(uri)} answers")
+        said = client.redact_password(first_line(problem))
+        return error(
+            "mlflow", f"{client.redact_password(uri)} does not answer: {said}", _START_MLFLOW
+        )
+    return ok("mlflow", f"{client.redact_password(uri)} answers")

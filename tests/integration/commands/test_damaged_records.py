@@ -8,7 +8,9 @@ import pytest
 
 from smt.config.experiments import Run
 from smt.errors import EXIT_BAD_INPUT, EXIT_UNVERIFIED
+from smt.runs.record import read_metrics
 from smt.tracking.sync import sync
+from smt.versioning.operations import write_index
 from tests.helpers.in_process import smt
 from tests.helpers.run_files import RunFiles, S, T
 from tests.helpers.shrink import keep
@@ -31,11 +33,11 @@ def edited(change):
 
 WRONG = {
     "metrics": ("metrics", 5), "evaluation": ("images", "many"), "provenance": ("attempts", {}),
-    "failure": ("time", "noon"), "mlflow": ("runs", "none"),
+    "failure": ("time", "noon"), "mlflow": ("runs", "none"), "index": ("seed", "0"),
 }  # fmt: skip
 MISSING = {
     "metrics": "weights_sha256", "evaluation": "metrics", "provenance": "names",
-    "failure": "message", "mlflow": "tracking_uri",
+    "failure": "message", "mlflow": "tracking_uri", "index": "fingerprint",
 }  # fmt: skip
 
 
@@ -46,6 +48,7 @@ def damages(name):
         "cut off": (cut, "is cut off ("),
         "empty": (lambda _: "", "is empty"),
         "text": (lambda _: "hello\n", "is no JSON ("),
+        "binary": (lambda _: "\x00\x80\xff", "is no JSON ("),
         "list": (lambda _: "[1, 2]", "holds no mapping of keys to values"),
         "wrong type": (edited(lambda it: it.update({key: value})), f"{key}: should be a"),
         "missing key": (edited(lambda it: it.pop(MISSING[name])), f"has no {MISSING[name]}"),
@@ -53,13 +56,14 @@ def damages(name):
     }
 
 
-CASES = [(name, how) for name in WRONG for how in damages(name)]
+CASES = [(name, how) for name in WRONG if name != "index" for how in damages(name)]
 REMEDY = {
     "metrics": f"smt train {T} --seed 0 --scale demo",
     "evaluation": f"smt evaluate {T} --seed 0 --scale demo",
     "provenance": "smt train",
     "failure": "smt train",
     "mlflow": "smt sync --scale demo",
+    "index": "smt dvc record --scale demo",
 }
 
 
@@ -74,6 +78,7 @@ def template(tmp_path_factory):
         files.finish(run)
         files.layout.weights(run).touch()
     sync(files.project, files.layout)
+    write_index(files.layout, {run: read_metrics(files.layout, run) for run in (DAMAGED, OTHER)})
     return files.folder
 
 
@@ -88,6 +93,8 @@ def files(template, tmp_path, monkeypatch):
 def path_of(files, name) -> Path:
     if name == "mlflow":
         return files.layout.sync_receipt
+    if name == "index":
+        return files.layout.index_entry(DAMAGED)
     if name in ("provenance", "failure"):
         return files.work_dir(DAMAGED) / f"{name}.json"
     return files.layout.run_dir(DAMAGED) / f"{name}.json"
@@ -104,7 +111,7 @@ def harm(files, name, how):
         path.unlink()
         path.mkdir()
     else:
-        path.write_text(change(path.read_text()))
+        path.write_text(change(path.read_text()), encoding="latin-1")  # a byte per character
     return f"{path}: {words}"
 
 
@@ -168,3 +175,16 @@ def test_training_says_it_in_one_line(files):
         assert done.returncode == EXIT_BAD_INPUT
         one_line(done, words, REMEDY["metrics"])
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("how", damages("index"))
+def test_recording_in_dvc_says_it_in_one_line_and_commits_nothing(files, monkeypatch, how):
+    words = harm(files, "index", how)
+    (files.folder / ".dvc").mkdir()
+    (files.folder / ".dvc" / "config").touch()
+    monkeypatch.chdir(files.folder)
+    refused = command(files, "dvc", "record")
+    assert refused.returncode == EXIT_BAD_INPUT and refused.stdout == ""
+    assert refused.stderr.count("\n") == 1
+    one_line(refused, words, REMEDY["index"])
+    assert not (files.folder / "dvc.lock").exists()

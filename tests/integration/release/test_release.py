@@ -1,4 +1,4 @@
-"""`smt release`: what is packed can be loaded, says where it comes from, and is the same again."""
+"""`smt release`: models load in timm, have a card with their provenance, and are reproducible."""
 
 import csv
 import dataclasses
@@ -18,8 +18,8 @@ from timm.data import resolve_model_data_config
 from smt.errors import EXIT_UNVERIFIED
 from smt.models import weights, zoo
 from smt.release import card
-from smt.release.choose import choose
 from smt.release.pack import pack
+from smt.release.selection import select_models
 from smt.runs.atomic import sha256
 from smt.runs.paths import Layout
 from tests.helpers.finished_project import (
@@ -79,15 +79,15 @@ def released(finished, tmp_path_factory):
     return project
 
 
-def test_a_folder_a_model_and_results_beside_them(released):
-    names = {NAME, f"smt_small.{SMALL}", f"smt_tiny_heads_1.{ABLATION}", f"smt_large.{PARENT}",
+def test_a_release_has_a_folder_per_model_and_results(released):
+    models = {NAME, f"smt_small.{SMALL}", f"smt_tiny_heads_1.{ABLATION}", f"smt_large.{PARENT}",
              f"smt_large.{CHILD}", f"smt_large.{CHILD_384}"}  # fmt: skip
-    found = {path.name for path in folder(released).iterdir()}
-    assert found == names | {"results-imagenet1k.csv", "results-imagenet22k.csv", "SHA256SUMS"}
-    for name in names:
+    names = {path.name for path in folder(released).iterdir()}
+    assert names == models | {"results-imagenet1k.csv", "results-imagenet22k.csv", "SHA256SUMS"}
+    for name in models:
         path = packed(released, name)
         assert path.name == f"{name}-{sha256(path)[:8]}.safetensors"
-        assert {each.name for each in path.parent.iterdir()} == {
+        assert {file.name for file in path.parent.iterdir()} == {
             path.name, "README.md", "config.json"
         }  # fmt: skip
     done = subprocess.run(
@@ -101,30 +101,31 @@ def test_a_folder_a_model_and_results_beside_them(released):
 
 def test_the_tensors_are_those_that_were_trained(released):
     trained = weights.read(run_dir(released) / "model.safetensors")
-    given = weights.read(packed(released))
-    assert trained.keys() == given.keys()
-    assert all(torch.equal(trained[name], given[name]) for name in trained)
+    tensors = weights.read(packed(released))
+    assert trained.keys() == tensors.keys()
+    assert all(torch.equal(trained[name], tensors[name]) for name in trained)
     with safe_open(packed(released), framework="pt") as file:
-        said = file.metadata()
+        header = file.metadata()
     final = json.loads((run_dir(released) / "metrics.json").read_text())
-    about = json.loads(said["smt"])
-    assert said["format"] == "pt"
-    assert about["fingerprint"] == final["fingerprint"] and about["metrics"] == final["metrics"]
-    assert about["exported_sha256"] == sha256(run_dir(released) / "model.safetensors")
-    assert about["license"] == "unknown"
+    metadata = json.loads(header["smt"])
+    assert header["format"] == "pt"
+    assert metadata["fingerprint"] == final["fingerprint"]
+    assert metadata["metrics"] == final["metrics"]
+    assert metadata["exported_sha256"] == sha256(run_dir(released) / "model.safetensors")
+    assert metadata["license"] == "unknown"
 
 
 def test_timm_loads_the_folder(released):
-    """The demo's models are not those of timm's registry: config.json brings their spec."""
+    """The demo's models are not registered in timm, which reads their spec from config.json."""
     model = timm.create_model(f"local-dir:{folder(released) / NAME}", pretrained=True).eval()
     state = weights.read(run_dir(released) / "model.safetensors")
-    assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
-    own = zoo.build(load(released).models["smt_tiny"],
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    expected = zoo.build(load(released).models["smt_tiny"],
                     num_classes=10).eval()  # fmt: skip
-    weights.load(own, run_dir(released) / "model.safetensors")
+    weights.load(expected, run_dir(released) / "model.safetensors")
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(model(images), own(images))
+        torch.testing.assert_close(model(images), expected(images))
     config = resolve_model_data_config(model)
     assert tuple(config["input_size"]) == (3, 32, 32) and config["interpolation"] == "bicubic"
     at_384 = timm.create_model(
@@ -133,7 +134,7 @@ def test_timm_loads_the_folder(released):
     assert resolve_model_data_config(at_384)["crop_mode"] == "squash"
 
 
-def test_the_use_that_a_card_shows_works(released):
+def test_the_usage_code_of_a_card_runs(released):
     card = (folder(released) / NAME / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     done = released.run(
@@ -143,7 +144,7 @@ def test_the_use_that_a_card_shows_works(released):
     assert "torch.Size([1, 10])" in done.stdout, done.stderr
 
 
-def test_the_card_is_one_that_hugging_face_reads(released):
+def test_hugging_face_reads_the_card(released):
     card = ModelCard.load(folder(released) / NAME / "README.md")
     data = card.data.to_dict()
     assert data["license"] == "unknown" and data["library_name"] == "timm"
@@ -154,27 +155,27 @@ def test_the_card_is_one_that_hugging_face_reads(released):
     assert card.data.model_name == NAME
 
 
-def test_the_card_says_where_it_comes_from_and_what_it_is_not(released):
+def test_the_card_has_provenance_and_limitations(released):
     text = (folder(released) / NAME / "README.md").read_text()
-    known = json.loads((work_dir(released) / "provenance.json").read_text())
+    provenance = json.loads((work_dir(released) / "provenance.json").read_text())
     assert "**smoke scale: not comparable with the paper**" in text
-    assert known["fingerprint"] in text and known["data"]["imagenet1k"] in text
-    assert f"commit {known['git']['commit']}, with changes that were not committed" in text
+    assert provenance["fingerprint"] in text and provenance["data"]["imagenet1k"] in text
+    assert f"commit {provenance['git']['commit']}, with uncommitted changes" in text
     assert "| Top-1 (%) | 82.2 | " in text and "| not comparable |" in text
-    assert "Seed 0, the first of 2, whatever its accuracy." in text
-    assert "Nobody has decided under which licence these weights may be used" in text
+    assert "Seed 0, the first of 2, selected regardless of its accuracy." in text
+    assert "The licence of these weights has not been decided" in text
     recipe = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])["recipe"]
-    assert recipe == known["params"]["recipe"]
-    assert known["hardware"]["host"] not in text
+    assert recipe == provenance["params"]["recipe"]
+    assert provenance["hardware"]["host"] not in text
 
 
-def test_results_in_timms_columns(released):
+def test_results_have_timms_columns(released):
     with (folder(released) / "results-imagenet1k.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["model", "img_size", "top1", "top1_err", "top5", "top5_err",
                              "param_count", "crop_pct", "interpolation"]  # fmt: skip
     assert len(rows) == len(CLASSIFIERS) - 1  # the parent's are ImageNet-22K
-    (row,) = [each for each in rows if each["model"] == NAME]
+    (row,) = [row for row in rows if row["model"] == NAME]
     final = json.loads((run_dir(released) / "metrics.json").read_text())["metrics"]
     assert row["top1"] == f"{final['top1']:.3f}" and row["img_size"] == "32"
     assert float(row["top1"]) + float(row["top1_err"]) == 100
@@ -183,7 +184,7 @@ def test_results_in_timms_columns(released):
     assert (row["crop_pct"], row["interpolation"]) == ("0.875", "bicubic")
 
 
-def test_the_same_run_gives_the_same_bytes(released):
+def test_a_second_release_has_the_same_bytes(released):
     before = content(released)
     release(released)
     assert content(released) == before
@@ -192,26 +193,25 @@ def test_the_same_run_gives_the_same_bytes(released):
 def test_a_run_without_a_validation_split_has_its_loss_in_the_card_alone(finished, tmp_path):
     """As ImageNet-22K at the paper's scale; the demo's data all have one."""
     paths = layout(finished)
-    (item,) = choose(load(finished), load(finished, "paper"), paths, [PARENT], "first")
+    (model,) = select_models(load(finished), load(finished, "paper"), paths, [PARENT], "first")
     loss = {"train_loss": 2.5}
-    item = dataclasses.replace(
-        item, final=item.final.model_copy(update={"metrics": loss}), seeds={0: loss}
-    )
-    text = card.text(item, "weights.safetensors", card.Licence(), False)
-    assert "no validation split: only the last training loss is known, 2.5000" in text
+    final = model.final.model_copy(update={"metrics": loss})
+    model = dataclasses.replace(model, final=final, seed_metrics={0: loss})
+    text = card.text(model, "weights.safetensors", card.Licence(), False)
+    assert "no validation split; the last training loss is 2.5000" in text
     assert "model-index" not in text
 
     results = tmp_path / "results"
     target = Layout(SCALE, results, paths.data)
     shutil.copytree(paths.results, results)
-    files = {path.name for path in pack([item], target, card.Licence())}
+    files = {path.name for path in pack([model], target, card.Licence())}
     assert "SHA256SUMS" in files and not any(name.startswith("results-") for name in files)
 
 
-# --- choices -----------------------------------------------------------------------------------
+# --- options -----------------------------------------------------------------------------------
 
 
-def test_the_best_seed_only_when_asked_for_and_said(project):
+def test_the_best_seed_is_released_on_request_and_the_card_says_so(project):
     tops = [json.loads((run_dir(project, T, seed) / "metrics.json").read_text())["metrics"]["top1"]
             for seed in (0, 1)]  # fmt: skip
     best = tops.index(max(tops))
@@ -230,13 +230,13 @@ def header(project):
         return file.metadata()["smt"]
 
 
-def be_compared(project):
-    """Let verdicts be given at this scale, as at the paper's."""
+def enable_verdicts(project):
+    """Give cards verdicts at this scale, as at the paper's."""
     edit_yaml(project.folder / "params/scales.yaml", lambda it: it[SCALE].update(notice=None))
 
 
-def test_a_card_judges_by_the_seeds_of_all_experiments_of_the_recipe(project):
-    be_compared(project)
+def test_a_verdict_uses_the_seeds_of_all_experiments_of_the_recipe(project):
+    enable_verdicts(project)
     release(project, SMALL)
     tops = [json.loads((run_dir(project, T, seed) / "metrics.json").read_text())["metrics"]["top1"]
             for seed in (0, 1)]  # fmt: skip
@@ -249,18 +249,18 @@ def test_a_card_judges_by_the_seeds_of_all_experiments_of_the_recipe(project):
     assert "not comparable" not in text
 
 
-def test_what_a_verdict_rests_on_has_to_verify_as_well(project):
+def test_runs_that_a_verdict_depends_on_are_verified(project):
     edit_json(run_dir(project, T, 1) / "metrics.json", lambda it: it["metrics"].update(top1=99.0))
     assert release(project, SMALL).returncode == 0  # no verdict at this scale
-    be_compared(project)
+    enable_verdicts(project)
     done = release(project, SMALL, code=EXIT_UNVERIFIED)
     assert f"{T}/seed1/metrics.json: metrics.top1: says 99.0" in done.stderr
 
 
-def test_a_licence_of_ones_own(project):
+def test_the_licence_of_an_option(project):
     release(project, T, "--licence", "cc-by-nc-4.0")
     card = ModelCard.load(folder(project) / NAME / "README.md")
-    assert card.data.license == "cc-by-nc-4.0" and "under cc-by-nc-4.0." in card.text
+    assert card.data.license == "cc-by-nc-4.0" and "licensed under cc-by-nc-4.0." in card.text
     assert '"license": "cc-by-nc-4.0"' in header(project)
     link = ("--licence-name", "my-1.0", "--licence-link", "https://example.org/licence")
     release(project, T, "--licence", "other", *link)
@@ -285,7 +285,7 @@ def test_wrong_options_are_one_line(finished, arguments, words):
     assert not folder(finished).exists()
 
 
-# --- refusals ----------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------
 
 
 def test_a_run_that_is_not_done_is_refused(project):
@@ -323,7 +323,7 @@ def test_a_run_that_was_not_evaluated_on_its_own_is_refused(project):
     assert f"smt evaluate {T} --seed 0 --scale smoke" in release(project, T, code=2).stderr
 
 
-def test_files_of_somebody_else_are_not_replaced(project):
+def test_files_that_no_release_wrote_are_not_replaced(project):
     release(project, T)
     (folder(project) / "LICENSE").write_text("mine")
     done = release(project, T, code=2)
@@ -335,16 +335,14 @@ def test_a_detector_is_refused_for_timm_loads_classifiers(tmp_path):
     done = ProjectCopy(tmp_path / "project").smt("release", "coco_dino_smt_small")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert "coco_dino_smt_small: a release is loaded by timm, which knows classifiers; valid: " in (
-        done.stderr
-    )
+    assert "coco_dino_smt_small: only classifiers are released, " in done.stderr
 
 
 # --- the paper's own models ----------------------------------------------------------------------
 
 
 def test_a_model_of_the_papers_size_loads_by_its_name_in_timm(finished, tmp_path):
-    """SMT-T as the paper has it, trained for one epoch on digits."""
+    """SMT-T at the paper's size, trained for one epoch on digits."""
     project = copy(finished, tmp_path / "project")
 
     def change(scales):
@@ -366,7 +364,7 @@ def test_a_model_of_the_papers_size_loads_by_its_name_in_timm(finished, tmp_path
     by_folder = timm.create_model(f"local-dir:{path.parent}", pretrained=True)
     for model in (by_path, by_overlay, by_folder):
         assert model.state_dict().keys() == state.keys()
-        assert all(torch.equal(each, state[name]) for name, each in model.state_dict().items())
+        assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
     card = (path.parent / "README.md").read_text()
     assert f'timm.create_model("smt_tiny", num_classes=10, checkpoint_path="{path.name}")' in card
     assert "model_args" not in (path.parent / "config.json").read_text()

@@ -16,7 +16,7 @@ from smt.report.spread import pooled
 from smt.report.tables import signed, source_mark
 from smt.report.verdict import judge, summarise
 from smt.runs.atomic import read_json, write_json
-from smt.tracking.client import Server
+from smt.tracking.client import TrackingClient
 from smt.tracking.sync import sync
 from smt.verify.lineage import Lineage, find_row
 from tests.helpers.debian import require
@@ -396,7 +396,9 @@ def test_a_number_changed_in_mlflow_names_both(files):
     files.finish(TINY, 96.0)
     sync(files.project, files.layout)
     run = remote(files, TINY)
-    Server.of(files.layout).send(run.run_id, [("final/top1", 99.0, 2_000_000_000_000, 9999)])
+    TrackingClient.from_layout(files.layout).log_batch(
+        run.run_id, [("final/top1", 99.0, 2_000_000_000_000, 9999)]
+    )
     with pytest.raises(UserError, match=f"top1 = 96.0.*{run.run_id}.*99.0"):
         results(files)
 

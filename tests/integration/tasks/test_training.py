@@ -12,7 +12,7 @@ from smt.config.load import load_project
 from smt.runs.lock import exclusive
 from smt.tasks import evaluation
 from tests.helpers import ROOT, pause
-from tests.helpers.trained_fixtures import SAID
+from tests.helpers.trained_fixtures import STDERR
 from tests.helpers.trainings import (
     IMAGES,
     RUN_OF_DEMO,
@@ -48,7 +48,7 @@ def first_record(project):
 
 
 def test_a_run_leaves_weights_numbers_and_provenance(done):
-    text = (done / SAID).read_text()
+    text = (done / STDERR).read_text()
     assert "epoch 2/2" in text and "images/s" in text
     numbers = metrics(done)
     assert numbers["epochs"] == 2 and numbers["steps"] == STEPS

@@ -1,4 +1,4 @@
-"""Sending while runs train: whatever the server does, training does not notice, nothing is lost."""
+"""The sender: no failure of the server slows a training or loses a point."""
 
 import contextlib
 import json
@@ -17,13 +17,13 @@ from smt.config.load import load_project
 from smt.errors import UserError
 from smt.runs.paths import Layout
 from smt.tracking import sender
-from smt.tracking.client import Server
+from smt.tracking.client import TrackingClient
 from smt.tracking.sync import sync
-from smt.tracking.view import views
+from smt.tracking.view import read_views
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
 from tests.helpers.run_files import RunFiles, S, T
-from tests.helpers.tracking_servers import empty_database, failing_line, mlflow_server
+from tests.helpers.tracking_servers import empty_database, mlflow_server, unreliable_proxy
 from tests.helpers.trainings import RUN_OF_DEMO, said, smt, start, work_dir
 
 TINY = Run(experiment=T, seed=0)
@@ -34,25 +34,26 @@ def points_of(view):
     return [*view.points, *view.final_points, *view.evaluation_points]
 
 
-def assert_shown(project, layout, uri=None):
-    """Assert that MLflow has one run for each of the files', with every point of it once."""
-    server = Server(uri or layout.tracking_uri(), f"smt-{layout.scale}", layout.artifacts)
-    remote = {run.tags["smt.fingerprint"]: run for run in server.runs()}
-    found, damages = views(project, layout, project.order)
+def assert_in_mlflow(project, layout, uri=None):
+    """Assert that MLflow has one run for each work folder, and each of its points once."""
+    uri = uri or layout.tracking_uri()
+    client = TrackingClient(uri, f"smt-{layout.scale}", layout.artifacts)
+    remote_runs = {run.tags["smt.fingerprint"]: run for run in client.runs()}
+    views, damages = read_views(project, layout, project.order)
     assert not damages
-    assert len(server.runs()) == len(remote) == len(found) > 0
-    for view in found:
-        run = remote[view.fingerprint]
-        sent = Counter(p for key in run.metrics for p in server.history(run.run_id, key))
-        assert sent == Counter(points_of(view))
+    assert len(client.runs()) == len(remote_runs) == len(views) > 0
+    for view in views:
+        run = remote_runs[view.fingerprint]
+        points = Counter(p for key in run.metrics for p in client.history(run.run_id, key))
+        assert points == Counter(points_of(view))
         assert run.status == view.status
 
 
-# --- beside a real training ------------------------------------------------------------------
+# --- with a real training --------------------------------------------------------------------
 
 
 def training(project, uri=None, steps=()):
-    """Start a training that sends, and that stops at each of `steps`; give its process."""
+    """Start a training with a sender, which pauses at each of `steps`; return its process."""
     uri = {"MLFLOW_TRACKING_URI": uri} if uri else {}
     environment = {"SMT_SEND": "1", "SMT_SEND_SECONDS": "0.3", **uri}
     return start(project, "train", RUN_OF_DEMO, env=environment, prepare=pause.at_steps(*steps))
@@ -67,176 +68,180 @@ def params_of(project):
 
 
 def sender_of(training):
-    """Return the process that sends what a training writes; the training has begun."""
+    """Return the sender of a training that has started."""
     children = psutil.Process(training.pid).children()
-    (process,) = (each for each in children if "--while-pid" in each.cmdline())
+    (process,) = (child for child in children if "--while-pid" in child.cmdline())
     return process
 
 
 def await_end(process):
-    """Wait for the end of a process that is nobody's child any more."""
+    """Wait for the end of a process whose parent has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE or not process.is_running())
 
 
-def is_free(layout):
-    """Whether a sender may begin."""
-    with sender._elected(layout) as mine:
-        return mine
+def is_lock_free(layout):
+    """Return whether no sender runs."""
+    with sender._sender_lock(layout) as is_free:
+        return is_free
 
 
-def test_a_curve_grows_while_its_run_trains_and_is_whole_after(small_project, monkeypatch):
+def test_a_curve_grows_during_training_and_is_complete_after_it(small_project, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     layout = layout_of(small_project)
 
-    def last_shown():
-        """Return the step of the last loss that MLflow shows of the run, which is under way."""
+    def last_step():
+        """Return the step of the last loss in MLflow; the run has to be RUNNING there."""
         if not (layout.results / "mlflow.db").exists():
             return None
-        server = Server.of(layout)
-        for run in server.runs():
+        client = TrackingClient.from_layout(layout)
+        for run in client.runs():
             assert run.status == "RUNNING"
-            if points := server.history(run.run_id, "train/loss"):
+            if points := client.history(run.run_id, "train/loss"):
                 return points[-1].step
         return None
 
     with training(small_project, steps=(6, 16)) as process:
         for step in (6, 16):  # its journal has a line every second step
             pause.await_stop(process, lambda: said(small_project))
-            wait_for(lambda step=step: last_shown() == step, last_shown, every=0.2)
-            sends = sender_of(process)
+            wait_for(lambda step=step: last_step() == step, last_step, every=0.2)
+            sender_process = sender_of(process)
             process.send_signal(signal.SIGCONT)
         assert process.wait(timeout=PATIENCE) == 0, said(small_project)
-    await_end(sends)
-    assert_shown(params_of(small_project), layout)
+    await_end(sender_process)
+    assert_in_mlflow(params_of(small_project), layout)
 
 
 @pytest.mark.servers
 def test_training_does_not_notice_a_server_that_never_answers(small_project, mlflow, tmp_path):
-    with failing_line(mlflow) as line:
-        line.state = "hang"
-        with training(small_project, line.uri, steps=(6,)) as process:
+    with unreliable_proxy(mlflow) as proxy:
+        proxy.state = "hang"
+        with training(small_project, proxy.uri, steps=(6,)) as process:
             pause.await_stop(process, lambda: said(small_project))
-            wait_for(lambda: line.requests > 0)
-            sends = sender_of(process)
+            wait_for(lambda: proxy.requests > 0)
+            sender_process = sender_of(process)
             process.send_signal(signal.SIGCONT)
             assert process.wait(timeout=PATIENCE) == 0, said(small_project)
-        assert Server(mlflow.uri, "smt-demo", tmp_path).runs() == []
+        assert TrackingClient(mlflow.uri, "smt-demo", tmp_path).runs() == []
         log = (work_dir(small_project) / "train.log").read_text()
         assert "MLflow" not in log and "WARNING" not in log
-        line.state = "ok"
-        await_end(sends)
-        environment = {"MLFLOW_TRACKING_URI": line.uri}
+        proxy.state = "ok"
+        await_end(sender_process)
+        environment = {"MLFLOW_TRACKING_URI": proxy.uri}
         smt(small_project, "sync", env=environment)
-        assert_shown(params_of(small_project), layout_of(small_project), mlflow.uri)
+        assert_in_mlflow(params_of(small_project), layout_of(small_project), mlflow.uri)
         again = smt(small_project, "sync", env=environment)
         assert "0 had something new (0 values)" in again.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.servers
-def test_a_server_killed_and_a_training_killed_on_the_way(small_project, tmp_path, monkeypatch):
-    """The journal is cut back to the checkpoint, and MLflow shows one run with the same curve."""
+def test_server_and_training_are_killed_and_mlflow_has_the_run_once(
+    small_project, tmp_path, monkeypatch
+):
+    """The journal is truncated to the checkpoint, and MLflow has one run with the same curve."""
     layout, params = layout_of(small_project), params_of(small_project)
     with mlflow_server(tmp_path / "server") as server:
 
-        def shown():
-            return [run.metrics.get("epoch", 0) for run in Server.of(layout).runs()]
+        def epochs():
+            return [
+                run.metrics.get("epoch", 0) for run in TrackingClient.from_layout(layout).runs()
+            ]
 
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         with training(small_project, server.uri, steps=(16,)) as process:
             pause.await_stop(process, lambda: said(small_project))
-            wait_for(lambda: shown() and shown()[0] > 0, every=0.5)
+            wait_for(lambda: epochs() and epochs()[0] > 0, every=0.5)
             server.kill()
             wait_for(lambda: "next try in" in layout.sender_log.read_text())
-            sends = sender_of(process)
+            sender_process = sender_of(process)
             process.kill()
         server.start()
-        await_end(sends)
+        await_end(sender_process)
         with training(small_project, server.uri, steps=(16,)) as process:
             pause.await_stop(process, lambda: said(small_project))
-            sends = sender_of(process)
+            sender_process = sender_of(process)
             process.send_signal(signal.SIGCONT)
             assert process.wait(timeout=PATIENCE) == 0, said(small_project)
-        await_end(sends)
+        await_end(sender_process)
         sync(params, layout)
-        assert_shown(params, layout)
-        (run,) = Server.of(layout).runs()
+        assert_in_mlflow(params, layout)
+        (run,) = TrackingClient.from_layout(layout).runs()
         assert run.tags["smt.attempts"] == "2"
         assert run.tags["smt.requeues"] == "1"
 
 
-# --- whatever the line does ------------------------------------------------------------------
+# --- failures of the network ------------------------------------------------------------------
 
 
 @pytest.mark.servers
 @pytest.mark.parametrize("state", ["slow", "error", "lost"])
-def test_points_arrive_once_over_a_bad_line(files, mlflow, monkeypatch, state):
-    monkeypatch.setattr("smt.tracking.client.BATCH", 50)
+def test_points_arrive_once_over_an_unreliable_connection(files, mlflow, monkeypatch, state):
+    monkeypatch.setattr("smt.tracking.client.MAX_METRICS", 50)
     work_dir, lines = files.run(TINY), files.lines(TINY, 4)
-    with failing_line(mlflow) as line:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", line.uri)
+    with unreliable_proxy(mlflow) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
         failures = 0
         for part in range(1, 5):
             files.write_journal(work_dir, lines[: len(lines) * part // 4])
-            for line.state in ("ok", state) if part % 2 else (state, "ok"):
+            for proxy.state in ("ok", state) if part % 2 else (state, "ok"):
                 try:
                     sync(files.project, files.layout)
                 except UserError as error:
                     assert "\n" not in str(error)
                     failures += 1
         assert (failures > 0) == (state != "slow")
-        line.state = "ok"
+        proxy.state = "ok"
         sync(files.project, files.layout)
-        assert_shown(files.project, files.layout, mlflow.uri)
+        assert_in_mlflow(files.project, files.layout, mlflow.uri)
 
 
-def test_the_sender_goes_on_when_the_server_is_back_and_ends_with_its_process(files, monkeypatch):
-    """Its pauses grow while nothing answers; the last round comes after the process has ended."""
-    slept, answers = [], iter([UserError("down"), UserError("down"), "sent 3", None])
+def test_the_sender_resumes_when_the_server_is_back_and_ends_with_its_process(files, monkeypatch):
+    """Its pauses grow while nothing answers; the last sync comes after the process has ended."""
+    pauses, results = [], iter([UserError("down"), UserError("down"), "sent 3", None])
 
-    def once():
-        answer = next(answers)
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
+    def sync_once():
+        result = next(results)
+        if isinstance(result, UserError):
+            raise result
+        return result
 
-    def outlasts(waited, seconds):
-        """Wait not so long, but in the third round for as long as the process takes to end."""
-        slept.append(seconds)
-        if len(slept) < 3:
-            return real(waited, 0.01)
+    def short_sleep(seconds, waited):
+        """Sleep for a moment; the third time, end the process and wait for that."""
+        pauses.append(seconds)
+        if len(pauses) < 3:
+            return sleep(0.01, waited)
         process.kill()
-        return real(waited, PATIENCE)
+        return sleep(PATIENCE, waited)
 
     process = subprocess.Popen(["sleep", "infinity"])
-    real = sender._outlasts
-    monkeypatch.setattr(sender, "_outlasts", outlasts)
+    sleep = sender._sleep
+    monkeypatch.setattr(sender, "_sleep", short_sleep)
     try:
-        said = list(sender.watch(files.layout, once, 5, process.pid))
+        messages = list(sender.watch(files.layout, sync_once, 5, process.pid))
     finally:
         process.kill()
         process.wait()
-    assert said == ["down; next try in 10 s", "down; next try in 20 s", "sent 3"]
-    assert slept == [10, 20, 5]
+    assert messages == ["down; next try in 10 s", "down; next try in 20 s", "sent 3"]
+    assert pauses == [10, 20, 5]
 
 
-def test_one_sender_of_a_folder(files):
+def test_a_results_folder_has_one_sender(files):
     files.finish(TINY)
     with files.start("sync", "--watch", "--scale", "demo"):
         wait_for(files.layout.sync_receipt.exists)
         done = files.smt("sync", "--watch", "--scale", "demo")
-        assert "another sender is at work" in done.stdout
+        assert "another sender runs in" in done.stdout
         assert sender.start(files.layout) is None
 
 
-def test_a_sender_that_is_stopped_is_gone_and_leaves_no_half_file(files):
+def test_a_stopped_sender_leaves_no_process_lock_or_temporary_file(files):
     files.finish(TINY)
     process = sender.start(files.layout)
-    wait_for(files.layout.tracking_lock.exists)  # it has begun to send
+    wait_for(files.layout.tracking_lock.exists)  # its first sync has started
     sender.stop(process)
     assert process.poll() is not None
-    assert is_free(files.layout)
+    assert is_lock_free(files.layout)
     assert list(files.layout.results.rglob("*.tmp")) == []
     sender.stop(None)
 
@@ -246,19 +251,19 @@ def test_a_sender_that_cannot_be_started_is_a_warning(files, read_only_folder, c
     assert "smt sync --scale demo" in caplog.text
 
 
-# --- many at once ----------------------------------------------------------------------------
+# --- concurrency -----------------------------------------------------------------------------
 
 
 def at_once(count, work):
-    """Call `work(number)` in that many processes at the same instant; return what fails."""
-    import mlflow.store.tracking.sqlalchemy_store  # once, before there are many
+    """Call `work(number)` in `count` processes at the same time; return their errors."""
+    import mlflow.store.tracking.sqlalchemy_store  # once, before the forks
     import mlflow.tracking.client  # noqa: F401
 
     context = multiprocessing.get_context("fork")
-    gate, failures = context.Barrier(count), context.Queue()
+    barrier, failures = context.Barrier(count), context.Queue()
 
     def enter(number):
-        gate.wait()
+        barrier.wait()
         try:
             work(number)
         except BaseException as error:
@@ -269,8 +274,8 @@ def at_once(count, work):
         process.start()
     for process in processes:
         process.join()
-    found = [failures.get(timeout=PATIENCE) for _ in range(failures.qsize())]
-    return found + [f"exit {p.exitcode}" for p in processes if p.exitcode]
+    errors = [failures.get(timeout=PATIENCE) for _ in range(failures.qsize())]
+    return errors + [f"exit {p.exitcode}" for p in processes if p.exitcode]
 
 
 def many_runs(folder, count):
@@ -284,36 +289,36 @@ many = pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.s
 
 
 @many
-def test_processes_at_once_on_a_file_that_is_not_there(tmp_path, monkeypatch, count):
-    """As forty jobs of one results folder: SQLite, one writer at a time."""
+def test_many_processes_create_one_sqlite_file(tmp_path, monkeypatch, count):
+    """Jobs of one results folder: SQLite takes one writer at a time."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     files = many_runs(tmp_path, count)
     assert at_once(count, lambda _: sync(files.project, files.layout)) == []
-    assert_shown(files.project, files.layout)
+    assert_in_mlflow(files.project, files.layout)
 
 
 @many
 @pytest.mark.servers
 @pytest.mark.parametrize("through", ["server", "database"])
-def test_processes_at_once_on_an_empty_postgresql(
+def test_many_processes_share_an_empty_postgresql(
     tmp_path, monkeypatch, postgresql, through, count
 ):
-    """Results folders of their own, so that no lock of a folder keeps them apart."""
+    """Each has its own results folder, so that they share no lock."""
     files = many_runs(tmp_path / "all", count)
     layouts = []
     for seed in range(count):
-        own = Layout("demo", tmp_path / f"results{seed}", files.layout.data)
-        layouts.append(own)
+        layout = Layout("demo", tmp_path / f"results{seed}", files.layout.data)
+        layouts.append(layout)
         run = Run(experiment=T, seed=seed)
-        shutil.copytree(files.layout.root / "data", own.root / "data")
-        shutil.copytree(files.layout.run_dir(run), own.run_dir(run))
-    project = files.project  # loaded once, before there are many
+        shutil.copytree(files.layout.root / "data", layout.root / "data")
+        shutil.copytree(files.layout.run_dir(run), layout.run_dir(run))
+    project = files.project  # loaded once, before the forks
 
     def send(number):
         for _ in range(5):
             try:
                 return sync(project, layouts[number])
-            except UserError as error:  # one server, all at once: some may have to come again
+            except UserError as error:  # an overloaded server may time out
                 if "does not answer" not in str(error):
                     raise
         return sync(project, layouts[number])
@@ -321,7 +326,7 @@ def test_processes_at_once_on_an_empty_postgresql(
     def send_all(uri):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert at_once(count, send) == []
-        assert_shown(project, files.layout, uri)
+        assert_in_mlflow(project, files.layout, uri)
 
     database = empty_database(postgresql, f"{through}{count}")
     if through == "database":
@@ -332,8 +337,8 @@ def test_processes_at_once_on_an_empty_postgresql(
 
 
 @pytest.mark.servers
-def test_two_hosts_that_send_the_same_run_at_once(tmp_path, files, mlflow, monkeypatch):
-    """Folders that see the same files and share no lock, while the journal grows."""
+def test_two_hosts_send_the_same_run_at_once(tmp_path, files, mlflow, monkeypatch):
+    """Two results folders have the same files and share no lock, while the journal grows."""
     work_dir, lines = files.run(TINY), files.lines(TINY, 4)
     files.finish(SMALL)
     hosts = []
@@ -356,7 +361,7 @@ def test_two_hosts_that_send_the_same_run_at_once(tmp_path, files, mlflow, monke
         for _ in range(6):
             try:
                 sync(files.project, hosts[number])
-            except UserError as error:  # the other one has deleted the twin that it made
+            except UserError as error:  # the other host has deleted this one's duplicate run
                 assert json.dumps(str(error))
             time.sleep(0.05)
 
@@ -364,4 +369,4 @@ def test_two_hosts_that_send_the_same_run_at_once(tmp_path, files, mlflow, monke
     files.write_journal(work_dir, lines)
     for host in hosts:
         sync(files.project, host)
-    assert_shown(files.project, files.layout, mlflow.uri)
+    assert_in_mlflow(files.project, files.layout, mlflow.uri)

@@ -1,4 +1,4 @@
-"""MLflow shows what the files say: all of it, once."""
+"""After a sync, MLflow has all points, params and tags of the runs' files, once."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from smt.config.experiments import Run
 from smt.errors import UserError
 from smt.runs import journal, provenance
 from smt.runs.atomic import read_json, sha256, write_json
-from smt.tracking.client import Server
-from smt.tracking.sync import SENT_COUNT, SENT_DIGEST, SENT_FINAL, sync
+from smt.tracking.client import TrackingClient
+from smt.tracking.sync import FINAL_DIGEST_TAG, POINT_COUNT_TAG, POINTS_DIGEST_TAG, sync
 from testbed.waiting import PATIENCE
 from tests.helpers.run_files import CREATED, PARENT, RunFiles, S, T, expected_rows, remote, rows
 
@@ -30,30 +30,30 @@ def send(files, *experiments):
 
 def test_every_value_of_the_journal_is_there_once(files):
     files.run(TINY)
-    outcome = send(files)
+    result = send(files)
     lines = files.lines(TINY, 2)
     assert rows(files, remote(files, TINY).run_id) == expected_rows(lines, CREATED)
-    assert outcome.points == len(expected_rows(lines, CREATED))
+    assert result.points == len(expected_rows(lines, CREATED))
 
 
 def test_sending_again_changes_nothing(files):
     files.finish(TINY)
     send(files)
     before, run = rows(files, remote(files, TINY).run_id), remote(files, TINY)
-    outcome = send(files)
-    assert (outcome.changed, outcome.points) == (0, 0)
+    result = send(files)
+    assert (result.updated_runs, result.points) == (0, 0)
     assert remote(files, TINY) == run
     assert rows(files, run.run_id) == before
 
 
 def test_sending_all_of_it_again_changes_nothing(files):
-    """Without what says how far it has come, everything goes once more."""
+    """Without the tags that say what has been sent, everything is sent again."""
     files.finish(TINY)
     send(files)
     run = remote(files, TINY)
     before = rows(files, run.run_id)
-    for tag in (SENT_COUNT, SENT_DIGEST, SENT_FINAL):
-        Server.of(files.layout).remove_tag(run.run_id, tag)
+    for tag in (POINT_COUNT_TAG, POINTS_DIGEST_TAG, FINAL_DIGEST_TAG):
+        TrackingClient.from_layout(files.layout).delete_tag(run.run_id, tag)
     assert send(files).points == len(before) - 3  # not the evaluation, whose tag is there
     assert rows(files, run.run_id) == before
 
@@ -86,8 +86,8 @@ def test_a_journal_that_was_cut_back_and_written_again_is_there_once(files):
     assert rows(files, run_id) == expected_rows(lines, CREATED)
 
 
-def test_a_run_that_went_on_otherwise_replaces_what_mlflow_had(files):
-    """Resumed on another machine, a journal can come back with other values."""
+def test_a_run_that_resumed_with_other_values_replaces_the_one_in_mlflow(files):
+    """Resumed on another machine, a run can write other values after its checkpoint."""
     work_dir = files.begin(TINY)
     lines = files.lines(TINY, 2)
     files.write_journal(work_dir, lines[:10])
@@ -95,20 +95,20 @@ def test_a_run_that_went_on_otherwise_replaces_what_mlflow_had(files):
     for line in lines[6:]:
         line["metrics"] = {key: value + 1e-7 for key, value in line["metrics"].items()}
     files.write_journal(work_dir, lines)
-    assert send(files).remade == (str(files.work_dir(TINY)),)
+    assert send(files).recreated_runs == (str(files.work_dir(TINY)),)
     assert rows(files, remote(files, TINY).run_id) == expected_rows(lines, CREATED)
 
 
-def test_the_same_run_trained_again_replaces_what_mlflow_had(files):
+def test_a_run_that_was_trained_again_replaces_the_one_in_mlflow(files):
     files.finish(TINY)
     send(files)
     first = remote(files, TINY).run_id
     files.begin(TINY, created=CREATED + 1e6)
-    assert send(files).remade == (str(files.work_dir(TINY)),)
+    assert send(files).recreated_runs == (str(files.work_dir(TINY)),)
     assert remote(files, TINY).run_id != first
 
 
-def test_a_line_that_is_being_written_waits(files):
+def test_an_incomplete_line_is_not_sent(files):
     work_dir = files.begin(TINY)
     lines = files.lines(TINY, 2)[:6]
     files.write_journal(work_dir, lines)
@@ -118,8 +118,8 @@ def test_a_line_that_is_being_written_waits(files):
     assert rows(files, remote(files, TINY).run_id) == expected_rows(lines, CREATED)
 
 
-def test_a_line_whose_time_is_not_written_yet_waits_for_it(files):
-    """Else it would be sent with another line's time, and then again with its own."""
+def test_a_line_is_sent_once_its_time_is_written(files):
+    """Otherwise it would be sent twice: with the time of another line, and then with its own."""
     work_dir = files.begin(TINY)
     lines = files.lines(TINY, 2)[:6]
     files.write_journal(work_dir, lines, timed=5)
@@ -127,12 +127,12 @@ def test_a_line_whose_time_is_not_written_yet_waits_for_it(files):
     run_id = remote(files, TINY).run_id
     assert rows(files, run_id) == expected_rows(lines[:5], CREATED)
     files.write_journal(work_dir, lines)
-    assert send(files).remade == ()
+    assert send(files).recreated_runs == ()
     assert rows(files, run_id) == expected_rows(lines, CREATED)
 
 
-def test_what_the_trainer_writes_arrives(files):
-    """With the real journal and provenance in place of files written here."""
+def test_a_journal_that_the_trainer_wrote_is_sent(files):
+    """With the trainer's `Journal` and `record_attempt` in place of files of the test."""
     work_dir = files.begin(TINY)
     facts = read_json(work_dir / "provenance.json")
     (work_dir / "provenance.json").unlink()
@@ -142,12 +142,12 @@ def test_what_the_trainer_writes_arrives(files):
     provenance.record_attempt(work_dir, facts, {"resumed_at_step": 0})
     log = journal.Journal(work_dir, journal.Position())
     log.append(10, 0, {"train/loss": float("nan")}, {"system/memory_mb": 12.5})
-    kept = log.position
+    checkpoint = log.position
     log.append(20, 0, {"train/loss": 0.25}, {})
     log.close()
     send(files)
     before = rows(files, remote(files, TINY).run_id)
-    resumed = journal.Journal(work_dir, kept)
+    resumed = journal.Journal(work_dir, checkpoint)
     resumed.append(20, 0, {"train/loss": 0.25}, {})
     resumed.append(62, 1, {"eval/top1": 50.0}, {})
     resumed.close()
@@ -158,7 +158,7 @@ def test_what_the_trainer_writes_arrives(files):
     assert run.tags["smt.package.torch"] == provenance.packages()["torch"]
 
 
-def test_names_are_those_that_a_researcher_compares(files):
+def test_params_differ_in_what_differs_between_the_runs(files):
     files.change("scales.yaml", [1, 1, 6, 1], "demo", "models", "smt_small", "depths")
     for name, rate in (("imagenet1k_smt_tiny", 0.1), ("imagenet1k_smt_small", 0.2)):
         overlay = {"seeds": [0], "drop_path": rate}
@@ -207,7 +207,7 @@ def test_provenance_is_in_the_tags(files):
     assert "demo scale: not comparable with the paper" in tags["mlflow.note.content"]
 
 
-def test_final_numbers_and_the_independent_evaluation_have_names_of_their_own(files):
+def test_metrics_and_evaluation_json_have_prefixes_of_their_own(files):
     files.finish(TINY, 96.5, evaluate=False)
     send(files)
     assert remote(files, TINY).metrics["final/top1"] == 96.5
@@ -235,8 +235,8 @@ def test_status_follows_the_files(files):
     run = remote(files, TINY)
     assert run.status == "FINISHED"
     assert run.start_milliseconds == CREATED * 1000
-    listed = read_json(files.layout.sync_receipt)["runs"]
-    assert [(each["run_id"], each["status"]) for each in listed] == [(run.run_id, "FINISHED")]
+    (entry,) = read_json(files.layout.sync_receipt)["runs"]
+    assert (entry["run_id"], entry["status"]) == (run.run_id, "FINISHED")
 
 
 def test_runs_of_older_params_stay(files):
@@ -250,7 +250,7 @@ def test_runs_of_older_params_stay(files):
     files.layout.metrics(TINY).unlink()  # as the DAG does before it trains again
     send(files)
     assert remote(files, TINY).status == "RUNNING"
-    status = {run.run_id: run.status for run in Server.of(files.layout).runs()}
+    status = {run.run_id: run.status for run in TrackingClient.from_layout(files.layout).runs()}
     assert status[old.run_id] == "FINISHED"
     assert sorted(status.values()) == ["FINISHED", "KILLED", "RUNNING", "RUNNING"]
 
@@ -262,27 +262,27 @@ def test_only_the_named_experiments_are_sent_and_the_receipt_keeps_the_others(fi
     files.change("scales.yaml", [0, 1], "demo", "seeds")
     other = Run(experiment=T, seed=1)
     files.finish(other)
-    assert send(files, T).changed == 1
-    listed = read_json(files.layout.sync_receipt)["runs"]
-    assert [(each["experiment"], each["seed"]) for each in listed] == [(T, 0), (T, 1)]
+    assert send(files, T).updated_runs == 1
+    entries = read_json(files.layout.sync_receipt)["runs"]
+    assert [(entry["experiment"], entry["seed"]) for entry in entries] == [(T, 0), (T, 1)]
 
 
-def test_a_seed_beyond_those_of_the_scale_is_sent(files):
+def test_a_seed_that_the_scale_does_not_have_is_sent(files):
     files.finish(Run(experiment=T, seed=7))
-    assert send(files).changed == 1
+    assert send(files).updated_runs == 1
 
 
-def test_one_run_a_fingerprint_even_if_another_host_made_it_as_well(files):
+def test_a_run_that_two_hosts_have_created_is_left_once(files):
     files.finish(TINY)
     send(files)
     run = remote(files, TINY)
     tags = {"smt.fingerprint": run.tags["smt.fingerprint"]}
-    server = Server.of(files.layout)
-    server.create("imagenet1k", "twin", run.start_milliseconds + 1, tags)
-    server.create("imagenet1k", "somebody's own", 0, {})
+    client = TrackingClient.from_layout(files.layout)
+    client.create_run("imagenet1k", "twin", run.start_milliseconds + 1, tags)
+    client.create_run("imagenet1k", "a run of a user", 0, {})
     send(files)
     assert remote(files, TINY) == run
-    assert len(Server.of(files.layout).runs()) == 2
+    assert len(TrackingClient.from_layout(files.layout).runs()) == 2
 
 
 def test_two_syncs_at_once_on_a_folder_without_database(tmp_path):
@@ -293,7 +293,7 @@ def test_two_syncs_at_once_on_a_folder_without_database(tmp_path):
         both = [files.start("sync", "--scale", "demo", stderr=errors) for _ in range(2)]
         codes = [process.wait(PATIENCE) for process in both]
     assert codes == [0, 0], (tmp_path / "errors").read_text()
-    assert len(Server.of(files.layout).runs()) == 2
+    assert len(TrackingClient.from_layout(files.layout).runs()) == 2
     last = len(files.lines(TINY, 2)) + 7 + 3  # final/..., evaluation/...
     distinct = rows(files, remote(files, TINY).run_id)
     assert len(distinct) == len(set(distinct)) > last
@@ -319,13 +319,13 @@ def test_a_server_that_does_not_run_is_one_line_and_loses_nothing(files):
     assert "secret" not in done.stderr
     assert "smt sync" in done.stderr
     assert not files.layout.sync_receipt.exists()
-    assert send(files).changed == 1
+    assert send(files).updated_runs == 1
 
 
 @pytest.mark.parametrize(
     "uri", ["postgresql://me@127.0.0.1:1/x", "file:/tmp/x", "nonsense", "sqlite:////proc/x/m.db"]
 )
-def test_a_uri_that_leads_nowhere_is_one_line(files, monkeypatch, uri):
+def test_a_uri_without_a_server_or_database_is_one_line(files, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(UserError) as caught:
         send(files)
@@ -334,7 +334,7 @@ def test_a_uri_that_leads_nowhere_is_one_line(files, monkeypatch, uri):
 
 
 def test_a_damaged_database_is_one_line(files):
-    (files.layout.results / "mlflow.db").write_text("this is no database\n" * 100)
+    (files.layout.results / "mlflow.db").write_text("not a database\n" * 100)
     with pytest.raises(UserError, match=r"mlflow.db"):
         send(files)
 
@@ -346,7 +346,7 @@ def test_a_damaged_journal_names_its_folder(files):
         send(files)
 
 
-def test_a_damaged_run_does_not_hold_up_the_others(files):
+def test_the_other_runs_are_sent_beside_a_damaged_one(files):
     work_dir = files.run(TINY)
     (work_dir / "journal.jsonl").write_text("{}\nnot json\n")
     files.finish(SMALL)
@@ -355,19 +355,19 @@ def test_a_damaged_run_does_not_hold_up_the_others(files):
     assert remote(files, SMALL).status == "FINISHED"
 
 
-def test_a_name_that_mlflow_would_refuse_is_refused_before_anything_is_sent(files):
+def test_a_metric_name_that_mlflow_refuses_is_an_error_and_the_run_is_not_sent(files):
     work_dir = files.begin(TINY)
     files.write_journal(work_dir, [{"step": 1, "epoch": 0, "metrics": {"acc@1": 1.0}}])
-    with pytest.raises(UserError, match=r"acc@1.*cannot be a name in MLflow"):
+    with pytest.raises(UserError, match=r"acc@1.*is not a valid name in MLflow"):
         send(files)
-    assert Server.of(files.layout).runs() == []
+    assert TrackingClient.from_layout(files.layout).runs() == []
 
 
-def test_a_value_that_mlflow_would_cut_is_refused(files):
+def test_a_param_that_is_too_long_for_mlflow_is_an_error(files):
     work_dir = files.begin(TINY)
-    known = read_json(work_dir / "provenance.json")
-    known["params"]["model"]["widths"] = "x" * 6001
-    write_json(work_dir / "provenance.json", known)
+    content = read_json(work_dir / "provenance.json")
+    content["params"]["model"]["widths"] = "x" * 6001
+    write_json(work_dir / "provenance.json", content)
     with pytest.raises(UserError, match=r"model.widths has 6001 characters"):
         send(files)
 
@@ -378,7 +378,7 @@ def test_an_unknown_experiment_names_the_nearest(files):
 
 
 def test_points_keep_every_digit(files):
-    """Tables compare MLflow's numbers with the files' for equality."""
+    """Tables require that the metrics in MLflow and in the files are equal."""
     work_dir = files.begin(TINY)
     value = 0.1 + 0.2
     files.write_journal(work_dir, [{"step": 1, "epoch": 0, "metrics": {"train/loss": value}}])
@@ -387,21 +387,21 @@ def test_points_keep_every_digit(files):
     assert json.dumps(value) == "0.30000000000000004"
 
 
-# --- as a researcher looks at them -----------------------------------------------------------
+# --- experiments, artifacts, registry --------------------------------------------------------
 
 
-def test_each_table_is_an_experiment_and_names_read(files):
+def test_a_table_is_an_experiment_and_a_run_is_named_after_model_recipe_and_seed(files):
     for run in (TINY, SMALL, Run(experiment=PARENT, seed=0)):
         files.run(run)
     send(files)
-    server = Server.of(files.layout)
-    tables = {number: table for table, number in server.experiments().items()}
-    assert sorted(tables.values()) == ["imagenet1k", "pretrain"]  # no table shows the parent
-    shown = {tables[run.experiment_id]: set() for run in server.runs()}
+    client = TrackingClient.from_layout(files.layout)
+    tables = {number: table for table, number in client.experiments().items()}
+    assert sorted(tables.values()) == ["imagenet1k", "pretrain"]  # the parent is in no table
+    names = {tables[run.experiment_id]: set() for run in client.runs()}
     with sqlite3.connect(files.layout.results / "mlflow.db") as database:
         for number, name in database.execute("select experiment_id, name from runs"):
-            shown[tables[str(number)]].add(name)
-    assert shown == {
+            names[tables[str(number)]].add(name)
+    assert names == {
         "imagenet1k": {"smt_tiny/imagenet1k/seed0", "smt_small/imagenet1k/seed0"},
         "pretrain": {"smt_large/imagenet22k/seed0"},
     }
@@ -413,40 +413,39 @@ def test_each_table_is_an_experiment_and_names_read(files):
 def with_weights(files, run, content=b"weights"):
     files.finish(run)
     files.layout.weights(run).write_bytes(content)
-    final = read_json(files.layout.metrics(run))
-    write_json(
-        files.layout.metrics(run), {**final, "weights_sha256": sha256(files.layout.weights(run))}
-    )
+    metrics = read_json(files.layout.metrics(run))
+    digest = sha256(files.layout.weights(run))
+    write_json(files.layout.metrics(run), {**metrics, "weights_sha256": digest})
 
 
 def artifacts(run_id, folder, uri):
     from mlflow.artifacts import download_artifacts
 
-    found = download_artifacts(run_id=run_id, dst_path=str(folder), tracking_uri=uri)
-    return {path.name: path.read_bytes() for path in Path(found).iterdir()}
+    target = download_artifacts(run_id=run_id, dst_path=str(folder), tracking_uri=uri)
+    return {path.name: path.read_bytes() for path in Path(target).iterdir()}
 
 
 def test_a_finished_run_has_its_files_as_artifacts(files, tmp_path):
     with_weights(files, TINY)
     files.run(SMALL)
     layout = files.layout
-    assert sync(files.project, layout, files=True).files == 1
-    assert sync(files.project, layout, files=True).files == 0
-    found = artifacts(remote(files, TINY).run_id, tmp_path / "got", layout.tracking_uri())
-    assert found["model.safetensors"] == b"weights"
-    assert found["metrics.json"] == layout.metrics(TINY).read_bytes()
+    assert sync(files.project, layout, files=True).uploads == 1
+    assert sync(files.project, layout, files=True).uploads == 0
+    content = artifacts(remote(files, TINY).run_id, tmp_path / "first", layout.tracking_uri())
+    assert content["model.safetensors"] == b"weights"
+    assert content["metrics.json"] == layout.metrics(TINY).read_bytes()
     provenance_file = files.work_dir(TINY) / "provenance.json"
-    assert found["provenance.json"] == provenance_file.read_bytes()
-    assert yaml.safe_load(found["params.yaml"]) == read_json(provenance_file)["params"]
-    assert len(found) == 4
+    assert content["provenance.json"] == provenance_file.read_bytes()
+    assert yaml.safe_load(content["params.yaml"]) == read_json(provenance_file)["params"]
+    assert len(content) == 4
     with_weights(files, TINY, b"others")
     files.finish(SMALL, evaluate=False)  # its weights are not on this machine
-    assert sync(files.project, layout, files=True).files == 1
-    got = artifacts(remote(files, TINY).run_id, tmp_path / "again", layout.tracking_uri())
-    assert got["model.safetensors"] == b"others"
+    assert sync(files.project, layout, files=True).uploads == 1
+    content = artifacts(remote(files, TINY).run_id, tmp_path / "second", layout.tracking_uri())
+    assert content["model.safetensors"] == b"others"
 
 
-def test_a_store_of_artifacts_without_room_does_not_hold_up_the_numbers(files, small_disk):
+def test_metrics_are_sent_although_the_artifact_store_is_full(files, small_disk):
     artifacts = files.layout.artifacts
     artifacts.symlink_to(small_disk)
     with_weights(files, TINY, os.urandom(9_000_000))
@@ -461,7 +460,7 @@ def test_a_store_of_artifacts_without_room_does_not_hold_up_the_numbers(files, s
     (small_disk / "room").unlink(missing_ok=True)
 
 
-def test_the_registry_gets_weights_on_request_and_once(files):
+def test_weights_are_registered_on_request_and_once(files):
     with_weights(files, TINY)
     files.run(SMALL)
     command = ("sync", "--register", "--experiment", T, "--scale", "demo")
@@ -479,7 +478,7 @@ def test_the_registry_gets_weights_on_request_and_once(files):
     assert Path(urlsplit(version.source).path).read_bytes() == b"others"
 
 
-def test_registering_and_watching_need_what_they_need(files):
+def test_register_is_refused_with_no_files_and_with_watch(files):
     for options, word in ((("--no-files",), "--no-files"), (("--watch",), "--watch")):
         done = files.smt("sync", "--register", *options, "--scale", "demo", check=False)
         assert done.returncode == 2

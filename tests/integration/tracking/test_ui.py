@@ -1,4 +1,4 @@
-"""The UI on this project's runs, and syncing through a server."""
+"""`smt ui` serves MLflow's UI on the runs of this project, and a sync through it."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def get(url, data=None):
 
 @dataclass
 class Ui:
-    """The UI as a user starts it, and the files of the runs that it shows."""
+    """A running `smt ui`, and the files of the runs in it."""
 
     files: RunFiles
     url: str
@@ -50,7 +50,7 @@ class Ui:
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory, empty_database):
-    """It answers, and two runs of one experiment were sent through it."""
+    """`smt ui` with two runs of one experiment, which were sent through it."""
     folder = tmp_path_factory.mktemp("ui")
     files = RunFiles(folder, seeds=(0, 1))
     shutil.copy(empty_database, files.layout.results / "mlflow.db")
@@ -86,29 +86,30 @@ def test_the_ui_shows_this_projects_runs_and_takes_a_sync(ui, monkeypatch):
     assert not (files.folder / "mlruns").exists() and not (files.folder / "mlflow.db").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", ui.url)
     assert sync(files.project, files.layout).changed == 0
-    found = json.loads(
-        get(f"{ui.url}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
-    )["runs"]
-    shown = {run["info"]["run_name"]: run["info"]["run_id"] for run in found}
-    assert sorted(shown) == NAMES
+    request = {"experiment_ids": ["1"], "max_results": 10}
+    runs = json.loads(get(f"{ui.url}/api/2.0/mlflow/runs/search", request))["runs"]
+    run_ids = {run["info"]["run_name"]: run["info"]["run_id"] for run in runs}
+    assert sorted(run_ids) == NAMES
     tiny, second = collect(files.project, files.layout).of(T)
     assert (tiny.metrics["top1"], second.metrics["top1"]) == (96.0, 92.0)
     page, training = f"{ui.url}/#/experiments/1/runs", "?workflowType=machine_learning"
-    assert tiny.url == f"{page}/{shown[NAMES[0]]}{training}"
+    assert tiny.url == f"{page}/{run_ids[NAMES[0]]}{training}"
     done = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui.url})
     assert done.stdout == f"MLflow runs already; open {page}{training}&compareRunsMode=CHART\n"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    sent = [row for row in rows(files, remote(files, TINY).run_id) if "/top" not in row[1]]
+    prefixes = ("final/", "evaluation/")
     journal = expected_rows(files.lines(TINY, 4), CREATED)
     assert [row for row in journal if "/top" not in row[1]] == [
-        row for row in sent if not row[1].startswith(("final/", "evaluation/"))
+        row
+        for row in rows(files, remote(files, TINY).run_id)
+        if "/top" not in row[1] and not row[1].startswith(prefixes)
     ]
 
 
 @pytest.mark.servers
 @pytest.mark.browser
-def test_a_browser_compares_two_runs_and_draws_both_curves(ui, monkeypatch):
-    """From the address that `smt ui` gives, and from a cell of a table with two seeds."""
+def test_a_browser_compares_two_runs_and_plots_both_curves(ui, monkeypatch):
+    """From the link that `smt ui` prints, and from a cell of a table with two seeds."""
     files = ui.files
     monkeypatch.setenv("MLFLOW_TRACKING_URI", ui.url)
     build(collect(files.project, files.layout), files.layout, ["imagenet1k"])
@@ -116,10 +117,10 @@ def test_a_browser_compares_two_runs_and_draws_both_curves(ui, monkeypatch):
     (curves,) = set(re.findall(r"\[94\.00 .*?\]\((\S+?)\)", cell))
     overview = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui.url}).stdout.split()[-1]
     with browser() as chromium:
-        page = chromium.page(curves, lambda page: len(drawn(page)) == 2)
+        page = chromium.page(curves, lambda page: len(curve_paths(page)) == 2)
         assert all(f"{name} (eval/top1)" in page for name in NAMES)
-        heights = sorted(float(path.split(",")[-1]) for path in drawn(page))
-        assert heights[0] < heights[1]  # the better one ends higher up
+        heights = sorted(float(path.split(",")[-1]) for path in curve_paths(page))
+        assert heights[0] < heights[1]  # the better run ends higher up
         chromium.page(
             overview,
             lambda page: (
@@ -128,8 +129,8 @@ def test_a_browser_compares_two_runs_and_draws_both_curves(ui, monkeypatch):
         )
 
 
-def drawn(page):
-    """Return the lines of a page's charts: Plotly draws each twice, once below its legend."""
+def curve_paths(page):
+    """Return the SVG paths of a page's curves; Plotly draws each twice, once for its legend."""
     return set(re.findall(r'<path class="js-line"[^>]*? d="([^"]+)"', page))
 
 
@@ -147,7 +148,7 @@ def test_a_port_in_use_is_one_line_with_another_that_is_free(files):
         probe.bind(("127.0.0.1", other))
 
 
-def test_an_address_that_is_not_here_is_one_line(files):
+def test_an_address_of_another_machine_is_one_line(files):
     done = files.smt("ui", "--host", "192.0.2.1", "--port", "5999", check=False)
     assert done.returncode == 2
     assert "--host 192.0.2.1" in done.stderr

@@ -1,4 +1,4 @@
-"""DVC's remotes: an S3 endpoint that is really spoken to, and that fails in the middle."""
+"""DVC's remotes: a real S3 endpoint, also one whose connections break."""
 
 import shutil
 import subprocess
@@ -11,10 +11,10 @@ from tests.helpers.finished_project import CHILD, run_dir
 pytestmark = [
     pytest.mark.servers,
     pytest.mark.xdist_group("s3"),  # one server for all of them
-    pytest.mark.usefixtures("server"),  # asked for before anything is trained
+    pytest.mark.usefixtures("server"),  # skips before the finished project is trained
 ]
 
-PLACE = f"s3://{s3_server.BUCKET}/results"
+PREFIX = f"s3://{s3_server.BUCKET}/results"
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +27,17 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def s3(server, monkeypatch, request):
-    """A place of its own on the server, and the environment of a user of it."""
+    """The server and a URL of the test's own; sets the environment of a user of S3."""
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
-    server.door.open()
-    return server, f"{PLACE}/{request.node.name}"
+    server.proxy.reset()
+    return server, f"{PREFIX}/{request.node.name}"
 
 
 def with_remote(project, s3):
-    """Give a clone its remote as the README says: in git no more than nothing."""
-    server, place = s3
-    project.dvc("remote", "add", "--local", "--default", "s3", place)
+    """Add the remote to a project as docs/dvc.md says, with --local: nothing in git changes."""
+    server, url = s3
+    project.dvc("remote", "add", "--local", "--default", "s3", url)
     project.dvc("remote", "modify", "--local", "s3", "endpointurl", server.url)
     return project
 
@@ -50,7 +50,7 @@ def project(finished, tmp_path, s3):
 
 
 def cloned(project, folder, s3):
-    """Return a clone that has S3 alone: no local remote lies beside it."""
+    """Return a clone whose only reachable remote is S3."""
     return with_remote(project.cloned(folder), s3)
 
 
@@ -62,7 +62,7 @@ def weights(project):
     return run_dir(project, CHILD).joinpath("model.safetensors").read_bytes()
 
 
-def test_pushed_to_s3_and_pulled_elsewhere_neither_has_anything_to_do(project, tmp_path, s3):
+def test_a_clone_restored_from_s3_has_nothing_to_do(project, tmp_path, s3):
     project.dvc("push")
     assert "in sync" in project.dvc("status", "--cloud").stdout
     clone = cloned(project, tmp_path / "elsewhere" / "clone", s3)
@@ -73,42 +73,44 @@ def test_pushed_to_s3_and_pulled_elsewhere_neither_has_anything_to_do(project, t
     assert clone.dvc("status", "--cloud").stdout == project.dvc("status", "--cloud").stdout
 
 
-def test_a_push_that_fails_in_the_middle_is_resumed(project, s3):
-    door = s3[0].door
-    door.open("PUT", limit=5)
-    broken = project.dvc("push", "--jobs", "1", check=False)
-    assert door.is_shut and broken.returncode != 0
-    door.open("PUT")
+def test_an_interrupted_push_is_resumed(project, s3):
+    proxy = s3[0].proxy
+    proxy.reset("PUT", limit=5)
+    failed = project.dvc("push", "--jobs", "1", check=False)
+    assert proxy.is_closed and failed.returncode != 0
+    proxy.reset("PUT")
     project.dvc("push")
-    assert 0 < door.count <= len(objects(project)) - 5
+    assert 0 < proxy.count <= len(objects(project)) - 5
     assert "in sync" in project.dvc("status", "--cloud").stdout
-    door.open("PUT")
+    proxy.reset("PUT")
     project.dvc("push")
-    assert door.count == 0
+    assert proxy.count == 0
 
 
-def test_a_pull_that_fails_in_the_middle_is_resumed_and_what_came_is_whole(project, tmp_path, s3):
+def test_an_interrupted_pull_is_resumed_and_its_files_are_complete(project, tmp_path, s3):
     project.dvc("push")
     clone = cloned(project, tmp_path / "elsewhere" / "clone", s3)
-    door = s3[0].door
-    door.open("GET", limit=12)
-    broken = clone.smt("dvc", "restore")
-    assert door.is_shut and broken.returncode == 2
-    assert "nothing is lost: run the same command again" in broken.stderr
-    door.open("GET")
+    proxy = s3[0].proxy
+    proxy.reset("GET", limit=12)
+    failed = clone.smt("dvc", "restore")
+    assert proxy.is_closed and failed.returncode == 2
+    assert "nothing is lost: run the same command again" in failed.stderr
+    proxy.reset("GET")
     done = clone.smt("dvc", "restore")
     assert done.returncode == 0, done.stderr
     assert weights(clone) == weights(project)
     assert clone.is_left_alone()
 
 
-def test_an_object_that_was_changed_on_the_remote_is_not_taken(project, tmp_path, s3):
-    lone = run_dir(project, CHILD) / "model.safetensors"
+def test_a_changed_object_of_the_remote_is_refused(project, tmp_path, s3):
+    path = run_dir(project, CHILD) / "model.safetensors"
     project.dvc("push")
-    digest = subprocess.run(["md5sum", str(lone)], capture_output=True, text=True).stdout[:32]
-    server, place = s3
-    key = f"{place}/files/md5/{digest[:2]}/{digest[2:]}".removeprefix(f"s3://{s3_server.BUCKET}/")
-    server.client().head_object(Bucket=s3_server.BUCKET, Key=key)  # that is where it lies
+    digest = subprocess.run(["md5sum", str(path)], capture_output=True, text=True).stdout[:32]
+    server, url = s3
+    key = f"{url}/files/md5/{digest[:2]}/{digest[2:]}".removeprefix(f"s3://{s3_server.BUCKET}/")
+    server.client().head_object(
+        Bucket=s3_server.BUCKET, Key=key
+    )  # raises an error if it is not there
     server.client().put_object(Bucket=s3_server.BUCKET, Key=key, Body=b"not these weights")
     clone = cloned(project, tmp_path / "elsewhere" / "clone", s3)
     clone.dvc("remote", "modify", "--local", "s3", "verify", "true")
@@ -125,8 +127,8 @@ def test_credentials_stay_out_of_the_repository(project):
             assert s3_server.SECRET.encode() not in path.read_bytes(), path
 
 
-def test_credentials_in_the_file_that_git_keeps_are_refused_in_one_line(project):
-    project.dvc("remote", "modify", "local", "url", PLACE)
+def test_credentials_in_the_file_that_git_tracks_are_refused_in_one_line(project):
+    project.dvc("remote", "modify", "local", "url", PREFIX)
     project.dvc("remote", "modify", "local", "secret_access_key", s3_server.SECRET)
     done = project.smt("dvc", "record")
     assert done.returncode == 2 and done.stderr.count("\n") == 1

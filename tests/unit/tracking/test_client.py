@@ -1,4 +1,4 @@
-"""What is said of where MLflow keeps its runs."""
+"""Passwords of tracking URIs are redacted."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from smt.tracking import client, sync
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "expected"),
     [
         ("postgresql://me:secret@db.example.org:5432/mlflow",
          "postgresql://me:***@db.example.org:5432/mlflow"),
@@ -18,14 +18,14 @@ from smt.tracking import client, sync
         ("sqlite:////results/mlflow.db", "sqlite:////results/mlflow.db"),
     ],
 )  # fmt: skip
-def test_a_password_is_never_shown(uri, shown):
-    assert client.public(uri) == shown
+def test_a_password_is_redacted(uri, expected):
+    assert client.redact_password(uri) == expected
 
 
 def test_the_receipt_of_a_sync_holds_no_password(tmp_path):
     layout = Layout("demo", tmp_path / "results", tmp_path / "data")
     uri = "postgresql://me:secret@db.example.org/mlflow"
-    there = SimpleNamespace(uri=uri, family="smt", experiments=lambda: {})
-    sync._write_receipt(layout, there, {}, [])
+    fake_client = SimpleNamespace(uri=uri, family="smt", experiments=lambda: {})
+    sync._write_receipt(layout, fake_client, {}, [])
     text = layout.sync_receipt.read_text()
     assert "me:***@db.example.org" in text and "secret" not in text
