@@ -81,6 +81,8 @@ class RunMetrics(Record):
     skipped_steps: int | None = None
     changes: Sequence[str] = ()
     """What has changed of the code between its attempts."""
+    deviations: list[str] = []
+    """How attempts were other trainings than the paper's, on fewer processes."""
     weights_sha256: str
     journal: Extent | None = None
     times: Extent | None = None
@@ -172,6 +174,10 @@ class Attempt(Record):
     slurm_nodes: str | None = None
     diff_sha256: str | None = None
     environment: Environment | None = None
+    recompute: bool | None = None
+    """Whether blocks were computed again in backward passes."""
+    deviation: str | None = None
+    """How its number of processes made it another training than the paper's, if it did."""
     changes: Sequence[str] = ()
     """What of the code is not as the attempt before had it, where that was allowed."""
 
@@ -201,6 +207,12 @@ class Provenance(Record):
     attempts: Sequence[Attempt] = Field(min_length=1)
     given_up: dict[str, Any] | None = None
     """Set where it was left half done for a run with other params."""
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """How attempts were other trainings than the paper's, each once."""
+        every = (attempt.deviation for attempt in self.attempts)
+        return tuple(dict.fromkeys(each for each in every if each is not None))
 
     @property
     def diffs(self) -> tuple[str, ...]:
