@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from smt.cluster.cost import Estimate, estimate
+from smt.cluster.measured import MeasuredRate
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.runs.state import State
@@ -31,9 +32,15 @@ class Budget:
     """The chosen runs of a project, and those that they start from."""
 
     def __init__(
-        self, project: Project, chosen: Iterable[Run], states: Mapping[Run, State]
+        self,
+        project: Project,
+        chosen: Iterable[Run],
+        states: Mapping[Run, State],
+        rates: Mapping[str, MeasuredRate] | None = None,
     ) -> None:
+        """`rates` are those that runs of an experiment have reached on GPUs."""
         self.project = project
+        self.rates = rates or {}
         self.runs = self._with_parents(chosen)
         self.states = {run: states.get(run, State.NOT_STARTED) for run in self.runs}
         self._done = {run for run, state in self.states.items() if state is State.DONE}
@@ -51,7 +58,10 @@ class Budget:
     def estimates(self) -> dict[str, Estimate]:
         """What each run costs, by its experiment."""
         names = dict.fromkeys(run.experiment for run in self.runs)
-        return {name: estimate(self.project, name) for name in names}
+        return {name: estimate(self.project, name, self._rate(name)) for name in names}
+
+    def _rate(self, name: str) -> float | None:
+        return self.rates[name].images_per_second if name in self.rates else None
 
     @property
     def total(self) -> Part:

@@ -1,7 +1,7 @@
 """What a run costs on the cluster of `params/cluster.yaml`: GPU-hours, attempts, resources.
 
-An estimate from MACs, images and the stated rate of a GPU. GPUs are taken to share a training
-without loss; waiting in the queue is not in it.
+An estimate from MACs, images and the stated rate of a GPU for a model, or from the images/s that a
+run has reached. GPUs are taken to share a training without loss; waiting in the queue is not in it.
 """
 
 from dataclasses import dataclass
@@ -66,12 +66,19 @@ class Resources:
     """Minutes."""
 
 
-def estimate(project: Project, experiment: str) -> Estimate:
-    """Return what each run of `experiment` costs."""
+def estimate(project: Project, experiment: str, rate: float | None = None) -> Estimate:
+    """Return what each run of `experiment` costs.
+
+    `rate` is what a GPU was measured to reach, in training images per second; without one it
+    follows from the cluster's figures.
+    """
     recipe = project.recipe_of(experiment)
     dataset, cluster, scale = project.datasets[recipe.dataset], project.cluster, project.scale_name
     epochs, forward = recipe.schedule.epochs, forward_macs(project, experiment)
-    pass_seconds = FLOPS_PER_MAC * forward / flops_per_second(cluster, recipe.precision)
+    speed = flops_per_second(cluster, recipe.precision, project.experiments[experiment].model)
+    pass_seconds = FLOPS_PER_MAC * forward / speed
+    if rate is not None:
+        pass_seconds = 1 / (rate * TRAINING_PASSES * trained_area(recipe))
     images = project.steps_per_epoch(experiment) * recipe.global_batch
     evaluated = ceil(epochs / recipe.eval_every) * dataset.val_images
     gpus = gpus_of(project, experiment)
@@ -138,9 +145,9 @@ def forward_macs(project: Project, experiment: str) -> int:
     return project.forward_macs[entry.system]
 
 
-def flops_per_second(cluster: Cluster, precision: Precision) -> float:
-    """Return the FLOPs per second that a GPU of the cluster reaches in training."""
-    half = cluster.kind.tflops * 1e12 * cluster.kind.efficiency
+def flops_per_second(cluster: Cluster, precision: Precision, model: str) -> float:
+    """Return the FLOPs per second that a GPU of the cluster reaches in training a model."""
+    half = cluster.kind.tflops * 1e12 * cluster.kind.efficiency * cluster.speed.of(model)
     return half * FP32_RATE if precision in ("fp32", "tf32") else half
 
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from smt.cluster.budget import Budget, Part
-from smt.cluster.cost import FP32_RATE, TRAINING_PASSES, flops_per_second, nodes_for
+from smt.cluster.cost import FP32_RATE, TRAINING_PASSES, nodes_for
+from smt.config.cluster import Speed
+from smt.config.deviation import deviation
 from smt.runs.state import counts
 
 WIDTH = 100
@@ -30,7 +32,7 @@ def text(budget: Budget) -> str:
     notice = [project.scale.notice] if project.scale.notice else []
     states = ", ".join(f"{n} {state}" for state, n in counts(budget.states.values()).items())
     parts = [title, _experiments(budget), _tables(budget), f"runs: {states}", _assumed(budget)]
-    parts += notice
+    parts += [*_deviations(budget), *notice]
     return "\n\n".join(parts) + "\n"
 
 
@@ -47,7 +49,17 @@ def _experiments(budget: Budget) -> str:
         "Per run: MACs of an image forward, images of an epoch, nodes x GPUs, wall time, requeues "
         "at the limit. GPU-h are of all runs."
     )
-    return f"{_aligned(rows)}\n\n{textwrap.fill(legend, WIDTH)}"
+    return f"{aligned(rows)}\n\n{textwrap.fill(legend, WIDTH)}"
+
+
+def _deviations(budget: Budget) -> list[str]:
+    """Return a line for each experiment that these GPUs do not train as the paper did."""
+    every = {name: _deviation(budget, name) for name in budget.estimates}
+    return [f"{name}: {sentence}" for name, sentence in every.items() if sentence is not None]
+
+
+def _deviation(budget: Budget, name: str) -> str | None:
+    return deviation(budget.project, name, budget.estimates[name].gpus)
 
 
 def _tables(budget: Budget) -> str:
@@ -64,7 +76,7 @@ def _tables(budget: Budget) -> str:
             f"Tables share {', '.join(budget.shared)}: in each of them, and once in the last line."
         )
     notes.append("Longest chain: the time for what is to do if no GPU is ever waited for.")
-    return f"{_aligned(rows)}\n\n{textwrap.fill(' '.join(notes), WIDTH)}"
+    return f"{aligned(rows)}\n\n{textwrap.fill(' '.join(notes), WIDTH)}"
 
 
 def _assumed(budget: Budget) -> str:
@@ -76,8 +88,10 @@ def _assumed(budget: Budget) -> str:
     facts = {
         "GPU": f"{kind.tflops:g} TFLOPS dense in half precision ({kind.source})",
         "efficiency": f"{kind.efficiency:g} of it ({kind.efficiency_source}), so "
-        f"{flops_per_second(cluster, 'fp16') / 1e12:.3g} TFLOPS for every model; fp32 at "
+        f"{cluster.kind.tflops * kind.efficiency:.3g} TFLOPS for SMT-T and its ablations; fp32 at "
         f"{FP32_RATE:g} of that",
+        "models": f"{_speeds(cluster.speed)} ({cluster.speed.source})",
+        **({"measured": _measured(budget)} if budget.rates else {}),
         "work": "MACs of convolutions, linear layers and attention, 2 FLOPs each; a training image "
         f"is {TRAINING_PASSES} forward passes; GPUs share a training without loss",
         "reading": f"keeps up: a GPU takes up to {fastest:,.0f} images/s here, which "
@@ -97,11 +111,25 @@ def _assumed(budget: Budget) -> str:
     return "\n".join(["assumed (edit params/cluster.yaml)", *lines])
 
 
+def _speeds(speed: Speed) -> str:
+    return ", ".join(f"{name} {factor:g} times as fast" for name, factor in speed.models.items())
+
+
+def _measured(budget: Budget) -> str:
+    """Return which experiments are estimated by the images per second of a run."""
+    rates = (
+        f"{name} {rate.images_per_second:,.0f} images/s a GPU ({rate.run})"
+        for name, rate in budget.rates.items()
+        if name in budget.estimates
+    )
+    return f"in place of an efficiency, by journals: {', '.join(rates)}"
+
+
 def _progress(part: Part) -> tuple[str, str]:
     return str(len(part.runs)), "done" if part.runs and not part.to_do else str(part.to_do)
 
 
-def _aligned(rows: Rows) -> str:
+def aligned(rows: Rows) -> str:
     """Return rows as lines: names to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -167,6 +195,7 @@ def _record(budget: Budget, name: str) -> dict[str, Any]:
     nodes, per_node = nodes_for(cost.gpus, budget.project.cluster.gpus_per_node)
     return {
         "experiment": name,
+        "deviation": _deviation(budget, name) or "",
         "model": experiment.model,
         "recipe": experiment.recipe,
         "resolution": cost.resolution,
@@ -176,6 +205,7 @@ def _record(budget: Budget, name: str) -> dict[str, Any]:
         "gpus": cost.gpus,
         "nodes": nodes,
         "gpus_per_node": per_node,
+        "measured_in": str(budget.rates[name].run) if name in budget.rates else "",
         "images_per_second": round(cost.images_per_second, 3),
         "compute_hours": round(cost.compute_hours, 3),
         "wall_hours": round(cost.wall_hours, 3),

@@ -23,9 +23,25 @@ class Gpu(Strict):
     source: str
     """Where `tflops` stands."""
     efficiency: Annotated[float, Field(gt=0, le=1)]
-    """Fraction of `tflops` that a training in fp16 or bf16 reaches, reading of images included."""
+    """Fraction of `tflops` that a training of SMT-T in fp16 or bf16 reaches, reading of images
+    included."""
     efficiency_source: str
     """Where `efficiency` was measured, or `assumed` and from what."""
+    recompute: tuple[Name, ...] = ()
+    """Experiments that are trained on these GPUs as if their recipe had `recompute: true`."""
+
+
+class Speed(Strict):
+    """How many MACs a second other models reach beside SMT-T, of which efficiencies are."""
+
+    source: str
+    """What `models` follow from."""
+    models: dict[Name, PositiveFloat]
+    """Over the MACs a second of SMT-T."""
+
+    def of(self, model: str) -> float:
+        """Return that of a model; 1 of SMT-T, and of what is not listed: its ablations."""
+        return self.models.get(model, 1.0)
 
 
 class Share(Strict):
@@ -70,6 +86,7 @@ class Cluster(Strict):
     floor_minutes: Positive
     """Least time asked for."""
     scales: dict[Name, ScaleShare]
+    speed: Speed
     kinds: dict[Name, Gpu]
 
     @property

@@ -358,6 +358,13 @@ class ConsistencyChecker:
         problem = cluster.problem_of(cluster.gpu)
         if problem is not None:
             raise self._fail("cluster", ("gpu",), problem)
+        for model in cluster.speed.models:
+            self._require_entry("cluster", ("speed", "models", model), model, "models")
+        for kind, gpu in cluster.kinds.items():
+            for index, name in enumerate(gpu.recompute):
+                self._require_entry(
+                    "cluster", ("kinds", kind, "recompute", index), name, "experiments"
+                )
         for name, share in cluster.scales.items():
             if name not in self.files["scales"].data:
                 valid = suggest(name, self.files["scales"].data)

@@ -12,9 +12,9 @@ CODE_VERSION = 1
 """Raised by hand when a change of the training code changes results."""
 
 
-_NOT_MATHEMATICS = {"title", "drop_path", "deterministic"}
-"""Keys of a recipe left out: the drop-path rate has an entry of its own, and the order of sums
-depends on the machine in any case."""
+_NOT_MATHEMATICS = {"title", "drop_path", "deterministic", "recompute"}
+"""Keys of a recipe left out: the drop-path rate has an entry of its own, the order of sums depends
+on the machine in any case, and what is computed again has the same bits."""
 
 
 def inputs(project: Project, run: Run) -> tuple[str, ...]:

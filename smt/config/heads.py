@@ -19,6 +19,9 @@ Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 Weight = Annotated[float, Field(ge=0)]
 """Of a loss in the sum of all."""
 
+_BATCH_NORM = "the head's synchronised BatchNorm takes statistics"
+_OBJECTS = "losses are divided by the mean number of positives"
+
 
 class Head(Strict):
     """What stands on the backbone."""
@@ -32,6 +35,14 @@ class Head(Strict):
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong between values, by key."""
         return iter(())
+
+    @property
+    def over_processes(self) -> str:
+        """What of a step is taken over the micro-batches of all processes, or nothing.
+
+        It is said with its verb, to be followed by "of so many images".
+        """
+        return ""
 
 
 class Detector(Head):
@@ -160,6 +171,11 @@ class TwoStage(Detector):
         for index, stage in enumerate(self.stages):
             yield from stage.matching.problems("stages", index, "matching")
 
+    @property
+    def over_processes(self) -> str:
+        """The BatchNorms between the convolutions of the box heads, if there are any."""
+        return _BATCH_NORM if self.box.convolutions else ""
+
 
 class RetinaNet(Detector):
     """RetinaNet: focal loss on dense anchors."""
@@ -200,6 +216,11 @@ class ATSS(Detector):
         """Yield what is wrong, by key."""
         yield from _divided(self.channels, groups=self.groups)
 
+    @property
+    def over_processes(self) -> str:
+        """What the losses are divided by."""
+        return _OBJECTS
+
 
 class SetWeights(Strict):
     """Of the costs by which predictions are matched to objects one to one, or of the losses."""
@@ -237,6 +258,11 @@ class SparseRCNN(Detector):
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong, by key."""
         yield from _divided(self.channels, heads=self.heads)
+
+    @property
+    def over_processes(self) -> str:
+        """What the losses are divided by."""
+        return _OBJECTS
 
 
 class Denoising(Strict):
@@ -284,6 +310,11 @@ class DINO(Detector):
             )
         yield from _divided(self.channels, heads=self.heads)
 
+    @property
+    def over_processes(self) -> str:
+        """What the losses are divided by."""
+        return _OBJECTS
+
 
 class UPerNet(Segmenter):
     """UPerNet: pyramid pooling and a feature pyramid, with an auxiliary head on stage 3."""
@@ -295,6 +326,11 @@ class UPerNet(Segmenter):
     auxiliary_channels: Positive
     auxiliary_weight: Weight
     """Of the auxiliary head's loss in the sum."""
+
+    @property
+    def over_processes(self) -> str:
+        """The BatchNorms."""
+        return _BATCH_NORM
 
 
 def _divided(channels: int, **parts: int) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -154,6 +154,22 @@ class Project(Strict):
     def recipe_of(self, experiment: str) -> Recipe:
         """Return how an experiment is trained."""
         return self.recipes[self.experiments[experiment].recipe]
+
+    def recomputes(self, experiment: str, *, on_gpu: bool) -> bool:
+        """Return whether a training keeps only the input of each block and computes the rest again.
+
+        The recipe says so, or the kind of GPU in use does where it is trained on one.
+        """
+        on_card = on_gpu and experiment in self.cluster.kind.recompute
+        return self.recipe_of(experiment).recompute or on_card
+
+    def on_gpu(self, kind: str, **figures: Any) -> "Project":
+        """Return the project on another kind of GPU, with `figures` of it in place of its own."""
+        cluster = self.cluster
+        kinds = {**cluster.kinds, kind: cluster.kinds[kind].model_copy(update=figures)}
+        return self.model_copy(
+            update={"cluster": cluster.model_copy(update={"gpu": kind, "kinds": kinds})}
+        )
 
     def dataset_of(self, name: str) -> str:
         """Return the name of the data set that an experiment trains on."""

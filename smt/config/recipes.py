@@ -149,6 +149,10 @@ class Recipe(Strict):
     deterministic: bool
     """Whether training is bitwise reproducible, so that an interrupted run ends in the bytes of an
     uninterrupted one; false: the fastest algorithms of the GPU. Not part of the fingerprint."""
+    recompute: bool
+    """Gradient checkpointing: of each block of the trunk only the input is kept for the backward
+    pass, which computes the rest again. It saves memory, takes time, and changes no number; not
+    part of the fingerprint."""
     optimizer: Optimizer
     schedule: Schedule | StepSchedule | PolySchedule
     guard: Guard

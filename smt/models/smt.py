@@ -159,9 +159,18 @@ class SMT(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only each block's input in training, and compute the rest again for gradients."""
-        for stage in self.stages:
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
+        set_recompute(self, enable)
+
+
+def set_recompute(network: nn.Module, enable: bool) -> None:
+    """Let the blocks of a network, of whatever task, be computed again in its backward passes.
+
+    Losses, gradients and running statistics stay the same bits: random numbers are restored, and
+    BatchNorms are kept from counting a batch twice.
+    """
+    for module in network.modules():
+        if isinstance(module, Stage):
+            module.grad_checkpointing = enable
 
 
 def _feature_indices(stages: int, indices: int | list[int] | None) -> tuple[list[int], int]:

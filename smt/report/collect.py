@@ -51,6 +51,8 @@ class RunResult:
     """Final numbers, by the names of metrics.json; empty unless done and in MLflow."""
     best: Evaluation | None = None
     """Its best evaluation by the headline metric, if it is done and its journal is here."""
+    deviations: tuple[str, ...] = ()
+    """How it was another training than the paper's, if it is done and its numbers are here."""
     warning: OffTrack | None = None
     """Where it is under way and not where it should be by now."""
 
@@ -166,13 +168,16 @@ class _Collector:
             best = self._best(run, run_state.fingerprint)
             if run_state.final is not None and self.checked:
                 self._check(run, run_state.final, remote, url)
+        final = run_state.final
+        deviations = tuple(final.deviations) if metrics and final is not None else ()
         warning = self.warnings.get(run)
         reason = self._reason(run_state, remote, bool(metrics))
         if warning is not None:
             reason = f"{reason}; {warning.text}"
         return RunResult(
-            run, run_state.state, reason, run_state.fingerprint, remote, url, metrics, best, warning
-        )
+            run, run_state.state, reason, run_state.fingerprint, remote, url, metrics, best,
+            deviations, warning,
+        )  # fmt: skip
 
     def _reason(self, run_state: RunState, remote: RemoteRun | None, has_numbers: bool) -> str:
         if run_state.data_problem:

@@ -225,8 +225,18 @@ class ResultTable:
                 table.baseline,
             )
             notes.append(f"Gain: over the row {label}.")
+        notes += self._deviations()
         notes += self._reasons()
         return tuple(note.replace("..", ".") for note in notes)
+
+    def _deviations(self) -> Iterator[str]:
+        """Yield which runs were not trained as in the paper, once for all of one kind."""
+        runs: dict[str, list[str]] = {}
+        for each in self.results.of_table(self.name):
+            for deviation in each.deviations:
+                runs.setdefault(deviation, []).append(str(each.run))
+        for deviation, names in runs.items():
+            yield f"{joined(names)}: {deviation}."
 
     def _reasons(self) -> Iterator[str]:
         """Yield why runs are not done, once for all runs that share a reason."""

@@ -84,6 +84,8 @@ class RunMetrics(Record):
     skipped_steps: int | None = None
     changes: Sequence[str] = ()
     """What has changed of the code between its attempts."""
+    deviations: list[str] = []
+    """How attempts were other trainings than the paper's, on fewer processes."""
     weights_sha256: str
     journal: Extent | None = None
     times: Extent | None = None
@@ -175,6 +177,10 @@ class Attempt(Record):
     slurm_nodes: str | None = None
     diff_sha256: str | None = None
     environment: Environment | None = None
+    recompute: bool | None = None
+    """Whether blocks were computed again in backward passes."""
+    deviation: str | None = None
+    """How its number of processes made it another training than the paper's, if it did."""
     changes: Sequence[str] = ()
     """What of the code is not as the attempt before had it, where that was allowed."""
 
@@ -210,6 +216,12 @@ class Provenance(Record):
         """Version of each of `MAIN_PACKAGES` that was installed."""
         versions = {name.lower(): version for name, version in self.packages.items()}
         return {name: versions[name] for name in MAIN_PACKAGES if name in versions}
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """How attempts were other trainings than the paper's, each once."""
+        every = (attempt.deviation for attempt in self.attempts)
+        return tuple(dict.fromkeys(each for each in every if each is not None))
 
     @property
     def diffs(self) -> tuple[str, ...]:

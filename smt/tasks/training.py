@@ -4,13 +4,14 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from smt.config import fingerprint
+from smt.config.deviation import deviation
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
@@ -24,6 +25,7 @@ from smt.engine.protocol import Task
 from smt.engine.trainer import RETRY, Settings, Trainer, TrainingStopped
 from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.models import weights
+from smt.models.smt import set_recompute
 from smt.runs import journal, provenance, record, source
 from smt.runs.atomic import explained, sha256
 from smt.runs.checkpoint_files import checkpoints
@@ -32,6 +34,7 @@ from smt.runs.paths import Layout
 from smt.runs.record import Extent, Parent, RunMetrics
 from smt.tasks import environment, resume_check
 from smt.tasks.build import build_task
+from smt.tasks.log_file import log_file
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +103,8 @@ class RunTraining:
                 if self.ranks.is_first:
                     stack.enter_context(exclusive(self.work_dir))
                     provenance.forget_failure(self.work_dir)
-            stack.enter_context(self._log_file())
+            if self.ranks.is_first:
+                stack.enter_context(log_file(self.work_dir / provenance.LOG))
             stack.enter_context(self._record_failures())
             with self.ranks.fail_together():
                 parent = self._require_parent()
@@ -111,6 +115,7 @@ class RunTraining:
                 task = build_task(
                     self.project, self.layout, self.run, self.ranks, workers=options.workers
                 )
+            set_recompute(task.model, self._recomputes)
             trainer = self._trainer(task, stop, options)
             if self.ranks.is_first:
                 self._record_attempt(parent, trainer, changes, options)
@@ -122,6 +127,11 @@ class RunTraining:
                 self._export(trainer, metrics, started)
             self.ranks.barrier()
         return metrics
+
+    @property
+    def _recomputes(self) -> bool:
+        on_gpu = self.ranks.device.type == "cuda"
+        return self.project.recomputes(self.run.experiment, on_gpu=on_gpu)
 
     def _trainer(self, task: Task, stop: StopRequest, options: Options) -> Trainer:
         return Trainer(
@@ -162,7 +172,8 @@ class RunTraining:
             {key: str(value) for key, value in self.names.items()},
         )
         recipe, ended = trainer.task.recipe, time.time()
-        attempts = provenance.finish(self.work_dir, ended).attempts
+        known = provenance.finish(self.work_dir, ended)
+        attempts = known.attempts
         final = RunMetrics(
             **self.names,
             task=self.content["task"],
@@ -180,6 +191,8 @@ class RunTraining:
             gpu_seconds=provenance.gpu_seconds(attempts),
             finished=ended,
         )
+        if known.deviations:
+            final = final.model_copy(update={"deviations": list(known.deviations)})
         record.write(self.layout.metrics(run), final)
         log.info(
             "%s: done in %s, %s; weights in %s",
@@ -224,10 +237,15 @@ class RunTraining:
         if trainer.state.step and last:
             for sentence in resume_check.environment_changes(last, now):
                 log.warning("%s: resumes with %s", self.run, sentence)
+        deviates = deviation(self.project, self.run.experiment, self.ranks.world_size)
+        if deviates is not None:
+            log.warning("%s: %s", self.run, deviates)
         attempt = {
             "resumed_at_step": trainer.state.step,
             "environment": now,
             "workers": options.workers,
+            "recompute": self._recomputes,
+            **({"deviation": deviates} if deviates is not None else {}),
             "log_every": self.project.scale.log_every,
             "changes": changes,
         }
@@ -369,30 +387,6 @@ class RunTraining:
             if failure is not None or time.monotonic() > deadline:
                 return failure.exit_code if failure else None
             time.sleep(0.1)
-
-    @contextmanager
-    def _log_file(self) -> Iterator[None]:
-        """Write the log to the run's own file as well, on rank 0."""
-        if not self.ranks.is_first:
-            yield
-            return
-        handler = _LogFile(self.work_dir / provenance.LOG)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root = logging.getLogger()
-        root.addHandler(handler)
-        try:
-            yield
-        finally:
-            root.removeHandler(handler)
-            with suppress(OSError):
-                handler.close()
-
-
-class _LogFile(logging.FileHandler):
-    """The run's log. On a full disk its lines are lost, which stderr has as well; nothing fails."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Drop the line."""
 
 
 def _listed(changes: list[str], most: int = 6) -> str:

@@ -254,6 +254,8 @@ def _machine(known: Provenance) -> Node:
         f"{environment.precision}"
     )
     versions = {name.lower(): version for name, version in known.packages.items()}
+    for each in known.deviations:
+        node.add(each)
     node.add(", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions))
     return node
 

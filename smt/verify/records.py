@@ -142,6 +142,7 @@ class RunAudit:
         follows: dict[str, Any] = {
             "task": self.provenance.params.get("task"),
             "changes": [change for attempt in attempts for change in attempt.changes],
+            "deviations": list(self.provenance.deviations),
         }
         if not self.older:
             follows["finished"] = stated(attempts[-1].ended)

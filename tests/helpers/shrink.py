@@ -163,6 +163,9 @@ def _cut_cluster(content, names):
     for share in content["scales"].values():
         if "experiments" in share:
             share["experiments"] = _only(share["experiments"], names)
+    for kind in content["kinds"].values():
+        if "recompute" in kind:
+            kind["recompute"] = [name for name in kind["recompute"] if name in names]
 
 
 def _cut_points(content, names):

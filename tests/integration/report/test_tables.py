@@ -101,6 +101,19 @@ def test_at_a_scale_with_a_notice_nothing_is_compared():
     assert judge(summary, 82.2, None, tolerance=0.2, comparable=False) == "not comparable"
 
 
+def test_a_run_that_was_not_trained_as_in_the_paper_has_a_note(paper):
+    sentence = "not the paper's training: on 2 GPUs instead of 8, something of 4 images at once"
+    assert not [
+        note for note in grid(results(paper), paper.layout, "imagenet1k").notes if sentence in note
+    ]
+    for seed in (0, 2):
+        path = paper.layout.metrics(Run(experiment=T, seed=seed))
+        write_json(path, read_json(path) | {"deviations": [sentence]})
+    notes = grid(results(paper), paper.layout, "imagenet1k").notes
+    (note,) = [note for note in notes if sentence in note]
+    assert note == f"{T}-seed0; {T}-seed2: {sentence}."
+
+
 def test_mean_and_std_over_the_seeds_that_are_done(paper):
     rows = made(paper, "imagenet1k")
     tiny = rows["SMT-T"]

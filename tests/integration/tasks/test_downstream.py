@@ -19,7 +19,17 @@ from smt.runs.atomic import sha256
 from tests.helpers import ROOT
 from tests.helpers.ranks import AS_FORKS
 from tests.helpers.shrink import cut_down_scenes, keep
-from tests.helpers.trainings import TINY, edit_demo, metrics, one_line, run_dir, smt, work_dir
+from tests.helpers.trainings import (
+    TINY,
+    edit_demo,
+    metrics,
+    one_line,
+    outcome,
+    provenance,
+    run_dir,
+    smt,
+    work_dir,
+)
 
 pytestmark = pytest.mark.xdist_group("downstream")  # what they share is made once
 
@@ -201,6 +211,36 @@ def test_training_moves_backbone_and_head(trained):
             not torch.equal(tensors[key], parent[key.removeprefix("backbone.")]) for key in shared
         ]
         assert sum(moved) > 0.9 * len(moved)
+
+
+def test_fewer_processes_than_the_recipe_s_are_recorded_where_a_head_sees_them_together(trained):
+    project, _ = trained
+    log = (work_dir(project, UPERNET) / "train.log").read_text()
+    (sentence,) = metrics(project, UPERNET)["deviations"]
+    assert "on 1 GPU instead of 4, the head's synchronised BatchNorm" in sentence
+    assert sentence in log
+    assert sentence == provenance(project, UPERNET)["attempts"][0]["deviation"]
+    for name in (MASK_RCNN, RETINANET, PARENT):
+        assert "deviations" not in metrics(project, name)
+
+
+@pytest.mark.parametrize("name", [MASK_RCNN, UPERNET])
+def test_blocks_that_are_computed_again_give_the_same_bytes(trained, name):
+    project, _ = trained
+    plain = outcome(project, name)
+    file = "detection.yaml" if name == MASK_RCNN else "segmentation.yaml"
+    path, aside = project / "params" / file, run_dir(project, name).with_name("aside")
+    given = path.read_text()
+    run_dir(project, name).rename(aside)
+    path.write_text(given.replace("recompute: false", "recompute: true"))
+    try:
+        smt(project, "train", name, "--no-send")
+        assert outcome(project, name) == plain
+        assert provenance(project, name)["attempts"][0]["recompute"]
+    finally:
+        path.write_text(given)
+        shutil.rmtree(run_dir(project, name), ignore_errors=True)
+        aside.rename(run_dir(project, name))
 
 
 @pytest.mark.parametrize(("name", "ranks"), [(MASK_RCNN, 2), (UPERNET, 1)])

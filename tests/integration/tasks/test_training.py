@@ -87,6 +87,22 @@ def test_stopped_and_killed_it_goes_on_to_the_same_bytes(small_project, undistur
     assert times[-1][1] == metrics(small_project)["finished"]
 
 
+def test_begun_without_and_gone_on_with_recomputation_it_ends_with_the_same_bytes(
+    small_project, undisturbed
+):
+    assert stop_at(small_project, 5) == 75
+    recipes = small_project / "params" / "recipes.yaml"
+    plain = recipes.read_text()
+    recipes.write_text(plain.replace("recompute: false", "recompute: sometimes"))
+    refused = smt(small_project, "train", RUN, check=False)
+    one_line(refused, "recipes.yaml:", "recipes.imagenet1k.recompute: ", 'found "sometimes"')
+    recipes.write_text(plain.replace("recompute: false", "recompute: true"))
+    smt(small_project, "train", RUN)
+    assert outcome(small_project) == undisturbed
+    attempts = provenance(small_project)["attempts"]
+    assert [attempt["recompute"] for attempt in attempts] == [False, True]
+
+
 def test_two_ranks_keep_the_global_batch_and_count_every_image_once(
     small_project, trained, undisturbed_pair
 ):
