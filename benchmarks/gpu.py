@@ -57,6 +57,7 @@ from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
 from smt.engine.trainer import Settings, Trainer
 from smt.models import blocks
+from smt.models.compiled import compile_blocks
 from smt.runs.paths import bundled_params
 from smt.tasks.synthetic import Synthetic
 
@@ -445,6 +446,7 @@ def training_speed(
         if baseline:
             task.model = plain(bench, experiment)
         if compiled:
+            torch._dynamo.reset()
             compile_blocks(task.model)
         optimizer = optim.adamw(task.model, task.recipe.optimizer)
         scaler = optim.loss_scaler(task.recipe, bench.device)
@@ -465,14 +467,6 @@ def training_speed(
         return images / seconds, bench.peak()
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile every block by itself: the few kinds of a model's stages are compiled once each."""
-    torch._dynamo.reset()
-    for module in model.modules():
-        if isinstance(module, blocks.Block):
-            module.compile(dynamic=False)
-
-
 def inference(bench: Bench) -> dict[str, Any]:
     """At batch 64, as the released code's speeds are published."""
     found: dict[str, Any] = {}
@@ -488,6 +482,7 @@ def inference(bench: Bench) -> dict[str, Any]:
             compiled = experiment == VARIANTS[0] and not bench.small
             for form in ("", *["compiled"] * compiled, "plain baseline"):
                 if form == "compiled":
+                    torch._dynamo.reset()
                     compile_blocks(task.model)
                 if form == "plain baseline":
                     task.model = plain(bench, experiment).eval()

@@ -55,13 +55,13 @@ def _evaluate(audit: Audit) -> None:
 
     ranks = distributed.start(audit.project.scale.threads)
     try:
-        here = environment.of(ranks)
         for run in audit.derived:
             try:
                 metrics = evaluation.measure(audit.project, audit.layout, run, ranks)
             except UserError as error:
                 audit.ledger.add_mismatch(AGAIN, run, str(error))
                 continue
+            here = environment.of(ranks, audit.project.recipe_of(run.experiment))
             _compare(audit, run, metrics, exact=audit.trained_in.get(run) == here)
     finally:
         distributed.stop()

@@ -197,6 +197,12 @@ class ConsistencyChecker:
                 f"{recipe.schedule.warmup_epochs} epochs of warm-up in a run of "
                 f"{recipe.schedule.epochs}; valid: 0 to {recipe.schedule.epochs - 1}",
             )
+        if recipe.compile and recipe.recompute:
+            raise self._fail(
+                "recipes", (*path, "recompute"),
+                "true with compile: true: what is computed again in compiled code may have other "
+                "bits; valid: one of the two",
+            )  # fmt: skip
         rand_augment = recipe.augment.rand_augment
         if rand_augment is not None and not _RAND_AUGMENT.match(rand_augment):
             raise self._fail(
@@ -362,9 +368,12 @@ class ConsistencyChecker:
             self._require_entry("cluster", ("speed", "models", model), model, "models")
         for kind, gpu in cluster.kinds.items():
             for index, name in enumerate(gpu.recompute):
-                self._require_entry(
-                    "cluster", ("kinds", kind, "recompute", index), name, "experiments"
-                )
+                path = ("kinds", kind, "recompute", index)
+                self._require_entry("cluster", path, name, "experiments")
+                if self.project.recipe_of(name).compiles:
+                    raise self._fail(
+                        "cluster", path, f"{name}: its recipe has compile: true; valid: one of both"
+                    )
         for name, share in cluster.scales.items():
             if name not in self.files["scales"].data:
                 valid = suggest(name, self.files["scales"].data)

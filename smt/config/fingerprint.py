@@ -12,7 +12,7 @@ CODE_VERSION = 1
 """Raised by hand when a change of the training code changes results."""
 
 
-_NOT_MATHEMATICS = {"title", "drop_path", "deterministic", "recompute"}
+_NOT_MATHEMATICS = {"title", "drop_path", "deterministic", "recompute", "compile"}
 """Keys of a recipe left out: the drop-path rate has an entry of its own, the order of sums depends
 on the machine in any case, and what is computed again has the same bits."""
 

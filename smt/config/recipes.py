@@ -169,6 +169,11 @@ class Recipe(Strict):
         return self.precision in ("bf16", "fp16")
 
     @property
+    def compiles(self) -> bool:
+        """Whether blocks go through torch.compile."""
+        return False
+
+    @property
     def micro_batches(self) -> int:
         """Micro-batches of a global batch, over all processes."""
         return self.global_batch // self.device_batch
@@ -180,8 +185,17 @@ class ClassificationRecipe(Recipe):
     FILE = "recipes.yaml"
     WARMUP = "schedule.warmup_epochs"
     schedule: Schedule
+    compile: bool
+    """Whether torch.compile fuses the operations of each block. Weights differ in their last bits
+    from those without it; not part of the fingerprint, recorded for each attempt. Detectors and
+    segmenters have no such key: each size of image would be compiled anew."""
     augment: Augment
     evaluation: Evaluation
+
+    @property
+    def compiles(self) -> bool:
+        """Whether blocks go through torch.compile."""
+        return self.compile
 
 
 class DownstreamRecipe(Recipe):

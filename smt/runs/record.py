@@ -50,6 +50,8 @@ class Environment(Record):
     cudnn: int | None = None
     nccl: str | None = None
     tf32: bool | None = None
+    compiled: bool = False
+    """Whether torch.compile fused the operations of each block."""
 
     @property
     def gpus(self) -> int:

@@ -20,6 +20,7 @@ from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import EvaluationInterrupted, MicroBatch, never
 from smt.models import weights
+from smt.models.compiled import compile_blocks
 from smt.runs.paths import Layout
 from smt.tasks.network import network
 
@@ -79,7 +80,10 @@ class Classification:
                 rows = manifest.rows(layout, experiment.start.class_map)
                 state = weights.select_head_rows(state, rows)
             weights.load_state(model, state, source)
-        return model.to(self._ranks.device).to(memory_format=torch.channels_last)
+        model = model.to(self._ranks.device).to(memory_format=torch.channels_last)
+        if self.recipe.compile:
+            compile_blocks(model)
+        return model
 
     @cached_property
     def _mix(self) -> "Mix":

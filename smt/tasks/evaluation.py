@@ -105,7 +105,7 @@ def _evaluate(
             metrics_sha256=sha256(layout.metrics(run)),
             metrics=metrics,
             images=dataset.val_images,
-            environment=environment.of(ranks),
+            environment=environment.of(ranks, project.recipe_of(run.experiment)),
         )
         record.write(layout.evaluation(run), evaluation)
     return metrics

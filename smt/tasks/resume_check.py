@@ -80,3 +80,5 @@ def environment_changes(then: Environment, now: Environment) -> Iterator[str]:
             extra = "; BatchNorm's running statistics are averaged over processes"
             more = extra if key == "world_size" else ""
             yield f"{new} {unit} instead of {old}: {_ORDER}{more}"
+    if then.compiled != now.compiled:
+        yield f"blocks {'' if now.compiled else 'not '}compiled, unlike before: {_ORDER}"

@@ -25,6 +25,7 @@ from smt.engine.protocol import Task
 from smt.engine.trainer import RETRY, Settings, Trainer, TrainingStopped
 from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.models import weights
+from smt.models.compiled import explained_compilation
 from smt.models.smt import set_recompute
 from smt.runs import journal, provenance, record, source
 from smt.runs.atomic import explained, sha256
@@ -151,6 +152,7 @@ class RunTraining:
 
     def _run(self, trainer: Trainer) -> dict[str, float]:
         recipe = trainer.task.recipe
+        recipe_name = self.project.experiments[self.run.experiment].recipe
         progress = Progress(
             str(self.run),
             epochs=recipe.schedule.epochs,
@@ -160,7 +162,11 @@ class RunTraining:
         progress.resume_at(trainer.state.step * recipe.global_batch)
         if trainer.state.step and self.ranks.is_first:
             log.info("%s: resumes after step %d", self.run, trainer.state.step)
-        with progress, explained(self.work_dir, RETRY, TrainingError):
+        with (
+            progress,
+            explained(self.work_dir, RETRY, TrainingError),
+            explained_compilation(recipe_name, recipe.FILE),
+        ):
             return trainer.train(progress)
 
     def _export(self, trainer: Trainer, metrics: dict[str, float], started: float) -> None:
@@ -220,7 +226,7 @@ class RunTraining:
             "data": self.digests,
             "parent": parent,
             "hardware": provenance.hardware(gpus),
-            "environment": environment.of(self.ranks).model_copy(
+            "environment": environment.of(self.ranks, recipe).model_copy(
                 update={"precision": recipe.precision}
             ),
             "source": self.source,
@@ -231,7 +237,7 @@ class RunTraining:
         self, parent: Parent | None, trainer: Trainer, changes: list[str], options: Options
     ) -> None:
         """Record this attempt, and warn where its environment differs from the last one's."""
-        now = environment.of(self.ranks)
+        now = environment.of(self.ranks, trainer.task.recipe)
         before = record.read_provenance(self.work_dir)
         last = before.attempts[-1].environment if before else None
         if trainer.state.step and last:

@@ -10,6 +10,7 @@ from testbed.slurm import missing_packages
 PROGRAMS = {
     "chromium": "chromium",
     "faketime": "faketime",
+    "g++": "g++",
     "initdb": "postgresql",
     "pdflatex": "texlive-latex-recommended",
     "Rscript": "r-base-core",

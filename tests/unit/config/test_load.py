@@ -25,6 +25,11 @@ class Mistake:
     """Lines between the first line of `old` and the one that the message names."""
 
 
+RECOMPUTE = """\
+    recompute: false                     # true: less memory, more time, the same numbers
+    compile: false                       # true: torch.compile of each block; minutes at the start
+"""
+
 MISTAKES = {
     "unknown model": Mistake(
         "experiments.yaml", "on ImageNet-1K\n    model: smt_small\n",
@@ -94,6 +99,10 @@ MISTAKES = {
     "notation of RandAugment": Mistake(
         "recipes.yaml", "rand_augment: rand-m9-mstd0.5-inc1\n", "rand_augment: randaug-9\n",
         "recipes.imagenet1k.augment.rand_augment", "valid: rand-m9-mstd0.5-inc1",
+    ),
+    "compiled and computed again": Mistake(
+        "recipes.yaml", RECOMPUTE, RECOMPUTE.replace("false", "true"),
+        "recipes.imagenet1k.recompute", "true with compile: true",
     ),
     "key given twice": Mistake(
         "recipes.yaml", "    precision: fp16\n", "    precision: fp16\n    precision: bf16\n",
