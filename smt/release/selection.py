@@ -104,7 +104,9 @@ def select_models(
     runs = {name: _select_seed(project, run_states, name, finals[name], seed) for name in names}
     compared = _with_same_recipes(project, run_states, finals)
     _require_verified(project, paper, layout, compared)
-    metrics = {name: [final.metrics for final in own.values()] for name, own in compared.items()}
+    metrics = {
+        name: [final.metrics for final in by_seed.values()] for name, by_seed in compared.items()
+    }
     spreads = by_recipe(project, metrics) if project.scale.notice is None else {}
     return [_release(project, layout, runs[name], finals[name], seed, spreads) for name in names]
 

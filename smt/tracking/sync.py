@@ -192,7 +192,7 @@ class _RunSync:
             remote.tags.get("smt.created") != self.tags["smt.created"]
             or any(self.params.get(key) != value for key, value in remote.params.items())
             or (is_comparable and differs)
-            or any(remote.tags.get(tag, own) != own for tag, own in self._section_tags().items())
+            or any(remote.tags.get(tag, it) != it for tag, it in self._section_tags().items())
         )
 
     def _section_tags(self) -> dict[str, str]:

@@ -188,7 +188,8 @@ class RunView:
             "hardware": provenance.hardware.as_json(),
             "package": provenance.main_packages,
         }
-        values |= {f"{s}.{key}": value for s, own in sections.items() for key, value in own.items()}
+        for section, entries in sections.items():
+            values |= {f"{section}.{key}": value for key, value in entries.items()}
         tags = {f"smt.{key}": _text(value) for key, value in values.items() if value is not None}
         if git.commit:
             tags["mlflow.source.git.commit"] = git.commit

@@ -85,7 +85,7 @@ def test_the_ui_shows_this_projects_runs_and_takes_a_sync(ui, monkeypatch):
     assert f"MLflow UI, until Ctrl-C: {pages}\n" in ui.log.read_text()
     assert not (files.folder / "mlruns").exists() and not (files.folder / "mlflow.db").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", ui.url)
-    assert sync(files.project, files.layout).changed == 0
+    assert sync(files.project, files.layout).updated_runs == 0
     request = {"experiment_ids": ["1"], "max_results": 10}
     runs = json.loads(get(f"{ui.url}/api/2.0/mlflow/runs/search", request))["runs"]
     run_ids = {run["info"]["run_name"]: run["info"]["run_id"] for run in runs}
