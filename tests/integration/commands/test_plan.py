@@ -206,6 +206,16 @@ def test_single_precision_is_half_as_fast():
     assert ours.compute_hours == pytest.approx(2 * half.compute_hours)
 
 
+def test_recomputation_takes_one_more_forward_pass_of_each_training_image():
+    kind = CLUSTER.kind.model_copy(update={"recompute": (TINY,)})
+    again, plain = (
+        cost.estimate(project, TINY)
+        for project in (altered(kinds={**CLUSTER.kinds, CLUSTER.gpu: kind}), PAPER)
+    )
+    assert again.images_per_second == pytest.approx(plain.images_per_second * 3 / 4)
+    assert again.evaluation_hours == plain.evaluation_hours
+
+
 def test_evaluations_between_epochs_count_and_so_does_the_last_one():
     def hours(every):
         recipe = PAPER.recipes["imagenet1k"].model_copy(update={"eval_every": every})
