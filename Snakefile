@@ -14,6 +14,7 @@ include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/proof.smk"
+include: "workflow/rules/rehearsal.smk"
 include: "workflow/rules/targets.smk"
 
 

@@ -7,9 +7,11 @@ as it goes; a failure of one does not end the others; what was measured is writt
 
 - facts: card, driver, versions;
 - agreement: loss and gradients of every head in float32, against those of the CPU;
-- repeat: whether a training step of every head has the same bits when it is taken again;
+- repeat: whether a training step of every head has the same bits when it is taken again, and with
+  blocks computed again in the backward pass;
 - roi_align, sampling: their deterministic gradients beside the kernels';
-- steps: four training steps and a prediction of every experiment at paper scale, with their memory;
+- steps: four training steps and a prediction of every experiment at paper scale, each of the
+  largest batch that can come, with their memory;
 - training, inference: images a second of SMT-T, S, B and L;
 - resume: trainings killed and gone on with, against undisturbed ones, byte for byte (`smt prove`).
 
@@ -58,6 +60,7 @@ from smt.engine.progress import Progress
 from smt.engine.trainer import Settings, Trainer
 from smt.models import blocks
 from smt.models.compiled import compile_blocks
+from smt.models.smt import set_recompute
 from smt.runs.paths import bundled_params
 from smt.tasks.synthetic import Synthetic
 
@@ -236,9 +239,14 @@ def repeat(bench: Bench) -> dict[str, Any]:
                 now = gradients_of(task, batch)
                 same += [] if before is None else [all(map(torch.equal, before, now))]
                 before = now
-        found[experiment] = {"same": all(same), "named": sorted(set(named))}
+            set_recompute(task.model, True)
+            recomputed = all(map(torch.equal, now, gradients_of(task, batch)))
+        found[experiment] = {
+            "same": all(same), "recomputed": recomputed, "named": sorted(set(named))
+        }  # fmt: skip
         say(
-            f"{experiment:38} {'same bits' if all(same) else 'other bits'} four times; torch names "
+            f"{experiment:38} {'same bits' if all(same) else 'other bits'} four times, "
+            f"{'the same' if recomputed else 'others'} with recomputation; torch names "
             f"{', '.join(sorted(set(named))) or 'nothing'}"
         )
         del task, batch, before, now
@@ -345,7 +353,9 @@ def steps(bench: Bench) -> dict[str, Any]:
 
 def steps_of(bench: Bench, experiment: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    task = Synthetic(bench.project, experiment, bench.device, size=bench.size(experiment))
+    task = Synthetic(
+        bench.project, experiment, bench.device, size=bench.size(experiment), largest=True
+    )
     named: list[str] = []
     with tempfile.TemporaryDirectory() as folder, NondeterminismRecorder(named.extend):
         ranks = Ranks(0, 1, bench.device)

@@ -23,7 +23,7 @@ from smt.errors import UserError
 from smt.report import figures
 from smt.report.build import FIXED, INDEX, table_names
 from smt.report.sizes import PAPER
-from smt.runs import source
+from smt.runs import rehearsals, source
 from smt.runs.paths import Layout, default_params
 from smt.runs.state import State
 
@@ -153,6 +153,16 @@ class Plan:
         """Return how often the scale kills each run that it proves."""
         assert self.project.scale.proof is not None
         return self.project.scale.proof.kills
+
+    def rehearsals(self) -> list[str]:
+        """Return what was rehearsed of each experiment."""
+        return [str(self.layout.rehearsal(name)) for name in self.project.order]
+
+    def rehearsal_content(self, experiment: str) -> str:
+        """Return a digest of what decides a rehearsal: params, code, recomputation, micro-batch."""
+        recomputes = self.project.recomputes(experiment, on_gpu=True)
+        images = self.project.recipe_of(experiment).device_batch
+        return _hash([rehearsals.key(self.project, experiment), recomputes, images])
 
     # --- data ----------------------------------------------------------------------------------
 
@@ -402,8 +412,8 @@ def missing_data(jobs: Iterable[Any], plan: Callable[[str], Plan]) -> str | None
 def _data_of(job: Any, plan: Callable[[str], Plan]) -> list[str]:
     if job.rule.name == "manifest":
         return [job.params.key]
-    if experiment := job.wildcards.get("experiment"):
-        run = Run(experiment=experiment, seed=int(job.wildcards.seed))
+    if seed := job.wildcards.get("seed"):
+        run = Run(experiment=job.wildcards.experiment, seed=int(seed))
         return plan(job.wildcards.scale).run_data(run)
     return []
 
@@ -447,6 +457,8 @@ def paths() -> Mapping[str, str]:
         "tables": str(layout.tables),
         "figures": str(layout.figures),
         "report": str(layout.report),
+        "rehearsals": str(layout.rehearsals),
+        "rehearsal": str(layout.rehearsal("{experiment}")),
     }
 
 

@@ -16,6 +16,8 @@ from smt.errors import UserError
 FLOPS_PER_MAC = 2
 TRAINING_PASSES = 3
 """Forward, and backward as two of it: gradients of what a layer reads, and of its weights."""
+RECOMPUTED_PASSES = TRAINING_PASSES + 1
+"""With `recompute`: blocks run forward once more. A head does not, which is taken to be little."""
 FP32_RATE = 0.5
 """Of the rate in half precision: memory decides, and every number takes twice as many bytes."""
 
@@ -77,13 +79,14 @@ def estimate(project: Project, experiment: str, rate: float | None = None) -> Es
     epochs, forward = recipe.schedule.epochs, forward_macs(project, experiment)
     speed = flops_per_second(cluster, recipe.precision, project.experiments[experiment].model)
     pass_seconds = FLOPS_PER_MAC * forward / speed
+    each = training_passes(project, experiment)
     if rate is not None:
-        pass_seconds = 1 / (rate * TRAINING_PASSES * trained_area(recipe))
+        pass_seconds = 1 / (rate * each)
     images = project.steps_per_epoch(experiment) * recipe.global_batch
     evaluated = ceil(epochs / recipe.eval_every) * dataset.val_images
     gpus = gpus_of(project, experiment)
-    trained = TRAINING_PASSES * epochs * images * trained_area(recipe)
-    passes = trained + evaluated + (final_passes(recipe) - 1) * dataset.val_images
+    final = (final_passes(recipe) - 1) * dataset.val_images
+    passes = each * epochs * images + evaluated + final
     compute_hours = passes * pass_seconds / gpus / 3600
     attempts = attempts_for(compute_hours, cluster, scale)
     startup_hours = cluster.startup_hours(scale)
@@ -93,13 +96,20 @@ def estimate(project: Project, experiment: str, rate: float | None = None) -> Es
         images=images,
         epochs=epochs,
         gpus=gpus,
-        images_per_second=1 / (TRAINING_PASSES * trained_area(recipe) * pass_seconds),
+        images_per_second=1 / (each * pass_seconds),
         compute_hours=compute_hours,
         attempts=attempts,
         wall_hours=compute_hours + attempts * startup_hours + (attempts - 1) * cluster.tail_hours,
         evaluation_hours=startup_hours
         + final_passes(recipe) * dataset.val_images * pass_seconds / 3600,
     )
+
+
+def training_passes(project: Project, experiment: str) -> float:
+    """Return how many forward passes, of the image that the recipe counts at, an image takes."""
+    recomputes = project.recomputes(experiment, on_gpu=True)
+    passes = RECOMPUTED_PASSES if recomputes else TRAINING_PASSES
+    return passes * trained_area(project.recipe_of(experiment))
 
 
 def trained_area(recipe: Recipe) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smt.cluster.budget import Budget, Part
-from smt.cluster.cost import FP32_RATE, TRAINING_PASSES, nodes_for
+from smt.cluster.cost import FP32_RATE, RECOMPUTED_PASSES, TRAINING_PASSES, nodes_for
 from smt.config.cluster import Speed
 from smt.config.deviation import deviation
 from smt.runs.state import counts
@@ -93,7 +93,8 @@ def _assumed(budget: Budget) -> str:
         "models": f"{_speeds(cluster.speed)} ({cluster.speed.source})",
         **({"measured": _measured(budget)} if budget.rates else {}),
         "work": "MACs of convolutions, linear layers and attention, 2 FLOPs each; a training image "
-        f"is {TRAINING_PASSES} forward passes; GPUs share a training without loss",
+        f"is {TRAINING_PASSES} forward passes, {RECOMPUTED_PASSES} with recompute; GPUs share a "
+        "training without loss",
         "reading": f"keeps up: a GPU takes up to {fastest:,.0f} images/s here, which "
         + (f"its {workers} data workers deliver" if workers else "its process reads by itself"),
         "jobs": f"{cluster.scales[project.scale_name].startup_minutes:g} min to the first step, "

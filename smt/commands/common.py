@@ -55,6 +55,11 @@ def gpu_kind(project: Project, gpu: str | None) -> str:
     return kind
 
 
+def announce(text: str) -> None:
+    """Say on stderr what is being done, where that takes a while."""
+    click.echo(f"smt: {text}", err=True)
+
+
 def warn_of(damages: Iterable[DamagedRecord]) -> None:
     """Say on stderr which records cannot be read: the command goes on with the other runs."""
     for damage in damages:

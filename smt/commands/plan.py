@@ -1,13 +1,18 @@
 """`smt plan`: what the runs of a scale cost on a cluster, before any is started."""
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from smt.commands.common import gpu_kind, load, scale_option, warn_of
+from smt.commands.common import announce, gpu_kind, load, scale_option, warn_of
 from smt.config.experiments import Run
 from smt.config.project import Project
-from smt.errors import UserError
+from smt.errors import EXIT_TRAINING, UserError
+from smt.runs.paths import Layout
+
+if TYPE_CHECKING:
+    from smt.cluster.budget import Budget
 
 
 @click.command()
@@ -20,6 +25,12 @@ from smt.errors import UserError
     help="Fraction of the GPU's peak that training reaches.",
 )
 @click.option("--seeds", metavar="N,N...", help="Runs of these seeds only [all of the scale].")
+@click.option(
+    "--memory",
+    is_flag=True,
+    help="Rehearse each experiment on a fake GPU, where that was not done yet, and compare its "
+    "memory with the GPU's. Exit 4 if one does not fit.",
+)
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV, a line an experiment.")
 @scale_option
@@ -29,6 +40,7 @@ def command(
     wall_hours: float | None,
     efficiency: float | None,
     seeds: str | None,
+    memory: bool,
     form: str | None,
     scale: str,
 ) -> None:
@@ -39,15 +51,40 @@ def command(
     """
     from smt.cluster import plan, states
     from smt.cluster.budget import Budget
+    from smt.cluster.measured import measured_rates
 
     project, layout = load(scale)
     project = on_cluster(project, gpu, gpus_per_node, wall_hours, efficiency)
     every = states.read(project, layout)
     warn_of(every.damages)
     chosen = {run: each.state for run, each in every.items()}
-    budget = Budget(project, _chosen(project, seeds), chosen)
+    # What runs have reached holds on the GPUs that they ran on.
+    rates = {} if gpu or efficiency else measured_rates(layout, every)
+    budget = Budget(project, _chosen(project, seeds), chosen, rates)
+    if memory:
+        _print_with_memory(budget, layout, form)
+        return
     formats = {"json": plan.as_json, "csv": plan.as_csv}
     click.echo(formats.get(form or "", plan.text)(budget), nl=False)
+
+
+def _print_with_memory(budget: "Budget", layout: Layout, form: str | None) -> None:
+    """Print the plan and what each of its experiments takes of the GPU's memory."""
+    from smt.cluster import plan
+    from smt.rehearsal import table
+    from smt.rehearsal.memory import Rehearsed, fit
+
+    if form == "csv":
+        raise UserError("--memory --csv: there is no such form; valid: --memory, --memory --json")
+    rehearsed = Rehearsed(budget.project, layout, announce)
+    fits = [fit(rehearsed, name) for name in budget.estimates]
+    if form == "json":
+        document = json.loads(plan.as_json(budget)) | {"memory": [each.as_json() for each in fits]}
+        click.echo(json.dumps(document, indent=2))
+    else:
+        click.echo(f"{plan.text(budget)}\n{table.text(budget.project, fits)}", nl=False)
+    if not all(each.fits for each in fits):
+        raise SystemExit(EXIT_TRAINING)
 
 
 def on_cluster(
@@ -58,16 +95,14 @@ def on_cluster(
     efficiency: float | None,
 ) -> Project:
     """Return the project with what the options say of the cluster."""
-    cluster = project.cluster
-    kind = gpu_kind(project, gpu)
-    changes: dict[str, Any] = {
-        "gpu": kind,
+    figures: dict[str, Any] = {}
+    if efficiency is not None:
+        figures = {"efficiency": efficiency, "efficiency_source": "given as --efficiency"}
+    cluster = project.on_gpu(gpu_kind(project, gpu), **figures).cluster
+    changes = {
         "gpus_per_node": gpus_per_node or cluster.gpus_per_node,
         "wall_hours": wall_hours or cluster.wall_hours,
     }
-    if efficiency is not None:
-        given = {"efficiency": efficiency, "efficiency_source": "given as --efficiency"}
-        changes["kinds"] = {kind: cluster.kinds[kind].model_copy(update=given)}
     changed = cluster.model_copy(update=changes)
     useful = changed.useful_hours(project.scale_name)
     if useful <= 0:

@@ -239,7 +239,8 @@ def _explain(kind: type[Any], error: Any, location: KeyPath, skip: tuple[str, ..
     if error["type"] == "missing":
         return "this key is missing"
     message = error["msg"][0].lower() + error["msg"][1:]
-    message = message.replace("tuple should", "list should")  # what it is in YAML
+    # What it is in YAML.
+    message = message.replace("tuple should", "list should").replace("a valid array", "a list")
     return f"{message}, found {json.dumps(error['input'])}"
 
 

@@ -1,10 +1,11 @@
-"""Two steps and a prediction of an experiment at full size, on the fake GPU."""
+"""Two steps and a prediction of an experiment at full size, on the fake GPU.
+
+Batches are the largest that a training can come upon, for a peak that no batch exceeds.
+"""
 
 import re
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +21,11 @@ from smt.engine.trainer import Settings, Trainer
 from smt.errors import first_line
 from smt.rehearsal.fake_gpu import GPU, fake_gpu
 from smt.rehearsal.watch import Watch, package_line
+from smt.runs.rehearsals import Rehearsal
 from smt.tasks.synthetic import Synthetic
 
 STEPS = 2
 """The first makes what the optimizer keeps; the second is what all others are like."""
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """What came of one experiment."""
-
-    experiment: str
-    precision: str
-    images: int
-    """In a batch of one GPU."""
-    training_bytes: int = 0
-    """Peak of a training step: of tensors alone, without CUDA's context and kernels' workspaces."""
-    training_at: str = ""
-    """Where in the code it is reached."""
-    prediction_bytes: int = 0
-    """Peak of a prediction of as many images, with the optimizer's state beside it."""
-    waits: Mapping[str, int] = field(default_factory=dict)
-    """Times in a step that the host waits for the GPU, by what for and where."""
-    kernels: int = 0
-    """Operations that compute, in a step; one may be several kernels of the GPU."""
-    traffic_bytes: int = 0
-    """What these read and write."""
-    without_gradient: tuple[str, ...] = ()
-    """Parameters that a step gives no gradient."""
-    failure: str = ""
-    """Why it ended, and where; empty if it did not."""
-    seconds: float = 0.0
 
 
 class _OnFakeGpu(Synthetic):
@@ -90,8 +65,14 @@ def rehearse(project: Project, experiment: str, **changes: Any) -> Rehearsal:
         UserError: there is a real GPU, or torch is of a version that this does not know.
     """
     started = time.monotonic()
-    task = _OnFakeGpu(project, experiment, GPU, **changes)
-    result = Rehearsal(experiment, task.recipe.precision, task.images)
+    task = _OnFakeGpu(project, experiment, GPU, largest=True, **changes)
+    result = Rehearsal(
+        experiment=experiment,
+        precision=task.recipe.precision,
+        images=task.images,
+        size=task.canvas,
+        recompute=task.recipe.recompute,
+    )
     watch = Watch()
     try:
         with (
@@ -104,10 +85,10 @@ def rehearse(project: Project, experiment: str, **changes: Any) -> Rehearsal:
             result = _train(task, watch, result)
             watch.reset()
             task.predict()
-            result = replace(result, prediction_bytes=watch.peak)
+            result = result.model_copy(update={"prediction_bytes": watch.peak})
     except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError) as error:
-        result = replace(result, failure=_explained(error))
-    return replace(result, seconds=time.monotonic() - started)
+        result = result.model_copy(update={"failure": _explained(error)})
+    return result.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
 
 
 def _train(task: _OnFakeGpu, watch: Watch, result: Rehearsal) -> Rehearsal:
@@ -122,23 +103,23 @@ def _train(task: _OnFakeGpu, watch: Watch, result: Rehearsal) -> Rehearsal:
         for _ in range(STEPS):
             watch.reset()
             trainer.step(batches, progress)
-    return replace(
-        result,
-        training_bytes=watch.peak,
-        training_at=watch.peak_at,
-        waits={
+    done = {
+        "training_bytes": watch.peak,
+        "training_at": watch.peak_at,
+        "waits": {
             f"{what} at {where}": count
             for (what, where), count in watch.waits.most_common()
             if not where.startswith("smt/tasks/synthetic.py")  # a loader's batches are pinned
         },
-        kernels=watch.kernels.total(),
-        traffic_bytes=watch.traffic,
-        without_gradient=tuple(
+        "kernels": watch.kernels.total(),
+        "traffic_bytes": watch.traffic,
+        "without_gradient": [
             name
             for name, parameter in task.model.named_parameters()
             if parameter.requires_grad and parameter not in trainer.state.optimizer.state
-        ),
-    )
+        ],
+    }
+    return result.model_copy(update=done)
 
 
 def _explained(error: Exception) -> str:

@@ -147,6 +147,15 @@ class Layout:
         return self.root / "sizes.json"
 
     @property
+    def rehearsals(self) -> Path:
+        """Folder of what was rehearsed on a fake GPU, a file an experiment, and its table."""
+        return self.root / "rehearsal"
+
+    def rehearsal(self, experiment: str) -> Path:
+        """Peaks of memory of an experiment, and what decides them."""
+        return self.rehearsals / f"{experiment}.json"
+
+    @property
     def sync_receipt(self) -> Path:
         """Which run is which MLflow run."""
         return self.root / "mlflow.json"

@@ -22,9 +22,16 @@ def digests() -> dict[str, str]:
 
     A digest is of what the code does: comments, docstrings and layout do not count.
     """
-    files = [file for name in _CODE for file in sorted((PACKAGE / name).rglob("*.py"))]
-    digests = {f"smt/{file.relative_to(PACKAGE)}": _meaning(file) for file in files}
+    digests: dict[str, str] = {}
+    for name in _CODE:
+        digests |= digests_of(PACKAGE / name)
     return {**digests, **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return a digest of each module in a folder of this package."""
+    files = sorted(folder.rglob("*.py"))
+    return {f"smt/{file.relative_to(PACKAGE)}": _meaning(file) for file in files}
 
 
 def _meaning(file: Path) -> str:

@@ -1,6 +1,7 @@
 """An experiment's network, loss and recipe on synthetic micro-batches: steps without data."""
 
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -8,11 +9,18 @@ from torch import nn
 
 from smt.config.heads import TwoStage
 from smt.config.project import Project
-from smt.config.recipes import ClassificationRecipe, Recipe, SegmentationRecipe
+from smt.config.recipes import (
+    ClassificationRecipe,
+    DetectionRecipe,
+    Recipe,
+    SegmentationRecipe,
+)
 from smt.data.transforms.image import padded_size
 from smt.detection.structures import DetectionModel, Size, Target
 from smt.engine import optim
 from smt.engine.protocol import MicroBatch, never
+from smt.models.smt import set_recompute
+from smt.segmentation.inference import probabilities
 from smt.segmentation.upernet import UPerNet
 from smt.tasks.classify import Classification
 from smt.tasks.downstream import Downstream
@@ -21,8 +29,9 @@ from smt.tasks.network import network
 COCO_SIZE = (800, 1333)
 """Height and width that most of COCO's images have where their shorter side is 800 pixels."""
 
-OBJECTS = 20
-"""In each image of a detector; COCO's training images have 7 on average."""
+OBJECTS, MOST_OBJECTS = 20, 100
+"""In each image of a detector, and in those of its largest batch (assumed): COCO's training images
+have 7 on average."""
 
 
 class Synthetic:
@@ -34,6 +43,9 @@ class Synthetic:
         device: Where to put the network and its batches.
         images: In a micro-batch, in place of the recipe's `device_batch`.
         size: Of images: the recipe's resolution or crop where it has one, else `COCO_SIZE`.
+        largest: Whether batches are the largest that training and evaluation can come upon: of a
+            detector, landscapes beside portraits (see `largest_sizes`) with `MOST_OBJECTS` each;
+            of a segmenter, an image at the largest factor of the multi-scale test.
         changes: Keys of the recipe and what they are here, such as precision.
     """
 
@@ -43,16 +55,18 @@ class Synthetic:
 
     def __init__(
         self, project: Project, experiment: str, device: torch.device, *,
-        images: int | None = None, size: Size | None = None, **changes: Any,
+        images: int | None = None, size: Size | None = None, largest: bool = False, **changes: Any,
     ) -> None:  # fmt: skip
         entry = project.experiments[experiment]
         self.recipe: Recipe = project.recipes[entry.recipe].model_copy(update=changes)
         self.images = images or self.recipe.device_batch
-        self.size = size or _size(self.recipe)
+        self.largest = largest
+        self.sizes = self._sizes(size)
         self.classes = project.datasets[self.recipe.dataset].classes
         self._device = device
         self._masks = entry.head is not None and isinstance(project.heads[entry.head], TwoStage)
         self.model = network(project, experiment, classes=self.classes)
+        set_recompute(self.model, self.recipe.recompute)
         if isinstance(self.recipe, ClassificationRecipe):
             self.model.to(memory_format=torch.channels_last)
         self._move()
@@ -65,6 +79,20 @@ class Synthetic:
     def _move(self) -> None:
         self.model.to(self._device)
 
+    def _sizes(self, size: Size | None) -> list[Size]:
+        """Return the size of each image of a micro-batch."""
+        if size is None and self.largest and isinstance(self.recipe, DetectionRecipe):
+            return list(islice(cycle(largest_sizes(self.recipe)), self.images))
+        return [size or _size(self.recipe)] * self.images
+
+    @property
+    def canvas(self) -> Size:
+        """Height and width of a micro-batch, which holds each of its images."""
+        height, width = (max(sides) for sides in zip(*self.sizes, strict=True))
+        if isinstance(self.recipe, DetectionRecipe):
+            return padded_size((height, width))
+        return height, width
+
     def micro_batches(self, epoch: int = 0, start_step: int = 0) -> Iterator[MicroBatch]:
         """Yield micro-batches without an end, each of other noise, on the device."""
         step = start_step
@@ -74,46 +102,49 @@ class Synthetic:
 
     def _inputs(self) -> tuple[Any, ...]:
         if isinstance(self.recipe, ClassificationRecipe):
-            images = self._noise(*self.size).contiguous(memory_format=torch.channels_last)
+            images = self._noise(*self.canvas).contiguous(memory_format=torch.channels_last)
             return images, torch.rand(self.images, self.classes).softmax(1).to(self._device)
         if isinstance(self.recipe, SegmentationRecipe):
-            labels = torch.randint(self.classes, (self.images, *self.size))
-            return self._noise(*self.size), labels.to(self._device)
-        return self._noise(*padded_size(self.size)), [self._target() for _ in range(self.images)]
+            labels = torch.randint(self.classes, (self.images, *self.canvas))
+            return self._noise(*self.canvas), labels.to(self._device)
+        return self._noise(*self.canvas), [self._target(size) for size in self.sizes]
 
-    def _noise(self, height: int, width: int) -> torch.Tensor:
-        return torch.randn(self.images, 3, height, width).to(self._device)
+    def _noise(self, height: int, width: int, images: int | None = None) -> torch.Tensor:
+        return torch.randn(images or self.images, 3, height, width).to(self._device)
 
-    def _target(self) -> Target:
+    def _target(self, size: Size) -> Target:
         """Return objects of all sizes, with masks that fill their boxes."""
-        height, width = self.size
+        height, width = size
+        objects = MOST_OBJECTS if self.largest else OBJECTS
         extent = torch.tensor([width, height])
-        sides = extent * 2 ** (-5 * torch.rand(OBJECTS, 2))  # a 32nd of the image, to all of it
-        first = (extent - sides) * torch.rand(OBJECTS, 2)
+        sides = extent * 2 ** (-5 * torch.rand(objects, 2))  # a 32nd of the image, to all of it
+        first = (extent - sides) * torch.rand(objects, 2)
         boxes = torch.cat([first, first + sides], dim=1)
         masks = None
         if self._masks:
-            masks = torch.zeros(OBJECTS, height, width, dtype=torch.bool)
+            masks = torch.zeros(objects, height, width, dtype=torch.bool)
             for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist(), strict=True):
                 mask[y1 : y2 + 1, x1 : x2 + 1] = True
             masks = masks.to(self._device)
-        labels = torch.randint(self.classes, (OBJECTS,))
-        return Target(boxes.to(self._device), labels.to(self._device), self.size, masks)
+        labels = torch.randint(self.classes, (objects,))
+        return Target(boxes.to(self._device), labels.to(self._device), size, masks)
 
     @torch.inference_mode()
     def predict(self) -> Any:
         """Return what the network says of a batch in evaluation mode, in the recipe's precision."""
-        images = self._inputs()[0]
         self.model.eval()
         try:
             with optim.autocast(self.recipe, self._device):
                 match self.model:
                     case DetectionModel() as detector:
-                        return detector.predict(images, [self.size] * self.images)
+                        return detector.predict(self._inputs()[0], self.sizes)
+                    case UPerNet() as segmenter if self.largest:
+                        size = _largest_evaluated(self.recipe)
+                        return probabilities(segmenter, self._noise(*size, images=1), size)
                     case UPerNet() as segmenter:
-                        return segmenter.logits(images)
+                        return segmenter.logits(self._inputs()[0])
                     case classifier:
-                        return classifier(images)
+                        return classifier(self._inputs()[0])
         finally:
             self.model.train()
 
@@ -130,3 +161,23 @@ def _size(recipe: Recipe) -> Size:
     if isinstance(recipe, SegmentationRecipe):
         return recipe.augment.crop, recipe.augment.crop
     return COCO_SIZE
+
+
+def largest_sizes(recipe: DetectionRecipe) -> tuple[Size, Size]:
+    """Return the largest landscape and the largest portrait that a detector is trained on.
+
+    They can share a micro-batch, which is padded to hold both: images of one orientation come
+    together (`smt.data.sampler.grouped_order`) but for what is left of both, once an epoch, and a
+    random crop can make a portrait of a landscape.
+    """
+    rescales = [policy.last for policy in recipe.augment.policies]
+    long = max(rescale.long for rescale in rescales)
+    short = min(long, max(max(rescale.short) for rescale in rescales))
+    return (short, long), (long, short)
+
+
+def _largest_evaluated(recipe: Recipe) -> Size:
+    """Return the size of the largest image that a segmenter is evaluated on."""
+    assert isinstance(recipe, SegmentationRecipe)
+    rescale, factor = recipe.evaluation.rescale, max(1.0, *recipe.evaluation.factors)
+    return round(rescale.short[0] * factor), round(rescale.long * factor)

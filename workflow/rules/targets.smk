@@ -67,6 +67,11 @@ rule report:
         PLAN.layout.report,
 
 
+rule rehearse:
+    input:
+        PLAN.layout.rehearsals / "rehearsal.html",
+
+
 rule proof:
     input:
         PLAN.layout.proof / "proof.html",
@@ -98,6 +103,7 @@ localrules:
     tables,
     figures,
     report,
+    rehearse,
     proof,
 
 

@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from smt import dag
 from smt.cluster import cost, plan
 from smt.cluster.budget import Budget
+from smt.cluster.measured import MeasuredRate, measured_rates
 from smt.commands.plan import on_cluster
-from smt.config import fingerprint
+from smt.config import fingerprint, macs
 from smt.config.experiments import Run
 from smt.config.load import load_project
 from smt.runs import record
 from smt.runs.atomic import read_json
+from smt.runs.journal import JOURNAL, TIMES
 from smt.runs.paths import Layout
-from smt.runs.record import RunMetrics
-from smt.runs.state import State
+from smt.runs.record import Attempt, Environment, Provenance, RunMetrics
+from smt.runs.state import RunState, State
 from tests.helpers import ROOT
 from tests.helpers.project_copy import ProjectCopy
 
@@ -92,8 +94,73 @@ def test_data_resolution_and_classes_are_those_of_each_experiment():
 
 
 def pass_hours(gmacs):
-    """Hours of a forward pass on one of the paper scale's GPUs, in single precision."""
-    return gmacs * 1e9 * 2 / (312e12 * 0.024 / 2) / 3600
+    """Hours of a forward pass on SMT-S on one of the paper scale's GPUs, in single precision."""
+    return gmacs * 1e9 * 2 / (312e12 * 0.024 * 1.10 / 2) / 3600
+
+
+def test_models_are_as_fast_beside_smt_t_as_the_release_s_throughputs_say():
+    throughputs = {"smt_tiny": 636, "smt_small": 356, "smt_base": 237, "smt_large": 158}
+    rates = {
+        name: images * macs.forward(PAPER.models[name], 224, num_classes=1000).total
+        for name, images in throughputs.items()
+    }
+    for name, rate in rates.items():
+        assert CLUSTER.speed.of(name) == pytest.approx(rate / rates["smt_tiny"], abs=0.005)
+    large, plain = (
+        cost.estimate(project, LARGE).compute_hours
+        for project in (PAPER, altered(speed=CLUSTER.speed.model_copy(update={"models": {}})))
+    )
+    assert large == pytest.approx(plain / 1.81)
+
+
+def test_what_a_run_has_reached_takes_the_place_of_the_efficiency():
+    found = cost.estimate(PAPER, SEGMENTER, 50.0)
+    assert found.images_per_second == pytest.approx(50)
+    # A forward pass of an image of 512 x 2048 is four thirds of what a crop takes in training.
+    passes = 3 * 160_000 * 16 * 0.25 + (10 + 17.375) * 2000
+    assert found.compute_hours == pytest.approx(passes * 4 / 3 / 50 / 8 / 3600)
+    rates = {TINY: MeasuredRate(Run(experiment=TINY, seed=1), 2000.0)}
+    text = plan.text(Budget(PAPER, PAPER.runs, {}, rates))
+    words = " ".join(text.split())
+    assert f"{TINY} 2,000 images/s a GPU ({TINY}-seed1)" in words
+    assert "measured" not in plan.text(budget())
+
+
+def test_the_rate_of_a_run_is_its_last_attempt_s_by_gpu(tmp_path):
+    layout, run = Layout("paper", tmp_path), Run(experiment=TINY, seed=0)
+    work_dir = layout.work_dir(run, "f" * 64)
+    work_dir.mkdir(parents=True)
+
+    def rates(device):
+        begin(work_dir, device)
+        state = RunState(run, State.RUNNING, fingerprint="f" * 64)
+        return measured_rates(layout, {run: state})
+
+    lines = [{"step": 50 * i, "epoch": 0, "metrics": {}} for i in range(1, 6)]
+    (work_dir / JOURNAL).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    times = [
+        {"line": i, "time": 100.0 * i, "metrics": {"system/images_per_second": rate}}
+        for i, rate in enumerate((9.0, 9.0, 800.0, 1600.0, 1700.0))
+    ]
+    (work_dir / TIMES).write_text("".join(f"{json.dumps(each)}\n" for each in times))
+    assert rates("cuda") == {TINY: MeasuredRate(run, 400.0)}  # 4 GPUs; what is older was slower
+    assert rates("cpu") == {}
+    (work_dir / "provenance.json").write_text("{")
+    state = RunState(run, State.FAILED, fingerprint="f" * 64)
+    assert measured_rates(layout, {run: state}) == {}
+
+
+def begin(work_dir, device):
+    """Leave a provenance of two attempts, the last from 150 s on, by four processes."""
+    environment = Environment(world_size=4, threads=1, device=device)
+    attempts = [Attempt(started=at, environment=environment) for at in (0.0, 150.0)]
+    known = Provenance(
+        experiment=TINY, seed=0, scale="paper", fingerprint="f" * 64, params={},
+        names={"task": "", "model": "", "recipe": "", "dataset": "", "group": ""}, data={},
+        parent=None, hardware={"host": "", "processor": "", "gpus": []}, environment=environment,
+        git={"commit": None, "dirty": None}, packages={}, created=0.0, attempts=attempts,
+    )  # fmt: skip
+    record.write(work_dir / "provenance.json", known)
 
 
 def test_one_detector_by_hand():
@@ -137,6 +204,16 @@ def test_single_precision_is_half_as_fast():
     slow = PAPER.model_copy(update={"recipes": {**PAPER.recipes, "imagenet1k": recipe}})
     ours, half = cost.estimate(slow, TINY), cost.estimate(PAPER, TINY)
     assert ours.compute_hours == pytest.approx(2 * half.compute_hours)
+
+
+def test_recomputation_takes_one_more_forward_pass_of_each_training_image():
+    kind = CLUSTER.kind.model_copy(update={"recompute": (TINY,)})
+    again, plain = (
+        cost.estimate(project, TINY)
+        for project in (altered(kinds={**CLUSTER.kinds, CLUSTER.gpu: kind}), PAPER)
+    )
+    assert again.images_per_second == pytest.approx(plain.images_per_second * 3 / 4)
+    assert again.evaluation_hours == plain.evaluation_hours
 
 
 def test_evaluations_between_epochs_count_and_so_does_the_last_one():
@@ -233,11 +310,14 @@ def test_what_is_done_is_left_out_of_what_is_to_do():
     assert after.experiment(LARGE).gpu_hours_to_do == 0
 
 
-def test_the_longest_chain_is_pretraining_and_the_slower_fine_tuning():
+def test_the_longest_chain_is_a_training_and_the_slowest_that_starts_from_it():
     found = budget()
+    small, cascade = found.estimates[SMALL], found.estimates["coco_cascade_mask_rcnn_smt_small"]
+    chain = small.wall_hours + cascade.wall_hours + cascade.evaluation_hours
+    assert found.total.longest_hours == pytest.approx(chain)
     large, at_384 = found.estimates[LARGE], found.estimates[AT_384]
     chain = large.wall_hours + at_384.wall_hours + at_384.evaluation_hours
-    assert found.total.longest_hours == pytest.approx(chain)
+    assert found.table("imagenet22k").longest_hours == pytest.approx(chain)
     done = budget(done=[Run(experiment=LARGE, seed=0)]).table("imagenet22k")
     assert done.longest_hours == pytest.approx(chain - large.wall_hours)
 
@@ -302,8 +382,8 @@ def test_a_line_is_no_wider_than_a_hundred_columns(kind):
 def test_the_line_of_an_experiment_says_what_it_takes(project):
     out = project.smt("plan", "--scale", "paper").stdout
     line = next(line for line in out.splitlines() if line.startswith(LARGE)).split()
-    assert line[1:6] == ["17.9G", "14.2M", "90", "2x8", "13.4"]
-    assert line[-4:-1] == ["13", "1", "1"]
+    assert line[1:6] == ["17.9G", "14.2M", "90", "2x8", "7.4"]
+    assert line[-4:-1] == ["7", "1", "1"]
     total = next(line for line in out.splitlines() if line.startswith("all, each run once"))
     assert total.split()[4:7] == ["30", "62", "62"]
     assert total.split()[7] == total.split()[8] == f"{budget().total.gpu_hours:,.0f}"
@@ -327,6 +407,19 @@ def test_figures_given_as_options_change_the_plan(project):
     assert h100 == pytest.approx(compute * 312 * 0.024 / (989 * 0.012), rel=1e-4)
     chosen = experiments("--seeds", "1,2")
     assert LARGE not in chosen and chosen[TINY]["runs"] == "2"  # 22K has seed 0 alone
+
+
+def test_fewer_gpus_than_the_paper_s_are_named_where_they_change_the_training(tmp_path):
+    project = ProjectCopy(tmp_path / "project")
+    project.edit("cluster.yaml", "    gpus: 8   ", "    gpus: 2   ")
+    done = project.smt("plan", "--scale", "paper")
+    lines = [line for line in done.stdout.splitlines() if "not the paper's training" in line]
+    assert {line.partition(":")[0] for line in lines} == {
+        "coco_cascade_mask_rcnn_smt_small", "coco_atss_smt_small", "coco_sparse_rcnn_smt_small",
+        "coco_dino_smt_small", "ade20k_upernet_smt_small", "ade20k_upernet_smt_base",
+    }  # fmt: skip
+    assert all("on 2 GPUs instead of 8" in line for line in lines)
+    assert "paper's training" not in project.smt("plan", "--scale", "demo").stdout
 
 
 def test_json_holds_what_the_text_says(project):
@@ -407,6 +500,15 @@ MISTAKES = {
     "more than the peak": (
         "efficiency: 0.026", "efficiency: 2.6", "kinds.v100.efficiency",
         "less than or equal to 1, found 2.6"),
+    "experiment to recompute that is not there": (
+        "    efficiency: 0.026\n", "    efficiency: 0.026\n    recompute: [imagenet1k_smt_tin]\n",
+        "kinds.v100.recompute.0", "no experiment 'imagenet1k_smt_tin'; did you mean imagenet1k"),
+    "recomputation that is no list": (
+        "    efficiency: 0.026\n", "    efficiency: 0.026\n    recompute: true\n",
+        "kinds.v100.recompute", "should be a list, found true"),
+    "model of a speed that is not there": (
+        "{smt_small: 1.10", "{smt_smal: 1.10", "speed.models.smt_smal",
+        "no model 'smt_smal'; did you mean smt_small"),
     "kind that is not there": (
         "gpu: a100_80gb", "gpu: a100", "gpu",
         "no kind 'a100' in params/cluster.yaml; valid: a100_40gb"),
@@ -449,7 +551,8 @@ def test_a_mistake_in_the_cluster_is_one_line_with_file_line_and_key(mistake, tm
     assert where is not None and where[2] == key, done.stderr
     named = (tmp_path / "params" / "cluster.yaml").read_text().splitlines()[int(where[1]) - 1]
     # A key that is missing has no line: there it is that of the record which lacks it.
-    assert re.search(rf"\b{key.split('.')[-2 if 'missing' in says else -1]}: ?", named), named
+    names = [part for part in key.split(".") if not part.isdigit()]  # a list's items have none
+    assert re.search(rf"\b{names[-2 if 'missing' in says else -1]}: ?", named), named
 
 
 def test_a_scale_that_the_cluster_does_not_have_is_asked_for(tmp_path):

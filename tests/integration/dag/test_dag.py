@@ -11,6 +11,7 @@ from smt import dag
 from smt.config.load import load_project
 from tests.helpers import ROOT
 from tests.helpers.project_copy import ProjectCopy
+from tests.helpers.shrink import keep
 
 pytestmark = pytest.mark.xdist_group("dag")  # what they share is made once
 
@@ -106,6 +107,44 @@ def test_a_detector_is_evaluated_by_a_rule_that_keeps_pictures_and_a_classifier_
         f"{DETECTOR}/seed0/samples.jpg": "evaluate_downstream",
     }
     assert set(bare.plan("imagenet1k_smt_base").pending.values()) >= {"pretrain", "evaluate"}
+
+
+def test_rehearsals_are_asked_for_by_name_and_need_no_data(bare):
+    names = load_project(bare.folder / "params", "paper").order
+    pending = bare.plan("rehearse", *PAPER).pending
+    folder = "results/paper/rehearsal"
+    rehearsed = {path for path, rule in pending.items() if rule == "rehearsal"}
+    assert rehearsed == {f"{folder}/{name}.json" for name in names}
+    tables = {path for path, rule in pending.items() if rule == "rehearsal_table"}
+    assert tables == {f"{folder}/rehearsal.{suffix}" for suffix in ("html", "md", "csv", "tex")}
+    assert len(pending) == len(rehearsed) + len(tables)
+    assert not rehearsed & set(bare.plan("all", *PAPER).pending)
+
+
+def test_a_rehearsal_is_made_again_when_its_params_change(tmp_path):
+    project = ProjectCopy(tmp_path / "project")
+    keep(project.folder / "params", ["imagenet1k_smt_tiny", "imagenet1k_smt_small"])
+    smoke = ("--config", "scale=smoke")
+    done = project.snakemake("rehearse", *smoke)
+    assert done.returncode == 0, done.stderr
+    folder = project.folder / "results/smoke/rehearsal"
+    assert (folder / "rehearsal.html").is_file()
+    kept = json.loads((folder / "imagenet1k_smt_tiny.json").read_text())
+    assert kept["rehearsals"][0]["training_bytes"] > 0
+    assert not project.plan("rehearse", *smoke).pending
+    experiments = project.folder / "params" / "experiments.yaml"
+    content = yaml.safe_load(experiments.read_text())
+    content["experiments"]["imagenet1k_smt_small"]["title"] = "another"
+    experiments.write_text(yaml.safe_dump(content))
+    assert not project.plan("rehearse", *smoke).pending
+    scales = project.folder / "params" / "scales.yaml"
+    content = yaml.safe_load(scales.read_text())
+    content["demo"]["experiments"]["imagenet1k_smt_small"]["drop_path"] = 0.07
+    scales.write_text(yaml.safe_dump(content))
+    pending = project.plan("rehearse", *smoke).pending
+    assert [path for path in pending if path.endswith(".json")] == [
+        "results/smoke/rehearsal/imagenet1k_smt_small.json"
+    ]
 
 
 def test_a_single_seed_of_any_scale_by_its_path(bare):
