@@ -44,7 +44,7 @@ def command(
 
     A folder a model with weights (their digest in the name), config.json for timm and a model card
     in Hugging Face's form; results as timm lists them; SHA256SUMS. The folder holds what the last
-    call was asked for. Runs that are not done, or whose files are inconsistent with each other, are
+    call selected. Runs that are not done, or whose files are inconsistent with each other, are
     refused. Nothing is sent anywhere.
     """
     from smt.release.card import Licence
@@ -57,8 +57,8 @@ def command(
             f"--licence {licence}: valid: an identifier of "
             "https://huggingface.co/docs/hub/repositories-licenses: mit, cc-by-nc-4.0, other, ..."
         )
-    given = [each for each in (licence_name, licence_link) if each]
-    if len(given) != (2 if licence == "other" else 0):
+    licence_options = [value for value in (licence_name, licence_link) if value]
+    if len(licence_options) != (2 if licence == "other" else 0):
         raise UserError(
             "--licence other takes --licence-name and --licence-link; no other licence does"
         )

@@ -71,7 +71,7 @@ def _once(
         f"{name}: MLflow held another training of it; sent anew from the journal"
         for name in outcome.remade
     ]
-    lines += [f"in the model registry: {each}" for each in outcome.registered]
+    lines += [f"in the model registry: {name}" for name in outcome.registered]
     lines.append(
         f"{outcome.runs} runs in MLflow at {public(layout.tracking_uri())}: {outcome.changed} had "
         f"something new ({outcome.points} values), files of {outcome.files} sent; "
@@ -100,5 +100,5 @@ def _watch(
             return None
         return f"sent {outcome.points} values of {outcome.changed} runs, files of {outcome.files}"
 
-    for said in sender.watch(layout, once, period, pid):
-        click.echo(f"{time.strftime('%H:%M:%S')} {said}")
+    for message in sender.watch(layout, once, period, pid):
+        click.echo(f"{time.strftime('%H:%M:%S')} {message}")

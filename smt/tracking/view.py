@@ -286,7 +286,7 @@ def _timed_lines(folder: Path) -> int:
     return max((json.loads(line)["line"] + 1 for line in lines), default=0)
 
 
-def _points_of(record: journal.Record) -> Iterator[Point]:
+def _points_of(record: journal.TimedLine) -> Iterator[Point]:
     at = milliseconds(record.time)
     for key, value in sorted({**record.metrics, "epoch": record.epoch}.items()):
         yield Point(key, float(value), at, record.step)

@@ -96,10 +96,10 @@ def load(project, scale=SCALE):
 
 def audit(project):
     """Return what `smt verify` finds, without starting a process for it."""
-    return Audit(load(project), layout(project), load(project, "paper")).everything()
+    return Audit(load(project), layout(project), load(project, "paper")).check_all()
 
 
-def findings(project):
+def mismatches(project):
     return [str(mismatch) for mismatch in audit(project).mismatches]
 
 
