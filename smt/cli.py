@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("smt.commands.data", "Make demo data; check a data set and write its manifest."),
     "train": ("smt.commands.train", "Train one run, or resume it."),
     "evaluate": ("smt.commands.evaluate", "Evaluate the exported weights of a run on their own."),
-    "checkpoint": ("smt.commands.checkpoint", "Tell what a checkpoint holds, and verify it."),
+    "checkpoint": ("smt.commands.checkpoint", "Show the content of a checkpoint, and verify it."),
     "prove": ("smt.commands.prove", "Kill trainings at random; show that they end the same."),
     "profile": ("smt.commands.profile", "Parameters and MACs of every model."),
     "doctor": ("smt.commands.doctor", "Check what a launch on the cluster needs."),
@@ -27,18 +27,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("smt.commands.convert", "Convert weights from and to the released naming."),
     "sync": ("smt.commands.sync", "Send journals to MLflow: only what is new."),
     "tables": ("smt.commands.tables", "Make the paper's tables again, without torch."),
-    "figures": ("smt.commands.figures", "Draw learning curves and accuracy against MACs."),
-    "report": ("smt.commands.report", "All of it on one page: tables, curves, failures, origin."),
+    "figures": ("smt.commands.figures", "Plot learning curves and accuracy against MACs."),
+    "report": ("smt.commands.report", "One page with tables, curves, failures and provenance."),
     "dvc": ("smt.commands.dvc", "Record what was made in DVC; bring it back from there."),
-    "verify": ("smt.commands.verify", "Does every printed number follow from its run?"),
-    "why": ("smt.commands.why", "From a cell of a table to run, code, params, data, parents."),
+    "verify": ("smt.commands.verify", "Is every printed number consistent with its run?"),
+    "why": ("smt.commands.why", "Trace a table's row to its runs, code, params, data, parents."),
     "release": ("smt.commands.release", "Pack final weights, model cards and results to publish."),
     "ui": ("smt.commands.ui", "Open the MLflow UI on this project's runs."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for."""
+    """A group whose commands are imported on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -1,6 +1,6 @@
-"""What the DAG is made of: the files that each job needs and makes, from `params/`.
+"""Inputs, outputs and params of the jobs of the DAG, from `params/`.
 
-The rule files hold patterns and commands; everything that is worked out from `params/` stands
+The rule files hold patterns and commands; everything that depends on `params/` is
 here. Imported at every start of Snakemake, so it imports neither torch nor pandas.
 """
 
@@ -62,22 +62,22 @@ class Plan:
     def group(self, name: str) -> tuple[str, ...]:
         """Return the experiments of a group, parents before children."""
         experiments = self.project.experiments
-        return tuple(each for each in self.project.order if experiments[each].group == name)
+        return tuple(
+            experiment for experiment in self.project.order if experiments[experiment].group == name
+        )
 
-    def with_head(self, wanted: bool) -> tuple[str, ...]:
+    def with_head(self, has_head: bool) -> tuple[str, ...]:
         """Return the detectors and segmenters, or the classifiers, which have no head of theirs."""
         experiments = self.project.experiments
         return tuple(
-            each for each in self.project.order if (experiments[each].head is not None) is wanted
+            name for name in self.project.order if (experiments[name].head is not None) is has_head
         )
 
     def runs(self, experiments: Iterable[str] | None = None) -> tuple[Run, ...]:
         """Return the chosen runs of `experiments` (default: all), parents before children."""
-        wanted = set(self.project.order if experiments is None else experiments)
+        names = set(self.project.order if experiments is None else experiments)
         return tuple(
-            run
-            for run in self.project.runs
-            if run.experiment in wanted and self._has_seed(run.seed)
+            run for run in self.project.runs if run.experiment in names and self._has_seed(run.seed)
         )
 
     def _has_seed(self, seed: int) -> bool:
@@ -133,9 +133,11 @@ class Plan:
 
     def failures(self) -> dict[str, str]:
         """Return, for each run that has failed, why."""
-        every = states.read(self.project, self.layout)
+        run_states = states.read(self.project, self.layout)
         return {
-            str(run): every[run].reason for run in self.runs() if every[run].state is State.FAILED
+            str(run): run_states[run].reason
+            for run in self.runs()
+            if run_states[run].state is State.FAILED
         }
 
     def proofs(self) -> list[str]:
@@ -144,9 +146,9 @@ class Plan:
         if proving is None:
             return []
         return [
-            str(self.layout.proof_record(Run(experiment=each.experiment, seed=seed), each.ranks))
-            for each in proving.runs
-            for seed in self.project.seeds(each.experiment)[:1]
+            str(self.layout.proof_record(Run(experiment=entry.experiment, seed=seed), entry.ranks))
+            for entry in proving.runs
+            for seed in self.project.seeds(entry.experiment)[:1]
         ]
 
     def proof_kills(self) -> int:
@@ -250,7 +252,9 @@ class Plan:
     @property
     def tabulated(self) -> tuple[str, ...]:
         """Experiments that stand in some table."""
-        return tuple({name: None for each in self.tables for name in self.table_experiments(each)})
+        return tuple(
+            {name: None for table in self.tables for name in self.table_experiments(table)}
+        )
 
     def table_inputs(self, table: str, *, among_all: bool = False) -> list[str]:
         """Return what `table` is made from: measured sizes, or results that MLflow has as well.
@@ -261,7 +265,7 @@ class Plan:
         if table in FIXED:
             return list(dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))))
         sizes = [str(self.layout.sizes)] if self.project.tables[table].sizes else []
-        others = [self.synced(each) for each in self._pooled_with(table)] if among_all else []
+        others = [self.synced(other) for other in self._pooled_with(table)] if among_all else []
         return [*self.results(self.table_experiments(table)), self.synced(table), *others, *sizes]
 
     def _pooled_with(self, table: str) -> tuple[str, ...]:
@@ -276,9 +280,9 @@ class Plan:
             if experiments[name].recipe in recipes and len(self.runs([name])) > 1
         }
         return tuple(
-            each
-            for each in self.tables
-            if each != table and pooled.intersection(self.table_experiments(each))
+            other
+            for other in self.tables
+            if other != table and pooled.intersection(self.table_experiments(other))
         )
 
     def index_inputs(self) -> list[str]:
@@ -314,8 +318,8 @@ class Plan:
         """Return what the report is made from, and the files that it leads to."""
         images = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
         images += [str(self.layout.samples(run)) for run in self.runs(self.with_head(True))]
-        made = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *images]
-        return list(dict.fromkeys(made))
+        files = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *images]
+        return list(dict.fromkeys(files))
 
     def report_content(self) -> str:
         """Return a digest of everything in `params/` that the report prints."""
@@ -332,7 +336,7 @@ class Plan:
             "reported": project.reported.model_dump(mode="json"),
         }
         if table in FIXED:
-            content["findings"] = [each.model_dump(mode="json") for each in project.discrepancies]
+            content["findings"] = [row.model_dump(mode="json") for row in project.discrepancies]
             content["models"] = self.sizes_content()
         else:
             content["table"] = project.tables[table].model_dump(mode="json")
@@ -344,8 +348,8 @@ class Plan:
             {
                 "notice": self.project.scale.notice,
                 "titles": figures.titles(self.project),
-                "labels": {name: each.title for name, each in self.project.experiments.items()},
-                "tables": [each.model_dump(mode="json") for each in self.project.tables.values()],
+                "labels": {name: entry.title for name, entry in self.project.experiments.items()},
+                "tables": [entry.model_dump(mode="json") for entry in self.project.tables.values()],
                 "reported": self.project.reported.model_dump(mode="json"),
             }
         )
@@ -365,7 +369,7 @@ class Plan:
 
 
 def source_digest() -> str:
-    """Return a digest of the code that trains: what was proved is proved of this code."""
+    """Return a digest of the code that trains: a proof holds for this code."""
     return _hash(source.digests())
 
 
@@ -376,13 +380,13 @@ def load(scale: str, seeds: Iterable[int | str] | None = None) -> Plan:
         UserError: params that do not validate, or a seed that no experiment of the scale has.
     """
     project = load_project(default_params(), scale)
-    known = {run.seed for run in project.runs}
-    chosen = None if seeds is None else tuple(int(seed) for seed in seeds)
-    for seed in chosen or ():
-        if seed not in known:
-            valid = ", ".join(str(each) for each in sorted(known))
+    valid_seeds = {run.seed for run in project.runs}
+    selected = None if seeds is None else tuple(int(seed) for seed in seeds)
+    for seed in selected or ():
+        if seed not in valid_seeds:
+            valid = ", ".join(map(str, sorted(valid_seeds)))
             raise UserError(f"--config: seeds: scale {scale} has no seed {seed}; valid: {valid}")
-    return Plan(project, Layout.from_environment(scale), chosen)
+    return Plan(project, Layout.from_environment(scale), selected)
 
 
 def plans(seeds: Iterable[int | str] | None = None) -> Callable[[str], Plan]:
@@ -391,14 +395,16 @@ def plans(seeds: Iterable[int | str] | None = None) -> Callable[[str], Plan]:
 
 
 def missing_data(jobs: Iterable[Any], plan: Callable[[str], Plan]) -> str | None:
-    """Return one line on data that `jobs` of Snakemake would read and that nobody brought."""
+    """Return one line on data that `jobs` of Snakemake would read and that are missing."""
     jobs = list(jobs)
-    made = {(job.wildcards.scale, job.params.key) for job in jobs if job.rule.name == "demo_data"}
-    wanted = {(job.wildcards.scale, key): None for job in jobs for key in _data_of(job, plan)}
+    generated = {
+        (job.wildcards.scale, job.params.key) for job in jobs if job.rule.name == "demo_data"
+    }
+    needed = {(job.wildcards.scale, key): None for job in jobs for key in _data_of(job, plan)}
     missing = [
         phrase
-        for scale, key in wanted
-        if (scale, key) not in made
+        for scale, key in needed
+        if (scale, key) not in generated
         for phrase in plan(scale).missing_data(key)
     ]
     if not missing:
@@ -418,14 +424,14 @@ def _data_of(job: Any, plan: Callable[[str], Plan]) -> list[str]:
     return []
 
 
-def forbid_names(plan: Plan, taken: Iterable[str]) -> None:
+def forbid_names(plan: Plan, rule_names: Iterable[str]) -> None:
     """Refuse experiments named like a rule, for each is a target, and tables named like a page.
 
     Raises:
         UserError: naming the experiment or the table.
     """
     for name in plan.project.order:
-        if name in taken:
+        if name in rule_names:
             raise UserError(
                 f"params/experiments.yaml: experiments.{name}: the DAG has a rule of this name; "
                 "give the experiment another"

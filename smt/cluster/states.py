@@ -20,7 +20,7 @@ from smt.runs.state import Facts, RunState, State
 
 @dataclass(frozen=True)
 class States(Mapping[Run, RunState]):
-    """How every run of a scale stands at one moment; parents come before children."""
+    """The state of every run of a scale at one moment; parents come before children."""
 
     runs: Mapping[Run, RunState]
     at: float
@@ -42,15 +42,16 @@ class States(Mapping[Run, RunState]):
     @property
     def damages(self) -> tuple[DamagedRecord, ...]:
         """What is wrong with records that cannot be read."""
-        return tuple(each.damage for each in self.runs.values() if each.damage is not None)
+        damages = (run_state.damage for run_state in self.runs.values())
+        return tuple(damage for damage in damages if damage is not None)
 
     def counts(self) -> dict[State, int]:
         """Return how many runs are in each state that any is in."""
-        return state.counts(each.state for each in self.runs.values())
+        return state.counts(run_state.state for run_state in self.runs.values())
 
 
 def read(project: Project, layout: Layout, elsewhere: Container[str] = ()) -> States:
-    """Return how the runs of a scale stand now.
+    """Return the states of the runs of a scale now.
 
     `elsewhere` holds fingerprints of runs whose final numbers MLflow has.
     """
@@ -76,7 +77,7 @@ class _Reader:
         self._digests: dict[tuple[str, ...], dict[str, str] | DataError] = {}
 
     def add(self, run: Run) -> None:
-        """Read how a run stands; its parent has been added before."""
+        """Decide the state of a run; its parent has been added before."""
         digests, parent = self._digests_of(run), self.project.parent(run)
         current, problem = None, ""
         if isinstance(digests, DataError):

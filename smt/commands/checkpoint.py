@@ -1,4 +1,4 @@
-"""`smt checkpoint`: what a file of weights or a checkpoint holds, and whether it is whole."""
+"""`smt checkpoint`: the content of weights or of a checkpoint, and whether the file is whole."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _DAMAGED = "DAMAGED"
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 def command(path: Path) -> None:
-    """Tell what PATH holds, and verify it.
+    """Show the content of PATH, and verify it.
 
     PATH is a checkpoint of a training, exported weights (model.safetensors), a released checkpoint
     (.pth), or a folder: of a run, or any above. Nothing in a file is run; one that carries code is
@@ -104,19 +104,19 @@ def _checkpoint(path: Path) -> Iterator[tuple[str, str]]:
     from smt.engine import checkpoint
     from smt.engine.progress import duration
 
-    held = checkpoint.read(path)
-    facts = held.facts
+    content = checkpoint.read(path)
+    facts = content.facts
     yield "kind", "checkpoint of a training; whole: its SHA-256 is its name's"
     yield from facts["identity"].items()
-    yield "position", f"step {held.step}, {held.epochs} epochs closed"
+    yield "position", f"step {content.step}, {content.epochs} epochs closed"
     yield "trained", duration(facts["seconds"])
     if facts["best"] is not None:
         yield "best", f"{facts['best']:.4g} at step {facts['best_step']}"
     yield "journal", f"{facts['journal']['lines']} lines, {facts['journal']['bytes']} bytes"
     yield "skipped", f"{facts['trend']['skipped']} steps"
     for part in ("model", "optimizer"):
-        yield part, _sizes({k: v for k, v in held.tensors.items() if k.startswith(f"{part}.")})
-    yield from _broken(held.tensors)
+        yield part, _sizes({k: v for k, v in content.tensors.items() if k.startswith(f"{part}.")})
+    yield from _broken(content.tensors)
 
 
 def _weights(path: Path) -> Iterator[tuple[str, str]]:
@@ -130,7 +130,7 @@ def _weights(path: Path) -> Iterator[tuple[str, str]]:
     yield "sha256", sha256(path)
     for key, value in metadata.items():
         if key != "source" or not facts.to_json():
-            yield _shown(key), _shown(value)
+            yield _printable(key), _printable(value)
     yield "model", _sizes(state)
     yield from _broken(state)
     if "converted_from" in metadata:
@@ -146,39 +146,39 @@ def _others(path: Path) -> Iterator[tuple[str, str]]:
     from smt.models.imports import torch_file, unwrap
 
     content = torch_file.read(path)
-    found = unwrap.states(content.tree)
+    states = unwrap.states(content.tree)
     facts = released.training_metadata(content)
     try:
-        taken = released.take(content, path)
+        extracted = released.take(content, path)
     except UserError as error:
-        if not found:
+        if not states:
             raise
         yield "kind", f"no state that smt convert takes by itself: {error}"
-        yield from _states(found)
+        yield from _states(states)
         yield from _recorded(facts)
         return
-    smt = unwrap.is_smt(taken.state)
+    smt = unwrap.is_smt(extracted.state)
     if smt:
         yield "kind", "released checkpoint; bring it in by: smt convert"
     else:
-        yield "kind", f"checkpoint, not of an SMT by its names: {listed(taken.state, 3)}"
-    for note in taken.notes:
+        yield "kind", f"checkpoint, not of an SMT by its names: {listed(extracted.state, 3)}"
+    for note in extracted.notes:
         yield "note", note
-    yield from _states(found)
+    yield from _states(states)
     yield from _recorded(facts)
     if smt:
-        yield from _counted(taken.state, taken.classes, facts)
+        yield from _counted(extracted.state, extracted.classes, facts)
 
 
-def _states(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def _states(states: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     from torch import Tensor
 
-    for key, state in found.items():
-        tensors = {name: each for name, each in state.items() if isinstance(each, Tensor)}
+    for key, state in states.items():
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         name = listed([key]) if key else "model"
         yield name, _sizes(tensors)
         for damaged, broken in _broken(tensors):
-            yield damaged, f"{name}: {broken}" if len(found) > 1 else broken
+            yield damaged, f"{name}: {broken}" if len(states) > 1 else broken
 
 
 def _recorded(facts: "TrainingMetadata") -> Iterator[tuple[str, str]]:
@@ -191,17 +191,17 @@ def _recorded(facts: "TrainingMetadata") -> Iterator[tuple[str, str]]:
         "max_accuracy": " (the release saves an epoch before it validates it: of those before)",
     }
     for key, value in facts.recorded.items():
-        yield _shown(key), _shown(value) + notes.get(key, "")
+        yield _printable(key), _printable(value) + notes.get(key, "")
     if "lr" in facts.optimizer:
-        yield "lr", f"{_shown(facts.optimizer['lr'])} (the last of the optimizer)"
+        yield "lr", f"{_printable(facts.optimizer['lr'])} (the last of the optimizer)"
     if facts.optimizer_steps is not None:
         yield "optimizer", f"{facts.optimizer_steps:,} steps"
     top = {key: value for key, value in facts.config.items() if not isinstance(value, Mapping)}
-    sections = ((f"config.{_shown(key)}", value) for key, value in facts.config.items())
+    sections = ((f"config.{_printable(key)}", value) for key, value in facts.config.items())
     for name, values in (("config", top), *sections):
         if isinstance(values, Mapping) and values:
             pairs = flat(values)
-            yield name, ", ".join(f"{_shown(key)}={_shown(each)}" for key, each in pairs)
+            yield name, ", ".join(f"{_printable(key)}={_printable(entry)}" for key, entry in pairs)
 
 
 def _counted(
@@ -213,7 +213,7 @@ def _counted(
     counts = counters.counts(state)
     if not counts:
         return
-    (count, layers), *others = sorted(counts.items(), key=lambda each: -len(each[1]))
+    (count, layers), *others = sorted(counts.items(), key=lambda item: -len(item[1]))
     passes = "forward passes in training, by num_batches_tracked of"
     yield "counters", f"{count:,} {passes} {len(layers)} BatchNorm layers"
     for other, names in others:
@@ -221,10 +221,10 @@ def _counted(
     project, _ = load("paper")
     explained = counters.explain(project, count, classes or None, facts)
     yield "which means", explained.meaning
-    for said in explained.agrees:
-        yield "agrees", said
-    for said in explained.contradictions:
-        yield "CONTRADICTS", said
+    for statement in explained.agrees:
+        yield "agrees", statement
+    for statement in explained.contradictions:
+        yield "CONTRADICTS", statement
 
 
 def _broken(tensors: Mapping[str, "Tensor"]) -> Iterator[tuple[str, str]]:
@@ -244,14 +244,15 @@ def _not_finite(path: Path) -> str | None:
     return values.not_finite(weights.read(path))
 
 
-def _shown(value: Any) -> str:
+def _printable(value: Any) -> str:
     """Return a value of somebody else's file on one line, without control characters."""
-    shown = f"{value:.10g}" if isinstance(value, float) else str(value)
-    return shown if shown.isprintable() else ascii(shown)
+    text = f"{value:.10g}" if isinstance(value, float) else str(value)
+    return text if text.isprintable() else ascii(text)
 
 
 def _sizes(tensors: Mapping[str, "Tensor"]) -> str:
     values = sum(tensor.numel() for tensor in tensors.values())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    kinds = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in tensors.values()}))
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    kinds = ", ".join(sorted(dtypes))
     return f"{len(tensors)} tensors, {values:,} values of {kinds or 'nothing'}, {size:,} bytes"

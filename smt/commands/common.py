@@ -1,4 +1,4 @@
-"""What every command shares: the choice of scale, and loading the project at it."""
+"""Shared by all commands: the option --scale, and loading the project."""
 
 import os
 import signal

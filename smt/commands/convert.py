@@ -100,31 +100,31 @@ def _import(
     """Write a checkpoint of others as weights of ours; return how many tensors it had."""
     from smt.models import released, weights
 
-    found = released.read(source, key, prefix)
-    for note in found.notes:
+    checkpoint = released.read(source, key, prefix)
+    for note in checkpoint.notes:
         click.echo(f"{source}: {note}")
-    expected = _expected(model, found.classes)
-    if released.is_ours(found.state):
+    expected = _expected(model, checkpoint.classes)
+    if released.is_ours(checkpoint.state):
         click.echo(f"{source}: its names are this project's own already")
-        released.check(found.state, expected, source)
-        state = dict(found.state)
+        released.check(checkpoint.state, expected, source)
+        state = dict(checkpoint.state)
     else:
-        state = released.from_released(found.state, expected, source)
+        state = released.from_released(checkpoint.state, expected, source)
     metadata: dict[str, Any] = {"converted_from": source.name}
-    if found.key:
-        metadata["state"] = found.key
+    if checkpoint.key:
+        metadata["state"] = checkpoint.key
     if class_map is not None:
-        state = weights.select_head_rows(state, _rows(class_map, found.classes))
+        state = weights.select_head_rows(state, _rows(class_map, checkpoint.classes))
         metadata["class_map"] = class_map.name
-    kept = found.facts.to_json()
-    if kept:
-        metadata["source"] = kept
+    facts = checkpoint.facts.to_json()
+    if facts:
+        metadata["source"] = facts
     # Copies: a file may hold one tensor under two names, which safetensors does not.
-    weights.save({name: each.clone() for name, each in state.items()}, target, metadata)
-    if kept:
-        names = [*found.facts.recorded, *(part for part in kept if part != "recorded")]
+    weights.save({name: tensor.clone() for name, tensor in state.items()}, target, metadata)
+    if facts:
+        names = [*checkpoint.facts.recorded, *(part for part in facts if part != "recorded")]
         click.echo(f"{target}: also has of {source.name}: {listed(names)}")
-    return len(found.state)
+    return len(checkpoint.state)
 
 
 def _export(source: Path, target: Path, model: Model) -> int:
@@ -142,11 +142,11 @@ def _export(source: Path, target: Path, model: Model) -> int:
     released.check(state, _expected(model, weights.classes(state)), source)
     written = released.to_released(state)
     with replacing(target) as file:
-        torch.save({"model": written, **_known(source)}, file)
+        torch.save({"model": written, **_source_metadata(source)}, file)
     return len(written)
 
 
-def _known(source: Path) -> dict[str, Any]:
+def _source_metadata(source: Path) -> dict[str, Any]:
     """Return what weights of ours know of the released file that they came from, by its keys.
 
     Nothing, where its head was cut down: then these are not the weights that its accuracy is of.
@@ -157,8 +157,8 @@ def _known(source: Path) -> dict[str, Any]:
     if "class_map" in metadata:
         return {}
     facts = released.stored_metadata(metadata)
-    known = {**facts.recorded, **({"config": facts.config} if facts.config else {})}
-    return {key: value for key, value in known.items() if key != "model"}
+    values = {**facts.recorded, **({"config": facts.config} if facts.config else {})}
+    return {key: value for key, value in values.items() if key != "model"}
 
 
 def _expected(model: Model, classes: int) -> Mapping[str, "Tensor"]:

@@ -1,4 +1,4 @@
-"""`smt doctor`: what would keep trainings from running on the cluster, found before a launch."""
+"""`smt doctor`: what would keep trainings from running on the cluster, before a launch."""
 
 import sys
 from collections import Counter, defaultdict
@@ -50,10 +50,10 @@ def command(partition: str | None, account: str | None, job: bool, wait: float, 
 
 def _requests(plan: dag.Plan) -> dict[Resources, list[str]]:
     """Return what trainings ask for, each once, with the experiments that do."""
-    asked: defaultdict[Resources, dict[str, None]] = defaultdict(dict)
+    requests: defaultdict[Resources, dict[str, None]] = defaultdict(dict)
     for run in plan.runs():
-        asked[plan.resources(run)][run.experiment] = None
-    return {resources: list(experiments) for resources, experiments in asked.items()}
+        requests[plan.resources(run)][run.experiment] = None
+    return {resources: list(experiments) for resources, experiments in requests.items()}
 
 
 def _missing_data(plan: dag.Plan) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """`smt profile`: what every model costs, beside what was published."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import yaml
@@ -14,18 +15,13 @@ from smt.config.load import load_project
 from smt.config.project import Project, System
 from smt.config.published import ReportedValue
 from smt.config.yaml import YamlFile
+from smt.report.sizes import CONVENTIONS, PAPER, Macs, ModelSize, PartSize, SizesRecord
 from smt.runs.atomic import explained, replacing, write_json
 from smt.runs.paths import default_params
 
 if TYPE_CHECKING:
     from smt.models.profile import Counts
     from smt.tasks.sizes import Sizes
-
-COMPARED = "paper"
-"""The scale at which published figures are of the same models."""
-
-CONVENTIONS = ("conv_linear", "attention", "reported")
-"""Ways to count MACs, as the table sets them out."""
 
 _HEADER = """\
 # Written by: smt profile --update
@@ -55,7 +51,7 @@ def command(target: Path | None, update: bool, scale: str) -> None:
     sizes = measure(project)
     path = target or layout.sizes
     with explained(path, "give a file that can be written: smt profile --json FILE"):
-        write_json(path, sizes)
+        write_json(path, SizesRecord(sizes).as_json())
     # Wider than the terminal it wraps there, which is better than figures cut short.
     Console(width=max(Console().width, WIDTH)).print(_table(project, sizes))
     click.echo(f"sizes of {len(sizes)} models: {path}")
@@ -79,43 +75,45 @@ def forward_macs(project: Project) -> dict[str, int]:
     }
 
 
-def measure(project: Project) -> dict[str, Any]:
+def measure(project: Project) -> dict[str, ModelSize]:
     """Return, by model, its title, parameters, and MACs at each resolution it is trained at.
 
     The classifier is that of the data set that the model is evaluated on last.
     """
-    from smt.models import profile
-
-    sizes = {}
-    for name, model in project.models.items():
-        recipes = project.classifier_recipes(name)
-        classes = project.datasets[recipes[-1].dataset].classes
-        macs = {}
-        for resolution in sorted({recipe.resolution for recipe in recipes}):
-            counts = profile.count(model, resolution, num_classes=classes)
-            macs[str(resolution)] = _conventions(counts)
-        parameters = profile.parameters(model, num_classes=classes)
-        sizes[name] = {"title": model.title, "params": parameters, "macs": macs}
+    sizes = {name: _classifier(project, name) for name in project.models}
     return sizes | {name: _system(project, system) for name, system in project.systems.items()}
 
 
-def _system(project: Project, system: System) -> dict[str, Any]:
-    """Return the same of a head on a model, and what each of its parts has of it."""
+def _classifier(project: Project, name: str) -> ModelSize:
+    from smt.models import profile
+
+    model, recipes = project.models[name], project.classifier_recipes(name)
+    classes = project.datasets[recipes[-1].dataset].classes
+    macs = {
+        str(resolution): _macs(profile.count(model, resolution, num_classes=classes))
+        for resolution in sorted({recipe.resolution for recipe in recipes})
+    }
+    parameters = profile.parameters(model, num_classes=classes)
+    return ModelSize(title=model.title, params=parameters, macs=macs)
+
+
+def _system(project: Project, system: System) -> ModelSize:
+    """Return the size of a head on a model, and of each of its parts."""
     model, head = project.models[system.model], project.heads[system.head]
     sizes = _counts(project, system)
     parts = {
-        name: {
-            "params": part.parameters,
-            "reported": part.counts.reported if part.counts is not None else 0,
-        }
+        name: PartSize(
+            params=part.parameters,
+            reported=part.counts.reported if part.counts is not None else 0,
+        )
         for name, part in sizes.parts.items()
     }
-    return {
-        "title": f"{head.title}, {model.title}",
-        "params": sizes.parameters,
-        "macs": {system.resolution: _conventions(sizes.counts)},
-        "parts": parts,
-    }
+    return ModelSize(
+        title=f"{head.title}, {model.title}",
+        params=sizes.parameters,
+        macs={system.resolution: _macs(sizes.counts)},
+        parts=parts,
+    )
 
 
 def _counts(project: Project, system: System) -> "Sizes":
@@ -125,19 +123,19 @@ def _counts(project: Project, system: System) -> "Sizes":
     return downstream_counts(model, head, system.classes, system.size)
 
 
-def _conventions(counts: "Counts") -> dict[str, int]:
-    return {
-        "conv_linear": counts.conv_linear,
-        "attention": counts.attention,
-        "reported": counts.reported,
-        "thop": counts.thop,
-    }
+def _macs(counts: "Counts") -> Macs:
+    return Macs(
+        conv_linear=counts.conv_linear,
+        attention=counts.attention,
+        reported=counts.reported,
+        thop=counts.thop,
+    )
 
 
-def _table(project: Project, sizes: dict[str, Any]) -> Table:
-    compared = project.scale_name == COMPARED
+def _table(project: Project, sizes: Mapping[str, ModelSize]) -> Table:
+    compared = project.scale_name == PAPER
     beside = ("published", "difference") if compared else ()
-    counts = [macs["attention"] for size in sizes.values() for macs in size["macs"].values()]
+    counts = [macs.attention for size in sizes.values() for macs in size.macs.values()]
     divisor, unit = (1e9, "G") if max(counts) >= 1e9 else (1e6, "M")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
@@ -147,16 +145,16 @@ def _table(project: Project, sizes: dict[str, Any]) -> Table:
     for name, size in sizes.items():
         reported = project.reported.systems if name in project.systems else project.reported.models
         published = reported.get(name, {}) if compared else {}
-        for resolution, macs in size["macs"].items():
+        for resolution, macs in size.macs.items():
             first = resolution == "224" or name in project.systems
             key = "gmacs" if first else f"gmacs_{resolution}"
             table.add_row(
                 name,
-                f"{size['params'] / 1e6:.6f}",
-                *(_beside(size["params"] / 1e6, published.get("params_m")) if compared else ()),
+                f"{size.params / 1e6:.6f}",
+                *(_beside(size.params / 1e6, published.get("params_m")) if compared else ()),
                 resolution,
-                *(f"{macs[each] / divisor:.4f}" for each in CONVENTIONS),
-                *(_beside(macs["reported"] / 1e9, published.get(key)) if compared else ()),
+                *(f"{getattr(macs, convention) / divisor:.4f}" for convention in CONVENTIONS),
+                *(_beside(macs.reported / 1e9, published.get(key)) if compared else ()),
             )
     return table
 

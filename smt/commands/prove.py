@@ -2,18 +2,26 @@
 
 import logging
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from smt.cluster import cost
-from smt.commands.common import find_run, load, scale_option, warn_if_not_interruptible
+from smt.commands.common import (
+    find_run,
+    load,
+    scale_option,
+    warn_if_not_interruptible,
+    warn_of,
+)
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.errors import EXIT_TRAINING, UserError
 
 if TYPE_CHECKING:
     from smt.proof.launch import Launcher
+    from smt.proof.record import ProofRecord
 
 
 @click.command()
@@ -61,10 +69,10 @@ def command(
     """
     project, layout = load(scale)
     slurm = {"nodes": nodes, "partition": partition, "account": account}
-    chosen = [] if tables == "only" else _chosen(project, experiments, seed, ranks)
-    for run, _ in chosen:
+    selected = [] if tables == "only" else _selected(project, experiments, seed, ranks)
+    for run, _ in selected:
         _require_promise(project, run)
-    launchers = [_launcher(launcher, project, run, processes, slurm) for run, processes in chosen]
+    launchers = [_launcher(launcher, project, run, processes, slurm) for run, processes in selected]
     proving = project.scale.proof
     warn_if_not_interruptible()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -73,25 +81,18 @@ def command(
     from smt.proof.run import Proof
 
     unequal = []
-    for (run, processes), starter in zip(chosen, launchers, strict=True):
+    for (run, processes), starter in zip(selected, launchers, strict=True):
         proof = Proof(
             project, layout, run, starter, ranks=processes, draw=draw,
             kills=kills or (proving.kills if proving else 6),
         )  # fmt: skip
-        outcome = proof.prove()
-        count = Counter(each["signal"] for each in outcome["kills"])
-        missed = outcome["kills_drawn"] - len(outcome["kills"])
-        equal = table.is_equal(outcome)
-        click.echo(
-            f"{proof.title}: {sum(count.values())} kills "
-            f"({', '.join(f'{number} {name}' for name, number in sorted(count.items()))}); "
-            f"{f'for {missed} more no time was left; ' if missed else ''}"
-            f"{'equal to the byte' if equal else 'NOT EQUAL, see ' + str(proof.record)}"
-        )
-        if not equal:
+        result = proof.prove()
+        click.echo(f"{proof.title}: {_summary(result, proof.path)}")
+        if not result.is_equal:
             unequal.append(run)
     if tables != "never":
-        paths = table.write(project, layout)
+        paths, damages = table.write(project, layout)
+        warn_of(damages)
         click.echo(f"{len(paths)} files in {layout.proof}; begin with {layout.proof}/proof.html")
     if unequal:
         raise _RunsDiffer(f"not equal: {', '.join(map(str, unequal))}; see {layout.proof}/proof.md")
@@ -101,7 +102,18 @@ class _RunsDiffer(UserError):
     exit_code = EXIT_TRAINING
 
 
-def _chosen(
+def _summary(result: "ProofRecord", path: Path) -> str:
+    """Return kills by signal, kills that came too late, and whether the pair is equal."""
+    signals = sorted(Counter(kill.signal for kill in result.kills).items())
+    missed = result.kills_missed
+    return (
+        f"{len(result.kills)} kills ({', '.join(f'{number} {name}' for name, number in signals)}); "
+        f"{f'for {missed} more no time was left; ' if missed else ''}"
+        f"{'equal to the byte' if result.is_equal else f'NOT EQUAL, see {path}'}"
+    )
+
+
+def _selected(
     project: Project, experiments: tuple[str, ...], seed: int | None, ranks: int | None
 ) -> list[tuple[Run, int]]:
     if experiments:
@@ -112,8 +124,8 @@ def _chosen(
             "experiments: smt prove EXPERIMENT..."
         )
     return [
-        (find_run(project, each.experiment, seed), ranks or each.ranks)
-        for each in project.scale.proof.runs
+        (find_run(project, entry.experiment, seed), ranks or entry.ranks)
+        for entry in project.scale.proof.runs
     ]
 
 
@@ -135,12 +147,12 @@ def _launcher(
     from smt.proof.plan import MOST_WORKERS
     from smt.proof.slurm import PROCESS_MB, Request, SlurmLauncher, ranks_per_node
 
-    given = {option: value for option, value in slurm.items() if value is not None}
+    options = {option: value for option, value in slurm.items() if value is not None}
     if name == "local":
-        for option, value in given.items():
+        for option, value in options.items():
             raise UserError(f"--{option} {value}: only for SLURM; add: --launcher slurm")
         return LocalLauncher()
-    scale, request = project.scale, {"nodes": 1, **given}
+    scale, request = project.scale, {"nodes": 1, **options}
     ranks_per_node(ranks, request["nodes"])
     return SlurmLauncher(
         Request(

@@ -44,7 +44,7 @@ def command(
 
     A folder a model with weights (their digest in the name), config.json for timm and a model card
     in Hugging Face's form; results as timm lists them; SHA256SUMS. The folder holds what the last
-    call was asked for. Runs that are not done, or whose files are inconsistent with each other, are
+    call selected. Runs that are not done, or whose files are inconsistent with each other, are
     refused. Nothing is sent anywhere.
     """
     from smt.release.card import Licence

@@ -1,4 +1,4 @@
-"""`smt status`: how every run of a scale stands."""
+"""`smt status`: the state and progress of every run of a scale."""
 
 import os
 import shutil
@@ -23,14 +23,14 @@ from smt.report.status import collect
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @scale_option
 def command(experiments: tuple[str, ...], watch: float | None, as_json: bool, scale: str) -> None:
-    """Tell how the runs of EXPERIMENT stand; all by default.
+    """Show state and progress of the runs of EXPERIMENT; all by default.
 
-    From SLURM's queue and from what trainings leave on disk: not started, with what it waits for;
-    queued with SLURM's reason; running with step, pace and time left; stopped half-way; done with
+    From SLURM's queue and from the files of trainings: not started, with what it waits for;
+    queued with SLURM's reason; running with step, speed and time left; stopped half-way; done with
     its metric; failed with the cause; outdated where params, data or code version changed since.
-    Times left are at the pace of about the last epoch. A run under way that is worse than seeds
-    that are done, or reference points of params/trajectory.yaml, is said to be off track. Changes
-    nothing.
+    Times left are at the speed of about the last epoch. A run under way that is worse than seeds
+    that are done, or than reference points of params/trajectory.yaml, is marked `off track`.
+    Changes nothing.
     """
     project, layout = load(scale)
     for name in experiments:

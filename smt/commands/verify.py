@@ -1,4 +1,4 @@
-"""`smt verify`: does every printed number follow from its run?"""
+"""`smt verify`: is every printed number consistent with its run?"""
 
 import sys
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from smt.errors import EXIT_UNVERIFIED, UserError
 from smt.report.sizes import PAPER
 from smt.runs.paths import default_params
 from smt.verify.audit import Audit
-from smt.verify.ledger import Ledger, same
+from smt.verify.ledger import Ledger, equal
 
 AGAIN = "evaluated again"
 NOTES = 3
@@ -30,17 +30,17 @@ NOTES = 3
 )
 @scale_option
 def command(experiments: tuple[str, ...], evaluate: bool, scale: str) -> None:
-    """Work every printed number out again, from journals, weights, params and data.
+    """Derive every printed number again, from journals, weights, params and data.
 
     Compares with them: numbers, provenance and evaluation of each run, its last checkpoint, every
-    cell of every table in every format, manifests, sizes, and MLflow if it is in reach. Writes
-    nothing. One line for each inconsistency, and exit code 5; docs/verify.md says
-    what cannot be found out.
+    cell of every table in every format, manifests, sizes, and MLflow if it is reachable. Writes
+    nothing. One line for each inconsistency, and exit code 5; docs/verify.md lists what cannot be
+    detected.
     """
     project, layout = load(scale)
     paper = load_project(default_params(), PAPER)
     audit = Audit(project, layout, paper)
-    ledger = audit.everything(experiments, profile.measure if evaluate else None)
+    ledger = audit.check_all(experiments, profile.measure if evaluate else None)
     if evaluate:
         _evaluate(audit)
     for line in summary(ledger):
@@ -71,12 +71,14 @@ def _compare(audit: Audit, run: Run, metrics: dict[str, float], *, exact: bool) 
     ledger, path = audit.ledger, audit.layout.weights(run)
     ledger.add_item(AGAIN, run)
     for name, value in metrics.items():
-        said = audit.derived[run].metrics.get(name, float("nan"))
-        agrees = same(said, value) or abs(said - value) <= (
+        recorded = audit.derived[run].metrics.get(name, float("nan"))
+        agrees = equal(recorded, value) or abs(recorded - value) <= (
             0.0 if exact else METRICS[name].tolerance
         )
         where = f"{audit.derived[run].source}: {name}"
-        ledger.compare(AGAIN, where, said, said if agrees else value, f"{path}, evaluated again")
+        ledger.compare(
+            AGAIN, where, recorded, recorded if agrees else value, f"{path}, evaluated again"
+        )
 
 
 def summary(ledger: Ledger) -> Iterator[str]:
@@ -86,9 +88,9 @@ def summary(ledger: Ledger) -> Iterator[str]:
     kinds = list(dict.fromkeys([*ledger.items, *ledger.comparisons, *ledger.notes]))
     width = max(map(len, kinds), default=0)
     for kind in kinds:
-        seen = len(ledger.items.get(kind, ()))
+        items = len(ledger.items.get(kind, ()))
         count = f"{ledger.comparisons[kind]:,} values of " if ledger.comparisons[kind] else ""
-        yield f"{kind:<{width}}  {count}{seen:,} {_THINGS.get(kind, 'files')}"
+        yield f"{kind:<{width}}  {count}{items:,} {_THINGS.get(kind, 'files')}"
         notes = ledger.notes.get(kind, [])
         yield from (f"{'':<{width}}  {note}" for note in notes[:NOTES])
         if notes[NOTES:]:

@@ -1,4 +1,4 @@
-"""`smt why`: where a printed number comes from."""
+"""`smt why`: the lineage of a printed number."""
 
 import click
 
@@ -11,7 +11,7 @@ from smt.errors import UserError, first_line
 @click.argument("row")
 @scale_option
 def command(table: str, row: str, scale: str) -> None:
-    """Walk from ROW of TABLE to everything that its numbers come from.
+    """Trace ROW of TABLE to everything that its numbers were made from.
 
     ROW is a label as the table prints it, or an experiment. For each of its runs: the journal's
     line with the numbers, weights, commit, machine, params, data, every attempt and SLURM job,
@@ -20,12 +20,12 @@ def command(table: str, row: str, scale: str) -> None:
     from smt.verify.lineage import Lineage, find_row
 
     project, layout = load(scale)
-    found = find_row(project, table, row)
+    table_row = find_row(project, table, row)
     try:
-        lines = list(Lineage(project, layout).row(table, found).lines())
+        lines = list(Lineage(project, layout).row(table, table_row).lines())
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"records of {found.experiment}, or of what it started from, are damaged "
+            f"records of {table_row.experiment}, or of what it started from, are damaged "
             f"({type(error).__name__}: {first_line(error)}); smt verify names what is wrong"
         ) from None
     for line in lines:

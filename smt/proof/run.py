@@ -20,8 +20,9 @@ from smt.errors import EXIT_RESUME, EXIT_TRAINING, UserError
 from smt.proof import plan
 from smt.proof.launch import Attempt, Launcher
 from smt.proof.plan import Kill
+from smt.proof.record import ProofRecord
 from smt.runs import heartbeat, journal, provenance, record
-from smt.runs.atomic import sha256, write_json
+from smt.runs.atomic import sha256
 from smt.runs.checkpoint_files import FOLDER
 from smt.runs.paths import Layout, default_params
 from smt.runs.record import RunMetrics
@@ -56,7 +57,7 @@ class KillResult:
 
 
 class Proof:
-    """Proves one run on a number of ranks, and leaves what it saw as JSON."""
+    """Proves one run on a number of ranks, and writes the record of it."""
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, launcher: Launcher, *, ranks: int,
@@ -65,15 +66,11 @@ class Proof:
         self.project, self.layout, self.run = project, layout, run
         self.launcher, self.ranks, self.kills, self.draw = launcher, ranks, kills, draw
         self.title = f"{run} on {ranks} process{'es' if ranks > 1 else ''}"
-        self.folder = self.record.with_suffix("")
+        self.path = layout.proof_record(run, ranks)
+        self.folder = self.path.with_suffix("")
 
-    @property
-    def record(self) -> Path:
-        """Where the outcome is left."""
-        return self.layout.proof_record(self.run, self.ranks)
-
-    def prove(self) -> dict[str, Any]:
-        """Train, kill, compare; return the outcome, which is left in `record` as well.
+    def prove(self) -> ProofRecord:
+        """Train, kill, compare; return the record, which is written to `path` as well.
 
         Raises:
             ProofFailed: a training failed instead of ending or going on; the message names its log.
@@ -81,7 +78,7 @@ class Proof:
         """
         started = time.monotonic()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.record.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         self._write_params()
         log.info("%s: undisturbed", self.title)
         self._train("undisturbed", self.ranks)
@@ -96,9 +93,9 @@ class Proof:
             log.info("%s: undisturbed on 1 process, for comparison", self.run)
             self._train("alone", 1)
             outcome["one_rank"] = self._deviation()
-        outcome["seconds"] = round(time.monotonic() - started, 1)
-        write_json(self.record, outcome)
-        return outcome
+        proof = ProofRecord(**outcome, seconds=round(time.monotonic() - started, 1))
+        record.write(self.path, proof)
+        return proof
 
     # --- trainings ------------------------------------------------------------------------------
 

@@ -1,60 +1,57 @@
-"""The outcome of proofs as tables: killed how often, equal or not; and other numbers of ranks."""
+"""Proofs as tables: kills and equality of each; and several ranks compared with one."""
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from smt.config.project import Project
 from smt.errors import UserError
+from smt.proof import record
+from smt.proof.record import ProofRecord, RankComparison
 from smt.report import render
 from smt.report.grid import Cell, Column, Grid
-from smt.runs.atomic import read_json
 from smt.runs.paths import Layout
+from smt.runs.record import DamagedRecord
 
 PROOF, RANKS = "proof", "world_size"
 """Names of the two tables."""
 
 
-def write(project: Project, layout: Layout) -> list[Path]:
-    """Write the tables of every outcome that is there, in every format; return the files.
+def write(project: Project, layout: Layout) -> tuple[list[Path], list[DamagedRecord]]:
+    """Write the tables of all proofs, in every format.
+
+    Returns the files, and the records that cannot be read: a note below the table names them.
 
     Raises:
-        UserError: there is no outcome, or the folder cannot be written.
+        UserError: there is no record that can be read, or the folder cannot be written.
     """
-    outcomes = [read_json(path) for path in sorted(layout.proof.glob("*.json"))]
-    if not outcomes:
+    proofs, damages = record.read_all(layout)
+    if not proofs and damages:
+        raise damages[0]
+    if not proofs:
         raise UserError(
             f"{layout.proof}: nothing has been proved yet; run: smt prove EXPERIMENT... --scale "
             f"{layout.scale}, or name runs in params/scales.yaml: {layout.scale}: proof"
         )
-    grids = [_proof(project, outcomes)]
-    several = [outcome for outcome in outcomes if "one_rank" in outcome]
-    if several:
-        grids.append(_ranks(project, several))
-    return [path for grid in grids for path in render.write(grid, layout.proof)]
+    grids = [_proof_grid(project, proofs, damages)]
+    pairs = [(proof, proof.one_rank) for proof in proofs if proof.one_rank is not None]
+    if pairs:
+        grids.append(_ranks_grid(project, pairs))
+    return [path for grid in grids for path in render.write(grid, layout.proof)], damages
 
 
-def is_equal(outcome: dict[str, Any]) -> bool:
-    """Return whether an interrupted training ended as the undisturbed one, and lost no step."""
-    equal: bool = (
-        outcome["weights_equal"]
-        and outcome["journal_equal"]
-        and outcome["steps_lost_when_told"] == 0
-    )
-    return equal
-
-
-def _proof(project: Project, outcomes: Sequence[dict[str, Any]]) -> Grid:
-    kills = sum(len(each["kills"]) for each in outcomes)
-    equal = sum(is_equal(each) for each in outcomes)
+def _proof_grid(
+    project: Project, proofs: Sequence[ProofRecord], damages: Iterable[DamagedRecord]
+) -> Grid:
+    kills = sum(len(proof.kills) for proof in proofs)
+    equal = sum(proof.is_equal for proof in proofs)
     return Grid(
         name=PROOF,
         title="Interrupted trainings end as undisturbed ones",
         caption=(
             f"Each run was trained twice: left alone, and killed as listed; {kills} kills in all. "
-            f"{equal} of {len(outcomes)} ended with the same bytes of weights and of journal."
+            f"{equal} of {len(proofs)} ended with the same bytes of weights and of journal."
         ),
         notice=project.scale.notice,
         columns=(
@@ -71,55 +68,53 @@ def _proof(project: Project, outcomes: Sequence[dict[str, Any]]) -> Grid:
             Column("Journal"),
             Column("Fingerprint", provenance=True),
         ),
-        rows=tuple(_row(each) for each in outcomes),
+        rows=tuple(_row(proof) for proof in proofs),
         notes=(
             "Signals of a kind that lets a training save come to all processes or to one; SIGKILL "
             "comes at any moment, while a checkpoint is being written, or to a data worker, whose "
             "training goes on without a stop. Attempts differ in their number of data workers.",
             "A training that is killed without warning repeats the steps since its last "
             "checkpoint; its journal is cut back to there.",
+            *(f"Not in this table: {damage}." for damage in damages),
         ),
-        records=tuple(_record(each) for each in outcomes),
+        records=tuple(_csv_row(proof) for proof in proofs),
     )
 
 
-def _row(outcome: dict[str, Any]) -> tuple[Cell, ...]:
-    kills = outcome["kills"]
-    signals = Counter(each["kill"] for each in kills)
+def _row(proof: ProofRecord) -> tuple[Cell, ...]:
+    signals = Counter(kill.kill for kill in proof.kills)
     listed = ", ".join(f"{n} x {name}" if n > 1 else name for name, n in signals.items())
-    lost = outcome["steps_lost_when_told"]
+    lost = proof.steps_lost_when_told
     return (
-        Cell.of(f"{outcome['experiment']}, seed {outcome['seed']}"),
-        Cell.of(f"{outcome['ranks']}{_where(outcome)}"),
-        Cell.of(str(outcome["steps"])),
-        Cell.of(_kills(outcome)),
+        Cell.of(f"{proof.experiment}, seed {proof.seed}"),
+        Cell.of(f"{proof.ranks}{_where(proof)}"),
+        Cell.of(str(proof.steps)),
+        Cell.of(_kills(proof)),
         Cell.of(listed),
-        Cell.of(_steps(each["at_step"] for each in kills)),
-        Cell.of(_steps(each["resumed_at"] for each in kills)),
+        Cell.of(_steps(kill.at_step for kill in proof.kills)),
+        Cell.of(_steps(kill.resumed_at for kill in proof.kills)),
         Cell.of(str(lost), kind="" if lost == 0 else "failed"),
-        Cell.of(str(outcome["most_steps_repeated"])),
-        _verdict(outcome["weights_equal"], None),
-        _verdict(outcome["journal_equal"], outcome["first_difference"]),
-        Cell.of(outcome["fingerprint"][:12], title=outcome["fingerprint"]),
+        Cell.of(str(proof.most_steps_repeated)),
+        _verdict(proof.weights_equal, None),
+        _verdict(proof.journal_equal, proof.first_difference),
+        Cell.of(proof.fingerprint[:12], title=proof.fingerprint),
     )
 
 
-def _kills(outcome: dict[str, Any]) -> str:
+def _kills(proof: ProofRecord) -> str:
     """Return how many kills there were, and of how many drawn if some came too late."""
-    dealt = len(outcome["kills"])
-    drawn = outcome.get("kills_drawn", dealt)  # records of old do not say
-    return str(dealt) if dealt == drawn else f"{dealt} of {drawn}"
+    sent = len(proof.kills)
+    return f"{sent} of {proof.kills_drawn}" if proof.kills_missed else str(sent)
 
 
-def _where(outcome: dict[str, Any]) -> str:
-    """Return where the processes were, unless it was on this machine as in records of old."""
-    if outcome.get("launcher", "local") == "local":
+def _where(proof: ProofRecord) -> str:
+    """Return where the processes ran, unless it was this machine."""
+    if proof.launcher == "local":
         return ""
-    nodes = outcome["nodes"]
-    return f" on {nodes} node{'s' if nodes > 1 else ''} of {outcome['launcher'].upper()}"
+    return f" on {proof.nodes} node{'s' if proof.nodes > 1 else ''} of {proof.launcher.upper()}"
 
 
-def _steps(steps: Any) -> str:
+def _steps(steps: Iterable[int | None]) -> str:
     return " ".join("-" if step is None else str(step) for step in steps)
 
 
@@ -129,20 +124,22 @@ def _verdict(equal: bool, why: str | None) -> Cell:
     return Cell.of(f"NOT EQUAL{': ' + why if why else ''}", kind="failed")
 
 
-def _record(outcome: dict[str, Any]) -> dict[str, str]:
-    known = {"launcher": "local", "nodes": 1, **outcome}  # records of old do not say
-    plain = {key: value for key, value in known.items() if key not in ("kills", "one_rank")}
+def _csv_row(proof: ProofRecord) -> dict[str, str]:
+    """Return every value of a record for machines, its kills as two lists."""
+    own = dict(sorted(proof.as_json().items()))
+    values = {"launcher": proof.launcher, "nodes": proof.nodes, **own}
     return {
         **{
             key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in plain.items()
+            for key, value in values.items()
+            if key not in ("kills", "one_rank")
         },
-        "kills": json.dumps([each["kill"] for each in outcome["kills"]]),
-        "at_step": json.dumps([each["at_step"] for each in outcome["kills"]]),
+        "kills": json.dumps([kill.kill for kill in proof.kills]),
+        "at_step": json.dumps([kill.at_step for kill in proof.kills]),
     }
 
 
-def _ranks(project: Project, outcomes: Sequence[dict[str, Any]]) -> Grid:
+def _ranks_grid(project: Project, pairs: Sequence[tuple[ProofRecord, RankComparison]]) -> Grid:
     return Grid(
         name=RANKS,
         title="The same run on another number of processes",
@@ -159,7 +156,7 @@ def _ranks(project: Project, outcomes: Sequence[dict[str, Any]]) -> Grid:
             Column("Final numbers, several"),
             Column("Final numbers, one"),
         ),
-        rows=tuple(_ranks_row(each) for each in outcomes),
+        rows=tuple(_ranks_row(*pair) for pair in pairs),
         notes=(
             "Steps, the images of each step, their augmentation, Mixup and drop path are the same. "
             "What differs is the order in which gradients are added up over processes, and "
@@ -167,26 +164,29 @@ def _ranks(project: Project, outcomes: Sequence[dict[str, Any]]) -> Grid:
             "instead of taken in chunk after chunk. Training amplifies these last bits.",
         ),
         records=tuple(
-            {"experiment": each["experiment"], "ranks": str(each["ranks"]),
-             **{key: json.dumps(value) for key, value in each["one_rank"].items()}}
-            for each in outcomes
+            {"experiment": proof.experiment, "ranks": str(proof.ranks),
+             **{key: json.dumps(value) for key, value in sorted(pair.as_json().items())}}
+            for proof, pair in pairs
         ),
     )  # fmt: skip
 
 
-def _ranks_row(outcome: dict[str, Any]) -> tuple[Cell, ...]:
-    seen = outcome["one_rank"]
-    same_steps, same_images = (len(set(seen[key])) == 1 for key in ("steps", "images"))
+def _ranks_row(proof: ProofRecord, pair: RankComparison) -> tuple[Cell, ...]:
     return (
-        Cell.of(f"{outcome['experiment']}, seed {outcome['seed']}"),
-        Cell.of(str(outcome["ranks"])),
-        Cell.of(str(seen["steps"][0]) if same_steps else f"{seen['steps']} DIFFER"),
-        Cell.of(str(seen["images"][0]) if same_images else f"{seen['images']} DIFFER"),
-        *(Cell.of(f"{loss:.10g}") for loss in seen["first_loss"]),
-        Cell.of(f"{seen['weights_relative_l2']:.3g}"),
-        *(Cell.of(_numbers(metrics)) for metrics in seen["metrics"]),
+        Cell.of(f"{proof.experiment}, seed {proof.seed}"),
+        Cell.of(str(proof.ranks)),
+        Cell.of(_both(pair.steps)),
+        Cell.of(_both(pair.images)),
+        *(Cell.of(f"{loss:.10g}") for loss in pair.first_loss),
+        Cell.of(f"{pair.weights_relative_l2:.3g}"),
+        *(Cell.of(_numbers(metrics)) for metrics in pair.metrics),
     )
 
 
-def _numbers(metrics: dict[str, float]) -> str:
+def _both(pair: tuple[int, int]) -> str:
+    """Return the value that both trainings have to have, or both values."""
+    return str(pair[0]) if pair[0] == pair[1] else f"{list(pair)} DIFFER"
+
+
+def _numbers(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

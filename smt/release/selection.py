@@ -203,7 +203,7 @@ def _require_verified(
                 runs.setdefault(run)
                 run = project.parent(run)
     for run in runs:
-        audit.run(run)
+        audit.check_run(run)
     keys = dict.fromkeys(key for run in runs for key in fingerprint.inputs(project, run))
     data.check(layout, keys, audit.ledger)
     mismatches = audit.ledger.mismatches

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from smt.config.metrics import METRICS
 from smt.config.project import Project
 from smt.config.published import Row, Table
-from smt.report.collect import Results, kind
-from smt.report.format import plus_minus
+from smt.report.collect import Results
+from smt.report.format import css_class, plus_minus
 from smt.report.metric_result import MetricResult, metric_result
 
 
@@ -73,7 +73,7 @@ def _agreement(
     if summary is None:
         lacks = dict.fromkeys(run.lack for run in results.of(experiment) if not run.has_numbers)
         text = f"{reported}: {', '.join(lacks) or 'not measured'}"
-        word = kind(next(iter(lacks), "not run"))
+        word = css_class(next(iter(lacks), "not run"))
         return Agreement(label, reported, None, None, False, tolerance, word, text)
     value = plus_minus(summary.mean, summary.std, METRICS[result.metric].decimals)
     return Agreement(
@@ -83,7 +83,7 @@ def _agreement(
         result.interval,
         result.is_of_others,
         tolerance,
-        result.verdict.replace(" ", "-"),
+        css_class(result.verdict),
         f"{reported} → {value}, {result.verdict}",
     )
 
@@ -109,5 +109,5 @@ def axis_range(rows: Sequence[Agreement]) -> tuple[float, float]:
 
 def verdicts(rows: list[Agreement]) -> dict[str, int]:
     """Return how many numbers have each verdict; `not run` stands for none yet."""
-    words = (each.kind.replace("-", " ") if each.delta is not None else "not run" for each in rows)
+    words = (row.kind.replace("-", " ") if row.delta is not None else "not run" for row in rows)
     return dict(Counter(words))

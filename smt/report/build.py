@@ -1,4 +1,4 @@
-"""All tables and the page that leads to them, from how the runs stand."""
+"""All tables and their index page, from the results of the runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,16 +25,13 @@ def table_names(project: Project) -> tuple[str, ...]:
     return (*project.tables, *FIXED)
 
 
-def grid(results: Results, layout: Layout, name: str) -> Grid:
-    """Return one table as it stands."""
+def grid(results: Results, name: str) -> Grid:
+    """Return one table."""
     if name == sizes.NAME:
-        return sizes.sizes_grid(results.project, layout)
+        return sizes.sizes_grid(results.project, results.sizes)
     if name == drift.NAME:
-        return drift.drift_grid(results.project, layout)
-    measured = None
-    if results.project.tables[name].sizes:
-        measured = sizes.Sizes.read(layout, results.project.scale_name)
-    return ResultTable(name, results, measured).grid()
+        return drift.drift_grid(results.project, results.sizes[sizes.PAPER])
+    return ResultTable(name, results).grid()
 
 
 def require_names(names: Sequence[str], project: Project) -> None:
@@ -56,7 +53,7 @@ def build(results: Results, layout: Layout, names: Sequence[str] = ()) -> list[P
         path
         for name in names or table_names(results.project)
         if name != INDEX
-        for path in write(grid(results, layout, name), layout.tables)
+        for path in write(grid(results, name), layout.tables)
     ]
     overview = Overview(results, FIXED.items())
     for suffix, text in (("md", overview.markdown()), ("html", overview.html())):

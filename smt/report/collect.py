@@ -1,6 +1,6 @@
-"""The final numbers of every run of a scale, from MLflow and checked, and how each run stands.
+"""The final numbers of every run of a scale, from MLflow and checked, and the state of each run.
 
-The numbers come from MLflow. Where a run's `metrics.json` is at hand it must say the same.
+The numbers come from MLflow. Where a run's `metrics.json` is here it must have the same.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +15,7 @@ from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
 from smt.config.project import Project
 from smt.errors import UserError
+from smt.report.sizes import Sizes, read_sizes
 from smt.report.spread import Spread, by_recipe
 from smt.report.status import warn
 from smt.report.trajectory import OffTrack
@@ -35,7 +36,7 @@ NOT_SENT = "not in MLflow"
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run of the project as it stands."""
+    """State and final numbers of one run."""
 
     run: Run
     state: State
@@ -67,11 +68,6 @@ class RunResult:
         return NOT_SENT if self.state is State.DONE else self.state
 
 
-def kind(lack: str) -> str:
-    """Return how a state, or what stands in its place, is called where it gets its looks."""
-    return lack.lower().replace(" ", "-")
-
-
 @dataclass(frozen=True)
 class Results:
     """Every run of a scale."""
@@ -81,7 +77,9 @@ class Results:
     """None where nothing was ever sent."""
     runs: dict[Run, RunResult]
     damages: tuple[DamagedRecord, ...]
-    """Records that cannot be read; their runs count as failed."""
+    """Records that cannot be read; their runs, and sizes, count as failed."""
+    sizes: Mapping[str, Sizes]
+    """Measured sizes by scale: of the paper's and of this one."""
 
     def of(self, experiment: str) -> list[RunResult]:
         """Return the results of an experiment's runs, by seed as params give them."""
@@ -110,10 +108,10 @@ class Results:
 
 
 def collect(project: Project, layout: Layout) -> Results:
-    """Return how every run stands.
+    """Return state and final numbers of every run.
 
     Raises:
-        UserError: MLflow does not answer, or it and a `metrics.json` say different numbers.
+        UserError: MLflow does not answer, or it and a `metrics.json` have different numbers.
     """
     uri = layout.tracking_uri()
     server = None if mlflow.is_missing(uri) else TrackingClient.from_layout(layout)
@@ -131,15 +129,18 @@ def assemble(
     *,
     checked: bool = True,
 ) -> Results:
-    """Return how every run stands, given MLflow's run of each fingerprint.
+    """Return state and final numbers of every run, given MLflow's run of each fingerprint.
 
     Raises:
-        UserError: `checked`, and one of them and a `metrics.json` say different numbers.
+        UserError: `checked`, and one of them and a `metrics.json` have different numbers.
     """
     sent = {key for key, run in remote.items() if key and run.status == "FINISHED"}
-    every = states.read(project, layout, elsewhere=sent)
-    collector = _Collector(project, layout, server, remote, every, checked)
-    return Results(project, server, {run: collector.result(run) for run in every}, every.damages)
+    run_states = states.read(project, layout, elsewhere=sent)
+    collector = _Collector(project, layout, server, remote, run_states, checked)
+    sizes = read_sizes(project, layout)
+    damages = (scale.damage for scale in sizes.values() if scale.damage is not None)
+    runs = {run: collector.result(run) for run in run_states}
+    return Results(project, server, runs, (*run_states.damages, *damages), sizes)
 
 
 class _Collector:
@@ -149,15 +150,15 @@ class _Collector:
         layout: Layout,
         server: TrackingClient | None,
         remote: Mapping[str | None, RemoteRun],
-        every: States,
+        run_states: States,
         checked: bool,
     ) -> None:
         self.project, self.layout, self.server, self.remote = project, layout, server, remote
-        self.states, self.checked = every, checked
-        self.warnings = warn(project, layout, every)
+        self.states, self.checked = run_states, checked
+        self.warnings = warn(project, layout, run_states)
 
     def result(self, run: Run) -> RunResult:
-        """Return the numbers of a run, if it is done and MLflow has them, and how it stands."""
+        """Return the state of a run, and its numbers if it is done and MLflow has them."""
         run_state = self.states[run]
         remote = self.remote.get(run_state.fingerprint) if run_state.fingerprint else None
         url = self.server.run_url(remote) if self.server and remote else None
@@ -185,12 +186,13 @@ class _Collector:
         if run_state.is_done:
             command = f"smt sync --scale {self.layout.scale}"
             return "" if has_numbers else f"trained, but not in MLflow yet; run: {command}"
-        if run_state.state in UNDER_WAY and run_state.trail is not None and run_state.trail.begun:
+        snapshot = run_state.snapshot
+        if run_state.state in UNDER_WAY and snapshot is not None and snapshot.has_begun:
             epochs = self.project.recipe_of(run_state.run.experiment).schedule.epochs
             sent = int(remote.metrics.get("epoch", 0)) if remote else 0
             how_far = f"begun, {sent} of {epochs} epochs sent to MLflow"
             return f"{run_state.reason}; {how_far}" if run_state.reason else how_far
-        return run_state.reason or "not begun"
+        return run_state.reason or "no attempt yet"
 
     def _best(self, run: Run, current: str) -> Evaluation | None:
         headline = HEADLINES[self.project.experiments[run.experiment].task]
@@ -201,7 +203,7 @@ class _Collector:
 
     def _check(self, run: Run, final: RunMetrics, remote: RemoteRun, url: str | None) -> None:
         """Compare MLflow's numbers with those of `metrics.json`, and with one another."""
-        path, theirs = self.layout.metrics(run), f"MLflow run {remote.run_id} ({url})"
+        path, source = self.layout.metrics(run), f"MLflow run {remote.run_id} ({url})"
         remedy = (
             f"run `smt sync --scale {self.layout.scale}`; if that does not settle it one of them "
             "was changed by hand: delete that MLflow run and sync again, or train the run again"
@@ -209,17 +211,17 @@ class _Collector:
         for name, value in final.metrics.items():
             sent = remote.metrics.get(f"final/{name}")
             if not _equal(value, sent):
-                raise UserError(f"{path} says {name} = {value}, {theirs} says {sent}; {remedy}")
+                raise UserError(f"{path} says {name} = {value}, {source} says {sent}; {remedy}")
         weights, sent_weights = final.weights_sha256, remote.tags.get("smt.weights_sha256")
         if weights != sent_weights:
             raise UserError(
-                f"{path} is of the weights {weights}, {theirs} of {sent_weights}; {remedy}"
+                f"{path} is of the weights {weights}, {source} of {sent_weights}; {remedy}"
             )
         for section, name in product(CROSS_CHECKED_METRICS, METRICS):
-            seen, own = remote.metrics.get(f"{section}/{name}"), final.metrics.get(name)
-            if seen is not None and own is not None and abs(seen - own) > METRICS[name].tolerance:
+            sent, own = remote.metrics.get(f"{section}/{name}"), final.metrics.get(name)
+            if sent is not None and own is not None and abs(sent - own) > METRICS[name].tolerance:
                 raise UserError(
-                    f"{path} says {name} = {own}, but {section}/{name} of {theirs} is {seen}; "
+                    f"{path} says {name} = {own}, but {section}/{name} of {source} is {sent}; "
                     f"{remedy}"
                 )
 

@@ -1,4 +1,4 @@
-"""The drift table: where the paper, the release and this project do not agree."""
+"""The drift table: where the paper, the release and this project are inconsistent."""
 
 import re
 
@@ -6,7 +6,6 @@ from smt.config.project import Project
 from smt.errors import UserError, suggest
 from smt.report.grid import Cell, Column, Grid
 from smt.report.sizes import PAPER, Sizes
-from smt.runs.paths import Layout
 
 NAME = "drift"
 
@@ -17,22 +16,21 @@ METRICS = ("params_m", *_GMACS)
 and the like."""
 
 
-def drift_grid(project: Project, layout: Layout) -> Grid:
+def drift_grid(project: Project, sizes: Sizes) -> Grid:
     """Return the drift table, with the sizes that discrepancies name filled in.
 
-    Findings are about the paper's own models, so the sizes are those of its scale.
+    Discrepancies are about the paper's own models, so the sizes are those of its scale.
 
     Raises:
         UserError: a discrepancy names a model or a size that does not exist.
     """
-    sizes = Sizes.read(layout, PAPER)
-    ours = [
+    texts = [
         _fill(project, discrepancy.ours, sizes, index)
         for index, discrepancy in enumerate(project.discrepancies)
     ]
     rows = [
         (discrepancy.subject, discrepancy.kind, discrepancy.paper, discrepancy.release, text)
-        for discrepancy, text in zip(project.discrepancies, ours, strict=True)
+        for discrepancy, text in zip(project.discrepancies, texts, strict=True)
     ]
     keys = ("subject", "kind", "paper", "release", "ours")
     notice = project.scale.notice
@@ -59,7 +57,7 @@ def drift_grid(project: Project, layout: Layout) -> Grid:
 
 
 def _fill(project: Project, text: str, sizes: Sizes, index: int) -> str:
-    """Return `text` with measured sizes in place of {model.metric}; (pending) where none is."""
+    """Return `text` with measured sizes in place of {model.metric}; the reason where none is."""
     valid = (*project.models, *project.systems)
 
     def value(match: re.Match[str]) -> str:
@@ -71,7 +69,7 @@ def _fill(project: Project, text: str, sizes: Sizes, index: int) -> str:
         if metric not in METRICS:
             raise UserError(f"{where}: no size {metric!r}; valid: {', '.join(METRICS)}")
         count = _measured(sizes, model, metric)
-        return f"({sizes.pending})" if count is None else f"{count:.3f}"
+        return f"({sizes.reason})" if count is None else f"{count:.3f}"
 
     return _PLACE.sub(value, text)
 

@@ -1,4 +1,4 @@
-"""What the figures show, from MLflow. `smt.report.plots` plots it."""
+"""The data of the figures, from MLflow. `smt.report.plots` plots them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,6 @@ from smt.report.metric_result import summary_of
 from smt.report.sizes import Sizes
 from smt.report.trajectory import epoch_means
 from smt.report.verdict import summarise
-from smt.runs.paths import Layout
 
 CURVES = "learning_curves"
 ACCURACY = "accuracy_vs_macs"
@@ -111,16 +110,16 @@ def metric_of(curves: Sequence[Curve]) -> Metric:
 
 def _curve(results: Results, experiment: str, label: str) -> Curve:
     """Return the mean over the seeds that are done, or over all that have begun if none is."""
-    begun = [run for run in results.of(experiment) if run.remote is not None]
-    done = [run for run in begun if run.has_numbers]
+    runs = [run for run in results.of(experiment) if run.remote is not None]
+    done = [run for run in runs if run.has_numbers]
     apart = tuple(
         replace(
             _mean(results, experiment, (run,)), label=f"{label}, seed {run.run.seed}, {run.state}"
         )
-        for run in begun
+        for run in runs
         if done and run not in done
     )
-    return replace(_mean(results, experiment, done or begun), label=label, apart=apart)
+    return replace(_mean(results, experiment, done or runs), label=label, apart=apart)
 
 
 def _mean(results: Results, experiment: str, runs: Sequence[RunResult]) -> Curve:
@@ -147,10 +146,10 @@ def _band(series: Iterable[dict[float, float]]) -> Band:
     )
 
 
-def markers(results: Results, layout: Layout) -> list[Marker]:
+def markers(results: Results) -> list[Marker]:
     """Return the experiments of the tables that have a top-1 and whose model was measured."""
     project = results.project
-    sizes = Sizes.read(layout, project.scale_name)
+    sizes = results.sizes[project.scale_name]
     names = dict.fromkeys(name for table in project.tables.values() for name in table.experiments)
     candidates = (_marker(results, sizes, name) for name in names)
     return [marker for marker in candidates if marker is not None]

@@ -24,6 +24,11 @@ def exact(value: float | None) -> str:
     return "" if value is None else repr(float(value))
 
 
+def css_class(text: str) -> str:
+    """Return a state or verdict as a class of the style sheet."""
+    return text.lower().replace(" ", "-")
+
+
 def joined(values: Iterable[object]) -> str:
     """Return values as one field of a CSV file, in the order of the seeds."""
     return "; ".join(str(value) for value in values)

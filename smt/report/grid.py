@@ -1,4 +1,4 @@
-"""A table worked out once, for every format to show."""
+"""A table, computed once for all formats."""
 
 from dataclasses import dataclass
 
@@ -76,14 +76,14 @@ class Grid:
 
     def without_provenance(self) -> "Grid":
         """Return the table without columns of run ids."""
-        kept = [index for index, column in enumerate(self.columns) if not column.provenance]
+        indices = [index for index, column in enumerate(self.columns) if not column.provenance]
         return Grid(
             self.name,
             self.title,
             self.caption,
             self.notice,
-            tuple(self.columns[index] for index in kept),
-            tuple(tuple(row[index] for index in kept) for row in self.rows),
+            tuple(self.columns[index] for index in indices),
+            tuple(tuple(row[index] for index in indices) for row in self.rows),
             self.notes,
             self.records,
         )

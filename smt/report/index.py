@@ -1,12 +1,12 @@
-"""The page that leads to every table and figure, and says how each run stands."""
+"""The index page: links to every table and figure, and the state of each run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from smt.config.metrics import METRICS, headline
 from smt.report import figures
-from smt.report.collect import Results, RunResult, kind
-from smt.report.format import joined
+from smt.report.collect import Results, RunResult
+from smt.report.format import css_class, joined
 from smt.report.grid import Cell, Column
 from smt.report.render import markdown_table, markdown_text, page
 from smt.runs.state import counts
@@ -42,7 +42,7 @@ class Figure:
 
 
 class Overview:
-    """What the page says, worked out once for Markdown and HTML."""
+    """Content of the page, computed once for Markdown and HTML."""
 
     def __init__(self, results: Results, fixed: Iterable[tuple[str, str]]) -> None:
         """`fixed` holds name and title of the tables that no run is behind."""
@@ -51,7 +51,7 @@ class Overview:
         scale = self.project.scale
         self.title = f"Scale-Aware Modulation Meet Transformer: results at {scale.title}"
         self.notice = scale.notice
-        self.summary = f"{len(results.runs)} runs: {stated(results.runs.values())}."
+        self.summary = f"{len(results.runs)} runs: {state_summary(results.runs.values())}."
         self.tables = [
             *(self._link(name) for name in self.project.tables),
             *(Link(name, title, "measured sizes") for name, title in fixed),
@@ -81,7 +81,7 @@ class Overview:
                 for table in self.tables
             ),
             "## Figures",
-            "\n\n".join(f"![{markdown_text(each.title)}]({each.href})" for each in self.figures),
+            "\n\n".join(f"![{markdown_text(plot.title)}]({plot.href})" for plot in self.figures),
             "## Where it comes from",
             "\n".join(f"- {name}: {markdown_text(value)}" for name, value in self.provenance),
             "## Runs",
@@ -90,7 +90,8 @@ class Overview:
         return "\n\n".join(parts) + "\n"
 
     def _link(self, name: str) -> Link:
-        return Link(name, self.project.tables[name].title, stated(self.results.of_table(name)))
+        title, runs = self.project.tables[name].title, self.results.of_table(name)
+        return Link(name, title, state_summary(runs))
 
     def _provenance(self) -> list[tuple[str, str]]:
         server = self.results.server
@@ -113,7 +114,7 @@ class Overview:
         fingerprint = run.fingerprint or ""
         return (
             Cell.of(str(run.run)),
-            Cell.of(run.state, kind=kind(run.state)),
+            Cell.of(run.state, kind=css_class(run.state)),
             Cell.of(result),
             Cell.of("" if seconds is None else f"{seconds / 60:.1f}"),
             Cell.of(tags.get("smt.attempts", "")),
@@ -123,8 +124,8 @@ class Overview:
         )
 
 
-def stated(runs: Iterable[RunResult]) -> str:
-    """Return how many runs are in which state, in words."""
+def state_summary(runs: Iterable[RunResult]) -> str:
+    """Return the number of runs in each state, as in `3 done, 2 not started`."""
     states = counts(run.state for run in runs)
     return ", ".join(f"{count} {state}" for state, count in states.items()) or "no runs"
 

@@ -1,4 +1,4 @@
-"""One metric of an experiment: what was reported, what came out, and the verdict."""
+"""One metric of an experiment: reported value, reproduced value and verdict."""
 
 import statistics
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from smt.runs.journal import Evaluation
 
 @dataclass(frozen=True)
 class MetricResult:
-    """One metric of an experiment: what was reported, what came out, and how far chance goes."""
+    """One metric of an experiment: reported and reproduced value, verdict and interval."""
 
     experiment: str
     metric: str
@@ -30,7 +30,7 @@ class MetricResult:
         """Mean over seeds of the metric at the best epoch of each, if all have one."""
         if not self.best:
             return None
-        return statistics.fmean(each.metrics[self.metric] for each in self.best)
+        return statistics.fmean(evaluation.metrics[self.metric] for evaluation in self.best)
 
     @property
     def interval(self) -> float | None:
@@ -106,5 +106,5 @@ def best_of(runs: Sequence[RunResult], metric: str) -> tuple[Evaluation, ...]:
     best is the last.
     """
     done = [run.best for run in runs if metric in run.metrics]
-    best = [each for each in done if each is not None and each.evaluations > 1]
+    best = [one for one in done if one is not None and one.evaluations > 1]
     return tuple(best) if len(best) == len(done) else ()

@@ -1,4 +1,4 @@
-"""The notes below tables: how numbers, intervals and verdicts come about."""
+"""The notes below tables: definitions of numbers, intervals and verdicts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -71,7 +71,7 @@ def chance_notes(
     )
     yield INTERVAL
     if pooled:
-        yield f"Pooled over seeds: {joined(_pooled(*each) for each in pooled)}."
+        yield f"Pooled over seeds: {joined(_pooled(*entry) for entry in pooled)}."
     of_others = dict.fromkeys(row.label for row, result in done if result.is_of_others)
     if of_others:
         yield f"* A single seed, whose s comes from other experiments alone: {joined(of_others)}."

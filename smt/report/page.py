@@ -1,4 +1,4 @@
-"""The report: one page that sets out what was reproduced, what was not, and where it comes from."""
+"""The report: one page of what was reproduced, what was not, and the provenance of both."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from smt.report.agreement import agreements, verdicts
 from smt.report.build import FIXED
 from smt.report.collect import Results, RunResult, by_reason
 from smt.report.grid import Grid
-from smt.report.index import Overview, stated
+from smt.report.index import Overview, state_summary
 from smt.report.inline import inline_svg
 from smt.report.notes import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
 from smt.report.plots import PALETTE, plot
@@ -33,7 +33,7 @@ VERDICTS = (
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that stand the same for the same reason."""
+    """Runs with the same state for the same reason."""
 
     state: State
     reason: str
@@ -54,10 +54,10 @@ class Section:
 
 
 class Report:
-    """What the page says, worked out once."""
+    """Content of the page, computed once."""
 
     def __init__(self, results: Results, layout: Layout) -> None:
-        """Work it out.
+        """Compute the content.
 
         Raises:
             UserError: MLflow does not answer, or a discrepancy names an unknown size.
@@ -68,26 +68,27 @@ class Report:
         self.title = "Scale-Aware Modulation Meet Transformer: a reproduction"
         self.scale, self.notice = project.scale.title, project.scale.notice
         states = counts(run.state for run in runs)
-        self.states = [(state, count, stated_of(state)) for state, count in states.items()]
+        self.states = [(state, count, describe_state(state)) for state, count in states.items()]
         self.total = len(runs)
-        self.summary = f"{self.total} runs: {stated(runs)}."
+        self.summary = f"{self.total} runs: {state_summary(runs)}."
         rows = agreements(results)
         counted = verdicts(rows)
         self.published = len(rows)
         self.verdicts = [(verdict, counted[verdict]) for verdict in VERDICTS if verdict in counted]
         self.unpublished = self._unpublished()
-        self.agreement = plot(results, layout, figures.AGREEMENT)
-        self.tables = [self._section(ResultTable(name, results).grid()) for name in project.tables]
+        self.agreement = plot(results, figures.AGREEMENT)
+        self.tables = [
+            self._section(ResultTable(name, results, with_sizes=False).grid())
+            for name in project.tables
+        ]
         self.explained = self._explained()
-        self.sizes = self._section(sizes.sizes_grid(project, layout))
-        self.drift = self._section(drift.drift_grid(project, layout))
+        self.sizes = self._section(sizes.sizes_grid(project, results.sizes))
+        self.drift = self._section(drift.drift_grid(project, results.sizes[sizes.PAPER]))
         self.curves = [
-            plot(results, layout, name)
-            for name in figures.titles(project)
-            if figures.is_curves(name)
+            plot(results, name) for name in figures.titles(project) if figures.is_curves(name)
         ]
         self.predictions = predictions(results, layout)
-        self.accuracy = plot(results, layout, figures.ACCURACY)
+        self.accuracy = plot(results, figures.ACCURACY)
         self.warnings = [(str(run.run), run.warning.text) for run in runs if run.warning]
         self.groups = list(_groups(runs, layout))
         overview = Overview(results, FIXED.items())
@@ -122,8 +123,8 @@ class Report:
         """Return what holds for the numbers and verdicts of every table."""
         if self.notice is not None:
             return [REPRODUCED, NOT_COMPARED]
-        every = sorted({table.tolerance for table in self.project.tables.values()})
-        tolerance = " or ".join(f"{each:g}" for each in every)
+        tolerances = sorted({table.tolerance for table in self.project.tables.values()})
+        tolerance = " or ".join(f"{value:g}" for value in tolerances)
         return [REPRODUCED, INTERVAL, explain_verdict(f"{tolerance}, as its table says")]
 
     def _unpublished(self) -> int:
@@ -166,7 +167,7 @@ class Report:
         return runs_url(web_url(server.uri), list(server.experiments().values()))
 
 
-def stated_of(state: State) -> str:
+def describe_state(state: State) -> str:
     """Return what a state means, for a legend."""
     return {
         State.NOT_STARTED: "no attempt has come to its first step",
@@ -194,8 +195,8 @@ def _with_seeds(runs: Iterable[RunResult]) -> tuple[str, ...]:
     for run in runs:
         seeds.setdefault(run.run.experiment, []).append(str(run.run.seed))
     return tuple(
-        f"{name}, seed{'s' if len(each) > 1 else ''} {', '.join(each)}"
-        for name, each in seeds.items()
+        f"{name}, seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+        for name, numbers in seeds.items()
     )
 
 

@@ -19,6 +19,7 @@ from smt.report.figures import Band, Curve, Marker, metric_of
 from smt.report.format import plus_minus, signed
 from smt.runs.atomic import RESULTS_REMEDY, explained, replacing
 from smt.runs.paths import Layout
+from smt.runs.state import State
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -104,7 +105,7 @@ def style(name: str, **settings: Any) -> Iterator[None]:
         yield
 
 
-def plot(results: Results, layout: Layout, name: str) -> Plot:
+def plot(results: Results, name: str) -> Plot:
     """Return the figure `name`.
 
     Raises:
@@ -113,7 +114,7 @@ def plot(results: Results, layout: Layout, name: str) -> Plot:
     title, scale = figures.titles(results.project)[name], results.project.scale_name
     with style(name):
         if name == figures.ACCURACY:
-            return accuracy(title, figures.markers(results, layout), scale)
+            return accuracy(title, figures.markers(results), scale)
         if name == figures.AGREEMENT:
             return agreement(title, agreements(results))
         return learning_curves(name, title, figures.curves(results, name))
@@ -129,7 +130,7 @@ def save_all(results: Results, layout: Layout, names: Sequence[str] = ()) -> lis
     return [
         path
         for name in names or figures.titles(results.project)
-        for path in _save(plot(results, layout, name), layout.figures / name, notice)
+        for path in _save(plot(results, name), layout.figures / name, notice)
     ]
 
 
@@ -164,8 +165,8 @@ def _colour(name: str) -> str:
 
 def _set_empty(plot: Plot, axes: Iterable["Axes"], text: str) -> None:
     plot.empty = text
-    for each in axes:
-        each.text(0.5, 0.5, text, ha="center", va="center", transform=each.transAxes)
+    for ax in axes:
+        ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
 
 
 # --- learning curves -------------------------------------------------------------------------
@@ -183,11 +184,11 @@ def learning_curves(name: str, title: str, curves: Sequence[Curve]) -> Plot:
         }  # fmt: skip
         plot.lines.append(_curve_label(curve))
         loss.plot([], [], label=plot.lines[-1], **style)
-        for each, width in ((curve, 1.7), *((seed, 0.8) for seed in curve.apart)):
+        for line, width in ((curve, 1.7), *((seed, 0.8) for seed in curve.apart)):
             lines = {**style, "linewidth": width}
-            _line(plot, loss, f"{each.label}, training loss", each.loss, 3, lines)
-            heading = f"{each.label}, validation {metric.name} (%)"
-            _line(plot, score, heading, each.score, metric.decimals, lines)
+            _line(plot, loss, f"{line.label}, training loss", line.loss, 3, lines)
+            heading = f"{line.label}, validation {metric.name} (%)"
+            _line(plot, score, heading, line.score, metric.decimals, lines)
     for axes in (loss, score):
         axes.xaxis.get_major_locator().set_params(integer=True)
     loss.set(xlabel="epoch", ylabel="training loss (mean of the epoch)")
@@ -205,7 +206,7 @@ def learning_curves(name: str, title: str, curves: Sequence[Curve]) -> Plot:
 
 def _curve_label(curve: Curve) -> str:
     if curve.seeds == 0:
-        return f"{curve.label}: pending"
+        return f"{curve.label}: {State.NOT_STARTED}"
     seeds = f"{curve.seeds} seed{'s' if curve.seeds > 1 else ''}"
     last = [METRICS[curve.metric].format(score) for score in curve.score.mean[-1:]]
     return f"{curve.label}: {', '.join((*last, seeds))}"
@@ -252,10 +253,10 @@ def accuracy(title: str, markers: Sequence[Marker], scale: str) -> Plot:
         command = f"smt profile --scale {scale} measures models."
         _set_empty(plot, (axes,), f"No run is done and measured yet: {command}")
         return plot
-    unit, factor = ("G", 1.0) if max(each.gmacs for each in markers) >= 1 else ("M", 1e3)
+    unit, factor = ("G", 1.0) if max(marker.gmacs for marker in markers) >= 1 else ("M", 1e3)
     for number, marker in enumerate(markers, start=1):
         _numbered(plot, axes, number, marker, factor * marker.gmacs, unit)
-    low, high = (pick(each.gmacs for each in markers) for pick in (min, max))
+    low, high = (pick(marker.gmacs for marker in markers) for pick in (min, max))
     if high > 5 * low:
         _logarithmic(axes)
     axes.set(
@@ -270,8 +271,8 @@ def accuracy(title: str, markers: Sequence[Marker], scale: str) -> Plot:
 
 def _groups(markers: Sequence[Marker]) -> str:
     names = {"o": "circle", "s": "square", "D": "diamond"}
-    shown = (GROUPS[group] for group in GROUPS if any(each.group == group for each in markers))
-    parts = [f"{names[marker]}: {title}" for _, marker, title in shown]
+    groups = (GROUPS[group] for group in GROUPS if any(marker.group == group for marker in markers))
+    parts = [f"{names[marker]}: {title}" for _, marker, title in groups]
     if any(marker.reported is not None for marker in markers):
         parts.append("x: reported")
     return "; ".join(parts)

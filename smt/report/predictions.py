@@ -1,4 +1,4 @@
-"""Pictures of what detectors and segmenters predict, as their evaluations have left them."""
+"""Sheets of predictions of detectors and segmenters, which their evaluations write."""
 
 import base64
 from collections.abc import Iterable, Mapping
@@ -26,10 +26,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a page shows of them."""
+    """The sheets of a page."""
 
     pictures: tuple[Picture, ...]
-    pending: str
+    note: str
     """What there is no picture of yet, and why; empty where all are there."""
     damages: tuple[DamagedRecord, ...] = ()
     """Evaluations that cannot be read."""
@@ -43,12 +43,12 @@ def predictions(results: Results, layout: Layout) -> Predictions | None:
         return None
     done = [run for run in runs if run.has_numbers]
     damages: dict[Run, DamagedRecord] = {}
-    drawn = [run for run in done if _has_picture(layout, run, damages)]
+    available = [run for run in done if _has_picture(layout, run, damages)]
     names = places(project)
-    pictures = tuple(_picture(layout, run, _caption(project, names, run)) for run in drawn)
-    missing = [run.run for run in done if run not in drawn]
-    pending = _pending(len(runs) - len(done), missing, damages)
-    return Predictions(pictures, pending, tuple(damages.values()))
+    pictures = tuple(_picture(layout, run, _caption(project, names, run)) for run in available)
+    missing = [run.run for run in done if run not in available]
+    note = _missing_note(len(runs) - len(done), missing, damages)
+    return Predictions(pictures, note, tuple(damages.values()))
 
 
 def _has_head(project: Project, run: RunResult) -> bool:
@@ -81,7 +81,9 @@ def _picture(layout: Layout, run: RunResult, caption: str) -> Picture:
     return Picture(caption, alt, f"data:image/jpeg;base64,{content}")
 
 
-def _pending(unfinished: int, missing: Iterable[Run], damages: Mapping[Run, DamagedRecord]) -> str:
+def _missing_note(
+    unfinished: int, missing: Iterable[Run], damages: Mapping[Run, DamagedRecord]
+) -> str:
     parts = [f"of {unfinished} runs, which are not done"] if unfinished else []
     for run in missing:
         parts.append(f"of {run}: {damages[run]}" if run in damages else f"of {run}, which smt "

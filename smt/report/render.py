@@ -111,14 +111,14 @@ def as_csv(grid: Grid) -> str:
 
 def latex(grid: Grid) -> str:
     """Return a table of booktabs; one with sentences is a longtable, which may break over pages."""
-    shown = grid.without_provenance()
-    prose = any(column.prose for column in shown.columns)
+    visible = grid.without_provenance()
+    prose = any(column.prose for column in visible.columns)
     packages = "booktabs,array,longtable" if prose else "booktabs,graphicx"
     lines = [
         *_latex_provenance(grid),
         rf"% Needs \usepackage{{{packages}}}; links need \usepackage{{hyperref}}.",
         r"\providecommand{\href}[2]{#2}",
-        *(_latex_long(shown) if prose else _latex_float(shown)),
+        *(_latex_long(visible) if prose else _latex_float(visible)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -219,8 +219,8 @@ def _latex_provenance(grid: Grid) -> list[str]:
     for row in grid.rows:
         for column, cell in zip(grid.columns, row, strict=True):
             if column.provenance:
-                known = [" ".join((span.title or span.text).split()) for span in cell.spans]
-                lines.append(f"% {' '.join(row[0].text.split())}: {'; '.join(known)}")
+                runs = [" ".join((span.title or span.text).split()) for span in cell.spans]
+                lines.append(f"% {' '.join(row[0].text.split())}: {'; '.join(runs)}")
     return lines
 
 
@@ -229,10 +229,9 @@ def latex_text(text: str) -> str:
 
     Latin letters pass; a sign that no LaTeX font has without further packages becomes a `?`.
     """
-    shown = (
-        _TEX.get(each, each if each <= _LAST_LATIN else "?") for each in " ".join(text.split())
-    )
-    return re.sub(r"-(?=-)", "-{}", "".join(shown))  # two hyphens would become one dash
+    signs = " ".join(text.split())
+    escaped = (_TEX.get(sign, sign if sign <= _LAST_LATIN else "?") for sign in signs)
+    return re.sub(r"-(?=-)", "-{}", "".join(escaped))  # two hyphens would become one dash
 
 
 # --- HTML ------------------------------------------------------------------------------------

@@ -70,10 +70,12 @@ def frame(results: Results, tables: Sequence[str] = ()) -> "pandas.DataFrame":
     import pandas
 
     project = results.project
-    shown = {name: project.tables[name] for name in tables or project.tables}
-    shown_experiments = dict.fromkeys(name for each in shown.values() for name in each.experiments)
-    experiments = shown_experiments if tables else project.experiments
-    rows = [row for name in experiments for row in _experiment_rows(results, name, shown)]
+    selected = {name: project.tables[name] for name in tables or project.tables}
+    table_experiments = dict.fromkeys(
+        name for table in selected.values() for name in table.experiments
+    )
+    experiments = table_experiments if tables else project.experiments
+    rows = [row for name in experiments for row in _experiment_rows(results, name, selected)]
     data = pandas.DataFrame(rows, columns=list(COLUMNS))
     return data.astype({name: kind for name, (kind, _) in COLUMNS.items()})
 
@@ -123,16 +125,16 @@ def _metric_columns(
     results: Results, experiment: str, metric: str, tables: Mapping[str, Table]
 ) -> dict[str, Any]:
     """Return what holds of a metric for every seed of an experiment."""
-    shown = [
+    names = [
         name
         for name, table in tables.items()
         if metric in table.metrics and experiment in table.experiments
     ]
     # A number that was derived for one table is reported in no other.
     with_reported = (
-        name for name in shown if results.project.reported_value(experiment, metric, name)
+        name for name in names if results.project.reported_value(experiment, metric, name)
     )
-    table = next(with_reported, shown[0] if shown else None)
+    table = next(with_reported, names[0] if names else None)
     result = metric_result(results, experiment, metric, table or "")
     reported, summary = result.reported, result.summary
     return {

@@ -1,16 +1,19 @@
-"""The table of sizes: parameters and multiply-accumulates, measured and published."""
+"""Parameters and multiply-accumulates, measured and published: `sizes.json` and the table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, RootModel
 
 from smt.config.project import Project
 from smt.config.published import ReportedValue
-from smt.errors import UserError
-from smt.report.format import exact, signed, source_mark, source_notes
+from smt.report.format import css_class, exact, signed, source_mark, source_notes
 from smt.report.grid import Cell, Column, Grid
-from smt.runs.atomic import read_json
+from smt.runs import record
 from smt.runs.paths import Layout
+from smt.runs.record import DamagedRecord, Record
+from smt.runs.state import State
 
 NAME = "sizes"
 
@@ -22,66 +25,125 @@ PAPER = "paper"
 """The scale whose models are the paper's own: only their sizes can be set beside published ones."""
 
 
+class Macs(Record):
+    """Multiply-accumulates of a forward pass of one image, by convention."""
+
+    conv_linear: int
+    attention: int
+    reported: int
+    thop: int | None = None
+
+
+class PartSize(Record):
+    """What one part of a detector or segmenter has of its size."""
+
+    params: int
+    reported: int
+    """MACs as the published figures were counted."""
+
+
+class ModelSize(Record):
+    """Parameters and multiply-accumulates of a classifier, or of a head on a model."""
+
+    title: str
+    params: int
+    macs: Annotated[dict[str, Macs], Field(min_length=1)]
+    """By the image: the side in pixels of a classifier's, `height x width` of others."""
+    parts: dict[str, PartSize] = {}
+    """Of a head on a model."""
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """The resolutions that a classifier was measured at, lowest first."""
+        return tuple(sorted(int(image) for image in self.macs if image.isdigit()))
+
+
+class SizesRecord(RootModel[dict[str, ModelSize]]):
+    """`sizes.json`: the size of each model, and of each head on a model, by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the keys that were set, with those that this version does not know."""
+        values: dict[str, Any] = self.model_dump(exclude_unset=True)
+        return values
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What `smt profile` measured at one scale."""
 
     scale: str
-    models: dict[str, Any] | None
-    """None where it has not been run."""
+    models: Mapping[str, ModelSize] = field(default_factory=dict)
+    damage: DamagedRecord | None = None
+    """What is wrong with the file, if it cannot be read."""
 
     @classmethod
     def read(cls, layout: Layout, scale: str) -> "Sizes":
-        """Return the sizes measured at `scale` in the same results folder."""
+        """Return the sizes measured at `scale` in the same results folder; empty without any."""
         path = Layout(scale, layout.results, layout.data).sizes
         try:
-            return cls(scale, read_json(path))
-        except ValueError as error:
-            raise UserError(
-                f"{path}: not JSON ({error}); run: smt profile --scale {scale}"
-            ) from None
+            sizes = record.read(SizesRecord, path, f"remove it and run: {_command(scale)}")
+        except DamagedRecord as damage:
+            return cls(scale, damage=damage)
+        return cls(scale, sizes.root if sizes else {})
 
     @property
-    def pending(self) -> str:
-        return f"pending: run smt profile --scale {self.scale}"
+    def state(self) -> State:
+        """The state of a size that is not there."""
+        return State.NOT_STARTED if self.damage is None else State.FAILED
+
+    @property
+    def missing(self) -> Cell:
+        """What stands in a table in place of a size that is not there."""
+        return Cell.of(self.state, kind=css_class(self.state))
+
+    @property
+    def reason(self) -> str:
+        """Why a size is not there, with the remedy."""
+        return f"{self.state}: {self.damage or f'run {_command(self.scale)}'}"
 
     def params(self, model: str) -> int | None:
-        entry = self._entry(model)
-        return int(entry["params"]) if entry else None
+        """Return the parameters of a model or system."""
+        size = self.models.get(model)
+        return size.params if size else None
 
-    def macs(self, model: str, resolution: int | str, convention: str) -> int | None:
-        entry = self._entry(model)
-        if entry is None or str(resolution) not in entry["macs"]:
-            return None
-        return int(entry["macs"][str(resolution)][convention])
+    def macs(self, model: str, image: int | str, convention: str) -> int | None:
+        """Return the MACs of a model or system for an image of this size."""
+        size = self.models.get(model)
+        macs = size.macs.get(str(image)) if size else None
+        return None if macs is None else int(getattr(macs, convention))
 
     def resolutions(self, model: str) -> tuple[int, ...]:
-        """Return the resolutions that the model was measured at, lowest first."""
-        entry = self._entry(model)
-        return tuple(sorted(int(each) for each in entry["macs"])) if entry else ()
+        """Return the resolutions that a classifier was measured at, lowest first."""
+        size = self.models.get(model)
+        return size.resolutions if size else ()
 
     def size_of_image(self, system: str) -> str | None:
         """Return the size of the image that a head on a model was measured at, None if not yet."""
-        entry = self._entry(system)
-        return next(iter(entry["macs"])) if entry else None
-
-    def _entry(self, model: str) -> dict[str, Any] | None:
-        if self.models is None or not isinstance(self.models.get(model), dict):
-            return None
-        entry: dict[str, Any] = self.models[model]
-        return entry
+        size = self.models.get(system)
+        return next(iter(size.macs)) if size else None
 
 
-def sizes_grid(project: Project, layout: Layout) -> Grid:
-    """Return the table of sizes.
+def _command(scale: str) -> str:
+    return f"smt profile --scale {scale}"
+
+
+def read_sizes(project: Project, layout: Layout) -> dict[str, Sizes]:
+    """Return the sizes of the paper's scale and of the project's own, by scale."""
+    scales = dict.fromkeys((PAPER, project.scale_name))
+    return {scale: Sizes.read(layout, scale) for scale in scales}
+
+
+def sizes_grid(project: Project, sizes: Mapping[str, Sizes]) -> Grid:
+    """Return the table of sizes, given those of `read_sizes`.
 
     The paper's models come first, whatever the scale: their sizes need no training. At another
     scale its own models follow, which nothing published can be compared with.
     """
-    scales = dict.fromkeys((PAPER, project.scale_name))
     table = _SizesTable(project)
-    for scale in scales:
-        table.add(Sizes.read(layout, scale), published=scale == PAPER)
+    for scale, measured in sizes.items():
+        table.add(measured, published=scale == PAPER)
     return table.grid()
 
 
@@ -110,7 +172,7 @@ class _SizesTable:
         model: str,
         title: str,
         resolution: int | str | None,
-        own: Mapping[str, ReportedValue],
+        published: Mapping[str, ReportedValue],
     ) -> None:
         params = sizes.params(model)
         counts = {
@@ -119,13 +181,12 @@ class _SizesTable:
         }
         first = resolution == 224 or not isinstance(resolution, int)
         key = "gmacs" if first else f"gmacs_{resolution}"
-        params_m, gmacs = own.get("params_m"), own.get(key)
-        waiting = "" if params is not None else "pending"
+        params_m, gmacs = published.get("params_m"), published.get(key)
         self.rows.append(
             (
                 Cell.of(title),
                 Cell.of(sizes.scale),
-                Cell.of(f"{params / 1e6:.6f}" if params is not None else waiting, kind=waiting),
+                sizes.missing if params is None else Cell.of(f"{params / 1e6:.6f}"),
                 self._reported(params_m),
                 Cell.of(_difference(params, params_m, 1e6)),
                 Cell.of(str(resolution or "")),
@@ -146,7 +207,7 @@ class _SizesTable:
                 "resolution": str(resolution or ""),
                 **{f"macs_{name}": str(counts[name] or "") for name in CONVENTIONS},
                 "gmacs_published": exact(gmacs.value if gmacs else None),
-                "state": "measured" if params is not None else sizes.pending,
+                "state": "measured" if params is not None else sizes.reason,
             }
         )
 
@@ -164,10 +225,8 @@ class _SizesTable:
             "same with the products of attention; and as the published figures were counted, which "
             "is what their difference is taken from."
         )
-        waiting = dict.fromkeys(
-            record["state"] for record in self.records if record["state"] != "measured"
-        )
-        notes += [f"{each}." for each in waiting]
+        states = dict.fromkeys(row["state"] for row in self.records)
+        notes += [f"{state}." for state in states if state != "measured"]
         if self.project.scale.notice is not None:
             notes.append(
                 f"Rows of scale {PAPER} are the paper's own models and can be compared with it; "

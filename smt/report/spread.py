@@ -1,4 +1,4 @@
-"""How far trainings of one recipe differ by chance, and where one more of them would end.
+"""Spread over seeds of one recipe, and the prediction interval of one more training.
 
 A published number is one training. Against the mean of n seeds it is judged by a prediction
 interval, t * s * sqrt(1 + 1/n) to either side. (Two standard deviations of the seeds themselves
@@ -55,15 +55,15 @@ def pooled(values: Mapping[str, Sequence[float]]) -> Spread | None:
     An experiment with a value that is not finite is left out.
     """
     several = {
-        name: each
-        for name, each in values.items()
-        if len(each) > 1 and all(map(math.isfinite, each))
+        name: seeds
+        for name, seeds in values.items()
+        if len(seeds) > 1 and all(map(math.isfinite, seeds))
     }
-    df = sum(len(each) - 1 for each in several.values())
+    df = sum(len(seeds) - 1 for seeds in several.values())
     if df == 0:
         return None
-    means = {name: statistics.fmean(each) for name, each in several.items()}
-    squares = ((value - means[name]) ** 2 for name, each in several.items() for value in each)
+    means = {name: statistics.fmean(seeds) for name, seeds in several.items()}
+    squares = ((value - means[name]) ** 2 for name, seeds in several.items() for value in seeds)
     return Spread(math.sqrt(math.fsum(squares) / df), df, tuple(several))
 
 
@@ -80,5 +80,5 @@ def by_recipe(
             for metric in METRICS.keys() & final.keys():
                 key = (project.experiments[name].recipe, metric)
                 values.setdefault(key, {}).setdefault(name, []).append(final[metric])
-    spreads = {key: pooled(each) for key, each in values.items()}
+    spreads = {key: pooled(by_experiment) for key, by_experiment in values.items()}
     return {key: spread for key, spread in spreads.items() if spread is not None}

@@ -1,4 +1,4 @@
-"""What `smt status` tells of each run: its state, how far it is, how fast, and where."""
+"""Status of runs for `smt status`: state, progress, speed and place."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,16 +10,16 @@ from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.report.trajectory import OffTrack, off_track
 from smt.runs import progress
-from smt.runs.journal import Record
+from smt.runs.journal import TimedLine
 from smt.runs.paths import Layout
 from smt.runs.progress import Length, Progress
 from smt.runs.state import UNDER_WAY, Job, RunState, State
-from smt.runs.workdir import Trail
+from smt.runs.workdir import WorkDirSnapshot
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run as it stands."""
+    """State and progress of one run."""
 
     run_state: RunState
     progress: Progress
@@ -47,44 +47,49 @@ class RunStatus:
     @property
     def attempts(self) -> int:
         """Starts of the training that came as far as its first step."""
-        return self.run_state.trail.attempts if self.run_state.trail else 0
+        return self.run_state.snapshot.attempts if self.run_state.snapshot else 0
 
 
 @dataclass(frozen=True)
 class Status:
-    """Runs of a scale at one moment."""
+    """Status of the runs of a scale at one moment."""
 
     project: Project
     states: States
     runs: tuple[RunStatus, ...]
-    """Those that were asked for."""
+    """Those of the selected experiments."""
 
     def count(self, state: State) -> int:
         """Return how many runs are in a state."""
-        return sum(each.state is state for each in self.runs)
+        return sum(run.state is state for run in self.runs)
 
     @property
     def gpu_hours_left(self) -> float:
-        """GPU-hours of what is to do, as `smt plan` reckons them."""
-        return sum(_gpu_hours_left(self.project, each) for each in self.runs)
+        """GPU-hours of the runs that are not done, as `smt plan` estimates them."""
+        return sum(_gpu_hours_left(self.project, run) for run in self.runs)
 
 
 def collect(project: Project, layout: Layout, experiments: Iterable[str] = ()) -> Status:
-    """Return how the runs of `experiments` stand now (default: all)."""
-    every = states.read(project, layout)
-    warnings = warn(project, layout, every)
-    wanted = set(experiments) or set(project.order)
-    chosen = [each for each in every.values() if each.run.experiment in wanted]
-    runs = (_status(project, each, every.at, warnings.get(each.run)) for each in chosen)
-    return Status(project, every, tuple(runs))
+    """Return the status of the runs of `experiments` now (default: all)."""
+    run_states = states.read(project, layout)
+    warnings = warn(project, layout, run_states)
+    names = set(experiments) or set(project.order)
+    runs = (
+        _status(project, run_state, run_states.at, warnings.get(run))
+        for run, run_state in run_states.items()
+        if run.experiment in names
+    )
+    return Status(project, run_states, tuple(runs))
 
 
-def warn(project: Project, layout: Layout, every: States) -> dict[Run, OffTrack]:
-    """Return what is off track among the runs that are under way."""
-    done = {run: each.fingerprint for run, each in every.items() if each.is_done}
-    begun = {run: each.fingerprint for run, each in every.items() if each.state in UNDER_WAY}
-    named = ({run: name for run, name in each.items() if name} for each in (done, begun))
-    return off_track(project, layout, *named)
+def warn(project: Project, layout: Layout, run_states: States) -> dict[Run, OffTrack]:
+    """Return the warning of each run under way that is off track."""
+    fingerprints = [(state, state.fingerprint) for state in run_states.values()]
+    done = {state.run: name for state, name in fingerprints if name and state.is_done}
+    under_way = {
+        state.run: name for state, name in fingerprints if name and state.state in UNDER_WAY
+    }
+    return off_track(project, layout, done, under_way)
 
 
 def _status(
@@ -94,24 +99,24 @@ def _status(
     if run_state.is_done:
         metrics = run_state.final.metrics if run_state.final else {}
         return RunStatus(run_state, Progress(length, length.steps), metrics)
-    trail = run_state.trail
-    if run_state.state is not State.RUNNING or trail is None:
-        return RunStatus(run_state, Progress(length, (trail and trail.saved) or 0), warning=warning)
-    place = _place(trail, run_state.job)
-    if _is_starting(trail, run_state.job):
+    snapshot = run_state.snapshot
+    if run_state.state is not State.RUNNING or snapshot is None:
+        step = (snapshot and snapshot.checkpoint_step) or 0
+        return RunStatus(run_state, Progress(length, step), warning=warning)
+    place = _place(snapshot, run_state.job)
+    if _is_starting(snapshot, run_state.job):
         start = run_state.job.start if run_state.job else None
         silence = None if start is None else max(now - start, 0.0)
-        return RunStatus(
-            run_state, Progress(length, trail.saved or 0, None, silence), {}, place, warning
-        )
-    records = trail.records()
-    ahead = progress.of_running(length, trail, records, now)
-    return RunStatus(run_state, ahead, _last_evaluation(records), place, warning)
+        waiting = Progress(length, snapshot.checkpoint_step or 0, None, silence)
+        return RunStatus(run_state, waiting, {}, place, warning)
+    lines = snapshot.journal_lines()
+    current = progress.of_running(length, snapshot, lines, now)
+    return RunStatus(run_state, current, _last_evaluation(lines), place, warning)
 
 
-def _is_starting(trail: Trail, job: Job | None) -> bool:
+def _is_starting(snapshot: WorkDirSnapshot, job: Job | None) -> bool:
     """Return whether what is on disk is of the attempt before that of the job."""
-    return not trail.locked and job is not None and (job.start or 0.0) > trail.started
+    return not snapshot.locked and job is not None and (job.start or 0.0) > snapshot.started
 
 
 def _length(project: Project, run: Run) -> Length:
@@ -120,25 +125,20 @@ def _length(project: Project, run: Run) -> Length:
     return Length(steps, recipe.schedule.epochs, recipe.global_batch)
 
 
-def _last_evaluation(records: Iterable[Record]) -> dict[str, float]:
+def _last_evaluation(lines: Iterable[TimedLine]) -> dict[str, float]:
     """Return the metrics of the last evaluation in a journal, without their prefix."""
     last: dict[str, float] = {}
-    for line in records:
-        evaluated = {
-            name.removeprefix("eval/"): value
-            for name, value in line.metrics.items()
-            if name.startswith("eval/")
-        }
-        last = evaluated or last
+    for line in lines:
+        last = line.evaluation or last
     return last
 
 
-def _place(trail: Trail, job: Job | None) -> str:
+def _place(snapshot: WorkDirSnapshot, job: Job | None) -> str:
     """Return where a run is trained, in a phrase."""
     if job is not None:
         return f"job {job.number} on {job.nodes}"
-    what = f"job {trail.job}" if trail.job else f"process {trail.process}"
-    return f"{what} on {trail.host}"
+    what = f"job {snapshot.job}" if snapshot.job else f"process {snapshot.process}"
+    return f"{what} on {snapshot.host}"
 
 
 def _gpu_hours_left(project: Project, status: RunStatus) -> float:

@@ -1,4 +1,4 @@
-"""The state of runs in words and columns, and as JSON."""
+"""The status of runs as text in columns, and as JSON."""
 
 import json
 import textwrap
@@ -42,14 +42,14 @@ def text(status: Status, width: int = WIDTH) -> str:
 
     States are coloured; `click.echo` takes that off where there is no terminal.
     """
-    names = max((len(str(each.run)) for each in status.runs), default=0)
+    names = max((len(str(run.run)) for run in status.runs), default=0)
     states = max(map(len, State))
     indent = names + states + 4
     lines = []
-    for each in status.runs:
-        name, state = str(each.run).ljust(names), each.state.ljust(states)
-        first, *more = _wrapped(_details(each, status.states.at), max(width - indent, _NARROWEST))
-        lines.append(f"{name}  {click.style(state, **_COLOURS[each.state])}  {first}".rstrip())
+    for run in status.runs:
+        name, state = str(run.run).ljust(names), run.state.ljust(states)
+        first, *more = _wrapped(_details(run, status.states.at), max(width - indent, _NARROWEST))
+        lines.append(f"{name}  {click.style(state, **_COLOURS[run.state])}  {first}".rstrip())
         lines += [" " * indent + line for line in more]
     # Lines with commands are not broken: they are there to be copied.
     last = [*status.states.problems, *_hints(status), textwrap.fill(_summary(status), width)]
@@ -63,66 +63,66 @@ def _wrapped(parts: Iterable[str], width: int) -> list[str]:
     return [line.replace("\xa0", " ") for line in lines] or [""]
 
 
-def _details(each: RunStatus, now: float) -> Iterator[str]:
-    if each.warning is not None:
-        yield each.warning.text
-    if each.state is State.RUNNING:
-        yield from _running(each)
+def _details(run: RunStatus, now: float) -> Iterator[str]:
+    if run.warning is not None:
+        yield run.warning.text
+    if run.state is State.RUNNING:
+        yield from _running(run)
         return
-    if each.state is State.DONE:
-        yield _numbers(each.metrics)
-    if each.state is State.QUEUED:
-        yield from _queued(each, now)
-    elif each.run_state.reason:
-        yield each.run_state.reason
-    if each.progress.step and each.state is not State.DONE:
-        yield _position(each.progress)
-    elif each.state is State.STOPPED:
+    if run.state is State.DONE:
+        yield _numbers(run.metrics)
+    if run.state is State.QUEUED:
+        yield from _queued(run, now)
+    elif run.run_state.reason:
+        yield run.run_state.reason
+    if run.progress.step and run.state is not State.DONE:
+        yield _position(run.progress)
+    elif run.state is State.STOPPED:
         yield "before its first checkpoint"
-    if each.state in (State.QUEUED, State.STOPPED, State.FAILED) and each.attempts > 1:
-        yield f"{each.attempts} attempts"
+    if run.state in (State.QUEUED, State.STOPPED, State.FAILED) and run.attempts > 1:
+        yield f"{run.attempts} attempts"
 
 
-def _running(each: RunStatus) -> Iterator[str]:
-    ahead = each.progress
-    yield f"{_position(ahead)}, epoch {ahead.epoch} of {ahead.length.epochs}"
-    if ahead.is_quiet:
-        yield f"no step {'for' if ahead.rate else 'yet after'} {span(ahead.silence or 0)}"
-    elif ahead.images_per_second is None:
+def _running(run: RunStatus) -> Iterator[str]:
+    progress = run.progress
+    yield f"{_position(progress)}, epoch {progress.epoch} of {progress.length.epochs}"
+    if progress.is_quiet:
+        yield f"no step {'for' if progress.rate else 'yet after'} {span(progress.silence or 0)}"
+    elif progress.images_per_second is None:
         yield "starting"
     else:
-        yield f"{_figure(ahead.images_per_second)} images/s"
-    if ahead.seconds_left is not None:
-        yield f"{span(ahead.seconds_left)} left"
-    if each.metrics:
-        yield f"{_headline(each.metrics)} so far"
-    yield each.place
-    yield from _tries(each)
+        yield f"{_figure(progress.images_per_second)} images/s"
+    if progress.seconds_left is not None:
+        yield f"{span(progress.seconds_left)} left"
+    if run.metrics:
+        yield f"{_headline(run.metrics)} so far"
+    yield run.place
+    yield from _tries(run)
 
 
-def _queued(each: RunStatus, now: float) -> Iterator[str]:
-    job = each.job
+def _queued(run: RunStatus, now: float) -> Iterator[str]:
+    job = run.job
     assert job is not None
-    yield f"job {job.number}: {each.run_state.reason}"
+    yield f"job {job.number}: {run.run_state.reason}"
     if job.start is not None:
         yield f"may start {_clock(job.start, now)}"
     if job.requeues:
         yield _times(job.requeues, "requeue")
 
 
-def _tries(each: RunStatus) -> Iterator[str]:
-    if each.attempts > 1:
-        yield f"attempt {each.attempts}"
-    if each.job is not None and each.job.requeues:
-        yield _times(each.job.requeues, "requeue")
+def _tries(run: RunStatus) -> Iterator[str]:
+    if run.attempts > 1:
+        yield f"attempt {run.attempts}"
+    if run.job is not None and run.job.requeues:
+        yield _times(run.job.requeues, "requeue")
 
 
 def _times(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count > 1 else ''}"
 
 
-def _position(ahead: Progress) -> str:
-    return f"step {ahead.step:,} of {ahead.length.steps:,}"
+def _position(progress: Progress) -> str:
+    return f"step {progress.step:,} of {progress.length.steps:,}"
 
 
 def _headline(metrics: Mapping[str, float]) -> str:
@@ -144,7 +144,7 @@ def _hints(status: Status) -> Iterator[str]:
     for state, hint in _HINTS.items():
         if status.count(state):
             yield f"{state}: {hint}: smt train EXPERIMENT --seed N --scale {scale}"
-    off = sum(each.warning is not None for each in status.runs)
+    off = sum(run.warning is not None for run in status.runs)
     if off:
         yield f"off track: {_times(off, 'run')}, a warning only: smt ui shows the curves"
     if status.project.scale.notice:
@@ -155,7 +155,7 @@ def _hints(status: Status) -> Iterator[str]:
 
 
 def _summary(status: Status) -> str:
-    left = counts(each.state for each in status.runs)
+    left = counts(run.state for run in status.runs)
     total, done = len(status.runs), left.pop(State.DONE, 0)
     parts = ", ".join(f"{count} {state}" for state, count in left.items())
     to_go = f"{total - done} to go ({parts})" if parts else "0 to go"
@@ -187,41 +187,41 @@ def _clock(at: float, now: float) -> str:
 
 
 def as_json(status: Status) -> str:
-    """Return every run with all that is known of it, counts, and GPU-hours left."""
+    """Return all fields of every run, counts by state, and GPU-hours left."""
     document = {
         "scale": status.project.scale_name,
         "notice": status.project.scale.notice,
         "at": status.states.at,
         "without_slurm": status.states.without_slurm or None,
         "problems": status.states.problems,
-        "runs": [_record(each) for each in status.runs],
+        "runs": [_record(run) for run in status.runs],
         "summary": {state: status.count(state) for state in State},
         "gpu_hours_left": round(status.gpu_hours_left, 3),
     }
     return json.dumps(document, indent=2) + "\n"
 
 
-def _record(each: RunStatus) -> dict[str, Any]:
-    ahead, job = each.progress, each.job
+def _record(run: RunStatus) -> dict[str, Any]:
+    progress, job = run.progress, run.job
     return {
-        "run": str(each.run),
-        "experiment": each.run.experiment,
-        "seed": each.run.seed,
-        "state": each.state,
-        "reason": each.run_state.reason,
-        "fingerprint": each.run_state.fingerprint,
-        "metrics": each.metrics,
-        "step": ahead.step,
-        "steps": ahead.length.steps,
-        "epoch": ahead.epoch,
-        "epochs": ahead.length.epochs,
-        "steps_per_second": ahead.rate,
-        "images_per_second": ahead.images_per_second,
-        "seconds_left": ahead.seconds_left,
-        "seconds_since_step": ahead.silence,
-        "attempts": each.attempts,
-        "place": each.place,
-        "off_track": each.warning and asdict(each.warning),
+        "run": str(run.run),
+        "experiment": run.run.experiment,
+        "seed": run.run.seed,
+        "state": run.state,
+        "reason": run.run_state.reason,
+        "fingerprint": run.run_state.fingerprint,
+        "metrics": run.metrics,
+        "step": progress.step,
+        "steps": progress.length.steps,
+        "epoch": progress.epoch,
+        "epochs": progress.length.epochs,
+        "steps_per_second": progress.rate,
+        "images_per_second": progress.images_per_second,
+        "seconds_left": progress.seconds_left,
+        "seconds_since_step": progress.silence,
+        "attempts": run.attempts,
+        "place": run.place,
+        "off_track": run.warning and asdict(run.warning),
         "job": job and {
             "number": job.number,
             "state": job.state,

@@ -4,8 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from smt.config.metrics import METRICS
 from smt.config.published import ReportedValue, Row, Table
-from smt.report.collect import Results, RunResult, by_reason, kind
-from smt.report.format import exact, joined, plus_minus, signed, source_mark, source_notes
+from smt.report.collect import Results, RunResult, by_reason
+from smt.report.format import (
+    css_class,
+    exact,
+    joined,
+    plus_minus,
+    signed,
+    source_mark,
+    source_notes,
+)
 from smt.report.grid import Cell, Column, Grid, Span
 from smt.report.metric_result import MetricResult, has_best, metric_result, reported_kind
 from smt.report.notes import (
@@ -25,15 +33,16 @@ SIZES = ("params_m", "gmacs")
 
 
 class ResultTable:
-    """Builds one table of `params/tables.yaml` from how its runs stand."""
+    """Builds one table of `params/tables.yaml` from the results of its runs."""
 
-    def __init__(self, name: str, results: Results, sizes: Sizes | None = None) -> None:
-        """`sizes` are those measured at the scale, where the table shows them."""
+    def __init__(self, name: str, results: Results, *, with_sizes: bool = True) -> None:
+        """`with_sizes`: show measured sizes, if the table has them."""
         self.name = name
         self.results = results
-        self.sizes = sizes
         self.project = results.project
         self.table: Table = self.project.tables[name]
+        shows_sizes = with_sizes and self.table.sizes
+        self.sizes = results.sizes[self.project.scale_name] if shows_sizes else None
         self.comparable = self.project.scale.notice is None
         self.extra = tuple(dict.fromkeys(key for row in self.table.rows for key in row.columns))
         self.sources = tuple(
@@ -43,7 +52,7 @@ class ResultTable:
         )
 
     def grid(self) -> Grid:
-        """Return the table; cells of runs that are not done say how these stand."""
+        """Return the table; cells of runs that are not done show their state."""
         return Grid(
             name=self.name,
             title=self.table.title,
@@ -144,7 +153,7 @@ class ResultTable:
         runs = self.results.of(row.experiment)
         cells = [Cell.of(row.label), *(Cell.of(row.columns.get(key, "")) for key in self.extra)]
         if self.sizes is not None:
-            cells += self._size_cells(row)
+            cells += self._size_cells(row, self.sizes)
         for metric in self.table.metrics:
             cells += self._metric_cells(row, metric, runs)
         done = self._n(row.experiment)
@@ -161,20 +170,24 @@ class ResultTable:
             *([_best_cell(result)] if has_best(metric) else []),
             Cell.of(signed(result.delta, decimals)),
             *([_interval_cell(result)] if self.comparable else []),
-            Cell.of(result.verdict, kind=result.verdict.replace(" ", "-")),
+            Cell.of(result.verdict, kind=css_class(result.verdict)),
         ]
         if self.table.baseline is not None:
             cells += [Cell.of(signed(gain, decimals)) for gain in self._gains(row, metric)]
         return cells
 
-    def _size_cells(self, row: Row) -> list[Cell]:
+    def _size_cells(self, row: Row, sizes: Sizes) -> list[Cell]:
         published, measured = self._reported_sizes(row), self._measured(row)
+
+        def count(key: str, unit: float) -> Cell:
+            return Cell.of(f"{measured[key] / unit:.2f}") if key in measured else sizes.missing
+
         return [
             self._published(published.get("params_m")),
-            _count(measured.get("params"), 1e6),
+            count("params", 1e6),
             self._published(published.get("gmacs")),
-            _count(measured.get("reported"), 1e9),
-            _count(measured.get("attention"), 1e9),
+            count("reported", 1e9),
+            count("attention", 1e9),
         ]
 
     def _published(self, value: ReportedValue | None) -> Cell:
@@ -192,7 +205,7 @@ class ResultTable:
             # One is enough for a cell; the notes have every one.
             state = ", ".join((state, *warned[:1]))
             link = _link(self.results, runs, result.metric)
-            return Cell.of(state, link, kind=kind(states[0]) if states else "")
+            return Cell.of(state, link, kind=css_class(states[0]) if states else "")
         summary = result.summary
         text = plus_minus(summary.mean, summary.std, METRICS[result.metric].decimals)
         done = [run for run in runs if run.has_numbers]
@@ -219,6 +232,8 @@ class ResultTable:
         notes += chance_notes(self.project, table, results) if self.comparable else [NOT_COMPARED]
         if self.sizes is not None:
             notes.append(COUNTED)
+            if not all(self._measured(row) for row in table.rows):
+                notes.append(f"Sizes: {self.sizes.reason}.")
         if table.baseline is not None:
             label = next(
                 (row.label for row in table.rows if row.experiment == table.baseline),
@@ -309,7 +324,7 @@ def _best_record(result: MetricResult) -> dict[str, str]:
         return {}
     return {
         f"{result.metric}_best": exact(result.best_mean),
-        f"{result.metric}_best_epochs": joined(each.epoch for each in result.best),
+        f"{result.metric}_best_epochs": joined(evaluation.epoch for evaluation in result.best),
     }
 
 
@@ -321,11 +336,6 @@ def _interval_cell(result: MetricResult) -> Cell:
         return Cell.of("unknown")
     mark = " *" if result.is_of_others else ""
     return Cell.of(f"± {result.interval:.{METRICS[result.metric].decimals}f}{mark}")
-
-
-def _count(number: int | None, unit: float) -> Cell:
-    """Return a measured size in `unit`, or that it is pending."""
-    return Cell.of("pending" if number is None else f"{number / unit:.2f}")
 
 
 def _run_title(run: RunResult) -> str:

@@ -57,7 +57,7 @@ class OffTrack:
     def text(self) -> str:
         """The warning, in one line."""
         value, low, high = (
-            f"{each:.{DECIMALS[self.metric]}f}" for each in (self.value, self.low, self.high)
+            f"{number:.{DECIMALS[self.metric]}f}" for number in (self.value, self.low, self.high)
         )
         return (
             f"off track: {LABELS[self.metric]} {value} at epoch {self.epoch:g}, "
@@ -96,18 +96,18 @@ class _Journals:
     def _series(self, run: Run, fingerprint: str) -> Mapping[Measure, Series]:
         """Return what a journal has of each measure; nothing if it cannot be read."""
         try:
-            records = journal.read(self.layout.work_dir(run, fingerprint), 0.0)
+            lines = journal.read(self.layout.work_dir(run, fingerprint), 0.0)
         except (ValueError, KeyError):
             return {}
         losses = [
-            Point("train/loss", each.metrics["train/loss"], 0, each.step)
-            for each in records
-            if "train/loss" in each.metrics
+            Point("train/loss", line.metrics["train/loss"], 0, line.step)
+            for line in lines
+            if "train/loss" in line.metrics
         ]
         top1 = {
-            float(each.epoch): each.metrics["eval/top1"]
-            for each in records
-            if "eval/top1" in each.metrics
+            float(line.epoch): line.metrics["eval/top1"]
+            for line in lines
+            if "eval/top1" in line.metrics
         }
         steps = self.project.steps_per_epoch(run.experiment)
         return {"top1": top1, "loss": epoch_means(losses, steps)}
@@ -115,11 +115,11 @@ class _Journals:
     def _bands(self, experiment: str, metric: Measure) -> tuple[Band, ...]:
         """Return the band of the seeds that are done, else that of params, else nothing."""
         done = [
-            self.series(*each) for each in self.done.items() if each[0].experiment == experiment
+            self.series(*entry) for entry in self.done.items() if entry[0].experiment == experiment
         ]
-        measured = [each[metric] for each in done if each.get(metric)]
+        measured = [entry[metric] for entry in done if entry.get(metric)]
         if len(measured) < FEWEST:
-            return stated_bands(self.project, experiment, metric)
+            return reference_bands(self.project, experiment, metric)
         return measured_bands(measured, self._epochs(experiment), metric, self.project.trajectory)
 
     def _epochs(self, experiment: str) -> int:
@@ -132,8 +132,8 @@ class _Journals:
         if metric is None:
             return None
         series, bands = measures[metric], self.bands(run.experiment, metric)
-        wrong = [self._off(run, metric, series, bands, epoch) for epoch in sorted(series)]
-        last = wrong[-IN_A_ROW:]
+        deviations = [self._off(run, metric, series, bands, epoch) for epoch in sorted(series)]
+        last = deviations[-IN_A_ROW:]
         return last[-1] if len(last) == IN_A_ROW and all(last) else None
 
     def _off(
@@ -170,15 +170,15 @@ def _is_on_track(metric: Measure, value: float, band: Band) -> bool:
 
 
 def measured_bands(
-    every: Sequence[Series], epochs: int, metric: Measure, rule: Trajectory
+    series: Sequence[Series], epochs: int, metric: Measure, rule: Trajectory
 ) -> tuple[Band, ...]:
     """Return the band around runs that are done, at each epoch for which all have a finite value.
 
     `epochs` is how many such a run has.
     """
     bands = []
-    for epoch in sorted(set(every[0]).intersection(*every[1:])):
-        values = [each[epoch] for each in every]
+    for epoch in sorted(set(series[0]).intersection(*series[1:])):
+        values = [seed[epoch] for seed in series]
         if not all(map(math.isfinite, values)):
             continue
         mean = statistics.fmean(values)
@@ -188,7 +188,7 @@ def measured_bands(
     return tuple(bands)
 
 
-def stated_bands(project: Project, experiment: str, metric: Measure) -> tuple[Band, ...]:
+def reference_bands(project: Project, experiment: str, metric: Measure) -> tuple[Band, ...]:
     """Return the reference points of params for this scale, earliest first."""
     sources = project.reported.sources
     points = project.trajectory.points.get(project.scale_name, {}).get(experiment, ())
@@ -199,7 +199,7 @@ def stated_bands(project: Project, experiment: str, metric: Measure) -> tuple[Ba
             point.value + point.tolerance,
             ASSUMED if point.source == ASSUMED else sources[point.source].title,
         )
-        for point in sorted(points, key=lambda each: each.at)
+        for point in sorted(points, key=lambda point: point.at)
         if point.metric == metric
     )
 

@@ -11,13 +11,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 JOURNAL = "journal.jsonl"
 TIMES = "times.jsonl"
+EVALUATION = "eval/"
+"""What the names of metrics of an evaluation begin with."""
 
 
 @dataclass(frozen=True)
@@ -75,34 +77,77 @@ class Journal:
 
 
 @dataclass(frozen=True)
-class Record:
-    """One line of a journal with its time."""
+class Line:
+    """One line of a journal."""
 
+    number: int
+    """From 1."""
     step: int
+    """Global steps done."""
     epoch: int
-    metrics: dict[str, float]
+    """Whole epochs done."""
+    metrics: Mapping[str, float]
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """The metrics of an evaluation, by the names of metrics.json; empty on other lines."""
+        return {
+            name.removeprefix(EVALUATION): value
+            for name, value in self.metrics.items()
+            if name.startswith(EVALUATION)
+        }
+
+
+@dataclass(frozen=True)
+class TimedLine(Line):
+    """One line of a journal with its time, and with what was measured of the machine."""
+
     time: float
     """Unix seconds at which this line was first written; never before the line above."""
 
 
-def read(folder: Path, created: float) -> list[Record]:
+def lines(folder: Path, *, containing: str = "", finished: bool = False) -> Iterator[Line]:
+    """Yield the lines of the journal of a work folder, or those `containing` a metric alone.
+
+    None where there is no journal. A last line without its end is being written, and left out.
+
+    Raises:
+        ValueError: a line is damaged; of a `finished` journal that is also one without its end.
+        OSError: a `finished` journal is not there.
+    """
+    for number, text in _texts(folder / JOURNAL, finished):
+        # Most lines are of training: a reader of evaluations need not parse them.
+        if containing.encode() not in text:
+            continue
+        try:
+            line = json.loads(text)
+            yield Line(number, int(line["step"]), int(line["epoch"]), dict(line["metrics"]))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"line {number} is damaged") from None
+
+
+def read(folder: Path, created: float) -> list[TimedLine]:
     """Return the journal of the work folder; a last line that is not whole yet is left out.
 
     `created` (Unix seconds) dates the lines before the first one whose time is known.
+
+    Raises:
+        ValueError: a line is damaged.
     """
     # The journal first: every line that is read then has its time, but for the very last.
-    lines = _whole_lines(folder / JOURNAL)
+    untimed = list(lines(folder))
     first: dict[int, dict[str, Any]] = {}
-    for entry in _whole_lines(folder / TIMES):
+    for _, text in _texts(folder / TIMES):
+        entry = json.loads(text)
         first.setdefault(entry["line"], entry)
-    records: list[Record] = []
+    timed: list[TimedLine] = []
     latest = created
-    for number, line in enumerate(lines):
-        entry = first.get(number, {})
+    for index, line in enumerate(untimed):
+        entry = first.get(index, {})
         latest = max(latest, entry.get("time", latest))  # a clock may be set back
-        metrics = {**line["metrics"], **entry.get("metrics", {})}
-        records.append(Record(line["step"], line["epoch"], metrics, latest))
-    return records
+        metrics = {**line.metrics, **entry.get("metrics", {})}
+        timed.append(TimedLine(line.number, line.step, line.epoch, metrics, latest))
+    return timed
 
 
 @dataclass(frozen=True)
@@ -126,25 +171,13 @@ def best_evaluation(folder: Path, metric: str) -> Evaluation | None:
     Raises:
         ValueError: such a line of the journal is damaged.
     """
-    key = f"eval/{metric}"
-    try:
-        content = (folder / JOURNAL).read_bytes()
-    except FileNotFoundError:
-        return None
-    mark = f'"{key}"'.encode()
-    # Most lines are of training: they need not be understood.
-    lines = [(n, text) for n, text in enumerate(content.splitlines(), 1) if mark in text]
-    found = [(number, json.loads(text)) for number, text in lines]
-    finite = [each for each in found if math.isfinite(each[1]["metrics"][key])]
+    key = f"{EVALUATION}{metric}"
+    evaluations = list(lines(folder, containing=f'"{key}"'))
+    finite = [line for line in evaluations if math.isfinite(line.metrics[key])]
     if not finite:
         return None
-    number, best = max(finite, key=lambda each: each[1]["metrics"][key])
-    metrics = {
-        name.removeprefix("eval/"): value
-        for name, value in best["metrics"].items()
-        if name.startswith("eval/")
-    }
-    return Evaluation(metrics, best["epoch"], number, len(found))
+    best = max(finite, key=lambda line: line.metrics[key])
+    return Evaluation(best.evaluation, best.epoch, best.number, len(evaluations))
 
 
 def extent(path: Path) -> dict[str, Any]:
@@ -173,9 +206,16 @@ def _open_after_whole_line(path: Path) -> Any:
     return file
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def _texts(path: Path, finished: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Yield number, from 1, and text of each whole line of a file; see `lines`."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        if finished:
+            raise
+        return
+    for number, text in enumerate(content.splitlines(keepends=True), 1):
+        if text.endswith(b"\n"):
+            yield number, text
+        elif finished:
+            raise ValueError(f"line {number} is not whole")

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from smt.runs.journal import Record
-from smt.runs.workdir import Trail
+from smt.runs.journal import TimedLine
+from smt.runs.workdir import WorkDirSnapshot
 
 QUIET_SECONDS = 60.0
 QUIET_STEPS = 10
@@ -64,21 +64,23 @@ class Progress:
         return (self.length.steps - self.step) / self.rate
 
 
-def of_running(length: Length, trail: Trail, records: Iterable[Record], now: float) -> Progress:
+def of_running(
+    length: Length, snapshot: WorkDirSnapshot, lines: Iterable[TimedLine], now: float
+) -> Progress:
     """Return the progress of a run that its last attempt trains at `now` (Unix seconds)."""
-    last = trail.beat.time if trail.beat else trail.started
-    rate = _rate(length, trail, records)
-    return Progress(length, trail.step, rate, max(now - last, 0.0))
+    last = snapshot.beat.time if snapshot.beat else snapshot.started
+    rate = _rate(length, snapshot, lines)
+    return Progress(length, snapshot.step, rate, max(now - last, 0.0))
 
 
-def _rate(length: Length, trail: Trail, records: Iterable[Record]) -> float | None:
+def _rate(length: Length, snapshot: WorkDirSnapshot, lines: Iterable[TimedLine]) -> float | None:
     """Return steps per second since an epoch ago, or since the attempt began."""
-    if trail.beat is None:
+    if snapshot.beat is None:
         return None
-    step, time = trail.resumed_at, trail.started
-    for record in records:
+    step, time = snapshot.resumed_at, snapshot.started
+    for line in lines:
         # What an attempt repeats keeps the time of the attempt that was there first.
-        if time < record.time and record.step <= trail.beat.step - length.steps_per_epoch:
-            step, time = record.step, record.time
-    steps, seconds = trail.beat.step - step, trail.beat.time - time
+        if time < line.time and line.step <= snapshot.beat.step - length.steps_per_epoch:
+            step, time = line.step, line.time
+    steps, seconds = snapshot.beat.step - step, snapshot.beat.time - time
     return steps / seconds if steps > 0 and seconds > 0 else None

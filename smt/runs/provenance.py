@@ -28,7 +28,7 @@ from smt.runs.record import (
 )
 
 LOG = "train.log"
-"""What every attempt at a run had to say."""
+"""Log of all attempts at a run."""
 
 UNTRACKED = 100
 """Names of files that git does not know which are kept; how many there are is kept beside them."""
@@ -80,8 +80,8 @@ def _git(*arguments: str) -> bytes | None:
 
 def packages() -> dict[str, str]:
     """Return name and version of every installed distribution."""
-    found = (distribution.metadata for distribution in importlib.metadata.distributions())
-    return {metadata["Name"]: metadata["Version"] for metadata in found if metadata["Name"]}
+    installed = (distribution.metadata for distribution in importlib.metadata.distributions())
+    return {metadata["Name"]: metadata["Version"] for metadata in installed if metadata["Name"]}
 
 
 def hardware(gpus: list[str]) -> Hardware:
@@ -123,14 +123,14 @@ def record_attempt(work_dir: Path, facts: dict[str, Any], attempt: dict[str, Any
     }
     before = record.read_provenance(work_dir)
     if before is None:
-        begun = Provenance(
+        first = Provenance(
             **facts,
             git=git,
             packages=packages(),
             created=time.time(),
             attempts=[Attempt(**attempt)],
         )
-        record.write(work_dir / PROVENANCE, begun)
+        record.write(work_dir / PROVENANCE, first)
         return
     changes = {"source": facts["source"]} if attempt["changes"] else {}
     *ended, last = before.attempts
@@ -186,7 +186,7 @@ def require(work_dir: Path) -> Provenance:
 
 
 def record_failure(work_dir: Path, message: str, step: int | None, exit_code: int) -> None:
-    """Leave the cause of a failed attempt where tables, children and other ranks find it.
+    """Write the cause of a failed attempt for tables, children and other ranks.
 
     `step` is that of a training which going on would not mend: its own numbers are what is wrong.
     """
@@ -195,7 +195,7 @@ def record_failure(work_dir: Path, message: str, step: int | None, exit_code: in
 
 
 def forget_failure(work_dir: Path) -> None:
-    """Take back the cause of the last attempt's failure: there is a new attempt."""
+    """Remove the cause of the last attempt's failure: there is a new attempt."""
     path = work_dir / FAILURE
     with explained(path, "remove it and run the same command again", TrainingError):
         path.unlink(missing_ok=True)

@@ -285,7 +285,7 @@ class DamagedRecord(UserError):
     """A record that cannot be read; the message names the file, the fault and the remedy."""
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=BaseModel)
 
 
 def read(kind: type[R], path: Path, remedy: str) -> R | None:

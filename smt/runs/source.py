@@ -1,4 +1,4 @@
-"""Which code trains: a digest of what it does, by which a change of it is known."""
+"""Digests of the code that trains, which change only with what the code does."""
 
 import ast
 import hashlib
@@ -31,16 +31,16 @@ def digests() -> dict[str, str]:
 def digests_of(folder: Path) -> dict[str, str]:
     """Return a digest of each module in a folder of this package."""
     files = sorted(folder.rglob("*.py"))
-    return {f"smt/{file.relative_to(PACKAGE)}": _meaning(file) for file in files}
+    return {f"smt/{file.relative_to(PACKAGE)}": _code_digest(file) for file in files}
 
 
-def _meaning(file: Path) -> str:
+def _code_digest(file: Path) -> str:
     tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             # A string that stands alone is a docstring, of a module down to an attribute.
-            node.body = [each for each in body if not _is_string(each)]  # type: ignore[attr-defined]
+            node.body = [statement for statement in body if not _is_string(statement)]  # type: ignore[attr-defined]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
@@ -53,15 +53,15 @@ def _is_string(node: ast.AST) -> bool:
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return one phrase for each module or library that is another one than it was."""
-    found = []
+    """Return one phrase for each module or library that has changed between two digests."""
+    phrases = []
     for name in sorted(then.keys() | now.keys()):
         old, new = then.get(name), now.get(name)
         if old == new:
             continue
         if name in _LIBRARIES:
-            found.append(f"{name} {old} -> {new}")
+            phrases.append(f"{name} {old} -> {new}")
         else:
             how = "is new" if old is None else "is gone" if new is None else "has changed"
-            found.append(f"{name} {how}")
-    return found
+            phrases.append(f"{name} {how}")
+    return phrases

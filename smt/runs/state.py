@@ -1,6 +1,7 @@
-"""How a run stands: one word for it, decided here alone, from its files and from SLURM's queue."""
+"""The state of a run: one of seven words, decided here alone, from its files and SLURM's queue."""
 
 import socket
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,14 +12,14 @@ from smt.config.experiments import Run
 from smt.runs import record, workdir
 from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord, RunMetrics
-from smt.runs.workdir import Trail
+from smt.runs.workdir import WorkDirSnapshot
 
 FRESH = 60.0
 """Seconds for which a sign of life counts, of a training on a host whose locks are not seen."""
 
 
 class State(StrEnum):
-    """How a run stands, in the order in which states are counted."""
+    """The state of a run, in the order in which states are counted."""
 
     DONE = "done"
     """It has final numbers, of the present params, data and code version."""
@@ -37,9 +38,9 @@ class State(StrEnum):
 
 
 def counts(states: Iterable[State]) -> dict[State, int]:
-    """Return how many there are of each state that there is any of, in the order of `State`."""
-    every = list(states)
-    return {state: every.count(state) for state in State if state in every}
+    """Return the count of each state that occurs, in the order of `State`."""
+    counter = Counter(states)
+    return {state: counter[state] for state in State if state in counter}
 
 
 UNDER_WAY = frozenset((State.RUNNING, State.QUEUED, State.STOPPED))
@@ -47,7 +48,7 @@ UNDER_WAY = frozenset((State.RUNNING, State.QUEUED, State.STOPPED))
 
 
 class Job(Protocol):
-    """What SLURM says of a job."""
+    """A job as SLURM reports it."""
 
     @property
     def number(self) -> str: ...
@@ -76,7 +77,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Jobs:
-    """What SLURM's queue says of one run."""
+    """The jobs of one run in SLURM's queue."""
 
     own: Job | None = None
     """The job that trains it, will, or did last."""
@@ -98,7 +99,7 @@ class RunState:
     """None while data that it needs have no manifest."""
     final: RunMetrics | None = None
     """Its final numbers, if it is done and they are on this machine."""
-    trail: Trail | None = None
+    snapshot: WorkDirSnapshot | None = None
     """What its last attempt has left; None where that cannot be read, or has no place yet."""
     job: Job | None = None
     damage: DamagedRecord | None = None
@@ -117,7 +118,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run apart from its files."""
+    """The inputs of the decision that are not among the files of the run."""
 
     fingerprint: str | None
     """Of the present params, data and code version; None while data have no manifest."""
@@ -143,12 +144,12 @@ def decide(layout: Layout, run: Run, facts: Facts) -> RunState:
         work_dir = layout.work_dir(run, facts.fingerprint)
         if final is not None and final.fingerprint == facts.fingerprint:
             return _done(run, final, work_dir)
-        trail = workdir.read(work_dir)
+        snapshot = workdir.read(work_dir)
     except DamagedRecord as damage:
         return RunState(run, State.FAILED, str(damage), facts.fingerprint, damage=damage)
     folders = layout.run_dir(run).glob("work-*")
-    state, reason = _decide(trail, facts, final, folders)
-    return RunState(run, state, reason, facts.fingerprint, None, trail, facts.jobs.own)
+    state, reason = _decide(snapshot, facts, final, folders)
+    return RunState(run, state, reason, facts.fingerprint, None, snapshot, facts.jobs.own)
 
 
 def _without_data(run: Run, final: RunMetrics | None, facts: Facts) -> RunState:
@@ -163,26 +164,26 @@ def _without_data(run: Run, final: RunMetrics | None, facts: Facts) -> RunState:
 
 def _done(run: Run, final: RunMetrics, work_dir: Path) -> RunState:
     try:
-        trail = workdir.read(work_dir)
+        snapshot = workdir.read(work_dir)
     except DamagedRecord as damage:
         return RunState(run, State.DONE, str(damage), final.fingerprint, final, damage=damage)
-    return RunState(run, State.DONE, "", final.fingerprint, final, trail)
+    return RunState(run, State.DONE, "", final.fingerprint, final, snapshot)
 
 
 def _decide(
-    trail: Trail, facts: Facts, final: RunMetrics | None, folders: Iterable[Path]
+    snapshot: WorkDirSnapshot, facts: Facts, final: RunMetrics | None, folders: Iterable[Path]
 ) -> tuple[State, str]:
     """Return state and reason of a run without final numbers of its present fingerprint."""
     job = facts.jobs.own
-    if _is_running(trail, facts):
+    if _is_running(snapshot, facts):
         return State.RUNNING, ""
     # Before the failure of the last attempt: SLURM has another one in its queue.
     if job is not None and job.is_waiting:
         return State.QUEUED, job.reason or job.state
-    if trail.failure:
-        return State.FAILED, trail.failure
+    if snapshot.failure:
+        return State.FAILED, snapshot.failure
     ending = job.ending if job is not None else ""
-    if trail.begun:
+    if snapshot.has_begun:
         return State.STOPPED, ending
     if job is not None and job.is_broken:
         return State.FAILED, f"{ending}, before its first step"
@@ -195,24 +196,24 @@ def _decide(
     return State.NOT_STARTED, _before_start(facts) or ending or _half_done(folders)
 
 
-def _is_running(trail: Trail, facts: Facts) -> bool:
+def _is_running(snapshot: WorkDirSnapshot, facts: Facts) -> bool:
     job = facts.jobs.own
-    if trail.locked:
+    if snapshot.locked:
         return True
     if job is not None and job.is_on_nodes:
         # A job that is ending after its training failed is not one that trains.
-        return not (trail.failure and trail.failed_at > (job.start or 0))
-    return _is_running_elsewhere(trail, facts)
+        return not (snapshot.failure and snapshot.failed_at > (job.start or 0))
+    return _is_running_elsewhere(snapshot, facts)
 
 
-def _is_running_elsewhere(trail: Trail, facts: Facts) -> bool:
+def _is_running_elsewhere(snapshot: WorkDirSnapshot, facts: Facts) -> bool:
     """Return whether a training shows life on a host whose locks may not be seen here."""
-    if trail.locked is not None and trail.host in ("", socket.gethostname()):
+    if snapshot.locked is not None and snapshot.host in ("", socket.gethostname()):
         return False
     on_nodes = facts.jobs.on_nodes
-    if trail.job and on_nodes is not None and trail.job not in on_nodes:
+    if snapshot.job and on_nodes is not None and snapshot.job not in on_nodes:
         return False
-    return trail.beat is not None and facts.now - trail.beat.time < FRESH
+    return snapshot.beat is not None and facts.now - snapshot.beat.time < FRESH
 
 
 def _before_start(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""What a training leaves in its work folder while it runs, and who holds the folder."""
+"""The files that a training writes in its work folder while it runs, and the lock on it."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ _FLOCK = "hhqqi"
 
 
 @dataclass(frozen=True)
-class Trail:
+class WorkDirSnapshot:
     """How far the last attempt at a run has come."""
 
     work_dir: Path
@@ -36,8 +36,8 @@ class Trail:
     process: int | None
     job: str
     """Its SLURM job, or empty."""
-    saved: int | None
-    """Step of the newest checkpoint: where another attempt would go on from."""
+    checkpoint_step: int | None
+    """Step of the newest checkpoint: where another attempt would resume."""
     failure: str
     """Cause of the last attempt's failure, or empty."""
     failed_at: float
@@ -50,10 +50,10 @@ class Trail:
         return self.beat.step if self.beat else self.resumed_at
 
     @property
-    def begun(self) -> bool:
-        return bool(self.attempts) or self.saved is not None
+    def has_begun(self) -> bool:
+        return bool(self.attempts) or self.checkpoint_step is not None
 
-    def records(self) -> list[journal.Record]:
+    def journal_lines(self) -> list[journal.TimedLine]:
         """Return the journal; nothing where it cannot be read."""
         try:
             return journal.read(self.work_dir, 0.0)
@@ -61,7 +61,7 @@ class Trail:
             return []
 
 
-def read(work_dir: Path) -> Trail:
+def read(work_dir: Path) -> WorkDirSnapshot:
     """Return what is in a work folder, also of a run that was never begun.
 
     Raises:
@@ -70,14 +70,14 @@ def read(work_dir: Path) -> Trail:
     provenance, failure = record.read_provenance(work_dir), record.read_failure(work_dir)
     attempts = provenance.attempts if provenance else ()
     locked, holder = is_locked(work_dir / LOCK), _holder(work_dir / LOCK)
-    last, saved = attempts[-1] if attempts else None, newest_checkpoint(work_dir)
+    last, checkpoint_step = attempts[-1] if attempts else None, newest_checkpoint(work_dir)
     beat = heartbeat.read(work_dir)
     if locked and holder.get("pid") != (last.pid if last else None):
         # Another attempt has begun, and has still to read its data and to write down that it did.
         started = (work_dir / LOCK).stat().st_mtime
-        last, beat = Attempt(started=started, resumed_at_step=saved or 0), None
+        last, beat = Attempt(started=started, resumed_at_step=checkpoint_step or 0), None
     started = last.started if last else 0.0
-    return Trail(
+    return WorkDirSnapshot(
         work_dir=work_dir,
         attempts=len(attempts),
         started=started,
@@ -86,7 +86,7 @@ def read(work_dir: Path) -> Trail:
         host=holder.get("host", ""),
         process=holder.get("pid"),
         job=(last.slurm_job_id if last else None) or "",
-        saved=saved,
+        checkpoint_step=checkpoint_step,
         failure=failure.message if failure else "",
         failed_at=failure.time if failure else 0.0,
         locked=locked,

@@ -292,7 +292,7 @@ def _count_timed_lines(folder: Path) -> int:
     return max((json.loads(line)["line"] + 1 for line in lines), default=0)
 
 
-def _points_of(record: journal.Record) -> Iterator[Point]:
+def _points_of(record: journal.TimedLine) -> Iterator[Point]:
     time = milliseconds(record.time)
     for key, value in sorted({**record.metrics, "epoch": record.epoch}.items()):
         yield Point(key, float(value), time, record.step)

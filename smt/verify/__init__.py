@@ -1,1 +1,1 @@
-"""Does every printed number follow from its run? And where does one come from?"""
+"""Consistency of every printed number with its run, and the lineage of a number."""

@@ -31,7 +31,7 @@ RUNS = "runs"
 
 @dataclass
 class Audit:
-    """Compares what is written of a scale's runs with what it follows from.
+    """Compares every recorded value of a scale's runs with the value derived from its source.
 
     Nothing is written, and no server is needed: where MLflow is out of reach, the ledger says so.
     """
@@ -51,7 +51,7 @@ class Audit:
         """How every run of the scale stands."""
         return states.read(self.project, self.layout)
 
-    def run(self, run: Run) -> None:
+    def check_run(self, run: Run) -> None:
         """Check the files of one run, if it is done."""
         if not self.layout.metrics(run).exists():
             self.ledger.add_note(RUNS, f"{run} is {self.states[run].state}")
@@ -74,8 +74,8 @@ class Audit:
         if not self.states[run].is_confirmed:
             self.ledger.add_note(RUNS, f"{run} is of other params or data than the present ones")
         self.derived[run] = derived
-        known = check.provenance
-        self.trained_in[run] = known.attempts[-1].environment if known else None
+        provenance = check.provenance
+        self.trained_in[run] = provenance.attempts[-1].environment if provenance else None
 
     def _content(self, run: Run) -> dict[str, Any] | None:
         try:
@@ -84,30 +84,30 @@ class Audit:
             return None
         return fingerprint.content(self.project, run, digests)
 
-    def everything(
+    def check_all(
         self, experiments: Sequence[str] = (), measure: tables.Measure | None = None
     ) -> Ledger:
         """Check these experiments' runs, or all, and whatever prints their numbers."""
         project, layout, ledger = self.project, self.layout, self.ledger
         require_experiments(project, experiments)
-        chosen = [name for name in project.order if not experiments or name in experiments]
-        runs = [run for run in project.runs if run.experiment in chosen]
+        names = [name for name in project.order if not experiments or name in experiments]
+        runs = [run for run in project.runs if run.experiment in names]
         for run in runs:
-            self.run(run)
+            self.check_run(run)
         keys = dict.fromkeys(key for run in runs for key in fingerprint.inputs(project, run))
         data.check(layout, keys, ledger)
         if not experiments:
-            self._sizes(measure)
-        self._printed(chosen, experiments)
+            self._check_sizes(measure)
+        self._check_outputs(names, experiments)
         return ledger
 
-    def _sizes(self, measure: tables.Measure | None) -> None:
+    def _check_sizes(self, measure: tables.Measure | None) -> None:
         scales = {self.layout.scale: self.project, PAPER: self.paper}
         for scale, project in scales.items():
             layout = Layout(scale, self.layout.results, self.layout.data)
             tables.check_sizes(project, layout, self.ledger, measure)
 
-    def _printed(self, chosen: Sequence[str], experiments: Sequence[str]) -> None:
+    def _check_outputs(self, names: Sequence[str], experiments: Sequence[str]) -> None:
         """Check tables and MLflow, unless files are in such a state that neither can be read."""
         project, layout, ledger = self.project, self.layout, self.ledger
         try:
@@ -116,44 +116,44 @@ class Audit:
             ledger.add_damaged_record(tracking.MLFLOW, damage)
             receipt = None
         try:
-            every, damages = read_views(project, layout, project.order)
-            for each in damages:
-                ledger.add_damaged_record(RUNS, each)
+            run_views, damages = read_views(project, layout, project.order)
+            for damaged in damages:
+                ledger.add_damaged_record(RUNS, damaged)
             connection = tracking.connect(layout, ledger)
             remote = connection[1] if connection else {}
             if receipt is None and connection is not None:
                 receipt = Receipt.of(*connection)
             if connection is not None:
-                mine = [view for view in every if view.run.experiment in chosen]
-                tracking.check(connection[0], remote, mine, receipt, ledger)
-            self._tables(every, receipt, remote, experiments)
+                selected = [view for view in run_views if view.run.experiment in names]
+                tracking.check(connection[0], remote, selected, receipt, ledger)
+            self._check_tables(run_views, receipt, remote, experiments)
         except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # What is wrong with a record is a finding already; this says what it kept from view.
+            # The damaged record is a mismatch already; this line names what was not compared.
             ledger.add_mismatch(
                 tables.TABLES, layout.tables,
                 f"cannot be compared while records of runs are damaged ({type(error).__name__}: "
                 f"{error})",
             )  # fmt: skip
 
-    def _tables(
+    def _check_tables(
         self,
-        every: Sequence[RunView],
+        run_views: Sequence[RunView],
         receipt: Receipt | None,
         remote: Mapping[str, RemoteRun],
         experiments: Sequence[str],
     ) -> None:
         project, layout = self.project, self.layout
-        others = Audit(project, layout, self.paper, derived=self.derived)
+        unselected = Audit(project, layout, self.paper, derived=self.derived)
         for run in project.runs:  # those that were not chosen are in the tables as well
             if run not in self.derived and run.experiment not in (experiments or project.order):
-                others.run(run)
-        here = {view.fingerprint for view in every}
+                unselected.check_run(run)
+        here = {view.fingerprint for view in run_views}
         elsewhere = {key: run for key, run in remote.items() if key not in here}
         names = self._names(experiments)
         if experiments and not names:
             return
         results = tracking.expected_results(
-            project, layout, every, self.derived, receipt, elsewhere
+            project, layout, run_views, self.derived, receipt, elsewhere
         )
         for result in results.runs.values():
             if result.fingerprint in elsewhere and result.has_numbers:

@@ -22,45 +22,46 @@ def check(layout: Layout, keys: Iterable[str], ledger: Ledger) -> None:
             ledger.add_note(DATA, f"{key} has no manifest yet")
             continue
         try:
-            found = manifest.read_any(layout, key)
+            data_manifest = manifest.read_any(layout, key)
         except DataError as error:
             ledger.add_mismatch(DATA, path, str(error))
             continue
         ledger.add_item(DATA, path)
-        if isinstance(found, ClassMapManifest):
-            ledger.compare(
-                DATA, f"{path}: digest", found.digest, class_map.digest(found.rows), "its rows"
-            )
+        if isinstance(data_manifest, ClassMapManifest):
+            digest = class_map.digest(data_manifest.rows)
+            ledger.compare(DATA, f"{path}: digest", data_manifest.digest, digest, "its rows")
         else:
-            _lists(layout, key, found, ledger)
+            _lists(layout, key, data_manifest, ledger)
 
 
-def _lists(layout: Layout, key: str, found: Manifest, ledger: Ledger) -> None:
+def _lists(layout: Layout, key: str, data_manifest: Manifest, ledger: Ledger) -> None:
     path, whole = manifest.manifest_path(layout, key), hashlib.sha256()
-    for name, split in found.splits.items():
-        listed = found.list_file(name)
+    for name, split in data_manifest.splits.items():
+        list_file = data_manifest.list_file(name)
         try:
-            content = listed.read_bytes()
+            content = list_file.read_bytes()
         except OSError as error:
             ledger.add_mismatch(
-                DATA, listed, f"cannot be read ({error.strerror}), but {path} is of it"
+                DATA, list_file, f"cannot be read ({error.strerror}), but {path} is of it"
             )
             return
         whole.update(content)
         digest = hashlib.sha256(content).hexdigest()
-        if not ledger.compare(DATA, f"{listed}: SHA-256", digest, split.sha256, path):
+        if not ledger.compare(DATA, f"{list_file}: SHA-256", digest, split.sha256, path):
             continue
         lines = [line.split("\t") for line in content.decode().splitlines()]
-        images = f"{scan.image_folder(found.layout, name)}/"
-        follows: dict[str, Any] = {
+        images = f"{scan.image_folder(data_manifest.layout, name)}/"
+        expected: dict[str, Any] = {
             "images": sum(line[0].startswith(images) for line in lines),
             "total_bytes": sum(int(line[1]) for line in lines),
         }
-        if found.layout == "imagenet":
+        if data_manifest.layout == "imagenet":
             # What the images of other data sets show stands in their annotations.
             classes = Counter(line[0].split("/")[1] for line in lines)
-            follows["per_class"] = [classes[each] for each in found.classes]
-        said = split.model_dump(mode="json", include=set(follows))
-        for part, value in follows.items():
-            ledger.compare(DATA, f"{path}: splits.{name}.{part}", said[part], value, listed)
-    ledger.compare(DATA, f"{path}: digest", found.digest, whole.hexdigest(), "its lists of images")
+            expected["per_class"] = [classes[label] for label in data_manifest.classes]
+        recorded = split.model_dump(mode="json", include=set(expected))
+        for part, value in expected.items():
+            ledger.compare(DATA, f"{path}: splits.{name}.{part}", recorded[part], value, list_file)
+    ledger.compare(
+        DATA, f"{path}: digest", data_manifest.digest, whole.hexdigest(), "its lists of images"
+    )

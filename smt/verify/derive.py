@@ -4,24 +4,12 @@ Recipes are read as the JSON that provenance is, not as classes of `smt.config`:
 with older params has to be readable too.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smt.runs import journal
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a journal."""
-
-    number: int
-    """From 1."""
-    step: int
-    epoch: int
-    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -37,23 +25,6 @@ class Derived:
     """The line that the metrics stand in."""
 
 
-def lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a finished journal.
-
-    Raises:
-        ValueError: one of them is damaged; the message says which.
-    """
-    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        try:
-            line = json.loads(text)
-            found = Line(number, int(line["step"]), int(line["epoch"]), dict(line["metrics"]))
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"line {number} is damaged") from None
-        if not text.endswith(b"\n"):
-            raise ValueError(f"line {number} is not whole")
-        yield found
-
-
 def derive(work_dir: Path) -> Derived:
     """Return the final numbers: those of the last evaluation, or the last loss without any.
 
@@ -63,25 +34,17 @@ def derive(work_dir: Path) -> Derived:
     """
     last = evaluated = trained = None
     skipped = 0
-    for line in lines(work_dir / journal.JOURNAL):
+    for line in journal.lines(work_dir, finished=True):
         last = line
-        evaluated = line if any(key.startswith("eval/") for key in line.metrics) else evaluated
+        evaluated = line if line.evaluation else evaluated
         trained = line if "train/loss" in line.metrics else trained
         skipped = int(line.metrics.get("train/skipped_steps", skipped))
-    if last is None or (evaluated is None and trained is None):
+    final = evaluated or trained
+    if last is None or final is None:
         raise ValueError("there is neither an evaluation nor a loss in it")
-    if evaluated is not None:
-        found, what = evaluated, "the last evaluation"
-        metrics = {
-            key.removeprefix("eval/"): value
-            for key, value in evaluated.metrics.items()
-            if key.startswith("eval/")
-        }
-    else:
-        assert trained is not None
-        found, what = trained, "the last loss"
-        metrics = {"train_loss": trained.metrics["train/loss"]}
-    source = f"{work_dir / journal.JOURNAL}, line {found.number} ({what})"
+    metrics = final.evaluation or {"train_loss": final.metrics["train/loss"]}
+    kind = "evaluation" if final.evaluation else "loss"
+    source = f"{work_dir / journal.JOURNAL}, line {final.number} (the last {kind})"
     return Derived(metrics, last.epoch, last.step, skipped, source)
 
 

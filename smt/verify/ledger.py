@@ -13,7 +13,7 @@ from smt.runs.record import DamagedRecord
 _DIGEST = re.compile(r"\b([0-9a-f]{16})[0-9a-f]{48}\b")
 
 NOTHING = "nothing"
-"""What a file says of a key that it does not have."""
+"""The value of a key that a file does not have."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Mismatch:
     where: str
     """A file, or a run of MLflow's, and the place in it."""
     what: str
-    """What it says, and the value that follows from its source."""
+    """Its value, and the value derived from its source."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -61,12 +61,12 @@ class Ledger:
         self.mismatches.append(Mismatch(str(where), what))
 
     def compare(self, kind: str, where: object, actual: Any, expected: Any, source: object) -> bool:
-        """Compare what `where` says with what its `source` gives; return whether it is equal."""
+        """Compare the value at `where` with that derived from its `source`; return if equal."""
         self.comparisons[kind] += 1
-        if same(actual, expected):
+        if equal(actual, expected):
             return True
         origin = _DIGEST.sub(r"\1...", str(source))
-        what = f"says {shown(actual)}, but {shown(expected)} follows from {origin}"
+        what = f"{shorten(actual)} is inconsistent with {shorten(expected)}, derived from {origin}"
         self.mismatches.append(Mismatch(str(where), what))
         return False
 
@@ -75,24 +75,23 @@ class Ledger:
         source: object,
     ) -> None:  # fmt: skip
         """Compare every value inside two mappings, key by key."""
-        ours, theirs = dict(flatten(actual)), dict(flatten(expected))
-        for key in sorted(ours.keys() | theirs.keys()):
-            self.compare(
-                kind, f"{where}: {key}", ours.get(key, NOTHING), theirs.get(key, NOTHING), source
-            )
+        values, expected_values = dict(flatten(actual)), dict(flatten(expected))
+        for key in sorted(values.keys() | expected_values.keys()):
+            value, derived = (mapping.get(key, NOTHING) for mapping in (values, expected_values))
+            self.compare(kind, f"{where}: {key}", value, derived, source)
 
 
-def stated(value: Any) -> Any:
+def value_or_nothing(value: Any) -> Any:
     """Return the value of a key that a file may lack; NOTHING where it does."""
     return NOTHING if value is None else value
 
 
-def same(one: Any, other: Any) -> bool:
+def equal(one: Any, other: Any) -> bool:
     """Return whether two values are equal; NaN is equal to NaN here."""
     return bool(one == other or (one != one and other != other))
 
 
-def shown(value: Any, most: int = 80) -> str:
+def shorten(value: Any, most: int = 80) -> str:
     """Return a value for a line of output: digests and long ones cut."""
     text = value if isinstance(value, str) else repr(value)
     text = _DIGEST.sub(r"\1...", " ".join(text.split()))

@@ -15,10 +15,11 @@ from smt.datasets import manifest
 from smt.errors import UserError, suggest
 from smt.report import build
 from smt.report.verdict import summarise
-from smt.runs import provenance, record
+from smt.runs import record
 from smt.runs.atomic import read_json
 from smt.runs.journal import JOURNAL, best_evaluation
 from smt.runs.paths import Layout
+from smt.runs.provenance import diff_file
 from smt.runs.record import PROVENANCE, Provenance, RunMetrics
 from smt.verify.derive import derive, schedule_length
 from smt.verify.tracking import Receipt
@@ -126,32 +127,32 @@ class Lineage:
         node = Node(f"{name}: {_numbers(final.metrics)}")
         node.add(f"fingerprint {final.fingerprint} ({self._current(run, final)})")
         work_dir = self.layout.work_dir(run, final.fingerprint)
-        known = record.read_provenance(work_dir)
+        provenance = record.read_provenance(work_dir)
         node.children += self._numbers_of(run, final, work_dir)
-        if known is None:
+        if provenance is None:
             node.add(f"nothing is known of it: {work_dir / PROVENANCE} is not there")
             return node
         node.children += [
-            _code(known, work_dir),
-            _machine(known),
-            _params(known),
-            self._data(known),
+            _code(provenance, work_dir),
+            _machine(provenance),
+            _params(provenance),
+            self._data(provenance),
         ]
-        node.children.append(_attempts(known, final))
+        node.children.append(_attempts(provenance, final))
         node.add(self._mlflow(final.fingerprint))
-        node.children.append(self._parent(known, (*children, run)))
+        node.children.append(self._parent(provenance, (*children, run)))
         return node
 
     def _current(self, run: Run, final: RunMetrics) -> str:
-        known = self.states.get(run)
-        if known is not None and known.data_problem:
+        run_state = self.states.get(run)
+        if run_state is not None and run_state.data_problem:
             return "there is no manifest to tell if params and data are the present ones"
-        same = known is not None and known.fingerprint == final.fingerprint
+        same = run_state is not None and run_state.fingerprint == final.fingerprint
         return "of the present params and data" if same else "params or data have changed since"
 
     def _state(self, run: Run) -> str:
-        known = self.states.get(run)
-        return known.state if known else "not a run of this scale"
+        run_state = self.states.get(run)
+        return run_state.state if run_state else "not a run of this scale"
 
     def _numbers_of(self, run: Run, final: RunMetrics, work_dir: Path) -> Iterator[Node]:
         try:
@@ -186,9 +187,9 @@ class Lineage:
                 f"{best.line}"
             )
 
-    def _data(self, known: Provenance) -> Node:
+    def _data(self, provenance: Provenance) -> Node:
         node = Node("data")
-        for key, digest in known.data.items():
+        for key, digest in provenance.data.items():
             path = manifest.manifest_path(self.layout, key)
             now = _digest(path)
             state = (
@@ -198,14 +199,14 @@ class Lineage:
         return node
 
     def _mlflow(self, name: str) -> str:
-        known = self.receipt.runs.get(name) if self.receipt else None
-        if known is None or self.receipt is None:
+        entry = self.receipt.runs.get(name) if self.receipt else None
+        if entry is None or self.receipt is None:
             return "MLflow: not sent yet (smt sync)"
         uri = self.receipt.address.uri
-        return f"MLflow: run {known['run_id']}, {known['status'].lower()}, at {uri}"
+        return f"MLflow: run {entry['run_id']}, {entry['status'].lower()}, at {uri}"
 
-    def _parent(self, known: Provenance, children: tuple[Run, ...]) -> Node:
-        parent = known.parent
+    def _parent(self, provenance: Provenance, children: tuple[Run, ...]) -> Node:
+        parent = provenance.parent
         if parent is None:
             return Node("starts from: no other run; its weights are drawn from its seed")
         run = Run(experiment=parent.experiment, seed=parent.seed)
@@ -230,38 +231,38 @@ def _numbers(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in sorted(metrics.items()))
 
 
-def _code(known: Provenance, work_dir: Path) -> Node:
-    git = known.git
+def _code(provenance: Provenance, work_dir: Path) -> Node:
+    git = provenance.git
     if git.commit is None:
         return Node("code: not in a git checkout; digests of its modules are in provenance.json")
     node = Node(f"code: commit {git.commit}{', with changes' if git.dirty else ', clean'}")
-    for digest in known.diffs:
-        node.add(f"changes: {provenance.diff_file(work_dir, digest)}")
+    for digest in provenance.diffs:
+        node.add(f"changes: {diff_file(work_dir, digest)}")
     if git.untracked:
         node.add(f"files that git does not know: {git.untracked.count}")
-    for attempt in known.attempts:
+    for attempt in provenance.attempts:
         for change in attempt.changes:
             node.add(f"changed on the way: {change}")
     return node
 
 
-def _machine(known: Provenance) -> Node:
-    hardware, environment = known.hardware, known.environment
+def _machine(provenance: Provenance) -> Node:
+    hardware, environment = provenance.hardware, provenance.environment
     gpus = ", ".join(hardware.gpus) or "no GPU"
     node = Node(
         f"machine: {hardware.host}, {hardware.processor}, {gpus}; "
         f"processes: {environment.world_size}, threads of each: {environment.threads}, "
         f"{environment.precision}"
     )
-    versions = {name.lower(): version for name, version in known.packages.items()}
-    for each in known.deviations:
-        node.add(each)
+    versions = {name.lower(): version for name, version in provenance.packages.items()}
+    for deviation in provenance.deviations:
+        node.add(deviation)
     node.add(", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions))
     return node
 
 
-def _params(known: Provenance) -> Node:
-    params, names = known.params, known.names
+def _params(provenance: Provenance) -> Node:
+    params, names = provenance.params, provenance.names
     node = Node(f"params: model {names.model}, recipe {names.recipe}, seed {params['seed']}")
     recipe, optimizer = params["recipe"], params["recipe"]["optimizer"]
     node.add(
@@ -286,9 +287,9 @@ def _size(recipe: Mapping[str, Any]) -> str:
     return str(recipe["resolution"])
 
 
-def _attempts(known: Provenance, final: RunMetrics) -> Node:
-    attempts = known.attempts
-    jobs = dict.fromkeys(each.slurm_job_id for each in attempts if each.slurm_job_id)
+def _attempts(provenance: Provenance, final: RunMetrics) -> Node:
+    attempts = provenance.attempts
+    jobs = dict.fromkeys(attempt.slurm_job_id for attempt in attempts if attempt.slurm_job_id)
     where = f"SLURM jobs {' '.join(jobs)}" if jobs else "without SLURM"
     spent = f"{final.wall_seconds:.0f} s"
     if final.gpu_seconds:

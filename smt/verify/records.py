@@ -1,6 +1,6 @@
-"""The files of one run: each value of them worked out again from the others.
+"""The files of one run: each value is derived again from the others.
 
-The newest checkpoint is a witness: it says how far journal, weights and accuracy were.
+The newest checkpoint is a second source: it holds how far journal, weights and accuracy were.
 """
 
 import re
@@ -13,10 +13,11 @@ from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
 from smt.config.project import Project
-from smt.runs import journal, provenance, record
+from smt.runs import journal, record
 from smt.runs.atomic import sha256
 from smt.runs.checkpoint_files import CheckpointName, checkpoints
 from smt.runs.paths import Layout
+from smt.runs.provenance import diff_file, flatten, gpu_seconds
 from smt.runs.record import (
     PROVENANCE,
     DamagedRecord,
@@ -28,7 +29,7 @@ from smt.runs.record import (
 )
 from smt.verify import derive, tensors
 from smt.verify.derive import Derived
-from smt.verify.ledger import NOTHING, Ledger, same, stated
+from smt.verify.ledger import NOTHING, Ledger, equal, value_or_nothing
 
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 
@@ -48,7 +49,7 @@ R = TypeVar("R", bound=Record)
 
 
 def load(ledger: Ledger, kind: str, read: Callable[[], R | None]) -> R | None:
-    """Return what `read` does; None without such a record, or with a finding if it is damaged."""
+    """Return what `read` does; None without such a record, or with a mismatch if it is damaged."""
     try:
         return read()
     except DamagedRecord as damage:
@@ -66,7 +67,7 @@ class RunAudit:
         self.final, self.ledger = final, ledger
         self.path = layout.metrics(run)
         self.older = not set(DIGESTS) & final.model_fields_set
-        """Whether the record has none of the digests, which is one finding and not many."""
+        """Whether the record has none of the digests, which is one mismatch and not many."""
         self.work_dir = layout.work_dir(run, final.fingerprint)
         self.provenance: Provenance | None = None
 
@@ -139,17 +140,17 @@ class RunAudit:
         if self.provenance is None:
             return
         attempts = self.provenance.attempts
-        follows: dict[str, Any] = {
+        expected: dict[str, Any] = {
             "task": self.provenance.params.get("task"),
             "changes": [change for attempt in attempts for change in attempt.changes],
             "deviations": list(self.provenance.deviations),
         }
         if not self.older:
-            follows["finished"] = stated(attempts[-1].ended)
-            follows["gpu_seconds"] = provenance.gpu_seconds(attempts)
-        for key, value in follows.items():
-            own = stated(getattr(final, key))
-            ledger.compare(NUMBERS, f"{path}: {key}", own, value, self.work_dir / PROVENANCE)
+            expected["finished"] = value_or_nothing(attempts[-1].ended)
+            expected["gpu_seconds"] = gpu_seconds(attempts)
+        for key, value in expected.items():
+            recorded = value_or_nothing(getattr(final, key))
+            ledger.compare(NUMBERS, f"{path}: {key}", recorded, value, self.work_dir / PROVENANCE)
 
     def _metrics(self, derived: Derived) -> None:
         ledger, path = self.ledger, self.path
@@ -158,14 +159,14 @@ class RunAudit:
             derived.source,
         )  # fmt: skip
         ends = f"{self.work_dir / journal.JOURNAL}, its last line"
-        follows = {
+        expected = {
             "epochs": (derived.epochs, ends),
             "steps": (derived.steps, ends),
             "skipped_steps": (derived.skipped_steps, self.work_dir / journal.JOURNAL),
         }
-        for key, (value, source) in follows.items():
-            own = stated(getattr(self.final, key))
-            ledger.compare(NUMBERS, f"{path}: {key}", own, value, source)
+        for key, (value, source) in expected.items():
+            recorded = value_or_nothing(getattr(self.final, key))
+            ledger.compare(NUMBERS, f"{path}: {key}", recorded, value, source)
         if self.provenance is not None:
             self._length(derived, self.provenance.params.get("recipe", {}))
 
@@ -185,7 +186,7 @@ class RunAudit:
 
     # --- provenance ----------------------------------------------------------------------------
 
-    def _provenance(self, known: Provenance, content: Mapping[str, Any] | None) -> None:
+    def _provenance(self, provenance: Provenance, content: Mapping[str, Any] | None) -> None:
         path, ledger, final = self.work_dir / PROVENANCE, self.ledger, self.final
         ledger.add_item(PROVENANCES, path)
         if final.provenance_sha256 is None and not self.older:
@@ -195,41 +196,41 @@ class RunAudit:
                 PROVENANCES, f"{path}: SHA-256", sha256(path), final.provenance_sha256,
                 f"{self.path}, written when the run was done",
             )  # fmt: skip
-        taken = fingerprint.digest(known.params)
-        for where, value in ((path, known.fingerprint), (self.path, final.fingerprint)):
+        digest = fingerprint.digest(provenance.params)
+        for where, value in ((path, provenance.fingerprint), (self.path, final.fingerprint)):
             ledger.compare(
-                PROVENANCES, f"{where}: fingerprint", value, taken, f"the params in {path}"
+                PROVENANCES, f"{where}: fingerprint", value, digest, f"the params in {path}"
             )
         for key in ("experiment", "seed", "scale"):
-            ledger.compare(
-                PROVENANCES, f"{path}: {key}", getattr(known, key), getattr(final, key), self.path
-            )
-        self._present(known, content)
-        self._parent(known)
-        self._differences(known)
+            value, expected = getattr(provenance, key), getattr(final, key)
+            ledger.compare(PROVENANCES, f"{path}: {key}", value, expected, self.path)
+        self._present(provenance, content)
+        self._parent(provenance)
+        self._differences(provenance)
 
-    def _present(self, known: Provenance, content: Mapping[str, Any] | None) -> None:
+    def _present(self, provenance: Provenance, content: Mapping[str, Any] | None) -> None:
         """Compare with params and manifests as they are now, if the run is of them."""
         path, ledger = self.work_dir / PROVENANCE, self.ledger
         if content is None or fingerprint.digest(content) != self.final.fingerprint:
             return
         experiment = self.project.experiments[self.run.experiment]
         ledger.compare_all(
-            PROVENANCES, path, {"params": known.params}, {"params": content},
+            PROVENANCES, path, {"params": provenance.params}, {"params": content},
             "params/ and the manifests",
         )  # fmt: skip
-        follows = {
+        expected = {
             "task": experiment.task,
             "model": experiment.model,
             "recipe": experiment.recipe,
             "dataset": self.project.dataset_of(self.run.experiment),
             "group": experiment.group,
         }
-        names = {"names": known.names.as_json()}
-        ledger.compare_all(PROVENANCES, path, names, {"names": follows}, "params/experiments.yaml")
+        names = {"names": provenance.names.as_json()}
+        ledger.compare_all(PROVENANCES, path, names, {"names": expected}, "params/experiments.yaml")
+        dataset = expected["dataset"]
         ledger.compare(
-            PROVENANCES, f"{path}: data.{follows['dataset']}", known.data.get(follows["dataset"]),
-            content["data"], self.layout.manifest(follows["dataset"]),
+            PROVENANCES, f"{path}: data.{dataset}", provenance.data.get(dataset), content["data"],
+            self.layout.manifest(dataset),
         )  # fmt: skip
         recipe = self.project.recipes[experiment.recipe]
         steps = self.project.steps_per_epoch(self.run.experiment) * recipe.schedule.epochs
@@ -238,30 +239,30 @@ class RunAudit:
             "epochs, images and global batch in params/",
         )  # fmt: skip
 
-    def _parent(self, known: Provenance) -> None:
+    def _parent(self, provenance: Provenance) -> None:
         """The parent that the run started from is the one that is there."""
-        path, ledger, said = self.work_dir / PROVENANCE, self.ledger, known.parent
+        path, ledger, recorded = self.work_dir / PROVENANCE, self.ledger, provenance.parent
         ledger.compare(
-            PROVENANCES, f"{path}: parent.fingerprint", said.fingerprint if said else None,
-            known.params.get("parent"), f"{path}: params.parent",
+            PROVENANCES, f"{path}: parent.fingerprint", recorded.fingerprint if recorded else None,
+            provenance.params.get("parent"), f"{path}: params.parent",
         )  # fmt: skip
-        if said is None:
+        if recorded is None:
             return
-        parent = Run(experiment=said.experiment, seed=said.seed)
-        theirs = load(ledger, PROVENANCES, partial(record.read_metrics, self.layout, parent))
-        if theirs is None or theirs.fingerprint != said.fingerprint:
-            state = "is not there" if theirs is None else "has been trained again since"
+        parent = Run(experiment=recorded.experiment, seed=recorded.seed)
+        metrics = load(ledger, PROVENANCES, partial(record.read_metrics, self.layout, parent))
+        if metrics is None or metrics.fingerprint != recorded.fingerprint:
+            state = "is not there" if metrics is None else "has been trained again since"
             ledger.add_note(PROVENANCES, f"{self.run} started from {parent}, which {state}")
             return
         ledger.compare(
-            PROVENANCES, f"{path}: parent.weights_sha256", said.weights_sha256,
-            theirs.weights_sha256, self.layout.metrics(parent),
+            PROVENANCES, f"{path}: parent.weights_sha256", recorded.weights_sha256,
+            metrics.weights_sha256, self.layout.metrics(parent),
         )  # fmt: skip
 
-    def _differences(self, known: Provenance) -> None:
+    def _differences(self, provenance: Provenance) -> None:
         """What was not committed is kept, and is what its digest says."""
-        for digest in known.diffs:
-            path = provenance.diff_file(self.work_dir, digest)
+        for digest in provenance.diffs:
+            path = diff_file(self.work_dir, digest)
             actual = sha256(path) if path.exists() else NOTHING
             self.ledger.compare(
                 PROVENANCES, f"{path}: SHA-256", actual, digest, self.work_dir / PROVENANCE
@@ -289,37 +290,39 @@ class RunAudit:
 
     def _evaluation(self) -> None:
         path, ledger = self.layout.evaluation(self.run), self.ledger
-        said = load(ledger, EVALUATIONS, partial(record.read_evaluation, self.layout, self.run))
-        if said is None:
+        read = partial(record.read_evaluation, self.layout, self.run)
+        evaluation = load(ledger, EVALUATIONS, read)
+        if evaluation is None:
             if not path.exists():
                 ledger.add_note(EVALUATIONS, f"{self.run} has not been evaluated on its own yet")
             return
         ledger.add_item(EVALUATIONS, path)
         for key in ("experiment", "seed", "scale", "fingerprint", "weights_sha256"):
-            own, theirs = getattr(said, key), getattr(self.final, key)
-            ledger.compare(EVALUATIONS, f"{path}: {key}", own, theirs, self.path)
-        if said.metrics_sha256 is not None:
+            value, expected = getattr(evaluation, key), getattr(self.final, key)
+            ledger.compare(EVALUATIONS, f"{path}: {key}", value, expected, self.path)
+        if evaluation.metrics_sha256 is not None:
+            digest = sha256(self.path)
             ledger.compare(
-                EVALUATIONS, f"{path}: metrics_sha256", said.metrics_sha256, sha256(self.path),
-                self.path,
-            )  # fmt: skip
+                EVALUATIONS, f"{path}: metrics_sha256", evaluation.metrics_sha256, digest, self.path
+            )
         elif not self.older:
             ledger.add_mismatch(EVALUATIONS, path, f"has no digest of {self.path}: {OLDER}")
-        self._agreement(path, said)
+        self._agreement(path, evaluation)
         dataset = self.project.datasets[self.project.dataset_of(self.run.experiment)]
+        images = f"{path}: images"
         ledger.compare(
-            EVALUATIONS, f"{path}: images", said.images, dataset.val_images, "params/data.yaml"
+            EVALUATIONS, images, evaluation.images, dataset.val_images, "params/data.yaml"
         )
 
-    def _agreement(self, path: Path, said: RunEvaluation) -> None:
+    def _agreement(self, path: Path, evaluation: RunEvaluation) -> None:
         """Equal numbers where the machine was the same; near ones where it was another."""
         final = self.final.metrics
         trained_in = self.provenance.attempts[-1].environment if self.provenance else None
-        exact = trained_in is not None and said.environment == trained_in
+        exact = trained_in is not None and evaluation.environment == trained_in
         for name in sorted(set(final) & set(METRICS)):
-            value, allowed = said.metrics.get(name), 0.0 if exact else METRICS[name].tolerance
+            value, allowed = evaluation.metrics.get(name), 0.0 if exact else METRICS[name].tolerance
             agrees = value is not None and (
-                same(value, final[name]) or abs(value - final[name]) <= allowed
+                equal(value, final[name]) or abs(value - final[name]) <= allowed
             )
             how = "the same machine" if exact else f"within {allowed:g} on another machine"
             self.ledger.compare(
@@ -351,8 +354,8 @@ class RunAudit:
         self._same_weights(path)
 
     def _facts(self, path: Path, facts: Mapping[str, Any]) -> None:
-        own = dict(provenance.flatten(self.final.as_json()))
-        follows = {
+        recorded = dict(flatten(self.final.as_json()))
+        expected = {
             "epochs": facts["epochs"],
             "steps": facts["step"],
             "skipped_steps": facts["trend"]["skipped"],
@@ -361,11 +364,11 @@ class RunAudit:
             "journal.lines": facts["journal"]["lines"],
             **facts["identity"],
         }
-        if self.final.journal is None:  # a finding of its own
-            del follows["journal.bytes"], follows["journal.lines"]
-        for key, value in follows.items():
+        if self.final.journal is None:  # a mismatch of its own
+            del expected["journal.bytes"], expected["journal.lines"]
+        for key, value in expected.items():
             where = f"{self.path}: {key}"
-            self.ledger.compare(CHECKPOINTS, where, own.get(key, NOTHING), value, path)
+            self.ledger.compare(CHECKPOINTS, where, recorded.get(key, NOTHING), value, path)
 
     def _best(self, path: Path, recorded: float | None) -> None:
         """Compare the best accuracy of the journal with the one that the checkpoint holds."""
@@ -373,9 +376,9 @@ class RunAudit:
         if recorded is None:
             return
         try:
-            lines = [line.metrics for line in derive.lines(log)]
+            lines = [line.metrics for line in journal.lines(self.work_dir, finished=True)]
         except (OSError, ValueError):
-            return  # a finding of its own
+            return  # a mismatch of its own
         evaluated = {name for metrics in lines for name in metrics}
         headlines = (f"eval/{name}" for name in HEADLINES.values())
         name = next((headline for headline in headlines if headline in evaluated), "metric")
@@ -387,7 +390,7 @@ class RunAudit:
         try:
             names = tensors.differing(exported, path, "model.")
         except (OSError, ValueError):
-            return  # a finding of its own
+            return  # a mismatch of its own
         if names:
             more = f" and {len(names) - 1} more" if names[1:] else ""
             what = f"tensor {names[0]}{more} is not that of {path}"

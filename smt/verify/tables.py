@@ -6,28 +6,28 @@ Measured sizes, which stand in no run, are compared with formulas and weights.
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from smt.config import macs
+from smt.config.experiments import Run
 from smt.config.project import Project, System
 from smt.errors import UserError
 from smt.report.build import build
 from smt.report.collect import Results
-from smt.runs.atomic import read_json
+from smt.report.sizes import ModelSize, Sizes
 from smt.runs.paths import Layout
 from smt.verify import tensors
-from smt.verify.ledger import NOTHING, Ledger, shown
+from smt.verify.ledger import NOTHING, Ledger, shorten
 
 SIZES = "sizes"
-Measure = Callable[[Project], Mapping[str, Any]]
+Measure = Callable[[Project], Mapping[str, ModelSize]]
 
 TABLES = "tables"
-MOST = 5
+MAX_DIFFERENCES = 5
 """Differences of one file that are named; the rest are counted."""
 
 _MARKUP = re.compile(r"<[^>]*>|\\href\{(?:[^{}]|\\[{}])*\}")
@@ -54,10 +54,10 @@ def check(results: Results, layout: Layout, names: Sequence[str], ledger: Ledger
         except UserError as error:
             ledger.add_mismatch(TABLES, layout.tables, f"cannot be made again: {error}")
             return
-        made = {path.relative_to(again.tables): path for path in paths}
-        chosen = {path: each for path, each in made.items() if not names or path.stem in names}
-        for path, remade in chosen.items():
-            _compare(layout.tables / path, remade, ledger)
+        for remade in paths:
+            name = remade.relative_to(again.tables)
+            if not names or name.stem in names:
+                _compare(layout.tables / name, remade, ledger)
 
 
 def _compare(path: Path, remade: Path, ledger: Ledger) -> None:
@@ -68,50 +68,47 @@ def _compare(path: Path, remade: Path, ledger: Ledger) -> None:
             ledger.add_note(TABLES, f"{path.stem} has not been made yet: smt tables {path.stem}")
         return
     ledger.add_item(TABLES, path)
-    said, follows = path.read_bytes(), remade.read_bytes()
-    cells = _count(follows)
-    ledger.comparisons[TABLES] += cells
-    if said == follows:
+    actual, expected = path.read_bytes(), remade.read_bytes()
+    ledger.comparisons[TABLES] += expected.count(b"\n")
+    if actual == expected:
         return
-    texts = said.decode(errors="replace"), follows.decode()
+    texts = actual.decode(errors="replace"), expected.decode()
     differences = list(_of_csv(*texts) if path.suffix == ".csv" else _of_lines(*texts))
-    for where, own, right in differences[:MOST]:
-        what = f"says {shown(own)}, but {shown(right)} follows from the files of the runs"
+    for where, value, derived in differences[:MAX_DIFFERENCES]:
+        source = "derived from the files of the runs"
+        what = f"{shorten(value)} is inconsistent with {shorten(derived)}, {source}"
         ledger.add_mismatch(TABLES, f"{path}: {where}", what)
-    if differences[MOST:]:
-        ledger.add_mismatch(TABLES, path, f"{len(differences) - MOST} more places are inconsistent")
+    if differences[MAX_DIFFERENCES:]:
+        ledger.add_mismatch(
+            TABLES, path, f"{len(differences) - MAX_DIFFERENCES} more places are inconsistent"
+        )
     if not differences:
         ledger.add_mismatch(
             TABLES, path, "differs in bytes that are no part of a line (line ends?)"
         )
 
 
-def _count(content: bytes) -> int:
-    """Return the lines of a file: what is counted as compared."""
-    return content.count(b"\n")
-
-
-def _of_csv(said: str, follows: str) -> Iterator[tuple[str, str, str]]:
-    """Yield place, what is said and what follows, for each cell that differs."""
-    ours, theirs = (list(csv.reader(io.StringIO(text))) for text in (said, follows))
-    if ours[:1] != theirs[:1] or len(ours) != len(theirs):
-        yield from _of_lines(said, follows)
+def _of_csv(actual: str, expected: str) -> Iterator[tuple[str, str, str]]:
+    """Yield place, actual and expected text of each cell that differs."""
+    rows, expected_rows = (list(csv.reader(io.StringIO(text))) for text in (actual, expected))
+    if rows[:1] != expected_rows[:1] or len(rows) != len(expected_rows):
+        yield from _of_lines(actual, expected)
         return
-    heading = theirs[0]
-    for own, right in zip(ours[1:], theirs[1:], strict=True):
-        name = right[heading.index("label")] if "label" in heading else " ".join(right[1:3])
-        cells = zip_longest(heading, own, right, fillvalue=NOTHING)
-        for column, one, other in cells:
-            if one != other:
-                yield f"row {name}, column {column}", one, other
+    heading = expected_rows[0]
+    for row, expected_row in zip(rows[1:], expected_rows[1:], strict=True):
+        labelled = "label" in heading
+        name = expected_row[heading.index("label")] if labelled else " ".join(expected_row[1:3])
+        for column, *cells in zip_longest(heading, row, expected_row, fillvalue=NOTHING):
+            if cells[0] != cells[1]:
+                yield f"row {name}, column {column}", cells[0], cells[1]
 
 
-def _of_lines(said: str, follows: str) -> Iterator[tuple[str, str, str]]:
-    """Yield place, what is said and what follows, for each line that differs, cut to the words."""
-    ours, theirs = said.split("\n"), follows.split("\n")
-    for number, (own, right) in enumerate(zip_longest(ours, theirs, fillvalue=""), 1):
-        if own != right:
-            yield f"line {number}{_row(right)}", *_words(own, right)
+def _of_lines(actual: str, expected: str) -> Iterator[tuple[str, str, str]]:
+    """Yield place, actual and expected text of each line that differs, cut to the words."""
+    pairs = zip_longest(actual.split("\n"), expected.split("\n"), fillvalue="")
+    for number, (line, expected_line) in enumerate(pairs, 1):
+        if line != expected_line:
+            yield f"line {number}{_row(expected_line)}", *_words(line, expected_line)
 
 
 def _row(line: str) -> str:
@@ -122,20 +119,22 @@ def _row(line: str) -> str:
     return f" ({first})" if len(cells) > 2 and first else ""
 
 
-def _words(own: str, right: str) -> tuple[str, str]:
+def _words(line: str, expected: str) -> tuple[str, str]:
     """Return what differs between two lines, from whole word to whole word."""
     start = 0
-    while start < min(len(own), len(right)) and own[start] == right[start]:
+    while start < min(len(line), len(expected)) and line[start] == expected[start]:
         start += 1
     end = 0
-    while end < min(len(own), len(right)) - start and own[-1 - end] == right[-1 - end]:
+    while end < min(len(line), len(expected)) - start and line[-1 - end] == expected[-1 - end]:
         end += 1
     edge = re.compile(r"[\s|&<>{}\[\]]")
-    while start and not edge.match(own[start - 1]):
+    while start and not edge.match(line[start - 1]):
         start -= 1
-    while end and not edge.match(own[len(own) - end]):
+    while end and not edge.match(line[len(line) - end]):
         end -= 1
-    return own[start : len(own) - end] or NOTHING, right[start : len(right) - end] or NOTHING
+    return line[start : len(line) - end] or NOTHING, expected[
+        start : len(expected) - end
+    ] or NOTHING
 
 
 # --- measured sizes -------------------------------------------------------------------------------
@@ -148,93 +147,88 @@ def check_sizes(
 
     With `measure`, which counts them anew and takes torch, every figure is compared.
     """
-    path = layout.sizes
-    said = _read_sizes(layout, ledger)
-    if said is None:
+    path, sizes = layout.sizes, Sizes.read(layout, layout.scale)
+    if sizes.damage is not None:
+        ledger.add_damaged_record(SIZES, sizes.damage)
+        return
+    if not sizes.models:
+        ledger.add_note(SIZES, f"not measured at scale {layout.scale} yet")
         return
     ledger.add_item(SIZES, path)
     if measure is not None:
-        ledger.compare_all(SIZES, path, said, measure(project), "counting them again")
+        recorded, measured = (
+            {name: size.as_json() for name, size in models.items()}
+            for models in (sizes.models, measure(project))
+        )
+        ledger.compare_all(SIZES, path, recorded, measured, "counting them again")
         return
-    for name, entry in said.items():
-        if name in project.systems and isinstance(entry, dict):
-            _system_parameters(project, layout, project.systems[name], entry, ledger)
+    for name, size in sizes.models.items():
+        where = f"{path}: {name}"
+        if name in project.systems:
+            _system_parameters(project, layout, project.systems[name], size, where, ledger)
         elif name not in project.models:
-            ledger.add_mismatch(SIZES, f"{path}: {name}", "no such model in params/models.yaml")
-        elif isinstance(entry, dict):
-            _macs(project, layout, name, entry, ledger)
-            _parameters(project, layout, name, entry, ledger)
+            ledger.add_mismatch(SIZES, where, "no such model in params/models.yaml")
+        else:
+            _macs(project, name, size, where, ledger)
+            _parameters(project, layout, name, size, where, ledger)
 
 
-def _read_sizes(layout: Layout, ledger: Ledger) -> dict[str, Any] | None:
-    path, remedy = layout.sizes, f"remove it and run: smt profile --scale {layout.scale}"
-    try:
-        said = read_json(path)
-    except (OSError, ValueError) as error:
-        ledger.add_mismatch(SIZES, path, f"cannot be read ({error}); {remedy}")
-        return None
-    if said is None:
-        ledger.add_note(SIZES, f"not measured at scale {layout.scale} yet")
-        return None
-    if not isinstance(said, dict):
-        ledger.add_mismatch(SIZES, path, f"holds no mapping of models to sizes; {remedy}")
-        return None
-    return said
-
-
-def _macs(
-    project: Project, layout: Layout, name: str, entry: Mapping[str, Any], ledger: Ledger
-) -> None:
+def _macs(project: Project, name: str, size: ModelSize, where: str, ledger: Ledger) -> None:
     classes = _classes(project, name)
-    for resolution, counts in entry.get("macs", {}).items():
-        count = macs.forward(project.models[name], int(resolution), num_classes=classes)
-        follows = {
-            "conv_linear": count.convolution + count.linear,
-            "attention": count.total,
-        }
-        for convention, value in follows.items():
-            where = f"{layout.sizes}: {name}.macs.{resolution}.{convention}"
-            ledger.compare(SIZES, where, counts.get(convention, NOTHING), value, "the formula")
+    for resolution in size.resolutions:
+        recorded = size.macs[str(resolution)]
+        count = macs.forward(project.models[name], resolution, num_classes=classes)
+        expected = {"conv_linear": count.convolution + count.linear, "attention": count.total}
+        for convention, value in expected.items():
+            place = f"{where}.macs.{resolution}.{convention}"
+            ledger.compare(SIZES, place, getattr(recorded, convention), value, "the formula")
 
 
 def _parameters(
-    project: Project, layout: Layout, name: str, entry: Mapping[str, Any], ledger: Ledger
+    project: Project, layout: Layout, name: str, size: ModelSize, where: str, ledger: Ledger
 ) -> None:
     """Compare with the weights of a run of this model, on as many classes; buffers do not count."""
-    for run in project.runs:
-        experiment = project.experiments[run.experiment]
-        path = layout.weights(run)
-        if experiment.model != name or experiment.head is not None or not path.exists():
-            continue
-        if project.datasets[project.dataset_of(run.experiment)].classes != _classes(project, name):
-            continue
-        try:
-            count = tensors.parameters(tensors.read(path))
-        except (OSError, ValueError):
-            continue  # a finding of its own
-        ledger.compare(SIZES, f"{layout.sizes}: {name}.params", entry.get("params"), count, path)
-        return
+    runs = (
+        run
+        for run in project.runs
+        if (experiment := project.experiments[run.experiment]).model == name
+        and experiment.head is None
+        and project.datasets[project.dataset_of(run.experiment)].classes == _classes(project, name)
+    )
+    _compare_weights(layout, runs, size, where, ledger)
 
 
 def _system_parameters(
-    project: Project, layout: Layout, system: System, entry: Mapping[str, Any], ledger: Ledger
+    project: Project,
+    layout: Layout,
+    system: System,
+    size: ModelSize,
+    where: str,
+    ledger: Ledger,
 ) -> None:
-    """Compare with the weights of a run of this head on this model, and with the sum of its parts.
+    """Compare with the sum of its parts, and with the weights of a run of this head on this model.
 
     Its MACs are not worked out by formula: `smt verify --evaluate` counts them again.
     """
-    where, said = f"{layout.sizes}: {system.name}", entry.get("params")
-    parts = sum(part["params"] for part in entry.get("parts", {}).values())
-    ledger.compare(SIZES, f"{where}.params", said, parts, "the sum of its parts")
-    for run in project.runs:
-        experiment, path = project.experiments[run.experiment], layout.weights(run)
-        if experiment.system != system.name or not path.exists():
-            continue
+    parts = sum(part.params for part in size.parts.values())
+    ledger.compare(SIZES, f"{where}.params", size.params, parts, "the sum of its parts")
+    runs = (
+        run for run in project.runs if project.experiments[run.experiment].system == system.name
+    )
+    _compare_weights(layout, runs, size, where, ledger)
+
+
+def _compare_weights(
+    layout: Layout, runs: Iterable[Run], size: ModelSize, where: str, ledger: Ledger
+) -> None:
+    """Compare parameters with the first weights of these runs that can be read."""
+    for run in runs:
+        path = layout.weights(run)
         try:
             count = tensors.parameters(tensors.read(path))
         except (OSError, ValueError):
-            continue  # a finding of its own
-        ledger.compare(SIZES, f"{where}.params", said, count, path)
+            continue  # not there, or a mismatch of its own
+        ledger.compare(SIZES, f"{where}.params", size.params, count, path)
         return
 
 

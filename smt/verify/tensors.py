@@ -71,16 +71,16 @@ def read(path: Path) -> Header:
     try:
         tensors = {
             name: Tensor(
-                each["dtype"],
-                tuple(each["shape"]),
-                start + each["data_offsets"][0],
-                start + each["data_offsets"][1],
+                entry["dtype"],
+                tuple(entry["shape"]),
+                start + entry["data_offsets"][0],
+                start + entry["data_offsets"][1],
             )
-            for name, each in content.items()
+            for name, entry in content.items()
         }
     except (KeyError, TypeError, IndexError):
         raise ValueError("not a whole safetensors file") from None
-    if max((each.end for each in tensors.values()), default=start) > path.stat().st_size:
+    if max((entry.end for entry in tensors.values()), default=start) > path.stat().st_size:
         raise ValueError("not a whole safetensors file: it is cut off")
     return Header(metadata, tensors)
 
@@ -101,7 +101,7 @@ def copy(source: Path, metadata: Mapping[str, str], target: BinaryIO) -> None:
     """
     content: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     with _mapped(source) as mapped:
-        tensors = sorted(read(source).tensors.items(), key=lambda each: each[1].start)
+        tensors = sorted(read(source).tensors.items(), key=lambda item: item[1].start)
         position = 0
         for name, tensor in tensors:
             size = tensor.end - tensor.start
@@ -128,15 +128,15 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
 
 def differing(one: Path, other: Path, prefix: str) -> list[str]:
     """Return the tensors of `one` that `other` has otherwise, or not, under `prefix` + name."""
-    ours, theirs = read(one).tensors, read(other).tensors
-    found = []
+    tensors, other_tensors = read(one).tensors, read(other).tensors
+    names = []
     with _mapped(one) as left, _mapped(other) as right:
-        for name, tensor in ours.items():
-            its = theirs.get(prefix + name)
+        for name, tensor in tensors.items():
+            counterpart = other_tensors.get(prefix + name)
             if (
-                its is None
-                or (its.dtype, its.shape) != (tensor.dtype, tensor.shape)
-                or left[tensor.start : tensor.end] != right[its.start : its.end]
+                counterpart is None
+                or (counterpart.dtype, counterpart.shape) != (tensor.dtype, tensor.shape)
+                or left[tensor.start : tensor.end] != right[counterpart.start : counterpart.end]
             ):
-                found.append(name)
-    return found
+                names.append(name)
+    return names

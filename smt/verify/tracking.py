@@ -1,6 +1,6 @@
-"""What MLflow has to say of every run, from the runs' files alone, and what it does say.
+"""MLflow's runs: derived from the files of the runs alone, and compared with the server.
 
-The first is enough to make every table; the second is read point by point.
+The first is enough to make every table; the second compares every value of every metric.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ MLFLOW = "MLflow"
 FINAL = "final/"
 
 
-# --- what follows from the files -----------------------------------------------------------------
+# --- derived from the files ---------------------------------------------------------------------
 
 
 class Address(TrackingClient):
@@ -68,8 +68,8 @@ def latest(points: Iterable[Point]) -> dict[str, float]:
     """Return the last value of each metric, as MLflow takes it: by step, then time, then value."""
     last: dict[str, Point] = {}
     for point in points:
-        known = last.get(point.key)
-        if known is None or _order(point) >= _order(known):
+        previous = last.get(point.key)
+        if previous is None or _order(point) >= _order(previous):
             last[point.key] = point
     return {key: point.value for key, point in last.items()}
 
@@ -83,7 +83,7 @@ def expected_points(view: RunView) -> list[Point]:
     return [*view.points, *view.final_points, *view.evaluation_points]
 
 
-def expected_run(view: RunView, known: Mapping[str, Any], derived: Derived | None) -> RemoteRun:
+def expected_run(view: RunView, entry: Mapping[str, Any], derived: Derived | None) -> RemoteRun:
     """Return what MLflow has of a run, its final numbers from the journal."""
     metrics = latest(expected_points(view))
     if derived is not None and view.final is not None:
@@ -94,9 +94,9 @@ def expected_run(view: RunView, known: Mapping[str, Any], derived: Derived | Non
             f"{FINAL}steps": derived.steps,
         }
     return RemoteRun(
-        run_id=known["run_id"],
-        experiment_id=known["experiment_id"],
-        status=known["status"],
+        run_id=entry["run_id"],
+        experiment_id=entry["experiment_id"],
+        status=entry["status"],
         start_milliseconds=milliseconds(view.created),
         params=view.params(),
         tags=view.tags(),
@@ -120,17 +120,17 @@ def expected_results(
 
     `elsewhere` holds MLflow's runs of which nothing but MLflow's word is at hand.
     """
-    found: dict[str | None, RemoteRun] = dict(elsewhere.items())
+    remote: dict[str | None, RemoteRun] = dict(elsewhere.items())
     for view in views:
-        known = receipt.runs.get(view.fingerprint) if receipt else None
-        if known is not None:
-            own = derived.get(view.run) if view.final is not None else None
-            found[view.fingerprint] = expected_run(view, known, own)
+        entry = receipt.runs.get(view.fingerprint) if receipt else None
+        if entry is not None:
+            final = derived.get(view.run) if view.final is not None else None
+            remote[view.fingerprint] = expected_run(view, entry, final)
     server = receipt.address if receipt else None
-    return assemble(project, layout, server, found, checked=False)
+    return assemble(project, layout, server, remote, checked=False)
 
 
-# --- what MLflow says -----------------------------------------------------------------------------
+# --- compared with MLflow -----------------------------------------------------------------------
 
 
 def connect(layout: Layout, ledger: Ledger) -> tuple[TrackingClient, dict[str, RemoteRun]] | None:
@@ -162,49 +162,49 @@ def check(
     for view in views:
         if view.final is None:
             continue
-        known = remote.get(view.fingerprint)
-        if known is None:
+        remote_run = remote.get(view.fingerprint)
+        if remote_run is None:
             ledger.add_note(MLFLOW, f"{view.run} has not been sent yet: smt sync")
             continue
-        ledger.add_item(MLFLOW, known.run_id)
+        ledger.add_item(MLFLOW, remote_run.run_id)
         if receipt is not None and view.fingerprint in receipt.runs:
             ledger.compare(
                 MLFLOW, f"receipt of {view.run}: run_id",
-                receipt.runs[view.fingerprint]["run_id"], known.run_id, "MLflow",
+                receipt.runs[view.fingerprint]["run_id"], remote_run.run_id, "MLflow",
             )  # fmt: skip
-        _run(server, view, known, ledger)
+        _run(server, view, remote_run, ledger)
 
 
-def _run(server: TrackingClient, view: RunView, known: RemoteRun, ledger: Ledger) -> None:
-    where = f"MLflow run {known.run_id} ({view.run})"
+def _run(server: TrackingClient, view: RunView, remote: RemoteRun, ledger: Ledger) -> None:
+    where = f"MLflow run {remote.run_id} ({view.run})"
     files = view.folder
-    ledger.compare(MLFLOW, f"{where}: status", known.status, view.status, files)
+    ledger.compare(MLFLOW, f"{where}: status", remote.status, view.status, files)
     ledger.compare(
-        MLFLOW, f"{where}: start", known.start_milliseconds, milliseconds(view.created), files
+        MLFLOW, f"{where}: start", remote.start_milliseconds, milliseconds(view.created), files
     )
-    for name, ours in view.params().items():
-        ledger.compare(MLFLOW, f"{where}: param {name}", known.params.get(name), ours, files)
-    for name in sorted(known.params.keys() - view.params().keys()):
-        ledger.compare(MLFLOW, f"{where}: param {name}", known.params[name], NOTHING, files)
-    for name, ours in view.tags().items():
-        ledger.compare(MLFLOW, f"{where}: tag {name}", known.tags.get(name), ours, files)
-    _metrics(server, view, known, where, ledger)
+    for name, value in view.params().items():
+        ledger.compare(MLFLOW, f"{where}: param {name}", remote.params.get(name), value, files)
+    for name in sorted(remote.params.keys() - view.params().keys()):
+        ledger.compare(MLFLOW, f"{where}: param {name}", remote.params[name], NOTHING, files)
+    for name, value in view.tags().items():
+        ledger.compare(MLFLOW, f"{where}: tag {name}", remote.tags.get(name), value, files)
+    _metrics(server, view, remote, where, ledger)
 
 
 def _metrics(
-    server: TrackingClient, view: RunView, known: RemoteRun, where: str, ledger: Ledger
+    server: TrackingClient, view: RunView, remote: RemoteRun, where: str, ledger: Ledger
 ) -> None:
-    every: dict[str, list[Point]] = {}
+    series: dict[str, list[Point]] = {}
     for point in expected_points(view):
-        every.setdefault(point.key, []).append(point)
-    last = latest(point for points in every.values() for point in points)
-    for key in sorted(every.keys() | known.metrics.keys()):
+        series.setdefault(point.key, []).append(point)
+    last = latest(point for points in series.values() for point in points)
+    for key in sorted(series.keys() | remote.metrics.keys()):
         ledger.compare(
-            MLFLOW, f"{where}: metric {key}", known.metrics.get(key, NOTHING),
+            MLFLOW, f"{where}: metric {key}", remote.metrics.get(key, NOTHING),
             last.get(key, NOTHING), view.folder,
         )  # fmt: skip
-        if key in every:
-            _history(server, known.run_id, every[key], f"{where}: metric {key}", view, ledger)
+        if key in series:
+            _history(server, remote.run_id, series[key], f"{where}: metric {key}", view, ledger)
 
 
 def _history(
@@ -216,19 +216,20 @@ def _history(
     ledger: Ledger,
 ) -> None:
     """Compare all values of a metric; the first place where they differ stands for all."""
-    theirs, ours = set(map(_key, server.history(run_id, points[0].key))), set(map(_key, points))
-    ledger.comparisons[MLFLOW] += len(ours)
-    if theirs == ours:
+    remote = set(map(_key, server.history(run_id, points[0].key)))
+    expected = set(map(_key, points))
+    ledger.comparisons[MLFLOW] += len(expected)
+    if remote == expected:
         return
-    step, at, _ = min(theirs ^ ours)
-    said, follows = (
-        [value for *place, value in sorted(each) if place == [step, at]] for each in (theirs, ours)
-    )
+    step, at, _ = min(remote ^ expected)
     place = f"{where} at step {step}"
-    ledger.compare(MLFLOW, place, _values(said), _values(follows), view.folder)
+    actual, derived = (_values(history, step, at) for history in (remote, expected))
+    ledger.compare(MLFLOW, place, actual, derived, view.folder)
 
 
-def _values(values: list[str]) -> str:
+def _values(history: Iterable[tuple[int, int, str]], step: int, milliseconds: int) -> str:
+    """Return the values that a metric has at one step and time."""
+    values = sorted(value for *place, value in history if place == [step, milliseconds])
     return " and ".join(values) or NOTHING
 
 

@@ -97,10 +97,10 @@ def load(project, scale=SCALE):
 
 def audit(project):
     """Return the ledger of `smt verify`, without starting a process."""
-    return Audit(load(project), layout(project), load(project, "paper")).everything()
+    return Audit(load(project), layout(project), load(project, "paper")).check_all()
 
 
-def findings(project):
+def mismatches(project):
     return [str(mismatch) for mismatch in audit(project).mismatches]
 
 

@@ -383,12 +383,12 @@ MUTATIONS = (
         """\
     if job is not None and job.is_waiting:
         return State.QUEUED, job.reason or job.state
-    if trail.failure:
-        return State.FAILED, trail.failure
+    if snapshot.failure:
+        return State.FAILED, snapshot.failure
 """,
         """\
-    if trail.failure:
-        return State.FAILED, trail.failure
+    if snapshot.failure:
+        return State.FAILED, snapshot.failure
     if job is not None and job.is_waiting:
         return State.QUEUED, job.reason or job.state
 """
@@ -402,7 +402,7 @@ MUTATIONS = (
     ),
     Mutation(
         "steps that are taken again count as fast ones", "status", "smt/runs/progress.py",
-        "if time < record.time and record.step", "if record.step",
+        "if time < line.time and line.step", "if line.step",
         STATUS,
     ),
     Mutation(
@@ -516,8 +516,8 @@ MUTATIONS = (
     ),
     # --- proof -----------------------------------------------------------------------------------
     Mutation(
-        "a proof bears steps that were lost", "proof", "smt/proof/table.py",
-        '        and outcome["steps_lost_when_told"] == 0\n', "",
+        "a proof bears steps that were lost", "proof", "smt/proof/record.py",
+        " and self.steps_lost_when_told == 0", "",
         PROOF,
     ),
     Mutation(

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from smt.errors import EXIT_RESUME, UserError
-from smt.proof import table
+from smt.proof.record import ProofRecord
 from smt.proof.slurm import Request, SlurmLauncher
 from testbed.waiting import wait_for
 from tests.helpers.trainings import (
@@ -77,7 +77,7 @@ def test_a_proof_through_slurm_ends_equal(cluster, here):
     done = smt(here, "prove", RUN, "--launcher", "slurm", "--kills", "1", "--tables", "never")
     assert "1 kills" in done.stdout and "equal to the byte" in done.stdout
     seen = json.loads((here / f"results/demo/proof/{RUN}-seed0-ranks1.json").read_text())
-    assert table.is_equal(seen), seen
+    assert ProofRecord(**seen).is_equal, seen
     assert (seen["launcher"], seen["nodes"], seen["ranks"]) == ("slurm", 1, 1)
 
 
@@ -87,7 +87,7 @@ def test_a_proof_on_two_nodes_ends_equal(cluster, here):
     done = smt(here, "prove", RUN, "--launcher", "slurm", *arguments)
     assert "3 kills" in done.stdout and "equal to the byte" in done.stdout
     seen = json.loads((here / f"results/demo/proof/{RUN}-seed0-ranks2.json").read_text())
-    assert table.is_equal(seen), seen
+    assert ProofRecord(**seen).is_equal, seen
     assert (seen["launcher"], seen["nodes"], seen["ranks"]) == ("slurm", 2, 2)
     text = (here / "results/demo/proof/proof.md").read_text()
     assert "2 on 2 nodes of SLURM" in text

@@ -1,5 +1,6 @@
 """A record that cannot be read is one line with file, fault and remedy; other runs are served."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from smt.config.experiments import Run
 from smt.errors import EXIT_BAD_INPUT, EXIT_UNVERIFIED
+from smt.runs.atomic import write_json
 from smt.runs.record import read_metrics
 from smt.tracking.sync import sync
 from smt.versioning.operations import write_index
@@ -34,29 +36,43 @@ def edited(change):
 WRONG = {
     "metrics": ("metrics", 5), "evaluation": ("images", "many"), "provenance": ("attempts", {}),
     "failure": ("time", "noon"), "mlflow": ("runs", "none"), "index": ("seed", "0"),
+    "sizes": ("params", 1.5), "proof": ("kills", "six"),
 }  # fmt: skip
 MISSING = {
     "metrics": "weights_sha256", "evaluation": "metrics", "provenance": "names",
-    "failure": "message", "mlflow": "tracking_uri", "index": "fingerprint",
+    "failure": "message", "mlflow": "tracking_uri", "index": "fingerprint", "sizes": "macs",
+    "proof": "weights_equal",
 }  # fmt: skip
+INSIDE = {"sizes": "smt_tiny"}
+"""The mapping in a record that these keys are of, where it is not the record itself."""
 
 
 def damages(name):
     """Return what is done to a record, and what is said of it."""
     key, value = WRONG[name]
+    prefix = f"{INSIDE[name]}." if name in INSIDE else ""
+
+    def part(it):
+        return it[INSIDE[name]] if name in INSIDE else it
+
     return {
         "cut off": (cut, "is cut off ("),
         "empty": (lambda _: "", "is empty"),
         "text": (lambda _: "hello\n", "is no JSON ("),
-        "binary": (lambda _: "\x00\x80\xff", "is no JSON ("),
+        "binary": (lambda _: "\x00\udcff\x89", "is no JSON ("),
         "list": (lambda _: "[1, 2]", "holds no mapping of keys to values"),
-        "wrong type": (edited(lambda it: it.update({key: value})), f"{key}: should be a"),
-        "missing key": (edited(lambda it: it.pop(MISSING[name])), f"has no {MISSING[name]}"),
+        "wrong type": (
+            edited(lambda it: part(it).update({key: value})), f"{prefix}{key}: should be a",
+        ),
+        "missing key": (
+            edited(lambda it: part(it).pop(MISSING[name])), f"has no {prefix}{MISSING[name]}",
+        ),
         "directory": (None, "cannot be read (is a directory)"),
-    }
+    }  # fmt: skip
 
 
-CASES = [(name, how) for name in WRONG if name != "index" for how in damages(name)]
+OF_RUNS = [name for name in WRONG if name not in ("index", "sizes", "proof")]
+CASES = [(name, how) for name in OF_RUNS for how in damages(name)]
 REMEDY = {
     "metrics": f"smt train {T} --seed 0 --scale demo",
     "evaluation": f"smt evaluate {T} --seed 0 --scale demo",
@@ -64,6 +80,8 @@ REMEDY = {
     "failure": "smt train",
     "mlflow": "smt sync --scale demo",
     "index": "smt dvc record --scale demo",
+    "sizes": "smt profile --scale demo",
+    "proof": f"smt prove {T} --seed 0 --ranks 1 --scale demo",
 }
 
 
@@ -95,6 +113,10 @@ def path_of(files, name) -> Path:
         return files.layout.sync_receipt
     if name == "index":
         return files.layout.index_entry(DAMAGED)
+    if name == "sizes":
+        return files.layout.sizes
+    if name == "proof":
+        return files.layout.proof_record(DAMAGED, 1)
     if name in ("provenance", "failure"):
         return files.work_dir(DAMAGED) / f"{name}.json"
     return files.layout.run_dir(DAMAGED) / f"{name}.json"
@@ -111,7 +133,7 @@ def harm(files, name, how):
         path.unlink()
         path.mkdir()
     else:
-        path.write_text(change(path.read_text()), encoding="latin-1")  # a byte per character
+        path.write_bytes(change(path.read_text()).encode(errors="surrogateescape"))
     return f"{path}: {words}"
 
 
@@ -166,6 +188,54 @@ def test_every_command_says_it_in_one_line_and_serves_the_others(files, name, ho
     verified = command(files, "verify")
     assert verified.returncode == EXIT_UNVERIFIED
     one_line(verified, words, remedy)
+
+
+@pytest.mark.parametrize("how", damages("sizes"))
+def test_tables_without_sizes_that_cannot_be_read(files, how):
+    files.write_sizes()
+    words, remedy = harm(files, "sizes", how), REMEDY["sizes"]
+    for arguments in (("tables",), ("figures", "accuracy_vs_macs"), ("report",)):
+        done = command(files, *arguments)
+        assert done.returncode == 0, done.stderr
+        one_line(done, words, remedy)
+    with (files.layout.tables / "sizes.csv").open() as file:
+        rows = {(row["scale"], row["model"]): row for row in csv.DictReader(file)}
+    assert rows["demo", "smt_tiny"]["state"].startswith(f"failed: {words}")
+    assert rows["paper", "smt_tiny"]["params"] == "11506536"
+    assert "95.00" in (files.layout.tables / "imagenet1k.md").read_text()
+    verified = command(files, "verify")
+    assert verified.returncode == EXIT_UNVERIFIED
+    one_line(verified, words, remedy)
+
+
+def proof_record(run):
+    kill = {"kill": "SIGTERM", "signal": "SIGTERM", "saves": True, "ends": True, "workers": 0,
+            "at_step": 3, "resumed_at": 3, "repeated": 0, "exit_codes": [75]}  # fmt: skip
+    return {
+        "experiment": run.experiment, "seed": 0, "scale": "demo", "ranks": 1,
+        "fingerprint": "ab" * 32, "commit": None, "host": "node1", "steps": 9, "drawn_from": 0,
+        "kills": [kill], "resumed_at": [3], "weights_sha256": ["cd" * 32] * 2,
+        "weights_equal": True, "journal_equal": True, "first_difference": None,
+        "steps_lost_when_told": 0, "most_steps_repeated": 0, "seconds": 1.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("how", damages("proof"))
+def test_the_table_of_proofs_without_one_that_cannot_be_read(files, how):
+    for run in (DAMAGED, OTHER):
+        write_json(files.layout.proof_record(run, 1), proof_record(run))
+    words, remedy = harm(files, "proof", how), REMEDY["proof"]
+    done = command(files, "prove", "--tables", "only")
+    assert done.returncode == 0, done.stderr
+    one_line(done, words, remedy)
+    with (files.layout.proof / "proof.csv").open() as file:
+        assert [row["experiment"] for row in csv.DictReader(file)] == [S]
+    text = (files.layout.proof / "proof.md").read_text()
+    assert "1 of 1 ended with the same bytes" in text and "Not in this table: " in text
+    files.layout.proof_record(OTHER, 1).unlink()
+    alone = command(files, "prove", "--tables", "only")
+    assert alone.returncode == EXIT_BAD_INPUT
+    one_line(alone, words, remedy)
 
 
 def test_training_says_it_in_one_line(files):

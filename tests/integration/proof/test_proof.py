@@ -11,7 +11,8 @@ import pytest
 
 from smt.config.experiments import Run
 from smt.errors import UserError
-from smt.proof import plan, table
+from smt.proof import plan
+from smt.proof.record import ProofRecord
 from smt.proof.run import Proof
 from smt.runs import heartbeat
 from smt.runs.paths import Layout
@@ -79,7 +80,7 @@ def outcome(project, ranks):
 def test_weights_and_journals_are_equal_after_real_kills(proved, ranks):
     project, said = proved
     seen = outcome(project, ranks)
-    assert table.is_equal(seen), seen
+    assert ProofRecord(**seen).is_equal, seen
     assert seen["kills_drawn"] == 5 and len(seen["kills"]) >= 4
     assert len(set(seen["weights_sha256"])) == 1 and len(seen["weights_sha256"][0]) == 64
     assert seen["steps_lost_when_told"] == 0 and seen["most_steps_repeated"] <= 20

@@ -84,7 +84,7 @@ def test_accuracy_is_set_against_the_macs_at_the_resolution_trained_at(files):
     files.finish(Run(experiment=T, seed=0), 96.0)
     files.finish(Run(experiment="imagenet22k_smt_large", seed=0), 60.0)
     files.write_sizes()
-    (marker,) = figures.markers(results(files), files.layout)
+    (marker,) = figures.markers(results(files))
     assert (marker.label, marker.gmacs, marker.top1) == ("SMT-T on ImageNet-1K", 2.399, 96.0)
     assert marker.reported is None  # the paper's number is of another model and data set
 
@@ -94,7 +94,7 @@ def test_a_cross_stands_for_a_number_that_is_published_and_not_for_a_derived_one
     for name in (T, "ablation_stage3_msa"):
         files.finish(Run(experiment=name, seed=0), 82.0, epochs=1)
     files.write_sizes()
-    found = {each.label: each for each in figures.markers(results(files), files.layout)}
+    found = {each.label: each for each in figures.markers(results(files))}
     assert found["SMT-T on ImageNet-1K"].reported == 82.2
     assert found["Stage 3 all MSA"].reported is None
 

@@ -232,7 +232,7 @@ def test_tables_say_it_in_the_cell_and_in_the_notes(paper):
     begin(paper, Run(experiment=S, seed=0), {29: 41.0, 30: 41.2})
     sync(paper.project, paper.layout)
     said = "off track: top-1 41.2 at epoch 30, reference 50.7 to 55.4 (2 seeds that are done)"
-    table = grid(collect(paper.project, paper.layout), paper.layout, "imagenet1k")
+    table = grid(collect(paper.project, paper.layout), "imagenet1k")
     assert any(f"{THIRD}: stopped" in note and said in note for note in table.notes)
 
     for run in (TINY, SECOND):
@@ -243,6 +243,6 @@ def test_tables_say_it_in_the_cell_and_in_the_notes(paper):
         *("points", "paper", T),
     )
     begin(paper, TINY, {29: 41.0, 30: 41.2})
-    table = grid(collect(paper.project, paper.layout), paper.layout, "imagenet1k")
+    table = grid(collect(paper.project, paper.layout), "imagenet1k")
     cell = table.rows[0][2].text
     assert "stopped, off track: top-1 41.2 at epoch 30, reference 52.0 to 54.0 (assumed)" in cell

@@ -25,8 +25,8 @@ from tests.helpers.finished_project import (
     T,
     audit,
     edit_json,
-    findings,
     flip,
+    mismatches,
     run_dir,
     table,
     work_dir,
@@ -46,9 +46,9 @@ def files(project):
     return project
 
 
-def found(project, *words):
-    """Assert that some finding has all of these words; return all findings."""
-    lines = findings(project)
+def assert_mismatch(project, *words):
+    """Assert that some line of a mismatch has all of these words; return all of them."""
+    lines = mismatches(project)
     assert any(all(word in line for word in words) for line in lines), lines
     return lines
 
@@ -66,7 +66,7 @@ def database(project, statement, *values):
 # --- all is well -------------------------------------------------------------------------------
 
 
-def test_what_nobody_touched_follows(finished):
+def test_unchanged_files_are_consistent(finished):
     done = verify(finished)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -102,7 +102,7 @@ def test_one_experiment_alone(project):
     assert "1 runs that are done" in done.stdout
     done = verify(project, "--experiment", T)
     assert done.returncode == EXIT_UNVERIFIED
-    assert "metrics.json: metrics.top1: says 99.0" in done.stdout
+    assert "metrics.json: metrics.top1: 99.0" in done.stdout
     assert re.search(r"\d+ of [\d,]+ values are inconsistent with their sources", done.stdout)
 
 
@@ -125,7 +125,7 @@ def test_a_server_that_does_not_answer_is_said(project):
     assert "not compared: MLflow at http://127.0.0.1:9 does not answer" in done.stdout
 
 
-def test_a_run_that_is_not_done_is_no_finding(project):
+def test_a_run_that_is_not_done_is_no_mismatch(project):
     shutil.rmtree(run_dir(project, T, 1))
     forget(project, "smt_tiny/imagenet1k/seed1")
     for suffix in ("md", "csv", "tex", "html"):
@@ -140,13 +140,18 @@ def test_a_run_that_is_not_done_is_no_finding(project):
 
 def test_a_run_that_mlflow_alone_knows_is_found(project):
     shutil.rmtree(run_dir(project, T, 1))
-    found(project, "imagenet1k_smt_tiny-seed1: its files are not here", "MLflow's word alone")
+    assert_mismatch(
+        project, "imagenet1k_smt_tiny-seed1: its files are not here", "MLflow's word alone"
+    )
 
 
 def test_a_table_of_before_a_run_was_lost_is_found(project):
     shutil.rmtree(run_dir(project, T, 1))
     forget(project, "smt_tiny/imagenet1k/seed1")
-    found(project, "tables/imagenet1k.csv: row SMT-T, column n: says 2, but 1 follows")
+    assert_mismatch(
+        project,
+        "tables/imagenet1k.csv: row SMT-T, column n: 2 is inconsistent with 1, derived from",
+    )
 
 
 def forget(project, name):
@@ -169,7 +174,9 @@ def test_a_number_changed_in_a_table(files, suffix):
     text = path.read_text()
     assert number in text
     path.write_text(text.replace(number, "99.99", 1))
-    lines = found(files, f"tables/imagenet1k.{suffix}: line ", "says ", "99.99", number)
+    lines = assert_mismatch(
+        files, f"tables/imagenet1k.{suffix}: line ", "is inconsistent with", "99.99", number
+    )
     assert len([line for line in lines if "tables/" in line]) == 1
 
 
@@ -177,7 +184,7 @@ def test_a_number_changed_in_a_csv(files):
     row = printed(files)
     path = table(files, "imagenet1k.csv")
     path.write_text(path.read_text().replace(row["top1_mean"], "99.9", 1))
-    found(files, "imagenet1k.csv: row SMT-T, column top1_mean: says 99.9", row["top1_mean"])
+    assert_mismatch(files, "imagenet1k.csv: row SMT-T, column top1_mean: 99.9", row["top1_mean"])
 
 
 @pytest.mark.parametrize("name", ["index.md", "index.html", "drift.md", "sizes.csv"])
@@ -186,19 +193,19 @@ def test_a_word_changed_in_any_other_file(files, name):
     number = re.findall(r"\d+\.\d+", path.read_text())[-1]
     before, _, after = path.read_text().rpartition(number)
     path.write_text(f"{before}{float(number) + 1}{after}")
-    found(files, f"tables/{name}: ", number)
+    assert_mismatch(files, f"tables/{name}: ", number)
 
 
 def test_a_verdict_changed_in_a_table(files):
     path = table(files, "imagenet1k.md")
     path.write_text(path.read_text().replace("not comparable |", "reproduced |", 1))
-    found(files, "imagenet1k.md: line ", "(SMT-T): says ", "reproduced")
+    assert_mismatch(files, "imagenet1k.md: line ", "(SMT-T): ", "reproduced")
 
 
 def test_the_notice_taken_off_a_table(files):
     path = table(files, "imagenet22k.html")
     path.write_text(path.read_text().replace("smoke scale: not comparable with the paper", ""))
-    found(files, "imagenet22k.html: line ", "not comparable with the paper")
+    assert_mismatch(files, "imagenet22k.html: line ", "not comparable with the paper")
 
 
 # --- records of a run --------------------------------------------------------------------------
@@ -207,7 +214,7 @@ def test_the_notice_taken_off_a_table(files):
 def test_a_final_number(files):
     path = run_dir(files) / "metrics.json"
     edit_json(path, lambda it: it["metrics"].update(top1=99.0))
-    lines = found(files, "metrics.json: metrics.top1: says 99.0", "journal.jsonl, line ",
+    lines = assert_mismatch(files, "metrics.json: metrics.top1: 99.0", "journal.jsonl, line ",
                   "the last evaluation")  # fmt: skip
     assert any("evaluation.json: metrics_sha256" in line for line in lines)
 
@@ -221,29 +228,29 @@ def test_a_final_number(files):
 )  # fmt: skip
 def test_any_other_value_of_the_final_record(files, key, value):
     edit_json(run_dir(files) / "metrics.json", lambda it: it.update({key: value}))
-    found(files, "metrics.json")
+    assert_mismatch(files, "metrics.json")
 
 
 @pytest.mark.parametrize("key", ["journal", "times", "provenance_sha256"])
 def test_a_digest_taken_out(files, key):
     edit_json(run_dir(files) / "metrics.json", lambda it: it.pop(key))
-    found(files, "metrics.json: has no digest of ")
+    assert_mismatch(files, "metrics.json: has no digest of ")
 
 
-def test_a_record_from_before_there_were_digests_is_one_finding(project):
+def test_a_record_from_before_there_were_digests_is_one_mismatch(project):
     def take_out(final):
         for key in ("journal", "times", "provenance_sha256"):
             del final[key]
 
     edit_json(run_dir(project, T, 1) / "metrics.json", take_out)
     edit_json(run_dir(project, T, 1) / "evaluation.json", lambda it: it.pop("metrics_sha256"))
-    (line,) = findings(project)
+    (line,) = mismatches(project)
     assert "seed1/metrics.json: has no digest of the files beside it" in line
 
 
 def test_a_record_that_is_not_json(files):
     (run_dir(files) / "metrics.json").write_text("{")
-    found(files, "metrics.json: is cut off", "smt train imagenet1k_smt_tiny --seed 0")
+    assert_mismatch(files, "metrics.json: is cut off", "smt train imagenet1k_smt_tiny --seed 0")
 
 
 @pytest.mark.parametrize(
@@ -251,12 +258,12 @@ def test_a_record_that_is_not_json(files):
 )
 def test_a_record_of_another_form(files, change):
     edit_json(run_dir(files) / "metrics.json", change)
-    found(files, "metrics")
+    assert_mismatch(files, "metrics")
 
 
 def test_a_provenance_of_another_form(files):
     edit_json(work_dir(files) / "provenance.json", lambda it: it.update(attempts="none"))
-    lines = found(
+    lines = assert_mismatch(
         files, "provenance.json: attempts: should be a valid array", "train the run again"
     )
     assert not any("images: says" in line for line in lines), "a mismatch that is none"
@@ -265,12 +272,12 @@ def test_a_provenance_of_another_form(files):
 def test_an_evaluation(files):
     path = run_dir(files) / "evaluation.json"
     edit_json(path, lambda it: it["metrics"].update(loss=it["metrics"]["loss"] + 1e-6))
-    found(files, "evaluation.json: metrics.loss: says ", "the same machine")
+    assert_mismatch(files, "evaluation.json: metrics.loss: ", "the same machine")
 
 
 def test_the_images_of_an_evaluation(files):
     edit_json(run_dir(files) / "evaluation.json", lambda it: it.update(images=50_000))
-    found(files, "evaluation.json: images: says 50000, but 100 follows")
+    assert_mismatch(files, "evaluation.json: images: 50000 is inconsistent with 100, derived from")
 
 
 # --- journal, times, provenance ----------------------------------------------------------------
@@ -287,24 +294,24 @@ def edit_journal(project, change, experiment=T):
 
 def test_a_line_of_the_journal(files):
     edit_journal(files, lambda lines: lines[0]["metrics"].update({"train/loss": 0.1}))
-    found(files, "journal.jsonl: sha256: says ", "metrics.json, written when the run was done")
+    assert_mismatch(files, "journal.jsonl: sha256: ", "metrics.json, written when the run was done")
 
 
 def test_a_line_of_the_journal_taken_out(files):
     edit_journal(files, lambda lines: lines.pop(0))
-    found(files, "journal.jsonl: lines: says ")
+    assert_mismatch(files, "journal.jsonl: lines: ")
 
 
 def test_a_torn_journal(files):
     path = work_dir(files) / "journal.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    found(files, "journal.jsonl: gives no final numbers: line ")
+    assert_mismatch(files, "journal.jsonl: gives no final numbers: line ")
 
 
 def test_the_times(files):
     path = work_dir(files) / "times.jsonl"
     path.write_text(re.sub(r'"time":\d', '"time":9', path.read_text(), count=1))
-    found(files, "times.jsonl: sha256: says ")
+    assert_mismatch(files, "times.jsonl: sha256: ")
 
 
 def test_a_param_in_the_provenance(files):
@@ -312,8 +319,8 @@ def test_a_param_in_the_provenance(files):
         known["params"]["recipe"]["optimizer"]["lr"] = 1.0
 
     edit_json(work_dir(files) / "provenance.json", change)
-    lines = found(files, "provenance.json: fingerprint: says ", "the params in ")
-    assert any("params.recipe.optimizer.lr: says 1.0" in line for line in lines)
+    lines = assert_mismatch(files, "provenance.json: fingerprint: ", "the params in ")
+    assert any("params.recipe.optimizer.lr: 1.0" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +337,8 @@ def test_a_schedule_of_another_length_in_the_provenance(files, experiment, key, 
 
     edit_json(work_dir(files, experiment) / "provenance.json", change)
     ends = 1 if experiment in DETECTORS else 2
-    found(files, f"journal.jsonl: epochs of its last line: says {ends}, but {epochs} follows from",
+    what = f"{ends} is inconsistent with {epochs}, derived from"
+    assert_mismatch(files, f"journal.jsonl: epochs of its last line: {what}",
           "params.recipe.schedule")  # fmt: skip
 
 
@@ -347,14 +355,16 @@ def test_a_schedule_of_another_length_in_the_provenance(files, experiment, key, 
 )
 def test_anything_else_in_the_provenance(files, change):
     edit_json(work_dir(files) / "provenance.json", change)
-    found(files, "provenance.json: SHA-256: says ", "metrics.json, written when the run was done")
+    assert_mismatch(
+        files, "provenance.json: SHA-256: ", "metrics.json, written when the run was done"
+    )
 
 
 def test_the_kept_difference_from_the_commit(files):
     (path,) = work_dir(files).glob("git-*.diff")
     assert "+# not committed" in path.read_text()
     path.write_text(path.read_text().replace("+# not committed", "+# nothing"))
-    found(files, f"{path.name}: SHA-256: says ", "provenance.json")
+    assert_mismatch(files, f"{path.name}: SHA-256: ", "provenance.json")
 
 
 def test_the_parent_that_a_run_says_it_started_from(files):
@@ -362,7 +372,7 @@ def test_the_parent_that_a_run_says_it_started_from(files):
         known["parent"]["weights_sha256"] = "0" * 64
 
     edit_json(work_dir(files, CHILD) / "provenance.json", change)
-    found(files, "provenance.json: parent.weights_sha256: says 0000", PARENT)
+    assert_mismatch(files, "provenance.json: parent.weights_sha256: 0000", PARENT)
 
 
 # --- weights, checkpoints, data ----------------------------------------------------------------
@@ -370,7 +380,7 @@ def test_the_parent_that_a_run_says_it_started_from(files):
 
 def test_a_bit_of_the_weights(files):
     flip(run_dir(files) / "model.safetensors")
-    found(files, "model.safetensors: SHA-256: says ", "metrics.json")
+    assert_mismatch(files, "model.safetensors: SHA-256: ", "metrics.json")
 
 
 def test_the_weights_of_another_seed(files):
@@ -378,7 +388,9 @@ def test_the_weights_of_another_seed(files):
     shutil.copy(run_dir(files, T, 1) / "model.safetensors", path)
     digest = sha256(path)
     edit_json(run_dir(files) / "metrics.json", lambda it: it.update(weights_sha256=digest))
-    lines = found(files, "model.safetensors: seed: says 1, but 0 follows")
+    lines = assert_mismatch(
+        files, "model.safetensors: seed: 1 is inconsistent with 0, derived from"
+    )
     assert any("is not that of" in line and "checkpoints" in line for line in lines)
 
 
@@ -389,13 +401,13 @@ def test_weights_that_were_replaced_along_with_their_digest(files):
     digest = sha256(path)
     edit_json(run_dir(files) / "metrics.json", lambda it: it.update(weights_sha256=digest))
     edit_json(run_dir(files) / "evaluation.json", lambda it: it.update(weights_sha256=digest))
-    found(files, "model.safetensors: tensor ", "is not that of ", "checkpoints/step-")
+    assert_mismatch(files, "model.safetensors: tensor ", "is not that of ", "checkpoints/step-")
 
 
 def test_a_checkpoint(files):
     path = max((work_dir(files) / "checkpoints").iterdir())
     flip(path)
-    found(files, "checkpoints/step-", "SHA-256: says ", "its name")
+    assert_mismatch(files, "checkpoints/step-", "SHA-256: ", "its name")
 
 
 @pytest.mark.parametrize(
@@ -404,7 +416,7 @@ def test_a_checkpoint(files):
 )
 def test_the_digest_of_a_manifest(files, name, where):
     edit_json(files.folder / RESULTS / "data" / name, lambda it: it.update(digest="0" * 64))
-    found(files, where, "digest: says 0000", "follows from its ")
+    assert_mismatch(files, where, "digest: 0000", "derived from its ")
 
 
 def test_the_counts_of_a_manifest(files):
@@ -412,13 +424,13 @@ def test_the_counts_of_a_manifest(files):
         manifest["splits"]["val"]["per_class"][0] += 1
 
     edit_json(files.folder / RESULTS / "data/imagenet1k.json", change)
-    found(files, "imagenet1k.json: splits.val.per_class: says ")
+    assert_mismatch(files, "imagenet1k.json: splits.val.per_class: ")
 
 
 def test_a_list_of_images(files):
     path = files.folder / RESULTS / "data/imagenet1k.val.txt"
     path.write_text(path.read_text().replace("0000.", "9999.", 1))
-    found(files, "imagenet1k.val.txt: SHA-256: says ", "imagenet1k.json")
+    assert_mismatch(files, "imagenet1k.val.txt: SHA-256: ", "imagenet1k.json")
 
 
 def test_measured_sizes(files):
@@ -427,7 +439,7 @@ def test_measured_sizes(files):
         next(iter(sizes["smt_large"]["macs"].values()))["attention"] += 1
 
     edit_json(files.folder / RESULTS / "sizes.json", change)
-    lines = found(files, "sizes.json: smt_tiny.params: says ", "model.safetensors")
+    lines = assert_mismatch(files, "sizes.json: smt_tiny.params: ", "model.safetensors")
     assert any("smt_large.macs.32.attention" in line and "the formula" in line for line in lines)
 
 
@@ -438,7 +450,7 @@ def test_sizes_that_only_counting_again_can_tell(project):
     edit_json(project.folder / "results/paper/sizes.json", change)
     done = verify(project, "--evaluate")
     assert done.returncode == EXIT_UNVERIFIED
-    assert "results/paper/sizes.json: smt_tiny.macs.224.reported: says " in done.stdout
+    assert "results/paper/sizes.json: smt_tiny.macs.224.reported: " in done.stdout
 
 
 # --- MLflow ------------------------------------------------------------------------------------
@@ -454,39 +466,45 @@ def test_a_value_too_many_in_a_metrics_history(project):
         f"insert into metrics ({columns}) select key, 50.5, timestamp + 1, run_uuid, step, is_nan "
         "from metrics where key = 'eval/loss' and step = 20",
     )
-    found(project, "metric eval/loss at step 20: says 50.5, but nothing follows")
+    assert_mismatch(
+        project, "metric eval/loss at step 20: 50.5 is inconsistent with nothing, derived from"
+    )
 
 
 def test_a_value_in_a_metrics_history(project):
     database(project, METRIC)
-    found(project, "MLflow run ", "metric eval/top1 at step 20: says 99.0, but ", T)
+    assert_mismatch(
+        project, "MLflow run ", "metric eval/top1 at step 20: 99.0 is inconsistent with ", T
+    )
 
 
 @pytest.mark.parametrize("key", ["final/top1", "eval/top5", "evaluation/loss", "train/loss"])
 def test_the_last_value_of_a_metric(project, key):
     database(project, LATEST, key)
-    found(project, "MLflow run ", f"metric {key}: says 99.0")
+    assert_mismatch(project, "MLflow run ", f"metric {key}: 99.0")
 
 
 def test_a_param(project):
     database(project, "update params set value = '7' where key = 'recipe.optimizer.lr'")
-    found(project, "MLflow run ", "param recipe.optimizer.lr: says 7")
+    assert_mismatch(project, "MLflow run ", "param recipe.optimizer.lr: 7")
 
 
 @pytest.mark.parametrize("key", ["smt.git.commit", "smt.weights_sha256", "smt.hardware.host"])
 def test_a_tag(project, key):
     database(project, "insert or replace into tags select ?, 'another', run_uuid from runs", key)
-    found(project, "MLflow run ", f"tag {key}: says another")
+    assert_mismatch(project, "MLflow run ", f"tag {key}: another")
 
 
 def test_a_status(project):
     database(project, "update runs set status = 'FAILED'")
-    found(project, "MLflow run ", "status: says FAILED, but FINISHED follows")
+    assert_mismatch(
+        project, "MLflow run ", "status: FAILED is inconsistent with FINISHED, derived from"
+    )
 
 
 def test_the_receipt(project):
     edit_json(project.folder / RESULTS / "mlflow.json", lambda it: it["runs"][0].update(run_id="x"))
-    found(project, "receipt of ", "run_id: says x")
+    assert_mismatch(project, "receipt of ", "run_id: x")
 
 
 # --- an attacker who edits several places that agree ---------------------------------------------
@@ -519,7 +537,7 @@ def forge(project, top1=99.0):
 
 def test_numbers_tables_and_mlflow_forged_alike_are_found_by_the_journal(project):
     forge(project)
-    lines = found(project, "metrics.json: metrics.top1: says 99.0", "journal.jsonl, line ")
+    lines = assert_mismatch(project, "metrics.json: metrics.top1: 99.0", "journal.jsonl, line ")
     assert any("imagenet1k.md: line " in line and "99.00" in line for line in lines)
 
 
@@ -542,14 +560,14 @@ def test_the_journal_forged_with_them_is_found_by_its_digest(project):
     for seed in (0, 1):
         forge_journal(project, seed)
     forge(project)
-    found(project, "journal.jsonl: sha256: says ", "metrics.json")
+    assert_mismatch(project, "journal.jsonl: sha256: ", "metrics.json")
 
 
 def test_the_digest_of_the_journal_forged_as_well_is_found_by_the_checkpoint(project):
     for seed in (0, 1):
         forge_digest(project, seed, forge_journal(project, seed))
     forge(project)
-    found(project, "journal.jsonl: best eval/top1: says 99.0", "checkpoints/step-")
+    assert_mismatch(project, "journal.jsonl: best eval/top1: 99.0", "checkpoints/step-")
 
 
 def test_weights_do_not_give_forged_numbers_though_all_files_agree(project):
@@ -563,8 +581,8 @@ def test_weights_do_not_give_forged_numbers_though_all_files_agree(project):
     done = verify(project, "--evaluate", "--experiment", T)
     assert done.returncode == EXIT_UNVERIFIED
     assert re.search(
-        r"journal\.jsonl, line \d+ \(the last evaluation\): top1: says 99\.0, but [\d.]+ follows "
-        r"from .*model\.safetensors, evaluated again",
+        r"journal\.jsonl, line \d+ \(the last evaluation\): top1: 99\.0 is inconsistent "
+        r"with [\d.]+, derived from .*model\.safetensors, evaluated again",
         done.stdout,
     )
 

@@ -44,7 +44,7 @@ class Job:
 
 
 class LogHandler(LogHandlerBase):
-    """What Snakemake tells of its jobs, as a count of runs."""
+    """Reports the events of Snakemake's jobs as a count of runs."""
 
     def __post_init__(self) -> None:
         self._console = Console(
@@ -140,7 +140,7 @@ class LogHandler(LogHandlerBase):
             return
         now = time.monotonic()
         if self._left is not None:
-            self._left.finished(job.rule, now - job.started)
+            self._left.add_finished(job.rule, now - job.started)
         self._done += 1
         result = _result(Path(job.outputs[0]))
         seconds = f"{now - job.started:.0f} s"

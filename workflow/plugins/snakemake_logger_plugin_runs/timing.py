@@ -1,4 +1,4 @@
-"""How long what is left will take, from how long the same rules took."""
+"""Estimate of the time left, from the durations of jobs of the same rules."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ class TimeLeft:
         self._durations: dict[str, list[float]] = defaultdict(list)
         self._started = started
 
-    def finished(self, rule: str, seconds: float) -> None:
-        """Take in that a job of `rule` is done, after so many seconds."""
+    def add_finished(self, rule: str, seconds: float) -> None:
+        """Add a job of `rule` that is done, and its duration in seconds."""
         self._left[rule] = max(self._left.get(rule, 0) - 1, 0)
         self._durations[rule].append(seconds)
 
     def seconds(self, now: float) -> float | None:
-        """Return the seconds until all jobs are done; None before the first has told anything.
+        """Return the seconds until all jobs are done; None before the first job has ended.
 
         A rule of which no job has ended is taken to last as long as the longest that has. Jobs go
         on side by side as much as they have so far.
@@ -26,7 +26,9 @@ class TimeLeft:
         worked = sum(map(sum, self._durations.values()))
         if not worked or now <= self._started:
             return None
-        means = {rule: sum(each) / len(each) for rule, each in self._durations.items()}
+        means = {
+            rule: sum(durations) / len(durations) for rule, durations in self._durations.items()
+        }
         unknown = max(means.values())
         work = sum(count * means.get(rule, unknown) for rule, count in self._left.items())
         side_by_side = max(worked / (now - self._started), 1.0)
