@@ -173,7 +173,7 @@ def serve(listener: socket.socket, end: int, run_job: Callable[[dict[str, Any]],
         raise RuntimeError(f"an import has started threads: {threading.enumerate()}")
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the processes that attend
-    while end not in select.select([listener, end], [], [])[0]:
+    while end not in select.select([listener.fileno(), end], [], [])[0]:
         connection, _ = listener.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -200,7 +200,7 @@ def _attend(
     process = os.pidfd_open(pid)
     with suppress(OSError):
         connection.sendall(_int_bytes(pid))
-    ready, _, _ = select.select([process, connection, end], [], [])
+    ready, _, _ = select.select([process, connection.fileno(), end], [], [])
     if process not in ready:
         with suppress(ProcessLookupError):  # it has not become the leader of its session yet
             os.killpg(pid, signal.SIGKILL)
