@@ -1,4 +1,4 @@
-"""`smt dvc`: what Snakemake has made, in DVC; and back."""
+"""`smt dvc`: records the outputs of Snakemake in DVC, and restores them."""
 
 import click
 
@@ -56,7 +56,7 @@ def restore(experiments: tuple[str, ...], scale: str) -> None:
 @click.option("--seed", type=int)
 @scale_option
 def make(what: str, experiment: str | None, seed: int | None, scale: str) -> None:
-    """Do what a stage of dvc.yaml does."""
+    """Run a stage of dvc.yaml."""
     from smt.versioning import record as versioning
 
     project, layout = load(scale)
