@@ -28,7 +28,7 @@ from smt.runs.paths import Layout, default_params
 from smt.runs.state import State
 
 EVERYTHING = "all"
-"""Stands for all runs where others give a table's name."""
+"""The selection of all runs, in place of a table's name."""
 
 TRAINING_RULES = ("pretrain", "finetune", "ablation", "detect", "segment")
 """Rules that train: their jobs are the runs, and their first output is the run's final numbers."""
@@ -84,7 +84,7 @@ class Plan:
         return self.only_seeds is None or seed in self.only_seeds
 
     def results(self, experiments: Iterable[str] | None = None) -> list[str]:
-        """Return what the tables need of each run: final numbers and independent evaluation."""
+        """Return the inputs of tables from each run: final numbers and independent evaluation."""
         return [
             str(path)
             for run in self.runs(experiments)
@@ -119,7 +119,7 @@ class Plan:
         return 1500 * (1 + self.project.scale.workers)
 
     def resources(self, run: Run) -> cost.Resources:
-        """Return what the training of `run` asks of a cluster."""
+        """Return the resources of the training of `run` on a cluster."""
         memory = self.training_memory_mb()
         return cost.resources(self.project, run.experiment, task_memory_mb=memory)
 
@@ -141,7 +141,7 @@ class Plan:
         }
 
     def proofs(self) -> list[str]:
-        """Return the outcome of each proof that the scale asks for."""
+        """Return the record of each proof of the scale."""
         proving = self.project.scale.proof
         if proving is None:
             return []
@@ -152,7 +152,7 @@ class Plan:
         ]
 
     def proof_kills(self) -> int:
-        """Return how often the scale kills each run that it proves."""
+        """Return the number of kills of each run that the scale proves."""
         assert self.project.scale.proof is not None
         return self.project.scale.proof.kills
 
@@ -175,7 +175,7 @@ class Plan:
 
     @property
     def needed_data(self) -> tuple[str, ...]:
-        """Keys of what the experiments read: not everything in params has to be brought."""
+        """Keys of the data that experiments read: not everything in params has to be provided."""
         return manifest.keys_in_use(self.project)
 
     def manifest(self, key: str) -> str:
@@ -183,7 +183,7 @@ class Plan:
         return str(manifest.manifest_path(self.layout, key))
 
     def is_generated(self, key: str) -> bool:
-        """Return whether this scale makes the data set or class map itself."""
+        """Return whether this scale generates the data set or class map itself."""
         return manifest.make_command(self.project, key) is not None
 
     def manifest_inputs(self, stem: str) -> list[str]:
@@ -192,7 +192,7 @@ class Plan:
         return [str(self.layout.root / "data" / f"{stem}.made")] if generated else []
 
     def data_content(self, key: str) -> dict[str, Any]:
-        """Return what a data set or class map is expected to hold; where it lies is left out."""
+        """Return the expected content of a data set or class map, without its path."""
         if key.startswith(manifest.CLASS_MAP):
             class_map = self.project.class_maps[key.removeprefix(manifest.CLASS_MAP)]
             return class_map.model_dump(mode="json", exclude={"path"})
@@ -257,7 +257,7 @@ class Plan:
         )
 
     def table_inputs(self, table: str, *, among_all: bool = False) -> list[str]:
-        """Return what `table` is made from: measured sizes, or results that MLflow has as well.
+        """Return the inputs of `table`: measured sizes, or results that MLflow has as well.
 
         `among_all` tables, it also waits for all seeds that its intervals rest on, those of
         experiments in other tables too. Asked for alone, it is made of what is done by then.
@@ -286,7 +286,7 @@ class Plan:
         )
 
     def index_inputs(self) -> list[str]:
-        """Return what the page that leads to the tables comes after."""
+        """Return the inputs of the index page of the tables."""
         return [str(self.layout.tables / f"{table}.html") for table in self.tables] + [
             self.synced(EVERYTHING)
         ]
@@ -311,11 +311,11 @@ class Plan:
         return [option for name in names for option in ("--experiment", name)]
 
     def figure_inputs(self) -> list[str]:
-        """Return what the figures are made from."""
+        """Return the inputs of the figures."""
         return [str(self.layout.sizes), self.synced(EVERYTHING)]
 
     def report_inputs(self) -> list[str]:
-        """Return what the report is made from, and the files that it leads to."""
+        """Return the inputs of the report, and the files that it links."""
         images = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
         images += [str(self.layout.samples(run)) for run in self.runs(self.with_head(True))]
         files = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *images]
@@ -355,7 +355,7 @@ class Plan:
         )
 
     def sizes_content(self) -> str:
-        """Return a digest of what `smt profile` measures: models and resolutions."""
+        """Return a digest of the inputs of `smt profile`: models and resolutions."""
         resolutions = sorted({recipe.resolution for recipe in self.project.recipes.values()})
         models = {
             name: model.model_dump(mode="json") for name, model in self.project.models.items()

@@ -46,7 +46,7 @@ class States(Mapping[Run, RunState]):
         return tuple(damage for damage in damages if damage is not None)
 
     def counts(self) -> dict[State, int]:
-        """Return how many runs are in each state that any is in."""
+        """Return the number of runs in each state that occurs."""
         return state.counts(run_state.state for run_state in self.runs.values())
 
 

@@ -1,4 +1,4 @@
-"""`smt check`: params/ is valid, and this is what each experiment trains."""
+"""`smt check`: validates params/ and lists the experiments."""
 
 from collections.abc import Sequence
 

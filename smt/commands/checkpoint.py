@@ -63,7 +63,7 @@ def _file(path: Path) -> bool:
     from smt.models.imports import file_kind
 
     if path.suffix != ".safetensors" or file_kind.is_torch(path):
-        lines, damage = _others(path), None
+        lines, damage = _foreign(path), None
     else:
         lines = _weights(path) if CheckpointName.parse(path) is None else _checkpoint(path)
         damage = _damage(path)
@@ -75,7 +75,7 @@ def _file(path: Path) -> bool:
 
 
 def _damage(path: Path) -> str | None:
-    """Return what is wrong with a file, or None; exported weights have their digest beside them."""
+    """Return the damage of a file, or None; the digest of exported weights is in metrics.json."""
     from safetensors import SafetensorError, safe_open
 
     from smt.engine import checkpoint
@@ -140,8 +140,8 @@ def _weights(path: Path) -> Iterator[tuple[str, str]]:
         yield from _counted(state, classes, facts)
 
 
-def _others(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield what a checkpoint of others holds, also where smt convert would want to know more."""
+def _foreign(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the content of a foreign checkpoint, also where smt convert needs more options."""
     from smt.models import released
     from smt.models.imports import torch_file, unwrap
 
@@ -182,7 +182,7 @@ def _states(states: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]
 
 
 def _recorded(facts: "TrainingMetadata") -> Iterator[tuple[str, str]]:
-    """Yield what a file knows of its training: single values, learning rate, configuration."""
+    """Yield the metadata of a training in a file: single values, learning rate, configuration."""
     from smt.models.imports.metadata import flat
 
     done = facts.epochs_done
@@ -207,7 +207,7 @@ def _recorded(facts: "TrainingMetadata") -> Iterator[tuple[str, str]]:
 def _counted(
     state: Mapping[str, "Tensor"], classes: int | None, facts: "TrainingMetadata"
 ) -> Iterator[tuple[str, str]]:
-    """Yield what the counters of BatchNorm say of the training, against what the file records."""
+    """Yield the training that BatchNorm's counters imply, compared with the file's metadata."""
     from smt.models.imports import counters
 
     counts = counters.counts(state)
@@ -245,7 +245,7 @@ def _not_finite(path: Path) -> str | None:
 
 
 def _printable(value: Any) -> str:
-    """Return a value of somebody else's file on one line, without control characters."""
+    """Return a value of a foreign file on one line, without control characters."""
     text = f"{value:.10g}" if isinstance(value, float) else str(value)
     return text if text.isprintable() else ascii(text)
 

@@ -61,13 +61,13 @@ def announce(text: str) -> None:
 
 
 def warn_of(damages: Iterable[DamagedRecord]) -> None:
-    """Say on stderr which records cannot be read: the command goes on with the other runs."""
+    """Warn on stderr of records that cannot be read: the command goes on with the others."""
     for damage in damages:
         click.echo(f"smt: warning: {damage}", err=True)
 
 
 def warn_if_not_interruptible() -> None:
-    """Say on stderr that Ctrl-C does nothing, and how to stop, if this process ignores SIGINT.
+    """Warn on stderr, with the command to stop this process, if it ignores SIGINT.
 
     A shell that runs a script lets what it starts in the background ignore it, so that Ctrl-C stops
     the script alone; Python keeps to that, and so does a command that goes on until it is stopped.

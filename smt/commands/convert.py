@@ -97,7 +97,7 @@ def _import(
     prefix: str | None,
     class_map: Path | None,
 ) -> int:
-    """Write a checkpoint of others as weights of ours; return how many tensors it had."""
+    """Write a foreign checkpoint as weights in our naming; return its tensors' count."""
     from smt.models import released, weights
 
     checkpoint = released.read(source, key, prefix)
@@ -128,7 +128,7 @@ def _import(
 
 
 def _export(source: Path, target: Path, model: Model) -> int:
-    """Write weights of ours as a released checkpoint; return how many tensors it has."""
+    """Write weights in our naming as a released checkpoint; return its tensors' count."""
     import torch
 
     from smt.models import released, weights
@@ -147,7 +147,7 @@ def _export(source: Path, target: Path, model: Model) -> int:
 
 
 def _source_metadata(source: Path) -> dict[str, Any]:
-    """Return what weights of ours know of the released file that they came from, by its keys.
+    """Return the metadata of the released file that weights were converted from, by its keys.
 
     Nothing, where its head was cut down: then these are not the weights that its accuracy is of.
     """

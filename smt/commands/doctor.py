@@ -49,7 +49,7 @@ def command(partition: str | None, account: str | None, job: bool, wait: float, 
 
 
 def _requests(plan: dag.Plan) -> dict[Resources, list[str]]:
-    """Return what trainings ask for, each once, with the experiments that do."""
+    """Return the distinct resources of trainings, with the experiments that request them."""
     requests: defaultdict[Resources, dict[str, None]] = defaultdict(dict)
     for run in plan.runs():
         requests[plan.resources(run)][run.experiment] = None
@@ -57,7 +57,7 @@ def _requests(plan: dag.Plan) -> dict[Resources, list[str]]:
 
 
 def _missing_data(plan: dag.Plan) -> tuple[str, ...]:
-    """Return a phrase for each data set that has to be brought, and is not there."""
+    """Return a phrase for each data set that the user has to provide, and is missing."""
     return tuple(
         phrase
         for key in manifest.keys_in_use(plan.project)

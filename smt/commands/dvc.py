@@ -56,7 +56,7 @@ def restore(experiments: tuple[str, ...], scale: str) -> None:
 @click.option("--seed", type=int)
 @scale_option
 def make(what: str, experiment: str | None, seed: int | None, scale: str) -> None:
-    """Do what a stage of dvc.yaml does."""
+    """Run a stage of dvc.yaml."""
     from smt.versioning import operations
 
     project, layout = load(scale)

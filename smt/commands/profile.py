@@ -1,4 +1,4 @@
-"""`smt profile`: what every model costs, beside what was published."""
+"""`smt profile`: parameters and MACs of all models, measured and published."""
 
 from collections.abc import Mapping
 from pathlib import Path

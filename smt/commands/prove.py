@@ -142,7 +142,7 @@ def _require_promise(project: Project, run: Run) -> None:
 def _launcher(
     name: str, project: Project, run: Run, ranks: int, slurm: dict[str, Any]
 ) -> "Launcher":
-    """Return what starts the trainings of a proof; `slurm` has what was given for SLURM alone."""
+    """Return the launcher of a proof's trainings; `slurm` holds the options for SLURM alone."""
     from smt.proof.launch import LocalLauncher
     from smt.proof.plan import MOST_WORKERS
     from smt.proof.slurm import PROCESS_MB, Request, SlurmLauncher, ranks_per_node

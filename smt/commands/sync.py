@@ -1,4 +1,4 @@
-"""`smt sync`: journals to MLflow, only what is new."""
+"""`smt sync`: sends new lines of journals to MLflow."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""`smt tables`: the paper's tables from what MLflow has, without torch."""
+"""`smt tables`: the paper's tables from MLflow, without torch."""
 
 from collections.abc import Sequence
 from pathlib import Path

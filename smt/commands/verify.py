@@ -18,7 +18,7 @@ from smt.verify.ledger import Ledger, equal
 
 AGAIN = "evaluated again"
 NOTES = 3
-"""Notes of one kind that are shown; the rest are counted."""
+"""Maximum of notes of one kind that are printed; the rest are counted."""
 
 
 @click.command()
@@ -49,7 +49,7 @@ def command(experiments: tuple[str, ...], evaluate: bool, scale: str) -> None:
 
 
 def _evaluate(audit: Audit) -> None:
-    """Compare the numbers of every run with what its weights give here and now."""
+    """Compare the numbers of every run with an evaluation of its weights on this machine."""
     from smt.engine import distributed
     from smt.tasks import environment, evaluation
 

@@ -1,1 +1,1 @@
-"""Tables and figures from what was measured."""
+"""Tables and figures of the results."""

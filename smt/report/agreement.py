@@ -1,4 +1,4 @@
-"""Every published number beside ours, once, whichever tables it stands in."""
+"""Published and reproduced numbers side by side, each once for all tables."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Agreement:
     interval: float | None
     """Half the width of the prediction interval around the reproduced mean, if there is one."""
     is_of_others: bool
-    """Whether that rests on other experiments alone, because this one has a single seed."""
+    """Whether that is of other experiments alone, because this one has a single seed."""
     tolerance: float
     kind: str
     """The verdict, or the state of a run that has none, as a word for style sheets."""
@@ -50,7 +50,7 @@ def agreements(results: Results) -> list[Agreement]:
 
 
 def places(project: Project) -> dict[str, str]:
-    """Return what each experiment of the tables is called away from them."""
+    """Return the label of each experiment of the tables outside of its table."""
     names: dict[str, str] = {}
     for table in project.tables.values():
         for row in table.rows:
@@ -59,7 +59,7 @@ def places(project: Project) -> dict[str, str]:
 
 
 def _place(project: Project, table: Table, row: Row) -> str:
-    """Return what a row is called away from its table: only a variant's name says enough alone."""
+    """Return the label of a row outside of its table: with the title, unless it is a variant."""
     experiment = project.experiments[row.experiment]
     is_part = experiment.group == "ablation" or experiment.head is not None
     return f"{table.title}: {row.label}" if is_part else row.label
@@ -108,6 +108,6 @@ def axis_range(rows: Sequence[Agreement]) -> tuple[float, float]:
 
 
 def verdicts(rows: list[Agreement]) -> dict[str, int]:
-    """Return how many numbers have each verdict; `not run` stands for none yet."""
+    """Return the count of numbers by verdict; `not run` for those without one."""
     words = (row.kind.replace("-", " ") if row.delta is not None else "not run" for row in rows)
     return dict(Counter(words))

@@ -59,7 +59,7 @@ class RunResult:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether it is done and MLflow has its numbers: what tables and figures are made of."""
+        """Whether it is done and MLflow has its numbers, which tables and figures show."""
         return bool(self.metrics)
 
     @property
@@ -92,7 +92,7 @@ class Results:
         return [run for experiment in names for run in self.of(experiment)]
 
     def spread(self, experiment: str, metric: str) -> Spread | None:
-        """Return how far seeds differ by chance in the recipe of an experiment, if that is known.
+        """Return the spread over seeds in the recipe of an experiment.
 
         None where no experiment of the recipe has several seeds that are done.
         """

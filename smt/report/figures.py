@@ -34,13 +34,13 @@ class Curve:
 
     label: str
     seeds: int
-    """How many runs are in it; 0 while none has begun."""
+    """Number of runs in it; 0 while none is started."""
     loss: Band
     """Mean training loss of each epoch."""
     score: Band
-    """What is measured on the validation set, in percent."""
+    """The headline metric on the validation set, in percent."""
     metric: str
-    """Name of what that is."""
+    """Name of that metric."""
     apart: tuple["Curve", ...] = ()
     """Seeds that are not done beside some that are: each for itself, in no mean."""
 
@@ -104,12 +104,12 @@ def curves(results: Results, figure: str) -> list[Curve]:
 
 
 def metric_of(curves: Sequence[Curve]) -> Metric:
-    """Return what the curves of a figure show, which are all of one task."""
+    """Return the metric of the curves of a figure, which are all of one task."""
     return METRICS[curves[0].metric if curves else HEADLINES["classify"]]
 
 
 def _curve(results: Results, experiment: str, label: str) -> Curve:
-    """Return the mean over the seeds that are done, or over all that have begun if none is."""
+    """Return the mean over the seeds that are done, or over all in MLflow if none is."""
     runs = [run for run in results.of(experiment) if run.remote is not None]
     done = [run for run in runs if run.has_numbers]
     apart = tuple(

@@ -6,7 +6,7 @@ from smt.config.published import Source
 
 
 def signed(value: float | None, decimals: int) -> str:
-    """Return a difference with its sign, or nothing; what rounds to zero has no sign."""
+    """Return a difference with its sign, or an empty text; one that rounds to zero has no sign."""
     if value is None:
         return ""
     text = f"{value:+.{decimals}f}"

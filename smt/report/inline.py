@@ -34,7 +34,7 @@ def inline_svg(plot: Plot) -> Markup:
 
 
 def _simplify(element: Element) -> None:
-    """Remove what a page has no use for: namespaces, clipping, styles for the whole document."""
+    """Remove namespaces, clipping and styles of a whole document, which a page does not need."""
     element.tag = element.tag.split("}")[-1]
     element.attrib = {key.split("}")[-1]: value for key, value in element.attrib.items()}
     element.attrib.pop("clip-path", None)

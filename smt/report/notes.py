@@ -82,7 +82,7 @@ def chance_notes(
 
 
 def _pooled(recipe: str, metric: str, spread: Spread) -> str:
-    """Return a pooled standard deviation with what it is of."""
+    """Return a pooled standard deviation with its recipe, metric and experiments."""
     return (
         f"{recipe}, {METRICS[metric].name}: s = {spread.std:.3f}, degrees of freedom: {spread.df}, "
         f"experiments: {len(spread.experiments)}"

@@ -97,12 +97,12 @@ class Report:
         self.mlflow = self._mlflow()
 
     def states_count(self, state: str) -> int:
-        """Return how many runs are in a state."""
+        """Return the number of runs in a state."""
         return sum(count for name, count, _ in self.states if name == state)
 
     @property
     def reproduced(self) -> int:
-        """Published numbers that came out, within the tolerance or by what chance explains."""
+        """Count of published numbers that were reproduced, within the tolerance or the interval."""
         return sum(count for name, count in self.verdicts if name in ("reproduced", "within noise"))
 
     def html(self) -> str:
@@ -120,7 +120,7 @@ class Report:
         return Section(grid, files)
 
     def _explained(self) -> list[str]:
-        """Return what holds for the numbers and verdicts of every table."""
+        """Return the notes that apply to the numbers and verdicts of all tables."""
         if self.notice is not None:
             return [REPRODUCED, NOT_COMPARED]
         tolerances = sorted({table.tolerance for table in self.project.tables.values()})
@@ -128,7 +128,7 @@ class Report:
         return [REPRODUCED, INTERVAL, explain_verdict(f"{tolerance}, as its table says")]
 
     def _unpublished(self) -> int:
-        """Return how many experiments of the tables have no published number at all."""
+        """Return the number of experiments of the tables without any published number."""
         project = self.project
         names = {name for table in project.tables.values() for name in table.experiments}
         return sum(
@@ -168,7 +168,7 @@ class Report:
 
 
 def describe_state(state: State) -> str:
-    """Return what a state means, for a legend."""
+    """Return the meaning of a state, for a legend."""
     return {
         State.NOT_STARTED: "no attempt has come to its first step",
         State.QUEUED: "its job waits in SLURM's queue",
@@ -214,7 +214,7 @@ def _tag(run: RunResult, name: str) -> str | None:
 
 
 def _processes(run: RunResult) -> int:
-    """Return on how many processes a run was trained."""
+    """Return the world size of a run."""
     return int(run.remote.params.get("environment.world_size", "1")) if run.remote else 1
 
 

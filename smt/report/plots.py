@@ -77,13 +77,13 @@ _STYLE: Any = {
 
 @dataclass
 class Plot:
-    """A figure, and what a page adds to it."""
+    """A figure, with its legend and tooltips for a page."""
 
     name: str
     title: str
     figure: "Figure"
     lines: list[str] = field(default_factory=list)
-    """Its legend as text, for readers who do not see it."""
+    """Its legend as text, for screen readers."""
     hovers: dict["Artist", list[str]] = field(default_factory=dict)
     """Text of each mark of an artist, shown under a mouse."""
     empty: str = ""

@@ -124,7 +124,7 @@ def _experiment_rows(
 def _metric_columns(
     results: Results, experiment: str, metric: str, tables: Mapping[str, Table]
 ) -> dict[str, Any]:
-    """Return what holds of a metric for every seed of an experiment."""
+    """Return the columns of a metric that all seeds of an experiment share."""
     names = [
         name
         for name, table in tables.items()

@@ -60,7 +60,7 @@ class Status:
     """Those of the selected experiments."""
 
     def count(self, state: State) -> int:
-        """Return how many runs are in a state."""
+        """Return the number of runs in a state."""
         return sum(run.state is state for run in self.runs)
 
     @property
@@ -115,7 +115,7 @@ def _status(
 
 
 def _is_starting(snapshot: WorkDirSnapshot, job: Job | None) -> bool:
-    """Return whether what is on disk is of the attempt before that of the job."""
+    """Return whether the files on disk are of the attempt before that of the job."""
     return not snapshot.locked and job is not None and (job.start or 0.0) > snapshot.started
 
 

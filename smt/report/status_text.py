@@ -38,7 +38,7 @@ _HINTS: Mapping[State, str] = {
 
 
 def text(status: Status, width: int = WIDTH) -> str:
-    """Return a line a run, more where its details are long; then what to do, and a summary.
+    """Return a line a run, more where its details are long; then hints and a summary.
 
     States are coloured; `click.echo` takes that off where there is no terminal.
     """
@@ -139,7 +139,7 @@ def _numbers(metrics: Mapping[str, float]) -> str:
 
 
 def _hints(status: Status) -> Iterator[str]:
-    """Yield what to do about states, and what to keep in mind."""
+    """Yield the command for states that need one, warnings, and the GPU-hours left."""
     scale = status.project.scale_name
     for state, hint in _HINTS.items():
         if status.count(state):

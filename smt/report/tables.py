@@ -96,15 +96,15 @@ class ResultTable:
         return metric in self.project.metrics_of(row.experiment)
 
     def reported(self, experiment: str, metric: str) -> ReportedValue | None:
-        """Return what this table shows as published, or as derived from what is."""
+        """Return the value that this table shows as published, or as derived from such."""
         return self.project.reported_value(experiment, metric, self.name)
 
     def _n(self, experiment: str) -> int:
-        """Return how many seeds of an experiment are done."""
+        """Return the number of seeds of an experiment that are done."""
         return sum(run.has_numbers for run in self.results.of(experiment))
 
     def result(self, experiment: str, metric: str) -> MetricResult:
-        """Return what was reported of an experiment, what came out, and the verdict."""
+        """Return reported and reproduced value of an experiment, and the verdict."""
         return metric_result(self.results, experiment, metric, self.name)
 
     def _gains(self, row: Row, metric: str) -> tuple[float | None, float | None]:

@@ -79,7 +79,7 @@ class Band:
 def off_track(
     project: Project, layout: Layout, done: Mapping[Run, str], under_way: Mapping[Run, str]
 ) -> dict[Run, OffTrack]:
-    """Return what is off track among the runs under way; both mappings hold fingerprints."""
+    """Return the warning of each run under way that is off track; both hold fingerprints."""
     journals = _Journals(project, layout, done)
     verdicts = {run: journals.judge(run, fingerprint) for run, fingerprint in under_way.items()}
     return {run: verdict for run, verdict in verdicts.items() if verdict is not None}
@@ -94,7 +94,7 @@ class _Journals:
         self.bands = cache(self._bands)
 
     def _series(self, run: Run, fingerprint: str) -> Mapping[Measure, Series]:
-        """Return what a journal has of each measure; nothing if it cannot be read."""
+        """Return the series of each measure in a journal; empty if it cannot be read."""
         try:
             lines = journal.read(self.layout.work_dir(run, fingerprint), 0.0)
         except (ValueError, KeyError):
@@ -126,7 +126,7 @@ class _Journals:
         return self.project.recipe_of(experiment).schedule.epochs
 
     def judge(self, run: Run, fingerprint: str) -> OffTrack | None:
-        """Return how a run is off track, or None."""
+        """Return the warning of a run that is off track, or None."""
         measures = self.series(run, fingerprint)
         metric = next((measure for measure in MEASURES if measures.get(measure)), None)
         if metric is None:
@@ -139,7 +139,7 @@ class _Journals:
     def _off(
         self, run: Run, metric: Measure, series: Series, bands: tuple[Band, ...], epoch: float
     ) -> OffTrack | None:
-        """Return how a run is off track at one epoch, or None where it is not, or is not judged."""
+        """Return the warning of a run at one epoch, or None where it is on track or not judged."""
         share = epoch / self._epochs(run.experiment)
         band = band_at(bands, share) if share >= self.project.trajectory.begin else None
         if band is None or _is_on_track(metric, series[epoch], band):

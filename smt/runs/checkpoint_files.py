@@ -1,4 +1,4 @@
-"""Names of checkpoints on disk: what a run's state can be told from without opening them."""
+"""Names of checkpoints on disk, which hold step and epochs: read without opening the files."""
 
 import re
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class CheckpointName:
 
     @classmethod
     def parse(cls, path: Path) -> "CheckpointName | None":
-        """Return what `path` is called, or None if it is no checkpoint's name."""
+        """Return the parsed name of `path`, or None if it is no checkpoint."""
         match = _NAME.match(path.name)
         return cls(int(match[1]), int(match[2]), match[3]) if match else None
 
     @classmethod
     def of(cls, path: Path) -> "CheckpointName":
-        """Return what the checkpoint `path` is called."""
+        """Return the parsed name of the checkpoint `path`."""
         name = cls.parse(path)
         assert name is not None, path
         return name

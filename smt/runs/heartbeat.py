@@ -1,6 +1,6 @@
 """The heartbeat of a running training: its step and the time, which rank 0 overwrites each step.
 
-It is for `smt status` alone. The journal is the record.
+It serves `smt status` alone. The journal is the record.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A run's journal: the append-only record of its metrics, and the truth about them.
+"""A run's journal: the append-only record of its metrics.
 
 `journal.jsonl` holds only what the mathematics gives, so that an interrupted run ends with the same
 bytes as an uninterrupted one. The time of each line and the speed of the machine are in
@@ -24,7 +24,7 @@ EVALUATION = "eval/"
 
 @dataclass(frozen=True)
 class Position:
-    """How far a journal has come: what a checkpoint keeps of it."""
+    """A position in a journal, which checkpoints store."""
 
     bytes: int = 0
     lines: int = 0
@@ -100,7 +100,7 @@ class Line:
 
 @dataclass(frozen=True)
 class TimedLine(Line):
-    """One line of a journal with its time, and with what was measured of the machine."""
+    """One line of a journal with its time, and with metrics of the machine."""
 
     time: float
     """Unix seconds at which this line was first written; never before the line above."""

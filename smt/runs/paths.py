@@ -1,4 +1,4 @@
-"""Where everything lies on disk. No other module builds a path below `results/`."""
+"""Paths of all files. No other module builds a path below `results/`."""
 
 import os
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class EvaluationOutputs:
     samples: Path
     """Sheet of some validation images, as annotated and as predicted."""
     predictions: Path
-    """Folder of what is predicted of all of them, as the test servers take it."""
+    """Folder of the predictions on all of them, in the format of the test servers."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Layout:
         return self.root / "data" / f"{dataset}.{how}.txt"
 
     def differences(self, dataset: str) -> Path:
-        """Every file of a data set that is not as its manifest says."""
+        """List of the files of a data set that are inconsistent with its manifest."""
         return self.root / "data" / f"{dataset}.differences.txt"
 
     def run_dir(self, run: Run) -> Path:
@@ -101,7 +101,7 @@ class Layout:
         return self.run_dir(run) / "samples.jpg"
 
     def predictions(self, run: Run) -> Path:
-        """Folder of what a detector or segmenter predicts of every validation image."""
+        """Folder of the predictions of a detector or segmenter on all validation images."""
         return self.run_dir(run) / "predictions"
 
     def evaluation_outputs(self, run: Run) -> EvaluationOutputs:
@@ -180,7 +180,7 @@ class Layout:
 
     @property
     def proof(self) -> Path:
-        """Trainings that were killed on purpose, and the table of how they ended."""
+        """Proofs by killed trainings, and their table."""
         return self.root / "proof"
 
     def proof_record(self, run: Run, ranks: int | str) -> Path:

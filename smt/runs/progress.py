@@ -1,4 +1,4 @@
-"""How far a run is, how fast it goes, and when it will be done."""
+"""Progress of a run: steps, speed and time left."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ QUIET_STEPS = 10
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is."""
+    """Length of a run."""
 
     steps_per_epoch: int
     """Full global batches, as smt.data.sampler counts them."""
@@ -28,7 +28,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is."""
+    """Progress of a run at one moment."""
 
     length: Length
     step: int

@@ -1,4 +1,4 @@
-"""Where a run comes from: code, packages, machine, data, parent, and every attempt at it."""
+"""Provenance of a run: code, packages, machine, data, parent and all attempts."""
 
 import hashlib
 import importlib.metadata
@@ -31,7 +31,7 @@ LOG = "train.log"
 """Log of all attempts at a run."""
 
 UNTRACKED = 100
-"""Names of files that git does not know which are kept; how many there are is kept beside them."""
+"""Maximum of names of untracked files that are recorded; their count is recorded as well."""
 
 _SLURM = {
     "slurm_job_id": "SLURM_JOB_ID",  # stays the same when a job is requeued
@@ -107,7 +107,7 @@ def processor() -> str:
 
 
 def record_attempt(work_dir: Path, facts: dict[str, Any], attempt: dict[str, Any]) -> None:
-    """Write the provenance of a run, or add one more attempt to what is there.
+    """Write the provenance of a run, or add one more attempt to it.
 
     `facts` are the parts that do not change between attempts; those of the first one stay, but for
     `source` where `attempt` lists `changes` that were allowed.
@@ -135,13 +135,13 @@ def record_attempt(work_dir: Path, facts: dict[str, Any], attempt: dict[str, Any
     changes = {"source": facts["source"]} if attempt["changes"] else {}
     *ended, last = before.attempts
     if last.ended is None:
-        last = last.model_copy(update={"ended": _last_sign_of_life(work_dir, last.started)})
+        last = last.model_copy(update={"ended": _last_heartbeat(work_dir, last.started)})
     values = {"attempts": [*ended, last, Attempt(**attempt)], **changes}
     record.write(work_dir / PROVENANCE, before.model_copy(update=values))
 
 
-def _last_sign_of_life(work_dir: Path, started: float) -> float:
-    """Return when an attempt that left no end was last seen at work (Unix seconds)."""
+def _last_heartbeat(work_dir: Path, started: float) -> float:
+    """Return the time of the last heartbeat of an attempt without an end (Unix seconds)."""
     beat = heartbeat.read(work_dir)
     return max(started, beat.time) if beat else started
 
@@ -153,7 +153,7 @@ def finish(work_dir: Path, at: float) -> Provenance:
 
 
 def gpu_seconds(attempts: Sequence[Attempt]) -> float:
-    """Return the GPU-seconds of attempts that have ended, with what was done in them and lost.
+    """Return the GPU-seconds of attempts that have ended, lost steps included.
 
     Each counts from its first step to its end, or to where it was last seen at work; 0 without
     GPUs.

@@ -1,4 +1,4 @@
-"""What a run leaves as JSON: a typed record a file, read and written here and nowhere else.
+"""The JSON files of a run: a typed record a file, read and written here and nowhere else.
 
 A key that records of old do not have has a default; one that this version does not know is kept,
 so that a file which is read and written again loses nothing. The JSON is written with the keys that
@@ -35,7 +35,7 @@ class Record(BaseModel):
 
 
 class Environment(Record):
-    """What of the machine decides in which order sums are added, and so the last bits."""
+    """The properties of the machine that decide the order of sums, and so the last bits."""
 
     world_size: int
     """Processes."""
@@ -99,7 +99,7 @@ class RunMetrics(Record):
 
 
 class RunEvaluation(Record):
-    """`evaluation.json`: what the exported weights give when they are evaluated on their own."""
+    """`evaluation.json`: the metrics of the exported weights, evaluated on their own."""
 
     experiment: str
     seed: int
@@ -147,7 +147,7 @@ class Hardware(Record):
 
 
 class Names(Record):
-    """What `params/` called the parts of a run when it was begun."""
+    """Names in `params/` of the parts of a run when it was started."""
 
     task: str
     model: str
@@ -188,7 +188,7 @@ class Attempt(Record):
 
 
 class Provenance(Record):
-    """`provenance.json`: where a run comes from, and every attempt at it."""
+    """`provenance.json`: the provenance of a run, and all attempts at it."""
 
     experiment: str
     seed: int
@@ -237,7 +237,7 @@ class Failure(Record):
 
     message: str
     step: int | None = None
-    """That of a training which going on would not mend: its own numbers are what is wrong."""
+    """Step of a failure that another attempt would repeat, such as a loss that is not finite."""
     time: float
     """Unix seconds."""
     exit_code: int = EXIT_TRAINING
@@ -309,7 +309,7 @@ def read(kind: type[R], path: Path, remedy: str) -> R | None:
 
 
 def _fault(path: Path, error: ValidationError) -> str:
-    """Return what is wrong with the content of a record, in a phrase."""
+    """Return the fault in the content of a record, in a phrase."""
     first = error.errors(include_url=False)[0]
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "json_invalid":
@@ -353,7 +353,7 @@ def read_evaluation(layout: Layout, run: Run) -> RunEvaluation | None:
 
 
 def read_provenance(work_dir: Path) -> Provenance | None:
-    """Return where the run of a work folder comes from; None before its first step.
+    """Return the provenance of the run of a work folder; None before its first step.
 
     Raises:
         DamagedRecord: the file is damaged.

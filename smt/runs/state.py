@@ -15,7 +15,7 @@ from smt.runs.record import DamagedRecord, RunMetrics
 from smt.runs.workdir import WorkDirSnapshot
 
 FRESH = 60.0
-"""Seconds for which a sign of life counts, of a training on a host whose locks are not seen."""
+"""Seconds for which a heartbeat is fresh, of a training on a host whose locks are not visible."""
 
 
 class State(StrEnum):
@@ -82,7 +82,7 @@ class Jobs:
     own: Job | None = None
     """The job that trains it, will, or did last."""
     other: Job | None = None
-    """A job that trains, or will, what the run was before its fingerprint changed."""
+    """A job that trains, or will train, the run with its former fingerprint."""
     on_nodes: frozenset[str] | None = None
     """Numbers of all jobs that run; None where SLURM is not reachable."""
 
@@ -94,13 +94,13 @@ class RunState:
     run: Run
     state: State
     reason: str = ""
-    """Why it is neither done nor running; of a done one, what is uncertain about it."""
+    """Why it is neither done nor running; of a done run, why it is not confirmed."""
     fingerprint: str | None = None
     """None while data that it needs have no manifest."""
     final: RunMetrics | None = None
     """Its final numbers, if it is done and they are on this machine."""
     snapshot: WorkDirSnapshot | None = None
-    """What its last attempt has left; None where that cannot be read, or has no place yet."""
+    """The files of its last attempt; None where they cannot be read, or have no folder yet."""
     job: Job | None = None
     damage: DamagedRecord | None = None
     data_problem: str = ""
@@ -207,7 +207,7 @@ def _is_running(snapshot: WorkDirSnapshot, facts: Facts) -> bool:
 
 
 def _is_running_elsewhere(snapshot: WorkDirSnapshot, facts: Facts) -> bool:
-    """Return whether a training shows life on a host whose locks may not be seen here."""
+    """Return whether a training on a host whose locks are not visible has a fresh heartbeat."""
     if snapshot.locked is not None and snapshot.host in ("", socket.gethostname()):
         return False
     on_nodes = facts.jobs.on_nodes
@@ -217,7 +217,7 @@ def _is_running_elsewhere(snapshot: WorkDirSnapshot, facts: Facts) -> bool:
 
 
 def _before_start(facts: Facts) -> str:
-    """Return what a run waits for that was never begun, or nothing."""
+    """Return what a run without an attempt waits for, or an empty text."""
     if facts.parent is not None and not facts.parent.is_done:
         state = facts.parent.state
         is_state = "has failed" if state is State.FAILED else f"is {state}"
@@ -229,7 +229,7 @@ def _before_start(facts: Facts) -> str:
 
 
 def _half_done(folders: Iterable[Path]) -> str:
-    """Return how far a run has come with other params or data, or nothing."""
+    """Return the progress of a run with other params or data, or an empty text."""
     saved = {path.name: workdir.newest_checkpoint(path) for path in sorted(folders)}
     half = ", ".join(f"{name} at step {step}" for name, step in saved.items() if step)
     return f"half done with other params or data: {half}" if half else ""

@@ -20,7 +20,7 @@ _FLOCK = "hhqqi"
 
 @dataclass(frozen=True)
 class WorkDirSnapshot:
-    """How far the last attempt at a run has come."""
+    """Progress and files of the last attempt at a run."""
 
     work_dir: Path
     attempts: int
@@ -30,7 +30,7 @@ class WorkDirSnapshot:
     resumed_at: int
     """Global steps done when it started."""
     beat: Beat | None
-    """Its last sign of life."""
+    """Its last heartbeat."""
     host: str
     """Where it runs or ran; empty where that is not known."""
     process: int | None
@@ -62,7 +62,7 @@ class WorkDirSnapshot:
 
 
 def read(work_dir: Path) -> WorkDirSnapshot:
-    """Return what is in a work folder, also of a run that was never begun.
+    """Return the snapshot of a work folder, also of a run without an attempt.
 
     Raises:
         DamagedRecord: its provenance, or the cause of its failure, is damaged.

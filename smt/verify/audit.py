@@ -33,7 +33,7 @@ RUNS = "runs"
 class Audit:
     """Compares every recorded value of a scale's runs with the value derived from its source.
 
-    Nothing is written, and no server is needed: where MLflow is out of reach, the ledger says so.
+    Nothing is written, and no server is needed: where MLflow is not reachable, a note says so.
     """
 
     project: Project
@@ -44,11 +44,11 @@ class Audit:
     derived: dict[Run, Derived] = field(default_factory=dict)
     """Final numbers by the journals."""
     trained_in: dict[Run, Environment | None] = field(default_factory=dict)
-    """What of the machine decided the last bits of each run."""
+    """The environment of the last attempt of each run, which decides the last bits."""
 
     @cached_property
     def states(self) -> States:
-        """How every run of the scale stands."""
+        """The state of every run of the scale."""
         return states.read(self.project, self.layout)
 
     def check_run(self, run: Run) -> None:
@@ -159,7 +159,7 @@ class Audit:
             if result.fingerprint in elsewhere and result.has_numbers:
                 self.ledger.add_mismatch(
                     RUNS, result.run,
-                    "its files are not here, so its numbers are MLflow's word alone: bring them "
+                    "its files are not here, so its numbers are in MLflow alone: bring them "
                     "(dvc pull), or verify where it was trained",
                 )  # fmt: skip
         tables.check(results, layout, names, self.ledger)

@@ -1,4 +1,4 @@
-"""The final numbers of a run, from its journal alone, and how long its recorded recipe trains.
+"""The final numbers of a run, from its journal alone, and the length of its recorded schedule.
 
 Recipes are read as the JSON that provenance is, not as classes of `smt.config`: what was trained
 with older params has to be readable too.

@@ -1,4 +1,4 @@
-"""What `smt verify` compared, and the mismatches."""
+"""The comparisons of `smt verify`, and the mismatches."""
 
 import re
 from collections import Counter
@@ -31,22 +31,22 @@ class Mismatch:
 
 @dataclass
 class Ledger:
-    """The outcome of `smt verify`: how much of each kind was compared, and what differs."""
+    """The outcome of `smt verify`: comparisons by kind, and mismatches."""
 
     comparisons: Counter[str] = field(default_factory=Counter)
     """How many, by kind."""
     items: dict[str, set[Hashable]] = field(default_factory=dict)
-    """What was looked at, by kind: runs, files."""
+    """Checked items, by kind: runs, files."""
     mismatches: list[Mismatch] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
     """By kind, what could not be compared, and why."""
 
     def add_item(self, kind: str, item: Hashable) -> None:
-        """Count `item` among what was looked at."""
+        """Count `item` among the checked items of a kind."""
         self.items.setdefault(kind, set()).add(item)
 
     def add_note(self, kind: str, text: str) -> None:
-        """Say that something of a kind was not compared."""
+        """Note what of a kind was not compared, and why."""
         self.notes.setdefault(kind, []).append(text)
 
     def add_damaged_record(self, kind: str, damage: DamagedRecord) -> None:

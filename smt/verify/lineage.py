@@ -1,4 +1,4 @@
-"""From a row of a table to the runs behind it, and to everything that these came from."""
+"""The lineage of a table's row: its runs, and their code, params, data, jobs and parents."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 @dataclass
 class Node:
-    """One line of a tree, and what stands below it."""
+    """One line of a tree, and its children."""
 
     text: str
     children: list["Node"] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Lineage:
         return f"{text}; {kind} {reported.value} ({source.title}: {source.where})"
 
     def run(self, run: Run, called: str = "", children: tuple[Run, ...] = ()) -> Node:
-        """Return the tree of one run; `called` says how it came to be here, for which children."""
+        """Return the tree of one run; `called` is its heading as a parent of `children`."""
         final = record.read_metrics(self.layout, run)
         name = called or f"run {run}"
         if final is None:
@@ -130,7 +130,7 @@ class Lineage:
         provenance = record.read_provenance(work_dir)
         node.children += self._numbers_of(run, final, work_dir)
         if provenance is None:
-            node.add(f"nothing is known of it: {work_dir / PROVENANCE} is not there")
+            node.add(f"no provenance: {work_dir / PROVENANCE} is not there")
             return node
         node.children += [
             _code(provenance, work_dir),
@@ -179,7 +179,7 @@ class Lineage:
         try:
             best = best_evaluation(work_dir, headline)
         except (ValueError, KeyError, TypeError):
-            return  # what is wrong with the journal has been said
+            return  # a damaged journal is named above
         if best is not None and best.evaluations > 1:
             yield Node(
                 f"best epoch: {METRICS[headline].format(best.metrics[headline])} at epoch "

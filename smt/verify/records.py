@@ -67,7 +67,7 @@ class RunAudit:
         self.final, self.ledger = final, ledger
         self.path = layout.metrics(run)
         self.older = not set(DIGESTS) & final.model_fields_set
-        """Whether the record has none of the digests, which is one mismatch and not many."""
+        """Whether the record has none of the digests: one mismatch, instead of one for each."""
         self.work_dir = layout.work_dir(run, final.fingerprint)
         self.provenance: Provenance | None = None
 
@@ -171,7 +171,7 @@ class RunAudit:
             self._length(derived, self.provenance.params.get("recipe", {}))
 
     def _length(self, derived: Derived, recipe: Mapping[str, Any]) -> None:
-        """Compare how long was trained with the recipe that provenance records."""
+        """Compare images and epochs with the recipe that provenance records."""
         log = self.work_dir / journal.JOURNAL
         self.ledger.compare(
             NUMBERS, f"{self.path}: images", self.final.images,
@@ -240,7 +240,7 @@ class RunAudit:
         )  # fmt: skip
 
     def _parent(self, provenance: Provenance) -> None:
-        """The parent that the run started from is the one that is there."""
+        """Compare the parent that the run started from with the one that is there."""
         path, ledger, recorded = self.work_dir / PROVENANCE, self.ledger, provenance.parent
         ledger.compare(
             PROVENANCES, f"{path}: parent.fingerprint", recorded.fingerprint if recorded else None,
@@ -260,7 +260,7 @@ class RunAudit:
         )  # fmt: skip
 
     def _differences(self, provenance: Provenance) -> None:
-        """What was not committed is kept, and is what its digest says."""
+        """Compare each stored difference from a commit with its digest."""
         for digest in provenance.diffs:
             path = diff_file(self.work_dir, digest)
             actual = sha256(path) if path.exists() else NOTHING
@@ -315,7 +315,7 @@ class RunAudit:
         )
 
     def _agreement(self, path: Path, evaluation: RunEvaluation) -> None:
-        """Equal numbers where the machine was the same; near ones where it was another."""
+        """Compare numbers exactly on the same machine, and within tolerances on another."""
         final = self.final.metrics
         trained_in = self.provenance.attempts[-1].environment if self.provenance else None
         exact = trained_in is not None and evaluation.environment == trained_in

@@ -28,7 +28,7 @@ FINAL = "final/"
 
 
 class Address(TrackingClient):
-    """Where MLflow's pages are, without a connection: links in tables need no more."""
+    """The address of MLflow's pages, without a connection: enough for links in tables."""
 
     def __init__(self, uri: str, family: str) -> None:
         self.uri, self.family = uri, family
@@ -58,7 +58,7 @@ class Receipt:
 
     @classmethod
     def of(cls, server: TrackingClient, remote: Mapping[str, RemoteRun]) -> "Receipt":
-        """Return what a sync would have left: where there is no receipt, MLflow's word counts."""
+        """Return the receipt that a sync would have written of these runs of MLflow."""
         keys = ("run_id", "experiment_id", "status")
         runs = {name: {key: getattr(run, key) for key in keys} for name, run in remote.items()}
         return cls(Address(server.uri, server.family), runs)
@@ -84,7 +84,7 @@ def expected_points(view: RunView) -> list[Point]:
 
 
 def expected_run(view: RunView, entry: Mapping[str, Any], derived: Derived | None) -> RemoteRun:
-    """Return what MLflow has of a run, its final numbers from the journal."""
+    """Return the run that MLflow should have, with final numbers derived from the journal."""
     metrics = latest(expected_points(view))
     if derived is not None and view.final is not None:
         metrics = {
@@ -116,9 +116,9 @@ def expected_results(
     receipt: Receipt | None,
     elsewhere: Mapping[str, RemoteRun],
 ) -> Results:
-    """Return how every run stands.
+    """Return state and final numbers of every run.
 
-    `elsewhere` holds MLflow's runs of which nothing but MLflow's word is at hand.
+    `elsewhere` holds MLflow's runs whose files are not here.
     """
     remote: dict[str | None, RemoteRun] = dict(elsewhere.items())
     for view in views:

@@ -1,4 +1,4 @@
-# What the rules share: the plan that smt.dag works out from params/, and patterns of paths.
+# Shared by the rules: the plan that smt.dag makes from params/, and patterns of paths.
 
 import os
 import sys
@@ -53,7 +53,7 @@ def run_of(wildcards):
     return Run(experiment=wildcards.experiment, seed=int(wildcards.seed))
 
 
-def are_all_tables_asked_for():
+def are_all_tables_requested():
     # Known once the targets are, which is after these files are read. A job that another Snakemake
     # has started makes its own part alone.
     settings = workflow.dag_settings
@@ -72,7 +72,7 @@ SENDER = FORKSERVER = None
 
 
 def begin(jobs):
-    """Refuse what cannot be done, and say and start what goes on as long as this process does."""
+    """Check data, warn, and start the processes that live as long as this one."""
     require_data(jobs)
     if workflow.local_exec:
         warn_if_not_interruptible()  # the executor of SLURM says so itself
@@ -95,7 +95,7 @@ def preload(jobs):
 
 
 def send_while_training(jobs):
-    """Bring journals to MLflow from here, until the end of this process."""
+    """Send journals to MLflow from here, until the end of this process."""
     global SENDER
     if sender.is_enabled() and any(job.rule.name in dag.TRAINING_RULES for job in jobs):
         SENDER = sender.start(PLAN.layout)

@@ -45,7 +45,7 @@ rule export:
 rule table:
     input:
         lambda w: plan(w.scale).table_inputs(
-            w.table, among_all=are_all_tables_asked_for()
+            w.table, among_all=are_all_tables_requested()
         ),
     output:
         report(

@@ -1,5 +1,5 @@
-# What may be asked for by name: `snakemake tables`, `snakemake imagenet1k_smt_tiny`. Any output
-# file may be asked for as well, by its path.
+# Targets by name: `snakemake tables`, `snakemake imagenet1k_smt_tiny`. Any output file is a target
+# as well, by its path.
 
 
 rule data:
@@ -86,7 +86,7 @@ rule all:
         rules.tables.input,
         rules.report.input,
     message:
-        "All of it is there"
+        "All targets are up to date"
 
 
 localrules:

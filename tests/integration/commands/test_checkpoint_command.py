@@ -8,17 +8,17 @@ from smt.runs.checkpoint_files import checkpoints_in
 from tests.helpers.trainings import RUN_OF_DEMO, STEPS, one_line, run_dir, smt, work_dir
 
 
-def test_a_checkpoint_tells_whose_it_is_and_where_it_stands(trained):
+def test_a_checkpoint_shows_its_run_and_its_position(trained):
     path = checkpoints_in(work_dir(trained) / "checkpoints")[0]
-    said = smt(trained, "checkpoint", str(path)).stdout
+    output = smt(trained, "checkpoint", str(path)).stdout
     for words in ("whole: its SHA-256", RUN_OF_DEMO, f"step {STEPS}, 2 epochs closed", "optimizer",
                   "float32", "lines"):  # fmt: skip
-        assert words in said, said
+        assert words in output, output
     fingerprint = path.parent.parent.name.removeprefix("work-")
-    assert fingerprint in said
+    assert fingerprint in output
 
 
-def test_exported_weights_are_held_against_their_metrics(trained, tmp_path):
+def test_exported_weights_are_compared_with_their_metrics(trained, tmp_path):
     path = run_dir(trained) / "model.safetensors"
     assert "the file that" in smt(trained, "checkpoint", str(path)).stdout
     for name in ("model.safetensors", "metrics.json"):
@@ -48,7 +48,7 @@ def test_a_file_that_carries_code_is_refused_and_the_code_not_run(trained, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
-def test_nothing_there_is_one_line(trained, tmp_path):
+def test_a_missing_path_is_one_line(trained, tmp_path):
     for path, words in ((tmp_path / "no", "no such file"), (tmp_path, "no checkpoint or weights")):
         done = smt(trained, "checkpoint", str(path), check=False)
         assert done.returncode == 2

@@ -28,7 +28,7 @@ def project(tmp_path_factory):
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["check"], ["nonsense"], ["train", "nonsense"], ["tables", "--help"]]
 )
-def test_what_needs_no_heavy_package_loads_none(project, arguments):
+def test_light_commands_import_no_heavy_package(project, arguments):
     done = project.run("python", "-c", RUN, *arguments)
     assert SLOW.isdisjoint(json.loads(done.stdout.splitlines()[-1])), done.stderr
 
@@ -44,9 +44,9 @@ def test_help_lists_every_command_with_what_it_does(project):
     for command in ("check", "data", "train", "evaluate", "profile", "convert", "sync", "tables",
                     "figures", "verify", "why", "release", "ui"):  # fmt: skip
         assert f"\n  {command} " in done.stdout
-    said = " ".join(done.stdout.split())
-    assert "5 a recorded value is inconsistent with its source" in said
-    assert "75 stopped on request" in said
+    output = " ".join(done.stdout.split())
+    assert "5 a recorded value is inconsistent with its source" in output
+    assert "75 stopped on request" in output
 
 
 def test_an_unknown_command_is_one_line_with_the_nearest(project):

@@ -151,7 +151,7 @@ def one_line(done, words, remedy):
 
 
 @pytest.mark.parametrize(("name", "how"), CASES)
-def test_every_command_says_it_in_one_line_and_serves_the_others(files, name, how):
+def test_a_damaged_record_is_one_line_in_every_command_and_other_runs_are_served(files, name, how):
     words, remedy = harm(files, name, how), REMEDY[name]
     if name != "mlflow":
         status = json.loads(command(files, "status", "--json").stdout)
@@ -191,7 +191,7 @@ def test_every_command_says_it_in_one_line_and_serves_the_others(files, name, ho
 
 
 @pytest.mark.parametrize("how", damages("sizes"))
-def test_tables_without_sizes_that_cannot_be_read(files, how):
+def test_damaged_sizes_are_one_line_and_other_cells_are_served(files, how):
     files.write_sizes()
     words, remedy = harm(files, "sizes", how), REMEDY["sizes"]
     for arguments in (("tables",), ("figures", "accuracy_vs_macs"), ("report",)):
@@ -221,7 +221,7 @@ def proof_record(run):
 
 
 @pytest.mark.parametrize("how", damages("proof"))
-def test_the_table_of_proofs_without_one_that_cannot_be_read(files, how):
+def test_a_damaged_proof_is_one_line_and_other_rows_are_served(files, how):
     for run in (DAMAGED, OTHER):
         write_json(files.layout.proof_record(run, 1), proof_record(run))
     words, remedy = harm(files, "proof", how), REMEDY["proof"]
@@ -238,7 +238,7 @@ def test_the_table_of_proofs_without_one_that_cannot_be_read(files, how):
     one_line(alone, words, remedy)
 
 
-def test_training_says_it_in_one_line(files):
+def test_a_damaged_record_is_one_line_of_training_and_evaluation(files):
     words = harm(files, "metrics", "cut off")
     for arguments in (("train", T, "--no-send"), ("evaluate", T)):
         done = files.smt(*arguments, "--scale", "demo", check=False)

@@ -21,7 +21,7 @@ from tests.helpers.finished_project import (
 )
 
 
-def said(project, *arguments):
+def output(project, *arguments):
     done = project.smt(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -34,29 +34,29 @@ def changeable(finished, tmp_path_factory):
     return copy(finished, tmp_path_factory.mktemp("commands") / "project")
 
 
-def test_verify_finds_nothing(finished):
-    lines = said(finished, "verify").splitlines()
+def test_verify_reports_no_mismatch(finished):
+    lines = output(finished, "verify").splitlines()
     assert lines[-1].startswith("everything is consistent: ")
     assert any(f"{len(RUNS)} runs that are done" in line for line in lines)
 
 
 @pytest.mark.parametrize("experiment", [*CLASSIFIERS, *DOWNSTREAM])
-def test_verify_finds_nothing_in_any_experiment_alone(finished, experiment):
+def test_verify_reports_no_mismatch_of_any_single_experiment(finished, experiment):
     seeds = sum(name == experiment for name, _ in RUNS)
-    lines = said(finished, "verify", "--experiment", experiment).splitlines()
+    lines = output(finished, "verify", "--experiment", experiment).splitlines()
     assert lines[-1].startswith("everything is consistent: ")
     assert any(f"{seeds} runs that are done" in line for line in lines)
 
 
-def test_status_says_of_each_that_it_is_done_with_its_result(finished):
-    status = json.loads(said(finished, "status", "--json"))
+def test_status_shows_every_run_as_done_with_its_result(finished):
+    status = json.loads(output(finished, "status", "--json"))
     assert {(run["experiment"], run["seed"]) for run in status["runs"]} == RUNS
     for run in status["runs"]:
         final = json.loads((run_dir(finished, run["experiment"], run["seed"]) / "metrics.json")
                            .read_text())  # fmt: skip
         assert run["state"] == "done" and run["metrics"] == final["metrics"]
         assert (run["step"], run["epochs"]) == (final["steps"], final["epochs"])
-    text = said(finished, "status")
+    text = output(finished, "status")
     assert f"{len(RUNS)} runs: {len(RUNS)} done, 0 to go" in text
 
 
@@ -72,7 +72,7 @@ def test_the_best_evaluation_is_that_of_the_trainings_own_state(finished, experi
 
 
 def test_plan_has_nothing_to_do(finished):
-    rows = list(csv.DictReader(io.StringIO(said(finished, "plan", "--csv"))))
+    rows = list(csv.DictReader(io.StringIO(output(finished, "plan", "--csv"))))
     experiments = {row["experiment"]: row for row in rows if row["experiment"]}
     known = load(finished)
     assert experiments.keys() >= {name for name, _ in RUNS}
@@ -82,7 +82,7 @@ def test_plan_has_nothing_to_do(finished):
 
 
 def test_report_shows_every_run_and_every_row(changeable):
-    assert f"{len(RUNS)} runs: {len(RUNS)} done." in said(changeable, "report")
+    assert f"{len(RUNS)} runs: {len(RUNS)} done." in output(changeable, "report")
     page = (changeable.folder / RESULTS / "report.html").read_text()
     known = load(changeable)
     for table in known.tables.values():
@@ -92,7 +92,7 @@ def test_report_shows_every_run_and_every_row(changeable):
 
 
 def test_release_takes_every_classifier(changeable):
-    lines = said(changeable, "release").splitlines()
+    lines = output(changeable, "release").splitlines()
     released = {line.split(":")[0].split(".")[1] for line in lines if line.startswith("smt_")}
     assert released == set(CLASSIFIERS)
 

@@ -95,7 +95,7 @@ def job(files, state, nodes=""):
     return Job("7", state, "Priority" if not nodes else "", nodes, time.time(), 0, said)
 
 
-def test_a_run_is_called_the_same_by_every_command(files, monkeypatch):
+def test_all_commands_use_the_same_word_for_a_state(files, monkeypatch):
     """SLURM's answers are made up: what its queue really says is tested with `smt status`."""
     answers = []
     monkeypatch.setattr(queue, "jobs", lambda: tuple(answers))

@@ -153,13 +153,13 @@ def test_a_single_seed_of_any_scale_by_its_path(bare):
     assert not any(output.startswith("results/demo") for output in plan.outputs)
 
 
-def test_tables_are_behind_every_experiment_that_stands_in_one(bare):
+def test_tables_depend_on_all_of_their_experiments(bare):
     plan = bare.plan("tables")
     assert "results/demo/tables/index.html" in plan.pending
     assert plan.experiments == set(load_project(bare.folder / "params", "demo").experiments)
 
 
-def test_tables_written_of_what_is_not_done_yet_do_not_count_as_made(tmp_path):
+def test_tables_of_unfinished_runs_do_not_count_as_up_to_date(tmp_path):
     project = ProjectCopy(tmp_path / "project")
     assert project.smt("tables").returncode == 0
     assert project.plan("tables").tables >= {"imagenet1k", "imagenet22k", "ablation_heads"}
@@ -171,7 +171,7 @@ def test_chosen_seeds_leave_the_others_out(bare):
     assert len(plan.trainings) == 16 * 2 + 3 + 11
 
 
-def test_among_all_tables_one_waits_for_the_seeds_that_its_intervals_rest_on(monkeypatch):
+def test_among_all_tables_one_waits_for_the_seeds_of_its_intervals(monkeypatch):
     monkeypatch.setenv("SMT_PARAMS", str(ROOT / "params"))
     paper = dag.load("paper")
     own = {
@@ -194,12 +194,12 @@ def test_among_all_tables_one_waits_for_the_seeds_that_its_intervals_rest_on(mon
 # --- what is made again ------------------------------------------------------------------------
 
 
-def test_nothing_is_to_be_done_when_all_is_there(done):
+def test_an_up_to_date_project_has_no_jobs(done):
     assert done.plan("all").pending == {}
     assert "Nothing to be done" in done.snakemake("all").stderr
 
 
-def test_tables_with_intervals_are_settled_after_all_and_made_again_when_more_seeds_are(
+def test_tables_with_intervals_come_last_and_are_remade_when_more_seeds_are_done(
     tmp_path, demo_data
 ):
     project = ProjectCopy(tmp_path / "project")
@@ -224,7 +224,7 @@ def test_tables_with_intervals_are_settled_after_all_and_made_again_when_more_se
     assert alone.trainings == {} and alone.tables == {"imagenet1k"}
 
 
-def test_titles_and_comments_train_nothing(done):
+def test_a_change_of_titles_or_comments_trains_nothing(done):
     done.edit("experiments.yaml", "title: SMT-T on ImageNet-1K", "title: The tiny one  # small")
     done.edit("recipes.yaml", "title: ImageNet-1K, 300 epochs at 224", "title: From scratch")
     done.edit("models.yaml", "title: SMT-T\n", "title: Tiny\n")
@@ -253,7 +253,7 @@ def test_a_head_trains_its_runs_again_and_no_classifier(done):
     assert plan.tables == {"ade20k", "coco_mask_rcnn", "coco_detectors", "sizes", "drift"}
 
 
-def test_the_title_of_a_head_trains_nothing(done):
+def test_a_change_of_the_title_of_a_head_trains_nothing(done):
     done.edit("heads.yaml", "    title: UPerNet\n", "    title: Unified perceptual parsing\n")
     assert done.plan("all").trainings == {}
 
@@ -293,7 +293,7 @@ def test_a_new_experiment_trains_itself_alone(done):
     assert set(done.plan("all").trainings.items()) == {(("ablation_paths", 0), "ablation")}
 
 
-def test_jobs_run_in_an_environment_that_nobody_activated(tmp_path):
+def test_jobs_run_without_an_activated_environment(tmp_path):
     project = ProjectCopy(tmp_path / "project")
     target = "results/demo/data/class_map_imagenet22k_to_1k.json"
     # Nor from a terminal: what a script starts in its background ignores Ctrl-C, and says so.

@@ -80,7 +80,7 @@ def test_tables_of_a_partial_result_say_what_failed_and_what_is_not_started(mend
 
 
 @MENDED
-def test_after_mending_only_what_was_missing_is_trained(mended):
+def test_after_a_repair_only_missing_runs_are_trained(mended):
     _, _, _, done = mended
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if re.match(r"\d/\d ", line)]
@@ -168,7 +168,7 @@ def test_every_number_of_a_table_is_that_of_its_runs(made, table, metric, count)
         assert all(each["fingerprint"][:12] in str(row) for each in said)
 
 
-def test_run_again_there_is_nothing_to_do(made):
+def test_a_second_start_has_no_jobs(made):
     again = made.snakemake("all")
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr

@@ -112,7 +112,7 @@ def test_the_same_numbers_make_the_same_bytes(files):
     }
 
 
-def test_every_figure_is_plotted_before_any_run_and_says_so(files):
+def test_every_figure_is_plotted_before_any_run_with_a_notice(files):
     paths = save_all(results(files), files.layout)
     assert {path.stem for path in paths} == set(figures.titles(files.project))
     for path in paths:
@@ -132,7 +132,7 @@ def test_ablations_have_curves_of_their_own(files):
     assert "learning_curves_imagenet1k" not in shown
 
 
-def test_the_command_plots_what_it_is_asked_for(files):
+def test_the_command_plots_the_named_figures(files):
     done = files.smt("figures", "accuracy_vs_macs", "--scale", "demo")
     assert str(files.layout.figures) in done.stdout
     plotted = sorted(path.name for path in files.layout.figures.iterdir())

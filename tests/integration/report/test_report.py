@@ -103,7 +103,7 @@ def test_it_counts_runs_and_published_numbers_on_top(parts):
     assert "2 failed 1 off track" in words
 
 
-def test_it_says_what_is_not_done_and_why(parts):
+def test_it_lists_unfinished_runs_with_reasons(parts):
     html = report(parts).html()
     words = Page(html).words
     assert "1 failed: the loss is not finite at step 7 <b>&_%#</b> imagenet1k_smt_base, seed 1" in (
@@ -134,7 +134,7 @@ def test_it_has_every_table_discrepancy_and_figure(parts):
     assert "no more than 0.2" in words
 
 
-def test_it_says_where_results_come_from(parts):
+def test_it_shows_the_provenance_of_results(parts):
     words = Page(report(parts).html()).words
     assert "Code c0ffee" in words
     assert "Machines node1" in words
@@ -151,7 +151,7 @@ def test_a_published_number_stands_once_whichever_tables_it_is_in(parts):
     assert verdicts(rows) == {"reproduced": 1, "below": 2, "within noise": 1, "not run": 20}
 
 
-def test_away_from_its_table_a_detector_says_which_it_is_of(parts):
+def test_outside_of_its_table_a_detector_is_labelled_with_the_table(parts):
     names = places(parts.project)
     assert names["coco_mask_rcnn_3x_smt_small"] == "COCO, Mask R-CNN: SMT-S, 3x"
     assert names[T] == "SMT-T"
@@ -198,7 +198,7 @@ def test_a_picture_of_former_weights_is_not_shown(files):
     assert f"of {run}, which smt evaluate makes" in page.words
 
 
-def test_before_any_is_done_the_section_says_how_many_are_not(parts):
+def test_before_any_is_done_the_section_counts_unfinished_runs(parts):
     runs = [run for run in parts.project.runs if has_head(parts.project, run)]
     words = Page(report(parts).html()).words
     assert f"Predictions No picture yet of {len(runs)} runs, which are not done." in words
@@ -247,7 +247,7 @@ def test_the_same_results_make_the_same_page(parts):
     assert report(parts).html() == report(parts).html()
 
 
-def test_figures_say_what_they_show_and_take_the_colours_of_the_page(parts):
+def test_figures_have_labels_and_the_colours_of_the_page(parts):
     html = report(parts).html()
     shown = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
     assert len(shown) == SHOWN

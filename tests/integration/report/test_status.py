@@ -63,8 +63,8 @@ def no_slurm(tmp_path, monkeypatch):
 
 def look(files, *experiments):
     """Return what is said of each run, as JSON has it."""
-    said = json.loads(status_text.as_json(collect(files.project, files.layout, experiments)))
-    return {each["run"].removesuffix("-seed0"): each for each in said["runs"]}
+    output = json.loads(status_text.as_json(collect(files.project, files.layout, experiments)))
+    return {each["run"].removesuffix("-seed0"): each for each in output["runs"]}
 
 
 def lines(files):
@@ -94,9 +94,9 @@ def pulse(work_dir, step, ago, now=None):
 def began(work_dir, ago, *, now=None, resumed_at=0, **more):
     """Say that the last attempt began so many seconds ago."""
     started = (now or time.time()) - ago
-    known = read_json(work_dir / "provenance.json")
-    known["attempts"][-1].update(started=started, resumed_at_step=resumed_at, **more)
-    write_json(work_dir / "provenance.json", known)
+    provenance = read_json(work_dir / "provenance.json")
+    provenance["attempts"][-1].update(started=started, resumed_at_step=resumed_at, **more)
+    write_json(work_dir / "provenance.json", provenance)
 
 
 @contextmanager
@@ -133,18 +133,18 @@ def test_every_state_from_files_alone(files, no_slurm):
     files.fail(run(S), "loss is not finite at step 7 of 372")
     checkpoint(files.run(run(B)), 62)
     files.run(run(HEADS))
-    said = lines(files)
-    assert len(said) == 30
-    assert said[T] == "done top1 95.25"
-    assert said[S] == "failed loss is not finite at step 7 of 372"
-    assert said[B] == "stopped step 62 of 372"
-    assert said[HEADS] == "stopped before its first checkpoint"
-    assert said[PARENT] == "not started"
-    assert said[CHILD] == f"not started waits for {PARENT}-seed0, which is not started"
-    assert said[SEGMENTER] == f"not started waits for {B}-seed0, which is stopped"
+    output = lines(files)
+    assert len(output) == 30
+    assert output[T] == "done top1 95.25"
+    assert output[S] == "failed loss is not finite at step 7 of 372"
+    assert output[B] == "stopped step 62 of 372"
+    assert output[HEADS] == "stopped before its first checkpoint"
+    assert output[PARENT] == "not started"
+    assert output[CHILD] == f"not started waits for {PARENT}-seed0, which is not started"
+    assert output[SEGMENTER] == f"not started waits for {B}-seed0, which is stopped"
 
 
-def test_without_slurm_it_says_so_in_one_line_and_sums_up(files, no_slurm):
+def test_without_slurm_there_is_one_line_of_warning_and_a_summary(files, no_slurm):
     files.finish(run(T))
     checkpoint(files.run(run(B)), 62)
     done = files.smt("status")
@@ -185,25 +185,25 @@ def test_a_failed_parent_is_named(files, no_slurm):
 def test_data_that_are_missing_are_named_once_with_their_remedy(files, no_slurm):
     files.finish(run(T))
     files.layout.manifest("imagenet1k").unlink()
-    said = lines(files)
-    assert said[S] == "not started waits for data: imagenet1k"
-    assert said[T] == "done top1 95.00; no telling of which data, without manifests: imagenet1k"
-    assert said[PARENT] == "not started"
+    output = lines(files)
+    assert output[S] == "not started waits for data: imagenet1k"
+    assert output[T] == "done top1 95.00; no telling of which data, without manifests: imagenet1k"
+    assert output[PARENT] == "not started"
     whole = status_text.text(collect(files.project, files.layout))
     assert whole.count("run: smt data manifest imagenet1k --scale demo\n") == 1
 
 
-def test_what_there_was_before_params_changed(files, no_slurm):
+def test_runs_of_former_params_are_outdated_or_not_started(files, no_slurm):
     files.finish(run(T))
     checkpoint(files.run(run(S)), 62)
     was, half = files.fingerprint(run(T))[:12], files.work_dir(run(S)).name
     files.change("scales.yaml", 7, "demo", "recipes", "imagenet1k", "schedule", "epochs")
-    said = lines(files)
-    assert said[T] == (
+    output = lines(files)
+    assert output[T] == (
         f"outdated params, data or code version changed since it was trained (as {was}); "
         "train it again"
     )
-    assert said[S] == f"not started half done with other params or data: {half} at step 62"
+    assert output[S] == f"not started half done with other params or data: {half} at step 62"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"metrics": {}}'])
@@ -229,7 +229,7 @@ def test_the_pace_is_that_of_the_last_epoch(files, no_slurm):
             work_dir, [(62, 500, evaluated), (72, 46, {}), (82, 41, {}), (130, 17, {})], now
         )
         pulse(work_dir, 134, ago=15, now=now)
-        found, said = look(files)[T], lines(files)[T]
+        found, output = look(files)[T], lines(files)[T]
     assert (found["state"], found["step"], found["steps"]) == ("running", 134, STEPS)
     assert (found["epoch"], found["epochs"]) == (3, 6)
     assert found["steps_per_second"] == pytest.approx((134 - 72) / (46 - 15), rel=1e-3)
@@ -237,7 +237,7 @@ def test_the_pace_is_that_of_the_last_epoch(files, no_slurm):
     assert found["seconds_left"] == pytest.approx((STEPS - 134) / 2, rel=1e-3)
     assert 15 <= found["seconds_since_step"] < 45
     host = os.uname().nodename
-    assert said == (
+    assert output == (
         "running step 134 of 372, epoch 3 of 6; 128 images/s; 2 min left; top1 81.25 so far; "
         f"process {holder.pid} on {host}"
     )
@@ -251,12 +251,12 @@ def test_the_pace_of_a_young_attempt_is_its_own(files, no_slurm):
         # Written by the attempt before, and again by this one: the first time is kept.
         timed_journal(work_dir, [(90, 4000, {}), (110, 3000, {})], now)
         pulse(work_dir, 120, ago=5, now=now)
-        found, said = look(files)[T], lines(files)[T]
+        found, output = look(files)[T], lines(files)[T]
     assert found["steps_per_second"] == pytest.approx(1, rel=1e-3)
-    assert said.endswith("attempt 3")
+    assert output.endswith("attempt 3")
 
 
-def test_a_training_that_is_quiet_is_said_to_be(files, no_slurm):
+def test_a_training_without_recent_steps_is_marked(files, no_slurm):
     work_dir = files.begin(run(T))
     with trained(work_dir):
         began(work_dir, 1000)
@@ -284,7 +284,7 @@ def test_an_attempt_before_its_first_step_is_starting(files, no_slurm):
         assert "; no step yet after 10 min; process" in lines(files)[T]
 
 
-def test_a_lock_of_a_process_that_is_gone_holds_nothing(files, no_slurm):
+def test_a_lock_of_an_ended_process_does_not_count(files, no_slurm):
     work_dir = files.begin(run(T))
     with trained(work_dir):
         pulse(work_dir, 70, ago=0)
@@ -294,7 +294,7 @@ def test_a_lock_of_a_process_that_is_gone_holds_nothing(files, no_slurm):
 
 
 @pytest.mark.parametrize(("ago", "state"), [(2, "running"), (100, "stopped")])
-def test_on_another_host_signs_of_life_count(files, no_slurm, ago, state):
+def test_on_another_host_heartbeats_count(files, no_slurm, ago, state):
     work_dir = files.begin(run(T))
     began(work_dir, 200)
     write_json(work_dir / "lock", {"host": "far-away", "pid": 7})
@@ -304,7 +304,7 @@ def test_on_another_host_signs_of_life_count(files, no_slurm, ago, state):
     assert found["place"] == ("job 100 on far-away" if state == "running" else "")
 
 
-def test_looking_at_a_lock_leaves_it_as_it_is(files, no_slurm):
+def test_reading_a_lock_does_not_change_it(files, no_slurm):
     work_dir = files.begin(run(T))
     with trained(work_dir) as holder:
         path = work_dir / "lock"
@@ -318,7 +318,7 @@ def test_looking_at_a_lock_leaves_it_as_it_is(files, no_slurm):
     assert workdir.is_locked(work_dir / "nothing") is False
 
 
-def test_checkpoints_are_found_by_the_names_that_they_are_given(tmp_path):
+def test_checkpoints_are_recognised_by_their_names(tmp_path):
     names = [CheckpointName(99, 1, "a" * 64), CheckpointName(1_000_000, 2, "b" * 64),
              CheckpointName(5, 0, "c" * 64)]  # fmt: skip
     assert workdir.newest_checkpoint(tmp_path) is None
@@ -420,7 +420,7 @@ def on_terminal(arguments, **environment):
         arguments, stdout=follower, stderr=subprocess.DEVNULL, env={**os.environ, **environment}
     ) as process:
         os.close(follower)
-        said = b""
+        output = b""
         while True:
             try:
                 part = os.read(leader, 65536)
@@ -428,10 +428,10 @@ def on_terminal(arguments, **environment):
                 break
             if not part:
                 break
-            said += part
+            output += part
         process.wait()
     os.close(leader)
-    return said.decode()
+    return output.decode()
 
 
 def test_colours_are_for_terminals(files, no_slurm):
@@ -473,13 +473,13 @@ def test_watching_goes_on_until_it_is_interrupted(files, no_slurm):
     assert "Ctrl-C" not in errors
 
 
-def test_watching_says_so_where_it_cannot_be_interrupted(files, no_slurm):
+def test_watching_warns_where_it_cannot_be_interrupted(files, no_slurm):
     """As in what a script starts in the background: its shell lets it ignore SIGINT."""
     with watching(files, "trap '' INT") as watch:
-        said = watch.stderr.readline()
+        output = watch.stderr.readline()
         watch.send_signal(signal.SIGINT)
-        assert said.startswith("smt: Ctrl-C (SIGINT) is ignored")
-        assert said.endswith(f": kill {watch.pid}\n")
+        assert output.startswith("smt: Ctrl-C (SIGINT) is ignored")
+        assert output.endswith(f": kill {watch.pid}\n")
         for _ in range(2):  # it goes on
             assert next(line for line in watch.stdout if line.startswith(T))
         watch.terminate()
@@ -487,12 +487,12 @@ def test_watching_says_so_where_it_cannot_be_interrupted(files, no_slurm):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"),
      (47.9 * 3600, "47.9 h"), (60 * 3600, "2.5 d")],
 )  # fmt: skip
-def test_spans_are_in_their_largest_unit(seconds, said):
-    assert status_text.span(seconds) == said
+def test_spans_are_in_their_largest_unit(seconds, text):
+    assert status_text.span(seconds) == text
 
 
 # --- from SLURM's queue --------------------------------------------------------------------------
@@ -510,11 +510,11 @@ def slurm(cluster, monkeypatch):
 
 def submit(slurm, files, experiment, *options, command="sleep 600", fingerprint=None):
     """Submit a job with the comment that the DAG gives it; return its number."""
-    said = queue.comment(
+    comment = queue.comment(
         files.scale, run(experiment), fingerprint or files.fingerprint(run(experiment))
     )
     return slurm.run(
-        "sbatch", "--parsable", f"--output={files.folder}/%j.out", f"--comment={said}",
+        "sbatch", "--parsable", f"--output={files.folder}/%j.out", f"--comment={comment}",
         "--requeue", f"--chdir={files.folder}", *options, f"--wrap={command}",
     ).stdout.strip()  # fmt: skip
 
@@ -527,7 +527,7 @@ def await_status(files, experiment, holds):
     )  # fmt: skip
 
 
-def test_jobs_are_told_by_their_comment(files, slurm):
+def test_jobs_are_matched_by_their_comment(files, slurm):
     running = submit(slurm, files, T)
     held = submit(slurm, files, S, "--hold")
     later = submit(slurm, files, B, "--begin=now+2hours")
@@ -537,20 +537,20 @@ def test_jobs_are_told_by_their_comment(files, slurm):
     await_status(files, HALF, lambda found: found["state"] == "failed")
     await_status(files, HEADS, lambda found: "running" in found["reason"])
     await_status(files, T, lambda found: found["state"] == "running")
-    found, said = look(files), lines(files)
+    found, output = look(files), lines(files)
     assert found[T]["job"]["number"] == running
     assert found[T]["place"] in (f"job {running} on n1", f"job {running} on n2")
-    assert "running step 0 of 372, epoch 1 of 6; starting; job" in said[T]
+    assert "running step 0 of 372, epoch 1 of 6; starting; job" in output[T]
     assert found[S]["job"]["number"] == held
-    assert said[S] == f"queued job {held}: JobHeldUser"
+    assert output[S] == f"queued job {held}: JobHeldUser"
     assert found[B]["job"]["start"] == pytest.approx(time.time() + 7200, abs=120)
-    assert said[B].startswith(f"queued job {later}: BeginTime; may start ")
-    assert said[HEADS] == f"not started job {other} (running) has other params or data"
-    assert said[HALF].startswith(f"failed job {broken} failed")
-    assert {said[each] for each in said} >= {"not started"}  # the job without a comment is nobody's
+    assert output[B].startswith(f"queued job {later}: BeginTime; may start ")
+    assert output[HEADS] == f"not started job {other} (running) has other params or data"
+    assert output[HALF].startswith(f"failed job {broken} failed")
+    assert "not started" in output.values()  # the job without a comment is of no run
 
 
-def test_a_job_that_lost_its_training_says_how_it_ended(files, slurm):
+def test_a_job_that_ended_without_its_training_shows_how_it_ended(files, slurm):
     checkpoint(files.begin(run(T)), 62)
     job = submit(slurm, files, T, command="exit 3")
     await_status(files, T, lambda found: found["job"] and found["job"]["state"] == "FAILED")
@@ -585,7 +585,7 @@ class Anything:
         return None
 
 
-def test_a_controller_that_is_down_is_said_and_files_do(files, slurm):
+def test_without_a_controller_there_is_a_warning_and_states_come_from_files(files, slurm):
     files.finish(run(T))
     slurm.controller_down()
     try:
@@ -598,7 +598,7 @@ def test_a_controller_that_is_down_is_said_and_files_do(files, slurm):
     assert f"{T}-seed0" in done.stdout and "done         top1 95.00" in done.stdout
 
 
-def test_the_dag_gives_jobs_the_comment_by_which_they_are_known(files, monkeypatch):
+def test_the_dag_gives_jobs_the_comment_that_status_matches(files, monkeypatch):
     monkeypatch.setenv("SMT_PARAMS", str(files.params))
     monkeypatch.setenv("SMT_RESULTS", str(files.layout.results))
     expected = queue.comment("demo", run(T), files.fingerprint(run(T)))

@@ -167,7 +167,9 @@ def test_seeds_of_a_recipe_are_pooled_whichever_table_they_stand_in(paper):
     assert made(paper, "ablation_heads")["1"]["top1_pooled_df"] == "3"
 
 
-def test_where_every_experiment_has_one_seed_no_verdict_is_possible_and_that_is_said(make_files):
+def test_where_every_experiment_has_one_seed_a_note_explains_that_no_verdict_is_possible(
+    make_files,
+):
     files = make_files(scale="paper", seeds=(0,))
     for name, top1 in ((T, 82.1), (S, 81.0)):
         files.finish(Run(experiment=name, seed=0), top1, epochs=1)
@@ -194,7 +196,7 @@ def test_at_a_scale_that_is_not_compared_there_are_neither_verdicts_nor_interval
     assert not any("in 100" in note for note in shown.notes)
 
 
-def test_nor_in_a_csv_though_there_are_several_seeds(make_files):
+def test_at_a_scale_that_is_not_compared_a_csv_has_no_intervals_of_several_seeds(make_files):
     """A table of such a scale rests on its own rows alone, whatever else is done."""
     files = make_files(seeds=(0, 1))
     for seed in (0, 1):
@@ -217,7 +219,7 @@ def test_each_cell_leads_to_its_run(paper):
         assert all(f"{run_id}" in text for run_id in ids)
 
 
-def test_a_table_in_parts_says_what_stands_how(paper):
+def test_a_table_of_unfinished_runs_shows_their_states(paper):
     rows = made(paper, "imagenet1k")
     small, base = rows["SMT-S"], rows["SMT-B"]
     assert (small["n"], small["states"]) == ("1", "done; failed; stopped")
@@ -234,7 +236,7 @@ def test_a_table_in_parts_says_what_stands_how(paper):
     assert "Rows of one seed have none: SMT-S." in text
 
 
-def test_a_run_whose_parent_failed_says_so(files):
+def test_a_run_whose_parent_failed_names_it(files):
     files.fail(Run(experiment=PARENT, seed=0), "no space left")
     child = synced(files).of(CHILD)[0]
     assert child.state == "not started"
@@ -258,7 +260,7 @@ def test_other_data_make_a_run_outdated(files):
     assert results(files).of(T)[0].state == "outdated"
 
 
-def test_without_a_manifest_a_run_has_no_numbers_and_says_what_to_do(files):
+def test_without_a_manifest_a_run_has_no_numbers_and_names_the_command(files):
     files.finish(TINY)
     sync(files.project, files.layout)
     files.layout.manifest("imagenet1k").unlink()
@@ -268,7 +270,7 @@ def test_without_a_manifest_a_run_has_no_numbers_and_says_what_to_do(files):
     assert "smt data manifest imagenet1k" in tiny.reason
 
 
-def test_a_run_that_is_not_in_mlflow_yet_says_so(files):
+def test_a_run_that_is_not_in_mlflow_yet_is_marked(files):
     files.finish(TINY)
     (tiny,) = results(files).of(T)
     assert (tiny.state, tiny.lack, tiny.metrics) == ("done", "not in MLflow", {})
@@ -315,7 +317,7 @@ def test_a_derived_number_is_marked_and_stands_in_the_table_it_is_for_alone(make
     assert "81.6" not in stacking and "derived" not in stacking.lower()
 
 
-def test_why_says_of_a_derived_number_what_the_table_says(make_files):
+def test_why_and_table_agree_on_a_derived_number(make_files):
     files = make_files(scale="paper", seeds=(0,))
     lineage = Lineage(files.project, files.layout)
     told = {
@@ -362,14 +364,14 @@ def test_without_the_journals_of_all_seeds_there_is_no_best_epoch(evaluated):
     assert cells(grid(results(evaluated), "imagenet1k"), "SMT-T")[BEST] == ""
 
 
-def test_of_a_run_that_was_evaluated_once_the_best_epoch_is_not_told(make_files):
+def test_a_run_that_was_evaluated_once_has_no_best_epoch(make_files):
     files = make_files(scale="paper", seeds=(0,))
     finish(files, TINY, {300: 82.0})
     sync(files.project, files.layout)
     assert made(files, "imagenet1k")["SMT-T"]["top1_best"] == ""
 
 
-def test_a_damaged_journal_costs_the_best_epoch_alone(evaluated):
+def test_a_damaged_journal_removes_the_best_epoch_alone(evaluated):
     path = evaluated.work_dir(TINY) / "journal.jsonl"
     path.write_text(path.read_text().replace('"epoch":30,', '"epoch":30,,'))
     row = made(evaluated, "imagenet1k")["SMT-T"]
@@ -471,7 +473,7 @@ def test_before_any_run_tables_are_there_and_no_database(files):
         ("naïve → 雪", "naïve ? ?"),
     ],
 )
-def test_latex_shows_text_as_it_is(text, expected):
+def test_latex_escapes_text(text, expected):
     assert latex_text(text) == expected
 
 
@@ -484,7 +486,7 @@ def test_latex_shows_text_as_it_is(text, expected):
         ("<b>[x](y)</b>\n*", r"\<b\>\[x\](y)\</b\> \*"),
     ],
 )
-def test_markdown_shows_text_as_it_is(text, expected):
+def test_markdown_escapes_text(text, expected):
     assert markdown_text(text) == expected
 
 

@@ -48,8 +48,8 @@ def finish(files, run, top1, loss=None):
 
 def warned(files):
     """Return what `smt status` says is off track, by run."""
-    said = json.loads(status_text.as_json(status.collect(files.project, files.layout)))
-    return {each["run"]: each["off_track"] for each in said["runs"] if each["off_track"]}
+    status_json = json.loads(status_text.as_json(status.collect(files.project, files.layout)))
+    return {each["run"]: each["off_track"] for each in status_json["runs"] if each["off_track"]}
 
 
 def two_are_done(files):
@@ -63,11 +63,11 @@ def two_are_done(files):
 def test_a_run_well_below_the_seeds_that_are_done_is_off_track(paper):
     two_are_done(paper)
     begin(paper, THIRD, {29: 41.0, 30: 41.2})
-    found = warned(paper)[str(THIRD)]
+    warning = warned(paper)[str(THIRD)]
     half = 3 * math.sqrt(2 * 0.55**2)  # standard deviation of two values 1.1 apart, n - 1
-    assert found["low"] == pytest.approx(53.05 - half)
-    assert found["high"] == pytest.approx(53.05 + half)
-    assert (found["metric"], found["value"], found["epoch"]) == ("top1", 41.2, 30)
+    assert warning["low"] == pytest.approx(53.05 - half)
+    assert warning["high"] == pytest.approx(53.05 + half)
+    assert (warning["metric"], warning["value"], warning["epoch"]) == ("top1", 41.2, 30)
     printed = click.unstyle(status_text.text(status.collect(paper.project, paper.layout), 200))
     assert (
         "off track: top-1 41.2 at epoch 30, reference 50.7 to 55.4 (2 seeds that are done)"
@@ -98,7 +98,7 @@ def test_a_run_within_the_band_or_above_it_is_not_mentioned(paper):
     assert "off track" not in status_text.text(status.collect(paper.project, paper.layout))
 
 
-def test_with_one_seed_done_and_no_reference_point_nothing_is_said(paper):
+def test_with_one_seed_done_and_no_reference_point_there_is_no_warning(paper):
     finish(paper, Run(experiment=S, seed=0), {29: 60.0, 30: 60.0, 300: 83.0})
     begin(paper, Run(experiment=S, seed=1), {29: 1.0, 30: 1.0})
     assert warned(paper) == {}
@@ -125,9 +125,9 @@ def test_a_run_without_validation_is_judged_by_its_training_loss(paper):
     begin(paper, third, {}, {8: 5.0, 9: 4.09, 10: 4.09})
     assert warned(paper) == {}
     write(paper, third, {}, {8: 5.0, 9: 4.2, 10: 4.2})
-    found = warned(paper)[str(third)]
-    assert (found["metric"], found["value"]) == ("loss", pytest.approx(4.2))
-    assert found["high"] == pytest.approx(4.01 + 0.1)  # the floor: the two are 0.02 apart
+    warning = warned(paper)[str(third)]
+    assert (warning["metric"], warning["value"]) == ("loss", pytest.approx(4.2))
+    assert warning["high"] == pytest.approx(4.01 + 0.1)  # the floor: the two are 0.02 apart
 
 
 def test_the_band_is_three_standard_deviations_or_the_floor(paper):
@@ -155,9 +155,9 @@ def test_reference_points_count_from_where_they_are(paper):
     write(paper, TINY, {40: 69.5, 41: 69.5})
     assert warned(paper) == {}
     write(paper, TINY, {40: 68.4, 41: 68.5})
-    found = warned(paper)[str(TINY)]
-    assert (found["low"], found["high"]) == (69, 73)
-    assert found["source"] == "the authors on SMT-T at epoch 40 of 300"
+    warning = warned(paper)[str(TINY)]
+    assert (warning["low"], warning["high"]) == (69, 73)
+    assert warning["source"] == "the authors on SMT-T at epoch 40 of 300"
 
 
 def test_two_seeds_that_are_done_go_before_reference_points(paper):
@@ -167,13 +167,13 @@ def test_two_seeds_that_are_done_go_before_reference_points(paper):
     assert warned(paper) == {}
 
 
-def test_points_of_another_scale_say_nothing(make_files):
+def test_reference_points_of_another_scale_do_not_count(make_files):
     files = make_files(scale="demo")
     begin(files, TINY, {3: 1.0, 4: 1.0})
     assert warned(files) == {}
 
 
-def test_nothing_is_said_of_the_first_epochs(paper):
+def test_the_first_epochs_are_not_judged(paper):
     paper.change(
         "trajectory.yaml",
         [{"at": 0.01, "metric": "top1", "value": 50, "tolerance": 1, "source": "assumed"}],
@@ -217,7 +217,7 @@ def test_a_mistake_in_params_is_named_with_file_and_key(paper, keys, value, mess
     assert message in str(caught.value)
 
 
-def test_no_fingerprint_holds_anything_of_it(paper):
+def test_no_fingerprint_depends_on_trajectory_params(paper):
     before = paper.fingerprint(TINY)
     paper.change("trajectory.yaml", 5, "spreads")
     assert paper.fingerprint(TINY) == before
@@ -226,14 +226,14 @@ def test_no_fingerprint_holds_anything_of_it(paper):
 # --- where it is shown -------------------------------------------------------------------------
 
 
-def test_tables_say_it_in_the_cell_and_in_the_notes(paper):
+def test_tables_show_the_warning_in_the_cell_and_in_the_notes(paper):
     two_are_done(paper)
     begin(paper, THIRD, {29: 41.0, 30: 41.2})
     begin(paper, Run(experiment=S, seed=0), {29: 41.0, 30: 41.2})
     sync(paper.project, paper.layout)
-    said = "off track: top-1 41.2 at epoch 30, reference 50.7 to 55.4 (2 seeds that are done)"
+    text = "off track: top-1 41.2 at epoch 30, reference 50.7 to 55.4 (2 seeds that are done)"
     table = grid(collect(paper.project, paper.layout), "imagenet1k")
-    assert any(f"{THIRD}: stopped" in note and said in note for note in table.notes)
+    assert any(f"{THIRD}: stopped" in note and text in note for note in table.notes)
 
     for run in (TINY, SECOND):
         paper.layout.metrics(run).unlink()

@@ -112,14 +112,14 @@ def test_a_name_that_does_not_exist_is_one_line(finished):
     assert "did you mean imagenet1k_smt_tiny" in done.stderr
 
 
-def test_without_mlflow_the_rest_is_verified_and_that_is_said(project):
+def test_without_mlflow_the_rest_is_verified_with_a_note(project):
     (project.folder / "results/mlflow.db").unlink()
     done = verify(project)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing to compare with: no sqlite:///" in done.stdout
 
 
-def test_a_server_that_does_not_answer_is_said(project):
+def test_a_server_that_does_not_answer_is_a_note(project):
     done = verify(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not compared: MLflow at http://127.0.0.1:9 does not answer" in done.stdout
@@ -132,20 +132,18 @@ def test_a_run_that_is_not_done_is_no_mismatch(project):
         for name in ("imagenet1k", "ablation_heads"):  # where it stands
             table(project, f"{name}.{suffix}").unlink()
         table(project, f"index.{suffix}").unlink(missing_ok=True)
-    said = "\n".join(summary(audit(project)))
-    assert "are inconsistent" not in said
-    assert "imagenet1k_smt_tiny-seed1 is not started" in said
-    assert "imagenet1k has not been made yet" in said
+    output = "\n".join(summary(audit(project)))
+    assert "are inconsistent" not in output
+    assert "imagenet1k_smt_tiny-seed1 is not started" in output
+    assert "imagenet1k has not been made yet" in output
 
 
-def test_a_run_that_mlflow_alone_knows_is_found(project):
+def test_a_run_that_is_in_mlflow_alone_is_a_mismatch(project):
     shutil.rmtree(run_dir(project, T, 1))
-    assert_mismatch(
-        project, "imagenet1k_smt_tiny-seed1: its files are not here", "MLflow's word alone"
-    )
+    assert_mismatch(project, "imagenet1k_smt_tiny-seed1: its files are not here", "in MLflow alone")
 
 
-def test_a_table_of_before_a_run_was_lost_is_found(project):
+def test_a_table_with_numbers_of_a_lost_run_is_a_mismatch(project):
     shutil.rmtree(run_dir(project, T, 1))
     forget(project, "smt_tiny/imagenet1k/seed1")
     assert_mismatch(
@@ -315,8 +313,8 @@ def test_the_times(files):
 
 
 def test_a_param_in_the_provenance(files):
-    def change(known):
-        known["params"]["recipe"]["optimizer"]["lr"] = 1.0
+    def change(provenance):
+        provenance["params"]["recipe"]["optimizer"]["lr"] = 1.0
 
     edit_json(work_dir(files) / "provenance.json", change)
     lines = assert_mismatch(files, "provenance.json: fingerprint: ", "the params in ")
@@ -332,8 +330,8 @@ def test_a_param_in_the_provenance(files):
 def test_a_schedule_of_another_length_in_the_provenance(files, experiment, key, value, epochs):
     """Each task states its length by a key of its own: the journal has to have as many epochs."""
 
-    def change(known):
-        known["params"]["recipe"]["schedule"][key] = value
+    def change(provenance):
+        provenance["params"]["recipe"]["schedule"][key] = value
 
     edit_json(work_dir(files, experiment) / "provenance.json", change)
     ends = 1 if experiment in DETECTORS else 2
@@ -367,9 +365,9 @@ def test_the_kept_difference_from_the_commit(files):
     assert_mismatch(files, f"{path.name}: SHA-256: ", "provenance.json")
 
 
-def test_the_parent_that_a_run_says_it_started_from(files):
-    def change(known):
-        known["parent"]["weights_sha256"] = "0" * 64
+def test_the_recorded_parent_of_a_run(files):
+    def change(provenance):
+        provenance["parent"]["weights_sha256"] = "0" * 64
 
     edit_json(work_dir(files, CHILD) / "provenance.json", change)
     assert_mismatch(files, "provenance.json: parent.weights_sha256: 0000", PARENT)
@@ -590,7 +588,7 @@ def test_weights_do_not_give_forged_numbers_though_all_files_agree(project):
 # --- records of a training ---------------------------------------------------------------------
 
 
-def test_the_record_says_what_the_design_asks_for(finished):
+def test_the_provenance_holds_all_parts_of_the_design(finished):
     final = json.loads((run_dir(finished, CHILD) / "metrics.json").read_text())
     folder = work_dir(finished, CHILD)
     journal = (folder / "journal.jsonl").read_bytes()
@@ -599,14 +597,14 @@ def test_the_record_says_what_the_design_asks_for(finished):
         "bytes": len(journal),
         "lines": journal.count(b"\n"),
     }
-    known = json.loads((folder / "provenance.json").read_text())
-    (attempt,) = known["attempts"]
+    provenance = json.loads((folder / "provenance.json").read_text())
+    (attempt,) = provenance["attempts"]
     assert attempt["started"] < attempt["ended"] == final["finished"]
     assert final["gpu_seconds"] == 0.0  # trained on a CPU
     assert {"commit", "dirty", "diff_sha256", "slurm_job_id", "slurm_restart", "slurm_nodes"} <= (
         attempt.keys()
     )
     parent = json.loads((run_dir(finished, PARENT) / "metrics.json").read_text())
-    assert known["parent"]["weights_sha256"] == parent["weights_sha256"]
+    assert provenance["parent"]["weights_sha256"] == parent["weights_sha256"]
     header = tensors.read(run_dir(finished, CHILD) / "model.safetensors")
     assert header.smt["fingerprint"] == final["fingerprint"]

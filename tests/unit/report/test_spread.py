@@ -53,7 +53,7 @@ def test_an_experiment_with_a_value_that_is_not_finite_is_left_out(value):
     assert pooled({"a": [1.0, value], "b": [1.0, 3.0]}).experiments == ("b",)
 
 
-def test_seeds_that_are_all_alike_have_no_width():
+def test_equal_seeds_give_an_interval_of_width_zero():
     spread = pooled({"a": [82.0, 82.0]})
     assert (spread.std, spread.interval(2)) == (0.0, 0.0)
     verdict = judge(Summary(2, 82.0, 0.0), 82.5, spread, tolerance=0.2, comparable=True)

@@ -66,13 +66,13 @@ def test_files_that_git_does_not_know_are_named(checkout, tmp_path):
     assert len(state.untracked.first) == provenance.UNTRACKED
 
 
-def test_without_git_nothing_is_claimed(tmp_path, monkeypatch):
+def test_without_git_all_fields_are_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert set(provenance.git_state(tmp_path).as_json().values()) == {None}
 
 
-def test_an_attempt_that_left_no_end_gets_its_last_sign_of_life(tmp_path):
+def test_an_attempt_without_an_end_gets_its_last_heartbeat(tmp_path):
     attempt(tmp_path)
     pulse = Heartbeat(tmp_path)
     pulse.write(7)
@@ -85,7 +85,7 @@ def test_an_attempt_that_left_no_end_gets_its_last_sign_of_life(tmp_path):
     assert known.attempts[1].ended == second["started"] + 10
 
 
-def test_a_requeue_is_known_by_its_count(tmp_path, monkeypatch):
+def test_a_requeue_records_its_count(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
     attempt(tmp_path)

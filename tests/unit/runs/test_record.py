@@ -54,7 +54,7 @@ def test_numbers_that_are_not_finite_are_kept(files):
     assert '"none": NaN' in path.read_text() and '"worst": -Infinity' in path.read_text()
 
 
-def test_what_records_of_old_lack_has_a_default(files):
+def test_keys_that_old_records_lack_have_defaults(files):
     final = record.read_metrics(files.layout, RUN)
     assert final.journal is None and final.changes == () and "journal" not in final.as_json()
 

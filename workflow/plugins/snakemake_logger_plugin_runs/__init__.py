@@ -71,7 +71,7 @@ class LogHandler(LogHandlerBase):
 
     @property
     def has_filter(self) -> bool:
-        """Yes: what is not of interest is left out here."""
+        """Yes: events are filtered here."""
         return True
 
     @property
@@ -85,7 +85,7 @@ class LogHandler(LogHandlerBase):
         return False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take in one event, or print a warning or an error."""
+        """Handle one event, or print a warning or an error."""
         event = getattr(record, "event", None)
         actions = {
             LogEvent.RUN_INFO: self._begin,
@@ -153,7 +153,7 @@ class LogHandler(LogHandlerBase):
         log = " ".join(record.log or ())
         self._print(f"failed: {name}" + (f"; see {log}" if log else ""))
 
-    # --- what is shown ----------------------------------------------------------------------------
+    # --- output -----------------------------------------------------------------------------------
 
     def _remaining(self) -> str:
         seconds = self._left.seconds(time.monotonic()) if self._left is not None else None
@@ -172,7 +172,7 @@ class LogHandler(LogHandlerBase):
 
 
 def _result(metrics: Path) -> str:
-    """Return the number that a finished run is known by, or nothing where it has none."""
+    """Return the headline metric of a finished run, or an empty text without any."""
     try:
         final = record.read(RunMetrics, metrics, "smt status says what to do")
     except DamagedRecord:
