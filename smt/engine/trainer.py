@@ -168,13 +168,11 @@ class Trainer:
         rate = optim.learning_rate(recipe, state.step, self.task.steps_per_epoch)
         optim.set_learning_rate(state.optimizer, rate)
         before = self.batch_norm.copy() if recipe.guard.policy == "skip" else []
-        decision = self._exchange(self._forward_backward(micro_batches, progress))
+        loss, norm, scale = self._clip(self._forward_backward(micro_batches, progress))
+        decision = self._exchange(loss)
         values = {"train/lr": rate}
         problem = guard.problem_of_loss(recipe.guard, state.loss_statistics, decision.loss)
         if problem is None:
-            state.scaler.unscale_(state.optimizer)
-            norm = float(optim.clip(self.parameters, recipe.optimizer.clip_norm))
-            scale = state.scaler.get_scale() if state.scaler.is_enabled() else None
             problem = guard.problem_of_gradient(norm, scale)
             values |= {"train/grad_norm": norm} if math.isfinite(norm) else {}
         if problem is None:
@@ -191,8 +189,10 @@ class Trainer:
             self._record(values, progress)
         return decision
 
-    def _forward_backward(self, micro_batches: Iterator[MicroBatch], progress: Progress) -> float:
-        """Accumulate the gradient of one global step; return this rank's mean loss."""
+    def _forward_backward(
+        self, micro_batches: Iterator[MicroBatch], progress: Progress
+    ) -> torch.Tensor:
+        """Accumulate the gradient of one global step; return this rank's mean loss, a scalar."""
         count = self.task.accumulation_steps
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for index in range(count):
@@ -203,7 +203,20 @@ class Trainer:
                 self.state.scaler.scale(loss / count).backward()
             loss_sum += loss.detach()
             progress.images(batch.images * self.ranks.world_size)
-        return float(loss_sum / count)
+        return loss_sum / count
+
+    def _clip(self, loss: torch.Tensor) -> tuple[float, float, float | None]:
+        """Unscale and clip the gradient.
+
+        Return `loss`, float64, the gradient's norm before, and the scale if there is a loss scaler:
+        all read at once, so that the host waits for a GPU once.
+        """
+        scaler = self.state.scaler
+        scaler.unscale_(self.state.optimizer)
+        norm = optim.clip(self.parameters, self.task.recipe.optimizer.clip_norm)
+        scale = scaler.scale(torch.ones_like(loss))
+        numbers = torch.stack([loss, norm.double(), scale]).tolist()
+        return numbers[0], numbers[1], numbers[2] if scaler.is_enabled() else None
 
     def _loss(self, batch: MicroBatch) -> torch.Tensor:
         """Return the loss of a micro-batch, with drop path and dropout seeded by its key."""
