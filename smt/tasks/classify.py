@@ -32,22 +32,22 @@ class Classification:
 
     The model is initialised from the run's seed, or from its parent's weights, whose head is cut
     down by the class map where the data sets differ. With `inherit` off it starts from the seed
-    all the same, for weights that are loaded into it afterwards. `workers` takes the place of the
-    scale's number of data workers; it does not change what is read.
+    all the same, for weights that are loaded into it afterwards. `workers` is the number of data
+    workers, which does not change what is read.
     """
 
     headline = "top1"
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
-        workers: int | None = None,
+        workers: int,
     ) -> None:  # fmt: skip
         experiment = project.experiments[run.experiment]
         recipe = project.recipes[experiment.recipe]
         assert isinstance(recipe, ClassificationRecipe)
         self.recipe = recipe
         self._run, self._ranks = run, ranks
-        self._workers = project.scale.workers if workers is None else workers
+        self._workers = workers
         dataset = project.datasets[self.recipe.dataset]
         root = layout.dataset_root(dataset)
         data_manifest = manifest.read(layout, self.recipe.dataset)

@@ -31,7 +31,7 @@ class Segmentation(Downstream):
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
-        workers: int | None = None,
+        workers: int,
     ) -> None:  # fmt: skip
         super().__init__(project, layout, run, ranks, inherit=inherit, workers=workers)
         recipe = project.recipe_of(run.experiment)

@@ -14,7 +14,7 @@ from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
-from smt.engine import distributed
+from smt.engine import cpus, distributed
 from smt.engine.determinism import NondeterminismRecorder
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import TrainingDiverged
@@ -46,7 +46,8 @@ class Options:
     checkpoint_seconds: float
     checkpoint_steps: int | None
     stall_seconds: float
-    workers: int
+    workers: int | None
+    """Data workers of each process; None: as its CPUs allow."""
     allow_change: bool = False
     """Resume although code or params have changed since the run began, and record that."""
 
@@ -102,18 +103,17 @@ class RunTraining:
                     provenance.forget_failure(self.work_dir)
             stack.enter_context(self._log_file())
             stack.enter_context(self._record_failures())
+            workers = cpus.data_workers(options.workers, self.ranks)
             with self.ranks.fail_together():
                 parent = self._require_parent()
                 changes = self._require_unchanged(options) if self.ranks.is_first else []
                 if self.ranks.is_first:
                     dataset = self.project.dataset_of(self.run.experiment)
                     manifest.require_validation(self.project, self.layout, dataset)
-                task = build_task(
-                    self.project, self.layout, self.run, self.ranks, workers=options.workers
-                )
+                task = build_task(self.project, self.layout, self.run, self.ranks, workers=workers)
             trainer = self._trainer(task, stop, options)
             if self.ranks.is_first:
-                self._record_attempt(parent, trainer, changes, options)
+                self._record_attempt(parent, trainer, changes, workers)
             stop.defer_signals()
             with NondeterminismRecorder(self._record_not_deterministic):
                 metrics = self._run(trainer)
@@ -214,7 +214,7 @@ class RunTraining:
         }
 
     def _record_attempt(
-        self, parent: Parent | None, trainer: Trainer, changes: list[str], options: Options
+        self, parent: Parent | None, trainer: Trainer, changes: list[str], workers: int
     ) -> None:
         """Record this attempt, and warn where its environment differs from the last one's."""
         now = environment.of(self.ranks)
@@ -226,7 +226,7 @@ class RunTraining:
         attempt = {
             "resumed_at_step": trainer.state.step,
             "environment": now,
-            "workers": options.workers,
+            "workers": workers,
             "log_every": self.project.scale.log_every,
             "changes": changes,
         }
