@@ -15,6 +15,7 @@ from smt.config.recipes import ClassificationRecipe
 from smt.data.classification import TrainLoader, eval_batches
 from smt.data.imagenet import ImageFolder
 from smt.data.rng import derive_seed
+from smt.data.transforms.image import Normalise
 from smt.datasets import manifest
 from smt.engine import optim
 from smt.engine.distributed import Ranks
@@ -87,15 +88,18 @@ class Classification:
 
         return Mix(self.recipe.augment, self._classes)
 
+    @cached_property
+    def _normalise(self) -> Normalise:
+        return Normalise(self._ranks.device)
+
     def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
         """Yield this rank's batches, mixed and on its device."""
         for batch in self._loader.batches(epoch, start_step):
             key = (epoch, batch.step, batch.number)
-            images = batch.images.to(
-                self._ranks.device, non_blocking=True, memory_format=torch.channels_last
-            )
             labels = batch.labels.to(self._ranks.device, non_blocking=True)
-            images, targets = self._mix(images, labels, self._run.seed, "mix", *key)
+            images, targets = self._mix(
+                batch.inputs(self._normalise), labels, self._run.seed, "mix", *key
+            )
             yield MicroBatch((images, targets), len(labels), key)
 
     @staticmethod
@@ -152,8 +156,8 @@ class Classification:
         return top1, top5, loss, images, False
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, classes) of images (B, 3, R, R), float32, on this device."""
-        images = images.to(self._ranks.device, non_blocking=True, memory_format=torch.channels_last)
+        """Return the logits (B, classes) of images (B, 3, R, R) uint8, on this device."""
+        inputs = self._normalise(images, torch.channels_last)
         with optim.autocast(self.recipe, self._ranks.device):
-            logits: torch.Tensor = self.model(images)
+            logits: torch.Tensor = self.model(inputs)
         return logits.float()

@@ -1,5 +1,6 @@
 """Base of the downstream tasks, detection and segmentation."""
 
+from functools import cached_property
 from typing import Any, TypedDict
 
 import torch
@@ -10,6 +11,7 @@ from smt.config.project import Project
 from smt.config.recipes import DownstreamRecipe
 from smt.data.loader import Loader
 from smt.data.rng import derive_seed
+from smt.data.transforms.image import Normalise
 from smt.datasets import manifest
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import EvaluationInterrupted, MicroBatch
@@ -60,6 +62,10 @@ class Downstream:
             trunk = self.model.get_submodule("backbone")
             start_from_classifier(trunk, layout.weights(parent))
         self.model.to(ranks.device)
+
+    @cached_property
+    def _normalise(self) -> Normalise:
+        return Normalise(self._ranks.device)
 
     @property
     def steps_per_epoch(self) -> int:
