@@ -11,7 +11,7 @@ import click
 
 from smt.config.metrics import headline
 from smt.report.status import RunStatus, Status
-from smt.runs.progress import Progress
+from smt.runs.progress import MOST_DATA_WAIT, Progress
 from smt.runs.state import State, counts
 
 WIDTH = 100
@@ -92,6 +92,8 @@ def _running(each: RunStatus) -> Iterator[str]:
         yield "starting"
     else:
         yield f"{_figure(ahead.images_per_second)} images/s"
+    if ahead.waits_for_data:
+        yield f"waits for data {100 * (ahead.data_wait or 0):.0f} % of its time"
     if ahead.seconds_left is not None:
         yield f"{span(ahead.seconds_left)} left"
     if each.metrics:
@@ -147,6 +149,13 @@ def _hints(status: Status) -> Iterator[str]:
     off = sum(each.warning is not None for each in status.runs)
     if off:
         yield f"off track: {_times(off, 'run')}, a warning only: smt ui shows the curves"
+    waiting = sum(each.progress.waits_for_data for each in status.runs)
+    if waiting and status.project.scale.workers != 0:  # without one, reading is part of a step
+        yield (
+            f"waits for data: {_times(waiting, 'run')}, over {100 * MOST_DATA_WAIT:.0f} % of the "
+            "time: raise `workers` in params/scales.yaml (jobs then ask for more CPUs), or pack "
+            "the data: smt data pack"
+        )
     if status.project.scale.notice:
         yield status.project.scale.notice
     if status.count(State.DONE) < len(status.runs):
@@ -217,6 +226,7 @@ def _record(each: RunStatus) -> dict[str, Any]:
         "epochs": ahead.length.epochs,
         "steps_per_second": ahead.rate,
         "images_per_second": ahead.images_per_second,
+        "data_wait": ahead.data_wait,
         "seconds_left": ahead.seconds_left,
         "seconds_since_step": ahead.silence,
         "attempts": each.attempts,
