@@ -1,5 +1,7 @@
 """What a task gives its model has the bits of images that are normalised and padded one by one."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -39,8 +41,9 @@ def test_the_images_of_a_detector_are_padded_with_zeros(tmp_path):
 def test_the_images_of_a_segmenter_are_padded_with_zeros(tmp_path, factor):
     data, padded = ADE20K(tmp_path), 0
     split = ADE20KSplit(data.root, "train", data.manifest())
-    augment = SEGMENTATION.augment.model_copy(update={"factor": factor})
-    recipe = SEGMENTATION.model_copy(update={"augment": augment})
+    plain: Any = SEGMENTATION
+    augment = plain.augment.model_copy(update={"factor": factor})
+    recipe = plain.model_copy(update={"augment": augment})
     for batch, (images, labels) in inputs(
         Segmentation, segmentation_loader(split, recipe, seed=0, **HERE)
     ):
