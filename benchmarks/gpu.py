@@ -48,6 +48,7 @@ from smt.config.load import load_project
 from smt.config.project import Project
 from smt.config.yaml import YamlFile
 from smt.data.rng import reseed
+from smt.data.transforms.image import Normalise
 from smt.detection import roi_align as roi
 from smt.detection.grid_sample import grid_sample
 from smt.detection.structures import Size
@@ -222,6 +223,15 @@ def loss_and_gradients(
         loss.backward()
     gradients = [each.grad for each in task.model.parameters() if each.grad is not None]
     return float(loss.detach()), gradients
+
+
+def normalisation(bench: Bench) -> dict[str, Any]:
+    """Every level of every channel, which a training normalises on its device."""
+    levels = torch.arange(256, dtype=torch.uint8).reshape(16, 16).expand(1, 3, 16, 16)
+    cpu, gpu = (Normalise(device)(levels).cpu() for device in ("cpu", bench.device))
+    differ = int((cpu != gpu).sum())
+    say(f"normalised levels that differ from the CPU's in any bit: {differ} of {levels.numel()}")
+    return {"differ": differ}
 
 
 def repeat(bench: Bench) -> dict[str, Any]:
@@ -584,8 +594,9 @@ def half_precision_params(target: Path) -> Path:
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     each.__name__: each
-    for each in (facts, agreement, repeat, roi_align, sampling, steps, training, inference, resume)
-}
+    for each in (facts, agreement, normalisation, repeat, roi_align, sampling, steps, training,
+                 inference, resume)
+}  # fmt: skip
 
 
 def say(line: str) -> None:

@@ -116,7 +116,7 @@ class Plan:
 
     def training_memory_mb(self) -> int:
         """Return the memory to ask for: torch with a model and its batch, and each data worker."""
-        return 1500 * (1 + self.project.scale.workers)
+        return 1500 * (1 + self.project.scale.expected_workers)
 
     def resources(self, run: Run) -> cost.Resources:
         """Return the resources of the training of `run` on a cluster."""

@@ -185,8 +185,7 @@ def resources(project: Project, experiment: str, *, task_memory_mb: int) -> Reso
         nodes=nodes,
         tasks_per_node=per_node,
         gpus_per_node=per_node,
-        # On a GPU the threads have little to do while the workers read.
-        cpus_per_task=max(project.scale.threads, project.scale.workers),
+        cpus_per_task=project.scale.cpus,
         mem_mb=per_node * task_memory_mb,
         runtime=runtime_minutes(estimate(project, experiment), project.cluster),
     )

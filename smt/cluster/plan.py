@@ -84,7 +84,7 @@ def _assumed(budget: Budget) -> str:
     estimates = budget.estimates.values()
     evaluating = sum(budget.estimates[run.experiment].evaluation_hours for run in budget.runs)
     fastest = max((cost.images_per_second for cost in estimates), default=0)
-    workers = project.scale.workers
+    workers = project.scale.expected_workers
     facts = {
         "GPU": f"{kind.tflops:g} TFLOPS dense in half precision ({kind.source})",
         "efficiency": f"{kind.efficiency:g} of it ({kind.efficiency_source}), so "

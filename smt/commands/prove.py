@@ -156,8 +156,8 @@ def _launcher(
     ranks_per_node(ranks, request["nodes"])
     return SlurmLauncher(
         Request(
-            cpus=max(scale.threads, scale.workers),
-            memory_mb=PROCESS_MB * (1 + max(scale.workers, MOST_WORKERS)),
+            cpus=scale.cpus,
+            memory_mb=PROCESS_MB * (1 + max(scale.expected_workers, MOST_WORKERS)),
             minutes=cost.runtime_minutes(cost.estimate(project, run.experiment), project.cluster),
             **request,
         )

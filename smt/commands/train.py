@@ -32,7 +32,9 @@ from smt.tracking import sender
     type=click.FloatRange(min=0, min_open=True),
     help="Time without a step after which it exits as resumable [the scale's].",
 )
-@click.option("--workers", type=click.IntRange(min=0), help="Data workers [the scale's].")
+@click.option(
+    "--workers", type=click.IntRange(min=0), help="Data workers of each process [the scale's]."
+)
 @click.option(
     "--allow-change",
     is_flag=True,

@@ -54,6 +54,17 @@ class ProofSettings(Strict):
     runs: Annotated[tuple[ProofRun, ...], Field(min_length=1)]
 
 
+MOST_WORKERS = 16
+"""Data workers that a process takes by itself, however many CPUs it has. SMT-T on an H200 learns
+from 1,600 images a second (docs/gpu.md), and a core reads 181 of ImageNet's size
+(docs/benchmarks.md): more would only take memory."""
+
+
+def workers_for(cpus: int) -> int:
+    """Return how many data workers to run on the CPUs of a process: one is for the training."""
+    return min(max(cpus - 1, 1), MOST_WORKERS)
+
+
 class Scale(Strict):
     """How big a reproduction is: the paper's, or a rehearsal on data that packages ship."""
 
@@ -63,8 +74,8 @@ class Scale(Strict):
     seeds: Seeds
     threads: Positive
     """CPU threads of a training process: they change the order of sums, so they are fixed."""
-    workers: Annotated[int, Field(ge=0)]
-    """DataLoader processes beside each training process."""
+    workers: Annotated[int, Field(ge=0)] | None
+    """DataLoader processes beside each training process; null: as its CPUs allow."""
     log_every: Positive
     """Steps between two records of the journal."""
     checkpoint_minutes: PositiveFloat
@@ -75,6 +86,16 @@ class Scale(Strict):
     """Time without a step after which a training writes its stacks to the log and ends as
     resumable."""
     proof: ProofSettings | None = None
+
+    @property
+    def cpus(self) -> int:
+        """CPUs that each training process asks for: its threads do little while workers read."""
+        return max(self.threads, (self.workers or 0) + 1)
+
+    @property
+    def expected_workers(self) -> int:
+        """Data workers beside each training process, where it gets the CPUs that it asks for."""
+        return workers_for(self.cpus) if self.workers is None else self.workers
 
 
 class Project(Strict):

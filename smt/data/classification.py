@@ -1,10 +1,9 @@
 """Batches for training and evaluation, read in this process or in workers, with the same bytes."""
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,18 +22,23 @@ from smt.data.loader import (
 from smt.data.rng import preserve_rng_state, reseed
 from smt.data.sampler import MicroBatchIndices, MicroBatchSampler
 from smt.data.transforms.classification_eval import EvalTransform
+from smt.data.transforms.erasing import Erasure, Erasures
+from smt.data.transforms.image import Normalise
 from smt.datasets.decoding import decode
 
 if TYPE_CHECKING:
     from smt.data.transforms.classification import TrainTransform
 
 
-@dataclass(frozen=True)
-class ClassificationBatch:
-    """A micro-batch: what one process runs through the model at once."""
+class ClassificationBatch(NamedTuple):
+    """A micro-batch: what one process runs through the model at once.
+
+    A tuple, since DataLoader pins the memory of tuples where there is a GPU, not of dataclasses.
+    """
 
     images: torch.Tensor
-    """(B, 3, R, R) float32, augmented and normalised."""
+    """(B, 3, R, R) uint8 in channels_last order, augmented but for what is erased."""
+    erasures: Erasures
     labels: torch.Tensor
     """(B,) int64."""
     step: int
@@ -42,12 +46,12 @@ class ClassificationBatch:
     number: int
     """Of the micro-batch in its global batch, over all processes."""
 
+    def inputs(self, normalise: Normalise) -> torch.Tensor:
+        """Return what the model sees, (B, 3, R, R) float32, where `normalise` brings it."""
+        return self.erasures.write(normalise(self.images, torch.channels_last))
 
-ImagesAndLabels = tuple[torch.Tensor, torch.Tensor]
-"""Images and labels."""
 
-
-class TrainLoader(Loader[ImagesAndLabels]):
+class TrainLoader(Loader[ClassificationBatch]):
     """The training images of this process, epoch by epoch.
 
     What an epoch yields depends on the seed, the recipe and the data set; `workers` (0: read in
@@ -78,14 +82,14 @@ class TrainLoader(Loader[ImagesAndLabels]):
         Raises:
             DataError: an image cannot be read and the recipe says stop, or a worker died.
         """
-        for micro_batch, (images, labels) in self.micro_batches(epoch, start_step):
-            yield ClassificationBatch(images, labels, micro_batch.step, micro_batch.number)
+        for _, batch in self.micro_batches(epoch, start_step):
+            yield batch
 
 
 def eval_batches(
     folder: ImageFolder, recipe: ClassificationRecipe, *, rank: int, world_size: int, workers: int
 ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-    """Yield images (B, 3, R, R) float32 normalised and labels (B,) int64 of this process.
+    """Yield images (B, 3, R, R) uint8 and labels (B,) int64 of this process.
 
     Over all processes every image comes once; nothing is padded, so the last batch may be smaller.
 
@@ -119,9 +123,10 @@ class _TrainReader(Dataset[Any]):
         return TrainTransform(self._recipe)
 
     @return_data_errors
-    def __getitem__(self, micro_batch: MicroBatchIndices) -> tuple[ImagesAndLabels, list[str]]:
+    def __getitem__(self, micro_batch: MicroBatchIndices) -> tuple[ClassificationBatch, list[str]]:
         indices = micro_batch.indices.tolist()
-        images = _empty(len(indices), self._recipe.resolution)
+        pixels = _empty(len(indices), self._recipe.resolution)
+        erasures: list[Erasure | None] = []
         labels: list[int] = []
         warnings: list[str] = []
         with preserve_rng_state():
@@ -133,11 +138,17 @@ class _TrainReader(Dataset[Any]):
                 ]
                 labels += [label for _, label in decoded]
                 for out, index, (image, _) in zip(
-                    images[group], indices[group], decoded, strict=True
+                    pixels[group], indices[group], decoded, strict=True
                 ):
                     reseed(self._seed, "augment", micro_batch.epoch, index)
-                    self._transform(image, out)
-        return (images, torch.tensor(labels)), warnings
+                    augmented, erasure = self._transform(image)
+                    out[:] = np.asarray(augmented)
+                    erasures.append(erasure)
+        batch = ClassificationBatch(
+            _as_images(pixels), Erasures.of(erasures), torch.tensor(labels), micro_batch.step,
+            micro_batch.number,
+        )  # fmt: skip
+        return batch, warnings
 
     def _path(self, index: int) -> Path:
         return self._folder.samples[index][0]
@@ -155,15 +166,20 @@ class _EvalReader(Dataset[Any]):
         self._transform = EvalTransform(recipe)
 
     @return_data_errors
-    def __getitem__(self, indices: np.ndarray) -> ImagesAndLabels:
-        images = _empty(len(indices), self._resolution)
+    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = _empty(len(indices), self._resolution)
         samples = [self._folder.samples[index] for index in indices.tolist()]
-        for out, (path, _) in zip(images, samples, strict=True):
+        for out, (path, _) in zip(pixels, samples, strict=True):
             with every_image_required():
-                self._transform(decode(path), out)
-        return images, torch.tensor([label for _, label in samples])
+                out[:] = np.asarray(self._transform(decode(path)))
+        return _as_images(pixels), torch.tensor([label for _, label in samples])
 
 
-def _empty(images: int, resolution: int) -> torch.Tensor:
-    """Return room for images, (B, 3, R, R) float32."""
-    return torch.empty(images, 3, resolution, resolution)
+def _empty(images: int, resolution: int) -> np.ndarray:
+    """Return room for images as they are decoded, (B, R, R, 3) uint8."""
+    return np.empty((images, resolution, resolution, 3), np.uint8)
+
+
+def _as_images(pixels: np.ndarray) -> torch.Tensor:
+    """Return the same memory as (B, 3, R, R): channels_last order, which the model works in."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)

@@ -37,7 +37,7 @@ class DetectionBatch:
     """A micro-batch: what one process runs through a detector at once."""
 
     images: Tensor
-    """(B, 3, H, W) float32, normalised, each padded with zeros at its right and bottom."""
+    """(B, 3, H, W) uint8, each padded at its right and bottom."""
     samples: list[DetectionSample]
     """The objects of each image, and its size without padding; `image` is a view of `images`."""
 

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from warnings import filterwarnings
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -234,6 +235,8 @@ def _in_workers(
 
 
 def _worker_pool(reader: Dataset[Any], keys: Sequence[Any], workers: int) -> DataLoader[Any]:
+    # Who chooses the number says so, once, and of the CPUs that SLURM gave (smt.engine.cpus).
+    filterwarnings("ignore", "This DataLoader will create")
     return DataLoader(
         reader,
         batch_size=None,  # a key is a whole micro-batch: one worker reads it

@@ -23,7 +23,8 @@ from smt.data.loader import (
     return_data_errors,
 )
 from smt.data.sampler import MicroBatchSampler
-from smt.data.transforms.segmentation import SegmentationTrainTransform
+from smt.data.transforms.image import Size
+from smt.data.transforms.segmentation import SegmentationSample, SegmentationTrainTransform
 
 
 class SegmentationBatch(NamedTuple):
@@ -33,9 +34,11 @@ class SegmentationBatch(NamedTuple):
     """
 
     images: Tensor
-    """(B, 3, H, W) float32, normalised."""
+    """(B, 3, H, W) uint8."""
     labels: Tensor
-    """(B, H, W) int64, 255 where there is no class."""
+    """(B, H, W) uint8, 255 where there is no class."""
+    sizes: tuple[Size, ...]
+    """Height and width of each image; beyond, it is padded."""
 
 
 def segmentation_loader(
@@ -70,9 +73,9 @@ class _TrainReader(AugmentingReader):
     def _read(self, index: int) -> tuple[Any, ...]:
         return self._split.load_image(index), self._split.label_map(index)
 
-    def _collate(self, samples: list[tuple[Tensor, Tensor]]) -> SegmentationBatch:
-        images, labels = zip(*samples, strict=True)
-        return SegmentationBatch(torch.stack(images), torch.stack(labels))
+    def _collate(self, samples: list[SegmentationSample]) -> SegmentationBatch:
+        images, labels, sizes = zip(*samples, strict=True)
+        return SegmentationBatch(torch.stack(images), torch.stack(labels), sizes)
 
 
 def segmentation_inputs(

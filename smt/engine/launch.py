@@ -40,6 +40,19 @@ def process_rank(environment: Mapping[str, str] = os.environ) -> ProcessRank:
     return ProcessRank()
 
 
+def ranks_on_node(environment: Mapping[str, str]) -> int:
+    """Return how many processes of the training are on this node, where SLURM spreads them evenly.
+
+    `torchrun` says their number; of a step of `srun` it follows from its tasks and nodes.
+    """
+    if "LOCAL_WORLD_SIZE" in environment:
+        return int(environment["LOCAL_WORLD_SIZE"])
+    if not is_srun_step(environment):
+        return 1
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    return -(-tasks // int(environment.get("SLURM_STEP_NUM_NODES", "1")))
+
+
 def launch_with_srun(arguments: list[str]) -> None:
     """Replace this process by `srun`, if it is the one process of a SLURM job of several tasks.
 

@@ -4,7 +4,8 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import TypeVar
 
 import psutil
 import torch
@@ -12,10 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from smt.engine.data_wait import DataWait
 from smt.engine.distributed import Ranks
 from smt.errors import first_line
+from smt.runs.progress import DATA_WAIT
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -30,6 +35,8 @@ class Progress:
         self._images, self._since = 0, time.monotonic()
         self._loss = float("nan")
         self._pauses = 0.0
+        self._data_wait = DataWait()
+        self._recorded = self._epoch_times = self._data_wait.times()
         self._unreadable: set[str] = set()
         self._epoch_started, self._epoch_first = time.monotonic(), 0
         psutil.cpu_percent()  # from here on it counts
@@ -37,12 +44,14 @@ class Progress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("images, loss {task.fields[loss]:.3f},"),
+            TextColumn("images, loss {task.fields[loss]:.3f}, data wait {task.fields[wait]:.0%},"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not (ranks.is_first and sys.stderr.isatty()),
         )
-        self._task = self._bar.add_task(title, total=epochs * epoch_images, loss=self._loss)
+        self._task = self._bar.add_task(
+            title, total=epochs * epoch_images, loss=self._loss, wait=float("nan")
+        )
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -61,6 +70,10 @@ class Progress:
         self._images += count
         self._bar.advance(self._task, count)
 
+    def measured(self, micro_batches: Iterator[T]) -> Generator[T, None, None]:
+        """Yield micro-batches, and measure how long they are waited for until this is closed."""
+        return self._data_wait.measured(micro_batches)
+
     def loss(self, value: float) -> None:
         """Show the mean training loss since the last record."""
         self._loss = value
@@ -73,9 +86,10 @@ class Progress:
     def system(self) -> dict[str, float]:
         """Return what the machine did since the epoch began.
 
-        Images per second, peak memory in MB of this process, seconds of pauses for checkpoints; and
-        since the last call how busy all cores of the machine were, and now the GPU, in percent.
-        What the GPU's driver does not tell is left out.
+        Images per second, peak memory in MB of this process, seconds of pauses for checkpoints. In
+        percent, since the last call: how much of the time of steps this process waited for its data
+        (left out where there was no step), and how busy all cores of the machine were; and now the
+        GPU. What the GPU's driver does not tell is left out.
         """
         seconds = max(time.monotonic() - self._epoch_started, 1e-9)
         return {
@@ -83,8 +97,17 @@ class Progress:
             "system/memory_mb": self._memory_mb(),
             "system/checkpoint_pauses": self._pauses,
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            **self._waited(),
             **self._gpu(),
         }
+
+    def _waited(self) -> dict[str, float]:
+        now = self._data_wait.times()
+        share, self._recorded = now.share_since(self._recorded), now
+        if share is None:
+            return {}
+        self._bar.update(self._task, wait=share)
+        return {DATA_WAIT: 100 * share}
 
     def _gpu(self) -> dict[str, float]:
         device = self._ranks.device
@@ -112,20 +135,24 @@ class Progress:
     def epoch(self, done: int, metrics: Mapping[str, float]) -> None:
         """Log the line of an epoch, evaluation included in its time."""
         seconds = time.monotonic() - self._epoch_started
-        system = self.system()
+        system, times = self.system(), self._data_wait.times()
+        share = times.share_since(self._epoch_times) or 0.0
         numbers = "".join(f", {name} {value:.2f}" for name, value in metrics.items())
         log.info(
-            "%s: epoch %d/%d, train loss %.4f%s, %.0f images/s, %.0f MB, %s left",
+            "%s: epoch %d/%d, train loss %.4f%s, %.0f images/s, data wait %.0f %%, %.0f MB, "
+            "%s left",
             self._title,
             done,
             self._epochs,
             self._loss,
             numbers,
             system["system/images_per_second"],
+            100 * share,
             system["system/memory_mb"],
             duration((self._epochs - done) * seconds),
         )
         self._epoch_started, self._epoch_first, self._images = time.monotonic(), 0, 0
+        self._epoch_times = times
         self._pauses = 0.0
 
     def _memory_mb(self) -> float:

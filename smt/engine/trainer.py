@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -151,16 +151,18 @@ class Trainer:
     def _finish_steps(self, progress: Progress) -> None:
         """Take the steps that are left of the epoch."""
         start = self.state.step - self.state.epochs * self.task.steps_per_epoch
-        micro_batches = self.task.micro_batches(self.state.epochs, start)
-        for _ in range(start, self.task.steps_per_epoch):
-            if not self.buckets_settled:
-                micro_batches = self._settle_buckets(micro_batches)
-            decision = self.step(micro_batches, progress)
-            self._report_alive()
-            if decision.save or decision.stop:
-                self._save(progress)
-            if decision.stop:
-                self._stop()
+        loaded = progress.measured(self.task.micro_batches(self.state.epochs, start))
+        with closing(loaded):
+            micro_batches: Iterator[MicroBatch] = loaded
+            for _ in range(start, self.task.steps_per_epoch):
+                if not self.buckets_settled:
+                    micro_batches = self._settle_buckets(micro_batches)
+                decision = self.step(micro_batches, progress)
+                self._report_alive()
+                if decision.save or decision.stop:
+                    self._save(progress)
+                if decision.stop:
+                    self._stop()
 
     def step(self, micro_batches: Iterator[MicroBatch], progress: Progress) -> StepDecision:
         """Take one global step, or skip it if the guard says so."""

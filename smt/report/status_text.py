@@ -11,7 +11,7 @@ import click
 
 from smt.config.metrics import headline
 from smt.report.status import RunStatus, Status
-from smt.runs.progress import Progress
+from smt.runs.progress import MOST_DATA_WAIT, Progress
 from smt.runs.state import State, counts
 
 WIDTH = 100
@@ -92,6 +92,8 @@ def _running(run: RunStatus) -> Iterator[str]:
         yield "starting"
     else:
         yield f"{_figure(progress.images_per_second)} images/s"
+    if progress.waits_for_data:
+        yield f"waits for data {100 * (progress.data_wait or 0):.0f} % of its time"
     if progress.seconds_left is not None:
         yield f"{span(progress.seconds_left)} left"
     if run.metrics:
@@ -147,6 +149,13 @@ def _hints(status: Status) -> Iterator[str]:
     off = sum(run.warning is not None for run in status.runs)
     if off:
         yield f"off track: {_times(off, 'run')}, a warning only: smt ui shows the curves"
+    waiting = sum(run.progress.waits_for_data for run in status.runs)
+    if waiting and status.project.scale.workers != 0:  # without one, reading is part of a step
+        yield (
+            f"waits for data: {_times(waiting, 'run')}, over {100 * MOST_DATA_WAIT:.0f} % of the "
+            "time: raise `workers` in params/scales.yaml (jobs then ask for more CPUs), or pack "
+            "the data: smt data pack"
+        )
     if status.project.scale.notice:
         yield status.project.scale.notice
     if status.count(State.DONE) < len(status.runs):
@@ -217,6 +226,7 @@ def _record(run: RunStatus) -> dict[str, Any]:
         "epochs": progress.length.epochs,
         "steps_per_second": progress.rate,
         "images_per_second": progress.images_per_second,
+        "data_wait": progress.data_wait,
         "seconds_left": progress.seconds_left,
         "seconds_since_step": progress.silence,
         "attempts": run.attempts,

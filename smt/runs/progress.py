@@ -1,7 +1,8 @@
 """Progress of a run: steps, speed and time left."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from smt.runs.journal import TimedLine
 from smt.runs.workdir import WorkDirSnapshot
@@ -9,6 +10,12 @@ from smt.runs.workdir import WorkDirSnapshot
 QUIET_SECONDS = 60.0
 QUIET_STEPS = 10
 """A training is quiet after this long, and after as long as this many of its steps take."""
+
+DATA_WAIT = "system/data_wait_percentage"
+"""In a run's times: percent of the time of steps that its rank 0 waited for data."""
+
+MOST_DATA_WAIT = 0.1
+"""Part of its time that a training may wait for its data before that is said."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Progress:
     """Steps per second over about the last epoch, evaluation included; None where not known."""
     silence: float | None = None
     """Seconds since it last did something; None where nobody trains it."""
+    data_wait: float | None = None
+    """Part of the time of steps over about the last epoch that it waited for data."""
 
     @property
     def epoch(self) -> int:
@@ -57,6 +66,11 @@ class Progress:
         return self.silence > max(QUIET_SECONDS, usual)
 
     @property
+    def waits_for_data(self) -> bool:
+        """Whether it waits for its data for more of its time than it should."""
+        return self.data_wait is not None and self.data_wait > MOST_DATA_WAIT
+
+    @property
     def seconds_left(self) -> float | None:
         """Seconds to its last step at this rate; None where it is not known, or it is quiet."""
         if self.rate is None or self.is_quiet:
@@ -65,12 +79,12 @@ class Progress:
 
 
 def of_running(
-    length: Length, snapshot: WorkDirSnapshot, lines: Iterable[TimedLine], now: float
+    length: Length, snapshot: WorkDirSnapshot, lines: Sequence[TimedLine], now: float
 ) -> Progress:
     """Return the progress of a run that its last attempt trains at `now` (Unix seconds)."""
     last = snapshot.beat.time if snapshot.beat else snapshot.started
     rate = _rate(length, snapshot, lines)
-    return Progress(length, snapshot.step, rate, max(now - last, 0.0))
+    return Progress(length, snapshot.step, rate, max(now - last, 0.0), _data_wait(length, lines))
 
 
 def _rate(length: Length, snapshot: WorkDirSnapshot, lines: Iterable[TimedLine]) -> float | None:
@@ -84,3 +98,14 @@ def _rate(length: Length, snapshot: WorkDirSnapshot, lines: Iterable[TimedLine])
             step, time = line.step, line.time
     steps, seconds = snapshot.beat.step - step, snapshot.beat.time - time
     return steps / seconds if steps > 0 and seconds > 0 else None
+
+
+def _data_wait(length: Length, lines: Sequence[TimedLine]) -> float | None:
+    """Return the mean share of the lines of the last epoch.
+
+    A single one may be of an epoch's first steps, which wait for the workers to start.
+    """
+    since = lines[-1].step - length.steps_per_epoch if lines else 0
+    recent = (line.metrics.get(DATA_WAIT) for line in lines if line.step > since)
+    shares = [share / 100 for share in recent if share is not None]
+    return fmean(shares) if shares else None

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from smt.config.augment import SegmentationEvaluation
-from smt.data.transforms.image import PADDED_TO
+from smt.data.transforms.image import PADDED_TO, Normalise
 from smt.data.transforms.segmentation import SegmentationEvalTransform
 from smt.segmentation.resample import Size, resize
 from smt.segmentation.upernet import UPerNet
@@ -44,9 +44,10 @@ def predict(
 def _views(
     model: UPerNet, images: Iterable[Tensor], hflip: bool, device: torch.device | str, size: Size
 ) -> Iterator[Tensor]:
-    """Yield probabilities (1, classes, *size) of each image (3, H, W), and of its mirror image."""
+    """Yield probabilities (1, classes, *size) of each image (3, H, W) uint8, and of its mirror."""
+    normalise = Normalise(device)
     for image in images:
-        inputs = image[None].to(device)
+        inputs = normalise(image[None])
         yield probabilities(model, inputs, size)
         if hflip:
             yield probabilities(model, inputs.flip(-1), size).flip(-1)

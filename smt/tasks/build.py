@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from smt.config.experiments import Run
 from smt.config.project import Project
+from smt.engine import cpus
 from smt.engine.distributed import Ranks
 from smt.runs.paths import Layout
 
@@ -19,12 +20,15 @@ def build_task(
 ) -> "Classification | Detection | Segmentation":  # fmt: skip
     """Return the task of a run: its model on this rank's device, its data, loss and metrics.
 
-    With `inherit` off the model does not start from its parent's weights.
+    With `inherit` off the model does not start from its parent's weights. `workers` is the number
+    of data workers of this process [as the scale says].
 
     Raises:
         UserError: the data or the parent's weights cannot be read, or the number of processes
             cannot share a global batch.
     """
+    if workers is None:
+        workers = cpus.data_workers(project.scale.workers, ranks)
     kind = _class_of(project.experiments[run.experiment].task)
     return kind(project, layout, run, ranks, inherit=inherit, workers=workers)
 

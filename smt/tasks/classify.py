@@ -15,6 +15,7 @@ from smt.config.recipes import ClassificationRecipe
 from smt.data.classification import TrainLoader, eval_batches
 from smt.data.imagenet import ImageFolder
 from smt.data.rng import derive_seed
+from smt.data.transforms.image import Normalise
 from smt.datasets import manifest
 from smt.engine import optim
 from smt.engine.distributed import Ranks
@@ -33,22 +34,22 @@ class Classification:
 
     The model is initialised from the run's seed, or from its parent's weights, whose head is cut
     down by the class map where the data sets differ. With `inherit` off it starts from the seed
-    all the same, for weights that are loaded into it afterwards. `workers` takes the place of the
-    scale's number of data workers; it does not change what is read.
+    all the same, for weights that are loaded into it afterwards. `workers` is the number of data
+    workers, which does not change what is read.
     """
 
     headline = "top1"
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
-        workers: int | None = None,
+        workers: int,
     ) -> None:  # fmt: skip
         experiment = project.experiments[run.experiment]
         recipe = project.recipes[experiment.recipe]
         assert isinstance(recipe, ClassificationRecipe)
         self.recipe = recipe
         self._run, self._ranks = run, ranks
-        self._workers = project.scale.workers if workers is None else workers
+        self._workers = workers
         dataset = project.datasets[self.recipe.dataset]
         root = layout.dataset_root(dataset)
         data_manifest = manifest.read(layout, self.recipe.dataset)
@@ -91,15 +92,18 @@ class Classification:
 
         return Mix(self.recipe.augment, self._classes)
 
+    @cached_property
+    def _normalise(self) -> Normalise:
+        return Normalise(self._ranks.device)
+
     def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
         """Yield this rank's batches, mixed and on its device."""
         for batch in self._loader.batches(epoch, start_step):
             key = (epoch, batch.step, batch.number)
-            images = batch.images.to(
-                self._ranks.device, non_blocking=True, memory_format=torch.channels_last
-            )
             labels = batch.labels.to(self._ranks.device, non_blocking=True)
-            images, targets = self._mix(images, labels, self._run.seed, "mix", *key)
+            images, targets = self._mix(
+                batch.inputs(self._normalise), labels, self._run.seed, "mix", *key
+            )
             yield MicroBatch((images, targets), len(labels), key)
 
     @staticmethod
@@ -156,8 +160,8 @@ class Classification:
         return top1, top5, loss, images, False
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, classes) of images (B, 3, R, R), float32, on this device."""
-        images = images.to(self._ranks.device, non_blocking=True, memory_format=torch.channels_last)
+        """Return the logits (B, classes) of images (B, 3, R, R) uint8, on this device."""
+        inputs = self._normalise(images, torch.channels_last)
         with optim.autocast(self.recipe, self._ranks.device):
-            logits: torch.Tensor = self.model(images)
+            logits: torch.Tensor = self.model(inputs)
         return logits.float()

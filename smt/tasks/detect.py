@@ -12,6 +12,7 @@ from smt.config.recipes import DetectionRecipe
 from smt.data.coco import CocoSplit
 from smt.data.detection import DetectionBatch, detection_inputs, detection_loader, pad
 from smt.data.transforms.detection import DetectionInput
+from smt.data.transforms.image import clear_padding
 from smt.detection.structures import DetectionModel, Target
 from smt.engine import optim
 from smt.engine.distributed import Ranks
@@ -31,7 +32,7 @@ class Detection(Downstream):
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
-        workers: int | None = None,
+        workers: int,
     ) -> None:  # fmt: skip
         super().__init__(project, layout, run, ranks, inherit=inherit, workers=workers)
         recipe = project.recipe_of(run.experiment)
@@ -68,7 +69,8 @@ class Detection(Downstream):
             )
             for sample in batch.samples
         ]
-        return batch.images.to(device, non_blocking=True), targets
+        sizes = [sample.size for sample in batch.samples]
+        return clear_padding(self._normalise(batch.images), sizes), targets
 
     def evaluate(
         self, interrupted: Callable[[], bool] = never, *, final: bool = True,
@@ -128,7 +130,7 @@ class Detection(Downstream):
         return results, False
 
     def _result(self, index: int, detection_input: DetectionInput) -> ImageResult:
-        images = pad([detection_input.image.to(self._ranks.device, non_blocking=True)])
+        images = pad([self._normalise(detection_input.image)])
         with optim.autocast(self.recipe, self._ranks.device):
             (detections,) = self.model.predict(images, [detection_input.size])
         return predictions.image_result(

@@ -1,5 +1,6 @@
 """Base of the downstream tasks, detection and segmentation."""
 
+from functools import cached_property
 from typing import Any, TypedDict
 
 import torch
@@ -10,6 +11,7 @@ from smt.config.project import Project
 from smt.config.recipes import DownstreamRecipe
 from smt.data.loader import Loader
 from smt.data.rng import derive_seed
+from smt.data.transforms.image import Normalise
 from smt.datasets import manifest
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import EvaluationInterrupted, MicroBatch
@@ -30,8 +32,8 @@ class Downstream:
     """A head on an SMT trunk, data with annotations, and a sum of named losses.
 
     The trunk starts from the parent's weights, the head from the run's seed; with `inherit` off
-    both start from the seed, for weights that are loaded into them afterwards. `workers` takes the
-    place of the scale's number of data workers; it does not change what is read.
+    both start from the seed, for weights that are loaded into them afterwards. `workers` is the
+    number of data workers, which does not change what is read.
     """
 
     model: nn.Module
@@ -41,16 +43,14 @@ class Downstream:
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
-        workers: int | None = None,
+        workers: int,
     ) -> None:  # fmt: skip
         experiment = project.experiments[run.experiment]
         recipe = project.recipes[experiment.recipe]
         assert isinstance(recipe, DownstreamRecipe) and experiment.head is not None
         self._ranks = ranks
         self._loader_arguments = LoaderArguments(
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            workers=project.scale.workers if workers is None else workers,
+            rank=ranks.rank, world_size=ranks.world_size, workers=workers
         )
         self._root = layout.dataset_root(project.datasets[recipe.dataset])
         self._manifest = manifest.read(layout, recipe.dataset)
@@ -62,6 +62,10 @@ class Downstream:
             trunk = self.model.get_submodule("backbone")
             start_from_classifier(trunk, layout.weights(parent))
         self.model.to(ranks.device)
+
+    @cached_property
+    def _normalise(self) -> Normalise:
+        return Normalise(self._ranks.device)
 
     @property
     def steps_per_epoch(self) -> int:

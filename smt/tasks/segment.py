@@ -12,6 +12,7 @@ from smt.config.project import Project
 from smt.config.recipes import SegmentationRecipe
 from smt.data.ade20k import ADE20KSplit
 from smt.data.segmentation import segmentation_inputs, segmentation_loader
+from smt.data.transforms.image import clear_padding
 from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import MicroBatch, never
@@ -31,7 +32,7 @@ class Segmentation(Downstream):
 
     def __init__(
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
-        workers: int | None = None,
+        workers: int,
     ) -> None:  # fmt: skip
         super().__init__(project, layout, run, ranks, inherit=inherit, workers=workers)
         recipe = project.recipe_of(run.experiment)
@@ -50,8 +51,8 @@ class Segmentation(Downstream):
         """Yield this rank's batches, on its device."""
         device = self._ranks.device
         for indices, batch in self._loader.micro_batches(epoch, start_step):
-            images = batch.images.to(device, non_blocking=True)
-            labels = batch.labels.to(device, non_blocking=True)
+            images = clear_padding(self._normalise(batch.images), batch.sizes)
+            labels = batch.labels.to(device, non_blocking=True).long()
             yield MicroBatch((images, labels), len(images), (epoch, indices.step, indices.number))
 
     def evaluate(

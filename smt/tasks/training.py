@@ -15,7 +15,7 @@ from smt.config.deviation import deviation
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
-from smt.engine import distributed, rendezvous
+from smt.engine import cpus, distributed, rendezvous
 from smt.engine.determinism import NondeterminismRecorder
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import TrainingDiverged
@@ -50,7 +50,8 @@ class Options:
     checkpoint_seconds: float
     checkpoint_steps: int | None
     stall_seconds: float
-    workers: int
+    workers: int | None
+    """Data workers of each process; None: as its CPUs allow."""
     allow_change: bool = False
     """Resume although code or params have changed since the run began, and record that."""
 
@@ -107,19 +108,18 @@ class RunTraining:
             if self.ranks.is_first:
                 stack.enter_context(log_file(self.work_dir / provenance.LOG))
             stack.enter_context(self._record_failures())
+            workers = cpus.data_workers(options.workers, self.ranks)
             with self.ranks.fail_together():
                 parent = self._require_parent()
                 changes = self._require_unchanged(options) if self.ranks.is_first else []
                 if self.ranks.is_first:
                     dataset = self.project.dataset_of(self.run.experiment)
                     manifest.require_validation(self.project, self.layout, dataset)
-                task = build_task(
-                    self.project, self.layout, self.run, self.ranks, workers=options.workers
-                )
+                task = build_task(self.project, self.layout, self.run, self.ranks, workers=workers)
             set_recompute(task.model, self._recomputes)
             trainer = self._trainer(task, stop, options)
             if self.ranks.is_first:
-                self._record_attempt(parent, trainer, changes, options)
+                self._record_attempt(parent, trainer, changes, workers)
             stop.defer_signals()
             rendezvous.limit_steps(options.stall_seconds)
             with NondeterminismRecorder(self._record_not_deterministic):
@@ -234,7 +234,7 @@ class RunTraining:
         }
 
     def _record_attempt(
-        self, parent: Parent | None, trainer: Trainer, changes: list[str], options: Options
+        self, parent: Parent | None, trainer: Trainer, changes: list[str], workers: int
     ) -> None:
         """Record this attempt, and warn where its environment differs from the last one's."""
         now = environment.of(self.ranks, trainer.task.recipe)
@@ -249,7 +249,7 @@ class RunTraining:
         attempt = {
             "resumed_at_step": trainer.state.step,
             "environment": now,
-            "workers": options.workers,
+            "workers": workers,
             "recompute": self._recomputes,
             **({"deviation": deviates} if deviates is not None else {}),
             "log_every": self.project.scale.log_every,

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.xdist_group("gpu-benchmark")  # measured once
 def found(tmp_path_factory):
     """Return what all parts but the long one measured, by part."""
     folder = tmp_path_factory.mktemp("gpu")
-    return measured(folder, "facts", "agreement", "repeat", "roi_align", "sampling", "steps",
-                    "training", "inference")  # fmt: skip
+    return measured(folder, "facts", "agreement", "normalisation", "repeat", "roi_align",
+                    "sampling", "steps", "training", "inference")  # fmt: skip
 
 
 def measured(folder, *parts):
@@ -34,6 +34,7 @@ def test_on_the_same_device_there_is_no_difference(found):
     assert len(found["agreement"]) == HEADS
     assert all(each["loss_difference"] == each["gradient"] == 0 for each in
                found["agreement"].values())  # fmt: skip
+    assert found["normalisation"]["differ"] == 0
 
 
 def test_a_step_of_every_head_has_the_same_bits_again(found):

@@ -176,7 +176,7 @@ MUTATIONS = (
     ),
     Mutation(
         "batches are mixed alike in every epoch", "engine", "smt/tasks/classify.py",
-        'self._run.seed, "mix", *key)', 'self._run.seed, "mix", *key[1:])',
+        'self._run.seed, "mix", *key\n', 'self._run.seed, "mix", *key[1:]\n',
         ("unit/tasks/test_classify.py", "unit/data/transforms/test_classification.py", *TASKS),
     ),
     # --- sampler and randomness ------------------------------------------------------------------
@@ -216,6 +216,26 @@ MUTATIONS = (
         ("unit/data/test_segmentation.py", "integration/tasks/test_downstream.py"),
     ),
     Mutation(
+        "a detector's padding is normalised", "data", "smt/tasks/detect.py",
+        "clear_padding(self._normalise(batch.images), sizes)", "self._normalise(batch.images)",
+        ("unit/tasks/test_inputs.py",),
+    ),
+    Mutation(
+        "a segmenter's padding is normalised", "data", "smt/tasks/segment.py",
+        "clear_padding(self._normalise(batch.images), batch.sizes)",
+        "self._normalise(batch.images)", ("unit/tasks/test_inputs.py",),
+    ),
+    Mutation(
+        "what is erased is not written", "data", "smt/data/classification.py",
+        "self.erasures.write(normalise(self.images, torch.channels_last))",
+        "normalise(self.images, torch.channels_last)",
+        ("unit/data/transforms/test_classification.py",),
+    ),
+    Mutation(
+        "processes of a node take the CPUs of all", "engine", "smt/engine/cpus.py",
+        "max(int(on_node) // ranks, 1)", "int(on_node)", ("unit/engine/test_cpus.py",),
+    ),
+    Mutation(
         "new workers begin with the first batch again", "data", "smt/data/loader.py",
         "_worker_pool(reader, keys[done:], workers)", "_worker_pool(reader, jobs, workers)",
         DATA,
@@ -235,7 +255,7 @@ MUTATIONS = (
     Mutation(
         "the padding of a crop is of the first class", "data",
         "smt/data/transforms/segmentation.py",
-        "torch.full((side, side), NO_CLASS)", "torch.zeros((side, side), dtype=torch.int64)",
+        "torch.full((side, side), NO_CLASS, ", "torch.zeros((side, side), ",
         ("unit/data/transforms/test_segmentation.py",),
     ),
     Mutation(

@@ -15,7 +15,7 @@ from torchvision.transforms import Compose, RandomHorizontalFlip
 
 from smt.config.recipes import Augment, ClassificationRecipe
 from smt.data.rng import seeded
-from smt.data.transforms.classification_eval import normalise
+from smt.data.transforms.erasing import Erasure, draw_erasure
 
 Step = Callable[[Image.Image], Image.Image]
 
@@ -23,9 +23,9 @@ Step = Callable[[Image.Image], Image.Image]
 class TrainTransform:
     """The recipe's augmentation of one image.
 
-    Random resized crop (bicubic), horizontal flip, RandAugment or else color jitter,
-    normalisation, random erasing by pixel noise. Draws from the global generators of Python, NumPy
-    and torch: seed all three for each image.
+    Random resized crop (bicubic), horizontal flip, RandAugment or else color jitter; then, on the
+    device, normalisation and random erasing by pixel noise. Draws from the global generators of
+    Python, NumPy and torch: seed all three for each image.
     """
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
@@ -45,12 +45,16 @@ class TrainTransform:
         self.crop: Step = first
         """From RGB of any size to RGB of the model's resolution."""
         self.flip_and_colour: Step = Compose(others)
-        self.erase = RandomErasing(augment.random_erasing, mode="pixel", device="cpu")
+        self._erasing = RandomErasing(augment.random_erasing, mode="pixel", device="cpu")
 
-    def __call__(self, image: Image.Image, out: torch.Tensor) -> None:
-        """Write the augmented image to `out`, (3, R, R) float32; `image` is RGB of any size."""
-        normalise(self.flip_and_colour(self.crop(image)), out)
-        self.erase(out)
+    def __call__(self, image: Image.Image) -> tuple[Image.Image, Erasure | None]:
+        """Return an RGB image of any size augmented, R x R, and what is to be erased of it."""
+        augmented = self.flip_and_colour(self.crop(image))
+        return augmented, self.erase(augmented.size)
+
+    def erase(self, size: tuple[int, int]) -> Erasure | None:
+        """Return what is to be erased of an image of `size`, if anything is."""
+        return draw_erasure(self._erasing, size)
 
 
 def _direct(step: Step) -> Step:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smt.config.augment import DetectionAugment, DetectionEvaluation, RandomCrop, Rescale
 from smt.data import rng
-from smt.data.transforms.image import Size, TransformedImage, normalised, rescaled
+from smt.data.transforms.image import Size, TransformedImage, rescaled
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class DetectionSample:
     """A training image and its objects."""
 
     image: Tensor
-    """(3, H, W) float32, normalised, not padded."""
+    """(3, H, W) uint8, not padded."""
     boxes: Tensor
     """(N, 4) float32, x1 y1 x2 y2 in pixels of `image`."""
     labels: Tensor
@@ -37,7 +37,7 @@ class DetectionInput(NamedTuple):
     """An image to be evaluated; a tuple, whose memory DataLoader pins where there is a GPU."""
 
     image: Tensor
-    """(3, H, W) float32, normalised, not padded."""
+    """(3, H, W) uint8, not padded."""
     original_size: Size
     """Height and width of the image on disk."""
 
@@ -86,7 +86,7 @@ class DetectionTrainTransform:
             scene = scene.crop(policy.crop)
         scene = scene.rescale(policy.last).with_area()
         return DetectionSample(
-            normalised(scene.image.pixels[0]),
+            scene.image.pixels[0],
             torch.from_numpy(scene.boxes),
             torch.from_numpy(labels[scene.objects]),
             None
@@ -105,7 +105,7 @@ class DetectionEvalTransform:
         """Return what the detector sees of an RGB image of any size."""
         original = TransformedImage.from_pil(image)
         scaled = original.resize(rescaled(original.size, self._short, self._long))
-        return DetectionInput(normalised(scaled.pixels[0]), original.size)
+        return DetectionInput(scaled.pixels[0], original.size)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
-"""Resizing, cropping and flipping of an image and its masks, by mmcv's rules."""
+"""Resizing, cropping and flipping of an image and its masks by mmcv's rules; normalisation.
 
+Images are 8-bit levels until they are on the device: a quarter of the bytes that workers hand over.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,15 +37,35 @@ def rescaled(size: Size, short: int, long: int) -> Size:
     return height, width
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """Return (3, H, W) float32 of `pixels` (3, H, W) uint8: less ImageNet's mean, over deviation.
+class Normalise:
+    """Brings images to a device, and there to float32: less ImageNet's mean, over its deviation.
 
-    The bits are those of timm's ToTensor and Normalize.
+    The bits are those of timm's ToTensor and Normalize on the CPU, on every device.
     """
-    mean = torch.tensor(MEAN)[:, None, None]
-    deviation = torch.tensor(DEVIATION)[:, None, None]
-    values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-    return values.div_(255).sub_(mean).div_(deviation)
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = device
+        # A tensor, since CUDA multiplies by the reciprocal of a number, which gives other bits.
+        self._largest = torch.tensor(255.0, device=device)
+        self._mean = torch.tensor(MEAN, device=device)[:, None, None]
+        self._deviation = torch.tensor(DEVIATION, device=device)[:, None, None]
+
+    def __call__(
+        self, pixels: Tensor, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> Tensor:
+        """Return float32 on the device of `pixels` uint8, both (..., 3, H, W)."""
+        # The copy first, as bytes: torch would convert to another type before it copies.
+        levels = pixels.to(self._device, non_blocking=True)
+        values = levels.to(torch.float32, memory_format=memory_format)
+        return values.div_(self._largest).sub_(self._mean).div_(self._deviation)
+
+
+def clear_padding(images: Tensor, sizes: Iterable[Size]) -> Tensor:
+    """Set images (B, 3, H, W) to 0, the mean colour, beyond the size of each; return them."""
+    for image, (height, width) in zip(images, sizes, strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    return images
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """From a decoded image and its label map to what a segmenter sees (mmseg 0.30's pipelines)."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from PIL import Image
@@ -7,12 +9,23 @@ from torch import Tensor
 
 from smt.config.augment import FixedRescale, SegmentationAugment, SegmentationEvaluation
 from smt.data import rng
-from smt.data.transforms.image import TransformedImage, normalised, rescaled
+from smt.data.transforms.image import Size, TransformedImage, rescaled
 from smt.data.transforms.photometric import distort
 from smt.datasets.label_maps import NO_CLASS
 
 _TRIES = 10
 """Random crops that are tried before the next one is taken as it is (mmseg)."""
+
+
+class SegmentationSample(NamedTuple):
+    """A training image and its classes, in the top left of a square of the recipe's `crop`."""
+
+    image: Tensor
+    """(3, crop, crop) uint8."""
+    labels: Tensor
+    """(crop, crop) uint8, NO_CLASS where there is none, and beyond the image."""
+    size: Size
+    """Height and width of the image without what is beyond."""
 
 
 class SegmentationTrainTransform:
@@ -24,10 +37,8 @@ class SegmentationTrainTransform:
     def __init__(self, augment: SegmentationAugment) -> None:
         self._augment = augment
 
-    def __call__(
-        self, image: Image.Image, labels: np.ndarray | Image.Image
-    ) -> tuple[Tensor, Tensor]:
-        """Return image (3, crop, crop) float32, normalised, and labels (crop, crop) int64.
+    def __call__(self, image: Image.Image, labels: np.ndarray | Image.Image) -> SegmentationSample:
+        """Return what the segmenter learns from.
 
         `image` is RGB of any size, `labels` (height, width) uint8 of the same, NO_CLASS where there
         is none.
@@ -41,7 +52,7 @@ class SegmentationTrainTransform:
         pixels = transformed.pixels[0].contiguous()
         if augment.photometric is not None:
             pixels = torch.from_numpy(distort(pixels.numpy(), augment.photometric))
-        return _padded(normalised(pixels), transformed.apply_to_mask(label_map), augment.crop)
+        return _padded(pixels, transformed.apply_to_mask(label_map), augment.crop)
 
     def _crop(self, image: TransformedImage, label_map: np.ndarray) -> TransformedImage:
         """Return a crop in which no class has too large a part, unless all that are tried have."""
@@ -66,10 +77,8 @@ class SegmentationEvalTransform:
         self._rescale = evaluation.rescale
 
     def __call__(self, image: Image.Image, factor: float = 1) -> Tensor:
-        """Return what the segmenter sees at `factor` of an RGB image: (3, H, W) float32."""
-        return normalised(
-            _scaled(TransformedImage.from_pil(image), self._rescale, factor).pixels[0]
-        )
+        """Return what the segmenter sees at `factor` of an RGB image: (3, H, W) uint8."""
+        return _scaled(TransformedImage.from_pil(image), self._rescale, factor).pixels[0]
 
 
 def _scaled(image: TransformedImage, rule: FixedRescale, factor: float) -> TransformedImage:
@@ -86,11 +95,11 @@ def _largest_part(labels: np.ndarray) -> float:
     return float(counts.max() / total) if total else 1.0
 
 
-def _padded(image: Tensor, labels: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
-    """Return both in the top left of a square: beyond, 0 (the mean colour) and NO_CLASS."""
+def _padded(image: Tensor, labels: np.ndarray, side: int) -> SegmentationSample:
+    """Return both in the top left of a square."""
     height, width = labels.shape
-    square = torch.zeros(3, side, side)
+    square = torch.zeros(3, side, side, dtype=torch.uint8)
     square[:, :height, :width] = image
-    classes = torch.full((side, side), NO_CLASS)
+    classes = torch.full((side, side), NO_CLASS, dtype=torch.uint8)
     classes[:height, :width] = torch.from_numpy(labels)
-    return square, classes
+    return SegmentationSample(square, classes, (height, width))

@@ -254,7 +254,7 @@ def dag_plan(project):
 def test_a_training_asks_for_its_gpus_on_whole_nodes():
     large = dag_plan(PAPER).resources(Run(experiment=LARGE, seed=0))
     assert large == cost.Resources(
-        nodes=2, tasks_per_node=8, gpus_per_node=8, cpus_per_task=8, mem_mb=8 * 13_500, runtime=1440
+        nodes=2, tasks_per_node=8, gpus_per_node=8, cpus_per_task=8, mem_mb=8 * 12_000, runtime=1440
     )
     tiny = dag_plan(altered(gpus_per_node=4)).resources(Run(experiment=TINY, seed=2))
     assert (tiny.nodes, tiny.tasks_per_node, tiny.gpus_per_node) == (2, 4, 4)

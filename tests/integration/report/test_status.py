@@ -243,6 +243,42 @@ def test_the_pace_is_that_of_the_last_epoch(files, no_slurm):
     )
 
 
+@pytest.mark.parametrize(("last", "mean", "workers"), [(10.0, 30, None), (52.0, 51, 2), (0, 25, 0)])
+def test_a_training_that_waits_for_its_data_is_told_what_to_do(
+    files, no_slurm, last, mean, workers
+):
+    work_dir, waited = files.begin(run(T)), "system/data_wait_percentage"
+    files.change("scales.yaml", workers, "demo", "workers")
+    with trained(work_dir):
+        now = time.time()
+        began(work_dir, 300, now=now)
+        records = [(10, 250, {waited: 99.0}), (70, 99, {waited: 50.0}), (120, 40, {waited: last})]
+        timed_journal(work_dir, [*records, (124, 20, {"eval/top1": 81.25})], now)
+        pulse(work_dir, 124, ago=5, now=now)
+        found, said = look(files)[T], lines(files)[T]
+        printed = status_text.text(collect(files.project, files.layout))
+    assert found["data_wait"] == pytest.approx(mean / 100)
+    assert f" images/s; waits for data {mean} % of its time; " in said
+    hints = [line for line in printed.splitlines() if line.startswith("waits for data: ")]
+    assert len(hints) == (workers != 0), "it reads by itself as its scale says"
+    for hint in hints:
+        assert "1 run, over 10 % of the time" in hint
+        assert "`workers`" in hint and hint.endswith("smt data pack")
+
+
+def test_a_training_whose_data_keeps_up_is_told_nothing_of_it(files, no_slurm):
+    work_dir = files.begin(run(T))
+    with trained(work_dir):
+        now = time.time()
+        began(work_dir, 300, now=now)
+        timed_journal(work_dir, [(70, 99, {"system/data_wait_percentage": 4.0})], now)
+        pulse(work_dir, 80, ago=5, now=now)
+        found = look(files)[T]
+        printed = status_text.text(collect(files.project, files.layout))
+    assert found["data_wait"] == pytest.approx(0.04)
+    assert "data" not in printed
+
+
 def test_the_pace_of_a_young_attempt_is_its_own(files, no_slurm):
     work_dir = files.begin(run(T), attempts=3)
     with trained(work_dir):

@@ -67,7 +67,7 @@ def test_each_run_has_its_own(project, scale, least):
         ("experiments.yaml", "title: SMT-T on ImageNet-1K", "title: Hello"),
         ("data.yaml", "root: imagenet1k\n", "root: /another/disk\n"),
         ("recipes.yaml", "      lr: 1e-3\n", "      lr: 0.001\n"),
-        ("scales.yaml", "  workers: 8\n", "  workers: 3\n"),
+        ("scales.yaml", "  workers: null", "  workers: 3"),
         ("scales.yaml", "  log_every: 50\n", "  log_every: 1\n"),
         ("tables.yaml", "    title: ImageNet-1K\n", "    title: Results\n"),
         ("reported.yaml", "value: 82.2, source: release", "value: 82.3, source: release"),

@@ -13,6 +13,7 @@ import torch
 
 from smt.data.classification import TrainLoader, eval_batches
 from smt.data.sampler import epoch_order
+from smt.data.transforms.image import Normalise
 from smt.errors import DataError
 from tests.helpers.imagefolders import open_folder, recipe_of, write_images
 
@@ -44,10 +45,15 @@ def loader(root, *, seed=5, rank=0, world_size=1, workers=0, **changes):
     )  # fmt: skip
 
 
+def seen(micro_batch):
+    """Return what the model sees: normalised images with the noise of what is erased."""
+    return micro_batch.inputs(Normalise())
+
+
 def as_bytes(micro_batches):
-    """Return micro-batches as {(step, number): (bytes of images, labels)}."""
+    """Return micro-batches as {(step, number): (bytes of what the model sees, labels)}."""
     return {
-        (each.step, each.number): (each.images.numpy().tobytes(), each.labels.tolist())
+        (each.step, each.number): (seen(each).numpy().tobytes(), each.labels.tolist())
         for each in micro_batches
     }
 
@@ -65,14 +71,15 @@ def paths_of(root, places, epoch=1):
 
 def test_a_micro_batch_is_what_the_engine_expects(made):
     first = next(iter(loader(made).batches(0)))
-    assert first.images.shape == (4, 3, 32, 32) and first.images.dtype == torch.float32
+    assert first.images.shape == (4, 3, 32, 32) and first.images.dtype == torch.uint8
     assert first.labels.shape == (4,) and first.labels.dtype == torch.int64
-    assert first.images.is_contiguous() and -3 < first.images.mean() < 3
+    inputs = seen(first)
+    assert inputs.shape == (4, 3, 32, 32) and inputs.dtype == torch.float32
+    assert inputs.is_contiguous(memory_format=torch.channels_last) and -3 < inputs.mean() < 3
     order, folder = epoch_order(IMAGES, 5, 0), train_folder(made)
     assert first.labels.tolist() == [folder.samples[index][1] for index in order[:4]]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_read_the_same_bytes(made, workers):
     expected = micro_batches(made)
@@ -90,7 +97,7 @@ def test_processes_together_read_the_same_bytes(made, world_size):
 
 def augmented(root, epoch, *, seed=5, **changes):
     """Return the augmented images of an epoch, by their numbers."""
-    batches = [each.images for each in loader(root, seed=seed, **changes).batches(epoch)]
+    batches = [seen(each) for each in loader(root, seed=seed, **changes).batches(epoch)]
     return dict(zip(epoch_order(IMAGES, seed, epoch), torch.cat(batches), strict=False))
 
 
@@ -157,7 +164,7 @@ def test_an_unreadable_image_is_skipped_where_the_recipe_says_so(root, caplog):
     for workers in (0, 2):
         train = loader(root, workers=workers, unreadable_images="skip")
         with caplog.at_level(logging.WARNING):
-            found.append([each.images.numpy().tobytes() for each in train.batches(1)])
+            found.append([seen(each).numpy().tobytes() for each in train.batches(1)])
         assert train.replaced == 1
         assert sum(f"cannot read image {path} (" in text for text in caplog.messages) == 1
         assert sum("takes its place in epoch 1" in text for text in caplog.messages) == 1
@@ -191,7 +198,7 @@ def test_skipping_does_not_hide_that_the_data_set_is_gone(root):
 def test_evaluation_sees_every_image_once_whatever_the_processes(made, workers):
     folder = open_folder(made, "val", 4, IMAGES, 20)
 
-    def seen(world_size):
+    def evaluated(world_size):
         batches = [
             batch
             for rank in range(world_size)
@@ -203,10 +210,10 @@ def test_evaluation_sees_every_image_once_whatever_the_processes(made, workers):
         images = [image.numpy().tobytes() for batch, _ in batches for image in batch]
         return sorted(zip(images, torch.cat([y for _, y in batches]).tolist(), strict=True))
 
-    alone = seen(1)
+    alone = evaluated(1)
     assert len({image for image, _ in alone}) == 20
     assert sorted(label for _, label in alone) == sorted([0, 1, 2, 3] * 5)
-    assert seen(3) == alone
+    assert evaluated(3) == alone
 
 
 @pytest.mark.parametrize("workers", [0, 2])

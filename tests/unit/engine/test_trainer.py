@@ -26,6 +26,7 @@ from smt.errors import TrainingError
 from smt.runs import journal
 from smt.runs.checkpoint_files import CheckpointName, checkpoints_in
 from smt.runs.paths import bundled_params
+from smt.runs.progress import DATA_WAIT
 from testbed.waiting import PATIENCE
 from tests.helpers import ROOT, forkserver
 
@@ -116,6 +117,14 @@ def test_the_journal_has_every_record_and_the_last_evaluation(tmp_path):
     assert records[-1].epoch == 3
     assert all("train/lr" in record.metrics for record in records if record.step % 2 == 0 and
                "eval/loss" not in record.metrics)  # fmt: skip
+
+
+def test_the_wait_for_data_is_in_the_times_of_steps_and_not_in_the_journal(tmp_path):
+    run(Regression(), tmp_path)
+    shares = [record.metrics.get(DATA_WAIT) for record in journal.read(tmp_path, 0)]
+    assert shares.pop(6) is None, "the evaluation after step 10, which has a record of its own"
+    assert all(0 < share < 100 for share in shares)
+    assert b"system/" not in (tmp_path / journal.JOURNAL).read_bytes()
 
 
 def test_a_record_has_the_mean_loss_of_the_steps_since_the_one_before(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 
 from smt.config.augment import FixedRescale, SegmentationEvaluation
 from smt.config.load import load_project
+from smt.data.transforms.image import Normalise
 from smt.data.transforms.segmentation import SegmentationEvalTransform
 from smt.models.pyramid import Pyramid
 from smt.segmentation.inference import predict, probabilities
@@ -24,6 +25,12 @@ def evaluation(short, long=10_000):
     return SegmentationEvaluation(
         rescale=FixedRescale(short=(short,), long=long), factors=FACTORS, hflip=True
     )
+
+
+def normalised(short, image, factor=1.0):
+    """Return what a network sees of an image: (1, 3, H, W) float32."""
+    transform = SegmentationEvalTransform(evaluation(short))
+    return Normalise()(transform(Image.fromarray(image), factor)[None])
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ def network(photograph):
     network = UPerNet(Pyramid(model, 0.0), head=head, classes=5).eval()
     last = network.decoder.classifier.conv
     with torch.no_grad():
-        seen = SegmentationEvalTransform(evaluation(96))(Image.fromarray(photograph))[None]
+        seen = normalised(96, photograph)
         deviation, mean = torch.std_mean(network.logits(seen), (0, 2, 3))
         last.weight /= deviation[:, None, None, None]
         last.bias -= mean / deviation
@@ -88,9 +95,9 @@ def test_each_pixel_of_the_original_gets_the_class_that_is_there(size, factors, 
 
 def expected_probabilities(network, image, factors, hflip, short):
     """Return (classes, H, W) as mmseg averages them, one view after the other."""
-    transform, views = SegmentationEvalTransform(evaluation(short)), []
+    views = []
     for factor in factors:
-        seen = transform(Image.fromarray(image), factor)[None]
+        seen = normalised(short, image, factor)
         for mirrored in (False, True) if hflip else (False,):
             logits = network.logits(seen.flip(3) if mirrored else seen)
             for size in (seen.shape[2:], image.shape[:2]):
@@ -132,7 +139,7 @@ def test_with_mirror_images_a_mirrored_image_has_the_mirrored_label_map(network,
 
 
 def test_logits_are_enlarged_to_the_image_first_and_then_to_the_original(network, photograph):
-    seen = SegmentationEvalTransform(evaluation(96))(Image.fromarray(photograph))[None]
+    seen = normalised(96, photograph)
     with torch.inference_mode():
         found = probabilities(network, seen, (71, 101))
         expected = expected_probabilities(network, photograph, (1,), False, 96)

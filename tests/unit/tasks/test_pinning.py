@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from smt.config.experiments import Run
+from smt.data.classification import TrainLoader
 from smt.data.detection import detection_inputs, detection_loader
 from smt.data.segmentation import segmentation_loader
 from smt.engine.distributed import Ranks
 from smt.evaluation import predictions
+from smt.tasks.classify import Classification
 from smt.tasks.detect import Detection
 from smt.tasks.segment import Segmentation
+from tests.helpers.imagefolders import open_folder, recipe_of, write_images
 from tests.unit.data.test_segmentation import RECIPE as SEGMENTATION
 from tests.unit.datasets.test_ade20k import ADE20K, PROJECT, ADE20KSplit
 from tests.unit.datasets.test_coco import Coco
@@ -57,6 +61,9 @@ class FakeLoader:
 
     def micro_batches(self, epoch, start_step):
         return self.memory.micro_batches(self.loader)
+
+    def batches(self, epoch, start_step):
+        return (batch for _, batch in self.micro_batches(epoch, start_step))
 
 
 def task_on(kind, device, loader, memory):
@@ -123,4 +130,17 @@ def test_batches_of_a_segmenter_are_copied_from_fake_pinned_memory(tmp_path, mon
     memory = FakePinnedMemory(monkeypatch, device)
     batches = list(task_on(Segmentation, device, loader, memory).micro_batches(0, 0))
     assert batches and memory.copies == [(True, True)] * (2 * len(batches))
+    assert {part.device for batch in batches for part in batch.loss_inputs} == {device}
+
+
+def test_batches_of_a_classifier_are_copied_from_fake_pinned_memory(tmp_path, monkeypatch, device):
+    write_images(tmp_path / "tiny" / "train", classes=2, per_class=16)
+    folder, recipe = open_folder(tmp_path / "tiny", "train", 2, 32), recipe_of()
+    loader = TrainLoader(folder, recipe, seed=0, **HERE)
+    memory = FakePinnedMemory(monkeypatch, device)
+    task = task_on(Classification, device, loader, memory)
+    task.recipe, task._classes, task._run = recipe, 2, Run(experiment="tiny", seed=0)
+    batches = list(task.micro_batches(0, 0))
+    assert memory.copies == [(True, True)] * (3 * len(batches)), "images, noise and labels"
+    assert len(batches) == 8
     assert {part.device for batch in batches for part in batch.loss_inputs} == {device}

@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage.data import astronaut
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torchvision.transforms.functional import normalize, to_tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from smt.config.augment import (
     DetectionAugment,
@@ -36,14 +35,6 @@ def numbered(height, width):
     """Return an image that says where each pixel is: red is the row, green the column."""
     rows, columns = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8))
-
-
-def levels(image):
-    """Return (3, H, W) int64, the levels of 255 that a normalised image was made of."""
-    mean, deviation = (
-        torch.tensor(each)[:, None, None] for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    )
-    return image.mul(deviation).add(mean).mul(255).round().long()
 
 
 def rectangles(boxes, height, width):
@@ -106,11 +97,10 @@ def test_an_image_is_as_large_as_both_limits_allow(size, short, long, expected):
     assert rescaled(size, short, long) == expected
 
 
-def test_an_image_that_is_not_scaled_is_normalised_as_timm_does():
+def test_an_image_that_is_not_scaled_has_the_levels_of_its_file():
     image = Image.fromarray(astronaut()).crop((0, 0, 150, 100))
     sample = train_transform(Policy(last=rule(100)))(image, NO_BOXES, NO_LABELS)
-    expected = normalize(to_tensor(image), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    assert torch.equal(sample.image, expected) and sample.size == (100, 150)
+    assert torch.equal(sample.image, pil_to_tensor(image)) and sample.size == (100, 150)
     assert sample.masks is None
 
 
@@ -121,14 +111,14 @@ def test_a_mirrored_image_has_mirrored_boxes_and_masks():
     assert sample.boxes.tolist() == [[30, 5, 47, 9], [0, 0, 50, 40]]
     assert sample.labels.tolist() == [7, 4]
     assert bounds(sample.masks[0]).tolist() == [30, 5, 47, 9]
-    assert levels(sample.image)[1].eq(torch.arange(49, -1, -1)).all()
+    assert sample.image[1].eq(torch.arange(49, -1, -1)).all()
 
 
 def test_half_of_the_images_are_mirrored():
     transform = train_transform(Policy(last=rule(8)), hflip=0.5)
     torch.manual_seed(0)
     samples = [transform(numbered(8, 8), NO_BOXES, NO_LABELS) for _ in range(200)]
-    assert 70 < sum(int(levels(each.image)[1, 0, 0] == 7) for each in samples) < 130
+    assert 70 < sum(int(each.image[1, 0, 0] == 7) for each in samples) < 130
 
 
 def test_boxes_are_scaled_by_what_each_side_really_was():
@@ -150,9 +140,9 @@ def test_a_crop_shows_what_lies_in_it_and_drops_the_objects_outside():
     for seed in range(100):
         torch.manual_seed(seed)
         sample = transform(numbered(64, 72), boxes, labels, masks)
-        top, left = levels(sample.image)[:2, 0, 0].tolist()
-        assert levels(sample.image)[0].eq(torch.arange(top, top + 24)[:, None]).all()
-        assert levels(sample.image)[1].eq(torch.arange(left, left + 24)).all()
+        top, left = sample.image[:2, 0, 0].tolist()
+        assert sample.image[0].eq(torch.arange(top, top + 24)[:, None]).all()
+        assert sample.image[1].eq(torch.arange(left, left + 24)).all()
         expected = [
             (label, [max(x1, left), max(y1, top), min(x2, left + 24), min(y2, top + 24)])
             for label, (x1, y1, x2, y2) in zip(labels, boxes.tolist(), strict=True)
@@ -176,7 +166,7 @@ def test_sides_and_places_of_a_crop_are_all_that_are_allowed():
     corners = []
     torch.manual_seed(0)
     for _ in range(600):
-        places = levels(transform(numbered(6, 12), NO_BOXES, NO_LABELS).image)[:2]
+        places = transform(numbered(6, 12), NO_BOXES, NO_LABELS).image[:2]
         corners.append((*places[:, 0, 0].tolist(), *places[:, -1, -1].tolist()))
     heights, widths = (
         {(corner[i], corner[i + 2] - corner[i] + 1) for corner in corners} for i in (0, 1)
@@ -188,7 +178,7 @@ def test_sides_and_places_of_a_crop_are_all_that_are_allowed():
 def test_an_image_smaller_than_the_smallest_crop_is_kept_whole():
     transform = train_transform(Policy(crop=RandomCrop(smallest=40, largest=60), last=rule(20)))
     sample = transform(numbered(20, 30), NO_BOXES, NO_LABELS)
-    assert sample.size == (20, 30) and levels(sample.image)[:2, -1, -1].tolist() == [19, 29]
+    assert sample.size == (20, 30) and sample.image[:2, -1, -1].tolist() == [19, 29]
 
 
 def scene(generator):
@@ -219,7 +209,7 @@ def test_image_box_mask_and_label_stay_together(policy, rounding):
         image, boxes, masks = scene(generator)
         torch.manual_seed(seed)
         sample = transform(image, boxes, np.arange(4), masks)
-        grey = levels(sample.image).float().mean(0)
+        grey = sample.image.float().mean(0)
         for box, label, mask in zip(sample.boxes, sample.labels, sample.masks, strict=True):
             if (box[2:] - box[:2]).min() < 12:
                 continue  # a sliver at the edge, which may have no pixel left

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torchvision.transforms.functional import normalize, to_tensor
+from torchvision.transforms.functional import normalize, pil_to_tensor, to_tensor
 
 from smt.config.augment import (
     FixedRescale,
@@ -18,6 +18,7 @@ from smt.config.augment import (
     SegmentationAugment,
     SegmentationEvaluation,
 )
+from smt.data.transforms.image import Normalise, clear_padding
 from smt.data.transforms.photometric import distort, to_hsv, to_rgb
 from smt.data.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
 
@@ -40,12 +41,8 @@ def numbered(height, width):
     return Image.fromarray(image), ((7 * rows + 3 * columns) % 150).astype(np.uint8)
 
 
-def levels(image):
-    """Return (3, H, W) int64, the levels of 255 that a normalised image was made of."""
-    mean, deviation = (
-        torch.tensor(each)[:, None, None] for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    )
-    return image.mul(deviation).add(mean).mul(255).round().long()
+def same(one, other):
+    return one.size == other.size and all(map(torch.equal, one[:2], other[:2]))
 
 
 def test_each_pixel_of_a_crop_keeps_its_label():
@@ -53,10 +50,10 @@ def test_each_pixel_of_a_crop_keeps_its_label():
     transform, places = train_transform(60, 32, hflip=0.5), set()
     for seed in range(300):
         torch.manual_seed(seed)
-        pixels, classes = transform(image, labels)
-        assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32
-        assert classes.shape == (32, 32) and classes.dtype == torch.int64
-        rows, columns, _ = levels(pixels)
+        pixels, classes, size = transform(image, labels)
+        assert pixels.shape == (3, 32, 32) and classes.shape == size == (32, 32)
+        assert pixels.dtype == classes.dtype == torch.uint8
+        rows, columns, _ = pixels.long()
         assert np.array_equal(classes.numpy(), labels[rows, columns])
         step = int(columns[0, 1] - columns[0, 0])
         assert abs(step) == 1 and columns[0, -1] == columns[0, 0] + 31 * step
@@ -70,9 +67,9 @@ def test_labels_are_scaled_with_their_image_without_being_mixed():
     half = np.zeros((40, 80), np.uint8)
     half[:, 40:] = 255
     image = Image.fromarray(half).convert("RGB")
-    pixels, classes = train_transform(100, 200)(image, half // 255 * 9)
+    pixels, classes, _ = train_transform(100, 200)(image, half // 255 * 9)
     assert set(classes.flatten().tolist()) == {0, 9, 255}  # 255: beyond the image
-    agree = (levels(pixels)[0] > 127) == (classes == 9)
+    agree = (pixels[0] > 127) == (classes == 9)
     assert agree[:100].float().mean() > 0.99
 
 
@@ -91,7 +88,11 @@ def test_the_factor_of_the_scale_is_drawn_uniformly():
 
 def test_a_small_image_is_padded_at_right_and_bottom_after_normalisation():
     image, labels = numbered(20, 30)
-    pixels, classes = train_transform(20, 32)(image, labels)
+    sample = train_transform(20, 32)(image, labels)
+    classes, (pixels,) = (
+        sample.labels,
+        clear_padding(Normalise()(sample.image[None]), [sample.size]),
+    )
     inside = normalize(to_tensor(image), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     assert torch.equal(pixels[:, :20, :30], inside)
     assert np.array_equal(classes[:20, :30].numpy(), labels)
@@ -135,8 +136,8 @@ def test_a_crop_of_mostly_one_class_is_drawn_again_ten_times(kind):
         torch.manual_seed(seed)
         first, expected = first_and_chosen(labels, 24, 0.75)
         torch.manual_seed(seed)
-        pixels, classes = transform(image, labels)
-        assert levels(pixels)[:2, 0, 0].tolist() == expected
+        pixels, classes, _ = transform(image, labels)
+        assert pixels[:2, 0, 0].tolist() == expected
         top, left = expected
         assert np.array_equal(classes.numpy(), labels[top : top + 24, left : left + 24])
         again += first != expected
@@ -148,8 +149,8 @@ def test_where_a_class_may_fill_a_crop_the_first_is_taken():
     torch.manual_seed(3)
     expected, _ = first_and_chosen(spotted("one class"), 24, 1)
     torch.manual_seed(3)
-    pixels, _ = train_transform(64, 24)(image, spotted("one class"))
-    assert levels(pixels)[:2, 0, 0].tolist() == expected
+    pixels, *_ = train_transform(64, 24)(image, spotted("one class"))
+    assert pixels[:2, 0, 0].tolist() == expected
 
 
 def test_a_label_map_may_be_an_image_and_nothing_given_is_changed():
@@ -161,9 +162,8 @@ def test_a_label_map_may_be_an_image_and_nothing_given_is_changed():
         once = transform(image, labels)
         torch.manual_seed(seed)
         again = transform(image, Image.fromarray(labels))
-        assert all(map(torch.equal, once, again))
-        for each in once:
-            each.fill_(0)
+        assert same(once, again)
+        once.image.fill_(0), once.labels.fill_(0)
     assert np.array_equal(np.asarray(image), kept[0]) and np.array_equal(labels, kept[1])
 
 
@@ -179,7 +179,7 @@ def test_torchs_generator_decides_alone_and_the_others_are_left_as_they_were():
     random.seed(2)
     np.random.seed(2)
     torch.manual_seed(1)
-    assert all(map(torch.equal, once, transform(image, labels)))
+    assert same(once, transform(image, labels))
 
 
 @pytest.mark.parametrize(
@@ -312,5 +312,4 @@ def test_an_evaluated_image_is_as_large_as_the_limits_at_the_factor(factor, expe
     seen = SegmentationEvalTransform(evaluation)(image, factor)
     assert seen.shape == (3, *expected)
     if factor == 1:
-        plain = normalize(to_tensor(image), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        assert torch.equal(seen, plain)
+        assert torch.equal(seen, pil_to_tensor(image))
