@@ -23,7 +23,7 @@ from smt.data.loader import (
 from smt.data.rng import preserve_rng_state, reseed
 from smt.data.sampler import MicroBatchIndices, MicroBatchSampler
 from smt.data.transforms.classification_eval import EvalTransform
-from smt.datasets.decoding import decode
+from smt.datasets.decoding import EncodedImage, decode
 
 if TYPE_CHECKING:
     from smt.data.transforms.classification import TrainTransform
@@ -139,7 +139,7 @@ class _TrainReader(Dataset[Any]):
                     self._transform(image, out)
         return (images, torch.tensor(labels)), warnings
 
-    def _path(self, index: int) -> Path:
+    def _path(self, index: int) -> Path | EncodedImage:
         return self._folder.samples[index][0]
 
     def _read(self, index: int) -> tuple[Image, int]:
