@@ -14,7 +14,7 @@ from smt.errors import UserError, missing_package, suggest
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module, one-line help); the module has a click command `command`
     "check": ("smt.commands.check", "Validate params/ and print what each experiment trains."),
-    "data": ("smt.commands.data", "Make demo data; check a data set and write its manifest."),
+    "data": ("smt.commands.data", "Make demo data; check a data set, write its manifest, pack it."),
     "train": ("smt.commands.train", "Train one run, or resume it."),
     "evaluate": ("smt.commands.evaluate", "Evaluate the exported weights of a run on their own."),
     "checkpoint": ("smt.commands.checkpoint", "Show the content of a checkpoint, and verify it."),

@@ -19,7 +19,8 @@ from smt.config.load import load_project
 from smt.config.project import Project
 from smt.config.yaml import YamlFile
 from smt.datasets import manifest, scan
-from smt.errors import UserError
+from smt.datasets.packs import record
+from smt.errors import DataError, UserError
 from smt.report import figures
 from smt.report.build import FIXED, INDEX, table_names
 from smt.report.sizes import PAPER
@@ -212,6 +213,8 @@ class Plan:
             return [] if path.is_file() else [f"{path} of {key}{remedy}"]
         dataset = self.project.datasets[key]
         root = self.layout.dataset_root(dataset)
+        if scan.is_packed(dataset, root):
+            return _pack_problems(key, root)
         places = [
             root / place
             for split in scan.expected_images(dataset)
@@ -387,6 +390,15 @@ def load(scale: str, seeds: Iterable[int | str] | None = None) -> Plan:
             valid = ", ".join(map(str, sorted(valid_seeds)))
             raise UserError(f"--config: seeds: scale {scale} has no seed {seed}; valid: {valid}")
     return Plan(project, Layout.from_environment(scale), selected)
+
+
+def _pack_problems(key: str, root: Path) -> list[str]:
+    """Return the reason why a packed data set cannot be read, or nothing."""
+    try:
+        record.require_whole(record.read(root))
+    except DataError as error:
+        return [f"a whole pack of {key} ({error})"]
+    return []
 
 
 def plans(seeds: Iterable[int | str] | None = None) -> Callable[[str], Plan]:

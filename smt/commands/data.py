@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import click
 
+from smt.commands import pack
 from smt.commands.common import load, scale_option, warn_if_not_interruptible
 from smt.config.project import Project
 from smt.datasets import manifest, scan
@@ -15,6 +16,8 @@ from smt.datasets import verify as verification
 from smt.datasets.decoding import require_decodable
 from smt.datasets.demo import digits
 from smt.datasets.manifest import CLASS_MAP, ClassMapManifest, Manifest, Split
+from smt.datasets.packs import record
+from smt.datasets.packs import verify as packs
 from smt.datasets.progress import ProgressBar
 from smt.datasets.scan import SplitScan, expected_images
 from smt.datasets.verify import VerifyResult
@@ -24,10 +27,13 @@ from smt.runs.paths import Layout
 
 @click.group()
 def command() -> None:
-    """Make demo data; check a data set and write its manifest.
+    """Make demo data; check a data set and write its manifest; pack it in shards.
 
     KEY is the name of a data set in params/data.yaml, or class_map:NAME.
     """
+
+
+command.add_command(pack.command, "pack")
 
 
 @command.command()
@@ -45,7 +51,8 @@ def make(key: str, scale: str) -> None:
     else:
         dataset = project.datasets[key]
         root = layout.dataset_root(dataset)
-        made = digits.make(key, dataset, root)
+        # A pack is of a data set that was made before.
+        made = not scan.is_packed(dataset, root) and digits.make(key, dataset, root)
         images = " and ".join(f"{n} {split}" for split, n in expected_images(dataset).items())
         what = f"{root}, {images} images in {dataset.classes} classes"
     click.echo(f"{key}: {'made' if made else 'is there already:'} {what}")
@@ -154,6 +161,9 @@ def check(keys: tuple[str, ...], scale: str) -> None:
             result = verification.check(project, layout, key)
             return _verdict(project, layout, key, result, "names and sizes as its manifest says")
         root, make = layout.dataset_root(dataset), manifest.make_command(project, key)
+        if scan.is_packed(dataset, root):
+            splits = packs.require_as_params_say(record.read(root), key, dataset).manifest.splits
+            return f"{key}: {_numbers(splits, dataset.classes)}, packed; no manifest yet"
         scans = scan.scan(key, dataset, root, make)
         return f"{key}: {_numbers(scans, dataset.classes)}; no manifest yet"
 

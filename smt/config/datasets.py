@@ -16,7 +16,8 @@ class Dataset(Strict):
     `val2017/IMAGE`, `annotations/instances_train2017.json` and `instances_val2017.json`. ade20k:
     `images/training/NAME.jpg` with `annotations/training/NAME.png`, and `validation` likewise."""
     root: str
-    """Folder, absolute or below the data folder (`--data`, SMT_DATA, or data/)."""
+    """Folder, absolute or below the data folder (`--data`, SMT_DATA, or data/). In imagenet's
+    layout it may be a pack of the images as well; see `smt.datasets.packs`."""
     classes: Positive
     train_images: Positive
     also_published: tuple[Positive, ...] = ()

@@ -24,7 +24,7 @@ from smt.data.sampler import MicroBatchIndices, MicroBatchSampler
 from smt.data.transforms.classification_eval import EvalTransform
 from smt.data.transforms.erasing import Erasure, Erasures
 from smt.data.transforms.image import Normalise
-from smt.datasets.decoding import decode
+from smt.datasets.decoding import EncodedImage, decode
 
 if TYPE_CHECKING:
     from smt.data.transforms.classification import TrainTransform
@@ -150,7 +150,7 @@ class _TrainReader(Dataset[Any]):
         )  # fmt: skip
         return batch, warnings
 
-    def _path(self, index: int) -> Path:
+    def _path(self, index: int) -> Path | EncodedImage:
         return self._folder.samples[index][0]
 
     def _read(self, index: int) -> tuple[Image, int]:

@@ -1,4 +1,4 @@
-"""Images in ImageNet's folder layout, as their manifest lists them."""
+"""Images of a data set in ImageNet's layout, as their manifest lists them: folders or a pack."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from smt.datasets.decoding import EncodedImage
 from smt.datasets.manifest import Manifest
+from smt.datasets.packs import record
+from smt.datasets.packs.index import PackedImages
+from smt.datasets.scan import is_pack
 from smt.errors import DataError
 
 _PART = 2**24
@@ -18,13 +22,19 @@ class ImageFolder:
     """The images of one split, sorted by class, then by name.
 
     Raises:
-        DataError: the list beside the manifest is missing or not the one that the manifest names.
+        DataError: the list beside the manifest is missing or not the one that the manifest names,
+            or `root` is a pack that is not finished, damaged, or of other images.
     """
 
     def __init__(self, root: Path, split: str, manifest: Manifest) -> None:
         self.root, self.split = root, split
         self.name, self.classes = manifest.dataset, manifest.classes
-        self.samples = SampleList(root, split, manifest)
+        self.samples: Sequence[tuple[Path | EncodedImage, int]]
+        """Each image, for `decode`, and its class number."""
+        if is_pack(root):
+            self.samples = PackedImages(record.read_of(manifest, root), split)
+        else:
+            self.samples = SampleList(root, split, manifest)
 
     def __len__(self) -> int:
         return len(self.samples)

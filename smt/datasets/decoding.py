@@ -5,8 +5,9 @@ OpenCV reads it for mmdet and mmseg: boxes and label maps are of that. A classif
 stored, as torchvision's ImageFolder reads it.
 """
 
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -29,7 +30,14 @@ _UPRIGHT = {
 """What brings an image of each orientation upright; from 5 on, width and height change places."""
 
 
-def decode(path: Path, *, upright: bool = False) -> Image.Image:
+class EncodedImage(Protocol):
+    """An image file that lies in another file; its `str` says where."""
+
+    def read(self) -> bytes:
+        """Return its bytes, or raise a DataError with the reason, in a phrase."""
+
+
+def decode(image: Path | EncodedImage, *, upright: bool = False) -> Image.Image:
     """Return an image file as RGB, as it is stored or `upright`, as EXIF says it is to be shown.
 
     Of 16 bits a channel the upper eight are taken, as libpng does for OpenCV.
@@ -39,12 +47,12 @@ def decode(path: Path, *, upright: bool = False) -> Image.Image:
             range.
     """
     try:
-        return _decode(path, upright)
+        return _decode(image if isinstance(image, Path) else BytesIO(image.read()), upright)
     except MemoryError:
         raise
     except Exception as error:
         # Decoders of damaged files raise nearly anything: OSError, SyntaxError, ValueError, ...
-        raise DataError(f"cannot read image {path} ({first_line(error)})") from None
+        raise DataError(f"cannot read image {image} ({first_line(error)})") from None
 
 
 def require_decodable(content: BinaryIO) -> None:

@@ -25,7 +25,7 @@ from smt.datasets import class_map, file_lists, scan
 from smt.datasets.differences import Differences
 from smt.datasets.file_lists import SplitDigest
 from smt.datasets.hashing import DecodeCheck, FileHasher, HashCache, ProgressCallback
-from smt.datasets.scan import SplitScan
+from smt.datasets.scan import SplitScan, is_packed
 from smt.errors import DataError, UserError, suggest
 from smt.runs.atomic import RESULTS_REMEDY, explained, replacing, write_json
 from smt.runs.paths import Layout
@@ -156,6 +156,11 @@ def validation_decode_check(dataset: Dataset, root: Path) -> DecodeCheck:
 
     Those of training may be many times as many; `smt data verify --decode` is for them.
     """
+    if is_packed(dataset, root):
+        # Modules of packs import this one, for the record of a pack holds a manifest.
+        from smt.datasets.packs import verify
+
+        return verify.decode_check(root, every_split=False)
     folder = root / scan.image_folder(dataset.layout, "val")
 
     def decode_check(path: Path, content: BinaryIO) -> None:
@@ -186,6 +191,10 @@ def create(
             not be decoded: they are in `differences`.
     """
     dataset, path = project.datasets[key], manifest_path(layout, key)
+    if is_packed(dataset, hasher.root):
+        from smt.datasets.packs import verify
+
+        return verify.create(key, dataset, path, hasher, differences, progress)
     make = make_command(project, key)
     scans = scan.scan(key, dataset, hasher.root, make)
     summary = _validate(key, dataset, hasher.root, scans, make)
@@ -306,6 +315,17 @@ def rows(layout: Layout, name: str) -> tuple[int, ...]:
     return _load(layout, f"{CLASS_MAP}{name}", ClassMapManifest).rows
 
 
+def read_current(project: Project, layout: Layout, dataset: str) -> Manifest:
+    """Return the manifest of a data set, once it is of as many classes and images as params say.
+
+    Raises:
+        DataError: it is not, or see `read`.
+    """
+    manifest = read(layout, dataset)
+    _require_current(manifest, project.datasets[dataset], layout)
+    return manifest
+
+
 def read_any(layout: Layout, key: str) -> Manifest | ClassMapManifest:
     """Return the manifest of a data set or class map; for errors see `read`."""
     return _load(layout, key, ClassMapManifest) if key.startswith(CLASS_MAP) else read(layout, key)
@@ -322,9 +342,7 @@ def digests(project: Project, layout: Layout, run: Run) -> dict[str, str]:
         if key.startswith(CLASS_MAP):
             values[key] = _load(layout, key, ClassMapManifest).digest
         else:
-            manifest = read(layout, key)
-            _require_current(manifest, project.datasets[key], layout)
-            values[key] = manifest.digest
+            values[key] = read_current(project, layout, key).digest
     return values
 
 
@@ -332,11 +350,17 @@ def require_validation(project: Project, layout: Layout, key: str) -> None:
     """Refuse validation files that are not of the sizes that they had, before a run needs them.
 
     Training images may be many times as many: `smt data check` and `smt data verify` are for them.
+    Of a pack all shards are looked at.
 
     Raises:
         DataError: naming the first such file and what to do.
     """
     recorded, root = read(layout, key), layout.dataset_root(project.datasets[key])
+    if is_packed(project.datasets[key], root):
+        from smt.datasets.packs import record
+
+        record.require_whole(record.read_of(recorded, root))
+        return
     if "val" not in recorded.splits:
         return
     sha256 = recorded.splits["val"].sha256

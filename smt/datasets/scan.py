@@ -15,6 +15,12 @@ from smt.errors import DataError
 SUFFIXES = (".jpeg", ".jpg", ".png")
 """An image's file name ends so, in any case; other files and hidden ones are passed over."""
 
+PACK_RECORD = "pack.json"
+"""Of a folder that holds a data set as shards; see `smt.datasets.packs`."""
+
+UNFINISHED_PACK = "packing.json"
+"""What stands for it until the last shard is written."""
+
 DatasetLayout = Literal["imagenet", "coco", "ade20k"]
 """How a data set lies on disk: `layout` of params."""
 
@@ -63,6 +69,16 @@ class SplitScan:
     """Names of the class folders, sorted; none where annotations say what the classes are."""
     images: int
     total_bytes: int
+
+
+def is_packed(dataset: Dataset, root: Path) -> bool:
+    """Whether `root` holds a data set as shards instead of class folders."""
+    return dataset.layout == "imagenet" and is_pack(root)
+
+
+def is_pack(folder: Path) -> bool:
+    """Whether a folder holds shards, packed to the end or not."""
+    return any((folder / name).exists() for name in (PACK_RECORD, UNFINISHED_PACK))
 
 
 def image_folder(layout: DatasetLayout, split: str) -> str:

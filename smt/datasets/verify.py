@@ -20,6 +20,8 @@ from smt.datasets.hashing import (
     ProgressCallback,
 )
 from smt.datasets.manifest import Manifest
+from smt.datasets.packs import record
+from smt.datasets.packs import verify as packs
 from smt.datasets.scan import FileEntry, InvalidDataset, Listing
 from smt.errors import DataError
 from smt.runs.atomic import RESULTS_REMEDY, explained
@@ -81,6 +83,8 @@ def verify(
         HashCache(cache_file) as cache,
         Differences(layout.differences(key)) as differences,
     ):
+        if decode_check is not None and scan.is_packed(project.datasets[key], root):
+            decode_check = packs.decode_check(root, every_split=True)
         default = manifest.validation_decode_check(project.datasets[key], root)
         hasher = FileHasher(
             root, cache, jobs=jobs, decode_check=decode_check or default, progress=progress
@@ -120,6 +124,8 @@ def _compare(
     dataset, recorded = project.datasets[key], manifest.read(layout, key)
     root, make = layout.dataset_root(dataset), manifest.make_command(project, key)
     scan.require_root(key, root, scan.remedy_for(key, dataset, make))
+    if scan.is_packed(dataset, root):
+        return _compare_pack(root, dataset, recorded, hasher, differences, progress)
     progress.expect(_files(recorded))
     count_mismatches: list[str] = []
     try:
@@ -130,6 +136,52 @@ def _compare(
         raise DataError(f"{key}: {error}; fix it and run this again") from None
     stats = hasher.stats if hasher else HashStats()
     return VerifyResult(recorded, False, differences, tuple(count_mismatches), stats)
+
+
+def _compare_pack(
+    root: Path, dataset: Dataset, recorded: Manifest, hasher: FileHasher | None,
+    differences: Differences, progress: ProgressCallback,
+) -> VerifyResult:  # fmt: skip
+    """Note how a pack differs from its own record, and what that lists from the manifest."""
+    pack = record.read(root)
+    progress.expect(len(list(pack.shards())))
+    packs.compare(pack, hasher, differences)
+    if not differences and pack.manifest.digest != recorded.digest:
+        compare_manifests(recorded, pack.manifest, differences)
+    packed = pack.manifest.splits
+    count_mismatches = [
+        mismatch
+        for split in dict.fromkeys((*packed, *scan.expected_images(dataset)))
+        for mismatch in _count_mismatches(
+            root, split, dataset, len(pack.manifest.classes) if split in packed else 0,
+            packed[split].images if split in packed else 0,
+        )
+    ]  # fmt: skip
+    stats = hasher.stats if hasher else HashStats()
+    return VerifyResult(recorded, False, differences, tuple(count_mismatches), stats)
+
+
+def compare_manifests(before: Manifest, now: Manifest, differences: Differences) -> None:
+    """Note every image that two manifests list with other bytes, or that one of them lacks.
+
+    Raises:
+        DataError: a list is missing or not the one that its manifest names.
+    """
+    for split in dict.fromkeys((*before.splits, *now.splits)):
+        lines, files = (_listed(each, split) for each in (before, now))
+        images = (
+            _CurrentFile(line.path, FileEntry(line.path, line.size, (0, 0)), Digest(line.sha256))
+            for line in files
+        )
+        _merge(lines, images, differences, scan.image_folder(now.layout, split))
+
+
+def _listed(recorded: Manifest, split: str) -> Iterator[Line]:
+    if split not in recorded.splits:
+        return iter(())
+    return file_lists.read_checked(
+        recorded.list_file(split), recorded.splits[split].sha256, recorded.dataset
+    )
 
 
 def _files(recorded: Manifest) -> int:
@@ -144,11 +196,7 @@ def _compare_split(
 ) -> tuple[int, int]:  # fmt: skip
     """Return how many folders and images there are now."""
     parts = scan.parts(root, dataset.layout, split)
-    lines: Iterator[Line] = iter(())
-    if split in recorded.splits:
-        lines = file_lists.read_checked(
-            recorded.list_file(split), recorded.splits[split].sha256, recorded.dataset
-        )
+    lines = _listed(recorded, split)
     folder = scan.image_folder(dataset.layout, split)
     with (
         closing(scan.listings(root, parts)) as listings,

@@ -73,6 +73,12 @@ def publish_folder(folder: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's bytes to `path`, whole or not at all; for one process at a time."""
+    with source.open("rb") as content, replacing(path, single_writer=True) as file:
+        shutil.copyfileobj(content, file)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as JSON, whole or not at all."""
     with replacing(path) as file:

@@ -112,6 +112,7 @@ NEEDS = {
     "smt profile --scale paper": needs_params(),
     "smt profile --update": needs_params(),
     "smt data check --scale paper": needs_params(EXIT_DATA),
+    "smt data pack imagenet22k --scale paper": needs_params(EXIT_DATA),
     "smt plan": needs_params(),
     "smt status": needs_params(),
     "smt doctor": needs_slurm(),
