@@ -258,7 +258,7 @@ def test_a_training_asks_for_its_gpus_on_whole_nodes():
     )
     tiny = dag_plan(altered(gpus_per_node=4)).resources(Run(experiment=TINY, seed=2))
     assert (tiny.nodes, tiny.tasks_per_node, tiny.gpus_per_node) == (2, 4, 4)
-    assert tiny.mem_mb == 4 * 13_500
+    assert tiny.mem_mb == 4 * 12_000
 
 
 def test_the_demo_asks_for_one_gpu_and_the_least_time():
