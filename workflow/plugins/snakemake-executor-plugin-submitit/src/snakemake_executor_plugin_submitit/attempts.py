@@ -43,12 +43,14 @@ class Attempt:
 
 
 class Attempts:
-    """The attempts at one job: their file, and the files that its command writes."""
+    """The attempts at one job: their file, and those that its command writes or reads."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self._log = folder / f"{key}.attempts"
         self.progress_file = folder / f"{key}.progress"
         self.resume_file = folder / f"{key}.resume"
+        self.input_list = folder / f"{key}.inputs"
+        """The inputs for which the command waits, if there are many."""
 
     def read(self) -> list[Attempt]:
         """Return all attempts, the latest last."""
@@ -84,7 +86,7 @@ class Attempts:
 
     def remove(self) -> None:
         """Remove all files of these attempts."""
-        for path in (self._log, self.progress_file, self.resume_file):
+        for path in (self._log, self.progress_file, self.resume_file, self.input_list):
             path.unlink(missing_ok=True)
 
     def _append(self, event: dict[str, object]) -> None:

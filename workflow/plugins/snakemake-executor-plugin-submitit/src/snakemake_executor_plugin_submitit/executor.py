@@ -20,6 +20,7 @@ from snakemake_interface_executor_plugins.utils import format_cli_arg, join_cli_
 from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
 
 from snakemake_executor_plugin_submitit import resources, startup
+from snakemake_executor_plugin_submitit.attempts import Attempts
 from snakemake_executor_plugin_submitit.contents import contents, members, outputs, triggers
 from snakemake_executor_plugin_submitit.internals import snakemake as internals
 from snakemake_executor_plugin_submitit.job_step import JobStep
@@ -188,7 +189,7 @@ class Executor(RemoteExecutor):
 
     def _wait_for_files(self, job: JobExecutorInterface) -> str:
         if self._listed_inputs(job):
-            path = shlex.quote(str(self._registry.input_list(_key(job))))
+            path = shlex.quote(str(Attempts(self._registry.folder, _key(job)).input_list))
             return str(format_cli_arg("--wait-for-files-file", path))
         files = [shlex.quote(str(file)) for file in job.get_wait_for_files()]
         return str(format_cli_arg("--wait-for-files", files))

@@ -198,8 +198,8 @@ class _Supervisor:
     def _write_inputs(self) -> None:
         """Write the list of inputs, now: with an earlier job of this key its list is removed."""
         if self._step.inputs:
-            path = self._step.folder / f"{self._step.key}.inputs"
-            path.write_text("\n".join(self._step.inputs) + "\n", encoding="utf-8")
+            text = "\n".join(self._step.inputs) + "\n"
+            self._attempts.input_list.write_text(text, encoding="utf-8")
 
     def _write_incomplete_markers(self) -> None:
         for name, content in self._step.marks:

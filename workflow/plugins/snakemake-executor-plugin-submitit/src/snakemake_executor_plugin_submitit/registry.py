@@ -99,10 +99,6 @@ class Registry:
         """Return the attempts at a record's job."""
         return Attempts(self.folder, record.key)
 
-    def input_list(self, key: str) -> Path:
-        """Return the file that lists a job's inputs, for jobs with many of them."""
-        return self.folder / f"{key}.inputs"
-
     def all(self) -> list[Record]:
         """Return all records."""
         return list(self._records.values())
@@ -132,5 +128,4 @@ class Registry:
         """Remove a record and the files of its attempts."""
         self._records.pop(record.key, None)
         (self.folder / f"{record.key}.json").unlink(missing_ok=True)
-        self.input_list(record.key).unlink(missing_ok=True)
         self.attempts(record).remove()

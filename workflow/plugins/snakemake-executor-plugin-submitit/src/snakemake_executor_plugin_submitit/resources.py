@@ -66,6 +66,8 @@ _RESERVED_FLAGS = {
 }  # fmt: skip
 """Flags of sbatch that this plugin sets: long -> short."""
 
+_ONE_CLUSTER = "jobs go to one cluster, that of SLURM_CONF: start Snakemake once for each"
+
 _CLUSTER_RESOURCES = ("clusters", "cluster", "slurm_cluster", "slurm_clusters")
 
 _CLUSTER_FLAGS = ("-M", "--clusters", "--cluster")
@@ -85,9 +87,7 @@ def unknown(names: Iterable[str], declared: Collection[str] = ()) -> dict[str, s
             continue
         close = difflib.get_close_matches(name, RESOURCES, n=1, cutoff=0.8)
         if name in _CLUSTER_RESOURCES:
-            hints[name] = (
-                "jobs go to one cluster, that of SLURM_CONF: start Snakemake once for each"
-            )
+            hints[name] = _ONE_CLUSTER
         elif name in _SYNONYMS:
             hints[name] = f"did you mean {_SYNONYMS[name]}?"
         elif close:
@@ -260,10 +260,7 @@ def _extra(flags: str | None) -> tuple[str, ...]:
     for word in words:
         name = word.partition("=")[0] if word.startswith("--") else word[:2]
         if name in _CLUSTER_FLAGS:
-            raise ValueError(
-                f"resource slurm_extra: {name}: jobs go to one cluster, that of SLURM_CONF; start "
-                "Snakemake once for each"
-            )
+            raise ValueError(f"resource slurm_extra: {name}: {_ONE_CLUSTER}")
         if any(name in (long, short) for long, short in _RESERVED_FLAGS.items()):
             raise ValueError(
                 f"resource slurm_extra: {name} is set by the executor; leave it out"

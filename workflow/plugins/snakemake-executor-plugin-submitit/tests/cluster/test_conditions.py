@@ -94,9 +94,9 @@ def test_a_job_fails_if_its_setup_fails(toy):
 
 def test_a_directory_name_with_special_characters(cluster, tmp_path):
     with Toy(tmp_path / 'it\'s a "project" (1) & ü $HOME', cluster) as toy:
-        toy.write(RULE.format("echo begun; exit 3"))
+        toy.write(RULE.format("echo started; exit 3"))
         line = message(toy.start().fail())
-        assert "FAILED (exit 3)" in line and "begun" in line
+        assert "FAILED (exit 3)" in line and "started" in line
         toy.write(TOUCH)
         toy.succeed()
 

@@ -229,18 +229,18 @@ def test_a_job_that_squeue_does_not_list_is_not_resubmitted(toy):
         "squeue",
         f'echo >> {toy.folder}/calls; [ -e {toy.folder}/go ] && exec $REAL "$@"; exit 0',
     )
-    toy.write(rule("echo >> begun; until [ -e go ]; do sleep 0.1; done; touch {output}"))
+    toy.write(rule("echo >> started; until [ -e go ]; do sleep 0.1; done; touch {output}"))
     driver = toy.start()
     driver.await_that(
         lambda: (
             (toy.folder / "calls").exists()
             and len((toy.folder / "calls").read_text().splitlines()) >= 5
-            and (toy.folder / "begun").exists()
+            and (toy.folder / "started").exists()
         )
     )
     (toy.folder / "go").touch()
     driver.succeed()
-    assert len((toy.folder / "begun").read_text().splitlines()) == 1
+    assert len((toy.folder / "started").read_text().splitlines()) == 1
     assert len(toy.jobs()) == 1
 
 
@@ -341,12 +341,12 @@ def test_one_poll_of_squeue_covers_all_jobs(toy):
         )
     )
     programs = lambda: calls.read_text().split()  # noqa: E731
-    begun = time.monotonic()
+    start = time.monotonic()
     driver = toy.start(status_interval=3)
     driver.await_that(lambda: len(programs()) >= 3)
     (toy.folder / "go").touch()
     driver.succeed()
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     assert set(programs()) == {"squeue"}
     assert len(programs()) <= seconds / 3 + 1
 

@@ -53,7 +53,7 @@ def test_at_the_time_limit_a_resumable_job_is_requeued_and_another_fails(toy):
         "rule plain:\n"
         "    output: 'plain.txt'\n"
         "    resources: mem_mb=300, runtime=1\n"
-        "    shell: 'echo begun; echo $SLURM_JOB_ID > plain.job; sleep 600'\n"
+        "    shell: 'echo started; echo $SLURM_JOB_ID > plain.job; sleep 600'\n"
     )
     toy.write("rule all:\n    input: 'train.txt', 'plain.txt'\n" + plain + training_rule(runtime=1))
     driver = toy.start("--keep-going", signal_delay=10, keep_logs="all")
@@ -67,7 +67,7 @@ def test_at_the_time_limit_a_resumable_job_is_requeued_and_another_fails(toy):
     other = (toy.folder / "plain.job").read_text().strip()
     assert set(toy.jobs()) == {job, other}
     (line,) = re.findall(rf"^    message: (job {other}: .*)$", output, flags=re.M)
-    assert "TIMEOUT" in line and "raise runtime" in line and "begun" in line
+    assert "TIMEOUT" in line and "raise runtime" in line and "started" in line
     assert "SIGUSR2" not in toy.job_log(other)
 
 

@@ -110,8 +110,8 @@ rule r:
     output: "r.txt"
     params: version={version}
     resources: mem_mb=300, runtime=5
-    shell: "echo {{params.version}} >> begun; until [ {{params.version}} = 2 ]; do sleep 0.1; done;"
-        " touch {{output}}"
+    shell: "echo {{params.version}} >> started;"
+        " until [ {{params.version}} = 2 ]; do sleep 0.1; done; touch {{output}}"
 """
 
 
@@ -121,12 +121,12 @@ def test_a_resubmitted_job_with_many_inputs_has_their_list(toy):
         (toy.folder / f"{i}.in").touch()
     toy.write(MANY_INPUTS.format(version=1))
     driver = toy.start()
-    driver.await_that((toy.folder / "begun").exists)
+    driver.await_that((toy.folder / "started").exists)
     driver.await_that(lambda: any(record["job_id"] for record in toy.records()))
     driver.kill()
     toy.write(MANY_INPUTS.format(version=2))
     toy.succeed()
-    assert (toy.folder / "begun").read_text().split() == ["1", "2"]
+    assert (toy.folder / "started").read_text().split() == ["1", "2"]
     assert sorted(toy.final_states().values()) == ["CANCELLED", "COMPLETED"]
     assert not list((toy.folder / ".snakemake" / "submitit" / "jobs").glob("*.inputs"))
 
@@ -139,7 +139,7 @@ rule copy:
     output: 'out.txt'
     params: number={number}
     resources: mem_mb=300, runtime={runtime}
-    shell: 'echo {word} $(cat {{input}}) >> begun; until [ -e go ]; do sleep 0.1; done;'
+    shell: 'echo {word} $(cat {{input}}) >> started; until [ -e go ]; do sleep 0.1; done;'
         ' echo {word} $(cat {{input}}) > {{output}}'
 """
 DEFAULTS = {"word": "old", "number": 1, "runtime": 5}
@@ -155,7 +155,7 @@ def kill_once_started(toy, started=True):
     """Start Snakemake, and kill it once its job has started; return the job id."""
     driver = toy.start(*ALL)
     driver.await_that(lambda: any(record["job_id"] for record in toy.records()))
-    driver.await_that(lambda: (toy.folder / "begun").exists() if started else True)
+    driver.await_that(lambda: (toy.folder / "started").exists() if started else True)
     driver.kill()
     (job,) = toy.jobs()
     return job
@@ -185,7 +185,7 @@ def test_an_outdated_job_is_not_reattached(toy, change, completed):
         (toy.folder / "go").unlink()
     write_workflow(toy, **changes)
     driver = toy.start(*ALL, *options)
-    driver.await_that(lambda: len((toy.folder / "begun").read_text().splitlines()) == 2)
+    driver.await_that(lambda: len((toy.folder / "started").read_text().splitlines()) == 2)
     (toy.folder / "go").touch()
     output = driver.succeed()
     (line,) = [line for line in output.splitlines() if f"job {job} " in line]

@@ -100,15 +100,15 @@ def test_an_error_after_the_signal_without_progress_is_a_failure(toy, cluster):
 
 
 def test_requested_requeues_without_progress_end(toy):
-    toy.write(rule("echo >> begun; touch $SNAKEMAKE_SUBMITIT_RESUME; exit 1", resumable=True))
+    toy.write(rule("echo >> started; touch $SNAKEMAKE_SUBMITIT_RESUME; exit 1", resumable=True))
     line = message(toy.start(max_stalls=2).fail())
     assert "2 attempts in a row ended without progress" in line
-    assert len((toy.folder / "begun").read_text().splitlines()) == 2
+    assert len((toy.folder / "started").read_text().splitlines()) == 2
 
 
 ABORTS = """
-echo >> begun
-n=$(wc -l < begun)
+echo >> started
+n=$(wc -l < started)
 [ $n = 3 ] && touch {output} && exit 0
 [ $n = REPORT ] && echo step $n > $SNAKEMAKE_SUBMITIT_PROGRESS
 """
@@ -122,7 +122,7 @@ def test_a_command_ended_by_a_signal_after_progress_resumes(toy, name, last):
     command = ABORTS.replace("[ $n = REPORT ] && ", "")
     toy.write(rule(f"{command}{last.format(name)}", resumable=True))
     toy.start(max_stalls=1).succeed()
-    assert len((toy.folder / "begun").read_text().splitlines()) == 3
+    assert len((toy.folder / "started").read_text().splitlines()) == 3
     assert len(toy.final_states()) == 1
 
 
@@ -130,7 +130,7 @@ def test_a_command_ended_by_a_signal_without_further_progress_fails(toy):
     toy.write(rule(f"{ABORTS.replace('REPORT', '1')}sh -c 'kill -ABRT $$'", resumable=True))
     line = message(toy.start(max_stalls=5).fail())
     assert "exit 134" in line or "Aborted" in line or "SIGABRT" in line
-    assert len((toy.folder / "begun").read_text().splitlines()) == 2
+    assert len((toy.folder / "started").read_text().splitlines()) == 2
 
 
 def test_an_error_exit_after_progress_is_a_failure(toy):
@@ -138,13 +138,13 @@ def test_an_error_exit_after_progress_is_a_failure(toy):
     toy.write(rule(f"{command}echo a bug; exit 7", resumable=True))
     line = message(toy.start().fail())
     assert "exit 7" in line and "a bug" in line
-    assert len((toy.folder / "begun").read_text().splitlines()) == 1
+    assert len((toy.folder / "started").read_text().splitlines()) == 1
 
 
 def test_a_rule_that_is_not_resumable_cannot_request_a_requeue(toy):
-    toy.write(rule("echo >> begun; touch $SNAKEMAKE_SUBMITIT_RESUME; exit 1"))
+    toy.write(rule("echo >> started; touch $SNAKEMAKE_SUBMITIT_RESUME; exit 1"))
     toy.fail()
-    assert len((toy.folder / "begun").read_text().splitlines()) == 1
+    assert len((toy.folder / "started").read_text().splitlines()) == 1
 
 
 def test_a_rule_can_override_submitit_resumable(toy, cluster):
