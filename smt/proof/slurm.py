@@ -19,7 +19,7 @@ from typing import Any
 from smt.cluster.slurm import Slurm
 from smt.errors import UserError
 from smt.proof.launch import PeerTimeout, is_error, last_message, lines_of, rank_log, without_job
-from snakemake_executor_plugin_submitit.slurm import is_of_tools
+from snakemake_executor_plugin_submitit.slurm import is_slurm_variable
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +292,7 @@ def _command(request: Request, ranks: int, environment: Mapping[str, str]) -> li
 def _environment(request: Request, ranks: int, given: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for `srun`, without the variables of a job that this is in."""
     environment = {
-        name: value for name, value in without_job(given).items() if not is_of_tools(name)
+        name: value for name, value in without_job(given).items() if not is_slurm_variable(name)
     }
     if _JOB in given:
         return environment

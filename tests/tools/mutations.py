@@ -495,24 +495,24 @@ MUTATIONS = (
     ),
     Mutation(
         "processes without a handler are signalled as well", "executor", f"{CODE}/processes.py",
-        "if name and name not in _NOT_TOLD and _has_handler(pid):",
-        "if name and name not in _NOT_TOLD:",
+        "if name and name not in _SKIPPED_PROGRAMS and _has_handler(pid):",
+        "if name and name not in _SKIPPED_PROGRAMS:",
         (f"{PLUGIN}/tests/cluster/test_resumable.py", *EXECUTOR),
     ),
     Mutation(
         "what squeue does not list is gone", "executor", f"{CODE}/diagnosis.py",
-        "if seen == GONE and (described is None or described.is_alive):", "if False:",
+        "if squeue == GONE and (controller is None or controller.is_active):", "if False:",
         EXECUTOR[2:],
     ),
     Mutation(
         "the words of an attempt that failed before are shown", "executor",
         f"{CODE}/diagnosis.py",
-        "last = lines[begins[-1] :]", "last = lines[begins[0] :]",
+        "attempt = lines[starts[-1] :]", "attempt = lines[starts[0] :]",
         (f"{PLUGIN}/tests/unit/test_diagnosis.py", *EXECUTOR[1:]),
     ),
     Mutation(
         "a job is done though its outputs were deleted since", "executor",
-        f"{CODE}/tracking.py",
+        f"{CODE}/reattachment.py",
         'return result["exit_code"] == 0 and all(Path(output).exists() for output in job.outputs)',
         'return bool(result["exit_code"] == 0)',
         (f"{PLUGIN}/tests/unit/test_tracking.py", *EXECUTOR[::-1]),
@@ -525,7 +525,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a job that ends while nobody looks is run again", "executor", f"{CODE}/job_step.py",
-        "            self._write_marks()\n", "",
+        "            self._write_incomplete_markers()\n", "",
         EXECUTOR[::-1],
     ),
     Mutation(

@@ -1,4 +1,4 @@
-"""Fixtures of all tests of the executor."""
+"""Fixtures for all tests of the executor."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ __all__ = ["cluster", "toy"]
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that start a SLURM."""
+    """Mark the tests that start a SLURM cluster."""
     for item in items:
         if Path(__file__).parent / "cluster" in item.path.parents:
             item.add_marker(pytest.mark.cluster)

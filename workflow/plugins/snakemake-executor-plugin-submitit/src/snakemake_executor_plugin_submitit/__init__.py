@@ -1,16 +1,16 @@
-"""Snakemake executor that runs jobs through submitit: on SLURM, in processes here, or in-process.
+"""Snakemake executor that runs jobs through submitit: on SLURM, in local processes, or in-process.
 
-One Snakemake job is one submitit job all along: through time limits, preemption, requeues, failing
-nodes, and restarts of Snakemake itself. docs/further.md has the settings.
+A Snakemake job stays one submitit job through time limits, preemption, requeues, node failures and
+restarts of Snakemake. docs/further.md has the settings.
 
-Nothing is imported before it is asked for: this package is loaded by every start of Snakemake and
-by every job on its node.
+The submodules are imported on first use: Snakemake loads this package at every start, and again
+within every job.
 """
 
 import importlib
 from typing import Any
 
-_PLACES = {
+_MODULES = {
     "Executor": "executor",
     "ExecutorSettings": "settings",
     "common_settings": "settings",
@@ -18,6 +18,6 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,8 +1,8 @@
-"""What is kept of each attempt at a job, and when to stop trying. Used on the node and off it.
+"""The attempts at a job, in a file beside it, and when to stop requeueing. Used on every host.
 
-A job's command may say how far it is: it writes any short text, like `step 1200`, to the file that
-SNAKEMAKE_SUBMITIT_PROGRESS names, each time that it has saved its state. And it may ask to be
-started again: it writes to SNAKEMAKE_SUBMITIT_RESUME before it fails.
+A job's command may report its progress: each time that it has saved its state, it writes a short
+text, like `step 1200`, to the file that SNAKEMAKE_SUBMITIT_PROGRESS names. It may request a
+requeue: before it fails, it writes to the file that SNAKEMAKE_SUBMITIT_RESUME names.
 """
 
 import json
@@ -11,51 +11,54 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRESS = "SNAKEMAKE_SUBMITIT_PROGRESS"
-RESUME = "SNAKEMAKE_SUBMITIT_RESUME"
+PROGRESS_VARIABLE = "SNAKEMAKE_SUBMITIT_PROGRESS"
+RESUME_VARIABLE = "SNAKEMAKE_SUBMITIT_RESUME"
 
+# Why an attempt ended. These texts are stored in the file of attempts.
 DONE = "done"
 FAILED = "failed"
 SIGNALLED = "stopped on the signal before its time limit"
-ASKED = "asked to be started again"
+RESUME_REQUESTED = "asked to be started again"
 UNRESPONSIVE = "did not stop on the signal before its time limit"
 ABORTED = "was ended by a signal after it had told progress"
 TERMINATED = "was ended by SLURM"
-LOST = "was lost without a word"
+LOST = "ended without recording why"
 
-TO_BE_RESUMED = (SIGNALLED, ASKED, UNRESPONSIVE, ABORTED)
-"""Ends after which the attempt itself wanted another one."""
+RESUMABLE_ENDS = (SIGNALLED, RESUME_REQUESTED, UNRESPONSIVE, ABORTED)
+"""Ends after which the job step itself requeues the job."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a job on a node."""
+    """One execution of a job on a node."""
 
     job_id: str
     node: str
     started: float
     """Unix seconds."""
     progress: str | None
-    """How far the command had said to be when the attempt began."""
+    """Last progress that the command had reported when the attempt started."""
     end: str = LOST
-    """One of the constants above. An attempt that still runs, or was killed, has said nothing."""
+    """One of the constants above. LOST while the attempt runs, or if it was killed."""
 
 
 class Attempts:
-    """The attempts at the job of a key: a file of them, and what its command has to say."""
+    """The attempts at one job: their file, and those that its command writes or reads."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self._log = folder / f"{key}.attempts"
         self.progress_file = folder / f"{key}.progress"
         self.resume_file = folder / f"{key}.resume"
+        self.input_list = folder / f"{key}.inputs"
+        """The inputs for which the command waits, if there are many."""
 
     def read(self) -> list[Attempt]:
         """Return all attempts, the latest last."""
         attempts: list[Attempt] = []
-        for line in _text(self._log).splitlines():
+        for line in _read_text(self._log).splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:  # the last line of a node that went down
+            except ValueError:  # the last line, if the node failed while writing it
                 continue
             if "end" not in event:
                 attempts.append(Attempt(**event))
@@ -64,26 +67,26 @@ class Attempts:
         return attempts
 
     def begin(self, job_id: str, node: str) -> None:
-        """Add an attempt that begins now."""
+        """Record the start of an attempt."""
         self.resume_file.unlink(missing_ok=True)
         attempt = Attempt(job_id, node, time.time(), self.progress())
         self._append({name: value for name, value in vars(attempt).items() if name != "end"})
 
     def end(self, job_id: str, why: str) -> None:
-        """Say why the latest attempt ended."""
+        """Record why the latest attempt ended."""
         self._append({"job_id": job_id, "end": why})
 
     def progress(self) -> str | None:
-        """Return what the command last said of how far it is, or None if it never did."""
-        return _text(self.progress_file).strip()[:100] or None
+        """Return the last progress that the command reported, or None if there is none."""
+        return _read_text(self.progress_file).strip()[:100] or None
 
-    def asked_to_resume(self) -> bool:
-        """Return whether the command has asked, in this attempt, to be started again."""
+    def resume_requested(self) -> bool:
+        """Return whether the command requested a requeue during this attempt."""
         return self.resume_file.exists()
 
     def remove(self) -> None:
-        """Forget all of it."""
-        for path in (self._log, self.progress_file, self.resume_file):
+        """Remove all files of these attempts."""
+        for path in (self._log, self.progress_file, self.resume_file, self.input_list):
             path.unlink(missing_ok=True)
 
     def _append(self, event: dict[str, object]) -> None:
@@ -94,9 +97,9 @@ class Attempts:
 
 
 def stalls(attempts: list[Attempt], progress: str | None) -> int:
-    """Return how many of the last attempts ended where they had begun, at `progress`.
+    """Return how many of the last attempts made no progress: they started at `progress`.
 
-    Attempts that SLURM ended do not count: a job may be preempted however often.
+    Attempts that SLURM ended do not count: a job may be preempted any number of times.
     """
     count = 0
     for attempt in reversed(attempts):
@@ -108,29 +111,29 @@ def stalls(attempts: list[Attempt], progress: str | None) -> int:
     return count
 
 
-def refusal(
+def requeue_refusal(
     attempts: list[Attempt], progress: str | None, max_requeues: int, max_stalls: int
 ) -> str | None:
-    """Return why there is to be no further attempt, or None if there may be one."""
+    """Return why there must be no further attempt, or None if there may be one."""
     if not attempts:
         return None
     last = attempts[-1].end
     if len(attempts) > max_requeues:
         return (
-            f"started again {len(attempts) - 1} times, the last attempt {last}: no requeue is left "
+            f"requeued {len(attempts) - 1} times, the last attempt {last}: no requeue is left "
             f"(submitit-max-requeues: {max_requeues})"
         )
     stalled = stalls(attempts, progress)
     if stalled >= max_stalls:
         at = f" beyond {progress!r}" if progress else ""
         return (
-            f"{stalled} attempts in a row ended without progress{at}, the last {last}: not started "
-            f"again (submitit-max-stalls: {max_stalls})"
+            f"{stalled} attempts in a row ended without progress{at}, the last {last}: not "
+            f"requeued (submitit-max-stalls: {max_stalls})"
         )
     return None
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The three places where submitit runs jobs, behind one face."""
+"""Where submitit runs jobs: on SLURM, in local processes, or in Snakemake's own process."""
 
 import contextlib
 import io
@@ -17,10 +17,10 @@ from snakemake_executor_plugin_submitit import slurm
 from snakemake_executor_plugin_submitit.internals.submitit import (
     FailedJobError,
     FailedSubmissionError,
-    JobPaths,
     SlurmExecutor,
-    without_pauses,
+    without_throttling,
 )
+from snakemake_executor_plugin_submitit.job_files import log_path, result_path
 from snakemake_executor_plugin_submitit.job_step import JobStep
 from snakemake_executor_plugin_submitit.resources import Request
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
@@ -28,40 +28,40 @@ from snakemake_executor_plugin_submitit.slurm import GONE, Status
 
 
 class SubmissionRejected(Exception):
-    """The cluster will not take a job as it is; the message is its own."""
+    """SLURM rejected a job, with this message; another try would not help."""
 
 
 class SubmissionUnconfirmed(Exception):
-    """The cluster did not say whether it took a job."""
+    """It is not known whether SLURM accepted a job, or it may accept it later."""
 
 
 class Backend(Protocol):
     """Where jobs run."""
 
     def submit(self, step: JobStep, request: Request, name: str) -> str:
-        """Hand on a job; return its number.
+        """Submit a job; return its id.
 
         Raises:
-            SubmissionRejected: it will not be taken, however often it is tried.
-            SubmissionUnconfirmed: it may be taken later, or has been.
+            SubmissionRejected: the job is invalid for this cluster.
+            SubmissionUnconfirmed: SLURM did not answer, or its queue is full.
         """
         ...
 
     def statuses(self) -> dict[str, Status] | None:
-        """Return the status of every job, or None if nobody answers now."""
+        """Return the status of every job by its id, or None if SLURM does not answer."""
         ...
 
     def find(self, name: str) -> list[str] | None:
-        """Return the numbers of jobs of a name, or None if nobody answers now."""
+        """Return the ids of the jobs with a name, or None if SLURM does not answer."""
         ...
 
     def cancel(self, job_ids: Iterable[str]) -> bool:
-        """Cancel jobs; return whether that was taken."""
+        """Cancel jobs; return whether SLURM accepted it."""
         ...
 
 
-def backend(settings: ExecutorSettings, folder: Path) -> Backend:
-    """Return the backend that the settings choose."""
+def create_backend(settings: ExecutorSettings, folder: Path) -> Backend:
+    """Return the backend for `submitit-cluster`."""
     if settings.cluster == "slurm":
         return SlurmBackend(settings, folder)
     if settings.cluster == "local":
@@ -69,106 +69,71 @@ def backend(settings: ExecutorSettings, folder: Path) -> Backend:
     return DebugBackend(folder)
 
 
-def result_name(job_id: str) -> str:
-    """Return the name of the file that holds a job's result."""
-    return JobPaths(".", job_id=job_id, task_id=0).result_pickle.name
-
-
-def log_path(folder: Path, job_id: str) -> Path:
-    """Return the log of a job: all its attempts, one after the other."""
-    return JobPaths(folder, job_id=job_id, task_id=0).stdout
-
-
-def submitted(folder: Path, job_id: str) -> Path:
-    """Return the file from which a job learns what to do."""
-    return JobPaths(folder, job_id=job_id, task_id=0).submitted_pickle
-
-
-def read_result(folder: Path, job_id: str) -> dict[str, Any]:
-    """Return exit code and message of a job that has ended by itself, and whether it ever began."""
-    with (folder / result_name(job_id)).open("rb") as file:
-        kind, value = pickle.load(file)  # submitit's own file, in a folder of this user alone
-    if kind == "success":
-        assert isinstance(value, dict)
-        return {**value, "began": True}
-    last = str(value).strip().splitlines()[-1]
-    message = f"the job could not begin: {last}"
-    return {"exit_code": 1, "message": message, "requeues": 0, "began": False}
-
-
-def remove_files(folder: Path, job_id: str, keep_log: bool) -> None:
-    """Remove what submitit wrote for a job."""
-    paths = JobPaths(folder, job_id=job_id, task_id=0)
-    for path in (paths.submitted_pickle, paths.result_pickle, paths.submission_file):
-        path.unlink(missing_ok=True)
-    if not keep_log:
-        paths.stdout.unlink(missing_ok=True)
-
-
-# What sbatch says where the controller is away or full for now. All else is an answer to the job.
-_TRANSIENT = (
+_TRANSIENT_ERRORS = (
     "socket timed out", "timed out", "unable to contact", "connection", "try again", "temporarily",
     "not responding", "zero bytes were transmitted", "communication", "send/recv", "no route",
     "transport endpoint", "authentication", "credential", "munge", "in standby mode",
     "maxsubmit", "job submit limit", "too many jobs", "shutting down", "not running",
 )  # fmt: skip
+"""Parts of sbatch's messages when SLURM does not answer, or its queue is full."""
 
 
 def is_transient(message: str) -> bool:
-    """Return whether what sbatch says means that it may take this job later."""
-    said = message.lower()
-    return any(sign in said for sign in _TRANSIENT)
+    """Return whether sbatch may accept the same job later, going by its error message."""
+    return any(part in message.lower() for part in _TRANSIENT_ERRORS)
 
 
 def _setup(settings: ExecutorSettings) -> list[str]:
-    """Return what a job's shell runs first; if that fails, so does the job."""
+    """Return the lines of `submitit-setup` for the batch script; the job fails if they fail."""
     if not settings.setup:
         return []
-    failed = shlex.quote(f"submitit: setup failed: {settings.setup}")
-    return [f"{{ {settings.setup}\n}} || {{ code=$?; echo {failed}; exit $code; }}"]
+    message = shlex.quote(f"submitit: setup failed: {settings.setup}")
+    return [f"{{ {settings.setup}\n}} || {{ code=$?; echo {message}; exit $code; }}"]
 
 
-_HEEDLESS = "trap '' USR2"
-"""First line of a batch script: SLURM may signal a short job at once, before its Python listens."""
+_IGNORE_SIGUSR2 = "trap '' USR2"
+"""First line of a batch script: SLURM may signal a short job before its Python has a handler."""
 
 
 class SlurmBackend:
-    """Jobs of SLURM, each one `sbatch` whose shell becomes the Python that runs the step."""
+    """Jobs of SLURM: batch scripts whose shell is replaced by the Python that runs the step."""
 
     def __init__(self, settings: ExecutorSettings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
-        # exec: the batch shell must not stand between SLURM's signal and who heeds it.
+        # exec: SLURM sends its signal to the batch shell, and Python handles it.
         self._python = f"exec {settings.python or shlex.quote(sys.executable)}"
 
     def submit(self, step: JobStep, request: Request, name: str) -> str:
-        executor = without_pauses(
+        executor = without_throttling(
             SlurmExecutor(self._folder, max_num_timeout=10**6, python=self._python)
         )
-        # As an argument the path needs no quotes, of which sbatch knows other rules in a script.
-        executor.further = (f"--output={log_path(self._folder, '%j')}", *request.extra)
-        executor.kept_away = [*filter(slurm.is_of_tools, os.environ)]
+        # An argument, not a line of the script, where sbatch has its own rules of quoting.
+        executor.sbatch_arguments = (f"--output={log_path(self._folder, '%j')}", *request.extra)
+        executor.hidden_variables = [*filter(slurm.is_slurm_variable, os.environ)]
         executor.update_parameters(**self._parameters(step, request, name))
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # it prints what it raises as well
+            with contextlib.redirect_stderr(
+                io.StringIO()
+            ):  # submitit prints the message that it raises
                 return str(executor.submit(step).job_id)
         except FailedJobError as error:
-            self._remove_drafts()
+            self._remove_unsubmitted()
             kind = SubmissionUnconfirmed if is_transient(str(error)) else SubmissionRejected
-            raise kind(_in_one_line(str(error))) from None
+            raise kind(_one_line(str(error))) from None
         except (FailedSubmissionError, OSError) as error:
-            self._remove_drafts()
-            raise SubmissionUnconfirmed(_in_one_line(str(error))) from None
+            self._remove_unsubmitted()
+            raise SubmissionUnconfirmed(_one_line(str(error))) from None
         finally:
             if executor.script is not None:
-                executor.script.unlink(missing_ok=True)  # by now a link to the script
+                executor.script.unlink(missing_ok=True)  # submitit left a link in its place
 
-    def _remove_drafts(self) -> None:
-        """Remove what submitit wrote for a job that got no number."""
+    def _remove_unsubmitted(self) -> None:
+        """Remove the pickle that submitit wrote for a job without an id."""
         for path in self._folder.glob(f"{'[0-9a-f]' * 32}.pkl"):
             path.unlink(missing_ok=True)
 
     def _parameters(self, step: JobStep, request: Request, name: str) -> dict[str, Any]:
-        more: dict[str, Any] = {
+        additional: dict[str, Any] = {
             "signal": f"B:USR2@{step.signal_delay:.0f}" if step.resumable else None,
             "requeue": True,
             "reservation": request.reservation,
@@ -188,14 +153,14 @@ class SlurmBackend:
             "qos": request.qos,
             "constraint": request.constraint,
             "comment": request.comment,
-            "setup": [_HEEDLESS, *_setup(self._settings)],
+            "setup": [_IGNORE_SIGUSR2, *_setup(self._settings)],
             "stderr_to_stdout": True,
             "use_srun": False,
             "wckey": self._settings.wckey,
-            "additional_parameters": {name: value for name, value in more.items() if value},
+            "additional_parameters": {name: value for name, value in additional.items() if value},
         }
-        kept = {name: value for name, value in parameters.items() if value is not None}
-        return {**kept, "wckey": self._settings.wckey}
+        given = {name: value for name, value in parameters.items() if value is not None}
+        return {**given, "wckey": self._settings.wckey}
 
     def statuses(self) -> dict[str, Status] | None:
         return slurm.statuses()
@@ -208,14 +173,14 @@ class SlurmBackend:
 
 
 class LocalBackend:
-    """Processes of this machine that outlive Snakemake."""
+    """Local processes, which outlive Snakemake."""
 
     def __init__(self, settings: ExecutorSettings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
         self._jobs: dict[str, submitit.LocalJob[Any]] = {}
 
     def submit(self, step: JobStep, request: Request, name: str) -> str:
-        executor = without_pauses(
+        executor = without_throttling(
             submitit.LocalExecutor(
                 self._folder, max_num_timeout=10**6, python=self._settings.python
             )
@@ -233,38 +198,37 @@ class LocalBackend:
         return str(job.job_id)
 
     def statuses(self) -> dict[str, Status] | None:
-        numbers = {path.name.partition("_")[0] for path in self._folder.glob("*_submitted.pkl")}
-        return {each: Status("RUNNING") if self._runs(each) else GONE for each in numbers}
+        ids = {path.name.partition("_")[0] for path in self._folder.glob("*_submitted.pkl")}
+        return {job_id: Status("RUNNING") if self._is_running(job_id) else GONE for job_id in ids}
 
-    def _runs(self, job_id: str) -> bool:
+    def _is_running(self, job_id: str) -> bool:
         if job_id in self._jobs:
             return not self._jobs[job_id].done()
         try:
-            said = Path(f"/proc/{job_id}/cmdline").read_bytes().decode(errors="replace")
+            command = Path(f"/proc/{job_id}/cmdline").read_bytes().decode(errors="replace")
         except OSError:
             return False
-        return "submitit.local._local" in said and str(self._folder) in said
+        return "submitit.local._local" in command and str(self._folder) in command
 
     def find(self, name: str) -> list[str] | None:
         return []
 
     def cancel(self, job_ids: Iterable[str]) -> bool:
-        for each in job_ids:
-            if self._runs(each):
-                os.kill(int(each), signal.SIGTERM)
+        for job_id in job_ids:
+            if self._is_running(job_id):
+                os.kill(int(job_id), signal.SIGTERM)
         return True
 
 
 class DebugBackend:
-    """Jobs that run inside Snakemake's own process, each before the next."""
+    """Jobs that run in Snakemake's own process, one after the other."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def submit(self, step: JobStep, request: Request, name: str) -> str:
         job = submitit.DebugExecutor(self._folder).submit(step)
-        paths = JobPaths(self._folder, job_id=job.job_id, task_id=0)
-        with paths.result_pickle.open("wb") as file:
+        with result_path(self._folder, job.job_id).open("wb") as file:
             pickle.dump(("success", job.result()), file)
         return str(job.job_id)
 
@@ -278,7 +242,7 @@ class DebugBackend:
         return True
 
 
-def _in_one_line(text: str) -> str:
-    """Return all that sbatch says."""
+def _one_line(text: str) -> str:
+    """Return the whole message of sbatch on one line."""
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in text.splitlines()]
     return "; ".join(filter(None, map(str.strip, lines))) or "no message"

@@ -1,6 +1,6 @@
-"""What a job is made from: by it a job of an earlier start is the one that is wanted now, or not.
+"""What a job's outputs are made from, as digests: they decide whether an earlier job still fits.
 
-Told apart are the kinds of change that Snakemake knows (`--rerun-triggers`), each by a digest.
+There is a digest for each kind of change that Snakemake distinguishes (`--rerun-triggers`).
 """
 
 import contextlib
@@ -16,47 +16,47 @@ from typing import Any
 from snakemake_executor_plugin_submitit.internals import snakemake as internals
 
 RULE = "rule"
-"""The rule and its wildcards, which are compared whatever the triggers are."""
+"""The rule and its wildcards, which are compared under any triggers."""
 
 _BUILTIN = (str, bool, int, float, complex, bytes, bytearray, range, Path, type(None))
 
 
 def members(job: Any) -> list[Any]:
-    """Return the jobs of a group in the order of their identities, or the job itself."""
+    """Return the jobs of a group, sorted by identity, or the job itself."""
     return sorted(job.jobs, key=identity) if job.is_group() else [job]
 
 
 def identity(job: Any) -> str:
-    """Return what names a single job: its rule and wildcards."""
+    """Return a single job's rule and wildcards as JSON."""
     return json.dumps([job.rule.name, sorted(job.wildcards_dict.items())])
 
 
-def made_by(job: Any) -> list[str]:
-    """Return what a single job makes; of one that makes no file, its identity."""
-    return [str(each) for each in job.output] or [identity(job)]
+def outputs(job: Any) -> list[str]:
+    """Return the outputs of a single job; for a job without outputs, its identity."""
+    return [str(output) for output in job.output] or [identity(job)]
 
 
 def contents(job: Any, workflow: Any) -> dict[str, dict[str, str]]:
-    """Return, for all that a job or group makes, the digests of what it is made from."""
-    found = {}
+    """Return, for each output of a job or group, a digest for each kind of change."""
+    digests: dict[str, dict[str, str]] = {}
     for member in members(job):
-        digests = _digests(member, workflow)
-        found.update(dict.fromkeys(made_by(member), digests))
-    return found
+        digests.update(dict.fromkeys(outputs(member), _digests(member, workflow)))
+    return digests
 
 
 def triggers(workflow: Any) -> frozenset[str]:
-    """Return the kinds whose change has a job run again, as the user chose them."""
+    """Return the kinds of change that make a job run again, as the user chose them."""
     return frozenset({RULE, *internals.rerun_triggers(workflow)})
 
 
 def _digests(job: Any, workflow: Any) -> dict[str, str]:
+    parameters = sorted(json.dumps(canonical(value)) for value in internals.params(job))
     return {
         RULE: _digest(identity(job)),
         "code": _digest([internals.code(job, workflow), _script(job)]),
-        "params": _digest(sorted(json.dumps(canonical(each)) for each in internals.params(job))),
-        "input": _digest([str(each) for each in internals.inputs(job, workflow)]),
-        "mtime": _digest(list(_states(job, internals.checksum_limit(workflow)))),
+        "params": _digest(parameters),
+        "input": _digest([str(name) for name in internals.inputs(job, workflow)]),
+        "mtime": _digest(list(_input_states(job, internals.checksum_limit(workflow)))),
         "software-env": _digest(internals.software(job, workflow)),
     }
 
@@ -66,7 +66,7 @@ def _digest(content: Any) -> str:
 
 
 def _script(job: Any) -> str | None:
-    """Return a digest of the script or notebook of a job, or where it is if it is elsewhere."""
+    """Return a digest of a job's script or notebook, or its address if it is not a local file."""
     source = internals.script(job)
     if source is None:
         return None
@@ -76,31 +76,31 @@ def _script(job: Any) -> str | None:
         return source
 
 
-def _states(job: Any, limit: int) -> Iterable[list[Any]]:
-    """Yield the state of each input that is here: a checksum of a small file, else size and time.
+def _input_states(job: Any, limit: int) -> Iterable[list[Any]]:
+    """Yield the state of each local input: a small file's checksum, otherwise size and mtime.
 
-    Of an input that is `ancient` only its name counts, and so it is with one that is not a file.
+    `limit` is in bytes. Inputs that are `ancient`, or no local files, count by their name only.
     """
-    for each in sorted(job.input, key=str):
-        if each.is_ancient:
+    for name in sorted(job.input, key=str):
+        if name.is_ancient:
             continue
-        path = Path(str(each))
+        path = Path(str(name))
         with contextlib.suppress(OSError):
-            found = path.stat()
-            if stat.S_ISDIR(found.st_mode):
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
                 with contextlib.suppress(OSError):
-                    found = (path / ".snakemake_timestamp").stat()
-                yield [str(each), found.st_mtime_ns]
-            elif stat.S_ISREG(found.st_mode) and found.st_size <= limit:
-                yield [str(each), hashlib.sha256(path.read_bytes()).hexdigest()]
-            elif stat.S_ISREG(found.st_mode):
-                yield [str(each), found.st_size, found.st_mtime_ns]
+                    status = (path / ".snakemake_timestamp").stat()
+                yield [str(name), status.st_mtime_ns]
+            elif stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+                yield [str(name), hashlib.sha256(path.read_bytes()).hexdigest()]
+            elif stat.S_ISREG(status.st_mode):
+                yield [str(name), status.st_size, status.st_mtime_ns]
 
 
 def canonical(value: Any) -> Any:
-    """Return a parameter as JSON that is the same in every process for the same parameter.
+    """Return a parameter as JSON that does not depend on the process.
 
-    Objects that Snakemake cannot represent either stand there by their type alone.
+    Objects that have no stable representation are given by their type only.
     """
     if isinstance(value, _BUILTIN):
         return [type(value).__name__, os.fspath(value) if isinstance(value, Path) else repr(value)]
@@ -111,7 +111,7 @@ def canonical(value: Any) -> Any:
         return ["set", sorted(map(canonical, value), key=json.dumps)]
     if isinstance(value, (list, tuple)):
         return [type(value).__name__, *map(canonical, value)]
-    pandas = sys.modules.get("pandas")  # an object of it is none if it was never imported
+    pandas = sys.modules.get("pandas")  # not imported: the value is no object of pandas
     if pandas and isinstance(value, (pandas.DataFrame, pandas.Series, pandas.Index)):
         return ["pandas", pandas.util.hash_pandas_object(value).tolist()]
     return [f"{type(value).__module__}.{type(value).__qualname__}"]

@@ -1,4 +1,4 @@
-"""Why a job failed, in one line for whoever started it."""
+"""Why a job failed or is pending, in one line for the user."""
 
 import re
 import signal
@@ -12,16 +12,19 @@ from snakemake_executor_plugin_submitit.registry import Record
 from snakemake_executor_plugin_submitit.slurm import GONE, Status
 
 LAST_LINES = 3
-_READ = 16_384
+"""Lines of a log that a message quotes."""
 
-_SIGNS_OF_MEMORY = (
+_TAIL_BYTES = 16_384
+
+_OUT_OF_MEMORY_PATTERNS = (
     "Exceeded job memory limit", "oom-kill", "oom_kill", "Out Of Memory", "OOM Killed",
     "out of memory", "Killed by the OOM",
 )  # fmt: skip
 
-_NOT_OF_COMMAND = (
+_EXECUTOR_LINES = (
     "submitit INFO", " submitit: ", "Will exit after finishing currently running jobs",
 )  # fmt: skip
+"""Parts of lines that submitit, this plugin and Snakemake write, not the rule's command."""
 
 _REMEDIES = {
     "OUT_OF_MEMORY": "raise mem_mb",
@@ -30,11 +33,9 @@ _REMEDIES = {
     "CANCELLED": "start Snakemake again to run it again",
 }
 
+_TRANSIENT_REASONS = ("", "Priority", "Resources", "BeginTime", "Cleaning", "Prolog", "Licenses")
 
-_USUAL = ("", "Priority", "Resources", "BeginTime", "Cleaning", "Prolog", "Licenses")
-"""Reasons for which any job may wait a while."""
-
-_HINTS = {
+_REASON_HINTS = {
     "PartitionTimeLimit": "lower runtime, or choose another slurm_partition",
     "WallDurationPerJob": "lower runtime, or choose another slurm_qos",
     "PartitionNodeLimit": "lower nodes, or choose another slurm_partition",
@@ -51,82 +52,81 @@ _HINTS = {
     "BadConstraints": "choose another slurm_constraint",
     "Reservation": "choose another slurm_reservation, or wait until it begins",
     "DependencyNeverSatisfied": "leave the dependency out of slurm_extra",
-    "ReqNodeNotAvail": "wait until the nodes are back, or ask for others",
-    "Limit": "it waits for a limit of its account, partition or QOS",
+    "ReqNodeNotAvail": "wait until the nodes are back, or request others",
+    "Limit": "a limit of its account, partition or QOS is reached",
 }
-"""Part of a reason -> what can be done. The first that fits."""
+"""Part of a reason -> what the user can do. The first match counts."""
 
 
-def is_usual(reason: str) -> bool:
-    """Return whether a job that waits for this reason is going to start by itself."""
-    return reason in _USUAL
+def is_transient_reason(reason: str) -> bool:
+    """Return whether a job that is pending for this reason will start by itself."""
+    return reason in _TRANSIENT_REASONS
 
 
-def explain_waiting(reason: str, records: Sequence[Record]) -> str:
-    """Return one line on the jobs that wait for a reason: which, and what can be done."""
-    numbers = [str(each.job_id) for each in records]
-    shown = ", ".join(numbers[:5]) + (", ..." if len(numbers) > 5 else "")
-    who = records[0].title if len(records) == 1 else f"{len(records)} jobs ({shown})"
+def explain_pending(reason: str, records: Sequence[Record]) -> str:
+    """Return one line on the jobs that are pending for a reason: which, and what can be done."""
+    ids = [str(record.job_id) for record in records]
+    shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    jobs = records[0].title if len(records) == 1 else f"{len(records)} jobs ({shown})"
+    verb = "is" if len(records) == 1 else "are"
     if "eld" in reason:  # JobHeldUser, launch failed requeued held
-        is_held = "is held" if len(records) == 1 else "are held"
-        return f"{who} {is_held} ({reason}); to let it go on: scontrol release {','.join(numbers)}"
-    hint = next((hint for part, hint in _HINTS.items() if part in reason), None)
-    waits = "waits" if len(records) == 1 else "wait"
-    return f"{who} {waits}: {reason}" + (f"; {hint}" if hint else "")
+        return f"{jobs} {verb} held ({reason}); to release: scontrol release {','.join(ids)}"
+    hint = next((hint for part, hint in _REASON_HINTS.items() if part in reason), None)
+    return f"{jobs} {verb} pending: {reason}" + (f"; {hint}" if hint else "")
 
 
 def tail(log: Path) -> list[str]:
-    """Return the last lines of a log that say something."""
+    """Return the last non-empty lines of a log."""
     try:
         with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - _READ, 0))
+            file.seek(max(log.stat().st_size - _TAIL_BYTES, 0))
             text = file.read().decode(errors="replace")
     except OSError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def final_status(job_id: str, seen: Status, log: Path) -> Status | None:
-    """Return how a job ended, from whoever knows more: accounting, the controller, its log.
+def final_status(job_id: str, squeue: Status, log: Path) -> Status | None:
+    """Return how a job ended, from accounting, the controller, squeue's status, or its log.
 
-    One that squeue no longer lists has ended only if somebody else says so too, for that may be due
-    to how squeue is called. Returns None where nobody does.
+    A job that squeue does not list has ended only if another source confirms it: squeue may be
+    configured to hide jobs. Returns None if none does.
     """
-    known = slurm.accounted(job_id)
-    if known is None or known.is_alive:
-        described = slurm.described(job_id)
-        if seen == GONE and (described is None or described.is_alive):
+    status = slurm.sacct_status(job_id)
+    if status is None or status.is_active:
+        controller = slurm.scontrol_status(job_id)
+        if squeue == GONE and (controller is None or controller.is_active):
             return None
-        known = described or seen
-    if known.is_alive or known == GONE:
-        known = seen
-    if known.state in ("FAILED", "OUT_OF_MEMORY", "GONE") and _ran_out_of_memory(log):
-        return Status("OUT_OF_MEMORY", known.reason, exit=known.exit)
-    return known
+        status = controller or squeue
+    if status.is_active or status == GONE:
+        status = squeue
+    if status.state in ("FAILED", "OUT_OF_MEMORY", "GONE") and _is_out_of_memory(log):
+        return Status("OUT_OF_MEMORY", status.reason, exit=status.exit)
+    return status
 
 
-def _ran_out_of_memory(log: Path) -> bool:
-    return any(sign in line for line in tail(log)[-40:] for sign in _SIGNS_OF_MEMORY)
+def _is_out_of_memory(log: Path) -> bool:
+    return any(pattern in line for line in tail(log)[-40:] for pattern in _OUT_OF_MEMORY_PATTERNS)
 
 
-def of_result(result: dict[str, Any], log: Path) -> Status:
-    """Return the status of a job whose command failed and was seen to."""
-    state = "OUT_OF_MEMORY" if _ran_out_of_memory(log) else "FAILED"
+def result_status(result: dict[str, Any], log: Path) -> Status:
+    """Return the status of a job whose step returned a result with a failure."""
+    state = "OUT_OF_MEMORY" if _is_out_of_memory(log) else "FAILED"
     return Status(state, exit=exit_code(log) or str(result["exit_code"]))
 
 
-def explain(
+def explain_failure(
     job_id: str,
     status: Status,
     log: Path,
     message: str | None = None,
     rule_logs: Sequence[str] = (),
 ) -> str:
-    """Return one line: SLURM's state and reason, what is to be done, the log and its end.
+    """Return one line: SLURM's state and reason, what to do, the log and its last lines.
 
-    Where the rule has a log of its own that says anything, it is that one's end.
+    The lines are those of the rule's own log, if it has one that is not empty.
     """
-    state = status.state + (f" by {status.by}" if status.by else "")
+    state = status.state + (f" by {status.cancelled_by}" if status.cancelled_by else "")
     details = [status.reason] if status.reason else []
     if status.exit not in ("", "0:0"):
         details.append(f"exit {status.exit}")
@@ -136,58 +136,60 @@ def explain(
         parts.append(message)
     if status.state in _REMEDIES:
         parts.append(_REMEDIES[status.state])
-    return "; ".join([*parts, _end_of_logs(log, rule_logs)])
+    return "; ".join([*parts, _last_lines(log, rule_logs)])
 
 
-def _end_of_logs(log: Path, rule_logs: Sequence[str]) -> str:
-    own = [Path(each) for each in rule_logs if tail(Path(each))]
-    lines = tail(own[-1]) if own else _of_command(tail(log))
-    named = " and ".join(str(each) for each in [log, *own[-1:]])
-    if not log.exists() and not own:
+def _last_lines(log: Path, rule_logs: Sequence[str]) -> str:
+    rule_log = [Path(name) for name in rule_logs if tail(Path(name))][-1:]
+    lines = tail(rule_log[0]) if rule_log else _command_output(tail(log))
+    names = " and ".join(str(path) for path in [log, *rule_log])
+    if not log.exists() and not rule_log:
         return f"no log {log}"
-    return f"log {named}: " + " | ".join(lines[-LAST_LINES:]) if lines else f"log {named} (empty)"
+    return f"log {names}: " + " | ".join(lines[-LAST_LINES:]) if lines else f"log {names} (empty)"
 
 
-def _of_command(lines: list[str]) -> list[str]:
-    """Return what the command itself wrote, without what submitit and Snakemake wrote around it."""
-    begins = [number for number, line in enumerate(lines) if " submitit: attempt " in line]
-    last = lines[begins[-1] :] if begins else lines
-    heads = [number for number, line in enumerate(last) if line.startswith("resources: ")]
-    body = last[heads[-1] + 1 :] if heads else last
-    ends = [number for number, line in enumerate(body) if line == "RuleException:"]
-    if ends:
-        body = body[: ends[0]]
-    return [line for line in body if not any(sign in line for sign in _NOT_OF_COMMAND)] or lines
+def _command_output(lines: list[str]) -> list[str]:
+    """Return the lines of the command itself in the last attempt, without those around them."""
+    starts = [number for number, line in enumerate(lines) if " submitit: attempt " in line]
+    attempt = lines[starts[-1] :] if starts else lines
+    headers = [number for number, line in enumerate(attempt) if line.startswith("resources: ")]
+    body = attempt[headers[-1] + 1 :] if headers else attempt
+    if "RuleException:" in body:
+        body = body[: body.index("RuleException:")]
+    return [line for line in body if not any(part in line for part in _EXECUTOR_LINES)] or lines
 
 
 def _missing_output(log: Path) -> str | None:
-    """Return what a command that succeeded has not made, as Snakemake wrote it to the log."""
-    _, found, said = "\n".join(tail(log)).rpartition("MissingOutputException")
-    lines = said.partition("--latency-wait:\n")[2].splitlines()
+    """Return which outputs a successful command did not make, as Snakemake logged them."""
+    _, exception, text = "\n".join(tail(log)).rpartition("MissingOutputException")
+    lines = text.partition("--latency-wait:\n")[2].splitlines()
     files = [line.partition(" (missing")[0] for line in lines if " (missing" in line]
-    return f"its command succeeded, but made no {', '.join(files)}" if found and files else None
+    if not exception or not files:
+        return None
+    return f"its command succeeded, but did not make {', '.join(files)}"
 
 
 def exit_code(log: Path) -> str | None:
     """Return the exit code of the rule's command, as Snakemake wrote it to the job's log."""
-    said = "\n".join(tail(log))
-    ends = re.findall(r"returned non-zero exit status (\d+)|died with <Signals\.(\w+)", said)
+    ends = re.findall(
+        r"returned non-zero exit status (\d+)|died with <Signals\.(\w+)", "\n".join(tail(log))
+    )
     if not ends:
         return None
     code, name = ends[-1]
     return code or str(128 + signal.Signals[name])
 
 
-def unseen_folder(job_id: str, log: Path) -> str:
-    """Return what to say of a job that ended and left nothing where it was to write."""
-    node = slurm.node_of(job_id) or "its node"
+def folder_not_visible(job_id: str, log: Path) -> str:
+    """Return the message for a job that ended without writing its log."""
+    node = slurm.batch_node(job_id) or "its node"
     return (
-        f"job {job_id} ended on {node} and left no trace in {log.parent}: does {node} see this "
-        "folder? Choose one that every node sees (submitit-folder), or leave the node out "
+        f"job {job_id} ended on {node} and wrote no log in {log.parent}: is this folder visible on "
+        f"{node}? Choose a folder that every node sees (submitit-folder), or exclude the node "
         "(slurm_extra: --exclude)"
     )
 
 
-def began(attempts: list[Attempt], job_id: str) -> bool:
-    """Return whether a job of this number has ever reached its first line."""
+def has_started(attempts: list[Attempt], job_id: str) -> bool:
+    """Return whether the job step of a job has ever run."""
     return any(attempt.job_id == job_id for attempt in attempts)

@@ -1,22 +1,16 @@
-"""The executor: jobs of Snakemake in, jobs of submitit out, and what became of them."""
+"""The executor: submits Snakemake's jobs through submitit, and reports how they end."""
 
 import asyncio
-import contextlib
-import getpass
 import hashlib
 import json
-import os
 import re
 import shlex
-import shutil
-import signal
 import threading
-import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from snakemake_interface_common.exceptions import ApiError, WorkflowError
+from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
@@ -25,116 +19,83 @@ from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
 from snakemake_interface_executor_plugins.utils import format_cli_arg, join_cli_args
 from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
 
-from snakemake_executor_plugin_submitit import resources
-from snakemake_executor_plugin_submitit.contents import contents, made_by, members, triggers
+from snakemake_executor_plugin_submitit import resources, startup
+from snakemake_executor_plugin_submitit.attempts import Attempts
+from snakemake_executor_plugin_submitit.contents import contents, members, outputs, triggers
 from snakemake_executor_plugin_submitit.internals import snakemake as internals
 from snakemake_executor_plugin_submitit.job_step import JobStep
-from snakemake_executor_plugin_submitit.registry import Record, Registry
+from snakemake_executor_plugin_submitit.registry import Record
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
-_MANY_FILES = 20
+if TYPE_CHECKING:
+    from snakemake_executor_plugin_submitit.tracked_job import Outcome
 
-_LAST_WORDS = 10.0
-"""Seconds that a job which has made its outputs may take to say so."""
+_MAX_INPUT_ARGUMENTS = 20
+"""Inputs that a job's command line may list; more are listed in a file."""
+
+_ENDING_TIMEOUT = 10.0
+"""Seconds that a job may take from its outputs to its result."""
 
 
 class Executor(RemoteExecutor):
     """Runs jobs through submitit."""
 
     def __init__(self, workflow: WorkflowExecutorInterface, logger: LoggerExecutorInterface):
-        # Everything has to be there before the base class starts to poll.
+        # All of it precedes super().__init__(), which starts to poll.
         settings = workflow.executor_settings
         assert isinstance(settings, ExecutorSettings)
-        self._settings = settings
-        if settings.cluster == "slurm" and not shutil.which("sbatch"):
-            raise ApiError(
-                "submitit: no sbatch on PATH: start Snakemake where jobs are submitted, or choose "
-                "--submitit-cluster local"
-            )
-        self._folder = _folder(settings.folder)
-        self._log = logger
-        self._workflow = workflow
+        self._settings, self._workflow, self._logger = settings, workflow, logger
+        if settings.cluster == "slurm":
+            startup.require_sbatch()
+        folder = startup.make_folder(settings.folder)
         internals.check(workflow)
-        own = frozenset(re.split(r"[,\s]+", settings.own_resources or "")) - {""}
+        declared = frozenset(re.split(r"[,\s]+", settings.own_resources or "")) - {""}
         limited = internals.limited_resources(workflow)
-        _check_resources(workflow, own | limited)
-        self._own = own | (limited & resources.ALIASES)
-        self._registry = _open(self._folder, workflow)
-        # Imported now: submitit is of no use to the many starts of Snakemake that run no jobs.
-        from snakemake_executor_plugin_submitit.internals import submitit
-        from snakemake_executor_plugin_submitit.tracking import Tracker
-
-        submitit.check()
-
-        self._triggers = triggers(workflow)
-        self._tracker = Tracker(settings, self._folder, self._registry, logger, self._triggers)
+        startup.check_resources(workflow, declared | limited)
+        self._own_resources = declared | (limited & resources.ALIASES)
+        self._registry = startup.open_registry(folder, workflow)
         self._wake = threading.Event()
-        self._ending: list[tuple[Record, list[Any]]] = []
-        self._sort_out_strangers()
-        self._tracker.remove_old_logs()
-        _tell_of_ignored_interrupt(logger)
-        _tell_of_options(logger)
-        _heed_one_interrupt()
+        self._start_tracking(folder)
+        startup.warn_of_ignored_sigint(logger)
+        startup.report_ignored_options(logger)
+        startup.ignore_second_sigint()
         super().__init__(workflow, logger)
         self.next_seconds_between_status_checks = settings.poll_interval
 
-    def _sort_out_strangers(self) -> None:
-        """Deal with jobs of an earlier start that this one does not ask for.
+    def _start_tracking(self, folder: Path) -> None:
+        # Imported here: Snakemake often starts without jobs to run, and then needs no submitit.
+        from snakemake_executor_plugin_submitit.backends import create_backend
+        from snakemake_executor_plugin_submitit.internals import submitit
+        from snakemake_executor_plugin_submitit.tracking import Tracker
+        from snakemake_executor_plugin_submitit.unrequested_jobs import UnrequestedJobs
 
-        One that makes what Snakemake takes to be made has ended just now: its command has removed
-        Snakemake's marks, and its step is about to put them back. What its outputs were made with
-        is recorded here in a moment. The others are forgotten, or named where they run.
-        """
-        wanted = {made for job in internals.jobs_to_run(self._workflow) for made in made_by(job)}
-        strangers = [each for each in self._registry.all() if not wanted & set(each.contents)]
-        if not strangers:
-            return
-        makers = {made: job for job in internals.all_jobs(self._workflow) for made in made_by(job)}
-        ending = [each for each in strangers if set(each.contents) <= set(makers)]
-        self._ending = [
-            (record, [makers[made] for made in record.contents])
-            for record in self._tracker.those_of_use(ending)
-        ]
-        running = self._tracker.those_that_run(each for each in strangers if each not in ending)
-        if running:
-            numbers = " ".join(running)
-            self._log.warning(
-                f"submitit: {len(running)} jobs of an earlier start are still in the queue, and "
-                f"this one does not need what they make; to cancel them: scancel {numbers}"
-            )
+        submitit.check()
+        backend, kinds = create_backend(self._settings, folder), triggers(self._workflow)
+        self._tracker = Tracker(
+            self._settings, folder, self._registry, backend, self._logger, kinds
+        )
+        self._unrequested = UnrequestedJobs(
+            self._workflow, folder, self._registry, backend, kinds, self._logger
+        )
+        self._tracker.remove_old_logs()
 
-    async def _record_what_ended(self) -> None:
-        for record, jobs in list(self._ending):
-            succeeded = self._tracker.succeeded(record)
-            if succeeded is None:
-                continue
-            for job in jobs if succeeded else []:
-                # Of what was made from something else the mark stays: it is made again.
-                if not record.changes(self._contents(job), self._triggers):
-                    await internals.record(job, self._workflow)
-            self._tracker.forget(record)
-            self._ending.remove((record, jobs))
-
-    # --- what Snakemake calls --------------------------------------------------------------------
+    # --- called by Snakemake ----------------------------------------------------------------------
 
     def run_job(self, job: JobExecutorInterface) -> None:
-        """Take a job over; it is submitted, or found to run already, by the thread that polls."""
+        """Accept a job; the polling thread submits it, or reattaches to an earlier one."""
         info = SubmittedJobInfo(job)
         try:
-            request = resources.request(
-                {name: value for name, value in job.resources.items() if name not in self._own},
-                self._threads(job), self._settings.default_runtime or 60,
-            )  # fmt: skip
+            request = self._request(job)
             record = self._record(job, request)
             step = self._step(job, record, request)
         except (ValueError, WorkflowError) as error:
-            # Anything that is raised here would end all other jobs.
+            # An exception here would make Snakemake cancel all jobs.
             super().report_job_submission(info, register_job=False)
             self._report_error(info, str(error))
             return
-        made, logs = (list(map(str, files)) for files in (job.output, job.log))
-        forced = any(internals.is_forced(each, self._workflow) for each in members(job))
-        tracked = self._tracker.track(record, step, request, made, logs, forced)
+        files, logs = (list(map(str, paths)) for paths in (job.output, job.log))
+        forced = any(internals.is_forced(member, self._workflow) for member in members(job))
+        tracked = self._tracker.track(record, step, request, files, logs, forced)
         info.aux = {"tracked": tracked}
         self.report_job_submission(info, register_job=False)
         self._wake.set()
@@ -142,11 +103,11 @@ class Executor(RemoteExecutor):
     async def check_active_jobs(
         self, active_jobs: list[SubmittedJobInfo]
     ) -> AsyncGenerator[SubmittedJobInfo, None]:
-        """Submit what is new, look at what runs, report what has ended; yield the rest."""
-        self._tracker.look()
-        await self._record_what_ended()
+        """Submit new jobs, poll, and report jobs that ended; yield the others."""
+        self._tracker.poll()
+        await self._unrequested.record_outputs()
         for info in active_jobs:
-            if info.aux is None:  # reported already
+            if info.aux is None:  # reported when it was accepted
                 continue
             outcome = self._advance(info)
             if outcome is None:
@@ -157,23 +118,23 @@ class Executor(RemoteExecutor):
                 self._report_error(info, outcome.message, outcome.log)
 
     def _report_error(self, info: SubmittedJobInfo, message: str, log: Path | None = None) -> None:
-        if info.job.is_group():  # Snakemake shows no message of a group
-            self._log.error(f"submitit: group {_label(info.job)}: {message}")
+        if info.job.is_group():  # Snakemake shows no message for groups
+            self._logger.error(f"submitit: group {_label(info.job)}: {message}")
         self.report_job_error(info, msg=f"{message}. ", aux_logs=[str(log)] if log else [])
 
-    def _advance(self, info: SubmittedJobInfo) -> Any:
-        """Return how a job ended, or None; a disk that fails for a while is no reason to end."""
+    def _advance(self, info: SubmittedJobInfo) -> "Outcome | None":
+        """Return how a job ended, or None; after an error of the file system, try again."""
         assert info.aux is not None
         try:
-            outcome = self._tracker.advance(info.aux["tracked"])
+            outcome: Outcome | None = self._tracker.advance(info.aux["tracked"])
             self._register(info)
         except OSError as error:
-            self._log.warning(f"submitit: {error}; tried again")
+            self._logger.warning(f"submitit: {error}; retrying")
             return None
         return outcome
 
     def _register(self, info: SubmittedJobInfo) -> None:
-        """Have Snakemake mark the outputs as unfinished, once the job has its number."""
+        """Let Snakemake mark the outputs as incomplete, once the job has its id."""
         assert info.aux is not None
         job_id = info.aux["tracked"].job_id
         if job_id is not None and info.external_jobid != job_id:
@@ -181,86 +142,89 @@ class Executor(RemoteExecutor):
             info.job.register(external_jobid=job_id)
 
     async def sleep(self) -> None:
-        """Wait until the next look, or until there is something to submit."""
+        """Wait until the next poll, or until there is a job to submit."""
         seconds = self._settings.poll_interval or 0.5
         await asyncio.get_running_loop().run_in_executor(None, self._wake.wait, seconds)
         self._wake.clear()
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
-        """Cancel everything that this Snakemake has submitted or taken over, or leave it."""
-        running = self._tracker.running()
+        """Cancel all jobs, or leave them to the next Snakemake (`submitit-on-interrupt`)."""
+        job_ids = self._tracker.submitted()
         if self._settings.on_interrupt == "leave":
-            self._log.info(f"submitit: {len(running)} jobs go on; start Snakemake again for them")
+            self._logger.info(
+                f"submitit: {len(job_ids)} jobs keep running; the next Snakemake reattaches to them"
+            )
         elif not self._tracker.cancel():
-            numbers = " ".join(running)
-            self._log.error(
-                f"submitit: SLURM does not answer; to cancel the jobs: scancel {numbers}"
+            self._logger.error(
+                f"submitit: SLURM does not answer; to cancel the jobs: scancel {' '.join(job_ids)}"
             )
 
     def shutdown(self) -> None:
-        """Stop polling, once what was about to end has."""
-        deadline = time.monotonic() + _LAST_WORDS
-        while self._ending and time.monotonic() < deadline:
-            time.sleep(0.1)
+        """Stop polling, after jobs that are just ending."""
+        self._unrequested.wait(_ENDING_TIMEOUT)
         self._wake.set()
         super().shutdown()
 
-    # --- how a job runs on its node --------------------------------------------------------------
+    # --- the command line within a job ------------------------------------------------------------
 
     @property
     def cores(self) -> int:
-        """Not used: each job has its own number."""
+        """Not used: `get_job_args` passes each job's own number."""
         return 1
+
+    def _request(self, job: JobExecutorInterface) -> resources.Request:
+        given = {
+            name: value for name, value in job.resources.items() if name not in self._own_resources
+        }
+        default_minutes = self._settings.default_runtime or 60
+        return resources.request(given, self._threads(job), default_minutes)
 
     def _threads(self, job: JobExecutorInterface) -> int:
         return max(int(job.resources.get("_cores", 1)), 1)
 
     def get_job_args(self, job: JobExecutorInterface, **kwargs: Any) -> str:
-        """Return Snakemake's arguments for one job, with its own cores and inputs to wait for."""
-        own = RealExecutor.get_job_args(self, job, cores=self._threads(job))
-        return str(join_cli_args([own, self._wait_for_files(job)]))
+        """Return Snakemake's arguments for a job: its cores, and the inputs to wait for."""
+        arguments = RealExecutor.get_job_args(self, job, cores=self._threads(job))
+        return str(join_cli_args([arguments, self._wait_for_files(job)]))
 
     def _wait_for_files(self, job: JobExecutorInterface) -> str:
-        if self._many_inputs(job):
-            path = shlex.quote(str(self._registry.inputs(_key(job))))
+        if self._listed_inputs(job):
+            path = shlex.quote(str(Attempts(self._registry.folder, _key(job)).input_list))
             return str(format_cli_arg("--wait-for-files-file", path))
-        files = [shlex.quote(str(each)) for each in job.get_wait_for_files()]
+        files = [shlex.quote(str(file)) for file in job.get_wait_for_files()]
         return str(format_cli_arg("--wait-for-files", files))
 
     @staticmethod
-    def _many_inputs(job: JobExecutorInterface) -> tuple[str, ...]:
-        """Return the files that a job waits for, if a command line would be long with them."""
-        files = tuple(str(each) for each in job.get_wait_for_files())
-        return files if len(files) > _MANY_FILES else ()
+    def _listed_inputs(job: JobExecutorInterface) -> tuple[str, ...]:
+        """Return the files that a job waits for, if they are too many for its command line."""
+        files = tuple(str(file) for file in job.get_wait_for_files())
+        return files if len(files) > _MAX_INPUT_ARGUMENTS else ()
 
     def get_snakefile(self) -> str:
-        """Return the path of the Snakefile, for a shell: Snakemake quotes it as Python would."""
+        """Return the path of the Snakefile, quoted for a shell; Snakemake's own is not."""
         return shlex.quote(str(super().get_snakefile()))
 
     def get_envvar_declarations(self) -> str:
-        """Return a command that sets the variables of `envvars:`, quoted for a shell as well."""
-        declared = " ".join(
+        """Return a command that exports the variables of `envvars:`, quoted for a shell."""
+        variables = " ".join(
             f"{name}={shlex.quote(value)}" for name, value in self.envvars().items()
         )
-        return f"export {declared} &&" if declared else ""
+        return f"export {variables} &&" if variables else ""
 
     def format_job_exec(self, job: JobExecutorInterface) -> str:
         """Return Snakemake's command line for a job."""
-        return internals.start_of_job(str(super().format_job_exec(job)), job, self._workflow)
+        return internals.shell_command(str(super().format_job_exec(job)), job, self._workflow)
 
     def additional_general_args(self) -> str:
-        """Return Snakemake's arguments that every job has."""
-        return internals.arguments_within_jobs()
+        """Return Snakemake's arguments that are the same for every job."""
+        return internals.in_job_arguments()
 
     def _record(self, job: JobExecutorInterface, request: resources.Request) -> Record:
         key = _key(job)
         return Record(
             key=key, name=f"{_label(job)}-{key}", directory=str(Path.cwd()),
-            contents=self._contents(job), request=request.digest(),
+            contents=contents(job, self._workflow), request=request.digest(),
         )  # fmt: skip
-
-    def _contents(self, job: JobExecutorInterface) -> dict[str, dict[str, str]]:
-        return contents(job, self._workflow)
 
     def _step(
         self, job: JobExecutorInterface, record: Record, request: resources.Request
@@ -269,144 +233,28 @@ class Executor(RemoteExecutor):
             command=self.format_job_exec(job),
             folder=self._registry.folder,
             key=record.key,
-            # Some of a short job's time has to be left to work in.
+            # At most 50 s of each minute, so that a short job has time to work.
             signal_delay=min(float(self._settings.signal_delay or 120), request.minutes * 50.0),
             max_requeues=self._settings.max_requeues or 0,
             max_stalls=self._settings.max_stalls or 1,
             may_requeue=request.may_requeue,
             resumable=all(
-                resources.is_resumable(each.resources, self._settings.resumable)
-                for each in members(job)
+                resources.is_resumable(member.resources, self._settings.resumable)
+                for member in members(job)
             ),
-            inputs=self._many_inputs(job),
-            marks=tuple(internals.marks(members(job), self._workflow.persistence)),
-        )
-
-
-def _folder(setting: Path | None) -> Path:
-    """Return where the files of this working directory's jobs lie.
-
-    A folder elsewhere may be that of many workflows and users, as by a profile of a group: each
-    working directory has a folder of its own in it.
-
-    Raises:
-        ApiError: the folder cannot be made.
-    """
-    here = Path.cwd()
-    folder = (here / (setting or ".snakemake/submitit")).absolute()
-    unusable = sorted({*"%\\\n"} & {*str(folder)})
-    if unusable:
-        raise ApiError(
-            f"submitit: {str(folder)!r}: SLURM does not take {unusable[0]!r} in the path of a log; "
-            "choose another folder (submitit-folder)"
-        )
-    try:
-        if folder.is_relative_to(here):
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
-            if not folder.exists():
-                folder.mkdir(parents=True)
-                folder.chmod(0o1777)  # other users' folders come beside
-            digest = hashlib.sha256(str(here).encode()).hexdigest()[:16]
-            name = re.sub(r"[^\w.-]", "_", here.name)
-            folder = folder / f"{getpass.getuser()}-{name}-{digest}"
-            folder.mkdir(exist_ok=True)
-        folder.chmod(0o700)  # pickles in it are run
-    except OSError as error:
-        raise ApiError(f"submitit: {folder}: {error.strerror} (submitit-folder)") from None
-    return folder
-
-
-def _open(folder: Path, workflow: WorkflowExecutorInterface) -> Registry:
-    """Return the registry of a folder that nobody else uses.
-
-    Raises:
-        ApiError: another Snakemake runs this workflow, here or on another machine.
-    """
-    registry = Registry(folder / "jobs")
-    try:
-        holder = registry.lock()
-    except OSError as error:
-        raise ApiError(
-            f"submitit: {folder}: the file system has no locks ({error.strerror}), without which "
-            "two Snakemakes could run the same jobs; choose another submitit-folder, or have it "
-            "mounted with locks (flock)"
-        ) from None
-    if holder:
-        raise ApiError(
-            f"submitit: {holder} already runs this workflow (it holds {folder}/jobs/driver); wait "
-            "for it, or end it: its jobs go on and are taken over"
-        )
-    if internals.is_locked_by_another(workflow):
-        raise ApiError(
-            "submitit: another Snakemake works in this directory, with another profile; wait for "
-            "it, or if it has crashed: snakemake --unlock"
-        )
-    return registry
-
-
-def _tell_of_ignored_interrupt(logger: LoggerExecutorInterface) -> None:
-    """Say so where this process has inherited to ignore SIGINT, and what can be sent instead."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        pid = os.getpid()
-        logger.warning(
-            "submitit: SIGINT is ignored, as in the background of a script or under nohup: Ctrl-C "
-            f"and kill -INT do not end this Snakemake; kill -TERM {pid} lets it end when its jobs "
-            f"have, kill -KILL {pid} leaves them to the next start"
-        )
-
-
-def _tell_of_options(logger: LoggerExecutorInterface) -> None:
-    """Say which options of sbatch in the environment are not used."""
-    options = sorted(name for name in os.environ if name.startswith("SBATCH_"))
-    if options:
-        logger.info(
-            f"submitit: {', '.join(options)} of the environment: not used, for it would go before "
-            "what rules ask for; put it into default-resources of the profile"
-        )
-
-
-def _heed_one_interrupt() -> None:
-    """Let a second Ctrl-C not break off what the first one has begun: cancelling jobs."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    with contextlib.suppress(ValueError):  # not the main thread: then it gets no signals
-        signal.signal(signal.SIGINT, interrupt)
-
-
-def _check_resources(workflow: WorkflowExecutorInterface, known: Collection[str]) -> None:
-    """Look through the rules that will run for resources that would have no effect.
-
-    Raises:
-        ApiError: naming all of them, and every valid name.
-    """
-    problems = {
-        (job.rule.name, name): instead
-        for job in internals.jobs_to_run(workflow)
-        for name, instead in resources.without_effect(job.rule.resources, known).items()
-    }
-    if problems:
-        named = ", ".join(
-            f"{name} of rule {rule} ({instead})" for (rule, name), instead in problems.items()
-        )
-        raise ApiError(
-            f"submitit: unknown resource {named}; valid: {', '.join(resources.RESOURCES)}; if "
-            "it is the workflow's own: --submitit-own-resources NAME,..."
+            inputs=self._listed_inputs(job),
+            marks=tuple(internals.incomplete_markers(members(job), self._workflow.persistence)),
         )
 
 
 def _key(job: JobExecutorInterface) -> str:
-    made = sorted(each for member in members(job) for each in made_by(member))
-    where = json.dumps([str(Path.cwd()), made])
-    return hashlib.sha256(where.encode()).hexdigest()[:16]
+    """Return a digest of the working directory and the job's outputs."""
+    files = sorted(output for member in members(job) for output in outputs(member))
+    identity = json.dumps([str(Path.cwd()), files])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _label(job: JobExecutorInterface) -> str:
-    """Return the beginning of a job's name in SLURM: its rule, or its group."""
+    """Return the first part of a job's name in SLURM: its rule or group."""
     name = job.groupid if job.is_group() else job.rule.name
-    return "".join(each if each.isalnum() or each in "_." else "_" for each in str(name))[:40]
+    return "".join(char if char.isalnum() or char in "_." else "_" for char in str(name))[:40]

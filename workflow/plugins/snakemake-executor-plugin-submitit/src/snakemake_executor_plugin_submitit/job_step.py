@@ -1,6 +1,6 @@
-"""What submitit runs on the first node of a job: Snakemake's command for it, watched over.
+"""The job step that submitit runs on a job's first node: Snakemake's command, supervised.
 
-It imports little, since every job waits for it, and nothing of Snakemake, since it outlives it.
+It imports little, since every job waits for it, and nothing of Snakemake, which it outlives.
 """
 
 import atexit
@@ -18,24 +18,24 @@ from typing import Any
 from snakemake_executor_plugin_submitit import processes
 from snakemake_executor_plugin_submitit.attempts import (
     ABORTED,
-    ASKED,
     DONE,
     FAILED,
-    PROGRESS,
-    RESUME,
+    PROGRESS_VARIABLE,
+    RESUME_REQUESTED,
+    RESUME_VARIABLE,
     SIGNALLED,
     TERMINATED,
     UNRESPONSIVE,
     Attempts,
-    refusal,
+    requeue_refusal,
     stalls,
 )
-from snakemake_executor_plugin_submitit.rendezvous import environment_of_ranks
+from snakemake_executor_plugin_submitit.rendezvous import rank_environment
 
-RESEND = 10.0
-"""Seconds until a signal is sent again, for one that comes while a program starts is lost."""
+RESEND_INTERVAL = 10.0
+"""Seconds until SIGUSR2 is sent again: one that arrives while a program starts is lost."""
 
-FAREWELL = 20.0
+ORPHAN_TIMEOUT = 20.0
 """Seconds that processes have to end once the command itself has ended."""
 
 LOCAL_REQUEUE = 144
@@ -44,43 +44,44 @@ LOCAL_REQUEUE = 144
 
 @dataclass(frozen=True)
 class JobStep:
-    """A job of Snakemake, as submitit calls it."""
+    """A job of Snakemake, as the callable that submitit runs. Pickled beside the job's log."""
 
     command: str
     """Snakemake's command line for the job, for a shell."""
     folder: Path
     key: str
-    """Names the job, and the files of its attempts in the folder."""
+    """Names the files of the job's attempts in the folder."""
     signal_delay: float
+    """Seconds before the time limit at which SLURM sends SIGUSR2."""
     max_requeues: int
     max_stalls: int
     may_requeue: bool
-    """Whether SLURM would requeue it, or was told not to."""
+    """Whether slurm_extra permits requeues."""
     resumable: bool = False
-    """Whether its command saves when it is told to, and goes on from there. Others are never told,
-    nor started again but for what SLURM or a node has ended."""
+    """Whether the command saves on SIGUSR2 and resumes when it is started again. Others are not
+    signalled, and requeued only by SLURM: after preemption or a node failure."""
     inputs: tuple[str, ...] = ()
-    """Files for which the command waits, if there are many: it finds them in `KEY.inputs`."""
+    """Files for which the command waits, if there are many: it reads them from `KEY.inputs`."""
     marks: tuple[tuple[str, str], ...] = ()
-    """Path and content of files that are written again once the command has succeeded.
+    """Path and content of Snakemake's incomplete markers, written again after success.
 
-    Snakemake's marks of unfinished outputs: the command removes them, but only a Snakemake that
-    sees the job end records what the outputs were made with. With the marks back, one that was not
-    there asks for the job again when it starts, and is told that it is done.
+    The command removes them, but only a Snakemake that sees the job end records how the outputs
+    were made. With the markers, a Snakemake that did not run at that time requests the job again
+    when it starts, and this plugin then reports it as done.
     """
 
     def __call__(self) -> dict[str, Any]:
-        """Run the command once. Return exit code and message; do not return where SLURM goes on."""
+        """Run the command once, and return exit code and message; exit if SLURM requeues it."""
         return _Supervisor(self).run()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Hold signals as soon as submitit has read the step, just before it sets its handlers.
+        """Block signals as soon as submitit has unpickled the step, before it sets its handlers.
 
-        They would ask SLURM for a requeue that it may be at already, and fail the job if it is.
+        Those would requeue the job, and fail it if SLURM is already requeueing it.
         """
         self.__dict__.update(state)
         if os.environ.get("SUBMITIT_EXECUTOR") in _JOB_ID:
-            processes.hold_signals()
+            processes.block_signals()
 
 
 class _Supervisor:
@@ -91,28 +92,30 @@ class _Supervisor:
         self._attempts = Attempts(step.folder, step.key)
         self._job_id = _job_id()
         self._deadline: float | None = None
-        """When a command that was told to stop has had its time (monotonic seconds)."""
+        """Until when the processes may save, once they were signalled (monotonic seconds)."""
         self._terminated = False
         self._unresponsive = False
 
     def run(self) -> dict[str, Any]:
         past = self._attempts.read()
-        refused = self._refusal()
-        if refused:
-            return self._failure(1, refused)
+        refusal = self._requeue_refusal()
+        if refusal:
+            return self._failure(1, refusal)
         self._attempts.begin(self._job_id, socket.gethostname())
-        _say(f"attempt {len(past) + 1} on {socket.gethostname()}, job {self._job_id}")
+        _log(f"attempt {len(past) + 1} on {socket.gethostname()}, job {self._job_id}")
         self._write_inputs()
         code = self._run_command()
         if code == 0:
-            self._write_marks()
+            self._write_incomplete_markers()
             self._attempts.end(self._job_id, DONE)
             return {"exit_code": 0, "message": None, "requeues": len(past)}
-        return self._after_failure(code)
+        return self._handle_failure(code)
 
-    def _refusal(self) -> str | None:
+    def _requeue_refusal(self) -> str | None:
         step, attempts = self._step, self._attempts
-        return refusal(attempts.read(), attempts.progress(), step.max_requeues, step.max_stalls)
+        return requeue_refusal(
+            attempts.read(), attempts.progress(), step.max_requeues, step.max_stalls
+        )
 
     # --- the command ---------------------------------------------------------------------------
 
@@ -120,43 +123,48 @@ class _Supervisor:
         if threading.current_thread() is not threading.main_thread():  # submitit's debug executor
             command = ["/bin/bash", "-c", self._step.command]
             return subprocess.run(command, env=self._environment(), check=False).returncode
-        processes.adopt_orphans()
-        processes.hold_signals()
+        processes.become_subreaper()
+        processes.block_signals()
         child = processes.start(self._step.command, self._environment(), self._step.resumable)
-        resend = 0.0
+        resend_at = 0.0
         while child.poll() is None:
-            taken = processes.next_signal(1.0)
+            received = processes.next_signal(1.0)
             processes.reap_orphans(child)
-            if taken == signal.SIGTERM and not self._terminated:
+            if received == signal.SIGTERM and not self._terminated:
                 self._terminated = True
-                _say("SIGTERM: SLURM ends this job")
+                _log("SIGTERM: SLURM ends this job")
                 if self._step.resumable:
-                    self._signal()
-            if taken == signal.SIGUSR2 and self._deadline is None and self._step.resumable:
-                self._tell_to_stop()
-                resend = time.monotonic() + RESEND
-            if self._deadline is not None and time.monotonic() >= resend:
-                self._signal()
-                resend = time.monotonic() + RESEND
+                    self._signal_processes()
+            if received == signal.SIGUSR2 and self._deadline is None and self._step.resumable:
+                self._request_stop()
+                resend_at = time.monotonic() + RESEND_INTERVAL
+            if self._deadline is not None and time.monotonic() >= resend_at:
+                self._signal_processes()
+                resend_at = time.monotonic() + RESEND_INTERVAL
             self._enforce_deadline()
         self._await_orphans(child)
         return child.returncode
 
-    def _tell_to_stop(self) -> None:
-        spare = min(15.0, self._step.signal_delay / 4)  # for the requeue itself
-        self._deadline = time.monotonic() + self._step.signal_delay - spare
-        _say(
-            "SIGUSR2: the time limit is near, or the job is preempted; its processes are told to "
-            f"save and stop, and have {self._step.signal_delay - spare:.0f} s"
+    def _request_stop(self) -> None:
+        margin = min(15.0, self._step.signal_delay / 4)  # for the requeue itself
+        seconds = self._step.signal_delay - margin
+        self._deadline = time.monotonic() + seconds
+        _log(
+            "SIGUSR2: the time limit is near, or the job is preempted; its processes have "
+            f"{seconds:.0f} s to save and stop"
         )
-        self._signal()
+        self._signal_processes()
 
-    def _signal(self) -> None:
-        """Tell the processes of the job that can be told, on all its nodes."""
-        told = processes.tell()
-        _say(f"SIGUSR2 to {', '.join(told)}" if told else "no process here takes SIGUSR2")
+    def _signal_processes(self) -> None:
+        """Send SIGUSR2 to the job's processes that handle it, on all its nodes."""
+        receivers = processes.send_sigusr2()
+        _log(
+            f"SIGUSR2 to {', '.join(receivers)}"
+            if receivers
+            else "no process on this node has a handler for SIGUSR2"
+        )
         if int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1:
-            processes.tell_other_nodes()
+            processes.send_sigusr2_on_other_nodes()
 
     def _enforce_deadline(self) -> None:
         if self._deadline is None or self._unresponsive or time.monotonic() < self._deadline:
@@ -164,86 +172,81 @@ class _Supervisor:
         progress = self._attempts.progress()
         self._unresponsive = True
         if progress is None:
-            _say(
-                "its processes did not stop, and never said that they could go on from somewhere: "
-                "they are left to run until the time limit"
+            _log(
+                "its processes did not stop in time, and have reported no progress to resume from: "
+                "they run until the time limit"
             )
             return
-        _say(f"its processes did not stop in time: they are killed, to go on from {progress!r}")
-        processes.signal_all(signal.SIGKILL)
+        _log(f"its processes did not stop in time: killed, to resume from {progress!r}")
+        processes.signal_descendants(signal.SIGKILL)
 
     def _await_orphans(self, child: "subprocess.Popen[bytes]") -> None:
-        """Wait for processes that outlive the command: a trainer that saves, as a rule."""
-        deadline = self._deadline or time.monotonic() + FAREWELL
+        """Wait for processes that outlive the command, such as a trainer that saves."""
+        deadline = self._deadline or time.monotonic() + ORPHAN_TIMEOUT
         while processes.descendants() and time.monotonic() < deadline:
             processes.next_signal(0.2)
             processes.reap_orphans(child)
-        processes.signal_all(signal.SIGKILL)
+        processes.signal_descendants(signal.SIGKILL)
 
     def _environment(self) -> dict[str, str]:
-        environment = {**os.environ, **environment_of_ranks()}
-        environment[PROGRESS] = str(self._attempts.progress_file)
-        environment[RESUME] = str(self._attempts.resume_file)
-        environment.pop("SNAKEMAKE_PROFILE", None)  # it would submit the job once more
+        environment = {**os.environ, **rank_environment()}
+        environment[PROGRESS_VARIABLE] = str(self._attempts.progress_file)
+        environment[RESUME_VARIABLE] = str(self._attempts.resume_file)
+        environment.pop("SNAKEMAKE_PROFILE", None)  # its executor would submit the job again
         return environment
 
     def _write_inputs(self) -> None:
-        """Write the list now: what an earlier job of this key had goes with it."""
+        """Write the list of inputs, now: with an earlier job of this key its list is removed."""
         if self._step.inputs:
-            path = self._step.folder / f"{self._step.key}.inputs"
-            path.write_text("\n".join(self._step.inputs) + "\n", encoding="utf-8")
+            text = "\n".join(self._step.inputs) + "\n"
+            self._attempts.input_list.write_text(text, encoding="utf-8")
 
-    def _write_marks(self) -> None:
-        for path, content in self._step.marks:
-            target = Path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(content, encoding="utf-8")
+    def _write_incomplete_markers(self) -> None:
+        for name, content in self._step.marks:
+            path = Path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
 
-    # --- what becomes of a job whose command failed ----------------------------------------------
+    # --- a command that failed -------------------------------------------------------------------
 
-    def _after_failure(self, code: int) -> dict[str, Any]:
+    def _handle_failure(self, code: int) -> dict[str, Any]:
         if self._terminated:
             self._attempts.end(self._job_id, TERMINATED)
-            _say("ended by SLURM, which starts it again if it is to go on")
+            _log("ended by SLURM, which requeues it after preemption or a requeue")
             sys.exit(1)
-        why = self._why_again(code)
-        if why is not None:
-            return self._go_on(code, why)
+        reason = self._resume_reason(code)
+        if reason is not None:
+            return self._resume(code, reason)
         self._attempts.end(self._job_id, FAILED)
-        return self._failure(code, self._untold() if self._deadline is not None else None)
+        return self._failure(code, _NO_PROGRESS if self._deadline is not None else None)
 
-    def _why_again(self, code: int) -> str | None:
-        """Return why a command that failed is to be started again, or None if it is not.
+    def _resume_reason(self, code: int) -> str | None:
+        """Return why a command that failed is to be resumed, or None if it is not.
 
-        A process that a signal ended had no last word. Where one of several is lost, NCCL's
-        watchdog ends the others by SIGABRT, minutes later.
+        A command that a signal ended could not request it: if one rank is lost, NCCL's watchdog
+        ends the others by SIGABRT, minutes later.
         """
         attempts = self._attempts
         if not self._step.resumable:
             return None
         if self._deadline is None:
-            if attempts.asked_to_resume():
-                return ASKED
+            if attempts.resume_requested():
+                return RESUME_REQUESTED
             stalled = stalls(attempts.read(), attempts.progress())
             return ABORTED if not stalled and self._exit_code(code) > 128 else None
-        if attempts.progress() is None and not attempts.asked_to_resume():
+        if attempts.progress() is None and not attempts.resume_requested():
             return None
         return UNRESPONSIVE if self._unresponsive else SIGNALLED
 
-    def _untold(self) -> str:
-        return (
-            "it failed after the signal to save and stop, and never said that it could go on "
-            f"(${PROGRESS} or ${RESUME})"
-        )
-
-    def _go_on(self, code: int, why: str) -> dict[str, Any]:
-        self._attempts.end(self._job_id, why)
-        refused = self._refusal()
-        if refused is None and not self._step.may_requeue:
-            refused = f"{why}, and slurm_extra forbids to requeue it"
-        if refused:
-            return self._failure(code, refused)
-        _say(f"{why}; it goes on from {self._attempts.progress() or 'its start'}")
+    def _resume(self, code: int, reason: str) -> dict[str, Any]:
+        """Requeue the job and exit; return a failure if that is not permitted."""
+        self._attempts.end(self._job_id, reason)
+        refusal = self._requeue_refusal()
+        if refusal is None and not self._step.may_requeue:
+            refusal = f"{reason}, and slurm_extra forbids a requeue"
+        if refusal:
+            return self._failure(code, refusal)
+        _log(f"{reason}; resumes from {self._attempts.progress() or 'its start'}")
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             sys.exit(LOCAL_REQUEUE)
         _requeue(self._job_id)
@@ -251,25 +254,31 @@ class _Supervisor:
 
     def _failure(self, code: int, message: str | None) -> dict[str, Any]:
         if message:
-            _say(message)
+            _log(message)
         requeues = max(len(self._attempts.read()) - 1, 0)
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-            atexit.register(_end_with, self._exit_code(code))
+            atexit.register(_exit, self._exit_code(code))
         return {"exit_code": code or 1, "message": message, "requeues": requeues}
 
     def _exit_code(self, code: int) -> int:
         """Return the exit code of the rule's command; Snakemake's own is always 1."""
-        # Few jobs fail, and all would wait for it.
+        # Imported here: few jobs fail, and every job would wait for the import.
         from snakemake_executor_plugin_submitit import diagnosis
 
-        said = diagnosis.exit_code(self._step.folder.parent / f"{self._job_id}_0_log.out")
-        return int(said) if said else code if code > 0 else 128 - code if code else 1
+        log_code = diagnosis.exit_code(self._step.folder.parent / f"{self._job_id}_0_log.out")
+        return int(log_code) if log_code else code if code > 0 else 128 - code if code else 1
 
 
-def _end_with(code: int) -> None:
-    """End this process, whose result submitit has written by now, as one that failed.
+_NO_PROGRESS = (
+    "it failed after the signal to save and stop, and reported no progress to resume from "
+    f"(${PROGRESS_VARIABLE} or ${RESUME_VARIABLE})"
+)
 
-    By it SLURM knows what has failed: in its accounting, in mails, for jobs that wait for others.
+
+def _exit(code: int) -> None:
+    """Exit with a failed command's code, after submitit has written the result.
+
+    SLURM then knows of the failure: in accounting, in mails, and for dependent jobs.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -277,15 +286,15 @@ def _end_with(code: int) -> None:
 
 
 def _requeue(job_id: str) -> None:
-    """Have SLURM start this job again; whoever submitted it submits it anew if that fails."""
+    """Let SLURM requeue this job; if that fails, the plugin submits it again."""
     for pause in (1, 2, 4, 8, 0):
-        done = subprocess.run(
+        process = subprocess.run(
             ["scontrol", "requeue", job_id], capture_output=True, text=True, check=False
         )
-        if done.returncode == 0:
-            time.sleep(60)  # SLURM ends what is left of this attempt
+        if process.returncode == 0:
+            time.sleep(60)  # SLURM ends this attempt
             return
-        _say(f"scontrol requeue {job_id}: {done.stderr.strip()}")
+        _log(f"scontrol requeue {job_id}: {process.stderr.strip()}")
         time.sleep(pause)
 
 
@@ -297,6 +306,6 @@ def _job_id() -> str:
     return os.environ.get(_JOB_ID.get(executor, "SUBMITIT_DEBUG_JOB_ID"), "unknown")
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     """Write a line to the job's log."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} submitit: {message}", flush=True)

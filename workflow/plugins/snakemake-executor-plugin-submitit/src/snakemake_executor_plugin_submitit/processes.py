@@ -1,4 +1,4 @@
-"""The processes of a job on its first node: starting them, signalling them, seeing them end."""
+"""A job's processes on its first node: starting, signalling and reaping them."""
 
 import contextlib
 import ctypes
@@ -9,36 +9,38 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-WATCHED = (signal.SIGCHLD, signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
+BLOCKED_SIGNALS = (signal.SIGCHLD, signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
-def adopt_orphans() -> None:
-    """Make descendants whose parents have ended children of this process, not of init's."""
+def become_subreaper() -> None:
+    """Make this process, not init, the parent of orphaned descendants."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def hold_signals() -> None:
-    """Keep WATCHED signals for `next_signal` instead of running handlers."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+def block_signals() -> None:
+    """Queue BLOCKED_SIGNALS for `next_signal`, in place of running their handlers."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
 
 
 def next_signal(seconds: float) -> signal.Signals | None:
-    """Return the next of the WATCHED signals, or None if there is none for `seconds`."""
-    taken = signal.sigtimedwait(WATCHED, max(seconds, 0))
-    return None if taken is None else signal.Signals(taken.si_signo)
+    """Return the next of BLOCKED_SIGNALS, or None if none arrives within `seconds`."""
+    info = signal.sigtimedwait(BLOCKED_SIGNALS, max(seconds, 0))
+    return None if info is None else signal.Signals(info.si_signo)
 
 
-def start(command: str, environment: dict[str, str], heedless: bool) -> "subprocess.Popen[bytes]":
-    """Start a shell command; a `heedless` one does not mind SIGUSR2, nor do its children.
+def start(
+    command: str, environment: dict[str, str], ignore_sigusr2: bool
+) -> "subprocess.Popen[bytes]":
+    """Start a shell command; with `ignore_sigusr2` it and its children ignore SIGUSR2.
 
-    Else one that comes to all processes of the job, from whomever, would end Snakemake and shells
-    on the spot, while the trainer below them still saves. Who installs a handler gets it.
+    Otherwise a SIGUSR2 to all processes of the job would end Snakemake and shells at once, while
+    the trainer below them still saves. A process that installs a handler receives the signal.
     """
 
     def prepare() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN if heedless else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_SIGNALS)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN if ignore_sigusr2 else signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
@@ -51,23 +53,24 @@ def start(command: str, environment: dict[str, str], heedless: bool) -> "subproc
 
 
 def descendants() -> list[int]:
-    """Return the ids of all living processes below this one."""
+    """Return the ids of all running processes below this one."""
     children: dict[int, list[int]] = {}
-    for pid, parent in _living():
+    for pid, parent in _running_processes():
         children.setdefault(parent, []).append(pid)
-    found: list[int] = []
+    pids: list[int] = []
     level = [os.getpid()]
     while level:
         level = [child for pid in level for child in children.get(pid, [])]
-        found += level
-    return found
+        pids += level
+    return pids
 
 
-def _living() -> Iterator[tuple[int, int]]:
+def _running_processes() -> Iterator[tuple[int, int]]:
+    """Yield (process id, parent's id) of every process on this node that is no zombie."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                # "pid (name) state parent ...", where the name may hold anything
+                # "pid (name) state parent ...", where the name may contain anything
                 state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             except (OSError, ValueError):
                 continue
@@ -75,64 +78,62 @@ def _living() -> Iterator[tuple[int, int]]:
                 yield int(entry.name), int(parent)
 
 
-def signal_all(number: signal.Signals) -> None:
+def signal_descendants(number: signal.Signals) -> None:
     """Send a signal to all processes below this one."""
     for pid in descendants():
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            continue
 
 
-# --- telling a job to save and stop ---------------------------------------------------------------
+# --- SIGUSR2: save and stop -----------------------------------------------------------------------
 
-_NOT_TOLD = ("srun", "slurmstepd")
-"""srun hands the signal on to all its tasks, and ends those that have no handler; slurmstepd is
-SLURM's own."""
+_SKIPPED_PROGRAMS = ("srun", "slurmstepd")
+"""srun would forward the signal to all its tasks, and end those without a handler; slurmstepd
+belongs to SLURM."""
 
 
-def tell() -> list[str]:
-    """Send SIGUSR2 to the processes of this job on this node that have a handler for it.
+def send_sigusr2() -> list[str]:
+    """Send SIGUSR2 to the job's processes on this node that have a handler for it.
 
-    Returns name and id of each. To all others it would be their end.
+    It would end all others. Returns the receivers, each as `name (pid)`.
     """
-    told = []
-    for pid in _of_job():
+    receivers = []
+    for pid in _job_processes():
         name = _name(pid)
-        if name and name not in _NOT_TOLD and _has_handler(pid):
+        if name and name not in _SKIPPED_PROGRAMS and _has_handler(pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR2)
-                told.append(f"{name} ({pid})")
-    return told
+                receivers.append(f"{name} ({pid})")
+    return receivers
 
 
-def tell_other_nodes() -> None:
-    """Do the same on the other nodes of the job, by a step of srun beside those that run there."""
+def send_sigusr2_on_other_nodes() -> None:
+    """Run `send_sigusr2` on the job's other nodes, as an overlapping step of srun."""
     others = int(os.environ["SLURM_JOB_NUM_NODES"]) - 1
     command = [
         "srun", "--overlap", "--relative=1", f"--nodes={others}", f"--ntasks={others}",
         "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=0", "--gres=none", "--quiet",
         sys.executable, "-m", __name__,
     ]  # fmt: skip
-    with contextlib.suppress(OSError):  # no srun here: nothing runs on other nodes either
+    with contextlib.suppress(OSError):  # without srun nothing runs on other nodes
         subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 
-def _of_job() -> set[int]:
-    """Return the processes below this one, and tasks that srun has started on this node."""
-    marks = {
-        f"{name}={os.environ[name]}".encode() for name in _MARKS if name in os.environ
-    }  # fmt: skip
-    found = set(descendants())
-    for pid, _ in _living() if marks else ():
+_JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR")
+"""Variables that together identify a process's job."""
+
+
+def _job_processes() -> set[int]:
+    """Return the processes below this one, and the job's tasks of srun on this node."""
+    variables = {
+        f"{name}={os.environ[name]}".encode() for name in _JOB_VARIABLES if name in os.environ
+    }
+    pids = set(descendants())
+    for pid, _ in _running_processes() if variables else ():
         with contextlib.suppress(OSError):
-            if marks <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
-                found.add(pid)
-    return found - {os.getpid()}
-
-
-_MARKS = ("SLURM_JOB_ID", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR")
-"""Variables that all processes of a job have alike, and those of no other job."""
+            if variables <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+                pids.add(pid)
+    return pids - {os.getpid()}
 
 
 def _name(pid: int) -> str:
@@ -150,16 +151,16 @@ def _has_handler(pid: int) -> bool:
 
 
 def reap_orphans(child: "subprocess.Popen[bytes]") -> None:
-    """Take the exit status of ended processes that were adopted; leave the child's to `child`."""
+    """Reap terminated orphans; the status of `child` is left to its Popen."""
     while True:
         try:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if ended is None or (ended.si_pid == child.pid and child.returncode is None):
+        if info is None or (info.si_pid == child.pid and child.returncode is None):
             return
-        os.waitpid(ended.si_pid, 0)
+        os.waitpid(info.si_pid, 0)
 
 
 if __name__ == "__main__":
-    tell()
+    send_sigusr2()

@@ -1,7 +1,7 @@
-"""What Snakemake must still know of its jobs when it is started again: one small file for each.
+"""The jobs that Snakemake has submitted, one small file each, for the next run of Snakemake.
 
-A record is written before a job is submitted and completed once SLURM has given it a number, so
-that no job is ever submitted that the next start does not find: by its number, or by its name.
+A record is written before its job is submitted, and completed with the job id that SLURM returns:
+the next run finds every submitted job, by its id or by its name.
 """
 
 import fcntl
@@ -18,41 +18,41 @@ from snakemake_executor_plugin_submitit.attempts import Attempts
 
 @dataclass(frozen=True)
 class Record:
-    """One job of Snakemake that was handed on."""
+    """One submitted job of Snakemake."""
 
     key: str
-    """Names the files of the job; made from what it makes."""
+    """Digest of its outputs; names its files."""
     name: str
-    """The job's name in SLURM. The key is a part of it."""
+    """The job's name in SLURM, which contains the key."""
     directory: str
     """The working directory of its Snakemake."""
     contents: dict[str, dict[str, str]]
-    """For each thing that it makes a digest of each kind of what that is made from."""
+    """For each output, a digest for each kind of change (`contents.contents`)."""
     request: str
-    """A digest of what it asks of the cluster."""
+    """Digest of the resources that it requests from SLURM."""
     job_id: str | None = None
-    """SLURM's number of it, or None if that was never learnt."""
+    """Its id in SLURM, or None if sbatch has not returned one."""
     resubmissions: int = 0
-    """How often it was submitted anew, as opposed to requeued by SLURM."""
+    """How often it was submitted again; requeues of SLURM do not count."""
     cancelled: bool = False
-    """Whether Snakemake cancelled it; it may take its time to end."""
+    """Whether Snakemake cancelled it; it may take a while to end."""
 
     @property
     def title(self) -> str:
-        """What a line for the user calls it."""
+        """Its id and name, for messages."""
         return f"job {self.job_id} ({self.name})"
 
     def covers(self, contents: dict[str, dict[str, str]]) -> bool:
-        """Return whether this job makes all that another would."""
+        """Return whether this job makes all outputs of `contents`."""
         return set(contents) <= set(self.contents)
 
     def changes(self, contents: dict[str, dict[str, str]], kinds: Collection[str]) -> list[str]:
-        """Return of which of these kinds anything differs from what another job is made from."""
+        """Return the kinds of change, of those in `kinds`, in which `contents` differs."""
         return sorted(
             kind for kind in kinds
             if any(
-                self.contents.get(made, {}).get(kind) != each[kind]
-                for made, each in contents.items()
+                self.contents.get(output, {}).get(kind) != digests[kind]
+                for output, digests in contents.items()
             )
         )  # fmt: skip
 
@@ -72,16 +72,16 @@ class Registry:
                 record = Record(**json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, TypeError):  # of another version of this plugin
                 continue
-            if record.directory == str(Path.cwd()):  # else this is a copy of that directory
+            if record.directory == str(Path.cwd()):  # otherwise the directory was copied
                 yield record
 
     def lock(self) -> str | None:
-        """Take the folder for this process; return who has it, if somebody else does.
+        """Lock the folder for this process; return the process that holds the lock, if any.
 
-        The lock goes with the process, however that ends.
+        The lock ends with the process, also with kill -9.
 
         Raises:
-            OSError: the file system of the folder has no locks.
+            OSError: the folder's file system does not support locks.
         """
         path = self.folder / "driver"
         file = path.open("a+", encoding="utf-8")
@@ -96,41 +96,36 @@ class Registry:
         return None
 
     def attempts(self, record: Record) -> Attempts:
-        """Return the attempts at the job of a record."""
+        """Return the attempts at a record's job."""
         return Attempts(self.folder, record.key)
-
-    def inputs(self, key: str) -> Path:
-        """Return the list of files that a job waits for, where there are many."""
-        return self.folder / f"{key}.inputs"
 
     def all(self) -> list[Record]:
         """Return all records."""
         return list(self._records.values())
 
-    def overlapping(self, made: Iterable[str]) -> list[Record]:
-        """Return the records of jobs that make anything of `made`."""
-        wanted = set(made)
-        return [each for each in self._records.values() if wanted & set(each.contents)]
+    def overlapping(self, outputs: Iterable[str]) -> list[Record]:
+        """Return the records of jobs that make any of `outputs`."""
+        names = set(outputs)
+        return [record for record in self._records.values() if names & set(record.contents)]
 
     def write(self, record: Record) -> Record:
-        """Bring a record to disk, in place of what was there under its key."""
+        """Write a record to disk, in place of the one with the same key."""
         path = self.folder / f"{record.key}.json"
-        draft = path.with_suffix(".draft")
-        with draft.open("w", encoding="utf-8") as file:
+        temporary = path.with_suffix(".draft")
+        with temporary.open("w", encoding="utf-8") as file:
             json.dump(asdict(record), file)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+        temporary.replace(path)
         self._records[record.key] = record
         return record
 
     def update(self, record: Record, **changes: Any) -> Record:
-        """Return and write a record with other values in some of its fields."""
+        """Write a record with other values in some fields, and return it."""
         return self.write(replace(record, **changes))
 
     def remove(self, record: Record) -> None:
-        """Forget a job, its attempts included."""
+        """Remove a record and the files of its attempts."""
         self._records.pop(record.key, None)
         (self.folder / f"{record.key}.json").unlink(missing_ok=True)
-        self.inputs(record.key).unlink(missing_ok=True)
         self.attempts(record).remove()

@@ -1,4 +1,4 @@
-"""How the ranks of a job find each other: variables that `srun` hands on to all of them."""
+"""The rendezvous of a job's ranks: MASTER_ADDR and MASTER_PORT, which `srun` passes to all."""
 
 import os
 import re
@@ -6,15 +6,15 @@ import socket
 import subprocess
 
 
-def environment_of_ranks() -> dict[str, str]:
-    """Return MASTER_ADDR and MASTER_PORT of an allocation of several tasks, and what srun needs.
+def rank_environment() -> dict[str, str]:
+    """Return MASTER_ADDR and MASTER_PORT for an allocation of several tasks, and CPUs for srun.
 
-    The command runs on the first node, where rank 0 will be: its address is as SLURM knows it, for
-    names of nodes need not resolve, and its port is one that is free here now.
+    The command runs on the first node, where rank 0 will be. The address is the one that SLURM
+    uses, since node names need not resolve; the port is one that is free on this node now.
     """
     variables = {}
     if "SLURM_CPUS_PER_TASK" in os.environ:
-        # srun has not taken over the allocation's own since SLURM 22.05.
+        # Since SLURM 22.05, srun does not inherit it from the allocation.
         variables["SRUN_CPUS_PER_TASK"] = os.environ["SLURM_CPUS_PER_TASK"]
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         variables["MASTER_ADDR"] = _address(os.environ.get("SLURMD_NODENAME", ""))
@@ -23,11 +23,11 @@ def environment_of_ranks() -> dict[str, str]:
 
 
 def _address(node: str) -> str:
-    shown = subprocess.run(
+    description = subprocess.run(
         ["scontrol", "show", "node", node], capture_output=True, text=True, check=False
-    )
-    found = re.search(r"NodeAddr=(\S+)", shown.stdout)
-    return found[1] if found else socket.gethostname()
+    ).stdout
+    match = re.search(r"NodeAddr=(\S+)", description)
+    return match[1] if match else socket.gethostname()
 
 
 def _free_port() -> int:

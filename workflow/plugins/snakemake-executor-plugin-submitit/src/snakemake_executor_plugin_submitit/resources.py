@@ -1,4 +1,4 @@
-"""From the resources of a Snakemake job to what submitit and sbatch are asked for."""
+"""A Snakemake job's resources, as a request for submitit and sbatch."""
 
 import difflib
 import hashlib
@@ -9,10 +9,10 @@ from typing import Any
 
 RESOURCES = {
     "runtime": "time limit, in minutes or as 1h30m",
-    "mem_mb": "memory of each node, in MB; 0 is all that it has",
+    "mem_mb": "memory of each node, in MB; 0 is all of it",
     "mem_mb_per_cpu": "memory of each CPU, in MB; in place of mem_mb",
-    "disk_mb": "known to Snakemake; SLURM is not asked for it",
-    "resumable": "whether the command saves on SIGUSR2, and goes on when it is started again [no]",
+    "disk_mb": "used by Snakemake only, not requested from SLURM",
+    "resumable": "whether the command saves on SIGUSR2 and resumes when it is started again [no]",
     "nodes": "nodes [1]",
     "tasks": "tasks of all nodes together, in place of tasks_per_node",
     "tasks_per_node": "tasks of each node, for srun to start [1]",
@@ -30,17 +30,17 @@ RESOURCES = {
     "slurm_constraint": "features that the nodes must have",
     "slurm_reservation": "reservation",
     "slurm_comment": "comment of the job in SLURM",
-    "mpi": "what the command starts its tasks with; SLURM is not asked for it",
+    "mpi": "launcher that the command uses, as srun; not requested from SLURM",
     "slurm_extra": "any other flags of sbatch, as one string",
 }
-"""Every resource that means something here, and what."""
+"""All resources that have an effect here -> their meaning."""
 
 ALIASES = frozenset({"tasks", "gpu", "gpu_model", "mpi"})
-"""Words that workflows use for things of their own as well: where those are limited."""
+"""Resources that workflows also define themselves: ignored here if they have a global limit."""
 
 _SNAKEMAKE_OWN = {"_cores", "_nodes", "tmpdir", "mem", "mem_mib", "disk", "disk_mib"}
 
-_OTHER_NAMES = {
+_SYNONYMS = {
     "account": "slurm_account",
     "comment": "slurm_comment",
     "constraint": "slurm_constraint",
@@ -57,60 +57,56 @@ _OTHER_NAMES = {
     "timeout_min": "runtime",
     "walltime": "runtime",
 }
-"""What other tools call them. A resource of such a name would be silently without effect."""
+"""Names in other tools. A resource with such a name would silently have no effect."""
 
-_TAKEN = {
+_RESERVED_FLAGS = {
     "--array": "-a", "--error": "-e", "--job-name": "-J", "--open-mode": "", "--output": "-o",
     "--signal": "", "--test-only": "", "--wait": "-W", "--wrap": "", "--parsable": "",
     "--requeue": "", "--comment": "", "--chdir": "-D",
 }  # fmt: skip
-"""Flags of sbatch that jobs here depend on."""
+"""Flags of sbatch that this plugin sets: long -> short."""
 
-_OF_CLUSTERS = ("clusters", "cluster", "slurm_cluster", "slurm_clusters")
+_ONE_CLUSTER = "jobs go to one cluster, that of SLURM_CONF: start Snakemake once for each"
 
-_CLUSTERS = ("-M", "--clusters", "--cluster")
-"""Flags that send a job to another cluster, whose jobs squeue would have to be asked for."""
+_CLUSTER_RESOURCES = ("clusters", "cluster", "slurm_cluster", "slurm_clusters")
+
+_CLUSTER_FLAGS = ("-M", "--clusters", "--cluster")
+"""Flags that send a job to another cluster, whose jobs squeue would not list."""
 
 
-def without_effect(names: Iterable[str], known: Collection[str] = ()) -> dict[str, str]:
-    """Return each of `names` that has no effect and looks as if it should, with what does.
+def unknown(names: Iterable[str], declared: Collection[str] = ()) -> dict[str, str]:
+    """Return the unknown resources among `names` that look like a mistake, with a hint for each.
 
     Args:
         names: names of resources of a rule.
-        known: names that the user limits, scopes or declares, and so means as they are.
+        declared: names that the user limits or declares as the workflow's own.
     """
-    found = {}
+    hints = {}
     for name in names:
-        if name in RESOURCES or name in _SNAKEMAKE_OWN or name in known:
+        if name in RESOURCES or name in _SNAKEMAKE_OWN or name in declared:
             continue
         close = difflib.get_close_matches(name, RESOURCES, n=1, cutoff=0.8)
-        if name in _OF_CLUSTERS:
-            found[name] = (
-                "jobs go to one cluster, that of SLURM_CONF: start Snakemake once for each"
-            )
-        elif name in _OTHER_NAMES:
-            found[name] = f"meant: {_OTHER_NAMES[name]}?"
+        if name in _CLUSTER_RESOURCES:
+            hints[name] = _ONE_CLUSTER
+        elif name in _SYNONYMS:
+            hints[name] = f"did you mean {_SYNONYMS[name]}?"
         elif close:
-            found[name] = f"meant: {close[0]}?"
+            hints[name] = f"did you mean {close[0]}?"
         elif name.startswith("slurm_"):
-            found[name] = "meant: slurm_extra?"
-    return found
+            hints[name] = "did you mean slurm_extra?"
+    return hints
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks of the cluster.
-
-    Raises:
-        ValueError: a resource that cannot be met as it is; the message names it.
-    """
+    """The resources that a job requests from the cluster."""
 
     minutes: int
     nodes: int
     tasks_per_node: int
     cpus_per_task: int
     memory: str | None = None
-    """As sbatch writes it: 4000M."""
+    """In sbatch's notation: 4000M."""
     memory_per_cpu: str | None = None
     gpus_per_node: str | None = None
     gres: str | None = None
@@ -121,15 +117,15 @@ class Request:
     reservation: str | None = None
     comment: str | None = None
     extra: tuple[str, ...] = field(default=())
-    """Further arguments of sbatch."""
+    """More arguments of sbatch (slurm_extra)."""
 
     @property
     def may_requeue(self) -> bool:
-        """Whether SLURM may start the job again."""
+        """Whether SLURM may requeue the job."""
         return "--no-requeue" not in self.extra
 
     def digest(self) -> str:
-        """Return what tells this request from others."""
+        """Return a digest that differs between requests."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     @property
@@ -139,41 +135,43 @@ class Request:
 
 
 def request(resources: Mapping[str, Any], threads: int, default_minutes: int) -> Request:
-    """Return what a job with these resources asks for."""
-    nodes = _whole(resources, "nodes", 1)
+    """Return the request of a job with these resources.
+
+    Raises:
+        ValueError: a resource is invalid; the message names it.
+    """
+    nodes = _integer(resources, "nodes", 1)
     gpus = _gpus_per_node(resources, nodes)
-    tasks, cpus = (
-        _tasks_per_node(resources, nodes, gpus),
-        _whole(resources, "cpus_per_task", threads),
-    )
+    tasks = _tasks_per_node(resources, nodes, gpus)
+    cpus = _integer(resources, "cpus_per_task", threads)
     if "cpus_per_gpu" in resources:
-        of_node = _whole(resources, "cpus_per_gpu", 1) * _count(gpus, "cpus_per_gpu")
-        cpus = _divided(of_node, tasks, "cpus_per_gpu", f"{of_node} CPUs", "tasks")
-    per_cpu = _whole(resources, "mem_mb_per_cpu", 0)
+        node_cpus = _integer(resources, "cpus_per_gpu", 1) * _count(gpus, "cpus_per_gpu")
+        cpus = _divide(node_cpus, tasks, "cpus_per_gpu", f"{node_cpus} CPUs", "tasks")
+    per_cpu = _integer(resources, "mem_mb_per_cpu", 0)
     return Request(
-        minutes=_whole(resources, "runtime", default_minutes),
+        minutes=_integer(resources, "runtime", default_minutes),
         nodes=nodes,
         tasks_per_node=tasks,
         cpus_per_task=cpus,
         memory=_memory(resources) if not per_cpu else None,
         memory_per_cpu=f"{per_cpu}M" if per_cpu else None,
         gpus_per_node=gpus,
-        gres=_word(resources, "gres"),
-        partition=_word(resources, "slurm_partition"),
-        account=_word(resources, "slurm_account"),
-        qos=_word(resources, "slurm_qos"),
-        constraint=_word(resources, "slurm_constraint"),
-        reservation=_word(resources, "slurm_reservation"),
-        comment=_word(resources, "slurm_comment"),
-        extra=_extra(_word(resources, "slurm_extra")),
+        gres=_string(resources, "gres"),
+        partition=_string(resources, "slurm_partition"),
+        account=_string(resources, "slurm_account"),
+        qos=_string(resources, "slurm_qos"),
+        constraint=_string(resources, "slurm_constraint"),
+        reservation=_string(resources, "slurm_reservation"),
+        comment=_string(resources, "slurm_comment"),
+        extra=_extra(_string(resources, "slurm_extra")),
     )
 
 
 def is_resumable(resources: Mapping[str, Any], default: bool) -> bool:
-    """Return whether a rule's command can stop and go on.
+    """Return whether a rule's command can stop and resume.
 
     Raises:
-        ValueError: it says neither yes nor no.
+        ValueError: the resource is not a Boolean.
     """
     value = resources.get("resumable", default)
     try:
@@ -187,7 +185,7 @@ _YES_OR_NO = {
 }  # fmt: skip
 
 
-def _whole(resources: Mapping[str, Any], name: str, default: int) -> int:
+def _integer(resources: Mapping[str, Any], name: str, default: int) -> int:
     value = resources.get(name, default)
     try:
         number = int(value)
@@ -198,7 +196,7 @@ def _whole(resources: Mapping[str, Any], name: str, default: int) -> int:
     return number
 
 
-def _word(resources: Mapping[str, Any], name: str) -> str | None:
+def _string(resources: Mapping[str, Any], name: str) -> str | None:
     value = resources.get(name)
     return str(value) if value not in (None, "") else None
 
@@ -206,47 +204,49 @@ def _word(resources: Mapping[str, Any], name: str) -> str | None:
 def _memory(resources: Mapping[str, Any]) -> str | None:
     if "mem_mb" not in resources:
         return None
-    memory = _whole(resources, "mem_mb", 0)
-    return f"{memory}M" if memory else "0"  # of sbatch: all memory of the node
+    memory = _integer(resources, "mem_mb", 0)
+    return f"{memory}M" if memory else "0"  # sbatch: all memory of the node
 
 
 def _tasks_per_node(resources: Mapping[str, Any], nodes: int, gpus: str | None) -> int:
     if "tasks_per_node" in resources:
-        return _whole(resources, "tasks_per_node", 1)
+        return _integer(resources, "tasks_per_node", 1)
     if "tasks_per_gpu" in resources:
-        return _whole(resources, "tasks_per_gpu", 1) * _count(gpus, "tasks_per_gpu")
-    tasks = _whole(resources, "tasks", nodes)
-    return _divided(tasks, nodes, "tasks", f"{tasks} tasks", "nodes")
+        return _integer(resources, "tasks_per_gpu", 1) * _count(gpus, "tasks_per_gpu")
+    tasks = _integer(resources, "tasks", nodes)
+    return _divide(tasks, nodes, "tasks", f"{tasks} tasks", "nodes")
 
 
-def _divided(number: int, by: int, name: str, what: str, parts: str) -> int:
-    if number % by:
-        raise ValueError(f"resource {name}: {what} do not divide by {by} {parts}")
-    return number // by
+def _divide(number: int, divisor: int, name: str, items: str, parts: str) -> int:
+    if number % divisor:
+        raise ValueError(
+            f"resource {name}: {items} cannot be divided evenly among {divisor} {parts}"
+        )
+    return number // divisor
 
 
 def _count(gpus: str | None, name: str) -> int:
     if gpus is None:
-        raise ValueError(f"resource {name}: there are no gpus")
+        raise ValueError(f"resource {name}: the rule requests no gpus")
     return int(gpus.rpartition(":")[2])
 
 
 def _gpus_per_node(resources: Mapping[str, Any], nodes: int) -> str | None:
     """Return the GPUs of each node as NUMBER or TYPE:NUMBER, or None."""
     for name in ("gpus_per_node", "gpus", "gpu"):
-        asked = _word(resources, name)
-        if asked not in (None, "0"):
+        value = _string(resources, name)
+        if value not in (None, "0"):
             break
     else:
         return None
-    kind, _, number = str(asked).rpartition(":")
+    kind, _, number = str(value).rpartition(":")
     if name == "gpu":
-        kind = kind or _word(resources, "gpu_model") or ""
+        kind = kind or _string(resources, "gpu_model") or ""
     if not number.isdigit():
-        raise ValueError(f"resource {name}: {asked!r} is not a number or TYPE:NUMBER")
+        raise ValueError(f"resource {name}: {value!r} is not a number or TYPE:NUMBER")
     count = int(number)
     if name != "gpus_per_node":
-        count = _divided(count, nodes, name, f"{count} GPUs", "nodes")
+        count = _divide(count, nodes, name, f"{count} GPUs", "nodes")
     return f"{kind}:{count}" if kind else str(count)
 
 
@@ -259,12 +259,9 @@ def _extra(flags: str | None) -> tuple[str, ...]:
         raise ValueError(f"resource slurm_extra: {error}: {flags}") from None
     for word in words:
         name = word.partition("=")[0] if word.startswith("--") else word[:2]
-        if name in _CLUSTERS:
-            raise ValueError(
-                f"resource slurm_extra: {name}: jobs go to one cluster, that of SLURM_CONF; start "
-                "Snakemake once for each"
-            )
-        if any(name in (long, short) for long, short in _TAKEN.items()):
+        if name in _CLUSTER_FLAGS:
+            raise ValueError(f"resource slurm_extra: {name}: {_ONE_CLUSTER}")
+        if any(name in (long, short) for long, short in _RESERVED_FLAGS.items()):
             raise ValueError(
                 f"resource slurm_extra: {name} is set by the executor; leave it out"
                 + ("; there is slurm_comment" if name == "--comment" else "")

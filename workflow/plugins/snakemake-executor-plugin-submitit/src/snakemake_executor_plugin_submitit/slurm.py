@@ -1,4 +1,4 @@
-"""Questions to SLURM. None is the answer where SLURM gives none: it delays, and decides nothing."""
+"""Calls of SLURM's programs. None means that SLURM did not answer: the caller tries again later."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 TIMEOUT = 30.0
-"""Seconds that a question may take."""
+"""Seconds that one call may take."""
 
-_OF_TOOLS = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_", "SRUN_", "SALLOC_",
-             "SLURM_")  # fmt: skip
-"""Beginnings of variables that SLURM's programs read as options, or that a job has around it."""
+_VARIABLE_PREFIXES = (
+    "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_", "SRUN_", "SALLOC_", "SLURM_",
+)  # fmt: skip
 
-ALIVE = {
+ACTIVE_STATES = {
     "PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_FED",
     "REQUEUE_HOLD", "RESIZING", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED",
     "RESV_DEL_HOLD",
@@ -22,62 +22,63 @@ ALIVE = {
 
 @dataclass(frozen=True)
 class Status:
-    """What SLURM says of a job."""
+    """A job's status in SLURM."""
 
     state: str
-    """As RUNNING, TIMEOUT, CANCELLED; see `man squeue`."""
+    """RUNNING, TIMEOUT, CANCELLED...: see `man squeue`."""
     reason: str = ""
-    """Why it waits or ended, as SLURM gives it, or empty."""
-    by: str = ""
-    """Who cancelled it, where that is known."""
+    """Why it is pending or ended, in SLURM's words, or empty."""
+    cancelled_by: str = ""
+    """User id of who cancelled it, from accounting, or empty."""
     exit: str = ""
-    """Exit code and signal of the batch step, as 0:9, where that is known."""
+    """Exit code and signal of the batch step, like 0:9, or empty."""
 
     @property
-    def is_alive(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the job runs, or will."""
-        return self.state in ALIVE
+        return self.state in ACTIVE_STATES
 
 
 GONE = Status("GONE")
-"""A job that SLURM has forgotten: it ended more than MinJobAge ago."""
+"""A job that SLURM no longer lists: it ended more than MinJobAge ago."""
 
 
-def is_of_tools(variable: str) -> bool:
-    """Return whether SLURM's programs must not see a variable of the environment.
+def is_slurm_variable(name: str) -> bool:
+    """Return whether an environment variable must be hidden from SLURM's programs.
 
-    Options of the user's own would go before what a rule asks for, or hide jobs that run; and a
-    Snakemake that itself runs in a job must not hand on that job's size and numbers.
+    Options of the user's own (SBATCH_PARTITION) would override a rule's resources, or hide running
+    jobs (SQUEUE_STATES). If Snakemake itself runs in a job, SLURM_* describe that job.
     """
-    return variable.startswith(_OF_TOOLS) and variable != "SLURM_CONF"
+    return name.startswith(_VARIABLE_PREFIXES) and name != "SLURM_CONF"
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment as SLURM's programs are to see it."""
-    return {name: value for name, value in os.environ.items() if not is_of_tools(name)}
+    """Return this process's environment without the variables of `is_slurm_variable`."""
+    return {name: value for name, value in os.environ.items() if not is_slurm_variable(name)}
 
 
 def statuses() -> dict[str, Status] | None:
-    """Return the status of each of this user's jobs that SLURM still holds in memory."""
-    output = _ask("squeue", "--me", "--noheader", "--states=all", "--format=%A|%T|%r")
+    """Return the status of each of this user's jobs that squeue lists, by job id."""
+    output = _output("squeue", "--me", "--noheader", "--states=all", "--format=%A|%T|%r")
     if output is None:
         return None
-    found = {}
+    jobs = {}
     for line in output.splitlines():
-        number, state, reason = line.split("|", 2)
-        found[number] = Status(state.strip(), "" if reason.strip() == "None" else reason.strip())
-    return found
+        job_id, state, reason = line.split("|", 2)
+        jobs[job_id] = Status(state.strip(), _reason(reason.strip()))
+    return jobs
 
 
 def find(name: str) -> list[str] | None:
-    """Return the numbers of this user's jobs of a name, those that ended lately included."""
-    output = _ask("squeue", "--me", "--noheader", "--states=all", "--format=%A", f"--name={name}")
+    """Return the ids of this user's jobs with this name, including jobs that ended recently."""
+    output = _output("squeue", "--me", "--noheader", "--states=all", "--format=%A",
+                     f"--name={name}")  # fmt: skip
     return None if output is None else output.split()
 
 
-def accounted(job_id: str) -> Status | None:
-    """Return what accounting has of a job, or None where there is none or it does not answer."""
-    output = _ask(
+def sacct_status(job_id: str) -> Status | None:
+    """Return a job's status in accounting, or None if there is none or it does not answer."""
+    output = _output(
         "sacct", "--noheader", "--parsable2", "--allocations", "--format=State,Reason,ExitCode",
         f"--jobs={job_id}",
     )  # fmt: skip
@@ -85,57 +86,60 @@ def accounted(job_id: str) -> Status | None:
     if not lines:
         return None
     state, reason, code = lines[-1].split("|")
-    word, _, by = state.partition(" by ")
-    return Status(word.split()[0], "" if reason == "None" else reason, by, code)
+    word, _, user = state.partition(" by ")
+    return Status(word.split()[0], _reason(reason), user, code)
 
 
-def described(job_id: str) -> Status | None:
-    """Return what the controller still knows of a job: GONE if nothing, None if it is silent."""
-    output, errors = _ask_whole("scontrol", "--oneliner", "show", "job", job_id)
+def scontrol_status(job_id: str) -> Status | None:
+    """Return a job's status in the controller: GONE if it is unknown there, None if no answer."""
+    output, errors = _run("scontrol", "--oneliner", "show", "job", job_id)
     if not output:
         return GONE if "Invalid job id" in errors else None
     fields = dict(word.partition("=")[::2] for word in output.split())
-    reason = fields.get("Reason", "None")
     return Status(
         fields.get("JobState", "UNKNOWN"),
-        "" if reason == "None" else reason,
+        _reason(fields.get("Reason", "None")),
         exit=fields.get("ExitCode", ""),
     )
 
 
-def node_of(job_id: str) -> str | None:
-    """Return the node on which a job's command ran or runs."""
-    output = _ask("squeue", "--noheader", "--states=all", "--format=%B", f"--jobs={job_id}")
+def batch_node(job_id: str) -> str | None:
+    """Return the node on which a job's batch script ran or runs."""
+    output = _output("squeue", "--noheader", "--states=all", "--format=%B", f"--jobs={job_id}")
     return output.strip() or None if output else None
 
 
 def cancel(job_ids: Iterable[str]) -> bool:
-    """Cancel jobs; return whether SLURM took it."""
-    numbers = list(job_ids)
-    return not numbers or _ask("scancel", "--quiet", *numbers) is not None
+    """Cancel jobs; return whether scancel succeeded."""
+    ids = list(job_ids)
+    return not ids or _output("scancel", "--quiet", *ids) is not None
 
 
-def start_soon(job_id: str) -> None:
-    """Take the hold off a job that was requeued: SLURM makes it wait for two minutes.
+def skip_requeue_delay(job_id: str) -> None:
+    """Make a requeued job eligible now: SLURM delays it by two minutes (cred_expire).
 
-    Not at once: a node refuses what begins within the second in which the attempt before was ended,
-    for it knows the two apart by the second of their credentials ("Job already killed, do not
-    launch batch job").
+    Not at once: nodes tell the credentials of two attempts apart by their second, and refuse an
+    attempt within the second in which the one before ended ("Job already killed, do not launch
+    batch job").
     """
-    _ask("scontrol", "update", f"jobid={job_id}", "StartTime=now+1")
+    _output("scontrol", "update", f"jobid={job_id}", "StartTime=now+1")
 
 
-def _ask(*command: str) -> str | None:
-    return _ask_whole(*command)[0]
+def _reason(text: str) -> str:
+    return "" if text == "None" else text
 
 
-def _ask_whole(*command: str) -> tuple[str | None, str]:
-    """Return what a program says, None if it fails; and what it says on stderr."""
+def _output(*command: str) -> str | None:
+    return _run(*command)[0]
+
+
+def _run(*command: str) -> tuple[str | None, str]:
+    """Return a program's stdout, or None if it fails, and its stderr."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT, check=False,
             stdin=subprocess.DEVNULL, env=environment(),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None, ""
-    return (done.stdout if done.returncode == 0 else None), done.stderr
+    return (process.stdout if process.returncode == 0 else None), process.stderr

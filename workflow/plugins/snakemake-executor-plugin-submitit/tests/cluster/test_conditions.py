@@ -1,4 +1,4 @@
-"""What a cluster, a folder or an environment may be like: it works there, or one line says why."""
+"""Unusual clusters, folders and environments: jobs run there, or one line explains why not."""
 
 import os
 import re
@@ -13,54 +13,55 @@ RULE = "rule r:\n    output: 'r.txt'\n    resources: mem_mb=300, runtime=5\n    
 TOUCH = RULE.format("touch {output}")
 
 
-def error(said):
-    """Return the one line of the executor with which a start ends."""
-    (line,) = [each for each in said.splitlines() if each.startswith("Error: submitit: ")]
-    assert "Traceback" not in said
+def error(output):
+    """Return the one-line error of the executor."""
+    errors = [line for line in output.splitlines() if line.startswith("Error: submitit: ")]
+    (line,) = errors
+    assert "Traceback" not in output
     return line
 
 
 # --- jobs that can never start --------------------------------------------------------------------
 
 
-def test_a_job_over_the_limit_of_its_partition_is_named_with_the_reason(toy, cluster):
+def test_a_job_over_its_partition_limit_is_reported_with_the_reason(toy, cluster):
     cluster.run("scontrol", "update", "partition=grace", "MaxTime=1")
     try:
         toy.write(TOUCH.replace("runtime=5", "runtime=5, slurm_partition='grace'"))
         driver = toy.start()
-        driver.await_that(lambda: "waits: PartitionTimeLimit" in driver.said())
-        (line,) = re.findall(r"^submitit: (job \d+ .*PartitionTimeLimit.*)$", driver.said(), re.M)
+        driver.await_that(lambda: "is pending: PartitionTimeLimit" in driver.output())
+        (line,) = re.findall(r"^submitit: (job \d+ .*PartitionTimeLimit.*)$", driver.output(), re.M)
         assert "lower runtime, or choose another slurm_partition" in line
     finally:
         cluster.run("scontrol", "update", "partition=grace", "MaxTime=UNLIMITED")
     driver.succeed()
 
 
-def test_jobs_of_an_account_that_may_run_none_are_named_in_one_line(toy, cluster):
+def test_jobs_over_an_account_limit_are_reported_in_one_line(toy, cluster):
     set_limit = ("sacctmgr", "-i", "modify", "account", "research", "set")
     cluster.run(*set_limit, "GrpJobs=0")
     try:
         toy.write("rule all:\n    input: expand('{i}.txt', i=range(3))\n"
                   + TOUCH.replace("r.txt", "{i}.txt"))  # fmt: skip
         driver = toy.start()
-        driver.await_that(lambda: "AssocGrpJobsLimit" in driver.said())
+        driver.await_that(lambda: "AssocGrpJobsLimit" in driver.output())
         time.sleep(2)
-        assert driver.said().count("AssocGrpJobsLimit") <= 3  # jobs are named once
+        assert driver.output().count("AssocGrpJobsLimit") <= 3  # reported once
     finally:
         cluster.run(*set_limit, "GrpJobs=-1")
     driver.succeed()
 
 
-# --- what a failure says --------------------------------------------------------------------------
+# --- messages of failures ------------------------------------------------------------------------
 
 
-def test_an_output_that_was_not_made_is_named(toy):
+def test_a_missing_output_is_reported(toy):
     toy.write(RULE.format("true").replace("'r.txt'", "'r.txt', 'further/s.txt'"))
     line = toy.fail("--latency-wait", "1")
-    assert "its command succeeded, but made no r.txt, further/s.txt; " in line
+    assert "its command succeeded, but did not make r.txt, further/s.txt; " in line
 
 
-def test_a_group_that_fails_says_the_number_of_its_job_its_log_and_the_reason(toy):
+def test_the_error_of_a_group_has_its_job_id_log_and_cause(toy):
     toy.write(
         "rule all:\n    input: 'a.txt', 'b.txt'\n"
         "rule a:\n    output: 'a.txt'\n    group: 'pair'\n    resources: mem_mb=300, runtime=5\n"
@@ -68,49 +69,49 @@ def test_a_group_that_fails_says_the_number_of_its_job_its_log_and_the_reason(to
         "rule b:\n    input: 'a.txt'\n    output: 'b.txt'\n    group: 'pair'\n"
         "    resources: mem_mb=300, runtime=5\n    shell: 'echo wrong recipe; exit 3'\n"
     )
-    said = toy.start("all", "--show-failed-logs").fail()
+    output = toy.start("all", "--show-failed-logs").fail()
     (job,) = toy.jobs()
-    (line,) = re.findall(r"^submitit: group pair: (.*)$", said, flags=re.M)
+    (line,) = re.findall(r"^submitit: group pair: (.*)$", output, flags=re.M)
     assert line.startswith(f"job {job}: FAILED (exit 3); log ") and "wrong recipe" in line
     log = re.search(r"log (\S+):", line)[1]
-    assert f"    log: {log} (check log file(s) for error details)" in said
-    assert "Logfile " in said and said.count("wrong recipe") > 1  # it is shown
-    assert toy.ended() == {job: "FAILED"}
+    assert f"    log: {log} (check log file(s) for error details)" in output
+    assert "Logfile " in output and output.count("wrong recipe") > 1  # the log is shown
+    assert toy.final_states() == {job: "FAILED"}
 
 
-def test_a_setup_that_fails_fails_the_job(toy):
+def test_a_job_fails_if_its_setup_fails(toy):
     toy.write(TOUCH)
     line = toy.fail(setup="echo no such module >&2; exit 4")
     assert "FAILED" in line and "no such module" in line
     line = toy.fail(setup="echo loading; false")
     assert "submitit: setup failed: echo loading; false" in line
     assert not (toy.folder / "r.txt").exists()
-    assert set(toy.ended().values()) == {"FAILED"}
+    assert set(toy.final_states().values()) == {"FAILED"}
 
 
 # --- folders and programs -------------------------------------------------------------------------
 
 
-def test_a_directory_of_any_name_will_do(cluster, tmp_path):
+def test_a_directory_name_with_special_characters(cluster, tmp_path):
     with Toy(tmp_path / 'it\'s a "project" (1) & ü $HOME', cluster) as toy:
-        toy.write(RULE.format("echo begun; exit 3"))
+        toy.write(RULE.format("echo started; exit 3"))
         line = message(toy.start().fail())
-        assert "FAILED (exit 3)" in line and "begun" in line
+        assert "FAILED (exit 3)" in line and "started" in line
         toy.write(TOUCH)
         toy.succeed()
 
 
 @pytest.mark.parametrize("sign", ["%", "\\"])
-def test_a_directory_that_slurm_would_misread_is_named(cluster, tmp_path, sign):
+def test_a_directory_name_that_slurm_expands_is_an_error(cluster, tmp_path, sign):
     with Toy(tmp_path / f"50{sign}j", cluster) as toy:
         toy.write(TOUCH)
         line = error(toy.start().fail())
-        assert f"SLURM does not take {sign!r} in the path of a log" in line
+        assert f"SLURM does not accept {sign!r} in the path of a log" in line
         assert "submitit-folder" in line
         toy.succeed(folder=tmp_path / "elsewhere")
 
 
-def test_a_file_system_without_locks_is_named(toy, tmp_path):
+def test_a_file_system_without_locks_is_an_error(toy, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import errno, fcntl, os\n"
         "def flock(file, operation):\n"
@@ -120,11 +121,11 @@ def test_a_file_system_without_locks_is_named(toy, tmp_path):
     toy.environment["PYTHONPATH"] = str(tmp_path)
     toy.write(TOUCH)
     line = error(toy.start_process().fail())
-    assert "the file system has no locks (Function not implemented)" in line
+    assert "the file system does not support locks (Function not implemented)" in line
     assert "submitit-folder" in line
 
 
-def test_srun_is_not_needed_and_sbatch_is(toy, tmp_path):
+def test_sbatch_is_required_and_srun_is_not(toy, tmp_path):
     programs = tmp_path / "programs"
     programs.mkdir()
     for folder in toy.environment["PATH"].split(os.pathsep):
@@ -139,7 +140,7 @@ def test_srun_is_not_needed_and_sbatch_is(toy, tmp_path):
     assert "no sbatch on PATH" in line and "--submitit-cluster local" in line
 
 
-def test_logs_that_are_kept_are_removed_when_they_are_old(toy):
+def test_old_logs_are_removed(toy):
     toy.write(TOUCH)
     toy.succeed(keep_logs="all")
     (log,) = (toy.folder / ".snakemake" / "submitit").glob("*_log.out")
@@ -155,7 +156,7 @@ def test_logs_that_are_kept_are_removed_when_they_are_old(toy):
 # --- resources ------------------------------------------------------------------------------------
 
 
-def test_what_other_executors_know_is_asked_of_slurm(toy):
+def test_resources_of_other_executors_reach_slurm(toy):
     toy.write(
         "rule all:\n    input: 'a.txt', 'b.txt'\n"
         "rule a:\n    output: 'a.txt'\n    resources: mem_mb=0, runtime=5, tasks=4, nodes=2\n"
@@ -170,15 +171,15 @@ def test_what_other_executors_know_is_asked_of_slurm(toy):
     assert "gres/gpu=2" in second and "NumCPUs=4" in second
 
 
-def test_a_word_of_the_workflows_own_can_be_declared(toy):
+def test_own_resources_of_a_workflow_can_be_declared(toy):
     toy.write(TOUCH.replace("runtime=5", "runtime=5, time=7, clusters='ours', gpu=3"))
-    said = error(toy.start().fail())
-    assert "time of rule r (meant: runtime?)" in said and "one cluster" in said
-    assert "--submitit-own-resources" in said and toy.jobs() == {}
+    output = error(toy.start().fail())
+    assert "time of rule r (did you mean runtime?)" in output and "one cluster" in output
+    assert "--submitit-own-resources" in output and toy.jobs() == {}
     toy.succeed(own_resources="time,clusters,gpu")
 
 
-def test_an_internal_that_a_version_lacks_is_named(toy, tmp_path):
+def test_an_incompatible_snakemake_is_an_error(toy, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import snakemake.persistence as module\ndel module.PersistenceBase._code\n"
     )

@@ -1,4 +1,4 @@
-"""Jobs that fail for good: one line says why, where, and what to do. And SLURM that is away."""
+"""Jobs that fail, with one line of explanation, and temporary failures of SLURM."""
 
 import re
 import signal
@@ -13,7 +13,7 @@ from testbed.waiting import wait_for
 
 
 def shim(toy, program, script):
-    """Put a program of this name before the real one, which the script may call as $REAL."""
+    """Replace a program on PATH by a script, which may call the real one as $REAL."""
     folder = toy.folder / "shims"
     folder.mkdir(exist_ok=True)
     path = folder / program
@@ -23,28 +23,28 @@ def shim(toy, program, script):
         toy.environment["PATH"] = f"{folder}:{toy.environment['PATH']}"
 
 
-class Away:
-    """Programs of SLURM that fail, and note each time, until they are let `back`."""
+class Outage:
+    """Programs of SLURM that fail, and log their calls, until `end`."""
 
     def __init__(self, toy, *programs):
-        self._mark, self._calls = toy.folder / "away", toy.folder / "calls"
-        self._mark.touch()
+        self._flag, self._calls = toy.folder / "outage", toy.folder / "calls"
+        self._flag.touch()
         self._calls.touch()
         for program in programs:
             shim(
                 toy,
                 program,
-                f'if [ -e {self._mark} ]; then echo "{program} $*" >> {self._calls}\n'
+                f'if [ -e {self._flag} ]; then echo "{program} $*" >> {self._calls}\n'
                 f"echo '{program}: error: Unable to contact slurm controller' >&2\n"
                 'exit 1; fi\nexec $REAL "$@"',
             )
 
     def calls(self, command):
-        """Return how often a command that begins so has failed."""
-        return sum(each.startswith(command) for each in self._calls.read_text().splitlines())
+        """Return how often a command with this beginning was called."""
+        return sum(line.startswith(command) for line in self._calls.read_text().splitlines())
 
-    def back(self):
-        self._mark.unlink()
+    def end(self):
+        self._flag.unlink()
 
 
 # --- a rule's retries -----------------------------------------------------------------------------
@@ -62,7 +62,7 @@ rule {name}:
 """
 
 
-def test_retries_are_jobs_of_their_own_with_the_resources_of_that_attempt(toy):
+def test_a_retry_is_a_new_job_with_the_resources_of_its_attempt(toy):
     grouped = RETRIED.format(name="grouped").replace("retries", "group: 'g'\n    retries")
     toy.write(f"rule all:\n    input: 'alone.txt', 'grouped.txt'\n{RETRIED.format(name='alone')}"
               f"{grouped}")  # fmt: skip
@@ -74,10 +74,10 @@ def test_retries_are_jobs_of_their_own_with_the_resources_of_that_attempt(toy):
     ]  # fmt: skip
     for name in ("alone", "grouped"):
         assert (toy.folder / f"{name}.seen").read_text().split() == expected
-    assert sorted(toy.ended().values()) == ["COMPLETED"] * 2 + ["FAILED"] * 4
+    assert sorted(toy.final_states().values()) == ["COMPLETED"] * 2 + ["FAILED"] * 4
 
 
-# --- one line that explains -----------------------------------------------------------------------
+# --- one line of explanation ----------------------------------------------------------------------
 
 WORKFLOW = "".join(
     [
@@ -89,38 +89,39 @@ WORKFLOW = "".join(
         rule("touch {output}", "gpus", gpus_per_node=64),
     ]
 )
-FAILING = pytest.mark.xdist_group("failing_jobs")  # which are run once
+FAILING = pytest.mark.xdist_group("failing_jobs")  # run once
 
 
 @pytest.fixture(scope="module")
 def failing(cluster, tmp_path_factory):
-    """A workflow of rules that fail, each for a reason of its own, and what was said of each."""
+    """A workflow whose rules fail for different reasons, and the message about each rule."""
     with Toy(tmp_path_factory.mktemp("failing") / "toy", cluster) as toy:
         names = re.findall(r"rule (\w+):", WORKFLOW)
         toy.write(f"rule all:\n    input: {[f'{name}.txt' for name in names]}\n{WORKFLOW}")
-        said = toy.start("--keep-going").fail()
-        assert set(messages(said)) == set(names), said
-        yield toy, messages(said)
+        output = toy.start("--keep-going").fail()
+        by_rule = messages(output)
+        assert set(by_rule) == set(names), output
+        yield toy, by_rule
 
 
 @FAILING
-def test_a_command_that_fails_shows_its_code_and_its_last_words(failing):
+def test_a_failed_command_is_reported_with_its_exit_code_and_last_lines(failing):
     line = failing[1]["code"]
     assert re.match(r"job \d+: FAILED \(exit 4\); log /\S+_0_log.out: one \| recipe is wrong", line)
 
 
 @FAILING
 @pytest.mark.parametrize(("name", "code"), [("code", 4), ("own_log", 1)])
-def test_for_slurm_it_has_failed_with_that_code(failing, name, code):
-    """So that accounting, mails and jobs with --dependency=afterok know."""
-    toy, said = failing
-    job = re.match(r"job (\d+)", said[name])[1]
-    shown = toy.cluster.run("scontrol", "show", "job", job).stdout
-    assert "JobState=FAILED" in shown and f" ExitCode={code}:0" in shown
+def test_slurm_has_the_exit_code_of_the_command(failing, name, code):
+    """Accounting, mails and jobs with --dependency=afterok depend on it."""
+    toy, by_rule = failing
+    job = re.match(r"job (\d+)", by_rule[name])[1]
+    description = toy.cluster.run("scontrol", "show", "job", job).stdout
+    assert "JobState=FAILED" in description and f" ExitCode={code}:0" in description
 
 
 @FAILING
-def test_the_end_of_the_rules_own_log_is_shown(failing):
+def test_the_last_lines_of_the_rules_own_log_are_quoted(failing):
     line = failing[1]["own_log"]
     assert "logs/own_log.log: " in line
     assert "invalid literal for int() with base 10: 'five'" in line
@@ -135,25 +136,25 @@ def test_out_of_memory(failing):
 
 @FAILING
 @pytest.mark.parametrize("name", ["partition", "account"])
-def test_a_wrong_name_is_refused_at_submission(failing, name):
-    assert failing[1][name].startswith("refused at submission: ")
+def test_an_unknown_partition_or_account_is_rejected_by_sbatch(failing, name):
+    assert failing[1][name].startswith("rejected by sbatch: ")
     assert name in failing[1][name].lower()
 
 
 @FAILING
-def test_more_gpus_than_any_node_has_are_refused(failing):
+def test_more_gpus_than_any_node_has_are_rejected_by_sbatch(failing):
     assert "Requested node configuration is not available" in failing[1]["gpus"]
 
 
 @FAILING
-def test_what_fails_is_tried_once_and_forgotten(failing):
+def test_failed_jobs_run_once_and_leave_only_their_logs(failing):
     folder = failing[0].folder / ".snakemake" / "submitit"
     assert len(list(folder.glob("*_log.out"))) == 3
     assert failing[0].records() == []
     assert not list(folder.glob("*.pkl"))
 
 
-def test_cancelled_by_the_user(toy, cluster):
+def test_scancel_by_the_user(toy, cluster):
     toy.write(training_rule())
     driver = toy.start()
     job = toy.await_training(1, driver)
@@ -164,94 +165,97 @@ def test_cancelled_by_the_user(toy, cluster):
     assert list(toy.jobs()) == [job]
 
 
-def test_a_folder_that_a_node_does_not_see(toy):
-    """SLURM cannot open the log there: here, because it is told of a folder that does not exist."""
+def test_a_folder_that_is_not_visible_on_the_node(toy):
+    """The node cannot open the log: here because sbatch gets a folder that does not exist."""
     toy.write(rule("touch {output}"))
     shim(toy, "sbatch", 'exec $REAL "${@/#--output=*/--output=/nowhere/%j.out}"')
     line = toy.fail()
-    assert re.search(r"job \d+ ended on n\d and left no trace in /\S+: does n\d see this", line)
+    assert re.search(
+        r"job \d+ ended on n\d and wrote no log in /\S+: is this folder visible on n\d", line
+    )
 
 
-def test_python_that_is_missing_on_the_node(toy):
+def test_a_missing_python_on_the_node(toy):
     toy.write(rule("touch {output}"))
     line = toy.fail(python="/opt/nowhere/python")
-    assert "never reached its first line" in line and "/opt/nowhere/python" in line
+    assert "the job step did not start" in line and "/opt/nowhere/python" in line
 
 
-def test_a_misspelt_resource_is_named_before_anything_is_submitted(toy):
+def test_a_misspelt_resource_is_an_error_before_any_submission(toy):
     toy.write(rule("touch {output}", slurm_partiton="gpu", mem_gb=4))
-    (line,) = [each for each in toy.start().fail().splitlines() if "unknown resource" in each]
-    assert "slurm_partiton of rule r (meant: slurm_partition?)" in line
-    assert "mem_gb of rule r (meant: mem_mb?)" in line
+    output = toy.start().fail()
+    (line,) = [line for line in output.splitlines() if "unknown resource" in line]
+    assert "slurm_partiton of rule r (did you mean slurm_partition?)" in line
+    assert "mem_gb of rule r (did you mean mem_mb?)" in line
     assert "valid: runtime, mem_mb, " in line
     assert toy.jobs() == {}
 
 
-# --- a SLURM that is away for a while -------------------------------------------------------------
+# --- temporary failures of SLURM ------------------------------------------------------------------
 
 
-def test_squeue_and_scontrol_that_fail_for_a_while_only_delay(toy, cluster):
-    """The driver asks one of them how its jobs are; the job asks the other to be requeued."""
-    away = Away(toy, "squeue", "scontrol")
+def test_temporary_failures_of_squeue_and_scontrol_only_delay(toy, cluster):
+    """Snakemake polls with squeue; the job requeues itself with scontrol."""
+    outage = Outage(toy, "squeue", "scontrol")
     toy.write(training_rule())
     driver = toy.start()
     job = toy.await_training(1, driver)
     cluster.run("scancel", "--batch", "--signal=USR2", job)
-    driver.await_that(lambda: away.calls("scontrol requeue") and away.calls("squeue"))
-    away.back()
+    driver.await_that(lambda: outage.calls("scontrol requeue") and outage.calls("squeue"))
+    outage.end()
     toy.await_training(2, driver)
     toy.let_finish()
-    assert "SLURM does not answer; jobs go on" in driver.succeed()
+    assert "SLURM does not answer; jobs keep running" in driver.succeed()
     assert len(toy.jobs()) == 1 and len(toy.starts()) == 2
 
 
-def test_a_job_of_which_neither_sacct_nor_scontrol_tells_is_believed_to_be_as_squeue_says(toy):
-    away = Away(toy, "sacct", "scontrol")
+def test_the_final_state_comes_from_squeue_if_sacct_and_scontrol_fail(toy):
+    outage = Outage(toy, "sacct", "scontrol")
     toy.write(training_rule())
     driver = toy.start()
     job = toy.await_training(1, driver)
     toy.kill_batch(job)
-    driver.await_that(lambda: away.calls("sacct") and away.calls("scontrol --oneliner show"))
-    away.back()
+    driver.await_that(lambda: outage.calls("sacct") and outage.calls("scontrol --oneliner show"))
+    outage.end()
     toy.await_training(2, driver)
     toy.let_finish()
-    assert re.search(r"ended without a result: FAILED.*; it is submitted again", driver.succeed())
+    assert re.search(r"ended without a result: FAILED.*; resubmitted", driver.succeed())
 
 
-def test_a_job_that_squeue_does_not_list_is_not_gone_for_that(toy):
-    """Two would else run on one output."""
+def test_a_job_that_squeue_does_not_list_is_not_resubmitted(toy):
+    """Otherwise two jobs would write the same output."""
     shim(
         toy,
         "squeue",
-        f'echo >> {toy.folder}/asked; [ -e {toy.folder}/go ] && exec $REAL "$@"; exit 0',
+        f'echo >> {toy.folder}/calls; [ -e {toy.folder}/go ] && exec $REAL "$@"; exit 0',
     )
-    toy.write(rule("echo >> begun; until [ -e go ]; do sleep 0.1; done; touch {output}"))
+    toy.write(rule("echo >> started; until [ -e go ]; do sleep 0.1; done; touch {output}"))
     driver = toy.start()
     driver.await_that(
         lambda: (
-            (toy.folder / "asked").exists()
-            and len((toy.folder / "asked").read_text().splitlines()) >= 5
-            and (toy.folder / "begun").exists()
+            (toy.folder / "calls").exists()
+            and len((toy.folder / "calls").read_text().splitlines()) >= 5
+            and (toy.folder / "started").exists()
         )
     )
     (toy.folder / "go").touch()
     driver.succeed()
-    assert len((toy.folder / "begun").read_text().splitlines()) == 1
+    assert len((toy.folder / "started").read_text().splitlines()) == 1
     assert len(toy.jobs()) == 1
 
 
-def test_sbatch_that_fails_for_a_while_only_delays(toy):
-    away = Away(toy, "sbatch")
+def test_temporary_failures_of_sbatch_only_delay(toy):
+    outage = Outage(toy, "sbatch")
     toy.write(training_rule(steps=1))
     driver = toy.start()
-    driver.await_that(lambda: away.calls("sbatch") >= 2)
-    away.back()
-    assert "is submitted later" in driver.succeed()
+    driver.await_that(lambda: outage.calls("sbatch") >= 2)
+    outage.end()
+    assert "failed, to be retried" in driver.succeed()
     assert len(toy.jobs()) == len(toy.starts()) == 1
 
 
-def test_a_submission_whose_answer_was_lost_leaves_one_job(toy):
-    """sbatch says that it timed out, and yet the job is in the queue."""
+def test_a_submission_with_a_lost_answer_leaves_one_job(toy):
+    """sbatch reports a timeout, but the job is in the queue."""
     toy.write(training_rule(steps=1))
     shim(
         toy,
@@ -261,28 +265,29 @@ def test_a_submission_whose_answer_was_lost_leaves_one_job(toy):
         ' exit 1; fi\nexec $REAL "$@"',
     )
     toy.succeed()
-    states = toy.ended()
-    lost, made = (states[job] for job in sorted(states, key=int))
-    assert lost in ("CANCELLED", "FAILED") and made == "COMPLETED"  # FAILED: while it started
+    states = toy.final_states()
+    first, second = (states[job] for job in sorted(states, key=int))
+    assert first in ("CANCELLED", "FAILED")  # FAILED if it was cancelled while it started
+    assert second == "COMPLETED"
     assert len(toy.starts()) == 1
 
 
-def test_a_controller_that_restarts_is_waited_for(toy, cluster):
+def test_a_restart_of_the_controller_only_delays(toy, cluster):
     toy.write(training_rule())
     driver = toy.start()
     toy.await_training(1, driver)
     cluster.controller_down()
     try:
-        driver.await_that(lambda: "SLURM does not answer" in driver.said())
+        driver.await_that(lambda: "SLURM does not answer" in driver.output())
     finally:
         cluster.controller_up()
-    driver.await_that(lambda: "SLURM answers again" in driver.said())
+    driver.await_that(lambda: "SLURM answers again" in driver.output())
     toy.let_finish()
     driver.succeed()
     assert len(toy.starts()) == 1
 
 
-def test_a_submission_that_is_never_answered_ends(toy):
+def test_a_submission_without_an_answer_fails_after_the_timeout(toy):
     shim(toy, "sbatch", "echo 'sbatch: error: Socket timed out' >&2; exit 1")
     toy.write(rule("touch {output}"))
     line = toy.fail(submit_timeout=3)
@@ -291,18 +296,18 @@ def test_a_submission_that_is_never_answered_ends(toy):
     )
 
 
-def test_a_job_that_is_held_is_named(toy, cluster):
+def test_a_held_job_is_reported(toy, cluster):
     toy.write(training_rule(steps=1, slurm_extra="--hold"))
     driver = toy.start()
-    driver.await_that(lambda: "is held (JobHeldUser)" in driver.said())
+    driver.await_that(lambda: "is held (JobHeldUser)" in driver.output())
     (job,) = toy.jobs()
-    assert f"to let it go on: scontrol release {job}" in driver.said()
+    assert f"to release: scontrol release {job}" in driver.output()
     cluster.run("scontrol", "release", job)
     driver.succeed()
 
 
 def test_without_accounting(tmp_path, tmp_path_factory, cluster):
-    """On a cluster of its own that has neither sacct's database nor any other."""
+    """On a cluster of its own without slurmdbd."""
     settings = Settings(accounting=False)
     with (
         Cluster(tmp_path_factory.mktemp("plain"), settings, tied=True) as plain,
@@ -316,15 +321,15 @@ def test_without_accounting(tmp_path, tmp_path_factory, cluster):
         job = toy.await_training(2, driver)
         driver.await_that((toy.folder / "r.txt").exists)
         plain.run("scancel", job)
-        said = driver.fail()
-        assert set(messages(said)) == {"train"}
-        assert f"job {job}: CANCELLED" in message(said)
+        output = driver.fail()
+        assert set(messages(output)) == {"train"}
+        assert f"job {job}: CANCELLED" in message(output)
 
 
-# --- what it costs the controller -----------------------------------------------------------------
+# --- load on the controller -----------------------------------------------------------------------
 
 
-def test_one_question_for_all_jobs(toy):
+def test_one_poll_of_squeue_covers_all_jobs(toy):
     calls = toy.folder / "calls"
     calls.touch()
     for program in ("squeue", "sacct", "scontrol"):
@@ -335,19 +340,19 @@ def test_one_question_for_all_jobs(toy):
             "'r.txt'", "'{i}.txt'"
         )
     )
-    asked = lambda: calls.read_text().split()  # noqa: E731
-    begun = time.monotonic()
+    programs = lambda: calls.read_text().split()  # noqa: E731
+    start = time.monotonic()
     driver = toy.start(status_interval=3)
-    driver.await_that(lambda: len(asked()) >= 3)
+    driver.await_that(lambda: len(programs()) >= 3)
     (toy.folder / "go").touch()
     driver.succeed()
-    seconds = time.monotonic() - begun
-    assert set(asked()) == {"squeue"}
-    assert len(asked()) <= seconds / 3 + 1
+    seconds = time.monotonic() - start
+    assert set(programs()) == {"squeue"}
+    assert len(programs()) <= seconds / 3 + 1
 
 
-def test_result_files_are_enough(toy):
-    """No question at all is asked for jobs that end within the first interval."""
+def test_short_jobs_need_no_poll_of_slurm(toy):
+    """Jobs that end within the first status interval are not polled."""
     calls = toy.folder / "calls"
     for program in ("squeue", "sacct", "scontrol"):
         shim(toy, program, f"echo {program} >> {calls}\nexit 1")
@@ -359,28 +364,28 @@ def test_result_files_are_enough(toy):
 # --- interruption ---------------------------------------------------------------------------------
 
 
-def test_ctrl_c_says_so_when_slurm_does_not_answer(toy):
+def test_ctrl_c_reports_jobs_that_could_not_be_cancelled(toy):
     shim(toy, "scancel", "exit 1")
     toy.write(training_rule())
     driver = toy.start()
     job = toy.await_training(1, driver)
-    driver.await_that(lambda: any(each["job_id"] for each in toy.records()))
+    driver.await_that(lambda: any(record["job_id"] for record in toy.records()))
     driver.send_signal(signal.SIGINT)
     assert f"to cancel the jobs: scancel {job}" in driver.finish()
     toy.cluster.run("scancel", job)
     wait_for(lambda: toy.jobs()[job] == "CANCELLED")
 
 
-def test_a_snakemake_that_cannot_be_interrupted_says_so_and_what_ends_it(toy):
-    """As in the background of a script, whose children ignore SIGINT from their first line."""
+def test_ignored_sigint_is_reported_with_the_signals_that_work(toy):
+    """As in the background of a script, whose children inherit it as ignored."""
     toy.write(training_rule())
     driver = toy.start_process(ignored=[signal.SIGINT])
     job = toy.await_training(1, driver)
-    (line,) = [each for each in driver.said().splitlines() if "SIGINT is ignored" in each]
+    (line,) = [line for line in driver.output().splitlines() if "SIGINT is ignored" in line]
     assert f"kill -TERM {driver.process.pid}" in line and "Ctrl-C" in line
     driver.send_signal(signal.SIGINT)
     driver.send_signal(signal.SIGTERM)
-    driver.await_that(lambda: "Will exit after finishing currently running jobs" in driver.said())
+    driver.await_that(lambda: "Will exit after finishing currently running jobs" in driver.output())
     toy.let_finish()
     driver.finish()
-    assert toy.ended() == {job: "COMPLETED"}
+    assert toy.final_states() == {job: "COMPLETED"}

@@ -1,4 +1,4 @@
-"""A training that is stopped, on a real SLURM, by everything that stops one: it goes on."""
+"""Trainings on a real SLURM resume after time limits, preemption, requeues and node failures."""
 
 import os
 import re
@@ -11,104 +11,104 @@ import pytest
 from testbed.toy_workflow import save_and_stop, training_rule
 
 
-def goes_on(toy, driver, name="train"):
-    """Assert that the job has begun anew, and that it succeeds, from where it had saved.
+def assert_resumes(toy, driver, name="train"):
+    """Assert that the training starts again from its saved step, and then succeeds.
 
-    It may take more than one start, where SLURM ends one for what is left of the one before.
+    SLURM may end an attempt while it cleans up the one before, so that there are more than two.
     """
     toy.await_training(2, driver, name)
     toy.let_finish(name)
-    said = driver.succeed()
-    assert "Finished jobid" in said
-    begun = [step for step, _ in toy.starts(name)]
-    assert begun[0] == 0 < begun[1] and begun == sorted(begun), begun
-    return said
+    output = driver.succeed()
+    assert "Finished jobid" in output
+    steps = [step for step, _ in toy.starts(name)]
+    assert steps[0] == 0 < steps[1] and steps == sorted(steps), steps
+    return output
 
 
-def went_on_once(toy, driver, jobs=1):
-    """Assert the same of a job that is not ended again, and had this many numbers in SLURM."""
-    said = goes_on(toy, driver)
-    assert len(toy.starts()) == 2, said
+def assert_resumes_once(toy, driver, jobs=1):
+    """Assert that the training starts exactly twice, under `jobs` job ids, and succeeds."""
+    output = assert_resumes(toy, driver)
+    assert len(toy.starts()) == 2, output
     assert len({job for _, job in toy.starts()}) == jobs
-    return said
+    return output
 
 
-def take_all_nodes(cluster):
-    """Run a job of the partition that goes before all others, on every CPU."""
+def preempt_all(cluster):
+    """Run a job on every CPU, in the partition that preempts the others."""
     cluster.run(
         "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--time=2", "--mem=100",
         "--output=/dev/null", "--wrap=true",
     )  # fmt: skip
 
 
-# --- limits of time -------------------------------------------------------------------------------
+# --- time limits ----------------------------------------------------------------------------------
 
 
-def test_a_time_limit_is_met_by_a_training_that_goes_on_and_by_a_command_that_cannot(toy):
-    """The first is told to stop, saves and is started again; the other is ended at the limit.
+def test_at_the_time_limit_a_resumable_job_is_requeued_and_another_fails(toy):
+    """The first is signalled, saves and is requeued; SLURM ends the other at the limit.
 
-    SLURM looks at limits every half a minute, and tells jobs as much earlier.
+    SLURM checks limits every 30 s, and signals jobs up to 30 s earlier.
     """
     plain = (
         "rule plain:\n"
         "    output: 'plain.txt'\n"
         "    resources: mem_mb=300, runtime=1\n"
-        "    shell: 'echo begun; echo $SLURM_JOB_ID > plain.job; sleep 600'\n"
+        "    shell: 'echo started; echo $SLURM_JOB_ID > plain.job; sleep 600'\n"
     )
     toy.write("rule all:\n    input: 'train.txt', 'plain.txt'\n" + plain + training_rule(runtime=1))
     driver = toy.start("--keep-going", signal_delay=10, keep_logs="all")
     job = toy.await_training(2, driver)
     toy.let_finish()
-    said = driver.fail()
+    output = driver.fail()
     (_, first), (step, second) = toy.starts()
-    assert first == second == job  # SLURM's own requeue
-    assert f"it goes on from step {step}\n" in toy.job_log(job)
+    assert first == second == job  # a requeue keeps the job id
+    assert f"resumes from step {step}\n" in toy.job_log(job)
     assert (toy.folder / "train.txt").exists()
     other = (toy.folder / "plain.job").read_text().strip()
     assert set(toy.jobs()) == {job, other}
-    (line,) = re.findall(rf"^    message: (job {other}: .*)$", said, flags=re.M)
-    assert "TIMEOUT" in line and "raise runtime" in line and "begun" in line
+    (line,) = re.findall(rf"^    message: (job {other}: .*)$", output, flags=re.M)
+    assert "TIMEOUT" in line and "raise runtime" in line and "started" in line
     assert "SIGUSR2" not in toy.job_log(other)
 
 
 @pytest.mark.slow
-def test_a_time_limit_shorter_than_the_run_is_met_three_times(toy):
+def test_a_training_resumes_after_three_time_limits(toy):
     toy.write(training_rule(runtime=2))
     driver = toy.start(signal_delay=40, keep_logs="all")
     toy.await_training(4, driver)  # three requeues in a row
     toy.let_finish()
     driver.succeed()
-    begun = toy.starts()
-    steps = [step for step, _ in begun]
-    assert steps == sorted(set(steps))  # each went on where the one before had saved
-    (job,) = {job for _, job in begun}  # SLURM's own requeue: one job all along
+    starts = toy.starts()
+    steps = [step for step, _ in starts]
+    assert steps == sorted(set(steps))  # every attempt resumes where the one before had saved
+    (job,) = {job for _, job in starts}  # a requeue keeps the job id
     for step in steps[1:]:
-        assert f"it goes on from step {step}\n" in toy.job_log(job)
+        assert f"resumes from step {step}\n" in toy.job_log(job)
 
 
 # --- preemption, requeues, failing nodes ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("partition", ["gpu", "grace"])
-def test_preemption_by_a_partition_that_goes_first(toy, cluster, partition):
+def test_a_preempted_job_resumes(toy, cluster, partition):
     toy.write(training_rule(slurm_partition=partition))
     driver = toy.start()
     toy.await_training(1, driver)
-    take_all_nodes(cluster)
-    assert "goes on from 'step" in went_on_once(toy, driver)
+    preempt_all(cluster)
+    assert "resumes from 'step" in assert_resumes_once(toy, driver)
 
 
-def test_preemption_that_cancels_is_submitted_again(toy, cluster):
+def test_a_job_cancelled_by_preemption_is_resubmitted(toy, cluster):
     toy.write(training_rule(slurm_partition="cancel"))
     driver = toy.start()
     toy.await_training(1, driver)
-    take_all_nodes(cluster)
-    said = went_on_once(toy, driver, jobs=2)
-    assert "PREEMPTED" in said and "submitted again" in said
+    preempt_all(cluster)
+    output = assert_resumes_once(toy, driver, jobs=2)
+    assert "PREEMPTED" in output and "resubmitted" in output
 
 
-def test_scontrol_requeue_at_any_moment_of_a_second(toy, cluster):
-    """A node refuses an attempt that begins in the second in which the one before was ended."""
+def test_repeated_scontrol_requeue(toy, cluster):
+    """A node refuses an attempt that begins within the second in which the last one ended."""
     toy.write(training_rule())
     driver = toy.start()
     for count in range(1, 4):
@@ -120,30 +120,30 @@ def test_scontrol_requeue_at_any_moment_of_a_second(toy, cluster):
 
 
 def in_first_attempt(toy, commands):
-    """Return a setting that runs shell commands on the node before the job's first attempt."""
+    """Return a `setup` that runs shell commands on the node, in the first attempt only."""
     script = toy.folder / "before.sh"
     script.write_text(f"[ -e {toy.folder}/again ] || {{ touch {toy.folder}/again\n{commands}\n}}\n")
     return f". {script}"
 
 
-def test_a_signal_before_the_first_line_of_a_job_that_slurm_requeues(toy):
+def test_a_signal_before_the_job_step_of_a_requeued_job_starts(toy):
     toy.write(training_rule(steps=1))
-    storm = "trap '' TERM; (while kill -USR2 $$; do sleep 0.002; done) 2>/dev/null &"
-    setup = in_first_attempt(toy, f"{storm}\nscontrol requeue $SLURM_JOB_ID")
+    signals = "trap '' TERM; (while kill -USR2 $$; do sleep 0.002; done) 2>/dev/null &"
+    setup = in_first_attempt(toy, f"{signals}\nscontrol requeue $SLURM_JOB_ID")
     toy.succeed(setup=setup, keep_logs="all")
     (job,) = {job for _, job in toy.starts()}
     log = toy.job_log(job)
-    assert "Calling checkpoint method" not in log, log  # submitit's own, which fails here
+    assert "Calling checkpoint method" not in log, log  # submitit's handler, which fails here
 
 
-def test_a_signal_before_python_runs_does_not_end_a_job(toy):
-    """SLURM may tell a job of a minute of its limit in its first second."""
+def test_a_signal_before_python_starts_does_not_end_a_job(toy):
+    """SLURM may signal a job with a limit of one minute in its first second."""
     toy.write(training_rule(steps=1))
     toy.succeed(setup="kill -USR2 $$")
     assert len(toy.starts()) == 1
 
 
-def test_an_error_of_an_attempt_that_slurm_has_requeued_is_not_believed(toy):
+def test_the_error_of_a_requeued_attempt_is_ignored(toy):
     toy.write(training_rule(steps=1))
     result = f"{toy.folder}/.snakemake/submitit/${{SLURM_JOB_ID}}_0_result.pkl"
     write = f"import pickle; pickle.dump(('error', 'broken'), open('{result}', 'wb'))"
@@ -154,7 +154,7 @@ def test_an_error_of_an_attempt_that_slurm_has_requeued_is_not_believed(toy):
     assert len(toy.starts()) == 1
 
 
-def test_a_node_set_down(toy, cluster):
+def test_a_job_resumes_after_a_node_failure(toy, cluster):
     toy.write(training_rule(slurm_extra="--nodelist=n1"))
     driver = toy.start()
     job = toy.await_training(1, driver)
@@ -163,47 +163,48 @@ def test_a_node_set_down(toy, cluster):
         toy.await_state(job, "PENDING")
     finally:
         cluster.node_up("n1")
-    goes_on(toy, driver)
+    assert_resumes(toy, driver)
 
 
-def test_a_batch_step_killed_with_9(toy):
+def test_a_job_with_a_killed_batch_step_is_resubmitted(toy):
     toy.write(training_rule())
     driver = toy.start()
     job = toy.await_training(1, driver)
     toy.kill_batch(job)
-    said = went_on_once(toy, driver, jobs=2)
-    assert "ended without a result: FAILED" in said and "submitted again" in said
+    output = assert_resumes_once(toy, driver, jobs=2)
+    assert "ended without a result: FAILED" in output and "resubmitted" in output
 
 
-def test_a_rank_killed_by_the_system_brings_the_job_back(toy):
-    """What a command that lost a process does: it asks to be started again, without a signal."""
+def test_a_command_can_request_a_requeue_without_a_signal(toy):
+    """As a command does that has lost a process."""
     toy.write(training_rule())
     driver = toy.start()
     toy.await_training(1, driver)
     (trainer,) = [
-        each for each in psutil.process_iter(["cmdline", "cwd"])
-        if "train.state" in (each.info["cmdline"] or []) and each.info["cwd"] == str(toy.folder)
-        and each.info["cmdline"][0] == sys.executable
+        process for process in psutil.process_iter(["cmdline", "cwd"])
+        if "train.state" in (process.info["cmdline"] or [])
+        and process.info["cwd"] == str(toy.folder)
+        and process.info["cmdline"][0] == sys.executable
     ]  # fmt: skip
     os.kill(trainer.pid, signal.SIGUSR2)
-    went_on_once(toy, driver)
+    assert_resumes_once(toy, driver)
 
 
-# --- the end of patience --------------------------------------------------------------------------
+# --- limits of requeues ---------------------------------------------------------------------------
 
 
-def test_a_trainer_that_ignores_the_signal_is_killed_in_time(toy, cluster):
-    toy.write(training_rule(manner="ignore"))
+def test_a_trainer_that_ignores_the_signal_is_killed_before_the_time_limit(toy, cluster):
+    toy.write(training_rule(mode="ignore"))
     driver = toy.start(signal_delay=6, keep_logs="all")
     job = toy.await_training(1, driver)
     save_and_stop(cluster, job)
-    went_on_once(toy, driver)
+    assert_resumes_once(toy, driver)
     log = toy.job_log(job)
-    assert re.search(r"told to save and stop, and have 4 s", log)
-    assert re.search(r"did not stop in time: they are killed, to go on from 'step \d+0'", log)
+    assert re.search(r"its processes have 4 s to save and stop", log)
+    assert re.search(r"did not stop in time: killed, to resume from 'step \d+0'", log)
 
 
-def test_past_max_requeues_it_fails_and_says_so(toy, cluster):
+def test_a_job_fails_past_max_requeues(toy, cluster):
     toy.write(training_rule())
     driver = toy.start(max_requeues=1)
     for count in (1, 2):
@@ -213,20 +214,20 @@ def test_past_max_requeues_it_fails_and_says_so(toy, cluster):
     assert toy.records() == []
 
 
-def test_a_training_that_comes_no_further_is_not_requeued_for_ever(toy, cluster):
-    toy.write(training_rule(manner="stuck"))
+def test_a_training_without_progress_fails_after_max_stalls(toy, cluster):
+    toy.write(training_rule(mode="stuck"))
     driver = toy.start()
-    for count in (1, 2, 3):  # the first one came from nothing to step 0
+    for count in (1, 2, 3):  # the first attempt saves step 0, which is progress
         save_and_stop(cluster, toy.await_starts(count, driver))
-    said = driver.fail()
-    assert re.search(r"2 attempts in a row ended without progress beyond 'step 0'", said), said
+    output = driver.fail()
+    assert re.search(r"2 attempts in a row ended without progress beyond 'step 0'", output), output
     assert len(toy.starts()) == 3
 
 
-def test_no_requeue_in_slurm_extra_is_obeyed(toy, cluster):
+def test_no_requeue_in_slurm_extra_has_its_effect(toy, cluster):
     toy.write(training_rule(slurm_extra="--no-requeue"))
     driver = toy.start()
     job = toy.await_training(1, driver)
     assert "Requeue=0" in cluster.run("scontrol", "show", "job", job).stdout
     save_and_stop(cluster, job)
-    assert "slurm_extra forbids to requeue it" in driver.fail()
+    assert "slurm_extra forbids a requeue" in driver.fail()

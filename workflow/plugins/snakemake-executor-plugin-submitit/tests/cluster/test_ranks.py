@@ -14,7 +14,7 @@ rule r:
 """
 
 
-def test_an_allocation_runs_the_command_once_and_srun_starts_all_ranks(toy):
+def test_the_command_runs_once_and_srun_starts_all_ranks(toy):
     toy.write(RANKS)
     toy.succeed()
     assert (toy.folder / "shell.txt").read_text() == "once\n"

@@ -1,4 +1,4 @@
-"""The example for new users does what its README says, without SLURM."""
+"""The example does what its README describes, without SLURM."""
 
 import re
 import shutil
@@ -30,21 +30,21 @@ def test_the_example_makes_its_report(example):
     assert "Nothing to be done" in example.succeed(cluster="local")
 
 
-def job_that_has_saved(folder):
-    """Return the process of the example's only job, once its training has saved its state."""
+def training_job(folder):
+    """Return the process of the example's only job, or None until its state is saved."""
     if not (folder / "results" / "small.state").exists():
         return None
-    (found,) = [
+    (job,) = [
         process for process in psutil.process_iter(["cmdline", "cwd"])
         if "submitit.core._submit" in (process.info["cmdline"] or [])
         and process.info["cwd"] == str(folder)
     ]  # fmt: skip
-    return found
+    return job
 
 
-def test_a_training_that_is_told_to_stop_goes_on_from_its_state(example):
+def test_a_training_stopped_by_sigusr2_resumes_from_its_state(example):
     driver = example.start("results/small.model", "--config", "steps=1000000", cluster="local")
-    job = driver.await_that(lambda: job_that_has_saved(example.folder))
+    job = driver.await_that(lambda: training_job(example.folder))
     job.send_signal(signal.SIGUSR2)
     log = example.folder / "logs" / "train_small.log"  # that of its latest attempt
     driver.await_that(lambda: log.exists() and re.match(r"begins at step [1-9]", log.read_text()))

@@ -1,4 +1,4 @@
-"""The executor plugin without SLURM: jobs in processes of this machine, or inside Snakemake's."""
+"""The executor plugin without SLURM: jobs in local processes, or in Snakemake's own process."""
 
 import pytest
 
@@ -24,10 +24,9 @@ def toy(tmp_path):
 
 @pytest.mark.parametrize("place", ["local", "debug"])
 def test_jobs_run_without_slurm(toy, place):
-    """Jobs start without collecting garbage, as importing is most of a short one, and run with it.
+    """Garbage collection is off during the imports of a job, and on while its rule runs.
 
-    Resources of the user's own, even of a name that looks misspelt, are no mistake if they have a
-    limit.
+    The workflow's own resources are accepted if they have a limit, even if a name looks misspelt.
     """
     toy.write("rule all:\n    input: expand('{i}.txt', i=range(2))\n" + JOB)
     toy.succeed("--resources", "download_slots=2", "gpu=4", cluster=place)
@@ -40,19 +39,19 @@ def test_a_failure_without_slurm_is_explained(toy, place):
     assert "FAILED (exit " in toy.fail(cluster=place)
 
 
-def test_a_setting_that_is_not_valid_is_named(toy):
+def test_an_invalid_setting_is_an_error(toy):
     toy.write(FAILURE)
-    said = toy.start(signal_delay=1).fail()
-    assert "submitit-signal-delay: 1 is too small; valid: 5 or more" in said
+    output = toy.start(signal_delay=1).fail()
+    assert "submitit-signal-delay: 1 is too small; valid: 5 or more" in output
 
 
-def test_a_local_job_is_taken_over(toy):
+def test_a_local_job_is_reattached(toy):
     toy.write(training_rule())
     driver = toy.start(cluster="local")
     toy.await_training(1, driver)
     driver.kill()
     driver = toy.start(cluster="local")
-    driver.await_that(lambda: "taken over from an earlier start" in driver.said())
+    driver.await_that(lambda: "reattached, from an earlier run" in driver.output())
     toy.let_finish()
     driver.succeed()
     assert len(toy.starts()) == 1

@@ -14,29 +14,29 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-OLDEST = [each.split(",")[0].replace(">=", "==") for each in PYPROJECT["dependencies"]]
+OLDEST = [line.split(",")[0].replace(">=", "==") for line in PYPROJECT["dependencies"]]
 """The lower bounds of all dependencies."""
 README = (PROJECT / "README.md").read_text()
 PYTHONS = [f"3.{minor}" for minor in (11, 12, 13)]
 
 
 def run(*command, **settings):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **settings)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    process = subprocess.run(list(map(str, command)), capture_output=True, text=True, **settings)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout + process.stderr
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A folder with wheel and sdist, made from a copy, so that nothing is left in the project."""
+def distributions(tmp_path_factory):
+    """A folder with wheel and sdist, built from a copy of the project."""
     copy = tmp_path_factory.mktemp("copy") / "project"
     shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     run(sys.executable, "-m", "hatchling", "build", "-d", copy / "dist", cwd=copy)
     return copy / "dist"
 
 
-def test_the_wheel_has_the_code_and_the_licence_and_no_tests(built):
-    (wheel,) = built.glob("*.whl")
+def test_the_wheel_has_code_and_licence_but_no_tests(distributions):
+    (wheel,) = distributions.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     code = {f"snakemake_executor_plugin_submitit/{path.relative_to(PROJECT / 'src').name}"
             for path in (PROJECT / "src").glob("*/*.py")}  # fmt: skip
@@ -45,8 +45,8 @@ def test_the_wheel_has_the_code_and_the_licence_and_no_tests(built):
     assert not [name for name in names if "test" in name]
 
 
-def test_the_source_has_what_its_tests_and_readers_need(built):
-    (sdist,) = built.glob("*.tar.gz")
+def test_the_sdist_has_tests_documents_and_example(distributions):
+    (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "docs/intro.md", "docs/further.md",
@@ -56,20 +56,22 @@ def test_the_source_has_what_its_tests_and_readers_need(built):
 @pytest.mark.slow
 @pytest.mark.parametrize("version", PYTHONS)
 @pytest.mark.parametrize("bounds", ["oldest", "newest"])
-def test_it_runs_its_example_from_an_empty_environment(built, tmp_path, cluster, bounds, version):
-    """In processes of this machine, then on SLURM, in a folder that knows nothing of the project.
+def test_the_example_runs_in_a_new_environment(distributions, tmp_path, cluster, bounds, version):
+    """In local processes, then on SLURM, outside of the project.
 
-    With the newest versions of what it needs, and with the oldest that it says will do.
+    With the newest versions of the dependencies, and with their lower bounds.
     """
     python = shutil.which(f"python{version}")
     if python is None or subprocess.run([python, "-c", "import venv"]).returncode:
         pytest.skip(f"no Python {version}")
-    (wheel,) = built.glob("*.whl")
+    (wheel,) = distributions.glob("*.whl")
     run(python, "-m", "venv", tmp_path / "venv")
     programs = tmp_path / "venv" / "bin"
     run(programs / "pip", "install", "-q", wheel, *(OLDEST if bounds == "oldest" else ()))
-    own = {name: value for name, value in cluster.environment().items() if name != "PYTHONPATH"}
-    environment = {**own, "PATH": f"{programs}{os.pathsep}{own['PATH']}"}
+    variables = {
+        name: value for name, value in cluster.environment().items() if name != "PYTHONPATH"
+    }
+    environment = {**variables, "PATH": f"{programs}{os.pathsep}{variables['PATH']}"}
     starts = {
         "local": "snakemake --executor submitit --jobs 4 --submitit-cluster local",
         "slurm": re.search(r"^snakemake --executor submitit .*$", README, flags=re.M)[0],

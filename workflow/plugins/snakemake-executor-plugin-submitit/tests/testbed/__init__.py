@@ -1,1 +1,1 @@
-"""What tests of the executor share: a real SLURM on this host, and workflows that run on it."""
+"""Shared by tests of the executor: a real SLURM on this host, and workflows that run on it."""

@@ -1,4 +1,4 @@
-"""Fixtures on a real SLURM. A conftest.py that imports them has them."""
+"""Fixtures with a real SLURM, for a conftest.py to import."""
 
 import os
 
@@ -12,31 +12,31 @@ _CLUSTER = pytest.StashKey[Cluster]()
 
 @pytest.fixture(scope="session")
 def cluster(request, tmp_path_factory):
-    """A real SLURM of two nodes, for the tests of one process of pytest: each has its own.
+    """A real SLURM of two nodes, one for each process of pytest.
 
-    Without SLURM they are reported as not run; in continuous integration they fail.
+    If SLURM is not installed, its tests are skipped; in continuous integration they fail.
     """
     require_slurm()
     stash = request.config.stash
-    if _CLUSTER not in stash:  # it is one, also where several conftest.py have this fixture
+    if _CLUSTER not in stash:  # one cluster, even if several conftest.py import this fixture
         shared = tmp_path_factory.getbasetemp()
         template = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "database"
-        started = Cluster(tmp_path_factory.mktemp("slurm"), tied=True, template=template)
-        started.start()
-        stash[_CLUSTER] = started
+        cluster = Cluster(tmp_path_factory.mktemp("slurm"), tied=True, template=template)
+        cluster.start()
+        stash[_CLUSTER] = cluster
     request.addfinalizer(stash[_CLUSTER].stop)
     return stash[_CLUSTER]
 
 
 @pytest.fixture
 def toy(tmp_path, cluster):
-    """A folder for a workflow; what runs when the test ends, is ended."""
+    """A folder for a workflow; its jobs and Snakemakes end with the test."""
     with Toy(tmp_path / "toy", cluster) as toy:
         yield toy
 
 
 def require_slurm():
-    """Report a test without the programs of SLURM as not run, or as failed in CI."""
+    """Skip a test if SLURM is not installed; fail it in continuous integration."""
     if missing := missing_programs():
         report_missing(
             f"SLURM is not installed: {', '.join(missing)} missing "
@@ -45,7 +45,7 @@ def require_slurm():
 
 
 def report_missing(reason):
-    """Skip a test for want of a program; fail it in continuous integration, which has them all."""
+    """Skip a test because a program is missing; fail it in continuous integration."""
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

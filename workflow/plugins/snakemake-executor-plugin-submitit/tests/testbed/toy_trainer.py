@@ -1,8 +1,8 @@
-"""A trainer of twenty lines: counts steps, saves on SIGUSR2 or SIGTERM, and asks to go on.
+"""A toy trainer: counts steps, saves on SIGUSR2 or SIGTERM, and requests a requeue.
 
-It follows what the plugin's documents ask of a command, and knows nothing else of this project.
-Usage: trainer.py STATE STEPS [ignore | stuck]; where STEPS is `told`, it trains until there is a
-file STATE.finish.
+It implements what the plugin's documents say of a command, and uses nothing else of this project.
+Usage: toy_trainer.py STATE STEPS [ignore | stuck]; if STEPS is `endless`, it trains until the file
+STATE.finish exists.
 """
 
 import os
@@ -11,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-state, manner = Path(sys.argv[1]), "".join(sys.argv[3:])
-steps = None if sys.argv[2] == "told" else int(sys.argv[2])
-told = Path(f"{state}.finish")
-stop: list[int] = []
+state, mode = Path(sys.argv[1]), "".join(sys.argv[3:])
+steps = None if sys.argv[2] == "endless" else int(sys.argv[2])
+finish_file = Path(f"{state}.finish")
+received: list[int] = []
 for number in (signal.SIGUSR2, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN if manner == "ignore" else lambda n, _: stop.append(n))
+    signal.signal(number, signal.SIG_IGN if mode == "ignore" else lambda n, _: received.append(n))
 
 step = int(state.read_text()) if state.exists() else 0
 with Path(f"{state}.starts").open("a") as starts:
@@ -25,24 +25,24 @@ print(f"trainer begins at step {step}", flush=True)
 
 
 def is_finished() -> bool:
-    return told.exists() if steps is None else step >= steps
+    return finish_file.exists() if steps is None else step >= steps
 
 
 def save() -> None:
-    draft = state.with_name(state.name + ".draft")
-    draft.write_text(str(step))
-    draft.replace(state)
+    temporary = state.with_name(state.name + ".draft")
+    temporary.write_text(str(step))
+    temporary.replace(state)
     Path(os.environ["SNAKEMAKE_SUBMITIT_PROGRESS"]).write_text(f"step {step}")
 
 
-while not (finished := is_finished()) and not stop:
+while not (complete := is_finished()) and not received:
     time.sleep(0.03)
-    if manner != "stuck":
+    if mode != "stuck":
         step += 1
     if step % 10 == 0:
         save()
 save()
-if not finished:
+if not complete:
     print(f"trainer saved step {step}", flush=True)
     Path(os.environ["SNAKEMAKE_SUBMITIT_RESUME"]).write_text(f"step {step}")
     sys.exit(75)

@@ -1,4 +1,4 @@
-"""Workflows of a few lines that run through the submitit executor, on the real cluster."""
+"""Small workflows that run through the submitit executor, on a real cluster."""
 
 import json
 import os
@@ -24,100 +24,97 @@ def _launch(module, *arguments, cwd, env, stdout=None, stderr=None):
 
 
 launch = _launch
-"""What starts Snakemake: a new process, or whatever quicker way a test suite has."""
+"""Starts Snakemake in a new process. A test suite may replace it by a faster way."""
 
 
-def training_rule(*, steps="told", manner="", name="train", params="", **resources):
-    """Return a rule that runs the toy trainer; its output is made once all steps are done.
-
-    By default those are as many as it does until `Toy.let_finish`.
-    """
-    wanted = {"mem_mb": 300, "runtime": 10, "resumable": True, **resources}
-    lines = "".join(f"        {key}={value!r},\n" for key, value in wanted.items())
+def training_rule(*, steps="endless", mode="", name="train", params="", **resources):
+    """Return a rule that runs the toy trainer, by default until `Toy.let_finish`."""
+    resources = {"mem_mb": 300, "runtime": 10, "resumable": True, **resources}
+    lines = "".join(f"        {key}={value!r},\n" for key, value in resources.items())
     return (
         f"rule {name}:\n"
         f"    output: '{name}.txt'\n"
         f"    log: 'logs/{name}.log'\n"
         + (f"    params: {params}\n" if params else "")
         + f"    resources:\n{lines}"
-        f"    shell: '{sys.executable} {TRAINER} {name}.state {steps} {manner} 2>&1'\n"
+        f"    shell: '{sys.executable} {TRAINER} {name}.state {steps} {mode} 2>&1'\n"
         "           ' | (trap \"\" TERM; exec tee -a {log}) && touch {output}'\n"
     )
 
 
 def rule(command, name="r", **resources):
-    """Return a rule of one shell command, whose output is `name`.txt."""
-    given = {"mem_mb": 300, "runtime": 5, **resources}
-    lines = "".join(f"        {key}={value!r},\n" for key, value in given.items())
+    """Return a rule with a shell command and the output `name`.txt."""
+    resources = {"mem_mb": 300, "runtime": 5, **resources}
+    lines = "".join(f"        {key}={value!r},\n" for key, value in resources.items())
     return (
         f"rule {name}:\n    output: '{name}.txt'\n    resources:\n{lines}    shell: {command!r}\n"
     )
 
 
 def save_and_stop(cluster, job):
-    """Signal a job as SLURM does some time before its limit."""
+    """Send the signal that SLURM sends before the time limit."""
     cluster.run("scancel", "--batch", "--signal=USR2", job)
 
 
 class Driver:
-    """A Snakemake that runs, and what it prints."""
+    """A Snakemake process and its output."""
 
-    def __init__(self, process, output):
-        self.process, self.output = process, output
+    def __init__(self, process, log):
+        self.process, self._log = process, log
 
     @property
     def code(self):
         """Its exit code, or None while it runs."""
         return self.process.poll()
 
-    def said(self):
-        return self.output.read_text()
+    def output(self):
+        """Return all that it has printed."""
+        return self._log.read_text()
 
     def send_signal(self, number):
         self.process.send_signal(number)
 
     def kill(self):
-        """End it as nothing can prepare for, and return when it is gone."""
+        """Kill it with SIGKILL, and wait until it has ended."""
         self.process.kill()
         self.process.wait(PATIENCE)
 
     def finish(self):
-        """Wait for it to end; return all that it printed."""
+        """Wait until it has ended; return its output."""
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
-            pytest.fail(f"Snakemake did not end in {PATIENCE:.0f} s:\n{self.said()}")
-        return self.said()
+            pytest.fail(f"Snakemake did not end in {PATIENCE:.0f} s:\n{self.output()}")
+        return self.output()
 
     def succeed(self):
-        said = self.finish()
-        assert self.code == 0, said
-        return said
+        output = self.finish()
+        assert self.code == 0, output
+        return output
 
     def fail(self):
-        """Wait for it to end, which has to be in failure; return all that it printed."""
-        said = self.finish()
-        assert self.code != 0, said
-        return said
+        """Wait until it has failed; return its output."""
+        output = self.finish()
+        assert self.code != 0, output
+        return output
 
     def await_that(self, condition):
-        """Wait for something that happens while it runs; return what `condition` then does."""
+        """Wait until `condition()` is true while Snakemake runs, and return its result."""
 
         def is_met():
-            ended = self.code is not None
-            met = condition()
-            assert met or not ended, f"Snakemake ended early:\n{self.said()}"
-            return met
+            has_ended = self.code is not None
+            result = condition()
+            assert result or not has_ended, f"Snakemake ended early:\n{self.output()}"
+            return result
 
-        return wait_for(is_met, self.said)
+        return wait_for(is_met, self.output)
 
 
 class Toy:
-    """A folder with a workflow, whose Snakemake talks to the cluster.
+    """A folder with a toy workflow, on the cluster or in local processes.
 
-    When the body of a `with` ends, so does every Snakemake that was started, and every job of the
-    cluster.
+    As a context manager, it ends all its Snakemakes and all jobs of the cluster.
     """
 
     def __init__(self, folder, cluster=None):
@@ -139,10 +136,10 @@ class Toy:
         (self.folder / "Snakefile").write_text(text)
 
     def arguments(self, *arguments, **settings):
-        given = {"status_interval": 1, **settings}
+        settings = {"status_interval": 1, **settings}
         options = [
-            word for name, value in given.items()
-            for word in (f"--submitit-{name.replace('_', '-')}", str(value))
+            option for name, value in settings.items()
+            for option in (f"--submitit-{name.replace('_', '-')}", str(value))
         ]  # fmt: skip
         return ["--executor", "submitit", "--jobs", "50", "--nolock", "--rerun-incomplete",
                 "--rerun-triggers", "input", "params", *options, *arguments]  # fmt: skip
@@ -157,7 +154,7 @@ class Toy:
         return self._driver(process, file.name)
 
     def start_process(self, *arguments, ignored=(), **settings):
-        """Start Snakemake as a new process that has inherited to ignore these signals."""
+        """Start Snakemake as a new process that inherits these signals as ignored."""
 
         def ignore():
             for number in ignored:
@@ -174,104 +171,107 @@ class Toy:
     def _output(self):
         return (self.folder / f"driver-{len(self._drivers)}.log").open("wb")
 
-    def _driver(self, process, output):
-        self._drivers.append(Driver(process, Path(output)))
+    def _driver(self, process, log):
+        self._drivers.append(Driver(process, Path(log)))
         return self._drivers[-1]
 
     def succeed(self, *arguments, **settings):
-        """Run Snakemake to its end, and return what it printed."""
+        """Run Snakemake, which has to succeed; return its output."""
         return self.start(*arguments, **settings).succeed()
 
     def fail(self, *arguments, **settings):
-        """Run Snakemake, which has to fail; return the line with which it says why."""
+        """Run Snakemake, which has to fail; return the message of the failed job."""
         return message(self.start(*arguments, **settings).fail())
 
-    # --- what happens on the cluster --------------------------------------------------------------
+    # --- jobs -------------------------------------------------------------------------------------
 
     def starts(self, name="train"):
-        """Return (first step, job number) of every start of the trainer."""
+        """Return (first step, job id) of every start of the trainer."""
         path = self.folder / f"{name}.state.starts"
         lines = path.read_text().splitlines() if path.exists() else []
         return [(int(line.split()[0]), line.split()[1]) for line in lines]
 
     def await_starts(self, count, driver, name="train"):
-        """Wait until the trainer has been started `count` times; return its job's number.
+        """Wait until the trainer was started `count` times; return its job id.
 
-        From then on it heeds signals.
+        Its signal handlers are installed then.
         """
         return driver.await_that(lambda: self.starts(name)[count - 1 :])[-1][1]
 
     def await_training(self, count, driver, name="train"):
-        """Wait until the trainer has been started `count` times, and has saved a further step."""
+        """Wait until the trainer was started `count` times and has saved a further step."""
         self.await_starts(count, driver, name)
         return driver.await_that(
             lambda: self.saved(name) > (last := self.starts(name)[-1])[0] and last[1]
         )
 
     def saved(self, name="train"):
-        """Return the step that the trainer has saved last."""
+        """Return the last step that the trainer has saved."""
         with suppress(FileNotFoundError):
             return int((self.folder / f"{name}.state").read_text())
         return 0
 
     def let_finish(self, name="train"):
-        """Let a trainer that trains until it is told to finish, at its next step."""
+        """Let an endless training finish at its next step."""
         (self.folder / f"{name}.state.finish").touch()
 
     def records(self):
+        """Return the plugin's records of jobs that have not ended."""
         folder = self.folder / ".snakemake" / "submitit" / "jobs"
-        found = []
+        records = []
         for path in folder.glob("*.json"):
             with suppress(FileNotFoundError):  # that job has ended meanwhile
-                found.append(json.loads(path.read_text()))
-        return found
+                records.append(json.loads(path.read_text()))
+        return records
 
     def jobs(self):
-        """Return number and state of each job of this workflow that SLURM knows."""
-        listed = self.cluster.run(
+        """Return the states of this workflow's jobs in SLURM by job id."""
+        output = self.cluster.run(
             "squeue", "--noheader", "--states=all", "--format=%A %T %Z"
         ).stdout
         return {
-            words[0]: words[1] for words in map(str.split, listed.splitlines())
+            words[0]: words[1] for words in map(str.split, output.splitlines())
             if words[2] == str(self.folder)
         }  # fmt: skip
 
-    def ended(self):
-        """Wait until SLURM is done with all of these jobs, and return how each ended.
+    def final_states(self):
+        """Wait until all jobs have ended in SLURM, and return their states by job id.
 
-        It may still be busy with one whose result Snakemake has seen.
+        A job may still be completing when Snakemake has read its result.
         """
-        busy = {"PENDING", "RUNNING", "COMPLETING"}
-        wait_for(lambda: not busy & set(self.jobs().values()), lambda: str(self.jobs()), every=0.1)
+        active = {"PENDING", "RUNNING", "COMPLETING"}
+        wait_for(
+            lambda: not active & set(self.jobs().values()), lambda: str(self.jobs()), every=0.1
+        )
         return self.jobs()
 
     def await_state(self, job, state):
-        """Wait until SLURM gives a job this state."""
+        """Wait until a job has this state in SLURM."""
         wait_for(lambda: self.jobs().get(job) == state, lambda: str(self.jobs()), every=0.1)
 
     def kill_batch(self, job):
-        """Kill what SLURM sees as a job's batch script, as nothing can prepare for."""
+        """Kill a job's batch script with SIGKILL."""
         (process,) = [
-            each for each in psutil.process_iter(["cmdline", "cwd", "environ"])
-            if "submitit.core._submit" in (each.info["cmdline"] or [])
-            and each.info["cwd"] == str(self.folder)
-            and (each.info["environ"] or {}).get("SLURM_JOB_ID") == job
+            process for process in psutil.process_iter(["cmdline", "cwd", "environ"])
+            if "submitit.core._submit" in (process.info["cmdline"] or [])
+            and process.info["cwd"] == str(self.folder)
+            and (process.info["environ"] or {}).get("SLURM_JOB_ID") == job
         ]  # fmt: skip
         process.kill()
 
     def job_log(self, job):
-        """Return what the node wrote of a job: all its attempts, one after the other."""
+        """Return a job's log, which has all its attempts."""
         return (self.folder / ".snakemake" / "submitit" / f"{job}_0_log.out").read_text()
 
 
-def message(said):
-    """Return the line of the driver that says why the one job that failed did."""
-    (line,) = messages(said).values()
+def message(output):
+    """Return Snakemake's message about the only job that failed."""
+    (line,) = messages(output).values()
     return line
 
 
-def messages(said):
-    """Return the lines of the driver that say why jobs failed, by the names of their rules."""
-    found = re.findall(r"^Error in rule (\w+):\n    message: (?!None)(.*)$", said, flags=re.M)
-    assert found, said
-    return dict(found)
+def messages(output):
+    """Return Snakemake's messages about failed jobs by the names of their rules."""
+    errors = re.findall(r"^Error in rule (\w+):\n    message: (?!None)(.*)$", output, flags=re.M)
+    assert errors, output
+    return dict(errors)

@@ -1,27 +1,27 @@
-"""Waiting for what another process does: as long as the busiest machine takes, not for ever."""
+"""Waiting for events in other processes, with a timeout that suits a busy machine."""
 
 import time
 import urllib.error
 import urllib.request
 
-PATIENCE = 600.0  # seconds; a test that waits longer waits in vain
+PATIENCE = 600.0  # seconds
 
 
-def wait_for(condition, said=lambda: "", every=0.05):
-    """Return what `condition` returns once that is true, which it is asked `every` so many seconds.
+def wait_for(condition, describe=lambda: "", every=0.05):
+    """Call `condition` every so many seconds until its result is true, and return that.
 
     Raises:
-        AssertionError: it is not true within `PATIENCE`; with what `said` returns then.
+        AssertionError: it is not true within `PATIENCE`; with the text of `describe()`.
     """
     deadline = time.monotonic() + PATIENCE
-    while not (met := condition()):
-        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {said()}"
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {describe()}"
         time.sleep(every)
-    return met
+    return result
 
 
 def wait_for_answer(url, process, log):
-    """Return once a server that `process` is, and that writes to `log`, answers at `url`."""
+    """Wait until the server in `process`, which writes to `log`, answers at `url`."""
 
     def answers():
         assert process.poll() is None, log.read_text()

@@ -1,4 +1,4 @@
-"""What a job is made from, as it is the same in every process."""
+"""Digests of what outputs are made from: the same in every process."""
 
 import os
 import subprocess
@@ -18,14 +18,14 @@ print(canonical([{"b", "a", "c"}, {"x": Model(), "y": frozenset("pqr")}, (1, 2.5
 """
 
 
-def test_it_does_not_depend_on_the_process():
-    """Sets in another order, objects at another address."""
-    said = {
+def test_parameters_have_the_same_form_in_every_process():
+    """Sets have another order there, and objects another address."""
+    results = {
         subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True,
                        env={**os.environ, "PYTHONHASHSEED": str(seed)}).stdout
         for seed in range(4)
     }  # fmt: skip
-    assert len(said) == 1
+    assert len(results) == 1
 
 
 @pytest.mark.parametrize(
@@ -36,15 +36,15 @@ def test_it_does_not_depend_on_the_process():
         (Path("a"), "a"), (range(3), range(4)), ([], {}), ([[1], 2], [1, [2]]),
     ],
 )  # fmt: skip
-def test_what_differs_is_told_apart(one, other):
+def test_different_parameters_have_different_forms(one, other):
     assert canonical(one) != canonical(other)
 
 
-def test_the_order_of_a_dictionary_is_no_difference():
+def test_the_order_of_a_dictionary_does_not_count():
     assert canonical({"a": 1, "b": {2}}) == canonical({"b": {2}, "a": 1})
 
 
-def test_tables_are_told_apart_by_their_content():
+def test_pandas_objects_are_compared_by_content():
     pandas = pytest.importorskip("pandas")
     assert canonical(pandas.Series([1, 2])) == canonical(pandas.Series([1, 2]))
     assert canonical(pandas.Series([1, 2])) != canonical(pandas.Series([1, 3]))

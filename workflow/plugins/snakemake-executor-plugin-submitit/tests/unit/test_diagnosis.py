@@ -1,4 +1,4 @@
-"""What is said of a job that failed, from its log."""
+"""Messages about failed jobs, from their logs."""
 
 from snakemake_executor_plugin_submitit import diagnosis
 from snakemake_executor_plugin_submitit.slurm import Status
@@ -12,23 +12,23 @@ the second one never came to its rule
 """
 
 
-def test_the_words_of_the_last_attempt_alone_are_shown(tmp_path):
+def test_a_message_quotes_only_the_last_attempt(tmp_path):
     log = tmp_path / "7_0_log.out"
     log.write_text(ATTEMPTS)
-    said = diagnosis.explain("7", Status("FAILED", exit="1:0"), log)
-    assert said.startswith("job 7: FAILED (exit 1:0); ")
-    assert "the second one never came to its rule" in said and "the first attempt" not in said
+    message = diagnosis.explain_failure("7", Status("FAILED", exit="1:0"), log)
+    assert message.startswith("job 7: FAILED (exit 1:0); ")
+    assert "the second one never came to its rule" in message and "the first attempt" not in message
 
 
-def test_the_exit_code_is_that_of_the_command_which_a_signal_may_have_ended(tmp_path):
-    """A shell that runs nothing after it becomes the command, and has no code of its own then."""
+def test_the_exit_code_is_that_of_the_command_or_its_signal(tmp_path):
+    """Bash replaces itself by its last command, so that Snakemake sees that command's signal."""
     log = tmp_path / "7_0_log.out"
-    for said, expected in (
+    for line, expected in (
         ("Command 'x' returned non-zero exit status 7.", "7"),
         ("Command 'x' returned non-zero exit status 134.", "134"),
         ("Command 'x' died with <Signals.SIGABRT: 6>.", "134"),
         ("Command 'x' died with <Signals.SIGKILL: 9>.", "137"),
         ("something else", None),
     ):
-        log.write_text(f"submitit: attempt 1 on n1, job 7\n{said}\n")
+        log.write_text(f"submitit: attempt 1 on n1, job 7\n{line}\n")
         assert diagnosis.exit_code(log) == expected

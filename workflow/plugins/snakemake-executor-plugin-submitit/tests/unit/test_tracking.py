@@ -1,4 +1,4 @@
-"""What becomes of a job that an earlier start of Snakemake has submitted."""
+"""Jobs of an earlier run of Snakemake that ended before this one."""
 
 import logging
 import pickle
@@ -7,37 +7,40 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_submitit import ExecutorSettings, backends
+from snakemake_executor_plugin_submitit import ExecutorSettings, job_files
+from snakemake_executor_plugin_submitit.backends import create_backend
 from snakemake_executor_plugin_submitit.registry import Record, Registry
-from snakemake_executor_plugin_submitit.tracking import Outcome, Phase, Tracker
+from snakemake_executor_plugin_submitit.tracked_job import Outcome, Phase
+from snakemake_executor_plugin_submitit.tracking import Tracker
 
 RESULT = {"exit_code": 0, "message": None, "requeues": 0}
 
 
 @pytest.fixture
-def ended(tmp_path):
-    """A tracker of the job that makes out.txt, which has ended well since; the job; its output."""
+def succeeded(tmp_path):
+    """A tracker, a job that succeeded in an earlier run of Snakemake, and its output file."""
     output = tmp_path / "out.txt"
-    own = Record("k", "rule-k", str(Path.cwd()), {str(output): {"code": "1"}}, "r")
-    record = replace(own, job_id="7")
+    new_record = Record("k", "rule-k", str(Path.cwd()), {str(output): {"code": "1"}}, "r")
+    record = replace(new_record, job_id="7")
     registry = Registry(tmp_path / "jobs")
     registry.write(record)
-    (registry.folder / backends.result_name("7")).write_bytes(pickle.dumps(("success", RESULT)))
-    tracker = Tracker(
-        ExecutorSettings(cluster="local"), registry.folder, registry, logging.getLogger(), {"code"}
-    )
-    job = tracker.track(own, step=None, request=None, outputs=[str(output)], rule_logs=[])
-    tracker.look()
+    result = job_files.result_path(registry.folder, "7")
+    result.write_bytes(pickle.dumps(("success", RESULT)))
+    settings = ExecutorSettings(cluster="local")
+    backend = create_backend(settings, registry.folder)
+    tracker = Tracker(settings, registry.folder, registry, backend, logging.getLogger(), {"code"})
+    job = tracker.track(new_record, step=None, request=None, outputs=[str(output)], rule_logs=[])
+    tracker.poll()
     return tracker, job, output
 
 
-def test_a_job_that_ended_well_meanwhile_is_done(ended):
-    tracker, job, output = ended
+def test_a_job_that_has_succeeded_is_done(succeeded):
+    tracker, job, output = succeeded
     output.touch()
     assert tracker.advance(job) == Outcome()
 
 
-def test_a_job_whose_output_was_deleted_since_is_run_again(ended):
-    tracker, job, _ = ended
+def test_a_job_whose_output_is_missing_is_run_again(succeeded):
+    tracker, job, _ = succeeded
     assert tracker.advance(job) is None
-    assert job.phase is Phase.CLEAR and not job.taken_over
+    assert job.phase is Phase.AWAIT_CONFLICTS and not job.reattached

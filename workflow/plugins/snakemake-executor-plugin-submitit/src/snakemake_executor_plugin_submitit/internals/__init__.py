@@ -1,8 +1,7 @@
-"""What this plugin uses of Snakemake and submitit beyond what their interfaces promise.
+"""All use of Snakemake and submitit beyond their public interfaces, with the reasons.
 
-Each such use is in this package, with its reason. At every start each module's `check` asks whether
-all of it is there: a version that lacks something is named, with the thing, before any job is
-submitted.
+At every start, each module's `check` looks for all internals that it uses: if the installed version
+lacks one, an error names it before any job is submitted.
 """
 
 from importlib import metadata
@@ -15,17 +14,17 @@ NAME = "snakemake-executor-plugin-submitit"
 TESTED = "snakemake 9.17 to 9.27 and submitit 1.5.4"
 
 
-def require(package: str, owner: str, found: Any, names: tuple[str, ...]) -> None:
-    """Ask whether an object or class has attributes of these names.
+def require(package: str, owner: str, target: Any, names: tuple[str, ...]) -> None:
+    """Check that an object or class has these attributes.
 
     Raises:
-        ApiError: naming the first that is not there, and the version of the package.
+        ApiError: with the first missing one, and the version of the package.
     """
-    # dir() computes nothing, as asking for a property would.
-    lacking = sorted(set(names) - set(dir(found)))
-    if lacking:
+    # dir(), since hasattr() would compute properties.
+    missing = sorted(set(names) - set(dir(target)))
+    if missing:
         raise ApiError(
-            f"submitit: {package} {metadata.version(package)} has no {owner}.{lacking[0]}, which "
+            f"submitit: {package} {metadata.version(package)} has no {owner}.{missing[0]}, which "
             f"{NAME} {metadata.version(NAME)} needs; it is tested with {TESTED}: install one of "
             "these, or a newer version of the plugin"
         )

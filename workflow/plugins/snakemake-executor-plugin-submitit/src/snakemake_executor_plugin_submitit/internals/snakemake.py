@@ -19,10 +19,10 @@ from snakemake_executor_plugin_submitit.internals import require
 
 
 def check(workflow: Any) -> None:
-    """Ask whether all that is used is there.
+    """Check that the installed version has all that is used.
 
     Raises:
-        ApiError: naming what is not.
+        ApiError: with the name of what is missing.
     """
     from snakemake import cli
 
@@ -43,86 +43,86 @@ def check(workflow: Any) -> None:
         ))  # fmt: skip
 
 
-# --- the DAG: the interface has it for one job at a time, and only while it runs ------------------
+# --- the DAG: the interface gives one job at a time, and only while it runs ----------------------
 
 
 def jobs_to_run(workflow: Any) -> list[Any]:
-    """Return all jobs that this start of Snakemake will run."""
+    """Return all jobs that this run of Snakemake will run."""
     return list(workflow.dag.needrun_jobs())
 
 
 def all_jobs(workflow: Any) -> list[Any]:
-    """Return all jobs of the DAG, those included whose outputs are there."""
+    """Return all jobs of the DAG, including those whose outputs are up to date."""
     return list(workflow.dag.jobs)
 
 
 def is_forced(job: Any, workflow: Any) -> bool:
-    """Return whether the user wants a single job to run, whatever is there (-f, -F, -R).
+    """Return whether the user forces a single job to run (-f, -F, -R).
 
-    The DAG's own word of it holds for unfinished outputs as well, which a job that is taken over
-    has until it ends.
+    The DAG's own reason is forced also for incomplete outputs, which a job of an earlier Snakemake
+    run has until it ends.
     """
-    dag, chosen = workflow.dag, workflow.dag_settings
+    dag, settings = workflow.dag, workflow.dag_settings
     if job.rule in dag.forcerules and job not in dag.omitforce:
         return True
-    named = set(chosen.forcerun) | (set(chosen.targets) if chosen.forcetargets else set())
-    return not {os.path.normpath(each) for each in map(str, named)}.isdisjoint(
-        os.path.normpath(each) for each in map(str, job.output)
+    targets = set(settings.forcerun) | (set(settings.targets) if settings.forcetargets else set())
+    return not {os.path.normpath(target) for target in map(str, targets)}.isdisjoint(
+        os.path.normpath(output) for output in map(str, job.output)
     )
 
 
 def limited_resources(workflow: Any) -> set[str]:
-    """Return the names of the resources that the user limits for the whole workflow."""
+    """Return the names of resources with a global limit (--resources)."""
     return set(workflow.global_resources)
 
 
-# --- what jobs are made from: in Snakemake's own words, which decide of a re-run ------------------
+# --- what outputs are made from, as Snakemake records it for --rerun-triggers ---------------------
 
 
 def rerun_triggers(workflow: Any) -> Iterable[str]:
-    """Return the kinds of change that have a job run again, as `--rerun-triggers` names them."""
-    return [each.name.lower().replace("_", "-") for each in workflow.rerun_triggers]
+    """Return the kinds of change that make a job run again, as in `--rerun-triggers`."""
+    return [trigger.name.lower().replace("_", "-") for trigger in workflow.rerun_triggers]
 
 
 def checksum_limit(workflow: Any) -> int:
-    """Return the size in bytes up to which files are told apart by their content."""
+    """Return the size in bytes up to which files are compared by checksum."""
     return int(workflow.dag_settings.max_checksum_file_size)
 
 
 def code(job: Any, workflow: Any) -> Any:
-    """Return the text of a rule's command or Python, and what it takes from elsewhere."""
+    """Return the text of a rule's shell command or run block, its wrapper and its CWL."""
     rule = job.rule
     return [workflow.persistence._code(rule), rule.wrapper, rule.cwl]
 
 
 def params(job: Any) -> list[Any]:
-    """Return the parameters of a job that do not follow from its inputs and outputs."""
+    """Return the parameters of a job that are not derived from its inputs and outputs."""
     return list(job.non_derived_params)
 
 
 def inputs(job: Any, workflow: Any) -> list[Any]:
-    """Return the names of a job's inputs, those of storage by what was asked of it."""
+    """Return the names of a job's inputs; of inputs in a storage, their queries."""
     return list(workflow.persistence._input(job))
 
 
 def software(job: Any, workflow: Any) -> str:
-    """Return a digest of the environment that a job's rule asks for."""
+    """Return a digest of the software environment of a job's rule."""
     return str(workflow.persistence._software_stack_hash(job))
 
 
 def script(job: Any) -> str | None:
     """Return the path or address of a job's script or notebook."""
-    named = job.rule.script or job.rule.notebook
-    if not named:
+    source = job.rule.script or job.rule.notebook
+    if not source:
         return None
-    return str(job._path_to_source_file(named).get_path_or_uri(secret_free=True))
+    return str(job._path_to_source_file(source).get_path_or_uri(secret_free=True))
 
 
-# --- Snakemake's records of outputs: a job that ends while no Snakemake runs is put on them -------
+# --- Snakemake's records of outputs --------------------------------------------------------------
 
 
-def marks(members: Iterable[Any], persistence: Any) -> Iterable[tuple[str, str]]:
-    """Yield path and content of the marks of unfinished outputs, where they are files."""
+def incomplete_markers(members: Iterable[Any], persistence: Any) -> Iterable[tuple[str, str]]:
+    """Yield path and content of the incomplete markers of jobs' outputs, if they are files."""
     if not hasattr(persistence, "_incomplete_path"):  # in a database: `--persistence-backend`
         return
     for member in members:
@@ -133,20 +133,20 @@ def marks(members: Iterable[Any], persistence: Any) -> Iterable[tuple[str, str]]
             yield str(Path(path).absolute()), json.dumps({"external_jobid": None})
 
 
-async def record(job: Any, workflow: Any) -> None:
-    """Have Snakemake record what the outputs of a single job were made with."""
+async def record_outputs(job: Any, workflow: Any) -> None:
+    """Let Snakemake record the provenance of a single job's outputs."""
     await workflow.persistence.finished(job)
 
 
 def is_locked_by_another(workflow: Any) -> bool:
-    """Return whether another Snakemake has locked this directory; this one has if it may."""
-    ours = bool(workflow.execution_settings.lock)
-    return bool(getattr(workflow.persistence, "locked", False)) and not ours
+    """Return whether another Snakemake has locked this directory (this one has, if `lock`)."""
+    locks = bool(workflow.execution_settings.lock)
+    return bool(getattr(workflow.persistence, "locked", False)) and not locks
 
 
-# --- Snakemake's command within a job -------------------------------------------------------------
+# --- Snakemake's command line within a job --------------------------------------------------------
 
-_START = """
+_MAIN = """
 import gc; gc.disable()
 from urllib.parse import unquote
 from snakemake import cli
@@ -158,18 +158,18 @@ cli.parse_target_jobs_cli_args = lambda words: [
 gc.enable(); gc.freeze()
 cli.main()
 """.strip()
-"""What `python -m snakemake` does, but for two things.
+"""`python -m snakemake` with two changes.
 
-It collects no garbage while it imports a thousand modules: importing is most of what a short job
-does, and all that it makes there lasts until the end. And wildcards come percent-encoded, for
-Snakemake would take them apart at commas and strip their quotes.
+Garbage collection is off during the imports, which take most of a short job's time, and whose
+objects live until the end. Wildcards are percent-encoded, since Snakemake would split them at
+commas and strip their quotes.
 """
 
 
-def start_of_job(command: str, job: Any, workflow: Any) -> str:
-    """Return Snakemake's command line for a job as one that a shell reads as it is meant.
+def shell_command(command: str, job: Any, workflow: Any) -> str:
+    """Return Snakemake's command line for a job, quoted for a shell.
 
-    Snakemake quotes words as Python does; a shell replaces `$NAME` in what is in double quotes.
+    Snakemake quotes with Python's repr; a shell expands `$NAME` within double quotes.
     """
     targets = [
         spec._replace(
@@ -179,29 +179,31 @@ def start_of_job(command: str, job: Any, workflow: Any) -> str:
         )
         for spec in job.get_target_spec()
     ]
-    written = encode_target_jobs_cli_args(job.get_target_spec())
-    command = _rewrite(command, "--target-jobs", written, encode_target_jobs_cli_args(targets))
+    original = encode_target_jobs_cli_args(job.get_target_spec())
+    command = _rewrite(command, "--target-jobs", original, encode_target_jobs_cli_args(targets))
     temporary = list(workflow.dag.get_unneeded_temp_files(job))
     command = _rewrite(command, "--unneeded-temp-files", temporary, temporary)
     config = workflow.config_settings.config_args
     command = _rewrite(command, "--config", config, config)
-    return command.replace(" -m snakemake ", f" -c {shlex.quote(_START)} ", 1)
+    return command.replace(" -m snakemake ", f" -c {shlex.quote(_MAIN)} ", 1)
 
 
-def _rewrite(command: str, option: str, written: Iterable[str], words: Iterable[str]) -> str:
-    """Return a command line in which an option that Snakemake wrote has these words."""
-    old = str(format_cli_arg(option, written))
+def _rewrite(command: str, option: str, original: Iterable[str], values: Iterable[str]) -> str:
+    """Return the command line with an option's `original` values replaced, quoted for a shell."""
+    old = str(format_cli_arg(option, original))
     if old not in command:
-        raise WorkflowError(f"submitit: Snakemake writes {option} otherwise than {old}")
-    return command.replace(old, f"{option} {shlex.join(map(str, words))}", 1) if old else command
+        raise WorkflowError(
+            f"submitit: Snakemake's command line has another {option} than expected: {old}"
+        )
+    return command.replace(old, f"{option} {shlex.join(map(str, values))}", 1) if old else command
 
 
-def arguments_within_jobs() -> str:
-    """Return arguments that save each job a second, and leave its retries to who submitted it.
+def in_job_arguments() -> str:
+    """Return arguments for Snakemake within a job: no wait of a second at its end, no retries.
 
-    Snakemake else waits for that second at its end. And it would try a rule again within the job,
-    with what SLURM gave to the first attempt; rules that are preemptible have a number of retries
-    of their own, and nothing else comes of it here.
+    A retry within the job would have the resources that SLURM gave to the first attempt; the
+    submitting Snakemake retries with those of the next one. --preemptible-rules has no other effect
+    here than that the number of its retries applies.
     """
     return str(
         join_cli_args(

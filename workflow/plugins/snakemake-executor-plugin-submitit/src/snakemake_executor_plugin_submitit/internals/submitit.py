@@ -1,4 +1,4 @@
-"""What is used of submitit. Importing it takes a moment: only a start that runs jobs does."""
+"""What is used of submitit. Its import takes a while: only runs of Snakemake with jobs need it."""
 
 import shutil
 from collections.abc import Collection, Sequence
@@ -11,14 +11,14 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from snakemake_executor_plugin_submitit.internals import require
 
 __all__ = ["FailedJobError", "FailedSubmissionError", "JobPaths", "SlurmExecutor"]
-# JobPaths says where submitit's files are, of which it tells nobody; the errors, what sbatch said.
+# Not in submitit's public interface: the paths of its files, and errors with sbatch's message.
 
 
 def check() -> None:
-    """Ask whether all that is used is there.
+    """Check that the installed version has all that is used.
 
     Raises:
-        ApiError: naming what is not.
+        ApiError: with the name of what is missing.
     """
     require("submitit", "SlurmExecutor", submitit.SlurmExecutor, ("_make_submission_command",))
     require("submitit", "JobPaths", JobPaths, (
@@ -27,29 +27,29 @@ def check() -> None:
 
 
 class SlurmExecutor(submitit.SlurmExecutor):
-    """Submitit's own, whose sbatch gets further arguments and a clean environment.
+    """Submitit's executor, with more arguments for sbatch and a clean environment.
 
-    It has parameters for the options of sbatch, but none for how sbatch is called.
+    Submitit has parameters for sbatch's options, but not for its command line.
     """
 
-    further: Sequence[str] = ()
-    kept_away: Collection[str] = ()
-    """Variables of the environment that sbatch must not see."""
+    sbatch_arguments: Sequence[str] = ()
+    hidden_variables: Collection[str] = ()
+    """Environment variables that sbatch must not see."""
     script: Path | None = None
-    """What sbatch was last given. SLURM has a copy from then on."""
+    """The batch script of the last submission. SLURM has its own copy of it."""
 
     @classmethod
     def affinity(cls) -> int:
-        """Return whether this may be a cluster: sbatch is all that is needed, not srun."""
+        """Return whether SLURM can be used here: that takes sbatch, but not srun."""
         return -1 if shutil.which("sbatch") is None else 2
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         self.script = submission_file_path
-        unset = [option for variable in self.kept_away for option in ("-u", variable)]
-        return ["env", *unset, "sbatch", *self.further, str(submission_file_path)]
+        unset = [option for name in self.hidden_variables for option in ("-u", name)]
+        return ["env", *unset, "sbatch", *self.sbatch_arguments, str(submission_file_path)]
 
 
-def without_pauses(executor: Any) -> Any:
-    """Return an executor of submitit that does not sleep for 0.2 s before each job."""
+def without_throttling(executor: Any) -> Any:
+    """Return the executor of submitit, without its pause of 0.2 s before each job."""
     executor._throttling = 0.0
     return executor

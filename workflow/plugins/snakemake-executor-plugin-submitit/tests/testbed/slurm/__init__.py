@@ -1,4 +1,4 @@
-"""A real SLURM on this host: two nodes with fake GPUs, for tests and to play with."""
+"""A real SLURM on this host: two nodes with fake GPUs, for tests and experiments."""
 
 from .cluster import Cluster
 from .configuration import ACCOUNT, Settings

@@ -10,7 +10,7 @@ from .errors import ClusterError
 from .programs import missing_packages
 
 _HOW_TO_USE = """\
-cluster: nodes n1 and n2 are idle: 8 CPUs, 8000 MB and 4 GPUs each, on this machine, none real
+cluster: nodes n1 and n2 are idle: 8 CPUs, 8000 MB and 4 GPUs each, all simulated
 cluster: partitions: gpu (the default), cancel, grace, and high, which preempts them
 cluster: for this shell:   export SLURM_CONF={cluster.slurm_conf}
 cluster: then as always:   sinfo; srun --gpus=1 env; sbatch ...; squeue; sacct
@@ -43,7 +43,7 @@ def _do(action: str, folder: Path, settings: Settings) -> int:
         print(_HOW_TO_USE.format(cluster=cluster, folder=folder))
         return 0
     if not cluster.folder.marker.exists():
-        print(f"cluster: there is none in {cluster.folder.path}", file=sys.stderr)
+        print(f"cluster: no cluster in {cluster.folder.path}", file=sys.stderr)
         return 0 if action == "stop" else 1
     if action == "stop":
         cluster.stop()
@@ -51,11 +51,11 @@ def _do(action: str, folder: Path, settings: Settings) -> int:
     elif action == "env":
         print(f"export SLURM_CONF={cluster.slurm_conf}")
     else:
-        return _tell_status(cluster)
+        return _print_status(cluster)
     return 0
 
 
-def _tell_status(cluster: Cluster) -> int:
+def _print_status(cluster: Cluster) -> int:
     running, states = cluster.pids(), cluster.node_states()
     for name, pid in running.items():
         print(f"{name:<10} process {pid:<8} {states.get(name, '')}".rstrip())
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "action",
         choices=("start", "stop", "status", "env", "missing"),
-        help="env: what to tell a shell; missing: Debian's packages that are yet to be installed",
+        help="env: print the shell's variables; missing: print the Debian packages to install",
     )
     parser.add_argument("--folder", type=Path, default=Path(".cluster"), help="[.cluster]")
     parser.add_argument(

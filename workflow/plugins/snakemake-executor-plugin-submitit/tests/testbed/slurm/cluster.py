@@ -1,4 +1,4 @@
-"""A SLURM of two nodes on this host, from start to end."""
+"""A SLURM cluster of two nodes on this host."""
 
 import fcntl
 import os
@@ -16,16 +16,16 @@ from .programs import SEARCH_PATH, missing_packages, missing_programs
 
 
 class Cluster:
-    """A SLURM whose files lie in one folder, and of which nothing outside it knows.
+    """A SLURM cluster whose files are all in one folder.
 
-    Root or an ordinary user can start one; an ordinary user's runs jobs of this user only. Nodes n1
-    and n2 have 8 CPUs, 8000 MB and 4 GPUs each, none of them real. Partitions: `gpu` (the default),
+    Root or an ordinary user can start one; then it runs only jobs of this user. The nodes n1 and n2
+    have 8 CPUs, 8000 MB and 4 GPUs each, all simulated. Partitions: `gpu` (the default),
     whose preempted jobs are requeued; `cancel`, whose are cancelled; `grace`, whose are requeued
     after 10 s; `high`, which preempts the others. The user's account is `research`.
 
-    A `tied` cluster ends with the process that starts it, however that ends. One with a `template`
-    copies the database of accounting from there, which takes a tenth of the time of a new one; the
-    first cluster that names this folder prepares it, while others wait.
+    A `tied` cluster ends with the process that starts it, even if that is killed. With a `template`
+    folder, the accounting database is copied from there, which takes a tenth of the time of a new
+    one; the first cluster with this template makes it, while others wait.
     """
 
     def __init__(
@@ -55,34 +55,34 @@ class Cluster:
 
     @property
     def slurm_conf(self) -> Path:
-        """What SLURM_CONF has to name for SLURM's programs to find this cluster."""
+        """The value of SLURM_CONF for programs that use this cluster."""
         return self.folder.slurm_conf
 
     def environment(self) -> dict[str, str]:
-        """Return this process's environment, made one for programs that use the cluster."""
-        kept = {
+        """Return this process's environment, changed for programs that use the cluster."""
+        variables = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("SLURM", "SBATCH_", "SRUN_"))
         }
-        return {**kept, "PATH": SEARCH_PATH, "SLURM_CONF": str(self.slurm_conf)}
+        return {**variables, "PATH": SEARCH_PATH, "SLURM_CONF": str(self.slurm_conf)}
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program that uses the cluster; with `check`, raise a ClusterError if it fails."""
-        done = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
-        if check and done.returncode:
-            said = (done.stderr or done.stdout).strip() or "nothing"
-            raise ClusterError(f"{' '.join(command)}: exit code {done.returncode}, said: {said}")
-        return done
+        process = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
+        if check and process.returncode:
+            message = (process.stderr or process.stdout).strip() or "no message"
+            raise ClusterError(f"{' '.join(command)}: exit code {process.returncode}; {message}")
+        return process
 
     def start(self) -> None:
         """Start an empty cluster; return when both nodes are idle.
 
-        What an earlier one left in the folder is ended and removed first.
+        An earlier cluster in the folder is stopped and removed first.
 
         Raises:
-            ClusterError: programs are missing, the folder is another's, or a daemon does not come
-                up; then nothing is left running.
+            ClusterError: programs are missing, the folder has other files, or a daemon does not
+                start; then no process is left running.
         """
         self._require_programs()
         self._clear()
@@ -100,14 +100,14 @@ class Cluster:
             return
         # The controller first, so that it starts nothing; slurmd, as it may be starting something.
         self._daemons.processes.end(["slurmctld", *NODES])
-        processes.kill(processes.of_nodes(self.folder))
+        processes.kill(processes.node_processes(self.folder))
         self._daemons.processes.end(self._daemons.processes.names())
 
     def pids(self) -> dict[str, int]:
         """Return the process id of each daemon that runs."""
-        known = self._daemons.processes
-        found = {name: known.find(name) for name in known.names()}
-        return {name: process.pid for name, process in found.items() if process is not None}
+        daemons = self._daemons.processes
+        running = {name: daemons.find(name) for name in daemons.names()}
+        return {name: process.pid for name, process in running.items() if process is not None}
 
     def is_running(self) -> bool:
         """Return whether all that was started still runs."""
@@ -116,36 +116,36 @@ class Cluster:
 
     def node_states(self) -> dict[str, str]:
         """Return each node's state as sinfo names it; nothing while slurmctld does not answer."""
-        said = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).stdout
-        return dict(line.split() for line in said.splitlines() if len(line.split()) == 2)
+        output = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).stdout
+        return dict(line.split() for line in output.splitlines() if len(line.split()) == 2)
 
     def node_down(self, node: str, *, keep_jobs: bool = False) -> None:
-        """Let a node fail: what runs there is killed, and SLURM is told that the node is down.
+        """Simulate a node failure: kill its processes, and set its state to down.
 
-        With `keep_jobs` only its slurmd ends: the node cannot be reached, but its jobs go on.
+        With `keep_jobs` only slurmd is killed: the node is unreachable, but its jobs keep running.
         """
         self._daemons.processes.end([node])
         if not keep_jobs:
-            processes.kill(processes.of_nodes(self.folder, node))
+            processes.kill(processes.node_processes(self.folder, node))
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
     def node_up(self, node: str) -> None:
-        """Bring a failed node back, which reports for service; return when it takes jobs."""
+        """Restart a failed node; return when it accepts jobs."""
         self._daemons.start_node(node)
         self._await_nodes(node)
 
     def cancel_all(self) -> None:
-        """End every job at once; return when SLURM has none any more that runs or waits."""
+        """Kill all jobs; return when the queue is empty."""
         self.run("scancel", "--me", "--full", "--signal=KILL", check=False)
         self.run("scancel", "--me", check=False)
         self._daemons.wait("slurmctld", lambda: self.run("squeue", "--noheader", "--me").stdout)
 
     def controller_down(self) -> None:
-        """End slurmctld: SLURM's programs fail until it is back; jobs go on."""
-        self._daemons.processes.ask_to_end("slurmctld")
+        """Stop slurmctld: SLURM's programs fail, but jobs keep running."""
+        self._daemons.processes.terminate("slurmctld")
 
     def controller_up(self) -> None:
-        """Start slurmctld again, with what it knew; return when it answers."""
+        """Start slurmctld again with its saved state; return when it answers."""
         self._daemons.start_controller()
         self._daemons.wait("slurmctld", lambda: "" if self.node_states() else "no answer")
 
@@ -162,7 +162,7 @@ class Cluster:
         if not folder.exists() or not any(folder.iterdir()):
             return
         if not self.folder.marker.exists():
-            raise ClusterError(f"{folder}: neither empty nor a cluster's; name another folder")
+            raise ClusterError(f"{folder}: neither empty nor a cluster's; choose another folder")
         self.stop()
         shutil.rmtree(folder)
 
@@ -179,7 +179,7 @@ class Cluster:
         self._await_nodes(*NODES)
 
     def _copy_database(self, template: Path) -> None:
-        """Copy the database of a cluster that never ran a job, which is made if there is none."""
+        """Copy the database of an unused cluster, which is made first if there is none."""
         template.mkdir(parents=True, exist_ok=True)
         with (template / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -198,16 +198,16 @@ class Cluster:
             self._daemons.start_database()
             self._daemons.start_accounting()
             for name in ("slurmdbd", "mariadbd"):
-                self._daemons.processes.ask_to_end(name)
+                self._daemons.processes.terminate(name)
         finally:
             self.stop()
 
     def _await_nodes(self, *names: str) -> None:
-        """Return when these nodes take jobs."""
+        """Return when these nodes accept jobs."""
 
-        def lacking() -> str:
+        def missing() -> str:
             states = self.node_states()
             usable = all(states.get(name) in ("idle", "mixed", "allocated") for name in names)
             return "" if usable else f"sinfo says {states or 'nothing'}"
 
-        self._daemons.wait(("slurmctld", *names), lacking)
+        self._daemons.wait(("slurmctld", *names), missing)

@@ -14,24 +14,24 @@ NAME = "playground"
 """SLURM's name of the cluster."""
 
 ACCOUNT = "research"
-"""The user's default account, and only one beside root's, where there is accounting."""
+"""The user's default account, and the only one besides root's."""
 
 CPUS, MEMORY_MB, GPUS = 8, 8000, 4
-"""Of each node, whatever this host has."""
+"""Of one node, independent of this host."""
 
 _PORTS = range(20000, 32000)
-"""Below the ports that systems give to outgoing connections, one of which could be in the way."""
+"""Below the ephemeral ports, which outgoing connections use."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen of a cluster."""
+    """Options of a cluster."""
 
     accounting: bool = True
     """slurmdbd on MariaDB, and jobs only in accounts that it knows."""
 
     signal_on_preemption: bool = True
-    """preempt_send_user_signal: preemption with GraceTime sends the signal that a job asked for."""
+    """preempt_send_user_signal: preemption with GraceTime sends the signal of `sbatch --signal`."""
 
 
 def write(folder: Folder, settings: Settings) -> None:
@@ -56,7 +56,7 @@ def write(folder: Folder, settings: Settings) -> None:
     _write(folder.slurm_conf, slurm.encode())
     _write(folder.task_prolog, _TASK_PROLOG.format(**common).encode(), mode=0o700)
     _write(folder.etc / "gres.conf", _GRES.format(**common).encode())
-    _write(folder.etc / "cgroup.conf", b"CgroupPlugin=cgroup/v1\n")  # asks for nothing of the host
+    _write(folder.etc / "cgroup.conf", b"CgroupPlugin=cgroup/v1\n")  # needs no cgroups of the host
     _write(folder.etc / "slurmdbd.conf", _SLURMDBD.format(**common, port=database).encode())
     for number in range(GPUS):
         folder.gpu(number).symlink_to("/dev/null")  # slurmd counts GPUs by their device files
@@ -68,7 +68,7 @@ def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 def _common(folder: Folder) -> dict[str, object]:
-    """Return what several files say."""
+    """Return the values that several files have in common."""
     address = _address()
     return {
         "name": NAME,
@@ -87,9 +87,9 @@ def _common(folder: Folder) -> dict[str, object]:
 
 
 def _address() -> str | None:
-    """Return the address that this host's name stands for, if it is one of loopback.
+    """Return the address of this host's name if it is a loopback address.
 
-    SLURM listens on this address or on all; munge keeps strangers out of the latter as well.
+    SLURM listens on this address, or otherwise on all, where munge authenticates other users.
     """
     try:
         address = socket.gethostbyname(socket.gethostname())
@@ -100,17 +100,19 @@ def _address() -> str | None:
 
 def _free_ports(count: int) -> list[int]:
     """Return ports of this host on which nothing listens."""
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         with socket.socket() as trial:
             try:
                 trial.bind(("", port))
             except OSError:
                 continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise ClusterError(f"no {count} free ports from {_PORTS[0]} to {_PORTS[-1]}; end what has them")
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise ClusterError(
+        f"no {count} free ports from {_PORTS[0]} to {_PORTS[-1]}; stop the programs that use them"
+    )
 
 
 _SLURM = """\
@@ -120,7 +122,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job waits for as long as a credential lives: by default two minutes.
+# A requeued job is delayed by the lifetime of a credential: by default two minutes.
 AuthInfo=socket={folder.munge_socket},cred_expire=5
 {listen}
 
@@ -132,14 +134,14 @@ SlurmdLogFile={folder.path}/log/%n.log
 SlurmdSpoolDir={folder.path}/%n
 StateSaveLocation={folder.path}/state
 MailProg=/bin/true
-# Jobs submitted without an environment find this cluster, too.
+# For jobs that are submitted without an environment.
 TaskProlog={folder.task_prolog}
 
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
-# Nodes have what is said below, not what the host has.
+# Nodes have the resources given below, not those of the host.
 SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmctldTimeout=300
@@ -158,7 +160,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {preemption}
 
-# A job that takes more memory than it asked for is killed at the next look, every two seconds.
+# A job that exceeds its memory is killed at the next check, every two seconds.
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=2
 JobAcctGatherParams=OverMemoryKill
@@ -198,7 +200,7 @@ AuthInfo=socket={folder.munge_socket}
 {listen}
 LogFile={folder.path}/log/slurmdbd.log
 PidFile={folder.path}/slurmdbd.pid
-# MariaDB listens on a socket in this folder only, which slurmdbd is told by MYSQL_UNIX_PORT.
+# MariaDB listens on a socket in this folder only, which slurmdbd gets by MYSQL_UNIX_PORT.
 StorageType=accounting_storage/mysql
 StorageHost=localhost
 StorageUser=root

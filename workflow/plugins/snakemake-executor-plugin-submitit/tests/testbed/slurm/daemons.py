@@ -1,4 +1,4 @@
-"""Starting each daemon of a cluster, and knowing when it is ready."""
+"""Starting the daemons of a cluster, until they are ready."""
 
 import getpass
 import subprocess
@@ -11,22 +11,22 @@ from .errors import ClusterError
 from .folder import Folder
 from .processes import Processes
 
-_PATIENCE = 300.0
-"""Seconds until a daemon that runs, but does not answer, is given up."""
+_READY_TIMEOUT = 300.0
+"""Seconds that a daemon may take until it answers."""
 
-_STARTS = 3
-"""How often slurmdbd is started before it is given up."""
+_MAX_STARTS = 3
+"""Number of tries to start slurmdbd."""
 
 _LAST_LINES = 3
 
-_KNOWN = ("already exist", "Nothing new added")
-"""What sacctmgr says when it is to add what is there."""
+_ALREADY_EXISTS = ("already exist", "Nothing new added")
+"""sacctmgr's messages about entries that exist already."""
 
 
 class Daemons:
-    """The daemons of the cluster in `folder`; `environment` is what they and its users need.
+    """The daemons of the cluster in `folder`; `environment` is that of their users.
 
-    If they are `tied`, they end with this process.
+    `tied` daemons end with this process.
     """
 
     def __init__(self, folder: Folder, environment: Mapping[str, str], *, tied: bool) -> None:
@@ -42,12 +42,12 @@ class Daemons:
             f"--socket={socket}", f"--key-file={self._folder.munge_key}",
             f"--pid-file={self._folder.pid('munged')}", f"--seed-file={socket.with_name('seed')}",
         )  # fmt: skip
-        self.wait("munged", lambda: _absent(socket))
+        self.wait("munged", lambda: _missing_file(socket))
 
     def start_database(self) -> None:
         """Start MariaDB on a socket in the folder, on the database there or on a new one."""
         folder, socket = self._folder, self._folder.database_socket
-        # A crash may cost data, which nobody keeps.
+        # Data may be lost in a crash, which is no harm here.
         options = [
             "--no-defaults", f"--datadir={folder.database}", f"--user={getpass.getuser()}",
             "--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M",
@@ -60,24 +60,24 @@ class Daemons:
             self._install_database(options)
         self._begin("mariadbd", "mariadbd", *options, "--skip-networking", f"--socket={socket}",
                     f"--pid-file={folder.pid('mariadbd')}")  # fmt: skip
-        self.wait("mariadbd", lambda: _absent(socket))
+        self.wait("mariadbd", lambda: _missing_file(socket))
 
     def _install_database(self, options: Sequence[str]) -> None:
         command = ["mariadb-install-db", *options, "--skip-test-db", "--skip-name-resolve",
                    "--auth-root-authentication-method=normal"]  # fmt: skip
         with self._folder.output("mariadbd").open("wb") as output:
-            done = subprocess.run(command, env=self._environment, stdout=output, stderr=output)
-        if done.returncode:
-            raise self._failure("mariadbd", f"mariadb-install-db: exit code {done.returncode}")
+            process = subprocess.run(command, env=self._environment, stdout=output, stderr=output)
+        if process.returncode:
+            raise self._failure("mariadbd", f"mariadb-install-db: exit code {process.returncode}")
 
     def start_accounting(self) -> None:
-        """Start slurmdbd on the database, and let it know the cluster and the user.
+        """Start slurmdbd on the database, and add the cluster and the user.
 
-        Once in some hundred starts on a busy machine it gets no answer to its first question to
-        the database, and ends ("We should have gotten a result: No error"): it is started again.
+        Once in some hundred starts on a busy machine its first query fails, and it ends ("We should
+        have gotten a result: No error"): it is started again.
         """
         account = f"account={ACCOUNT}", f"defaultaccount={ACCOUNT}"
-        for left in reversed(range(_STARTS)):
+        for tries_left in reversed(range(_MAX_STARTS)):
             self._begin(
                 "slurmdbd", "slurmdbd", "-D", MYSQL_UNIX_PORT=str(self._folder.database_socket)
             )
@@ -85,40 +85,40 @@ class Daemons:
                 self.wait("slurmdbd", lambda: self._add("cluster", NAME))
                 break
             except ClusterError:
-                if not left:
+                if not tries_left:
                     raise
-        failed = self._add("account", ACCOUNT) or self._add("user", getpass.getuser(), *account)
-        if failed:
-            raise self._failure("slurmdbd", failed)
+        error = self._add("account", ACCOUNT) or self._add("user", getpass.getuser(), *account)
+        if error:
+            raise self._failure("slurmdbd", error)
 
     def start_controller(self) -> None:
-        """Start slurmctld, which takes up what an earlier one of the cluster left."""
+        """Start slurmctld, which reads the saved state of the cluster, if any."""
         self._begin("slurmctld", "slurmctld", "-D")
 
     def start_node(self, node: str) -> None:
-        """Start a node's slurmd; return when it listens, for then it writes its process id.
+        """Start a node's slurmd; return when it listens and has written its process id.
 
-        SLURMD_NODENAME tells its processes from those of users.
+        SLURMD_NODENAME marks the processes of the node.
         """
         file = self._folder.pid(node)
         file.unlink(missing_ok=True)
         self._begin(node, "slurmd", "-D", "-N", node, SLURMD_NODENAME=node)
-        self.wait(node, lambda: _absent(file))
+        self.wait(node, lambda: _missing_file(file))
 
-    def wait(self, names: str | Sequence[str], lacking: Callable[[], str]) -> None:
-        """Return when nothing is `lacking`, which says what is.
+    def wait(self, names: str | Sequence[str], missing: Callable[[], str]) -> None:
+        """Wait until `missing`, which describes what is not ready, returns an empty text.
 
         Raises:
-            ClusterError: one of the named daemons ends before, or nothing more happens.
+            ClusterError: one of the daemons has ended, or the time is over.
         """
         names = (names,) if isinstance(names, str) else names
-        deadline = time.monotonic() + _PATIENCE
-        while lack := lacking():
+        deadline = time.monotonic() + _READY_TIMEOUT
+        while reason := missing():
             for name in names:
                 if self.processes.find(name) is None:
                     raise self._failure(name, "ended")
             if time.monotonic() > deadline:
-                raise self._failure(names[0], f"not ready after {_PATIENCE:.0f} s: {lack}")
+                raise self._failure(names[0], f"not ready after {_READY_TIMEOUT:.0f} s: {reason}")
             time.sleep(0.05)
 
     def _begin(self, name: str, *command: str, **environment: str) -> None:
@@ -127,22 +127,22 @@ class Daemons:
         )
 
     def _add(self, kind: str, *what: str) -> str:
-        """Tell slurmdbd of a cluster, account or user; return why it failed, or nothing.
+        """Add a cluster, account or user to accounting; return an error, or an empty text.
 
-        It may know of them already: sacctmgr says so, and fails.
+        sacctmgr fails if the entry exists already, which is no error here.
         """
         command = ["sacctmgr", "-i", "add", kind, *what]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
-        said = done.stderr or done.stdout
-        known = any(each in said for each in _KNOWN)
-        return f"{' '.join(command)}: {said}" if done.returncode and not known else ""
+        process = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+        message = process.stderr or process.stdout
+        exists = any(text in message for text in _ALREADY_EXISTS)
+        return f"{' '.join(command)}: {message}" if process.returncode and not exists else ""
 
     def _failure(self, name: str, what: str) -> ClusterError:
         output = self._folder.output(name)
         lines = output.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-        said = " | ".join(line.strip() for line in lines)
-        return ClusterError(f"{name}: {' '.join(what.split())}; {output} ends with: {said}")
+        end = " | ".join(line.strip() for line in lines)
+        return ClusterError(f"{name}: {' '.join(what.split())}; {output} ends with: {end}")
 
 
-def _absent(path: Path) -> str:
+def _missing_file(path: Path) -> str:
     return "" if path.exists() else f"no {path} yet"

@@ -1,5 +1,5 @@
-"""What goes wrong with a cluster, in one line."""
+"""Errors of a cluster."""
 
 
 class ClusterError(Exception):
-    """The cluster cannot start or do what was asked; the message has one line and a remedy."""
+    """A cluster cannot be started or used; the message is one line with the cause."""

@@ -1,4 +1,4 @@
-"""Where the files of a cluster lie: all in one folder."""
+"""Paths of a cluster's files, all in one folder."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from .errors import ClusterError
 NODES = ("n1", "n2")
 
 _SOCKET_PATH = 107
-"""The longest path of a socket that Linux takes, in bytes."""
+"""Maximum length of a socket's path on Linux, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Folder:
 
     @property
     def marker(self) -> Path:
-        """Tells that this folder is a cluster's, and so may be emptied."""
+        """Marks the folder as a cluster's, which may be emptied."""
         return self.path / "is-a-cluster"
 
     @property
@@ -54,29 +54,29 @@ class Folder:
 
     @property
     def processes(self) -> Path:
-        """What was started: names, process ids, times."""
+        """Record of daemons: names, process ids, start times."""
         return self.path / "processes.json"
 
     def gpu(self, number: int) -> Path:
         return self.path / f"gpu{number}"
 
     def pid(self, daemon: str) -> Path:
-        """The file into which a daemon writes its process id when it listens."""
+        """File with a daemon's process id, written when it listens."""
         return self.path / f"{daemon}.pid"
 
     def log(self, daemon: str) -> Path:
-        """The log that a daemon of SLURM keeps."""
+        """Log of a daemon of SLURM."""
         return self.path / "log" / f"{daemon}.log"
 
     def output(self, daemon: str) -> Path:
-        """What a daemon prints."""
+        """Output of a daemon."""
         return self.path / "log" / f"{daemon}.out"
 
     def make(self) -> None:
-        """Make the folder, which has to be new or empty, for this user only.
+        """Make the folder, which must be new or empty, accessible for this user only.
 
         Raises:
-            ClusterError: its path is too long for the sockets that are made in it.
+            ClusterError: its path is too long for the sockets in it.
         """
         longest = self.path / NODES[0] / f"{NODES[0]}_1000000.4294967292"  # slurmstepd's
         if len(os.fsencode(longest)) > _SOCKET_PATH:

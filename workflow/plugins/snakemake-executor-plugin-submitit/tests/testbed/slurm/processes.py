@@ -1,4 +1,4 @@
-"""Processes that are started, written down, and ended by their id: never another's."""
+"""Starting processes, recording them, and ending them by their id."""
 
 import json
 import subprocess
@@ -12,15 +12,15 @@ import psutil
 from .folder import NODES, Folder
 
 _SAME_START = 0.02
-"""Seconds by which two readings of a process's start may differ."""
+"""Tolerance of a process's start time, in seconds."""
 
 
 class Processes:
-    """Daemons of one cluster: each a name, a process id and the time at which it started.
+    """Daemons of one cluster, by name, with their process ids and start times.
 
-    They are recorded in a file, so that whoever comes after a crash can end them. A process that
-    was given the same id since then has another start time, and is left alone. If they are `tied`,
-    they end with the process that starts them.
+    They are recorded in a file, so that another process can end them after a crash. A process with
+    a reused id has another start time, and is not killed. `tied` daemons end with the process that
+    starts them.
     """
 
     def __init__(self, record: Path, *, tied: bool) -> None:
@@ -31,7 +31,7 @@ class Processes:
     def begin(
         self, name: str, command: Sequence[str], output: Path, environment: Mapping[str, str]
     ) -> None:
-        """Start a daemon in the foreground of a session of its own, printing to `output`."""
+        """Start a daemon in a session of its own, with its output in a file."""
         with output.open("ab") as file:
             child = subprocess.Popen(
                 [*self._prefix, *command],
@@ -48,7 +48,7 @@ class Processes:
             self._write({**self._read(), name: (child.pid, started)})
 
     def names(self) -> list[str]:
-        """Return the names of all that were started and not ended, in this order."""
+        """Return the names of the recorded daemons, in the order of their start."""
         return list(self._read())
 
     def find(self, name: str) -> psutil.Process | None:
@@ -60,10 +60,10 @@ class Processes:
                 return None
         except psutil.NoSuchProcess:
             return None
-        return process if _runs(process) else None
+        return process if _is_running(process) else None
 
-    def ask_to_end(self, name: str, timeout: float = 30) -> None:
-        """Send SIGTERM to a daemon, and return when it has saved its state and is gone."""
+    def terminate(self, name: str, timeout: float = 30) -> None:
+        """Send SIGTERM to a daemon, and return when it has saved its state and ended."""
         process = self.find(name)
         if process is not None:
             process.terminate()
@@ -71,13 +71,14 @@ class Processes:
         self.end([name])
 
     def end(self, names: Iterable[str]) -> None:
-        """Kill daemons with their children, and return when they are gone."""
+        """Kill daemons and their descendants, and return when they have ended."""
         names = set(names)
         running = [process for name in names if (process := self.find(name)) is not None]
-        kill([each for process in running for each in _family(process)])
+        kill([member for process in running for member in _process_tree(process)])
         for name in names & set(self._children):
             self._children.pop(name).poll()
-        self._write({name: each for name, each in self._read().items() if name not in names})
+        remaining = {name: entry for name, entry in self._read().items() if name not in names}
+        self._write(remaining)
 
     def _read(self) -> dict[str, tuple[int, float]]:
         if not self._record.exists():
@@ -92,7 +93,7 @@ class Processes:
 
 
 def kill(targets: Iterable[psutil.Process], timeout: float = 10) -> None:
-    """Kill processes, and return when they are gone or `timeout` seconds are over."""
+    """Kill processes, and return when they have ended, or after `timeout` seconds."""
     targets = list(targets)
     for process in targets:
         with suppress(psutil.NoSuchProcess):
@@ -102,44 +103,44 @@ def kill(targets: Iterable[psutil.Process], timeout: float = 10) -> None:
 
 def _await_end(processes: Iterable[psutil.Process], timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    while any(map(_runs, processes)) and time.monotonic() < deadline:
+    while any(map(_is_running, processes)) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
-def of_nodes(folder: Folder, node: str | None = None) -> list[psutil.Process]:
-    """Return slurmd, slurmstepd and jobs' processes of a cluster, or of one node of it."""
-    found: dict[int, psutil.Process] = {}
+def node_processes(folder: Folder, node: str | None = None) -> list[psutil.Process]:
+    """Return the processes of slurmd, slurmstepd and jobs on all nodes of a cluster, or on one."""
+    processes: dict[int, psutil.Process] = {}
     for process in psutil.process_iter(["name", "environ"]):
         is_step = process.info["name"] == "slurmstepd"
-        its_node = _node_by_log(process, folder) if is_step else _node_told(process, folder)
-        if its_node is not None and node in (None, its_node):
-            found.update((each.pid, each) for each in _family(process))
-    return list(found.values())
+        process_node = (_node_of_step if is_step else _node_of_process)(process, folder)
+        if process_node is not None and node in (None, process_node):
+            processes.update((member.pid, member) for member in _process_tree(process))
+    return list(processes.values())
 
 
-def _node_told(process: psutil.Process, folder: Folder) -> str | None:
-    """Return the node of which slurmd told a process, as it does not tell a user's shell."""
+def _node_of_process(process: psutil.Process, folder: Folder) -> str | None:
+    """Return the node in a process's environment, where slurmd sets it, unlike a user's shell."""
     environment = process.info["environ"] or {}
     if environment.get("SLURM_CONF") != str(folder.slurm_conf):
         return None
     return environment.get("SLURMD_NODENAME")
 
 
-def _node_by_log(process: psutil.Process, folder: Folder) -> str | None:
-    """Return the node of a slurmstepd, which writes its title over its environment."""
+def _node_of_step(process: psutil.Process, folder: Folder) -> str | None:
+    """Return a slurmstepd's node from its log: it overwrites its environment with its title."""
     with suppress(psutil.Error):
-        opened = {each.path for each in process.open_files()}
-        return next((node for node in NODES if str(folder.log(node)) in opened), None)
+        paths = {file.path for file in process.open_files()}
+        return next((node for node in NODES if str(folder.log(node)) in paths), None)
     return None
 
 
-def _family(process: psutil.Process) -> list[psutil.Process]:
+def _process_tree(process: psutil.Process) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         return [process, *process.children(recursive=True)]
     return []
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False

@@ -1,4 +1,4 @@
-"""The programs that a cluster takes, and the Debian packages that bring them."""
+"""The programs of a cluster, and their Debian packages."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "slurmctld": ("slurmctld",),
     "slurmd": ("slurmd",),
 }
-"""Debian's package -> what a cluster needs of it."""
+"""Debian package -> its programs that a cluster needs."""
 
 ACCOUNTING_PACKAGES: dict[str, tuple[str, ...]] = {
     "slurmdbd": ("slurmdbd",),
@@ -19,22 +19,22 @@ ACCOUNTING_PACKAGES: dict[str, tuple[str, ...]] = {
 """The same for accounting. The -core package has the server without a service that starts it."""
 
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-"""Daemons lie where an ordinary user's PATH does not lead."""
+"""Also the folders of daemons, which are not on an ordinary user's PATH."""
 
 
 def missing_programs(accounting: bool = True) -> list[str]:
     """Return the programs that are not installed."""
-    wanted = _wanted(accounting)
-    return [name for names in wanted.values() for name in names if _find(name) is None]
+    required = _required(accounting)
+    return [name for names in required.values() for name in names if _find(name) is None]
 
 
 def missing_packages(accounting: bool = True) -> list[str]:
-    """Return Debian's packages that bring what is not installed."""
-    wanted = _wanted(accounting)
-    return [package for package, names in wanted.items() if not all(map(_find, names))]
+    """Return the Debian packages of the missing programs."""
+    required = _required(accounting)
+    return [package for package, names in required.items() if not all(map(_find, names))]
 
 
-def _wanted(accounting: bool) -> dict[str, tuple[str, ...]]:
+def _required(accounting: bool) -> dict[str, tuple[str, ...]]:
     return {**PACKAGES, **(ACCOUNTING_PACKAGES if accounting else {})}
 
 
