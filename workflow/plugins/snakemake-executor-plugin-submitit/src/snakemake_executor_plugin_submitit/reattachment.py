@@ -60,7 +60,7 @@ class Reattachment:
         self._poller.poll_soon(0.0)
 
     def _with_job_id(self, record: Record) -> Record | None:
-        """Return a record with its job id, looked up by name if it is missing; None if unknown."""
+        """Return a record with its job id, looked up by name; None if SLURM does not answer."""
         if record.job_id is not None:
             return record
         job_ids = self._backend.find(record.name)
