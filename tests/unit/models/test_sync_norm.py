@@ -1,4 +1,4 @@
-"""BatchNorm over several processes: what one process with all of the images would do."""
+"""BatchNorm over several processes equals that of one process with all images."""
 
 import copy
 import os
@@ -15,7 +15,7 @@ from tests.helpers import ROOT, forkserver
 IMAGES = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 WEIGHTS = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 SHARES = (slice(0, 2), slice(2, 5))
-"""Images of each of two processes: not equally many."""
+"""Images of the two processes, of different numbers."""
 
 
 def fill(norm):
@@ -37,8 +37,8 @@ def step(norm, images, weights):
     }  # fmt: skip
 
 
-def work(rank, folder):
-    """Be one of two processes: leave in `folder` what it makes of its share."""
+def run_rank(rank, folder):
+    """Run one of two processes on its images, and save the result in `folder`."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
@@ -50,18 +50,18 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """What two processes make of the images, each of its own share."""
+    """The results of two processes, each on its own images."""
     folder = tmp_path_factory.mktemp("shared")
-    with (folder / "said").open("wb") as file:
-        started = [
+    with (folder / "output").open("wb") as file:
+        processes = [
             forkserver.start(
                 "tests.unit.models.test_sync_norm", str(rank), str(folder), cwd=ROOT,
                 env=dict(os.environ), stdout=file, stderr=file,
             )
             for rank in (0, 1)
         ]  # fmt: skip
-        codes = [process.wait() for process in started]
-    assert codes == [0, 0], (folder / "said").read_text()
+        codes = [process.wait() for process in processes]
+    assert codes == [0, 0], (folder / "output").read_text()
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -71,7 +71,7 @@ def whole():
 
 
 @pytest.mark.parametrize("name", ["output", "images"])
-def test_each_image_is_as_in_one_batch_of_all(shared, whole, name):
+def test_outputs_and_input_gradients_equal_those_of_one_batch(shared, whole, name):
     for share, result in zip(SHARES, shared, strict=True):
         assert torch.allclose(result[name], whole[name][share])
 
@@ -87,7 +87,7 @@ def test_running_statistics_are_those_of_one_batch_on_every_process(shared, whol
         assert torch.allclose(result[name], whole[name])
 
 
-def test_alone_it_is_torchs_own():
+def test_in_one_process_it_equals_torchs_batch_norm():
     ours, theirs = fill(SyncBatchNorm(3)), fill(nn.BatchNorm2d(3))
     one, other = step(ours, IMAGES, WEIGHTS), step(theirs, IMAGES, WEIGHTS)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -96,4 +96,4 @@ def test_alone_it_is_torchs_own():
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))
+    run_rank(int(sys.argv[1]), Path(sys.argv[2]))
