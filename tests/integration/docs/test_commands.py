@@ -159,10 +159,10 @@ class Place:
     def without_forks(self) -> "Place":
         """Return the same place, where every command is a process from nothing."""
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-        others = {
-            name: each for name, each in self.environment.items() if name != forkserver.COMMANDS
+        variables = {
+            name: value for name, value in self.environment.items() if name != forkserver.COMMANDS
         }
-        return Place(self.folder, {**others, "PATH": path})
+        return Place(self.folder, {**variables, "PATH": path})
 
     def type(self, script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -251,8 +251,12 @@ def _with(project, cluster):
 # --- typing them ----------------------------------------------------------------------------------
 
 
-def test_every_command_of_the_documents_is_typed_here():
-    missing = [f"{each.place}: {each.text}" for text, each in COMMANDS.items() if text not in NEEDS]
+def test_every_command_of_the_documents_is_tested():
+    missing = [
+        f"{command.place}: {command.text}"
+        for text, command in COMMANDS.items()
+        if text not in NEEDS
+    ]
     assert not missing, "say in NEEDS what these need"
     assert set(NEEDS) <= set(COMMANDS), "these stand in no document any more"
     assert len(COMMANDS) > 40
@@ -267,7 +271,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("command", "need"), CASES)
-def test_a_command_does_what_it_is_there_for(command: Command, need: Need, request):
+def test_a_command_of_the_documents_works(command: Command, need: Need, request):
     place: Place = request.getfixturevalue(need.where)
     if need.without:
         shutil.rmtree(run_dir(place, *need.without))
@@ -276,9 +280,9 @@ def test_a_command_does_what_it_is_there_for(command: Command, need: Need, reque
     if need.serves:
         _answers(command, place)
         return
-    done = place.type(command.script)
-    assert done.returncode == need.code, f"{command.place}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
+    result = place.type(command.script)
+    assert result.returncode == need.code, f"{command.place}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
     if need.without:
         assert (run_dir(place, *need.without) / "metrics.json").exists()
 

@@ -283,7 +283,7 @@ def test_a_scale_overlays_its_base():
     assert (smoke.scale.title, smoke.scale.log_every) == ("smoke scale", 5)
     assert smoke.scale.seeds == demo.scale.seeds
     assert smoke.scale.proof.runs == demo.scale.proof.runs
-    # What it message of every entry goes before what its base message of one.
+    # An entry for all ("*") in the scale overrides single entries of its base.
     assert demo.recipes["imagenet22k"].schedule.epochs > 1
     assert smoke.recipes["imagenet22k"].schedule.epochs == 1
     assert smoke.recipes["imagenet22k"].optimizer == demo.recipes["imagenet22k"].optimizer
