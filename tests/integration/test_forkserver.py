@@ -1,4 +1,4 @@
-"""Commands that run as forks of a driver's server do what commands in new processes do."""
+"""Commands as forks of a driver's server behave like commands in new processes."""
 
 import os
 import signal

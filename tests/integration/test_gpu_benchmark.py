@@ -1,4 +1,4 @@
-"""What is run on a GPU runs on a CPU at a small size; no time is held to anything."""
+"""The benchmark of GPUs runs on a CPU at a small size; times are not checked."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.xdist_group("gpu-benchmark")  # measured once
 
 @pytest.fixture(scope="module")
 def measurements(tmp_path_factory):
-    """Return what all parts but the long one measured, by part."""
+    """Return the measurements of all parts but the long one, by part."""
     folder = tmp_path_factory.mktemp("gpu")
     return measure(folder, "facts", "agreement", "repeat", "roi_align", "sampling", "steps",
                     "training", "inference")  # fmt: skip

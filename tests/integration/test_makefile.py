@@ -1,4 +1,4 @@
-"""What the targets of the Makefile do and never do, and the lock that it installs from."""
+"""Targets of the Makefile, and the lock file that it installs from."""
 
 import importlib.metadata
 import os
@@ -148,7 +148,7 @@ def test_continuous_integration_runs_lint_and_the_tests_of_make_test(suite, tmp_
     script = suite.folder / ".ci" / "run"
     script.parent.mkdir()
     shutil.copy(ROOT / ".ci" / "run", script)
-    machine = tmp_path / "machine"  # all that it installs where it is missing is there
+    machine = tmp_path / "machine"  # with all that the script would install
     machine.mkdir()
     write_program(machine / "python3.11", f'exec {sys.executable} "$@"')
     path = f"{machine}{os.pathsep}{os.environ['PATH']}"

@@ -1,4 +1,4 @@
-"""tests/README.md: what the documents promise is held by tests that are there."""
+"""tests/README.md: the tests that check the documents' promises exist."""
 
 import ast
 import re
@@ -40,7 +40,7 @@ def test_every_test_in_the_table_exists():
         for file, name in TESTS_IN_TABLE
         if not path_of(file).exists() or name not in names_in(path_of(file))
     ]
-    assert not missing, "name in tests/README.md what holds these promises now"
+    assert not missing, "name the tests of these promises in tests/README.md"
 
 
 def test_every_document_has_a_section_in_the_table():

@@ -1,4 +1,4 @@
-"""What the documents say of params, files and the DAG is so. Commands are typed in docs/."""
+"""Statements of the documents about params, files and the DAG. Commands are run in docs/."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The benchmark of tracking and tables runs, at a small size; no time is held to anything."""
+"""The benchmark of tracking and tables runs at a small size; times are not checked."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from tests.helpers import ROOT, forkserver
 
 @pytest.fixture
 def benchmark(demo_data, tmp_path):
-    """Run it on manifests that are there; return what it prints."""
+    """Return a function that runs it on the demo's manifests and returns its output."""
     manifests = demo_data / "results" / "demo" / "data"
 
     def run(*arguments):
@@ -28,7 +28,7 @@ def benchmark(demo_data, tmp_path):
 @pytest.mark.servers
 def test_the_benchmark_of_tracking_and_tables_runs(benchmark):
     output = benchmark(
-        "--runs", "20", "--epochs", "2", "--sent-runs", "1", "--few", "2", "--steps", "3",
+        "--runs", "20", "--epochs", "2", "--sent-runs", "1", "--points", "2", "--steps", "3",
         "--rounds", "1",
     )  # fmt: skip
     for where in ("SQLite", "mlflow server"):

@@ -1,4 +1,4 @@
-"""The DAG, asked through the real Snakemake: what it would run, and after which edits."""
+"""The DAG by dry runs of the real Snakemake: what it would run, and after which edits."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def fresh_clone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, demo_data):
-    """A project whose demo has been made. For tests to copy."""
+    """A project with all outputs of the demo. For tests to copy."""
     project = ProjectCopy(tmp_path_factory.mktemp("finished") / "project")
     (project.folder / "data").symlink_to(demo_data / "data")
     shutil.copytree(demo_data / "results", project.folder / "results")
@@ -43,7 +43,7 @@ def finished_copy(finished, tmp_path):
     return finished.copy(tmp_path / "project")
 
 
-# --- what there is to do -----------------------------------------------------------------------
+# --- targets -----------------------------------------------------------------------------------
 
 
 def test_paper_scale_plans_every_run_without_data(fresh_clone):
@@ -189,13 +189,13 @@ def test_tables_of_all_wait_for_the_runs_of_their_pooled_variance(monkeypatch):
     }
     assert set(paper.table_inputs("imagenet1k")) == inputs
     assert set(paper.table_inputs("imagenet1k", among_all=True)) == inputs | pooled
-    # One seed each, no verdicts, or one seed chosen: nothing is pooled.
+    # One seed each, no verdicts, or one seed selected: no variance is pooled.
     for plan, table in ((paper, "coco_detectors"), (dag.load("demo"), "imagenet1k"),
                         (dag.load("paper", [0]), "imagenet1k")):  # fmt: skip
         assert plan.table_inputs(table, among_all=True) == plan.table_inputs(table)
 
 
-# --- what is made again ------------------------------------------------------------------------
+# --- what is out of date -----------------------------------------------------------------------
 
 
 def test_nothing_is_planned_when_everything_exists(finished_copy):
@@ -306,7 +306,7 @@ def test_a_new_experiment_trains_itself_alone(finished_copy):
 def test_jobs_run_without_an_activated_environment(tmp_path):
     project = ProjectCopy(tmp_path / "project")
     target = "results/demo/data/class_map_imagenet22k_to_1k.json"
-    # Nor from a terminal: what a script starts in its background ignores Ctrl-C, and says so.
+    # A script's background processes ignore Ctrl-C, and a line states it.
     script = f"trap '' INT; exec {sys.executable} -m snakemake --cores 1 {target}"
     result = project.run("/bin/sh", "-c", script, PATH="/usr/bin:/bin")
     assert result.returncode == 0, result.stderr
@@ -316,11 +316,11 @@ def test_jobs_run_without_an_activated_environment(tmp_path):
     assert "10 rows from imagenet22k to imagenet1k" in log.read_text()
 
 
-# --- what is refused ---------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------
 
 
 def error_line(result):
-    """Return the one line that `finished` says after `smt: error: `."""
+    """Return the one line of stderr that begins with `smt: error: `."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("smt: error: ")]
     assert result.returncode != 0
     assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr

@@ -1,7 +1,7 @@
-"""The whole DAG for real, from nothing to tables, and one with a training that fails on the way.
+"""The whole DAG for real, from data to tables, and one with a failing training.
 
-At smoke scale: models and budgets are smaller than the demo's, code and DAG are the demo's. On a
-SLURM: tests/cluster/dag.
+At smoke scale: models and budgets are smaller than the demo's, code and DAG are the same. On SLURM:
+tests/cluster/dag.
 """
 
 import csv
@@ -25,12 +25,12 @@ from tests.helpers.finished_project import (
 from tests.helpers.versioned import SCALE, Versioned
 
 RUNAWAY = 1e31
-"""A learning rate at which the first step is the last."""
+"""A learning rate at which training diverges in the first step."""
 EPOCHS, STEPS = 3, 36
 """Of the run that fails."""
 
 
-# --- a failure on the way -------------------------------------------------------------------------
+# --- a failing training ---------------------------------------------------------------------------
 
 
 FAILED_THEN_FIXED = pytest.mark.xdist_group("mended")  # what they share is made once
@@ -38,9 +38,9 @@ FAILED_THEN_FIXED = pytest.mark.xdist_group("mended")  # what they share is made
 
 @pytest.fixture(scope="module")
 def failed_then_fixed(tmp_path_factory):
-    """A project after `snakemake all` with one failing experiment, its mending, and `all` again.
+    """`snakemake all` with a failing experiment, partial tables, and `all` again after the fix.
 
-    They speak as `make reproduce` does.
+    With the logger plugin of `make reproduce`.
     """
     project = Versioned(tmp_path_factory.mktemp("mended") / "project")
     shrink(project.folder / "params", (T, CHILD))
@@ -98,12 +98,12 @@ def test_a_failed_run_is_one_line_with_its_log(failed_then_fixed):
     assert "Traceback" not in failure.stderr and len(failure.stderr.splitlines()) < 15
 
 
-# --- what is made ---------------------------------------------------------------------------------
+# --- outputs --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def finished_copy(finished, tmp_path_factory):
-    """A copy of the finished project, with all that Snakemake knows of it."""
+    """A copy of the finished project, with Snakemake's metadata."""
     project = finished.copied(tmp_path_factory.mktemp("made") / "project")
     yield project
     shutil.rmtree(project.folder)
@@ -124,7 +124,7 @@ def assert_tables(project, tables):
 
 @pytest.mark.slow
 def test_one_command_makes_every_experiment_and_every_table(tmp_path):
-    """Typed as a user types it: nothing is left out, and nothing is begun as tests begin it."""
+    """As a user runs it: every experiment, in new processes instead of the tests' forks."""
     project = Versioned(tmp_path / "project")
     params = load_project(project.folder / "params", SCALE)
     result = project.run(

@@ -32,16 +32,16 @@ pytestmark = pytest.mark.xdist_group("proof")  # what they share is made once
 
 RUN = RUN_OF_DEMO
 SEED = "83"
-"""Of it come, in few steps, kills in nearly all of their kinds, and one in a checkpoint early."""
+"""A seed whose few kills have nearly every kind, with an early one during a checkpoint."""
 
 
 @pytest.fixture(
     scope="module", params=["by the command", pytest.param("by the DAG", marks=pytest.mark.slow)]
 )
 def proof_project(request, tmp_path_factory):
-    """A project in which a run is proved on one process and on two, and what that printed.
+    """A project after proofs of a run on one and on two processes, and their output.
 
-    By the command the trainings are forks, by the DAG processes from nothing.
+    By the command the trainings are forks, by the DAG new processes.
     """
     if request.param == "by the command":
         small_data = request.getfixturevalue("small_data")
@@ -65,7 +65,7 @@ def proof_project(request, tmp_path_factory):
 
 
 def _proof(demo):
-    """Let a run be proved on one process and on two."""
+    """Configure proofs of a run on one and on two processes."""
     demo["proof"].update(
         kills=5, runs=[{"experiment": RUN, "ranks": 1}, {"experiment": RUN, "ranks": 2}]
     )
@@ -153,14 +153,14 @@ def test_a_kill_waits_for_at_most_one_checkpoint(tmp_path):
         step=3, signal=signal.SIGKILL, target="all ranks", moment="checkpoint", rank=0, workers=0,
         delay=0.0,
     )  # fmt: skip
-    training = Endless()
+    training = FakeTraining()
     kill, step = proof._send(training, planned, step_seconds=0.0, latest=7)
     assert (kill, step) == (replace(planned, moment="step"), 7)
     assert training.killed == [(signal.SIGKILL, None)]
 
 
-class Endless:
-    """A training that neither ends nor saves."""
+class FakeTraining:
+    """A fake training that neither ends nor saves."""
 
     def __init__(self):
         self.killed = []
@@ -182,7 +182,7 @@ def test_the_table_names_the_nodes_of_slurm(proof_project):
     assert records[0].keys() <= current.keys()
     for record, expected in zip(records, (["2 on 2 nodes of SLURM"], []), strict=True):
         old = {key: value for key, value in current.items() if key not in records[0]}
-        path.write_text(json.dumps(old | record))  # the second from before there was a choice
+        path.write_text(json.dumps(old | record))  # the second like records without a launcher
         try:
             smt(project, "prove", "--tables", "only", "--scale", "demo")
         finally:
