@@ -30,8 +30,18 @@ def finetuning(**options):
     return configuration(epochs=30, device_batch=64, rate=1e-5, **options)
 
 
-def test_the_numbers_of_the_paper():
-    assert (IMAGENET1K, IMAGENET22K, IMAGENET22K + FINETUNING) == (375_300, 1_247_760, 1_322_820)
+@pytest.mark.parametrize(
+    ("name", "passes_per_step", "count"),
+    [
+        ("imagenet1k", 1, IMAGENET1K),
+        ("imagenet22k", 4, IMAGENET22K),
+        ("imagenet22k_to_1k_224", 1, FINETUNING),
+    ],
+)
+def test_the_constants_are_those_of_the_papers_recipes(name, passes_per_step, count):
+    recipe = PAPER.recipes[name]
+    steps = PAPER.datasets[recipe.dataset].train_images // recipe.global_batch
+    assert recipe.schedule.epochs * steps * passes_per_step == count
 
 
 def test_300_epochs_agree_with_the_metadata_of_the_release():
