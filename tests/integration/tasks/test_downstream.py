@@ -113,7 +113,7 @@ def test_evaluate_gives_every_metric_of_the_task(trained):
     params = load_project(project / "params", "demo")
     for name in RUNS:
         values = evaluation(project, name)["metrics"]
-        assert set(values) == set(params.valuesof(name)) - _unmeasurable(values)
+        assert set(values) == set(params.metrics_of(name)) - _unmeasurable(values)
         assert values == {key: metrics(project, name)["metrics"][key] for key in values}
         assert f"{name}-seed0: " in outputs[name] and "samples.jpg" in outputs[name]
         assert all(0 <= value <= 100 for value in values.values())
@@ -149,7 +149,7 @@ def test_an_evaluation_does_not_depend_on_the_number_of_processes(trained):
         assert not list(run_dir(project, name).glob(".*")), "no temporary files are left"
 
 
-def test_files_for_cocos_server_give_the_valuesby_pycocotools(trained):
+def test_files_for_cocos_server_give_the_metrics_by_pycocotools(trained):
     project, _ = trained
     expected = evaluation(project, MASK_RCNN)["metrics"]
     folder = run_dir(project, MASK_RCNN) / "predictions"
