@@ -1,4 +1,4 @@
-"""Speed and memory of Mask R-CNN and UPerNet on SMT-S, each against two kinds of yardstick.
+"""Speed and memory of Mask R-CNN and UPerNet on SMT-S, against two baselines each.
 
 `python benchmarks/downstream.py` times a training step and inference of Mask R-CNN at 800 x 1280
 and of UPerNet at 512 x 512 in turn, round by round, with
@@ -6,14 +6,14 @@ and of UPerNet at 512 x 512 in turn, round by round, with
 - the same head on timm's Swin-T, a trunk of the same class (22 and 28 million parameters),
 - torchvision's Mask R-CNN on SMT-S: the same layers, rules and sizes in another pipeline.
 It prints a Markdown table of medians, wall and CPU time, of the rounds' ratios, and of the peak
-memory of a fresh process that makes the model and calls it once. On a machine that does something
-else as well, CPU time on one thread (`--threads 1`) is what to compare.
+memory of a new process that builds the model and calls it once. On a busy machine, compare CPU
+time on one thread (`--threads 1`).
 
-Weights, images and objects are drawn, and with drawn weights a detector proposes nothing that is
-near an object and finds nothing, so that it would learn and draw no masks. Hence some proposals are
-replaced by boxes near objects, and one class is given a score that lets all proposals pass: as with
-trained weights, masks are learnt of the 128 regions of an image that may be objects, and 100 are
-found. The table counts the regions whose masks are learnt or drawn.
+Weights, images and objects are random. A detector with random weights has no proposals near objects
+and no detections, so its mask head would have no work. Hence some proposals are replaced by boxes
+near objects, and the logit of one class is raised so that all proposals pass the threshold: as with
+trained weights, an image has 128 positive regions in training and 100 detections in inference. The
+table counts the regions of the mask head.
 """
 
 import argparse
@@ -62,14 +62,14 @@ OBJECTS = 7
 """Of an image."""
 SIDES = (0.1, 0.5)
 """Smallest and largest side of an object, over that of the image."""
-RAISED = 4.0
-"""What is added to the logit of one class: of 81 drawn ones it then has a score of 0.4, and the
-others stay below the threshold of 0.05."""
+LOGIT_BONUS = 4.0
+"""Added to the logit of one class: of 81 random ones it then has a score of 0.4, and the others
+stay below the threshold of 0.05."""
 
 NEAR = 300
-"""Proposals of an image that are near objects; more than a quarter of 512, which is learnt from."""
-OFF = 0.05
-"""Of an object's sides: the deviation by which those proposals miss each."""
+"""Proposals of an image that are near objects; more than a quarter of the 512 samples."""
+BOX_NOISE = 0.05
+"""Standard deviation of those proposals' coordinates, over the object's sides."""
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -106,7 +106,7 @@ class NamedPyramid(nn.Module):
 
 @dataclass(frozen=True)
 class System:
-    """A network and what is measured of it; both calls draw the same each time."""
+    """A network and the calls that are measured; both use the same random numbers each time."""
 
     network: nn.Module
     learn: Callable[[], dict[str, Tensor]]
@@ -131,11 +131,11 @@ class System:
         """Run once; return how many regions the mask head saw, 0 where there is none."""
         if self.mask_head is None:
             return 0
-        seen: list[int] = []
-        handle = self.mask_head.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+        regions: list[int] = []
+        handle = self.mask_head.register_forward_pre_hook(lambda _, x: regions.append(len(x[0])))
         self.run(mode)
         handle.remove()
-        return sum(seen)
+        return sum(regions)
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ class Bench:
     @property
     def batch(self) -> int:
         """Return the images of a call: a process's of the recipe, on CPUs one for a detector."""
-        alone = DEVICE.type == "cpu" and self.head == "mask_rcnn"
-        return 1 if alone else self.recipe.device_batch
+        single = DEVICE.type == "cpu" and self.head == "mask_rcnn"
+        return 1 if single else self.recipe.device_batch
 
     @property
     def classes(self) -> int:
@@ -183,13 +183,13 @@ class Bench:
         torch.manual_seed(0)
         trunk = self._swin() if system == SWIN else self._smt()
         if self.head == "upernet":
-            made = self._segmenter(trunk)
+            result = self._segmenter(trunk)
         elif system == TORCHVISION:
-            made = self._torchvision(trunk)
+            result = self._torchvision(trunk)
         else:
-            made = self._detector(trunk)
-        made.network.train(mode == "training")
-        return made
+            result = self._detector(trunk)
+        result.network.train(mode == "training")
+        return result
 
     def _smt(self) -> Pyramid:
         recipe = self.recipe
@@ -201,9 +201,9 @@ class Bench:
     def _segmenter(self, trunk: Any) -> System:
         classes = self.classes
         network = UPerNet(trunk, head=self.project.heads["upernet"], classes=classes).to(DEVICE)
-        draw = torch.Generator().manual_seed(1)
-        images = torch.randn(self.batch, 3, *self.size, generator=draw).to(DEVICE)
-        labels = torch.randint(classes, (self.batch, *self.size), generator=draw).to(DEVICE)
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(self.batch, 3, *self.size, generator=generator).to(DEVICE)
+        labels = torch.randint(classes, (self.batch, *self.size), generator=generator).to(DEVICE)
         return System(
             network, lambda: network(images, labels), lambda: network.logits(images).argmax(1)
         )
@@ -211,80 +211,86 @@ class Bench:
     def _detector(self, trunk: Backbone) -> System:
         head, classes = self._two_stage, self.classes
         network = TwoStageDetector(trunk, head=head, classes=classes).to(DEVICE)
-        network.box_heads[0].classifier.bias.data[0] += RAISED
+        network.box_heads[0].classifier.bias.data[0] += LOGIT_BONUS
         images, targets = self._scenes(classes)
-        near, propose = [near_objects(each) for each in targets], network.rpn.propose
-        network.rpn.propose = lambda *given: put_first(near, propose(*given))
+        near, propose = [boxes_near_objects(target) for target in targets], network.rpn.propose
+        network.rpn.propose = lambda *arguments: replace_first(near, propose(*arguments))
         batch, sizes = pad(images), [self.size] * len(images)
 
         def infer() -> list[Tensor]:
-            found = network.predict(batch, sizes)
-            return [paste(each.masks, each.boxes, self.size, head.mask_threshold) for each in found]
+            detections = network.predict(batch, sizes)
+            return [
+                paste(detection.masks, detection.boxes, self.size, head.mask_threshold)
+                for detection in detections
+            ]
 
         return System(network, lambda: network(batch, targets), infer, network.mask_heads[0])
 
     def _torchvision(self, trunk: Backbone) -> System:
         head, classes = self._two_stage, self.classes
         network = torchvision_mask_rcnn(trunk, head, classes, self.size).to(DEVICE)
-        network.roi_heads.box_predictor.cls_score.bias.data[1] += RAISED
+        network.roi_heads.box_predictor.cls_score.bias.data[1] += LOGIT_BONUS
         images, targets = self._scenes(classes)
-        near, propose = [near_objects(each) for each in targets], network.rpn.filter_proposals
+        near, propose = (
+            [boxes_near_objects(target) for target in targets],
+            network.rpn.filter_proposals,
+        )
 
-        def filter_proposals(*given: Any) -> tuple[list[Tensor], list[Tensor]]:
-            boxes, scores = propose(*given)
-            return put_first(near, boxes), scores
+        def filter_proposals(*arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
+            boxes, scores = propose(*arguments)
+            return replace_first(near, boxes), scores
 
         network.rpn.filter_proposals = filter_proposals
         theirs = [
-            {"boxes": each.boxes, "labels": each.labels + 1, "masks": each.masks.byte()}
-            for each in targets
+            {"boxes": target.boxes, "labels": target.labels + 1, "masks": target.masks.byte()}
+            for target in targets
         ]
 
         def infer() -> list[Tensor]:
-            return [each["masks"] >= head.mask_threshold for each in network(images)]
+            return [result["masks"] >= head.mask_threshold for result in network(images)]
 
         mask_head = network.roi_heads.mask_head
         return System(network, lambda: network(images, theirs), infer, mask_head)
 
     def _scenes(self, classes: int) -> tuple[list[Tensor], list[Target]]:
         """Return images (3, H, W) and what is in them, the same for all systems."""
-        draw = torch.Generator().manual_seed(1)
-        images = [torch.randn(3, *self.size, generator=draw) for _ in range(self.batch)]
-        targets = [scene(self.size, classes, draw) for _ in images]
+        generator = torch.Generator().manual_seed(1)
+        images = [torch.randn(3, *self.size, generator=generator) for _ in range(self.batch)]
+        targets = [random_scene(self.size, classes, generator) for _ in images]
         return [image.to(DEVICE) for image in images], targets
 
 
-def scene(size: Size, classes: int, draw: torch.Generator) -> Target:
+def random_scene(size: Size, classes: int, generator: torch.Generator) -> Target:
     """Return drawn objects in an image of `size`, whose masks are ellipses."""
     limit = torch.tensor(size[::-1], dtype=torch.float32)
     least, most = SIDES
-    sides = (least + (most - least) * torch.rand(OBJECTS, 2, generator=draw)) * limit
-    first = torch.rand(OBJECTS, 2, generator=draw) * (limit - sides)
+    sides = (least + (most - least) * torch.rand(OBJECTS, 2, generator=generator)) * limit
+    first = torch.rand(OBJECTS, 2, generator=generator) * (limit - sides)
     centre, half = (first + sides / 2)[..., None, None], (sides / 2)[..., None, None]
     y, x = (torch.arange(side) + 0.5 for side in size)
     across = ((x - centre[:, 0]) / half[:, 0]) ** 2  # (N, 1, W)
     down = ((y[:, None] - centre[:, 1]) / half[:, 1]) ** 2  # (N, H, 1)
     return Target(
         boxes=torch.cat([first, first + sides], dim=1).to(DEVICE),
-        labels=torch.randint(classes, (OBJECTS,), generator=draw).to(DEVICE),
+        labels=torch.randint(classes, (OBJECTS,), generator=generator).to(DEVICE),
         size=size,
         masks=(across + down <= 1).to(DEVICE),
     )
 
 
-def near_objects(target: Target) -> Tensor:
+def boxes_near_objects(target: Target) -> Tensor:
     """Return boxes (NEAR, 4) that overlap the objects of an image, as a trained network's do."""
-    draw = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2)
     objects = target.boxes.cpu()
-    which = torch.randint(len(objects), (NEAR,), generator=draw)
-    sides = (objects[:, 2:] - objects[:, :2])[which].repeat(1, 2)
-    boxes = objects[which] + OFF * sides * torch.randn(NEAR, 4, generator=draw)
+    index = torch.randint(len(objects), (NEAR,), generator=generator)
+    sides = (objects[:, 2:] - objects[:, :2])[index].repeat(1, 2)
+    boxes = objects[index] + BOX_NOISE * sides * torch.randn(NEAR, 4, generator=generator)
     height, width = target.size
     limit = torch.tensor([width, height, width, height])
     return boxes.clamp(min=0).minimum(limit).to(DEVICE)
 
 
-def put_first(near: list[Tensor], proposals: list[Tensor]) -> list[Tensor]:
+def replace_first(near: list[Tensor], proposals: list[Tensor]) -> list[Tensor]:
     """Return as many proposals of each image as there are, the first ones replaced."""
     return [
         torch.cat([first, rest[len(first) :]])[: len(rest)]
@@ -329,8 +335,8 @@ def peak_mb(case: str, system: str) -> float:
     On a GPU the tensors' there, else all of the process's, Python's and torch's own included.
     """
     command = [sys.executable, __file__, *sys.argv[1:], "--memory", case, system]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout)
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(process.stdout)
 
 
 def print_peak(bench: Bench, system: str, mode: str) -> None:
@@ -343,7 +349,7 @@ def print_peak(bench: Bench, system: str, mode: str) -> None:
         print(memory_kb("VmHWM") / 1024)
 
 
-def take_turns(systems: dict[str, System], mode: str, rounds: int) -> dict[str, dict[str, Any]]:
+def time_in_turn(systems: dict[str, System], mode: str, rounds: int) -> dict[str, dict[str, Any]]:
     """Return wall and CPU seconds of each call, in turn so that a drift of the machine hits all."""
     seconds: dict[str, dict[str, Any]] = {name: {"wall": [], "cpu": []} for name in systems}
     for _ in range(rounds):
@@ -359,10 +365,10 @@ def measure(bench: Bench, mode: str, case: str, rounds: int) -> dict[str, dict[s
     """Return parameters, regions with masks, seconds of each round and peak of each system."""
     systems = {name: bench.build(name, mode) for name in SYSTEMS[bench.head]}
     masks = {name: system.masks(mode) for name, system in systems.items()}  # warms up as well
-    seconds = take_turns(systems, mode, rounds)
+    seconds = time_in_turn(systems, mode, rounds)
     return {
         name: {
-            "parameters": sum(each.numel() for each in system.network.parameters()),
+            "parameters": sum(parameter.numel() for parameter in system.network.parameters()),
             "mask_regions": masks[name],
             "seconds": seconds[name],
             "peak_mb": peak_mb(case, name),
@@ -377,16 +383,23 @@ HEADER = """\
 |---|---|---|---|---|---|---|---|---|---|"""
 
 
-def rows(case: str, measured: dict[str, dict[str, Any]]) -> str:
-    """Return the lines of a case; what compares ours with itself stays empty."""
-    ours, lines = measured[OURS], []
-    for name, of in measured.items():
-        cells = [case, name, f"{of['parameters'] / 1e6:.1f}", str(of["mask_regions"] or "-")]
+def rows(case: str, results: dict[str, dict[str, Any]]) -> str:
+    """Return the lines of a case; ratios of ours to itself stay empty."""
+    ours, lines = results[OURS], []
+    for name, values in results.items():
+        cells = [
+            case,
+            name,
+            f"{values['parameters'] / 1e6:.1f}",
+            str(values["mask_regions"] or "-"),
+        ]
         for clock in ("wall", "cpu"):
-            cells.append(f"{1000 * statistics.median(of['seconds'][clock]):.0f}")
-            cells.append("" if of is ours else times(ours["seconds"][clock], of["seconds"][clock]))
-        cells.append(f"{of['peak_mb']:.0f}")
-        cells.append("" if of is ours else f"{ours['peak_mb'] / of['peak_mb']:.2f}")
+            cells.append(f"{1000 * statistics.median(values['seconds'][clock]):.0f}")
+            cells.append(
+                "" if values is ours else times(ours["seconds"][clock], values["seconds"][clock])
+            )
+        cells.append(f"{values['peak_mb']:.0f}")
+        cells.append("" if values is ours else f"{ours['peak_mb'] / values['peak_mb']:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -398,14 +411,14 @@ def times(ours: list[float], other: list[float]) -> str:
 
 
 def title(arguments: argparse.Namespace) -> str:
-    """Return what was measured on what."""
-    where = f"{torch.get_num_threads()} CPU threads"
+    """Return the title of the table: hardware, version and settings."""
+    hardware = f"{torch.get_num_threads()} CPU threads"
     if DEVICE.type == "cuda":
-        where = torch.cuda.get_device_name()
-    said = f"{where}, torch {torch.__version__}, float32, medians of {arguments.rounds} rounds"
+        hardware = torch.cuda.get_device_name()
+    text = f"{hardware}, torch {torch.__version__}, float32, medians of {arguments.rounds} rounds"
     if arguments.size != "full":
-        said += f"; SIDES DIVIDED BY {SIDES_OVER[arguments.size]}: a try, not the paper's sizes"
-    return said
+        text += f"; SIDES DIVIDED BY {SIDES_OVER[arguments.size]}: a trial, not the paper's sizes"
+    return text
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -1,8 +1,8 @@
 """How long COCO's average precision takes, against pycocotools on the same detections.
 
-`python benchmarks/downstream_evaluation.py` draws annotations of 5,000 images, 80 categories and
-about 7 objects an image, and 100 detections of each image: objects that are slightly off, and boxes
-where there is nothing, most of them of categories that the image has. Both ways start from the
+`python benchmarks/downstream_evaluation.py` generates annotations of 5,000 images, 80 categories
+and about 7 objects an image, and 100 detections of each image: objects with noise, and false
+positives, most of them of categories that the image has. Both ways start from the
 annotations' file and from detections in memory, and take turns; wall and CPU seconds are printed,
 their ratios, and by how much any of the twelve figures differs. `--kinds bbox segm` adds masks,
 which are ellipses: polygons in the annotations, run lengths in the detections.
@@ -38,7 +38,7 @@ OBJECTS = 7
 DETECTIONS = 100
 """Of every image."""
 OFF = 0.1
-"""Of an object's sides: the deviation by which a detection of it misses each."""
+"""Standard deviation of a detection's coordinates, over the object's sides."""
 CORNERS = 24
 """Of the polygon that stands for an ellipse."""
 
@@ -48,7 +48,7 @@ NAMES = (
 )  # fmt: skip
 """Of the figures, in the order of pycocotools."""
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -85,27 +85,27 @@ def inside(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([first, last - first], axis=1)
 
 
-def somewhere(draw: np.random.Generator, count: int) -> np.ndarray:
+def random_boxes(generator: np.random.Generator, count: int) -> np.ndarray:
     """Return boxes (count, 4) of small, medium and large objects anywhere in the image."""
     limit = np.array(SIZE[::-1], dtype=float)
-    sides = np.exp(draw.uniform(np.log(8), np.log(0.8 * limit), (count, 2)))
-    return inside(np.concatenate([draw.uniform(0, limit - sides), sides], axis=1))
+    sides = np.exp(generator.uniform(np.log(8), np.log(0.8 * limit), (count, 2)))
+    return inside(np.concatenate([generator.uniform(0, limit - sides), sides], axis=1))
 
 
-def annotated(draw: np.random.Generator) -> Objects:
-    count = max(1, int(draw.poisson(OBJECTS)))
-    return Objects(somewhere(draw, count), draw.integers(1, CATEGORIES + 1, count))
+def make_annotations(generator: np.random.Generator) -> Objects:
+    count = max(1, int(generator.poisson(OBJECTS)))
+    return Objects(random_boxes(generator, count), generator.integers(1, CATEGORIES + 1, count))
 
 
-def detected(draw: np.random.Generator, truth: Objects) -> Objects:
+def make_detections(generator: np.random.Generator, truth: Objects) -> Objects:
     """Return detections: a third of them objects of the image, with deviations."""
-    found = DETECTIONS // 3  # they come first
-    which = draw.integers(len(truth.boxes), size=found)
-    size = np.tile(truth.boxes[which, 2:], 2)
-    near = inside(truth.boxes[which] + draw.normal(0, OFF, (found, 4)) * size)
-    likely = np.concatenate([truth.categories, draw.integers(1, CATEGORIES + 1, 8)])
-    elsewhere = somewhere(draw, DETECTIONS - found)
-    categories = [truth.categories[which], draw.choice(likely, len(elsewhere))]
+    near_objects = DETECTIONS // 3  # they come first
+    index = generator.integers(len(truth.boxes), size=near_objects)
+    size = np.tile(truth.boxes[index, 2:], 2)
+    near = inside(truth.boxes[index] + generator.normal(0, OFF, (near_objects, 4)) * size)
+    likely = np.concatenate([truth.categories, generator.integers(1, CATEGORIES + 1, 8)])
+    elsewhere = random_boxes(generator, DETECTIONS - near_objects)
+    categories = [truth.categories[index], generator.choice(likely, len(elsewhere))]
     return Objects(np.concatenate([near, elsewhere]), np.concatenate(categories))
 
 
@@ -126,34 +126,38 @@ def annotation_entries(truth: Objects, image: int, first: int) -> list[dict[str,
     ]
 
 
-def image_result(draw: np.random.Generator, found: Objects, image: int, masks: bool) -> ImageResult:
+def image_result(
+    generator: np.random.Generator, objects: Objects, image: int, masks: bool
+) -> ImageResult:
     """Return detections as this project has them, best first; objects have the better scores."""
-    scores = draw.uniform(0.05, 1, len(found.boxes))
+    scores = generator.uniform(0.05, 1, len(objects.boxes))
     scores[: len(scores) // 3] **= 0.5
     order = np.argsort(-scores)
     runs = None
     if masks:
-        polygons = found.outlines()[order]
-        runs = tuple(each["counts"].decode() for each in rle.frPyObjects(polygons.tolist(), *SIZE))
+        polygons = objects.outlines()[order]
+        runs = tuple(
+            encoded["counts"].decode() for encoded in rle.frPyObjects(polygons.tolist(), *SIZE)
+        )
     return ImageResult(
         image,
         SIZE,
-        tuple(map(tuple, found.boxes[order].tolist())),
+        tuple(map(tuple, objects.boxes[order].tolist())),
         tuple(scores[order].tolist()),
-        tuple(found.categories[order].tolist()),
+        tuple(objects.categories[order].tolist()),
         runs,
     )
 
 
 def write_annotations(path: Path, images: int, masks: bool) -> list[ImageResult]:
-    """Write annotations of so many images to `path`; return what was detected in each."""
-    draw = np.random.default_rng(0)
+    """Write annotations of `images` images to `path`; return the detections in each."""
+    generator = np.random.default_rng(0)
     objects: list[dict[str, Any]] = []
     results = []
     for image in range(1, images + 1):
-        truth = annotated(draw)
+        truth = make_annotations(generator)
         objects += annotation_entries(truth, image, len(objects) + 1)
-        results.append(image_result(draw, detected(draw, truth), image, masks))
+        results.append(image_result(generator, make_detections(generator, truth), image, masks))
     height, width = SIZE
     everything = {
         "images": [{"id": i, "height": height, "width": width} for i in range(1, images + 1)],
@@ -164,53 +168,55 @@ def write_annotations(path: Path, images: int, masks: bool) -> list[ImageResult]
     return results
 
 
-def by_pycocotools(path: Path, found: list[Entry], kind: Kind) -> Figures:
+def pycocotools_metrics(path: Path, detections: list[Entry], kind: Kind) -> Metrics:
     """Return the figures in percent; it adds keys to the entries that it is given."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pycocotools 2.0 under numpy 2
         truth = COCO(path)
-        evaluator = COCOeval(truth, truth.loadRes(found), kind)
+        evaluator = COCOeval(truth, truth.loadRes(detections), kind)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    named = zip(NAMES, evaluator.stats.tolist(), strict=True)
-    return {f"{PREFIX[kind]}_{name}": 100 * value for name, value in named if value > -1}
+    values = zip(NAMES, evaluator.stats.tolist(), strict=True)
+    return {f"{PREFIX[kind]}_{name}": 100 * value for name, value in values if value > -1}
 
 
-def timed(call: Callable[[], Figures]) -> tuple[Figures, Seconds]:
+def timed(call: Callable[[], Metrics]) -> tuple[Metrics, Seconds]:
     wall, cpu = time.perf_counter(), time.process_time()
     figures = call()
     return figures, Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def compare(path: Path, results: list[ImageResult], kind: Kind, rounds: int) -> dict[str, Any]:
-    """Return the seconds of both ways, round by round in turn, and what their figures are."""
+    """Return the seconds of both ways, round by round in turn, and their metrics."""
     seconds: dict[str, list[Seconds]] = {"smt": [], "pycocotools": []}
     for _ in range(rounds):
-        found = list(entries(results, kind))  # which ours makes while its clock runs
-        ours, own = timed(lambda: evaluate(path, results, (kind,)))
-        theirs, other = timed(lambda found=found: by_pycocotools(path, found, kind))
-        seconds["smt"].append(own)
-        seconds["pycocotools"].append(other)
+        detections = list(entries(results, kind))  # ours makes them inside the timed call
+        ours, our_seconds = timed(lambda: evaluate(path, results, (kind,)))
+        theirs, their_seconds = timed(
+            lambda detections=detections: pycocotools_metrics(path, detections, kind)
+        )
+        seconds["smt"].append(our_seconds)
+        seconds["pycocotools"].append(their_seconds)
     assert ours.keys() == theirs.keys()
     return {
-        "wall_seconds": {name: [each.wall for each in of] for name, of in seconds.items()},
-        "cpu_seconds": {name: [each.cpu for each in of] for name, of in seconds.items()},
+        "wall_seconds": {name: [sample.wall for sample in of] for name, of in seconds.items()},
+        "cpu_seconds": {name: [sample.cpu for sample in of] for name, of in seconds.items()},
         "figures": {"smt": ours, "pycocotools": theirs},
         "largest_difference": max(abs(ours[name] - theirs[name]) for name in ours),
     }
 
 
-def row(kind: Kind, measured: dict[str, Any]) -> str:
+def row(kind: Kind, result: dict[str, Any]) -> str:
     """Return a line of the table."""
     cells = [kind]
     for clock in ("wall_seconds", "cpu_seconds"):
-        ours, theirs = measured[clock]["smt"], measured[clock]["pycocotools"]
+        ours, theirs = result[clock]["smt"], result[clock]["pycocotools"]
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-        cells += [f"{statistics.median(each):.2f}" for each in (ours, theirs)]
+        cells += [f"{statistics.median(times):.2f}" for times in (ours, theirs)]
         cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    cells.append(f"{measured['figures']['smt'][f'{PREFIX[kind]}_ap']:.3f}")
-    cells.append(f"{measured['largest_difference']:.1e}")
+    cells.append(f"{result['figures']['smt'][f'{PREFIX[kind]}_ap']:.3f}")
+    cells.append(f"{result['largest_difference']:.1e}")
     return f"| {' | '.join(cells)} |"
 
 
@@ -231,7 +237,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def main() -> None:
     """Measure every kind."""
     arguments = arguments_of(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
-    measured = {}
+    result = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "instances.json"
         results = write_annotations(path, arguments.images, "segm" in arguments.kinds)
@@ -241,10 +247,10 @@ def main() -> None:
         )
         print(HEADER)
         for kind in arguments.kinds:
-            measured[kind] = compare(path, results, kind, arguments.rounds)
-            print(row(kind, measured[kind]), flush=True)
+            result[kind] = compare(path, results, kind, arguments.rounds)
+            print(row(kind, result[kind]), flush=True)
     if arguments.json:
-        write_json(arguments.json, {"images": arguments.images, "kinds": measured})
+        write_json(arguments.json, {"images": arguments.images, "kinds": result})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What exact resume and checkpoints cost, against a plain loop and a plain save.
+"""Overhead of exact resume and of checkpoints, against a bare loop and `torch.save`.
 
 `python benchmarks/engine.py` prints three things. Time a training step of the engine (keyed draws,
 guard, journal, watchdog, checkpoints every 50 steps) over that of a bare loop on the same model and
-batches, on one CPU thread. How long a checkpoint holds a training up, against
+batches, on one CPU thread. How long a checkpoint blocks a training, against
 torch.save. And how long the first batch takes at the end of an epoch's steps, against its start
 and against reading the epoch up to there.
 """
@@ -82,7 +82,7 @@ def engine_seconds(task: Repeated) -> float:
         return time.perf_counter() - start
 
 
-def plain_seconds(task: Repeated) -> float:
+def bare_loop_seconds(task: Repeated) -> float:
     """Return seconds of the same steps in a bare loop: no draws, no journal, no checkpoint."""
     optimizer = optim.adamw(task.model, task.recipe.optimizer)
     parameters = list(task.model.parameters())
@@ -103,34 +103,34 @@ def plain_seconds(task: Repeated) -> float:
 
 def compare_loops(scale: str, batch: int, resolution: int, steps: int, rounds: int) -> None:
     """Print both loops' time a step and their ratio, round by round in turn."""
-    ratios, own, bare = [], [], []
+    ratios, engine, plain = [], [], []
     for round_ in range(rounds + 1):
         pair = {}
-        # In turn, and the one that begins in turn as well.
-        for run in sorted((engine_seconds, plain_seconds), key=id, reverse=bool(round_ % 2)):
+        # In turn, with the other one first in every second round.
+        for run in sorted((engine_seconds, bare_loop_seconds), key=id, reverse=bool(round_ % 2)):
             pair[run] = run(Repeated(scale, batch, resolution, steps))
         if round_:  # the first one warms up
-            own.append(pair[engine_seconds] / steps)
-            bare.append(pair[plain_seconds] / steps)
-            ratios.append(own[-1] / bare[-1])
+            engine.append(pair[engine_seconds] / steps)
+            plain.append(pair[bare_loop_seconds] / steps)
+            ratios.append(engine[-1] / plain[-1])
     print(
         f"SMT-T, {scale} scale, {resolution} pixels, batch {batch}: engine "
-        f"{1000 * statistics.median(own):.1f} ms a step, plain loop "
-        f"{1000 * statistics.median(bare):.1f} ms, ratio {statistics.median(ratios):.3f} "
+        f"{1000 * statistics.median(engine):.1f} ms a step, bare loop "
+        f"{1000 * statistics.median(plain):.1f} ms, ratio {statistics.median(ratios):.3f} "
         f"(rounds {min(ratios):.3f} to {max(ratios):.3f})"
     )
 
 
 def pauses(model: str, rounds: int) -> None:
-    """Print how long a checkpoint holds a training up, and how long a plain save does."""
+    """Print how long a checkpoint blocks a training, and how long torch.save does."""
     project = load_project(bundled_params(), "paper")
-    built = zoo.build(project.models[model], num_classes=1000, drop_path_rate=0.1)
-    state = TrainingState(built, optim.adamw(built, project.recipes["imagenet1k"].optimizer),
+    network = zoo.build(project.models[model], num_classes=1000, drop_path_rate=0.1)
+    state = TrainingState(network, optim.adamw(network, project.recipes["imagenet1k"].optimizer),
                   torch.amp.GradScaler("cpu", enabled=False))  # fmt: skip
-    for parameter in built.parameters():
+    for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     state.optimizer.step()
-    held, written, plain = [], [], []
+    blocked, saved_to_disk, plain = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         writer = checkpoint.Writer(folder)
@@ -140,23 +140,23 @@ def pauses(model: str, rounds: int) -> None:
             writer.submit(state.snapshot(), None, before=lambda: None, after=lambda: None)
             copied = time.perf_counter()
             writer.wait()
-            done = time.perf_counter()
+            on_disk = time.perf_counter()
             torch.save(
-                {"model": built.state_dict(), "optimizer": state.optimizer.state_dict()},
+                {"model": network.state_dict(), "optimizer": state.optimizer.state_dict()},
                 folder / "plain.pt",
             )
             saved = time.perf_counter()
             if round_:  # the first one takes the memory
-                held.append(copied - start)
-                written.append(done - start)
-                plain.append(saved - done)
+                blocked.append(copied - start)
+                saved_to_disk.append(on_disk - start)
+                plain.append(saved - on_disk)
         writer.close()
     print(
         f"{model}, checkpoint of {state.bytes / 2**20:.0f} MB: training stands still "
-        f"{1000 * statistics.median(held):.0f} ms (longest {1000 * max(held):.0f}), on disk with "
-        f"digest after {1000 * statistics.median(written):.0f} ms; torch.save, which holds it up "
-        f"all along and syncs nothing, {1000 * statistics.median(plain):.0f} ms; ratio "
-        f"{statistics.median(a / b for a, b in zip(held, plain, strict=True)):.2f}"
+        f"{1000 * statistics.median(blocked):.0f} ms (longest {1000 * max(blocked):.0f}), on disk "
+        f"with digest after {1000 * statistics.median(saved_to_disk):.0f} ms; torch.save, which "
+        f"blocks training all along and does not sync, {1000 * statistics.median(plain):.0f} ms; "
+        f"ratio {statistics.median(a / b for a, b in zip(blocked, plain, strict=True)):.2f}"
     )
 
 

@@ -68,7 +68,7 @@ def compare(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list
 def report(title: str, times: dict[str, list[float]]) -> None:
     """Print the median of each, and the median of the rounds' ratios to the baseline."""
     for name, values in times.items():
-        ratios = [base / own for base, own in zip(times[PLAIN], values, strict=True)]
+        ratios = [base / own_time for base, own_time in zip(times[PLAIN], values, strict=True)]
         print(
             f"{title:10} {name:14} {statistics.median(values) * 1e3:9.1f} ms   "
             f"{statistics.median(ratios):5.2f} times as fast as {PLAIN} "
@@ -77,27 +77,27 @@ def report(title: str, times: dict[str, list[float]]) -> None:
 
 
 def check(plain: nn.Module, ours: nn.Module, images: Tensor) -> None:
-    """Stop if the two do not compute the same."""
+    """Exit if the outputs of the two differ."""
     plain.eval(), ours.eval()
     with torch.inference_mode():
-        expected, found = plain(images), ours(images)
-    difference = float((found - expected).abs().max() / expected.abs().max())
+        expected, output = plain(images), ours(images)
+    difference = float((output - expected).abs().max() / expected.abs().max())
     print(f"agreement  {OURS:14} largest difference {difference:.1e} of the largest logit")
     if difference > 1e-4:
         sys.exit(f"benchmark: {OURS} and {PLAIN} do not compute the same")
 
 
-def peak_growth_mb(arguments: argparse.Namespace, which: str, mode: str) -> float:
+def peak_growth_mb(arguments: argparse.Namespace, system: str, mode: str) -> float:
     """Return how far the peak memory of a fresh process grows over the model's own, in MB."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory", which, mode]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory", system, mode]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(process.stdout)
 
 
 def print_peak_growth(arguments: argparse.Namespace, model: Model) -> None:
     """In the fresh process: one call after the model is made, and what it added to the peak."""
-    which, mode = arguments.memory
-    network = pair(model)[which == OURS]
+    system, mode = arguments.memory
+    network = pair(model)[system == OURS]
     images, labels = inputs(arguments)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of building models
     before = memory_kb("VmRSS")
@@ -163,7 +163,7 @@ def main() -> None:
     }
     report("training", compare(calls, arguments.rounds))
     for mode in ("inference", "training"):
-        growth = {which: peak_growth_mb(arguments, which, mode) for which in (PLAIN, OURS)}
+        growth = {system: peak_growth_mb(arguments, system, mode) for system in (PLAIN, OURS)}
         print(
             f"memory     {mode:14} peak growth {growth[OURS]:.0f} MB, {PLAIN} "
             f"{growth[PLAIN]:.0f} MB: {growth[OURS] / growth[PLAIN]:.2f} of it"

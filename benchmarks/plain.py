@@ -46,13 +46,13 @@ class MLP(nn.Module):
 class SAM(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.heads, each = heads, channels // heads
+        self.heads, width = heads, channels // heads
         self.v = nn.Linear(channels, channels)
         self.s = nn.Linear(channels, channels)
         for head in range(heads):
-            conv = nn.Conv2d(each, each, 3 + 2 * head, padding=1 + head, groups=each)
+            conv = nn.Conv2d(width, width, 3 + 2 * head, padding=1 + head, groups=width)
             self.add_module(f"local_conv_{head + 1}", conv)
-        self.proj0 = nn.Conv2d(channels, 2 * channels, 1, groups=each)
+        self.proj0 = nn.Conv2d(channels, 2 * channels, 1, groups=width)
         self.bn = nn.BatchNorm2d(2 * channels)
         self.proj1 = nn.Conv2d(2 * channels, channels, 1)
         self.proj = nn.Linear(channels, channels)
@@ -147,7 +147,8 @@ class PlainSMT(nn.Module):
                 if stage
                 else Stem(channels, model.stem_kernel)
             )
-            blocks = nn.ModuleList(Block(model, stage, each) for each in model.block_mixers(stage))
+            mixers = model.block_mixers(stage)
+            blocks = nn.ModuleList(Block(model, stage, mixer) for mixer in mixers)
             self.add_module(f"patch_embed{stage + 1}", embed)
             self.add_module(f"block{stage + 1}", blocks)
             self.add_module(f"norm{stage + 1}", nn.LayerNorm(channels, eps=1e-6))

@@ -1,4 +1,4 @@
-"""What the pretrained backbone is worth: demo runs of detectors and segmenters against a fresh one.
+"""Effect of the pretrained backbone on demo runs of detectors and segmenters, against a random one.
 
 `python benchmarks/pretrained.py EXPERIMENT...` takes the runs that `make reproduce` has made, and
 trains each experiment once more with nothing changed but that its backbone starts from the seed. It

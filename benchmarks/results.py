@@ -1,4 +1,4 @@
-"""What tracking costs, and how fast tables come out of a full store, each against MLflow alone.
+"""Overhead of tracking, and speed of tables from a large store, each against MLflow alone.
 
 `python benchmarks/results.py` prints three things. Points a second that `smt sync` sends, against
 `log_metric` one by one and against MLflow's asynchronous logging, as it is and with a buffer of a
@@ -6,7 +6,7 @@ second (MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS=1), into SQLite and through a ser
 Then, with 1,000 runs of 300 epochs and 8 metrics that `smt sync` sent from journals on disk (or,
 with `--rows`, whose metrics were put into the database by SQL, for only reading is measured), how
 long `smt tables` takes, against asking MLflow's client run by run and metric by metric. And what a
-training step pays for journal and pulse, against a step of the demo's model.
+training step pays for journal and heartbeat, against a step of the demo's model.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 import yaml
-from engine import ONE, Repeated, plain_seconds
+from engine import ONE, Repeated, bare_loop_seconds
 
 from smt.config import fingerprint
 from smt.config.experiments import Run
@@ -61,8 +61,8 @@ BUFFERING = "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS"
 KINDS = ("smt sync", "log_metric", "log_metric, asynchronous", "log_metric, asynchronous, buffered")
 
 
-class Store:
-    """A results folder with runs that no one trained, and params that want them."""
+class FakeRunStore:
+    """A results folder with the files of runs that were not trained, and params with those runs."""
 
     def __init__(self, folder: Path, manifests: Path, runs: int, epochs: int) -> None:
         self.params = folder / "params"
@@ -161,9 +161,9 @@ def _write_run(
     write_json(layout.evaluation(run), {**common, **digest, "metrics": final, "images": 1000})
 
 
-def seconds(what: Callable[[], object]) -> float:
+def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    what()
+    call()
     return time.perf_counter() - start
 
 
@@ -178,8 +178,8 @@ def uri_of(uri: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def served(store: Store) -> Iterator[str]:
-    """Serve the folder's database by `smt ui`; give its address."""
+def mlflow_server(store: FakeRunStore) -> Iterator[str]:
+    """Serve the folder's database by `smt ui`; yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -207,19 +207,21 @@ def _answers(url: str) -> bool:
         return False
 
 
-def rates(folder: Path, manifests: Path, runs: int, epochs: int, few: int, rounds: int) -> None:
-    """Print points a second of each way of logging, by turns, and what `smt sync` is of each."""
+def rates(
+    folder: Path, manifests: Path, runs: int, epochs: int, sample_points: int, rounds: int
+) -> None:
+    """Print points a second of each way of logging, and the ratio of `smt sync` to it."""
     for where in ("SQLite", "mlflow server"):
-        found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        rates_by_kind: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for round_ in range(rounds):
-            store = Store(folder / f"{where.split()[0]}{round_}", manifests, runs, epochs)
+            store = FakeRunStore(folder / f"{where.split()[0]}{round_}", manifests, runs, epochs)
             if where == "SQLite":
-                _one_round(store, None, few, found)
+                measure_round(store, None, sample_points, rates_by_kind)
             else:
-                with served(store) as address:
-                    _one_round(store, address, few, found)
-        for kind, values in found.items():
-            pairs = zip(found["smt sync"], values, strict=True)
+                with mlflow_server(store) as address:
+                    measure_round(store, address, sample_points, rates_by_kind)
+        for kind, values in rates_by_kind.items():
+            pairs = zip(rates_by_kind["smt sync"], values, strict=True)
             ratio = statistics.median(ours / theirs for ours, theirs in pairs)
             print(
                 f"{where}: {kind}: {statistics.median(values):.0f} points/s, "
@@ -227,17 +229,21 @@ def rates(folder: Path, manifests: Path, runs: int, epochs: int, few: int, round
             )
 
 
-def _one_round(store: Store, uri: str | None, few: int, found: dict[str, list[float]]) -> None:
+def measure_round(
+    store: FakeRunStore, uri: str | None, sample_points: int, rates_by_kind: dict[str, list[float]]
+) -> None:
     with uri_of(uri):
         prepare(store.layout, store.layout.tracking_uri())
         outcome: list[int] = []
         took = seconds(lambda: outcome.append(sync(store.project, store.layout).points))
-        found["smt sync"].append(outcome[0] / took)
-        found["log_metric"].append(_log_one_by_one(store.layout, few))
-        found["log_metric, asynchronous"].append(_log_asynchronously(store.layout, 10 * few))
+        rates_by_kind["smt sync"].append(outcome[0] / took)
+        rates_by_kind["log_metric"].append(_log_one_by_one(store.layout, sample_points))
+        rates_by_kind["log_metric, asynchronous"].append(
+            _log_asynchronously(store.layout, 10 * sample_points)
+        )
         os.environ[BUFFERING] = "1"
-        buffered = _log_asynchronously(store.layout, 160 * few)
-        found["log_metric, asynchronous, buffered"].append(buffered)
+        buffered = _log_asynchronously(store.layout, 160 * sample_points)
+        rates_by_kind["log_metric, asynchronous, buffered"].append(buffered)
         del os.environ[BUFFERING]
 
 
@@ -257,14 +263,14 @@ def _log_asynchronously(layout: Layout, points: int) -> float:
     client, run_id = _client(layout)
 
     def log() -> None:
-        sent = [
+        futures = [
             client.log_metric(
                 run_id, KEYS[step % 8], 0.5, 1000 + step, step // 8, synchronous=False
             )
             for step in range(points)
         ]
-        for each in sent:
-            each.wait()
+        for future in futures:
+            future.wait()
 
     took = seconds(log)
     _require_all(client, run_id, points)
@@ -281,21 +287,21 @@ def _client(layout: Layout) -> tuple[Any, str]:
     from mlflow.tracking.client import MlflowClient
 
     client = MlflowClient(layout.tracking_uri())
-    found = client.get_experiment_by_name("theirs")
-    experiment = found.experiment_id if found else client.create_experiment("theirs")
+    existing = client.get_experiment_by_name("theirs")
+    experiment = existing.experiment_id if existing else client.create_experiment("theirs")
     return client, client.create_run(experiment).info.run_id
 
 
 def _require_all(client: Any, run_id: str, points: int) -> None:
-    kept = sum(len(client.get_metric_history(run_id, key)) for key in KEYS)
-    if kept != points:
-        raise RuntimeError(f"of {points} points {kept} are in MLflow")
+    stored = sum(len(client.get_metric_history(run_id, key)) for key in KEYS)
+    if stored != points:
+        raise RuntimeError(f"of {points} points {stored} are in MLflow")
 
 
 def tables(folder: Path, manifests: Path, runs: int, epochs: int, rows: bool, rounds: int) -> None:
     """Print how long the tables of a full store take, and asking for it run by run."""
     start = time.perf_counter()
-    store = Store(folder, manifests, runs, epochs)
+    store = FakeRunStore(folder, manifests, runs, epochs)
     print(
         f"{len(store.runs)} runs of {epochs} epochs written in {time.perf_counter() - start:.0f} s"
     )
@@ -303,10 +309,10 @@ def tables(folder: Path, manifests: Path, runs: int, epochs: int, rows: bool, ro
         (_fill_by_rows if rows else _fill)(store)
         size = store.layout.tracking_lock.with_name("mlflow.db").stat().st_size
         start = time.perf_counter()
-        said = store.smt("sync")
+        output = store.smt("sync")
         took = time.perf_counter() - start
-        if " 0 had something new" not in said:
-            raise RuntimeError(f"the store is not what a sync would make of it: {said}")
+        if " 0 had something new" not in output:
+            raise RuntimeError(f"the store is not what a sync would make of it: {output}")
         print(f"{size / 1e6:.0f} MB of SQLite; smt sync, with nothing new: {took:.1f} s")
         names = list(store.project.tables)
         command = [seconds(lambda: store.smt("tables", *names)) for _ in range(rounds)]
@@ -352,8 +358,8 @@ class RowClient(TrackingClient):
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Put in what there is of a run."""
-        last = {point.key: point for point in sorted(points, key=lambda each: each.step)}
+        """Insert metrics, params and tags of a run."""
+        last = {point.key: point for point in sorted(points, key=lambda point: point.step)}
         columns = "key, value, timestamp, step, run_uuid, is_nan"
         for table, chosen in (("metrics", points), ("latest_metrics", last.values())):
             self._rows(table, columns, ((*point, run_id, 0) for point in chosen))
@@ -368,8 +374,8 @@ class RowClient(TrackingClient):
         )
 
 
-def _fill_by_rows(store: Store) -> None:
-    """Do what `smt sync` does, but for the way that runs take into the database."""
+def _fill_by_rows(store: FakeRunStore) -> None:
+    """Do what `smt sync` does, but insert the rows by SQL."""
     uri = store.layout.tracking_uri()
     prepare(store.layout, uri)
     client = TrackingClient.from_layout(store.layout)
@@ -384,23 +390,23 @@ def _fill_by_rows(store: Store) -> None:
     print(f"rows put straight into the database in {took:.0f} s: only reading is measured")
 
 
-def _fill(store: Store) -> None:
+def _fill(store: FakeRunStore) -> None:
     """Let `smt sync` send everything."""
     start = time.perf_counter()
-    said = store.smt("sync")
+    output = store.smt("sync")
     took = time.perf_counter() - start
-    points = int(re.search(r"\((\d+) values\)", said)[1])  # type: ignore[index]
+    points = int(re.search(r"\((\d+) values\)", output)[1])  # type: ignore[index]
     print(f"smt sync: {points} points in {took:.0f} s, {points / took:.0f} points/s")
 
 
-def _compare_reading(store: Store, command: float, reading: float) -> None:
+def _compare_reading(store: FakeRunStore, command: float, reading: float) -> None:
     results = collect(store.project, store.layout).runs.values()
-    done = sum(result.state == "done" for result in results)
-    if done != len(store.runs):
-        raise RuntimeError(f"of {len(store.runs)} runs the tables have {done}")
+    finished = sum(result.state == "done" for result in results)
+    if finished != len(store.runs):
+        raise RuntimeError(f"of {len(store.runs)} runs the tables have {finished}")
     print(
-        f"smt tables: {command:.1f} s with its start, of which all {done} runs read and checked "
-        f"{reading:.2f} s"
+        f"smt tables: {command:.1f} s with its start, of which all {finished} runs read and "
+        f"checked {reading:.2f} s"
     )
     client, _ = _client(store.layout)
     run_ids = [run["run_id"] for run in read_json(store.layout.sync_receipt)["runs"]]
@@ -416,37 +422,37 @@ def _compare_reading(store: Store, command: float, reading: float) -> None:
 
 
 def step_overhead(steps: int, rounds: int) -> None:
-    """Print what a step pays for pulse and journal, against a step of the demo's SMT-T."""
-    every = load_project(bundled_params(), "demo").scale.log_every
+    """Print the cost of heartbeat and journal a step, against a step of the demo's SMT-T."""
+    interval = load_project(bundled_params(), "demo").scale.log_every
     progress = Progress("", epochs=1, epoch_images=1, ranks=ONE)
     plain, tracked, each_step = [], [], []
     for _ in range(rounds):
-        plain.append(plain_seconds(Repeated("demo", 64, 32, steps)) / steps)
-        tracked.append(_tracking_seconds(progress, 1000 * every, every))
+        plain.append(bare_loop_seconds(Repeated("demo", 64, 32, steps)) / steps)
+        tracked.append(_tracking_seconds(progress, 1000 * interval, interval))
         each_step.append(_tracking_seconds(progress, 10_000, 1))
     step = statistics.median(plain)
-    for every_, times in ((every, tracked), (1, each_step)):
+    for steps_per_line, times in ((interval, tracked), (1, each_step)):
         cost = statistics.median(times)
         share = statistics.median(a / b for a, b in zip(times, plain, strict=True))
         print(
-            f"tracking with a line every {every_} steps: {1e6 * cost:.1f} us a step, "
+            f"tracking with a line every {steps_per_line} steps: {1e6 * cost:.1f} us a step, "
             f"{100 * share:.3f} % of a step of {1000 * step:.1f} ms"
         )
 
 
-def _tracking_seconds(progress: Progress, steps: int, every: int) -> float:
-    """Return seconds a step of what the trainer does for tracking."""
+def _tracking_seconds(progress: Progress, steps: int, interval: int) -> float:
+    """Return seconds a step that the trainer spends on tracking."""
     with tempfile.TemporaryDirectory() as name:
-        journal, pulse = Journal(Path(name), Position()), Heartbeat(Path(name))
+        journal, heartbeat = Journal(Path(name), Position()), Heartbeat(Path(name))
         metrics = dict.fromkeys(("train/loss", "train/lr", "train/grad_norm"), 0.123456789)
         start = time.perf_counter()
         for step in range(1, steps + 1):
-            pulse.write(step)
-            if step % every == 0:
+            heartbeat.write(step)
+            if step % interval == 0:
                 journal.append(step, 0, metrics, progress.system())
         took = time.perf_counter() - start
         journal.close()
-        pulse.close()
+        heartbeat.close()
     return took / steps
 
 
@@ -456,7 +462,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000, help="runs of the full store [1000]")
     parser.add_argument("--epochs", type=int, default=300, help="epochs of each [300]")
     parser.add_argument("--sent-runs", type=int, default=8, help="runs a rate is taken of [8]")
-    parser.add_argument("--few", type=int, default=120, help="points logged one by one [120]")
+    parser.add_argument("--points", type=int, default=120, help="points logged one by one [120]")
     parser.add_argument("--steps", type=int, default=100, help="training steps timed [100]")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison [3]")
     parser.add_argument(
@@ -467,19 +473,20 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=("steps", "rates", "tables"), help="measure one thing")
     arguments = parser.parse_args()
-    wanted = (arguments.only,) if arguments.only else ("steps", "rates", "tables")
+    parts = (arguments.only,) if arguments.only else ("steps", "rates", "tables")
     torch.set_num_threads(1)
     configure()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if "steps" in wanted:
+        if "steps" in parts:
             step_overhead(arguments.steps, arguments.rounds)
-        made, epochs = arguments.manifests or make_manifests(folder / "demo"), arguments.epochs
-        if "rates" in wanted:
-            rates(folder, made, arguments.sent_runs, epochs, arguments.few, arguments.rounds)
-        if "tables" in wanted:
+        manifests, epochs = arguments.manifests or make_manifests(folder / "demo"), arguments.epochs
+        if "rates" in parts:
+            points, rounds = arguments.points, arguments.rounds
+            rates(folder, manifests, arguments.sent_runs, epochs, points, rounds)
+        if "tables" in parts:
             rows, rounds = arguments.rows, arguments.rounds
-            tables(folder / "full", made, arguments.runs, epochs, rows, rounds)
+            tables(folder / "full", manifests, arguments.runs, epochs, rows, rounds)
 
 
 if __name__ == "__main__":

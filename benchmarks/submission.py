@@ -62,14 +62,14 @@ def measure(site: Site, counts: Sequence[int], rounds: dict[bool, int]) -> Itera
         for count in counts:
             for case in random.Random(f"{round_} {count}").sample(cases, len(cases)):
                 run = site.run(case, count, site.new_folder(case, count))
-                tell(f"round {round_ + 1}, {_jobs(count)}, {case.title.strip()}", run)
+                print_run(f"round {round_ + 1}, {_jobs(count)}, {case.title.strip()}", run)
                 yield run
 
 
-def tell(what: str, run: Run) -> None:
+def print_run(label: str, run: Run) -> None:
     """Say on stderr how a run went."""
     how = f"failed: {run.problem}" if run.problem else f"{run.seconds:.1f} s"
-    print(f"submission: {what}: {how}", file=sys.stderr, flush=True)
+    print(f"submission: {label}: {how}", file=sys.stderr, flush=True)
 
 
 def print_times(runs: Sequence[Run], count: int) -> None:
@@ -78,8 +78,15 @@ def print_times(runs: Sequence[Run], count: int) -> None:
     for run in runs:
         if run.count == count:
             by_case[run.case].append(run)
-    good = {key: [run for run in found if not run.problem] for key, found in by_case.items()}
-    wall = {key: median(run.seconds for run in found) for key, found in good.items() if found}
+    good = {
+        key: [run for run in runs_of_case if not run.problem]
+        for key, runs_of_case in by_case.items()
+    }
+    wall = {
+        key: median(run.seconds for run in runs_of_case)
+        for key, runs_of_case in good.items()
+        if runs_of_case
+    }
     print(f"\n{_jobs(count)}".ljust(33) + _HEADER)
     for case in CASES:
         failed = len(by_case[case.key]) - len(good[case.key])
@@ -93,16 +100,18 @@ _HEADER = " wall s   of a   of b   CPU-s a job: driver    jobs   controller   ot
 
 
 def _row(runs: Sequence[Run], wall: float, default: float | None, tuned: float | None) -> str:
-    ratios = (f"{wall / each:7.2f}" if each else f"{'-':>7}" for each in (default, tuned))
+    ratios = (
+        f"{wall / baseline:7.2f}" if baseline else f"{'-':>7}" for baseline in (default, tuned)
+    )
     parts = [
         median(getattr(run, name) / run.count for run in runs)
         for name in ("driver", "jobs", "controller")
     ]
     whole = median((run.driver + run.jobs) / run.count for run in runs)
-    others = median(run.elsewhere for run in runs)
+    other_load = median(run.elsewhere for run in runs)
     return (
         f"{wall:7.1f}{''.join(ratios)}{whole:14.2f}{parts[0]:8.2f}{parts[1]:8.2f}"
-        f"{parts[2]:13.3f}{others:9.1f}{len(runs):7}"
+        f"{parts[2]:13.3f}{other_load:9.1f}{len(runs):7}"
     )
 
 
@@ -114,19 +123,19 @@ def print_parts(parts: dict[int, Parts]) -> None:
     """Print where the time of one job goes, for each number of jobs."""
     print(f"\n{OWN.title}: one job, ms".ljust(41) + "".join(f"{_jobs(n):>13}" for n in parts))
     for number, name in enumerate(PARTS):
-        _print_part(name, [each.job[number] for each in parts.values()])
-    _print_part("together", [sum(each.job) for each in parts.values()])
+        _print_part(name, [part.job[number] for part in parts.values()])
+    _print_part("together", [sum(part.job) for part in parts.values()])
     print("once a workflow, ms")
-    _print_part("driver's start to its first sbatch", [each.before for each in parts.values()])
-    _print_part("last job noticed to driver's end", [each.after for each in parts.values()])
+    _print_part("driver's start to its first sbatch", [part.before for part in parts.values()])
+    _print_part("last job noticed to driver's end", [part.after for part in parts.values()])
 
 
 def _print_part(name: str, seconds: Sequence[float]) -> None:
-    print(f"  {name:<38}" + "".join(f"{1000 * each:13.0f}" for each in seconds))
+    print(f"  {name:<38}" + "".join(f"{1000 * value:13.0f}" for value in seconds))
 
 
 def print_surroundings(runs: Sequence[Run], load: float) -> None:
-    """Print on what all this ran, and what else ran there."""
+    """Print the versions, the machine, and the load by other processes."""
     print(
         f"snakemake {version('snakemake')}, submitit {version('submitit')}, {', '.join(PACKAGES)}\n"
         f"{psutil.cpu_count()} CPUs, load {load:.1f} when it began; others kept "
@@ -134,23 +143,23 @@ def print_surroundings(runs: Sequence[Run], load: float) -> None:
         f"{min(run.elsewhere for run in runs):.1f} to {max(run.elsewhere for run in runs):.1f})\n"
         "wall s: median; of a, of b: its ratio to theirs; CPU-s: driver with what it started\n"
         "(wait4) and jobs (TotalCPU of sacct, all steps); controller: slurmctld with accounting\n"
-        "and database, apart; others: CPUs that what has no part in it kept busy, slurmd included"
+        "and database, apart; others: CPUs kept busy by unrelated processes, slurmd included"
     )
 
 
 def measure_all(site: Site, counts: Sequence[int], rounds: dict[bool, int]) -> dict[str, object]:
     """Measure and print everything; return it."""
     load = os.getloadavg()[0]
-    for case in (CASES[1], OWN):  # what comes first would read every file from disk
-        tell("to warm up", site.run(case, 1, site.new_folder(case, 1)))
+    for case in (CASES[1], OWN):  # the first run reads every file from disk
+        print_run("warm-up", site.run(case, 1, site.new_folder(case, 1)))
     runs = list(measure(site, counts, rounds))
     observed, parts = [], {}
     for count in counts:
-        run, found = submission_parts.measure(site, OWN, count)
-        tell(f"where the time goes, {_jobs(count)}", run)
+        run, measured_parts = submission_parts.measure(site, OWN, count)
+        print_run(f"where the time goes, {_jobs(count)}", run)
         observed.append(run)
-        if found:
-            parts[count] = found
+        if measured_parts:
+            parts[count] = measured_parts
     print_surroundings(runs, load)
     for count in counts:
         print_times(runs, count)
@@ -167,21 +176,21 @@ def measure_all(site: Site, counts: Sequence[int], rounds: dict[bool, int]) -> d
         "runs": [asdict(run) for run in runs],
         "observed": [asdict(run) for run in observed],
         "parts": {
-            count: {**asdict(each), "job": dict(zip(PARTS, each.job, strict=True))}
-            for count, each in parts.items()
+            count: {**asdict(part), "job": dict(zip(PARTS, part.job, strict=True))}
+            for count, part in parts.items()
         },
     }
 
 
-def succeeded(measured: dict[str, Any]) -> bool:
+def succeeded(report: dict[str, Any]) -> bool:
     """Return whether no run has failed."""
-    return not any(run["problem"] for name in ("runs", "observed") for run in measured[name])
+    return not any(run["problem"] for name in ("runs", "observed") for run in report[name])
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--counts", type=lambda text: [int(each) for each in text.split(",")], default="1,24,100",
+        "--counts", type=lambda text: [int(count) for count in text.split(",")], default="1,24,100",
         help="numbers of jobs [1,24,100]",
     )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way [3]")
@@ -206,15 +215,15 @@ def main() -> int:
         with Cluster(folder / "slurm") as cluster:
             site = Site(cluster, folder)
             site.install_baseline()
-            measured = measure_all(site, arguments.counts, rounds)
+            report = measure_all(site, arguments.counts, rounds)
     except (ClusterError, MissingBaseline) as error:
         print(f"submission: error: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        arguments.json.write_text(json.dumps(measured, indent=2) + "\n")
-    if succeeded(measured) and not arguments.folder:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    if succeeded(report) and not arguments.folder:
         shutil.rmtree(folder)
-    return 0 if succeeded(measured) else 1
+    return 0 if succeeded(report) else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import submitit
 
 
 def job(number: int) -> None:
-    """Note that this job has run, as the rule of the toy workflow does, and make its output."""
+    """Record that this job has run, as the rule of the toy workflow does, and make its output."""
     with Path("ran", str(number)).open("a") as file:
         file.write(f"{os.environ['SLURM_JOB_ID']} {time.time()}\n")
     Path("out", str(number)).touch()
@@ -22,7 +22,7 @@ def job(number: int) -> None:
 
 def main() -> None:
     """Submit all jobs, one by one or as one array, and wait for them."""
-    manner, numbers = sys.argv[1], range(int(sys.argv[2]))
+    mode, numbers = sys.argv[1], range(int(sys.argv[2]))
     Path("out").mkdir()
     executor = submitit.SlurmExecutor("jobs")
     executor._throttling = 0.0  # it would sleep for 0.2 s before each job
@@ -32,14 +32,14 @@ def main() -> None:
     )  # fmt: skip
     jobs = (
         executor.map_array(job, numbers)
-        if manner == "array"
+        if mode == "array"
         else [executor.submit(job, number) for number in numbers]
     )
-    results = [each.paths.result_pickle for each in jobs]
+    results = [submitted.paths.result_pickle for submitted in jobs]
     while not all(path.exists() for path in results):
         time.sleep(0.1)
-    for each in jobs:
-        each.result()
+    for submitted in jobs:
+        submitted.result()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the time of a job goes that runs through the executor `submitit`."""
+"""The time of each part of a job that runs through the executor `submitit`."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from submission_runs import Case, Run, Site, ran, wait
+from submission_runs import Case, Run, Site, start_times, wait
 
 PARTS = (
     "sbatch",
@@ -28,10 +28,10 @@ SETUP = 'echo "begins $EPOCHREALTIME"'
 SBATCH = """\
 #!/bin/bash
 begin=$EPOCHREALTIME
-said=$({program} "$@")
+output=$({program} "$@")
 code=$?
-echo "$said"
-echo "${{said##* }} $begin $EPOCHREALTIME" >> {stamps}
+echo "$output"
+echo "${{output##* }} $begin $EPOCHREALTIME" >> {stamps}
 exit $code
 """
 
@@ -51,8 +51,8 @@ class Parts:
 def measure(site: Site, case: Case, count: int) -> tuple[Run, Parts | None]:
     """Run a case once more, with a stamp at each point; no parts if the run has failed.
 
-    Its jobs keep their logs and write when their shell begins, its sbatch is one that notes when it
-    was called, and the driver's lines are stamped as they come.
+    Its jobs keep their logs and print when their shell begins, its sbatch is a wrapper that records
+    when it was called, and the driver's lines get a time stamp.
     """
     observed = replace(
         case,
@@ -78,9 +78,9 @@ def measure(site: Site, case: Case, count: int) -> tuple[Run, Parts | None]:
             for line in process.stdout:
                 lines.append((time.time(), line.decode(errors="replace").rstrip()))
                 print(*lines[-1], file=log)
-        ended = wait(process)
+        outcome = wait(process)
         span[1] = time.time()
-        return ended
+        return outcome
 
     run = site.run(observed, count, folder, launch)
     return run, None if run.problem else _parts(site, folder, lines, span)
@@ -90,15 +90,15 @@ def _parts(site: Site, folder: Path, lines: list[tuple[float, str]], span: list[
     submitted = {}
     for line in (folder / "sbatch.stamps").read_text().splitlines():
         job, *stamps = line.split()
-        submitted[job] = [float(each) for each in stamps]
+        submitted[job] = [float(stamp) for stamp in stamps]
     allocated = _allocated(site.cluster.folder.log("slurmctld"))
     noticed = _noticed(lines)
     rows = []
-    for number, (job, rule) in ran(folder).items():
-        begun, loaded, ended = _job_log(folder / ".snakemake" / "submitit" / f"{job}_0_log.out")
+    for number, (job, rule) in start_times(folder).items():
+        begun, loaded, finished = _job_log(folder / ".snakemake" / "submitit" / f"{job}_0_log.out")
         # SLURM may allocate a job before its sbatch has come to an end.
         called, answered = submitted[job]
-        points = [called, answered, max(allocated[job], answered), begun, loaded, rule, ended,
+        points = [called, answered, max(allocated[job], answered), begun, loaded, rule, finished,
                   noticed[number]]  # fmt: skip
         rows.append([later - earlier for earlier, later in pairwise(points)])
     return Parts(
@@ -111,23 +111,23 @@ def _parts(site: Site, folder: Path, lines: list[tuple[float, str]], span: list[
 def _allocated(log: Path) -> dict[str, float]:
     """Return when the controller allocated each job, from its log."""
     pattern = r"^\[(\S+)\] .*(?:Started|Allocate) JobId=(\d+) "
-    found = re.findall(pattern, log.read_text(errors="replace"), flags=re.M)
-    return {job: datetime.fromisoformat(stamp).timestamp() for stamp, job in found}
+    matches = re.findall(pattern, log.read_text(errors="replace"), flags=re.M)
+    return {job: datetime.fromisoformat(stamp).timestamp() for stamp, job in matches}
 
 
 def _noticed(lines: Iterable[tuple[float, str]]) -> dict[int, float]:
-    """Return when the driver said of each job of rule `one` that it is finished."""
+    """Return when the driver reported each job of rule `one` as finished."""
     numbers: dict[str, int] = {}
-    found = {}
-    named = ""
-    for when, line in lines:
+    finished = {}
+    job = ""
+    for stamp, line in lines:
         if match := re.fullmatch(r"    jobid: (\d+)", line):
-            named = match[1]
+            job = match[1]
         elif match := re.fullmatch(r"    wildcards: number=(\d+)", line):
-            numbers[named] = int(match[1])
+            numbers[job] = int(match[1])
         elif (match := re.match(r"Finished jobid: (\d+) ", line)) and match[1] in numbers:
-            found[numbers[match[1]]] = when
-    return found
+            finished[numbers[match[1]]] = stamp
+    return finished
 
 
 def _job_log(path: Path) -> tuple[float, float, float]:
@@ -135,8 +135,10 @@ def _job_log(path: Path) -> tuple[float, float, float]:
     text = path.read_text(errors="replace")
     begun = re.search(r"^begins ([\d.]+)$", text, flags=re.M)
     stamps = {
-        said: datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f").timestamp()
-        for when, said in re.findall(r"^submitit INFO \((.*?)\) - (Loading|Job)", text, flags=re.M)
+        event: datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()
+        for stamp, event in re.findall(
+            r"^submitit INFO \((.*?)\) - (Loading|Job)", text, flags=re.M
+        )
     }
     assert begun, path
     return float(begun[1]), stamps["Loading"], stamps["Job"]

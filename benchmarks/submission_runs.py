@@ -36,7 +36,7 @@ LIMIT = 1800.0
 """Seconds until a run that does not end is ended."""
 
 SETTLING = 60.0
-"""Seconds that accounting has to learn of jobs that have ended."""
+"""Seconds to wait for accounting to record the end of jobs."""
 
 
 class MissingBaseline(Exception):
@@ -45,7 +45,7 @@ class MissingBaseline(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """One way of having the jobs done."""
+    """One way to run the jobs."""
 
     key: str
     title: str
@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took. CPU-seconds are of all jobs together."""
+    """Measurements of one run. CPU-seconds are sums over all jobs."""
 
     case: str
     count: int
@@ -81,7 +81,7 @@ Launch = Callable[[list[str], Path, dict[str, str]], tuple[int, float]]
 
 
 def launch(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, float]:
-    """Run a driver whose words go to driver.log; end it after LIMIT."""
+    """Run a driver whose output goes to driver.log; end it after LIMIT."""
     with (folder / "driver.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
@@ -110,7 +110,7 @@ class Site:
         shutil.rmtree(folder / "runs", ignore_errors=True)
 
     def install_baseline(self) -> None:
-        """Put the other plugin into a folder of its own, unless it is there.
+        """Install the other plugin in a folder of its own, unless it is there.
 
         Raises:
             MissingBaseline: pip cannot.
@@ -127,13 +127,13 @@ class Site:
         if all((self._plugin / f"{name}.dist-info").exists() for name in names):
             return
         install = ["install", "--quiet", "--no-deps", "--target", str(self._plugin), *PACKAGES]
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "pip", *install], capture_output=True, text=True, check=False
         )
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        if process.returncode:
+            message = (process.stderr.strip().splitlines() or ["nothing"])[-1]
             raise MissingBaseline(
-                f"pip cannot install the baseline ({said}); where it can, run: pip "
+                f"pip cannot install the baseline ({message}); where it can, run: pip "
                 f"{' '.join(install)}, bring that folder here, and add: --folder {self.folder}"
             )
 
@@ -166,12 +166,12 @@ class Site:
         return environment
 
     def run(self, case: Case, count: int, folder: Path, launch: Launch = launch) -> Run:
-        """Have `count` jobs done, and wait until accounting knows all about them."""
+        """Run `count` jobs, and wait until accounting has their end."""
         command = [word.replace("{count}", str(count)) for word in case.command]
         controller, busy, start = self._controller(), _busy(), time.monotonic()
         code, driver = launch(command, folder, self.environment(case))
         seconds = time.monotonic() - start
-        states, jobs, unsettled = self._accounting({job for job, _ in ran(folder).values()})
+        states, jobs, unsettled = self._accounting({job for job, _ in start_times(folder).values()})
         whole, controller = time.monotonic() - start, self._controller() - controller
         problem = _problem(folder, count, code, states) or unsettled
         if problem:
@@ -189,10 +189,10 @@ class Site:
             for name, pid in pids.items()
             if name in ("slurmctld", "slurmdbd", "mariadbd")
         ]
-        return sum(each.user + each.system for each in times)
+        return sum(process.user + process.system for process in times)
 
     def _accounting(self, expected: set[str]) -> tuple[dict[str, str], float, str | None]:
-        """Return the state of each new job, the CPU-seconds of all, and what is amiss with that."""
+        """Return the state of each new job, the CPU-seconds of all, and a problem or None."""
         deadline = time.monotonic() + SETTLING
         while True:
             states, cpu = self._accounted()
@@ -207,12 +207,12 @@ class Site:
         return states, cpu, unsettled
 
     def _accounted(self) -> tuple[dict[str, str], float]:
-        listed = self.cluster.run(
+        output = self.cluster.run(
             "sacct", "--noheader", "--parsable2", "--format=JobIDRaw,State,TotalCPU",
             "--starttime=now-1days",
         ).stdout  # fmt: skip
         states, cpu = {}, 0.0
-        for line in listed.splitlines():
+        for line in output.splitlines():
             name, state, total = line.split("|")
             job, _, step = name.partition(".")
             if int(job) <= self._last_job:
@@ -226,42 +226,42 @@ class Site:
         return states, cpu
 
 
-def ran(folder: Path) -> dict[int, tuple[str, float]]:
-    """Return, for each job that was begun, its number in SLURM and when (Unix seconds)."""
-    found = {}
+def start_times(folder: Path) -> dict[int, tuple[str, float]]:
+    """Return the SLURM job id and the start (Unix seconds) of each job that started."""
+    starts = {}
     for path in (folder / "ran").iterdir():
-        job, when = path.read_text().splitlines()[-1].split()
-        found[int(path.name)] = (job, float(when))
-    return found
+        job, stamp = path.read_text().splitlines()[-1].split()
+        starts[int(path.name)] = (job, float(stamp))
+    return starts
 
 
 def _problem(folder: Path, count: int, code: int, states: dict[str, str]) -> str | None:
     """Return why a run does not count, or None if every job has run once and all went well."""
     log = folder / "driver.log"
     if code:
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"exit code {code}, see {log}: {said[-1] if said else 'it said nothing'}"
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"exit code {code}, see {log}: {lines[-1] if lines else 'no output'}"
     bad = sorted({state for state in states.values() if state != "COMPLETED"})
     if bad:
         return f"jobs that are {', '.join(bad)}, see {log}"
     numbers = {str(number) for number in range(count)}
-    made = {path.name for path in folder.glob("out/*")}
+    outputs = {path.name for path in folder.glob("out/*")}
     starts = {path.name: len(path.read_text().splitlines()) for path in (folder / "ran").iterdir()}
-    if made != numbers or set(starts) != numbers:
-        return f"{count} outputs wanted, {len(made)} made, {len(starts)} jobs begun, see {log}"
+    if outputs != numbers or set(starts) != numbers:
+        return f"{len(outputs)} of {count} outputs exist, {len(starts)} jobs started, see {log}"
     more = [name for name, times in starts.items() if times != 1]
     return f"{len(more)} jobs ran more than once, see {log}" if more else None
 
 
 def _busy() -> float:
-    """Return the CPU-seconds that this machine has spent up to now, on whatever."""
+    """Return the CPU-seconds that this machine has spent up to now, on all processes."""
     times = psutil.cpu_times()
     return times.user + times.nice + times.system + times.irq + times.softirq + times.steal
 
 
 def _seconds(duration: str) -> float:
     """Return seconds of a duration as sacct writes it: [[days-]hours:]minutes:seconds."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):([\d.]+)", duration)
-    assert found, duration
-    days, hours, minutes = (int(each or 0) for each in found.groups()[:3])
-    return ((days * 24 + hours) * 60 + minutes) * 60 + float(found[4])
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):([\d.]+)", duration)
+    assert match, duration
+    days, hours, minutes = (int(value or 0) for value in match.groups()[:3])
+    return ((days * 24 + hours) * 60 + minutes) * 60 + float(match[4])

@@ -1,4 +1,4 @@
-"""How fast a data set is read to the last byte, against sha256sum over the same files.
+"""Speed of hashing every file of a data set, against sha256sum over the same files.
 
 `python benchmarks/verify.py` makes a tree of files as large as ImageNet's photographs, and prints
 files and megabytes a second of this project's reading and of `find | xargs sha256sum`, as many
@@ -42,25 +42,25 @@ def write_tree(root: Path, folders: int, per_folder: int, sizes: range) -> int:
 
 
 def read(root: Path, jobs: int) -> int:
-    """Read the tree as `smt data verify` does, kept file included; return the number of files."""
+    """Read the tree as `smt data verify` does, with its cache; return the number of files."""
     folders = [f"train/{name}" for name in scan.class_folders(root / "train")]
-    with HashCache(root / "reading.txt") as kept:
-        hasher = FileHasher(root, kept, jobs=jobs)
+    with HashCache(root / "reading.txt") as cache:
+        hasher = FileHasher(root, cache, jobs=jobs)
         for _, digests in hasher.read(scan.listings(root, folders)):
             assert all(digest.sha256 for digest in digests)
-        kept.finish()
+        cache.finish()
     return hasher.stats.read
 
 
 def sha256sum(root: Path, jobs: int) -> None:
-    """Let coreutils do it."""
+    """Hash the tree by coreutils."""
     command = f"find {root}/train -type f -print0 | xargs -0 -n 64 -P {jobs} sha256sum > /dev/null"
     subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True)
 
 
-def seconds(what: Callable[[], object]) -> float:
+def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    what()
+    call()
     return time.perf_counter() - start
 
 
@@ -78,9 +78,9 @@ def speed(root: Path, files: int, size: int, rounds: int) -> None:
         for name, way in ways.items():
             times[name].append(seconds(way))
     other = times[f"sha256sum, {jobs} processes"]
-    for name, taken in times.items():
-        middle = statistics.median(taken)
-        ratio = statistics.median(b / a for a, b in zip(taken, other, strict=True))
+    for name, values in times.items():
+        middle = statistics.median(values)
+        ratio = statistics.median(b / a for a, b in zip(values, other, strict=True))
         print(
             f"{name}: {files / middle:.0f} files/s, {size / middle / 1e6:.0f} MB/s, "
             f"{ratio:.2f} times sha256sum with {jobs} processes"
@@ -93,11 +93,11 @@ def memory(root: Path) -> None:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEMORY, str(root), str(default_jobs())],
         env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    files, peak = done.stdout.split()
+    files, peak = process.stdout.split()
     print(f"{files} files: at most {peak} MB of memory")
 
 

@@ -16,11 +16,11 @@ def convert(source, target, *options):
     return smt("convert", source, target, "--model", "smt_tiny", *scale, *options)
 
 
-def taken(done, target, state, *words):
-    """Assert that the weights were imported as in `state`, and that the output has these words."""
-    assert done.returncode == 0, done.stderr
-    for word in words:
-        assert word in done.stdout, done.stdout
+def assert_imported(result, target, state, *messages):
+    """Assert that the weights are those of `state`, and that the output has these messages."""
+    assert result.returncode == 0, result.stderr
+    for message in messages:
+        assert message in result.stdout, result.stdout
     exported = target.with_name("exported.pth")
     assert convert(target, exported, "--to", "released").returncode == 0
     tensors = torch.load(exported, weights_only=True)["model"]
@@ -28,11 +28,11 @@ def taken(done, target, state, *words):
     assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
 
 
-def refused(done, target, *words):
-    """Assert that nothing was written, and that the error is one line with these words."""
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+def assert_refused(result, target, *messages):
+    """Assert that nothing was written, and that the error is one line with these messages."""
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    (line,) = result.stderr.strip().splitlines()
     assert line.startswith("smt: error: ")
-    for word in words:
-        assert word in line, line
+    for message in messages:
+        assert message in line, line
     assert not target.exists()

@@ -117,17 +117,17 @@ def smt(project, *arguments, ranks=1, check=True, env=None, prepare=()):
     """Run a command in a project's folder; on several ranks, stdout and stderr are joined."""
     environment = {**os.environ, **(env or {})}
     if ranks == 1:
-        done = forkserver.run("smt", *arguments, cwd=project, env=environment, prepare=prepare)
+        result = forkserver.run("smt", *arguments, cwd=project, env=environment, prepare=prepare)
     else:
-        done = _on_ranks(project, ranks, *arguments)
+        result = _on_ranks(project, ranks, *arguments)
     if check:
-        assert done.returncode == 0, done.stderr
-    return done
+        assert result.returncode == 0, result.stderr
+    return result
 
 
 def _on_ranks(project, ranks, *arguments):
     with closing(start_ranks(project, ranks, *arguments, log="smt")) as attempt:
-        codes = ended(attempt)
+        codes = exit_codes(attempt)
     logs = [project / "logs" / f"smt-rank{rank}.log" for rank in range(ranks)]
     output = "".join(log.read_text() for log in logs)
     return subprocess.CompletedProcess(arguments, max(codes, key=abs), output, output)
@@ -144,12 +144,12 @@ def start(project, *arguments, env=None, log="try", prepare=()):
         )  # fmt: skip
 
 
-def said(project, log="try"):
+def output_of(project, log="try"):
     """Return the output of a command that `start` has started."""
     return (project / "logs" / f"{log}.log").read_text()
 
 
-def ended(attempt):
+def exit_codes(attempt):
     """Wait until all ranks of an attempt have ended; return their exit codes."""
     return wait_for(attempt.poll, attempt.last_message, every=0.02)
 
@@ -158,7 +158,7 @@ def stop_at(project, step, *options, number=signal.SIGTERM, env=None):
     """Train until `step`, send the signal, and return the exit code."""
     prepare = pause.at_step(step)
     with start(project, "train", RUN_OF_DEMO, *options, env=env, prepare=prepare) as process:
-        pause.await_stop(process, lambda: said(project))
+        pause.await_stop(process, lambda: output_of(project))
         pause.send(process, number)
         return process.wait()
 
@@ -189,13 +189,13 @@ def metrics(project, *arguments):
     return json.loads((run_dir(project, *arguments) / "metrics.json").read_text())
 
 
-def one_line(done, *words):
-    """Assert that stderr has no traceback, and its last line is an error with these words."""
-    assert "Traceback" not in done.stderr, done.stderr
-    line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("smt: error: "), done.stderr
-    for word in words:
-        assert word in line, line
+def one_line(result, *messages):
+    """Assert that stderr has no traceback, and its last line is an error with these messages."""
+    assert "Traceback" not in result.stderr, result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("smt: error: "), result.stderr
+    for message in messages:
+        assert message in line, line
 
 
 def await_step(folder, step, process):

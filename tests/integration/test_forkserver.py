@@ -1,4 +1,4 @@
-"""Commands that run as forks of a driver's server do what commands in new processes do."""
+"""Commands as forks of a driver's server behave like commands in new processes."""
 
 import os
 import signal
@@ -75,11 +75,11 @@ def slow_down(project):
 
 
 def await_journal(project, process):
-    def has_begun():
+    def has_started():
         assert process.poll() is None, process.communicate()
         return any(path.stat().st_size for path in project.folder.rglob("journal.jsonl"))
 
-    wait_for(has_begun)
+    wait_for(has_started)
 
 
 def test_a_run_ends_with_the_same_bytes_as_in_new_processes(server, project, tmp_path):

@@ -1,4 +1,4 @@
-"""What the targets of the Makefile do and never do, and the lock that it installs from."""
+"""Targets of the Makefile, and the lock file that it installs from."""
 
 import importlib.metadata
 import os
@@ -39,10 +39,10 @@ def make(folder, *arguments, **environment):
     )
 
 
-def test_make_alone_lists_every_target_that_is_no_file(clone):
-    done = make(clone)
-    assert done.returncode == 0
-    listed = re.findall(r"^  ([a-z-]+) +\w", done.stdout, re.M)
+def test_make_without_a_target_lists_the_targets(clone):
+    result = make(clone)
+    assert result.returncode == 0
+    listed = re.findall(r"^  ([a-z-]+) +\w", result.stdout, re.M)
     (phony,) = re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)", (clone / "Makefile").read_text(), re.M)
     assert sorted(listed) == sorted(phony.replace("\\", "").split())
 
@@ -50,25 +50,25 @@ def test_make_alone_lists_every_target_that_is_no_file(clone):
 # --- make env -------------------------------------------------------------------------------------
 
 
-def test_without_python_3_11_nothing_is_made_and_the_packages_are_named(clone):
-    done = make(clone, "env", "PYTHON=python-of-another-age")
-    assert done.returncode == 2
-    assert "python-of-another-age" in done.stderr and "python3.11-venv" in done.stderr
+def test_without_python_3_11_the_packages_to_install_are_named(clone):
+    result = make(clone, "env", "PYTHON=python-of-another-age")
+    assert result.returncode == 2
+    assert "python-of-another-age" in result.stderr and "python3.11-venv" in result.stderr
     assert not (clone / ".venv").exists()
 
 
-def test_without_venv_nothing_is_made_and_the_package_is_named(clone, tmp_path):
+def test_without_venv_the_package_to_install_is_named(clone, tmp_path):
     """Debian's python3.11 comes without ensurepip."""
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "ensurepip.py").write_text("raise ImportError\n")
-    done = make(clone, "env", f"PYTHON={sys.executable}", PYTHONPATH=str(broken))
-    assert done.returncode == 2
-    assert "python3.11-venv" in done.stderr
+    without_ensurepip = tmp_path / "broken"
+    without_ensurepip.mkdir()
+    (without_ensurepip / "ensurepip.py").write_text("raise ImportError\n")
+    result = make(clone, "env", f"PYTHON={sys.executable}", PYTHONPATH=str(without_ensurepip))
+    assert result.returncode == 2
+    assert "python3.11-venv" in result.stderr
     assert not (clone / ".venv").exists()
 
 
-def test_an_installed_environment_is_left_alone_until_the_lock_changes(clone):
+def test_an_environment_is_reinstalled_only_after_the_lock_changes(clone):
     (clone / ".venv").mkdir()
     (clone / ".venv" / "installed").touch()
     assert make(clone, "--question", "env").returncode == 0
@@ -77,29 +77,29 @@ def test_an_installed_environment_is_left_alone_until_the_lock_changes(clone):
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_what_pip_says_goes_to_a_log_and_its_end_is_shown_if_it_fails(clone, code):
+def test_the_output_of_pip_is_logged_and_its_end_shown_on_failure(clone, code):
     (clone / ".venv" / "bin").mkdir(parents=True)
     lines = "for number in $(seq 1 300); do echo line $number; done"
     write_program(clone / ".venv/bin/pip", f"{lines}; exit {code}")
-    done = make(clone, "env", f"PYTHON={sys.executable}")
-    said = done.stdout + done.stderr
+    result = make(clone, "env", f"PYTHON={sys.executable}")
+    output = result.stdout + result.stderr
     log = clone / ".venv" / "install.log"
-    assert "line 300\n" in log.read_text() and ".venv/install.log" in said
-    assert (done.returncode, (clone / ".venv/installed").exists()) == (
+    assert "line 300\n" in log.read_text() and ".venv/install.log" in output
+    assert (result.returncode, (clone / ".venv/installed").exists()) == (
         (2, False) if code else (0, True)
     )
-    assert ("line 300" in done.stderr) == bool(code) and len(said.splitlines()) < 12
+    assert ("line 300" in result.stderr) == bool(code) and len(output.splitlines()) < 12
 
 
 # --- make demo, make reproduce --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["demo", "reproduce"])
-def test_snakemake_understands_what_it_is_asked(target, tmp_path):
-    done = make(ROOT, "--dry-run", "--always-make", target)
-    (line,) = [each for each in done.stdout.splitlines() if each.startswith("snakemake ")]
-    asked = ProjectCopy(tmp_path / "project").module("snakemake", *line.split()[1:], "--dry-run")
-    assert asked.returncode == 0, asked.stderr
+def test_the_command_of_a_target_is_valid_for_snakemake(target, tmp_path):
+    result = make(ROOT, "--dry-run", "--always-make", target)
+    (line,) = [text for text in result.stdout.splitlines() if text.startswith("snakemake ")]
+    dry_run = ProjectCopy(tmp_path / "project").module("snakemake", *line.split()[1:], "--dry-run")
+    assert dry_run.returncode == 0, dry_run.stderr
 
 
 # --- make check, make test, make test-all ---------------------------------------------------------
@@ -122,14 +122,14 @@ IN_ONE_PROCESS = "WORKERS=-p no:xdist"
     ],
 )
 def test_what_each_target_runs(suite, target, before, tests):
-    done = suite.run("make", target, IN_ONE_PROCESS)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = suite.run("make", target, IN_ONE_PROCESS)
+    assert result.returncode == 0, result.stdout + result.stderr
     called = suite.called()
     assert tuple(called[: len(before)]) == before
     assert sorted(called[len(before) :]) == sorted(tests)
 
 
-def test_lint_runs_every_check_whatever_the_others_find_and_then_fails(suite):
+def test_lint_runs_every_check_and_fails_if_one_fails(suite):
     suite.add_program("mypy", f"{suite.note('mypy')}; exit 1")
     assert suite.run("make", "lint").returncode != 0
     assert tuple(suite.called()) == LINT
@@ -137,23 +137,23 @@ def test_lint_runs_every_check_whatever_the_others_find_and_then_fails(suite):
     assert tuple(suite.called()) == LINT  # and no test
 
 
-def test_a_failed_test_fails_what_ran_it(suite):
+def test_a_failed_test_fails_every_test_target(suite):
     (suite.folder / "tests/unit/test_unit_quick.py").write_text("def test_it():\n    assert 0\n")
     for target in ("check", "test", "test-all"):
         assert suite.run("make", target, IN_ONE_PROCESS).returncode != 0
 
 
-def test_continuous_integration_runs_lint_and_then_what_make_test_runs(suite, tmp_path):
+def test_continuous_integration_runs_lint_and_the_tests_of_make_test(suite, tmp_path):
     """With CI set, so that a test that needs a server fails without it."""
     script = suite.folder / ".ci" / "run"
     script.parent.mkdir()
     shutil.copy(ROOT / ".ci" / "run", script)
-    machine = tmp_path / "machine"  # all that it installs where it is missing is there
+    machine = tmp_path / "machine"  # with all that the script would install
     machine.mkdir()
     write_program(machine / "python3.11", f'exec {sys.executable} "$@"')
     path = f"{machine}{os.pathsep}{os.environ['PATH']}"
-    done = suite.run(str(script), PATH=path, MAKEFLAGS=f"{IN_ONE_PROCESS!r}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = suite.run(str(script), PATH=path, MAKEFLAGS=f"{IN_ONE_PROCESS!r}")
+    assert result.returncode == 0, result.stdout + result.stderr
     called = suite.called()
     assert tuple(called[: len(LINT)]) == LINT
     assert sorted(called[len(LINT) :]) == ["integration_quick1", "unit_quick1"]
@@ -175,9 +175,7 @@ def without_servers(suite, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["slurm", "servers", "test"])
-def test_servers_are_installed_from_debian_where_they_are_missing(
-    without_servers, target, tmp_path
-):
+def test_missing_servers_are_installed_from_debian(without_servers, target, tmp_path):
     log = tmp_path / "apt-get.log"
     assert without_servers.run("make", target, IN_ONE_PROCESS).returncode == 0
     installed = log.read_text()
@@ -192,9 +190,9 @@ def test_tests_run_without_servers_if_they_cannot_be_installed(without_servers, 
     if fails == "sudo":
         without_servers.add_program("id", "echo 1000")
     without_servers.add_program(fails, "exit 1")
-    done = without_servers.run("make", "test", IN_ONE_PROCESS)
-    assert done.returncode == 0
-    assert "munge slurmd" in done.stderr  # what to install
+    result = without_servers.run("make", "test", IN_ONE_PROCESS)
+    assert result.returncode == 0
+    assert "munge slurmd" in result.stderr  # what to install
     assert set(without_servers.called()) == {"unit_quick", "integration_quick"}
     assert without_servers.run("make", "slurm").returncode != 0
 
@@ -204,25 +202,25 @@ def test_tests_run_without_servers_if_they_cannot_be_installed(without_servers, 
 
 @pytest.mark.parametrize("target", ["clean", "distclean"])
 def test_cleaning_never_touches_results_and_data(clone, target):
-    kept = ["results/demo/metrics.json", "data/demo/image.png", ".snakemake/metadata/x",
+    permanent = ["results/demo/metrics.json", "data/demo/image.png", ".snakemake/metadata/x",
             "local/work.yaml"]  # fmt: skip
-    gone = [".mypy_cache/x", ".pytest_cache/x", "smt/__pycache__/x.pyc", ".ruff_cache/x"]
-    for name in (*kept, *gone, ".venv/bin/x"):
+    removed = [".mypy_cache/x", ".pytest_cache/x", "smt/__pycache__/x.pyc", ".ruff_cache/x"]
+    for name in (*permanent, *removed, ".venv/bin/x"):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         (clone / name).touch()
     assert make(clone, target).returncode == 0
-    assert all((clone / name).exists() for name in kept)
-    assert not any((clone / name).exists() for name in gone)
+    assert all((clone / name).exists() for name in permanent)
+    assert not any((clone / name).exists() for name in removed)
     assert (clone / ".venv").exists() == (target == "clean")
 
 
-def test_the_lock_holds_pinned_names_and_nothing_else():
+def test_every_line_of_the_lock_is_a_pin():
     pin = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+( ; [\w\s\"=]+)?")
     assert len(LOCK) > 200
     assert [line for line in LOCK if not pin.fullmatch(line)] == []
 
 
-def test_the_lock_is_the_environment_that_these_tests_run_in():
+def test_the_lock_equals_the_installed_environment():
     pinned = dict(line.split(" ;")[0].split("==") for line in LOCK)
     installed = {name: importlib.metadata.version(name) for name in pinned if _is_installed(name)}
     assert {name: pinned[name] for name in installed} == installed
@@ -238,15 +236,15 @@ def _is_installed(name):
     return True
 
 
-def test_the_lock_pins_all_that_the_project_asks_for():
+def test_the_lock_pins_every_requirement_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = chain(project["dependencies"], *project["optional-dependencies"].values())
-    pinned = {_plain(line.split("==")[0]) for line in LOCK}
-    named = {_plain(re.match(r"[\w.-]+", each)[0]) for each in wanted}
+    requirements = chain(project["dependencies"], *project["optional-dependencies"].values())
+    pinned = {normalized(line.split("==")[0]) for line in LOCK}
+    names = {normalized(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
     # The executor lies in workflow/; extras name extras of the project itself.
-    assert named - {"snakemake-executor-plugin-submitit", "smt-reproduction"} <= pinned
+    assert names - {"snakemake-executor-plugin-submitit", "smt-reproduction"} <= pinned
     assert {"hatchling", "editables"} <= pinned  # what builds the project itself
 
 
-def _plain(name):
+def normalized(name):
     return re.sub(r"[-_.]+", "-", name).lower()

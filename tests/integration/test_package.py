@@ -1,4 +1,4 @@
-"""The package: what its wheel holds, and what a command says where an optional package lacks."""
+"""The package: the content of its wheel, and errors where an optional package is missing."""
 
 import re
 import shutil
@@ -35,19 +35,19 @@ def test_the_wheel_has_code_params_and_types_and_needs_no_extra(tmp_path):
     with zipfile.ZipFile(path) as wheel:
         names = set(wheel.namelist())
         (metadata,) = [name for name in names if name.endswith("/METADATA")]
-        facts = message_from_bytes(wheel.read(metadata))
+        headers = message_from_bytes(wheel.read(metadata))
     assert {"smt/py.typed", "smt/cli.py", "smt/_params/models.yaml"} <= names
     assert {"demo", "dvc", "postgres", "report", "s3", "all"} <= set(
-        facts.get_all("Provides-Extra")
+        headers.get_all("Provides-Extra")
     )
-    always = {need for need in facts.get_all("Requires-Dist") if "extra ==" not in need}
-    assert always.isdisjoint(DISTRIBUTIONS.get(name, name) for name in EXTRAS)
+    required = {need for need in headers.get_all("Requires-Dist") if "extra ==" not in need}
+    assert required.isdisjoint(DISTRIBUTIONS.get(name, name) for name in EXTRAS)
 
 
 @pytest.mark.parametrize("package", EXTRAS)
-def test_the_extra_that_is_named_has_the_package(package):
-    named = PROJECT["optional-dependencies"][EXTRAS[package]]
-    assert DISTRIBUTIONS.get(package, package) in named
+def test_the_extra_of_a_package_contains_it(package):
+    extra = PROJECT["optional-dependencies"][EXTRAS[package]]
+    assert DISTRIBUTIONS.get(package, package) in extra
     assert (
         f"smt-reproduction[{','.join(sorted({*EXTRAS.values(), 's3'}))}]"
         in (PROJECT["optional-dependencies"]["all"])
@@ -73,18 +73,16 @@ def project(tmp_path_factory):
         ("dvc", "dvc restore --scale demo", {}),
     ],
 )
-def test_a_command_that_lacks_its_package_says_what_to_install(
-    project, package, command, environment
-):
-    done = project.run("python", "-c", WITHOUT, package, *command.split(), **environment)
-    assert done.returncode == 2, done.stderr
+def test_a_command_without_its_package_names_the_extra(project, package, command, environment):
+    result = project.run("python", "-c", WITHOUT, package, *command.split(), **environment)
+    assert result.returncode == 2, result.stderr
     assert re.fullmatch(
         rf"smt: error: this needs {package}, which is not installed; install: "
         rf"pip install 'smt-reproduction\[{EXTRAS[package]}\]'\n",
-        done.stderr,
+        result.stderr,
     )
 
 
-def test_a_package_that_no_extra_has_is_a_traceback(project):
-    done = project.run("python", "-c", WITHOUT, "yaml", "check")
-    assert done.returncode == 1 and "ModuleNotFoundError" in done.stderr
+def test_a_package_without_an_extra_is_a_traceback(project):
+    result = project.run("python", "-c", WITHOUT, "yaml", "check")
+    assert result.returncode == 1 and "ModuleNotFoundError" in result.stderr

@@ -1,4 +1,4 @@
-"""tests/README.md: what the documents promise is held by tests that are there."""
+"""tests/README.md: the tests that check the documents' promises exist."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from tests.helpers.documents import DOCUMENTS
 TESTS = ROOT / "tests"
 EXECUTOR = ROOT / "workflow" / "plugins" / "snakemake-executor-plugin-submitit" / "tests"
 TABLE = (TESTS / "README.md").read_text()
-NAMED = re.findall(r"`([\w/]+\.py)::(test_\w+)`", TABLE)
+TESTS_IN_TABLE = re.findall(r"`([\w/]+\.py)::(test_\w+)`", TABLE)
 
 
 @cache
@@ -21,7 +21,7 @@ def names_in(path: Path) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def place(file: str) -> Path:
+def path_of(file: str) -> Path:
     """Return where a file of the table lies: below the tests, or those of the executor."""
     return (
         EXECUTOR / file.removeprefix("executor/") if file.startswith("executor/") else TESTS / file
@@ -33,17 +33,17 @@ def headings(text: str, level: str) -> list[str]:
     return re.findall(rf"^{level} (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
 
 
-def test_every_test_that_holds_a_promise_is_there():
-    assert len(NAMED) > 100
-    gone = [
+def test_every_test_in_the_table_exists():
+    assert len(TESTS_IN_TABLE) > 100
+    missing = [
         f"{file}::{name}"
-        for file, name in NAMED
-        if not place(file).exists() or name not in names_in(place(file))
+        for file, name in TESTS_IN_TABLE
+        if not path_of(file).exists() or name not in names_in(path_of(file))
     ]
-    assert not gone, "name in tests/README.md what holds these promises now"
+    assert not missing, "name the tests of these promises in tests/README.md"
 
 
-def test_every_document_has_its_promises_in_the_table():
+def test_every_document_has_a_section_in_the_table():
     titles = [title for document in DOCUMENTS for title in headings(document.read_text(), "#")]
     assert sorted(headings(TABLE, "###")) == sorted(titles)
 

@@ -1,4 +1,4 @@
-"""What the documents say of params, files and the DAG is so. Commands are typed in docs/."""
+"""Statements of the documents about params, files and the DAG. Commands are run in docs/."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ from tests.helpers.documents import (
 )
 from tests.helpers.project_copy import ProjectCopy
 
-MOST_LINES = 150
+MAX_LINES = 150
 """Of the README: the rest has pages of its own."""
 
 
@@ -39,7 +39,7 @@ def test_the_worked_example_adds_one_run_and_its_row(tmp_path):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_in_the_text_exist(document):
+def test_commands_in_documents_exist(document):
     for program, name in set(re.findall(r"`(make|smt) ([a-z][a-z-]*)[^`]*`", document.read_text())):
         if program == "smt":
             assert name in COMMANDS
@@ -47,7 +47,7 @@ def test_commands_in_the_text_exist(document):
             subprocess.run(["make", "--dry-run", name], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_python_in_it_runs():
+def test_the_python_example_runs():
     ((_, block),) = blocks(ROOT / "docs" / "weights.md", "python")
     names: dict[str, Any] = {}
     exec(compile(block, "weights.md", "exec"), names)
@@ -55,7 +55,7 @@ def test_the_python_in_it_runs():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_it_points_to_is_there(document):
+def test_files_and_links_exist(document):
     text = document.read_text()
     for path in re.findall(r"`((?:smt|params|workflow|benchmarks|docs|tests)/[\w./-]*)`", text):
         assert (ROOT / path).exists(), path
@@ -64,16 +64,16 @@ def test_what_it_points_to_is_there(document):
 
 
 def test_the_readme_is_short():
-    assert len(README.read_text().splitlines()) <= MOST_LINES
+    assert len(README.read_text().splitlines()) <= MAX_LINES
 
 
-def test_the_picture_of_the_dag_shows_every_rule_that_makes_something():
+def test_the_picture_of_the_dag_shows_every_rule_with_outputs():
     picture = (ROOT / "docs" / "dag.svg").read_text()
     assert picture.count("<svg") == 1
     rules = {
         name
         for file in (ROOT / "workflow" / "rules").glob("*.smk")
-        if file.name not in ("targets.smk", "proof.smk")  # a proof is no part of `all`
+        if file.name not in ("targets.smk", "proof.smk", "rehearsal.smk")  # not part of `all`
         for name in re.findall(r"^(?:rule|use rule \w+ as) (\w+)", file.read_text(), re.M)
     }
     assert len(rules) >= 10
@@ -83,7 +83,7 @@ def test_the_picture_of_the_dag_shows_every_rule_that_makes_something():
 FILL = ["python", str(ROOT / "docs" / "demo_results.py")]
 
 
-def test_the_tables_of_the_demo_go_between_the_markers(project, tmp_path):
+def test_demo_tables_are_written_between_the_markers(project, tmp_path):
     assert project.smt("tables").returncode == 0
     page, before = tmp_path / "demo-results.md", DEMO_RESULTS.read_text()
     page.write_text(before)
@@ -97,7 +97,7 @@ def test_the_tables_of_the_demo_go_between_the_markers(project, tmp_path):
     assert page.read_text() == filled
 
 
-def test_links_to_a_server_of_ones_own_are_left_out_of_the_tables(project, tmp_path):
+def test_links_to_a_local_server_are_removed_from_tables(project, tmp_path):
     link = "(http://127.0.0.1:5000/#/runs?a=%5B1%5D)"
     (tmp_path / "index.md").write_text("- [Results](results.md): 1 done\n")
     (tmp_path / "results.md").write_text(
@@ -116,8 +116,8 @@ def test_links_to_a_server_of_ones_own_are_left_out_of_the_tables(project, tmp_p
     )
 
 
-def test_without_markers_or_tables_it_is_one_line(project, tmp_path):
+def test_missing_markers_or_tables_are_one_line(project, tmp_path):
     (tmp_path / "README.md").write_text("# Bare\n")
-    done = project.run(*FILL, str(tmp_path / "README.md"), str(tmp_path))
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "make reproduce, then make demo-docs" in done.stderr
+    result = project.run(*FILL, str(tmp_path / "README.md"), str(tmp_path))
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "make reproduce, then make demo-docs" in result.stderr

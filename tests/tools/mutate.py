@@ -1,7 +1,7 @@
-"""`python -m tests.tools.mutate`: what tests find of mistakes that are made on purpose.
+"""`python -m tests.tools.mutate`: mutation testing.
 
-Each mutation is made in a copy of this checkout, in an environment of its own whose packages are
-those of this one, and the tests of its area are run there until one fails. A test that fails
+Each mutation is applied in a copy of this checkout, in an environment of its own whose packages
+are those of this one, and the tests of its area are run there until one fails. A test that fails
 without the mutation as well is left out. With `--old`, the same is done with the tests of another
 checkout, whose files of tests lie flat in `tests/`; a test that is the same in both is not run
 again.
@@ -29,19 +29,19 @@ from tests.helpers import ROOT
 from tests.tools.mutations import MUTATIONS, PLUGIN, Mutation
 
 LIMIT = 1500.0
-"""Seconds for the tests of one mutation. A test that hangs has found it."""
+"""Seconds for the tests of one mutation. A timeout counts as a failed test."""
 
-ENDLESS = "a test that does not end"
+ENDLESS = "timeout"
 
 LEFT_BEHIND = {".git", ".venv", ".snakemake", ".cluster", "data", "results", ".hypothesis",
                ".mypy_cache", ".ruff_cache", ".pytest_cache"}  # fmt: skip
-"""What no test needs of the root of a checkout."""
+"""Entries of a checkout's root that no test needs."""
 
-OWN = ("_smt_reproduction.pth", "_snakemake_executor_plugin_submitit.pth")
-"""Where an environment has the code of the checkout that it was made in."""
+OWN_PATH_FILES = ("_smt_reproduction.pth", "_snakemake_executor_plugin_submitit.pth")
+"""Files by which an environment imports the code of its checkout."""
 
-OWN_CODE = ("{0}", "{0}/workflow/plugins", f"{{0}}/{PLUGIN}/src", f"{{0}}/{PLUGIN}/tests")
-"""Where that code lies in a copy of the checkout."""
+CODE_PATHS = ("{0}", "{0}/workflow/plugins", f"{{0}}/{PLUGIN}/src", f"{{0}}/{PLUGIN}/tests")
+"""Folders of that code in a copy of the checkout."""
 
 FLAT_NAMES = {
     "unit/datasets/test_ade20k.py": "test_ade20k_data.py",
@@ -55,24 +55,24 @@ FLAT_NAMES = {
     "cluster/tasks/test_training.py": "test_cluster_training.py",
     "cluster/proof/test_proof.py": "test_proof_cluster.py",
 }
-"""What files are called where all tests lie in one folder, if not the same."""
+"""Other names of test files in a checkout with all tests in one folder."""
 
 
 class InvalidMutation(Exception):
-    """A mutation that cannot be made, or tests that cannot be run; the message says why."""
+    """A mutation that cannot be applied, or tests that cannot be run."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests of an area make of a mutation."""
+    """The result of an area's tests on a mutation."""
 
     test: str | None
     """The first that fails."""
     seconds: float
 
     def __str__(self) -> str:
-        said = f"found by {self.test}" if self.test else "NOT FOUND"
-        return f"{said} [{self.seconds:.0f} s]"
+        result = f"killed by {self.test}" if self.test else "SURVIVED"
+        return f"{result} [{self.seconds:.0f} s]"
 
 
 class Checkout:
@@ -84,49 +84,53 @@ class Checkout:
         self.broken: set[str] = set()
         """Tests that fail without a mutation."""
         for copy in (self.whole, self.mutated):
-            shutil.copytree(source, copy, ignore=left_behind(source), symlinks=True)
+            shutil.copytree(source, copy, ignore=ignore_left_behind(source), symlinks=True)
             make_environment(copy)
 
     def files(self, tests: Iterable[str]) -> list[str]:
         """Return the files of tests as they are called here, those that there are."""
-        named = dict.fromkeys(
-            FLAT_NAMES.get(each, Path(each).name) if self.is_flat else each for each in tests
+        names = dict.fromkeys(
+            FLAT_NAMES.get(file, Path(file).name) if self.is_flat else file for file in tests
         )
-        places = (each for name in named for each in (f"tests/{name}", name))
-        return [each for each in places if (self.whole / each).exists()]
+        places = (file for name in names for file in (f"tests/{name}", name))
+        return [file for file in places if (self.whole / file).exists()]
 
     def outcome(self, mutation: Mutation) -> Outcome:
-        """Return what the tests make of a mutation: at first those that are not slow."""
+        """Return the tests' result on a mutation: first of those that are not slow."""
         started, files = time.monotonic(), self.files(mutation.tests)
         if not files:
             raise InvalidMutation(f"none of {', '.join(mutation.tests)} is there")
-        with made(mutation, self.mutated):
-            for which in ("not slow", "slow"):
-                if failed := self._failures(self.mutated, "-x", "-m", which, *files):
+        with applied(mutation, self.mutated):
+            for marker in ("not slow", "slow"):
+                if failed := self._failures(self.mutated, "-x", "-m", marker, *files):
                     return Outcome(failed[0], time.monotonic() - started)
         return Outcome(None, time.monotonic() - started)
 
     def broken_among(self, outcomes: Iterable[Outcome | None]) -> set[str]:
-        """Return which tests that found something fail without any mutation as well.
+        """Return the tests that fail without a mutation as well.
 
-        They are left out from now on.
+        They are deselected from now on.
         """
-        found = {each.test for each in outcomes if each is not None and each.test is not None}
-        tests = sorted(found - {ENDLESS})
-        broken = set(self._failures(self.whole, *tests)) if tests else set()
-        self.broken |= broken
-        return broken
+        failed = {
+            outcome.test for outcome in outcomes if outcome is not None and outcome.test is not None
+        }
+        tests = sorted(failed - {ENDLESS})
+        broken_tests = set(self._failures(self.whole, *tests)) if tests else set()
+        self.broken |= broken_tests
+        return broken_tests
 
     def _failures(self, copy: Path, *arguments: str) -> list[str]:
         """Run tests in a copy; return those that fail."""
         left_out = (f"--deselect={test}" for test in self.broken)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SMT_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("SMT_")
+        }
         path = f"{copy}/.venv/bin{os.pathsep}{os.environ['PATH']}"
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.Popen(
                 [python(copy), "-m", "pytest", "-q", "--tb=no", "-p", "no:randomly", "-p",
                  "no:cacheprovider", *left_out, *arguments],
-                cwd=copy, env={**kept, "PATH": path, "OMP_NUM_THREADS": "1"}, stdout=output,
+                cwd=copy, env={**environment, "PATH": path, "OMP_NUM_THREADS": "1"}, stdout=output,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
             try:
@@ -135,14 +139,14 @@ class Checkout:
                 end(process)
                 return [ENDLESS]
             output.seek(0)
-            said = output.read()
-        failed = re.findall(r"^(?:FAILED|ERROR) (\S+\.py.*?)(?: - .*)?$", said, re.MULTILINE)
+            text = output.read()
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+\.py.*?)(?: - .*)?$", text, re.MULTILINE)
         if not failed and code not in (0, 5):  # 5: there is none to run
-            raise InvalidMutation(f"pytest ended with {code}: {said[-2000:]}")
+            raise InvalidMutation(f"pytest ended with {code}: {text[-2000:]}")
         return failed
 
 
-def left_behind(source: Path) -> Callable[[str, list[str]], set[str]]:
+def ignore_left_behind(source: Path) -> Callable[[str, list[str]], set[str]]:
     """Return what `shutil.copytree` asks: which names of a folder of `source` are not copied."""
 
     def ignored(folder: str, names: list[str]) -> set[str]:
@@ -155,12 +159,14 @@ def make_environment(copy: Path) -> None:
     """Make `.venv` in a copy: every package of this environment, and the code of the copy."""
     prefix, target = Path(sys.prefix), copy / ".venv"
     packages = Path(sysconfig.get_path("purelib"))
-    own = target / packages.relative_to(prefix)
-    own.mkdir(parents=True)
+    site_packages = target / packages.relative_to(prefix)
+    site_packages.mkdir(parents=True)
     for entry in packages.iterdir():
-        if entry.name not in OWN:
-            (own / entry.name).symlink_to(entry)
-    (own / OWN[0]).write_text("".join(f"{each}\n" for each in OWN_CODE).format(copy))
+        if entry.name not in OWN_PATH_FILES:
+            (site_packages / entry.name).symlink_to(entry)
+    (site_packages / OWN_PATH_FILES[0]).write_text(
+        "".join(f"{path}\n" for path in CODE_PATHS).format(copy)
+    )
     shutil.copy(prefix / "pyvenv.cfg", target)
     (target / "bin").mkdir()
     for program in (prefix / "bin").glob("[!_]*"):
@@ -174,10 +180,10 @@ def make_environment(copy: Path) -> None:
     command = (
         "import smt, snakemake_executor_plugin_submitit as it; print(smt.__file__, it.__file__)"
     )
-    done = subprocess.run([python(copy), "-c", command], cwd="/", env={}, capture_output=True,
+    result = subprocess.run([python(copy), "-c", command], cwd="/", env={}, capture_output=True,
                           text=True, check=True)  # fmt: skip
-    if done.stdout.count(f"{copy}/") != 2:
-        raise InvalidMutation(f"not the code of {copy} is imported but {done.stdout}")
+    if result.stdout.count(f"{copy}/") != 2:
+        raise InvalidMutation(f"not the code of {copy} is imported but {result.stdout}")
 
 
 def python(copy: Path) -> Path:
@@ -185,8 +191,8 @@ def python(copy: Path) -> Path:
 
 
 @contextmanager
-def made(mutation: Mutation, copy: Path) -> Iterator[None]:
-    """Make a mutation for as long as the body runs."""
+def applied(mutation: Mutation, copy: Path) -> Iterator[None]:
+    """Apply a mutation while the body runs."""
     path = copy / mutation.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
@@ -201,16 +207,16 @@ def made(mutation: Mutation, copy: Path) -> Iterator[None]:
 
 def end(process: "subprocess.Popen[bytes]") -> None:
     """End a run of pytest and all that it has started, first by asking."""
-    started = psutil.Process(process.pid).children(recursive=True)
+    children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     try:
         process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for each in started:
-        if each.is_running():
-            each.kill()
+    for child in children:
+        if child.is_running():
+            child.kill()
 
 
 def is_same(test: str, one: Path, other: Path) -> bool:
@@ -227,10 +233,10 @@ def functions(name: str, folder: Path) -> set[str]:
         if f"def {name}(" in path.read_text(encoding="utf-8")
     ]
     return {
-        "".join(map(ast.dump, (each.args, *each.body)))
+        "".join(map(ast.dump, (node.args, *node.body)))
         for tree in trees
-        for each in ast.walk(tree)
-        if isinstance(each, ast.FunctionDef) and each.name == name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == name
     }
 
 
@@ -240,44 +246,45 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[],
                         help="mutations whose name or area contains one of these")  # fmt: skip
     parser.add_argument("--old", type=Path, metavar="FOLDER", help="another checkout")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     chosen = [
-        each
-        for each in MUTATIONS
-        if not given.only or any(word in f"{each.area}: {each.name}" for word in given.only)
+        mutation
+        for mutation in MUTATIONS
+        if not arguments.only
+        or any(word in f"{mutation.area}: {mutation.name}" for word in arguments.only)
     ]
-    if given.list:
-        for each in chosen:
-            print(f"{each.area}: {each.name} ({each.file})")
+    if arguments.list:
+        for mutation in chosen:
+            print(f"{mutation.area}: {mutation.name} ({mutation.file})")
         return
     with tempfile.TemporaryDirectory(prefix="mutate-") as name:
         now = Checkout(ROOT, Path(name) / "now")
-        before = Checkout(given.old, Path(name) / "old") if given.old else None
+        before = Checkout(arguments.old, Path(name) / "old") if arguments.old else None
         while chosen:
-            outcomes = {each: report(each, now, before) for each in chosen}
-            broken = now.broken_among(pair[0] for pair in outcomes.values())
+            outcomes = {mutation: report(mutation, now, before) for mutation in chosen}
+            broken_tests = now.broken_among(pair[0] for pair in outcomes.values())
             if before is not None:
-                broken |= before.broken_among(pair[1] for pair in outcomes.values())
-            for test in sorted(broken):
+                broken_tests |= before.broken_among(pair[1] for pair in outcomes.values())
+            for test in sorted(broken_tests):
                 print(f"{test} fails without a mutation as well; again without it:")
             chosen = [
-                each
-                for each, pair in outcomes.items()
-                if any(outcome is not None and outcome.test in broken for outcome in pair)
+                mutation
+                for mutation, pair in outcomes.items()
+                if any(outcome is not None and outcome.test in broken_tests for outcome in pair)
             ]
 
 
 def report(
     mutation: Mutation, now: Checkout, before: Checkout | None
 ) -> tuple[Outcome | None, Outcome | None]:
-    """Print what is made of a mutation, and return it: now and, if it was run, before."""
-    found = old = None
+    """Print and return the outcome of a mutation: now and, if it was run, in the old checkout."""
+    outcome = old = None
     print(f"{mutation.area}: {mutation.name}: ", end="", flush=True)
     try:
-        found = now.outcome(mutation)
-        print(found, end="", flush=True)
+        outcome = now.outcome(mutation)
+        print(outcome, end="", flush=True)
         if before is not None:
-            if found.test and is_same(found.test, now.whole / "tests", before.whole / "tests"):
+            if outcome.test and is_same(outcome.test, now.whole / "tests", before.whole / "tests"):
                 print("; before: the same test", end="")
             else:
                 old = before.outcome(mutation)
@@ -285,7 +292,7 @@ def report(
     except InvalidMutation as error:
         print(f"; error: {error}", end="")
     print(flush=True)
-    return found, old
+    return outcome, old
 
 
 if __name__ == "__main__":

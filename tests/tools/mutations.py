@@ -1,4 +1,4 @@
-"""Mistakes that a developer could make here, each of which a test has to find: see `mutate`."""
+"""Mutations of the code, each of which a test has to kill: see `mutate`."""
 
 from dataclasses import dataclass
 
@@ -51,17 +51,17 @@ CODE = f"{PLUGIN}/src/snakemake_executor_plugin_submitit"
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of the code, and where a test of it is looked for."""
+    """One change of the code, and the tests that may kill it."""
 
     name: str
-    """What is wrong afterwards."""
+    """The fault that it introduces."""
     area: str
     file: str
     old: str
     """Text that stands once in the file."""
     new: str
     tests: tuple[str, ...]
-    """Files below `tests/`, or the root, the likeliest first."""
+    """Files below `tests/`, or below the root, the most likely first."""
 
 
 MUTATIONS = (
@@ -84,7 +84,7 @@ MUTATIONS = (
         ENGINE,
     ),
     Mutation(
-        "what the guard knows is lost at an interruption", "checkpoints",
+        "the guard's loss statistics are lost at an interruption", "checkpoints",
         "smt/engine/training_state.py",
         'self.loss_statistics = LossStatistics.of(facts["trend"])',
         "self.loss_statistics = LossStatistics()",
@@ -135,12 +135,12 @@ MUTATIONS = (
         ("unit/engine/test_optim.py",),
     ),
     Mutation(
-        "the signal before a time limit ends a training", "engine", "smt/engine/preempt.py",
+        "the signal before a time limit kills a training", "engine", "smt/engine/preempt.py",
         "signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)", "signal.SIGINT, signal.SIGUSR1)",
         TASKS[::-1],
     ),
     Mutation(
-        "a training that was told to stop ends as one that is done", "engine",
+        "a stopped training exits as a finished one", "engine",
         "smt/commands/train.py",
         "        sys.exit(EXIT_RESUME)\n", "        sys.exit(0)\n",
         TASKS,
@@ -158,13 +158,13 @@ MUTATIONS = (
         ("unit/tasks/test_start.py", *TASKS, "integration/tasks/test_downstream.py"),
     ),
     Mutation(
-        "a detector starts from nothing", "engine", "smt/tasks/downstream.py",
+        "a detector starts from random weights", "engine", "smt/tasks/downstream.py",
         "            start_from_classifier(trunk, layout.weights(parent))\n",
         "            pass\n",
         ("unit/tasks/test_start.py", "integration/tasks/test_downstream.py"),
     ),
     Mutation(
-        "fine-tuning starts from nothing", "engine", "smt/tasks/classify.py",
+        "fine-tuning starts from random weights", "engine", "smt/tasks/classify.py",
         "            weights.load_state(model, state, source)\n", "",
         ("unit/tasks/test_start.py", *TASKS),
     ),
@@ -204,13 +204,13 @@ MUTATIONS = (
     ),
     # --- data ------------------------------------------------------------------------------------
     Mutation(
-        "an image is augmented alike in every epoch", "data", "smt/data/classification.py",
+        "an image's augmentation is the same in every epoch", "data", "smt/data/classification.py",
         'reseed(self._seed, "augment", micro_batch.epoch, index)',
         'reseed(self._seed, "augment", index)',
         (*DATA, "unit/data/transforms/test_classification.py"),
     ),
     Mutation(
-        "a scene is augmented alike in every epoch", "data", "smt/data/loader.py",
+        "a scene's augmentation is the same in every epoch", "data", "smt/data/loader.py",
         'reseed(self._seed, "augment", epoch, step, number, place)',
         'reseed(self._seed, "augment", step, number, place)',
         ("unit/data/test_segmentation.py", "integration/tasks/test_downstream.py"),
@@ -294,7 +294,7 @@ MUTATIONS = (
         PROVENANCE,
     ),
     Mutation(
-        "a run on several GPUs costs as one", "provenance", "smt/runs/record.py",
+        "GPU time of a run on several GPUs counts one GPU", "provenance", "smt/runs/record.py",
         "return self.world_size if", "return 1 if",
         PROVENANCE,
     ),
@@ -320,7 +320,7 @@ MUTATIONS = (
         ("unit/tracking/test_client.py", *SYNC),
     ),
     Mutation(
-        "what a training writes last is not sent", "sender", "smt/tracking/sender.py",
+        "the last records of a training are not sent", "sender", "smt/tracking/sender.py",
         "            is_alive = _sleep(pause, process)\n",
         "            if not _sleep(pause, process):\n                return\n",
         SENDER,
@@ -361,7 +361,7 @@ MUTATIONS = (
         REPORT,
     ),
     Mutation(
-        "an interval leaves out that what is reported has chance of its own", "report",
+        "an interval leaves out the variance of the reported value", "report",
         "smt/report/spread.py",
         "math.sqrt(1 + 1 / n)", "math.sqrt(1 / n)",
         ("unit/report/test_spread.py", *REPORT),
@@ -393,7 +393,7 @@ MUTATIONS = (
         TRAJECTORY,
     ),
     Mutation(
-        "a bar in a text breaks a table of Markdown", "report", "smt/report/render.py",
+        "a | in a text breaks a Markdown table", "report", "smt/report/render.py",
         r"([\\`*\[\]<>|#~]|", r"([\\`*\[\]<>#~]|",
         REPORT,
     ),
@@ -426,12 +426,12 @@ MUTATIONS = (
         STATUS,
     ),
     Mutation(
-        "a job asks for more time than its partition gives", "plan", "smt/cluster/cost.py",
+        "a job requests more time than its partition allows", "plan", "smt/cluster/cost.py",
         "return min(wanted, int(60 * cluster.wall_hours))", "return wanted",
         PLAN,
     ),
     Mutation(
-        "the longest chain holds what is done", "plan", "smt/cluster/budget.py",
+        "the longest chain of the plan counts finished runs", "plan", "smt/cluster/budget.py",
         "while current not in self._done:", "while True:",
         PLAN,
     ),
@@ -454,11 +454,11 @@ MUTATIONS = (
     ),
     Mutation(
         "a new title trains a run again", "fingerprint", "smt/config/fingerprint.py",
-        '{"title", "drop_path", "deterministic"}', '{"drop_path", "deterministic"}',
+        '{"title", "drop_path", "deterministic", ', '{"drop_path", "deterministic", ',
         PARAMS[1:],
     ),
     Mutation(
-        "what an overlay says of one key drops its neighbours", "params", "smt/config/load.py",
+        "an overlay of one key drops its siblings", "params", "smt/config/load.py",
         "return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}",
         "return {**base, **over}",
         PARAMS,
@@ -482,7 +482,7 @@ MUTATIONS = (
         EXECUTOR,
     ),
     Mutation(
-        "a job that makes a part of what is wanted will do", "executor", f"{CODE}/registry.py",
+        "a job with a part of the outputs is taken over", "executor", f"{CODE}/registry.py",
         "return set(contents) <= set(self.contents)",
         "return bool(set(contents) & set(self.contents))",
         EXECUTOR,
@@ -505,7 +505,7 @@ MUTATIONS = (
         EXECUTOR[2:],
     ),
     Mutation(
-        "the words of an attempt that failed before are shown", "executor",
+        "the output of an earlier failed attempt is shown", "executor",
         f"{CODE}/diagnosis.py",
         "attempt = lines[starts[-1] :]", "attempt = lines[starts[0] :]",
         (f"{PLUGIN}/tests/unit/test_diagnosis.py", *EXECUTOR[1:]),
@@ -536,12 +536,12 @@ MUTATIONS = (
     ),
     # --- proof -----------------------------------------------------------------------------------
     Mutation(
-        "a proof bears steps that were lost", "proof", "smt/proof/record.py",
+        "a proof passes with lost steps", "proof", "smt/proof/record.py",
         " and self.steps_lost_when_told == 0", "",
         PROOF,
     ),
     Mutation(
-        "equal numbers stand for equal weights", "proof", "smt/proof/run.py",
+        "equal metrics count as equal weights", "proof", "smt/proof/run.py",
         "weights[0] == weights[1] and equal_numbers", "weights[0] == weights[1] or equal_numbers",
         PROOF,
     ),
@@ -574,7 +574,7 @@ MUTATIONS = (
     ),
     # --- detection -------------------------------------------------------------------------------
     Mutation(
-        "the first class teaches nothing", "detection", "smt/detection/losses.py",
+        "the first class has no loss", "detection", "smt/detection/losses.py",
         "torch.where(labels >= 0, losses, 0)", "torch.where(labels > 0, losses, 0)",
         DETECTION,
     ),
@@ -584,13 +584,13 @@ MUTATIONS = (
         DETECTION[2:],
     ),
     Mutation(
-        "an object that nothing touches takes every anchor", "detection",
+        "an object that overlaps no anchor takes every anchor", "detection",
         "smt/detection/matching.py",
         " & (best > 0)", "",
         DETECTION[1:],
     ),
     Mutation(
-        "background does not fill what positives leave", "detection", "smt/detection/matching.py",
+        "background samples do not fill the batch", "detection", "smt/detection/matching.py",
         "sampling.boxes - len(positive)", "int(sampling.boxes * (1 - sampling.positive))",
         DETECTION[1:],
     ),
@@ -600,7 +600,7 @@ MUTATIONS = (
         DETECTION[3:],
     ),
     Mutation(
-        "boxes are brought back to the file by one ratio", "detection",
+        "boxes are scaled back by one ratio for both axes", "detection",
         "smt/evaluation/predictions.py",
         "y, x = size[0] / input_size[0], size[1] / input_size[1]", "y = x = size[1] / "
         "input_size[1]",
@@ -614,14 +614,14 @@ MUTATIONS = (
         DETECTION[8:],
     ),
     Mutation(
-        "images in which nothing was found are not evaluated", "detection",
+        "images without detections are not evaluated", "detection",
         "smt/evaluation/coco.py",
         "for id_ in (valid_ids if image_ids is None else image_ids)]",
         "for id_ in (set(ids) if image_ids is None else image_ids)]",
         DETECTION[9:],
     ),
     Mutation(
-        "the loss of boxes is over those that find objects", "detection",
+        "the box loss is averaged over positives alone", "detection",
         "smt/detection/roi_heads.py",
         "distance * spec.loss_weight / count", "distance * spec.loss_weight / max(len(rows), 1)",
         DETECTION[4:],
@@ -633,24 +633,25 @@ MUTATIONS = (
         DETECTION[6:],
     ),
     Mutation(
-        "queries see where the objects are", "detection", "smt/detection/denoising.py",
+        "matching queries attend to denoising queries", "detection", "smt/detection/denoising.py",
         "(group[:, None] != group) & (group < denoising.groups)",
         "(group[:, None] != group) & (group[:, None] < denoising.groups)",
         DETECTION[7:],
     ),
     # --- segmentation and models -----------------------------------------------------------------
     Mutation(
-        "classes that are nowhere count as 0", "segmentation", "smt/evaluation/semantic.py",
+        "absent classes count as an IoU of 0", "segmentation", "smt/evaluation/semantic.py",
         "defined = values[~np.isnan(values)]", "defined = np.nan_to_num(values)",
         SEGMENTATION,
     ),
     Mutation(
-        "pixels without a class weigh nothing", "segmentation", "smt/segmentation/upernet.py",
+        "unlabelled pixels are left out of the mean loss", "segmentation",
+        "smt/segmentation/upernet.py",
         'ignore_index=NO_CLASS, reduction="none").mean()', "ignore_index=NO_CLASS)",
         SEGMENTATION[::-1],
     ),
     Mutation(
-        "what is seen in a mirror is not turned back", "segmentation",
+        "probabilities of the mirrored image are not mirrored back", "segmentation",
         "smt/segmentation/inference.py",
         "probabilities(model, inputs.flip(-1), size).flip(-1)",
         "probabilities(model, inputs.flip(-1), size)",

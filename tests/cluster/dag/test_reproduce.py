@@ -1,7 +1,7 @@
 """The DAG on a SLURM, with trainings preempted and the driver killed meanwhile.
 
-Trainings wait at a step, so that each of these meets them there. What they become is compared with
-what the same project became on this machine.
+Trainings are paused at a step for these events. Their outputs are compared with those of the same
+project on this machine.
 """
 
 import csv
@@ -27,7 +27,7 @@ from tests.helpers.finished_project import (
 )
 from tests.helpers.versioned import SCALE, Versioned
 
-HELD_AT = 5
+PAUSE_STEP = 5
 HOLD = '''\
 """Each training waits after five steps while a file of its name is in the folder HELD."""
 
@@ -75,7 +75,7 @@ sys.meta_path.insert(0, Finder)
 '''
 
 
-class Rehearsal(Versioned):
+class PausableProject(Versioned):
     """A project on SLURM whose trainings can be held at a step."""
 
     def __init__(self, folder, experiments, cluster):
@@ -131,13 +131,13 @@ class Rehearsal(Versioned):
 
     def _await(self, condition, driver):
         def is_met():
-            assert driver.poll() is None, self.said()
+            assert driver.poll() is None, self.errors()
             return condition()
 
-        wait_for(is_met, self.said, every=0.2)
+        wait_for(is_met, self.errors, every=0.2)
 
-    def said(self):
-        """Return what of the driver's log, and of trainings' records, tells why jobs failed."""
+    def errors(self):
+        """Return the errors in the driver's log and in the trainings' failure records."""
         lines = [
             line
             for line in self.log.read_text().splitlines()
@@ -154,20 +154,20 @@ class Rehearsal(Versioned):
         return [line.split(maxsplit=1) for line in lines]
 
     def _requeues(self, job):
-        shown = self.cluster.run("scontrol", "show", "job", job).stdout
-        return int(re.search(r"Restarts=(\d+)", shown)[1])
+        description = self.cluster.run("scontrol", "show", "job", job).stdout
+        return int(re.search(r"Restarts=(\d+)", description)[1])
 
     def submitted(self):
         """Return the name of each job of this project that SLURM has been given, by number."""
-        done = self.cluster.run(
+        listing = self.cluster.run(
             "sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-2hours",
             "--format=JobID,JobName,WorkDir",
         )  # fmt: skip
-        rows = [line.split("|") for line in done.stdout.splitlines()]
+        rows = [line.split("|") for line in listing.stdout.splitlines()]
         return {job: name for job, name, folder in rows if folder == str(self.folder)}
 
 
-def rehearse(project, targets, first, later):
+def preempt_and_restart(project, targets, first, later):
     """Make targets on SLURM; return the jobs before the driver was killed, and after all of it.
 
     Experiments `first` are preempted together; the driver is killed while `later` trains.
@@ -183,23 +183,23 @@ def rehearse(project, targets, first, later):
     before = project.submitted()
     project.let_go(later)
     driver = project.drive(*targets)
-    assert driver.wait(600) == 0, project.said()
+    assert driver.wait(600) == 0, project.errors()
     return before, project.submitted()
 
 
-def is_taken_over(project, before, after):
-    """Assert that the second driver went on with the first one's jobs and gave SLURM none twice."""
+def assert_jobs_adopted(project, before, after):
+    """Assert that the second driver adopted the jobs of the first and submitted none twice."""
     assert "taken over from an earlier start" in project.log.read_text()
     names = list(after.values())
     assert len(names) == len(set(names)), sorted(names)
     assert set(before) <= set(after)
 
 
-def has_nothing_to_do(project, targets):
+def assert_nothing_to_do(project, targets):
     driver = project.drive(*targets)
     assert driver.wait(600) == 0 and "Nothing to be done" in project.log.read_text()
-    kept = [each.name for each in (project.folder / ".snakemake/submitit").rglob("*")]
-    assert sorted(kept) == ["driver", "jobs"]
+    names = [path.name for path in (project.folder / ".snakemake/submitit").rglob("*")]
+    assert sorted(names) == ["driver", "jobs"]
 
 
 def files_of_runs(project, name):
@@ -207,41 +207,41 @@ def files_of_runs(project, name):
     return {path.relative_to(runs): path for path in runs.glob(f"*/seed*/{name}")}
 
 
-def test_preempted_and_driven_anew_three_runs_have_the_weights_of_undisturbed_ones(
+def test_preempted_runs_and_a_restarted_driver_give_undisturbed_weights(
     finished, cluster, tmp_path
 ):
-    # The first gives the second what the scale says of it.
-    project = Rehearsal(tmp_path / "project", (T, ABLATION, CHILD), cluster)
+    # The first experiment is the base of the second in params.
+    project = PausableProject(tmp_path / "project", (T, ABLATION, CHILD), cluster)
     (project.folder / "data").symlink_to(finished.folder / "data")
     shutil.copytree(finished.folder / RESULTS / "data", project.folder / RESULTS / "data")
     names = (PARENT, ABLATION, CHILD)
     targets = [f"{RESULTS}/runs/{name}/seed0/metrics.json" for name in names]
-    before, after = rehearse(project, targets, (PARENT, ABLATION), CHILD)
-    is_taken_over(project, before, after)
-    has_nothing_to_do(project, targets)
+    before, after = preempt_and_restart(project, targets, (PARENT, ABLATION), CHILD)
+    assert_jobs_adopted(project, before, after)
+    assert_nothing_to_do(project, targets)
     weights = files_of_runs(project, "model.safetensors")
     assert len(weights) == len(names)
-    theirs = files_of_runs(finished, "model.safetensors")
+    expected = files_of_runs(finished, "model.safetensors")
     for name, path in weights.items():
-        assert path.read_bytes() == theirs[name].read_bytes(), name
+        assert path.read_bytes() == expected[name].read_bytes(), name
     for name in (PARENT, ABLATION):
-        known = json.loads((work_dir(project, name) / "provenance.json").read_text())
-        assert known["attempts"][-1]["resumed_at_step"] >= HELD_AT, name
+        record = json.loads((work_dir(project, name) / "provenance.json").read_text())
+        assert record["attempts"][-1]["resumed_at_step"] >= PAUSE_STEP, name
 
 
 @pytest.mark.slow
-def test_all_of_it_is_the_same_on_a_cluster(finished, cluster, tmp_path):
+def test_every_output_is_the_same_on_a_cluster(finished, cluster, tmp_path):
     """Runs of every kind, tables and pictures, from nothing."""
-    project = Rehearsal(tmp_path / "project", (*CLASSIFIERS, *DOWNSTREAM), cluster)
-    before, after = rehearse(project, ("all",), (PARENT, ABLATION), CHILD)
-    is_taken_over(project, before, after)
-    has_nothing_to_do(project, ("all",))
+    project = PausableProject(tmp_path / "project", (*CLASSIFIERS, *DOWNSTREAM), cluster)
+    before, after = preempt_and_restart(project, ("all",), (PARENT, ABLATION), CHILD)
+    assert_jobs_adopted(project, before, after)
+    assert_nothing_to_do(project, ("all",))
     for name, count in (("model.safetensors", len(RUNS)), ("samples.jpg", len(DOWNSTREAM))):
-        ours, theirs = (files_of_runs(each, name) for each in (project, finished))
+        ours, theirs = (files_of_runs(copy, name) for copy in (project, finished))
         assert len(ours) == count and ours.keys() == theirs.keys()
         for key in ours:
             assert ours[key].read_bytes() == theirs[key].read_bytes(), key
-    ours, theirs = (each.folder / RESULTS / "tables" for each in (project, finished))
+    ours, theirs = (copy.folder / RESULTS / "tables" for copy in (project, finished))
     tables = sorted(path.name for path in theirs.glob("*.csv"))
     assert tables == sorted(path.name for path in ours.glob("*.csv"))
     for table in tables:

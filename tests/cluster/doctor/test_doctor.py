@@ -1,4 +1,4 @@
-"""`smt doctor` on a cluster: what it says where all is well, and where something really is not."""
+"""`smt doctor` on a real SLURM: a working cluster, and one real fault in each test."""
 
 import getpass
 import re
@@ -23,13 +23,13 @@ def project(tmp_path_factory):
     return project
 
 
-def rehearsal(project, cluster, *arguments, **options):
-    """Run it for the demo's launch, which this cluster can take."""
+def doctor_for_demo(project, cluster, *arguments, **options):
+    """Run `smt doctor` for the demo, whose jobs fit this cluster."""
     return doctor(project, "--scale", "demo", *arguments, cluster=cluster, **options)
 
 
-def test_before_a_rehearsal_on_a_cluster_all_is_well(project, cluster):
-    report = rehearsal(project, cluster)
+def test_a_working_cluster_is_ready(project, cluster):
+    report = doctor_for_demo(project, cluster)
     assert (report.code, report.stderr, report.errors) == (0, "", set())
     assert report.of("slurm")[1].endswith("cluster playground: the controller answers")
     assert report.of("partition") == ("ok", "gpu (the cluster's default): up, 2 nodes")
@@ -57,10 +57,10 @@ def test_before_a_rehearsal_on_a_cluster_all_is_well(project, cluster):
         ([], {"SMT_PARTITION": "gpuu"}, "slurm_partition in workflow/profiles/slurm/config.yaml"),
     ],
 )
-def test_a_wrong_partition_is_named_with_who_chose_it(
+def test_a_wrong_partition_is_named_with_its_source(
     project, cluster, arguments, environment, source
 ):
-    report = rehearsal(project, cluster, *arguments, **environment)
+    report = doctor_for_demo(project, cluster, *arguments, **environment)
     assert (report.code, report.errors) == (2, {"partition"})
     assert report.of("partition")[1].startswith(
         f"gpuu ({source}): the cluster has none of this name; did you mean gpu?"
@@ -69,10 +69,10 @@ def test_a_wrong_partition_is_named_with_who_chose_it(
     assert report.verdict == "not ready: 1 error, 0 warnings"
 
 
-def test_a_partition_that_is_down(project, cluster):
+def test_a_partition_that_is_down_is_an_error(project, cluster):
     cluster.run("scontrol", "update", "partitionname=cancel", "state=down")
     try:
-        report = rehearsal(project, cluster, "--partition", "cancel")
+        report = doctor_for_demo(project, cluster, "--partition", "cancel")
     finally:
         cluster.run("scontrol", "update", "partitionname=cancel", "state=up")
     assert report.of("partition")[0] == "error"
@@ -86,43 +86,41 @@ def test_a_partition_that_is_down(project, cluster):
         ([], {"SMT_ACCOUNT": "reserch"}, "slurm_account in workflow/profiles/slurm/config.yaml"),
     ],
 )
-def test_a_wrong_account_is_named_with_who_chose_it(
-    project, cluster, arguments, environment, source
-):
-    report = rehearsal(project, cluster, *arguments, **environment)
+def test_a_wrong_account_is_named_with_its_source(project, cluster, arguments, environment, source):
+    report = doctor_for_demo(project, cluster, *arguments, **environment)
     assert (report.code, report.errors) == (2, {"account"})
     assert report.of("account")[1].startswith(
         f"reserch ({source}): not one of this user's; did you mean research?"
     )
 
 
-def test_options_in_the_environment_are_not_what_jobs_get(project, cluster):
-    """The executor keeps them from sbatch: they would go before what a rule asks for."""
+def test_sbatch_variables_in_the_environment_are_ignored(project, cluster):
+    """The executor removes them for sbatch: they would override the resources of a rule."""
     environment = {"SBATCH_PARTITION": "gpuu", "SBATCH_ACCOUNT": "reserch", "SQUEUE_USERS": "none"}
-    report = rehearsal(project, cluster, "--no-job", **environment)
+    report = doctor_for_demo(project, cluster, "--no-job", **environment)
     assert (report.code, report.errors) == (0, set())
 
 
-def test_the_right_account_is_taken(project, cluster):
-    report = rehearsal(project, cluster, "--no-job", "--account", "research")
+def test_a_valid_account_passes(project, cluster):
+    report = doctor_for_demo(project, cluster, "--no-job", "--account", "research")
     assert report.of("account") == ("ok", "research (--account)")
 
 
 def test_more_gpus_than_a_node_has_are_refused(project, cluster):
-    """The paper's trainings ask for 8 of a node; these have 4."""
+    """The paper's trainings request 8 GPUs a node; these nodes have 4."""
     report = doctor(project, "--no-job", cluster=cluster)
-    refused = [text for level, name, text in report.found if (level, name) == ("error", "request")]
+    errors = [text for level, name, text in report.found if (level, name) == ("error", "request")]
     assert report.code == 2
-    assert refused[0].startswith("1 node with 8 GPUs")
-    assert "refused: allocation failure: Requested node configuration is not" in refused[0]
-    assert "params/cluster.yaml" in refused[0]
+    assert errors[0].startswith("1 node with 8 GPUs")
+    assert "refused: allocation failure: Requested node configuration is not" in errors[0]
+    assert "params/cluster.yaml" in errors[0]
 
 
-def test_a_time_limit_below_what_trainings_ask_for(project, cluster):
-    """SLURM itself takes such a job, and lets it wait for ever."""
+def test_a_partition_with_a_short_time_limit_is_an_error(project, cluster):
+    """SLURM itself accepts such a job and leaves it pending for ever."""
     cluster.run("scontrol", "update", "partitionname=gpu", "maxtime=12")
     try:
-        report = rehearsal(project, cluster, "--no-job")
+        report = doctor_for_demo(project, cluster, "--no-job")
     finally:
         cluster.run("scontrol", "update", "partitionname=gpu", "maxtime=unlimited")
     assert report.of("time limit") == (
@@ -140,76 +138,79 @@ def test_a_time_limit_below_what_trainings_ask_for(project, cluster):
         ("high", "jobs in high are not preempted"),
     ],
 )
-def test_what_preemption_does_in_each_partition(project, cluster, partition, text):
-    report = rehearsal(project, cluster, "--no-job", "--partition", partition)
+def test_the_preemption_of_each_partition_is_described(project, cluster, partition, text):
+    report = doctor_for_demo(project, cluster, "--no-job", "--partition", partition)
     assert report.of("preemption") == ("ok", text)
 
 
-def test_a_limit_on_jobs_below_what_snakemake_submits(project, cluster):
+def test_a_limit_below_the_jobs_of_snakemake_is_a_warning(project, cluster):
     limit = ["sacctmgr", "-i", "modify", "user", getpass.getuser(), "set"]
     cluster.run(*limit, "maxsubmitjobs=7")
     try:
-        report = rehearsal(project, cluster, "--no-job")
+        report = doctor_for_demo(project, cluster, "--no-job")
     finally:
         cluster.run(*limit, "maxsubmitjobs=-1")
-    level, _, text = next(found for found in report.found if found[1] == "job limits")
+    level, _, text = next(check for check in report.found if check[1] == "job limits")
     assert level == "warning"
     assert "allows 7 submitted jobs, and Snakemake may submit 100; set jobs: 7" in text
 
 
-def test_a_results_folder_that_only_this_machine_has(project, cluster, tmp_path):
-    """A file system that is mounted for smt alone, as a disk of the login node's own."""
-    own = tmp_path / "own"
-    own.mkdir()
-    mount = f'mount -t tmpfs tmpfs {own} && exec "$@"'
+def test_a_results_folder_on_a_local_disk_is_an_error(project, cluster, tmp_path):
+    """A file system in smt's own mount namespace, like a local disk of the login node."""
+    mount_point = tmp_path / "own"
+    mount_point.mkdir()
+    mount = f'mount -t tmpfs tmpfs {mount_point} && exec "$@"'
     private = ["unshare", "--mount", "sh", "-c", mount, "sh"]
     if subprocess.run([*private, "true"], capture_output=True).returncode:
         pytest.skip("mounting a file system needs root")
-    report = rehearsal(project, cluster, prefix=private, SMT_RESULTS=str(own))
+    report = doctor_for_demo(project, cluster, prefix=private, SMT_RESULTS=str(mount_point))
     assert (report.code, report.errors) == (2, {"folder"})
     text = report.of("folder")[1]
-    assert re.match(rf"n[12] cannot see and write {own} as this machine does \(job \d+, ", text)
+    assert re.match(
+        rf"n[12] cannot see and write {mount_point} as this machine does \(job \d+, ", text
+    )
     assert text.endswith("give a folder that is on a shared disk: SMT_RESULTS")
 
 
-def test_other_code_on_the_node_than_here(project, cluster, tmp_path):
-    """Here smt is a changed copy, which the job, without this environment, does not get."""
+def test_different_code_on_the_node_is_an_error(project, cluster, tmp_path):
+    """smt is a changed copy on this machine; the job has no PYTHONPATH to it."""
     shutil.copytree(ROOT / "smt", tmp_path / "smt")
     with (tmp_path / "smt" / "engine" / "optim.py").open("a") as file:
         file.write("\nCHANGED = 1\n")
     environment = {"PYTHONPATH": str(tmp_path), "SMT_SBATCH": "--export=NONE"}
-    report = rehearsal(project, cluster, **environment)
+    report = doctor_for_demo(project, cluster, **environment)
     level, text = report.of("environment")
     assert (report.code, level) == (2, "error")
     assert f"n1 differs: smt 0.1.0 in {ROOT}/smt there, 0.1.0 in {tmp_path}/smt here" in text
     assert "smt/engine/optim.py has changed" in text
 
 
-def test_a_python_that_only_this_machine_has(project, cluster, tmp_path):
-    own = tmp_path / "own"
-    own.mkdir()
-    link = f"mount -t tmpfs tmpfs {own} && ln -s {sys.executable} {own}/python && exec "
+def test_a_python_on_a_local_disk_is_an_error(project, cluster, tmp_path):
+    mount_point = tmp_path / "own"
+    mount_point.mkdir()
+    mount = f"mount -t tmpfs tmpfs {mount_point}"
+    link = f"{mount} && ln -s {sys.executable} {mount_point}/python && exec "
     private = ["unshare", "--mount", "sh", "-c"]
-    if subprocess.run([*private, f"mount -t tmpfs tmpfs {own}"], capture_output=True).returncode:
+    if subprocess.run([*private, mount], capture_output=True).returncode:
         pytest.skip("mounting a file system needs root")
     program = "import sys; sys.executable = sys.argv.pop(1); from smt.cli import main; main()"
-    command = f"{sys.executable} -c '{program}' {own}/python doctor --scale demo"
-    done = subprocess.run(
+    command = f"{sys.executable} -c '{program}' {mount_point}/python doctor --scale demo"
+    result = subprocess.run(
         [*private, f"{link} {command}"],
         cwd=project.folder, env=cluster.environment(), capture_output=True, text=True,
     )  # fmt: skip
-    report = Report(done)
+    report = Report(result)
     assert (report.code, report.errors) == (2, {"environment"})
-    assert f"n1 cannot run {own}/python -m smt: " in report.of("environment")[1]
+    assert f"n1 cannot run {mount_point}/python -m smt: " in report.of("environment")[1]
     assert "not found" in report.of("environment")[1]
 
 
-def test_a_job_that_waits_too_long_is_cancelled_and_said(project, cluster, tmp_path):
+def test_a_job_that_waits_too_long_is_cancelled_with_a_warning(project, cluster, tmp_path):
     hold = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
     cluster.run(*hold, "--wrap=sleep 600")
     wait_for(lambda: "R" in cluster.run("squeue", "-h", "-o", "%t").stdout)
     try:
-        report = rehearsal(project, cluster, "--wait", "2")
+        report = doctor_for_demo(project, cluster, "--wait", "2")
     finally:
         waiting = cluster.run("squeue", "-h", "--name=smt-doctor").stdout
         cluster.cancel_all()
@@ -220,20 +221,20 @@ def test_a_job_that_waits_too_long_is_cancelled_and_said(project, cluster, tmp_p
     assert waiting == ""
 
 
-def test_a_cluster_that_keeps_the_signal_to_save_to_itself_then_none(
+def test_no_signal_on_preemption_is_a_warning_and_no_cluster_an_error(
     project, cluster, tmp_path_factory
 ):
-    """`cluster` is not used; it says that SLURM is installed."""
+    """The fixture `cluster` skips the test where SLURM is not installed."""
     settings = Settings(accounting=False, signal_on_preemption=False)
     with Cluster(tmp_path_factory.mktemp("other"), settings, tied=True) as other:
-        report = rehearsal(project, other, "--no-job", "--partition", "grace")
+        report = doctor_for_demo(project, other, "--no-job", "--partition", "grace")
     level, text = report.of("preemption")
     assert level == "warning"
     assert "ask who runs it for SlurmctldParameters=preempt_send_user_signal" in text
     assert "may cost 1 minutes (checkpoint_minutes" in text
     assert report.of("account")[0] == "warning"  # without accounting
     assert report.code == 0
-    gone = rehearsal(project, other)
-    assert (gone.code, gone.errors) == (2, {"slurm"})
-    assert "the controller does not answer" in gone.of("slurm")[1]
-    assert "data" in gone.subjects and "partition" not in gone.subjects
+    stopped_report = doctor_for_demo(project, other)
+    assert (stopped_report.code, stopped_report.errors) == (2, {"slurm"})
+    assert "the controller does not answer" in stopped_report.of("slurm")[1]
+    assert "data" in stopped_report.subjects and "partition" not in stopped_report.subjects

@@ -49,16 +49,16 @@ def trained(project, gpus, cluster, tmp_path_factory):
     """The same run on two nodes, by the DAG, and on one rank."""
     one = project.copy(tmp_path_factory.mktemp("one") / "project")
     set_gpus(project, *gpus)
-    done = project.module(
+    result = project.module(
         "snakemake", "--profile", "slurm", f"{RUN}/metrics.json", "--config", "scale=demo",
         "--submitit-keep-logs", "all", **cluster.environment(),
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     smt(one.folder, "train", RUN_OF_DEMO, "--scale", "demo")
     return project.folder, one.folder
 
 
-def test_ranks_on_two_nodes_train_as_one_does(trained):
+def test_ranks_on_two_nodes_give_the_weights_of_one_rank(trained):
     records = [json.loads((folder / RUN / "metrics.json").read_text()) for folder in trained]
     assert records[0]["fingerprint"] == records[1]["fingerprint"]
     top1 = [record["metrics"]["top1"] for record in records]
@@ -71,7 +71,7 @@ def test_ranks_on_two_nodes_train_as_one_does(trained):
     assert statistics.median(apart) < 1e-3
 
 
-def test_they_were_one_job_of_two_nodes(trained, gpus):
+def test_the_ranks_were_one_job_of_two_nodes(trained, gpus):
     (provenance,) = (trained[0] / RUN).glob("work-*/provenance.json")
     (attempt,) = json.loads(provenance.read_text())["attempts"]
     assert attempt["environment"]["world_size"] == gpus[0]

@@ -1,4 +1,4 @@
-"""The DAG, asked through the real Snakemake: what it would run, and after which edits."""
+"""The DAG by dry runs of the real Snakemake: what it would run, and after which edits."""
 
 import json
 import shutil
@@ -23,14 +23,14 @@ PAPER = ("--config", "scale=paper")
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory):
+def fresh_clone(tmp_path_factory):
     """A fresh clone: no data, no results. For tests that change nothing in it."""
     return ProjectCopy(tmp_path_factory.mktemp("bare") / "project")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, demo_data):
-    """A project whose demo has been made. For tests to copy."""
+    """A project with all outputs of the demo. For tests to copy."""
     project = ProjectCopy(tmp_path_factory.mktemp("finished") / "project")
     (project.folder / "data").symlink_to(demo_data / "data")
     shutil.copytree(demo_data / "results", project.folder / "results")
@@ -39,16 +39,16 @@ def finished(tmp_path_factory, demo_data):
 
 
 @pytest.fixture
-def done(finished, tmp_path):
+def finished_copy(finished, tmp_path):
     return finished.copy(tmp_path / "project")
 
 
-# --- what there is to do -----------------------------------------------------------------------
+# --- targets -----------------------------------------------------------------------------------
 
 
-def test_paper_scale_shows_every_run_with_every_seed_and_needs_no_data(bare):
-    project = load_project(bare.folder / "params", "paper")
-    plan = bare.plan("all", *PAPER)
+def test_paper_scale_plans_every_run_without_data(fresh_clone):
+    project = load_project(fresh_clone.folder / "params", "paper")
+    plan = fresh_clone.plan("all", *PAPER)
     assert set(plan.trainings) == {(run.experiment, run.seed) for run in project.runs}
     assert len(plan.trainings) == 62
     assert {f"results/paper/runs/{run.experiment}/seed{run.seed}/evaluation.json"
@@ -59,12 +59,12 @@ def test_paper_scale_shows_every_run_with_every_seed_and_needs_no_data(bare):
         for run in project.runs
         if project.experiments[run.experiment].head is not None
     }
-    assert not (bare.folder / "results").exists()
+    assert not (fresh_clone.folder / "results").exists()
 
 
-def test_each_group_of_experiments_is_trained_by_its_own_rule(bare):
-    project = load_project(bare.folder / "params", "demo")
-    assert {name: rule for (name, _), rule in bare.plan("all").trainings.items()} == {
+def test_each_group_of_experiments_is_trained_by_its_own_rule(fresh_clone):
+    project = load_project(fresh_clone.folder / "params", "demo")
+    assert {name: rule for (name, _), rule in fresh_clone.plan("all").trainings.items()} == {
         name: experiment.group for name, experiment in project.experiments.items()
     }
 
@@ -84,20 +84,24 @@ def test_each_group_of_experiments_is_trained_by_its_own_rule(bare):
         ("results/demo/tables/drift.html", set()),
     ],
 )
-def test_a_target_trains_what_it_needs_and_nothing_else(bare, target, trained):
-    assert bare.plan(target).experiments == trained
+def test_a_target_trains_what_it_needs_and_nothing_else(fresh_clone, target, trained):
+    assert fresh_clone.plan(target).experiments == trained
 
 
-def test_detection_is_every_detector_and_what_they_start_from(bare):
-    project = load_project(bare.folder / "params", "demo")
-    detectors = {name for name, each in project.experiments.items() if each.task == "detect"}
-    plan = bare.plan("detection")
+def test_detection_is_every_detector_and_what_they_start_from(fresh_clone):
+    project = load_project(fresh_clone.folder / "params", "demo")
+    detectors = {
+        name for name, experiment in project.experiments.items() if experiment.task == "detect"
+    }
+    plan = fresh_clone.plan("detection")
     assert len(detectors) == 9 and plan.experiments == STARTS | detectors
     assert "results/demo/sizes.json" not in plan.outputs
 
 
-def test_a_detector_is_evaluated_by_a_rule_that_keeps_pictures_and_a_classifier_by_another(bare):
-    plan = bare.plan(DETECTOR)
+def test_detectors_are_evaluated_by_a_rule_with_sample_sheets(
+    fresh_clone,
+):
+    plan = fresh_clone.plan(DETECTOR)
     assert {
         path.removeprefix("results/demo/runs/"): rule
         for path, rule in plan.pending.items()
@@ -106,31 +110,31 @@ def test_a_detector_is_evaluated_by_a_rule_that_keeps_pictures_and_a_classifier_
         f"{DETECTOR}/seed0/evaluation.json": "evaluate_downstream",
         f"{DETECTOR}/seed0/samples.jpg": "evaluate_downstream",
     }
-    assert set(bare.plan("imagenet1k_smt_base").pending.values()) >= {"pretrain", "evaluate"}
+    assert set(fresh_clone.plan("imagenet1k_smt_base").pending.values()) >= {"pretrain", "evaluate"}
 
 
-def test_rehearsals_are_asked_for_by_name_and_need_no_data(bare):
-    names = load_project(bare.folder / "params", "paper").order
-    pending = bare.plan("rehearse", *PAPER).pending
+def test_rehearsals_run_only_on_request_and_without_data(fresh_clone):
+    names = load_project(fresh_clone.folder / "params", "paper").order
+    pending = fresh_clone.plan("rehearse", *PAPER).pending
     folder = "results/paper/rehearsal"
     rehearsed = {path for path, rule in pending.items() if rule == "rehearsal"}
     assert rehearsed == {f"{folder}/{name}.json" for name in names}
     tables = {path for path, rule in pending.items() if rule == "rehearsal_table"}
     assert tables == {f"{folder}/rehearsal.{suffix}" for suffix in ("html", "md", "csv", "tex")}
     assert len(pending) == len(rehearsed) + len(tables)
-    assert not rehearsed & set(bare.plan("all", *PAPER).pending)
+    assert not rehearsed & set(fresh_clone.plan("all", *PAPER).pending)
 
 
 def test_a_rehearsal_is_made_again_when_its_params_change(tmp_path):
     project = ProjectCopy(tmp_path / "project")
     keep(project.folder / "params", ["imagenet1k_smt_tiny", "imagenet1k_smt_small"])
     smoke = ("--config", "scale=smoke")
-    done = project.snakemake("rehearse", *smoke)
-    assert done.returncode == 0, done.stderr
+    result = project.snakemake("rehearse", *smoke)
+    assert result.returncode == 0, result.stderr
     folder = project.folder / "results/smoke/rehearsal"
     assert (folder / "rehearsal.html").is_file()
-    kept = json.loads((folder / "imagenet1k_smt_tiny.json").read_text())
-    assert kept["rehearsals"][0]["training_bytes"] > 0
+    record = json.loads((folder / "imagenet1k_smt_tiny.json").read_text())
+    assert record["rehearsals"][0]["training_bytes"] > 0
     assert not project.plan("rehearse", *smoke).pending
     experiments = project.folder / "params" / "experiments.yaml"
     content = yaml.safe_load(experiments.read_text())
@@ -147,8 +151,8 @@ def test_a_rehearsal_is_made_again_when_its_params_change(tmp_path):
     ]
 
 
-def test_a_single_seed_of_any_scale_by_its_path(bare):
-    plan = bare.plan("results/paper/runs/imagenet1k_smt_small/seed2/metrics.json")
+def test_a_path_selects_one_seed_of_any_scale(fresh_clone):
+    plan = fresh_clone.plan("results/paper/runs/imagenet1k_smt_small/seed2/metrics.json")
     assert set(plan.trainings) == {("imagenet1k_smt_small", 2)}
     assert not any(output.startswith("results/demo") for output in plan.outputs)
 
@@ -156,7 +160,7 @@ def test_a_single_seed_of_any_scale_by_its_path(bare):
 def test_tables_depend_on_all_of_their_experiments(bare):
     plan = bare.plan("tables")
     assert "results/demo/tables/index.html" in plan.pending
-    assert plan.experiments == set(load_project(bare.folder / "params", "demo").experiments)
+    assert plan.experiments == set(load_project(fresh_clone.folder / "params", "demo").experiments)
 
 
 def test_tables_of_unfinished_runs_do_not_count_as_up_to_date(tmp_path):
@@ -165,8 +169,8 @@ def test_tables_of_unfinished_runs_do_not_count_as_up_to_date(tmp_path):
     assert project.plan("tables").tables >= {"imagenet1k", "imagenet22k", "ablation_heads"}
 
 
-def test_chosen_seeds_leave_the_others_out(bare):
-    plan = bare.plan("all", "--config", "scale=paper", "seeds=[0,2]")
+def test_seeds_in_the_configuration_select_runs(fresh_clone):
+    plan = fresh_clone.plan("all", "--config", "scale=paper", "seeds=[0,2]")
     assert {seed for _, seed in plan.trainings} == {0, 2}
     assert len(plan.trainings) == 16 * 2 + 3 + 11
 
@@ -174,24 +178,24 @@ def test_chosen_seeds_leave_the_others_out(bare):
 def test_among_all_tables_one_waits_for_the_seeds_of_its_intervals(monkeypatch):
     monkeypatch.setenv("SMT_PARAMS", str(ROOT / "params"))
     paper = dag.load("paper")
-    own = {
+    inputs = {
         f"results/paper/runs/imagenet1k_smt_{variant}/seed{seed}/{name}.json"
         for variant in ("tiny", "small", "base") for seed in (0, 1, 2)
         for name in ("metrics", "evaluation")
     } | {"results/paper/sync/imagenet1k.done"}  # fmt: skip
-    others = {
+    pooled = {
         f"results/paper/sync/ablation_{name}.done"
         for name in ("components", "heads", "stacking", "aggregation")
     }
-    assert set(paper.table_inputs("imagenet1k")) == own
-    assert set(paper.table_inputs("imagenet1k", among_all=True)) == own | others
-    # One seed each, no verdicts, or one seed chosen: nothing is pooled.
+    assert set(paper.table_inputs("imagenet1k")) == inputs
+    assert set(paper.table_inputs("imagenet1k", among_all=True)) == inputs | pooled
+    # One seed each, no verdicts, or one seed selected: no variance is pooled.
     for plan, table in ((paper, "coco_detectors"), (dag.load("demo"), "imagenet1k"),
                         (dag.load("paper", [0]), "imagenet1k")):  # fmt: skip
         assert plan.table_inputs(table, among_all=True) == plan.table_inputs(table)
 
 
-# --- what is made again ------------------------------------------------------------------------
+# --- what is out of date -----------------------------------------------------------------------
 
 
 def test_an_up_to_date_project_has_no_jobs(done):
@@ -220,8 +224,8 @@ def test_tables_with_intervals_come_last_and_are_remade_when_more_seeds_are_done
         assert set(plan.trainings) == {("ablation_heads_1", 1)}
         assert {"imagenet1k", "ablation_stacking"} <= plan.tables  # of one recipe
         assert not {"coco_detectors", "imagenet22k"} & plan.tables
-    alone = project.plan("results/demo/tables/imagenet1k.html")
-    assert alone.trainings == {} and alone.tables == {"imagenet1k"}
+    plan_of_table = project.plan("results/demo/tables/imagenet1k.html")
+    assert plan_of_table.trainings == {} and plan_of_table.tables == {"imagenet1k"}
 
 
 def test_a_change_of_titles_or_comments_trains_nothing(done):
@@ -232,9 +236,11 @@ def test_a_change_of_titles_or_comments_trains_nothing(done):
     assert done.plan("all").trainings == {}
 
 
-def test_a_learning_rate_trains_its_runs_and_their_children_again(done):
-    done.edit("recipes.yaml", "      lr: 1.25e-4\n", "      lr: 1.25e-4\n      eps: 1e-7\n")
-    plan = done.plan("all")
+def test_a_changed_learning_rate_trains_its_runs_and_their_children(finished_copy):
+    finished_copy.edit(
+        "recipes.yaml", "      lr: 1.25e-4\n", "      lr: 1.25e-4\n      eps: 1e-7\n"
+    )
+    plan = finished_copy.plan("all")
     assert plan.experiments == {LARGE, AT_224, AT_384}
     assert plan.tables == {"imagenet22k"}
     assert set(plan.pending.values()) == {
@@ -242,9 +248,9 @@ def test_a_learning_rate_trains_its_runs_and_their_children_again(done):
     }  # fmt: skip
 
 
-def test_a_head_trains_its_runs_again_and_no_classifier(done):
-    done.edit("heads.yaml", "    auxiliary_weight: 0.4\n", "    auxiliary_weight: 0.5\n")
-    plan = done.plan("all")
+def test_a_changed_head_trains_its_runs_and_no_classifier(finished_copy):
+    finished_copy.edit("heads.yaml", "    auxiliary_weight: 0.4\n", "    auxiliary_weight: 0.5\n")
+    plan = finished_copy.plan("all")
     assert plan.trainings == {
         ("ade20k_upernet_smt_small", 0): "segment",
         (SEGMENTER, 0): "segment",
@@ -258,86 +264,86 @@ def test_a_change_of_the_title_of_a_head_trains_nothing(done):
     assert done.plan("all").trainings == {}
 
 
-def test_a_child_alone_is_trained_again_when_its_own_recipe_changes(done):
-    done.edit("recipes.yaml", "      lr: 2e-5\n", "      lr: 2e-5\n      eps: 1e-7\n")
-    assert done.plan("all").experiments == {AT_384}
+def test_a_change_of_a_childs_recipe_trains_the_child_alone(finished_copy):
+    finished_copy.edit("recipes.yaml", "      lr: 2e-5\n", "      lr: 2e-5\n      eps: 1e-7\n")
+    assert finished_copy.plan("all").experiments == {AT_384}
 
 
-def test_other_data_train_everything_on_them_again(done):
-    manifest = done.folder / "results/demo/data/imagenet22k.json"
+def test_changed_data_train_their_runs_again(finished_copy):
+    manifest = finished_copy.folder / "results/demo/data/imagenet22k.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "digest": "0" * 64}))
-    assert done.plan("all").experiments == {LARGE, AT_224, AT_384}
+    assert finished_copy.plan("all").experiments == {LARGE, AT_224, AT_384}
 
 
-def test_the_same_data_in_another_place_train_nothing(done):
-    shutil.move(done.folder / "data", done.folder / "elsewhere")
-    done.edit("scales.yaml", "root: demo/imagenet1k\n", "root: moved/imagenet1k\n")
-    assert done.plan("all").pending == {}
+def test_moved_data_train_nothing(finished_copy):
+    shutil.move(finished_copy.folder / "data", finished_copy.folder / "elsewhere")
+    finished_copy.edit("scales.yaml", "root: demo/imagenet1k\n", "root: moved/imagenet1k\n")
+    assert finished_copy.plan("all").pending == {}
 
 
-def test_a_label_makes_its_table_again_and_trains_nothing(done):
+def test_a_changed_label_makes_its_table_again_and_trains_nothing(finished_copy):
     row = "{label: SMT-S, experiment: imagenet1k_smt_small}"
-    done.edit("tables.yaml", row, row.replace("SMT-S", "SMT small"))
-    plan = done.plan("all")
+    finished_copy.edit("tables.yaml", row, row.replace("SMT-S", "SMT small"))
+    plan = finished_copy.plan("all")
     assert (plan.tables, plan.trainings) == ({"imagenet1k"}, {})
     assert plan.pending["results/demo/report.html"] == "report_page"
 
 
-def test_a_new_experiment_trains_itself_alone(done):
-    done.edit(
+def test_a_new_experiment_trains_itself_alone(finished_copy):
+    finished_copy.edit(
         "experiments.yaml",
         "  ablation_heads_2:\n",
         "  ablation_paths:\n    base: ablation_heads_1\n    drop_path: 0.3\n  ablation_heads_2:\n",
     )
-    assert set(done.plan("all").trainings.items()) == {(("ablation_paths", 0), "ablation")}
+    assert set(finished_copy.plan("all").trainings.items()) == {(("ablation_paths", 0), "ablation")}
 
 
 def test_jobs_run_without_an_activated_environment(tmp_path):
     project = ProjectCopy(tmp_path / "project")
     target = "results/demo/data/class_map_imagenet22k_to_1k.json"
-    # Nor from a terminal: what a script starts in its background ignores Ctrl-C, and says so.
+    # A script's background processes ignore Ctrl-C, and a line states it.
     script = f"trap '' INT; exec {sys.executable} -m snakemake --cores 1 {target}"
-    done = project.run("/bin/sh", "-c", script, PATH="/usr/bin:/bin")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("smt: Ctrl-C (SIGINT) is ignored") == 1
+    result = project.run("/bin/sh", "-c", script, PATH="/usr/bin:/bin")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("smt: Ctrl-C (SIGINT) is ignored") == 1
     assert json.loads((project.folder / target).read_text())["rows"] == list(range(0, 100, 11))
     log = project.folder / "results/demo/logs/data/class_map_imagenet22k_to_1k.manifest.log"
     assert "10 rows from imagenet22k to imagenet1k" in log.read_text()
 
 
-# --- what is refused ---------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------
 
 
-def refusal(finished):
-    """Return the one line that `finished` says after `smt: error: `."""
-    lines = [line for line in finished.stderr.splitlines() if line.startswith("smt: error: ")]
-    assert finished.returncode != 0
-    assert len(lines) == 1 and "Traceback" not in finished.stderr, finished.stderr
+def error_line(result):
+    """Return the one line of stderr that begins with `smt: error: `."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("smt: error: ")]
+    assert result.returncode != 0
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
     return lines[0]
 
 
-def test_missing_data_are_named_before_the_first_job_starts(bare):
-    message = refusal(bare.snakemake("all", *PAPER))
+def test_missing_data_are_named_before_the_first_job_starts(fresh_clone):
+    message = error_line(fresh_clone.snakemake("all", *PAPER))
     for name in ("data/imagenet1k/train/", "data/imagenet1k/val/", "data/imagenet22k/train/",
                  "data/map22kto1k.txt", "SMT_DATA"):  # fmt: skip
         assert name in message
     assert "imagenet22k/val" not in message  # it has no validation split
-    assert not (bare.folder / "results").exists()
+    assert not (fresh_clone.folder / "results").exists()
 
 
-def test_data_that_were_deleted_since_their_manifest_are_named_with_the_command(done):
-    (done.folder / "data").unlink()
-    (done.folder / "results/demo/runs/ablation_heads_1/seed0/metrics.json").unlink()
-    message = refusal(done.snakemake("all"))
+def test_deleted_data_are_named_with_the_command_that_makes_them(finished_copy):
+    (finished_copy.folder / "data").unlink()
+    (finished_copy.folder / "results/demo/runs/ablation_heads_1/seed0/metrics.json").unlink()
+    message = error_line(finished_copy.snakemake("all"))
     assert "data/demo/imagenet1k/train/" in message
     assert "smt data make imagenet1k --scale demo" in message
 
 
-def test_params_are_checked_before_anything_runs(done):
+def test_params_are_checked_before_anything_runs(finished_copy):
     title = "SMT-S on ImageNet-1K\n    model: "
-    line = 1 + done.edit("experiments.yaml", f"{title}smt_small\n", f"{title}smt_smal\n")
-    message = refusal(done.snakemake("all"))
+    line = 1 + finished_copy.edit("experiments.yaml", f"{title}smt_small\n", f"{title}smt_smal\n")
+    message = error_line(finished_copy.snakemake("all"))
     assert f"params/experiments.yaml:{line}: " in message and "did you mean smt_small" in message
 
 
@@ -350,16 +356,16 @@ def test_params_are_checked_before_anything_runs(done):
         ("seeds=3", "not of type 'array'"),
     ],
 )
-def test_bad_configuration_is_one_line(bare, config, complaint):
-    assert complaint in refusal(bare.snakemake("--dry-run", "all", "--config", config))
+def test_bad_configuration_is_one_line(fresh_clone, config, complaint):
+    assert complaint in error_line(fresh_clone.snakemake("--dry-run", "all", "--config", config))
 
 
-def test_an_experiment_may_not_have_the_name_of_a_rule(done):
-    done.edit(
+def test_an_experiment_may_not_have_the_name_of_a_rule(finished_copy):
+    finished_copy.edit(
         "experiments.yaml",
         "  ablation_heads_2:\n",
         "  tables:\n    base: ablation_heads_1\n    drop_path: 0.3\n  ablation_heads_2:\n",
     )
-    assert "experiments.tables: the DAG has a rule of this name" in refusal(
-        done.snakemake("--dry-run", "all")
+    assert "experiments.tables: the DAG has a rule of this name" in error_line(
+        finished_copy.snakemake("--dry-run", "all")
     )

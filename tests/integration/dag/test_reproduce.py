@@ -1,7 +1,7 @@
-"""The whole DAG for real, from nothing to tables, and one with a training that fails on the way.
+"""The whole DAG for real, from data to tables, and one with a failing training.
 
-At smoke scale: models and budgets are smaller than the demo's, code and DAG are the demo's. On a
-SLURM: tests/cluster/dag.
+At smoke scale: models and budgets are smaller than the demo's, code and DAG are the same. On SLURM:
+tests/cluster/dag.
 """
 
 import csv
@@ -25,32 +25,32 @@ from tests.helpers.finished_project import (
 from tests.helpers.versioned import SCALE, Versioned
 
 RUNAWAY = 1e31
-"""A learning rate at which the first step is the last."""
+"""A learning rate at which training diverges in the first step."""
 EPOCHS, STEPS = 3, 36
 """Of the run that fails."""
 
 
-# --- a failure on the way -------------------------------------------------------------------------
+# --- a failing training ---------------------------------------------------------------------------
 
 
-MENDED = pytest.mark.xdist_group("mended")  # what they share is made once
+FAILED_THEN_FIXED = pytest.mark.xdist_group("mended")  # what they share is made once
 
 
 @pytest.fixture(scope="module")
-def mended(tmp_path_factory):
-    """A project after `snakemake all` with one failing experiment, its mending, and `all` again.
+def failed_then_fixed(tmp_path_factory):
+    """`snakemake all` with a failing experiment, partial tables, and `all` again after the fix.
 
-    They speak as `make reproduce` does.
+    With the logger plugin of `make reproduce`.
     """
     project = Versioned(tmp_path_factory.mktemp("mended") / "project")
     shrink(project.folder / "params", (T, CHILD))
     project.change("scales.yaml", _give_time_to_fail)
     project.set_rate("imagenet22k", RUNAWAY)
-    broken = project.snakemake("all", "--logger", "runs")
+    failure = project.snakemake("all", "--logger", "runs")
     partial = project.smt("sync"), project.smt("tables")
     tables = {path.name: path.read_text() for path in _tables(project).iterdir()}
     project.set_rate("imagenet22k", 2e-3)
-    return broken, partial, tables, project.snakemake("all", "--logger", "runs")
+    return failure, partial, tables, project.snakemake("all", "--logger", "runs")
 
 
 def _give_time_to_fail(scales):
@@ -61,18 +61,18 @@ def _tables(project):
     return project.folder / RESULTS / "tables"
 
 
-@MENDED
-def test_a_failure_stops_only_what_starts_from_it(mended):
-    broken, _, _, _ = mended
-    assert broken.returncode != 0
-    line = next(line for line in broken.stderr.splitlines() if line.startswith(f"smt: {PARENT}"))
+@FAILED_THEN_FIXED
+def test_a_failure_stops_only_what_starts_from_it(failed_then_fixed):
+    failure, _, _, _ = failed_then_fixed
+    assert failure.returncode != 0
+    line = next(line for line in failure.stderr.splitlines() if line.startswith(f"smt: {PARENT}"))
     assert "failed: the loss is not finite" in line and "after 20 skipped steps" in line
     assert re.search(rf"at step \d+ of {STEPS}, learning rate \d\.\d+e\+", line)
 
 
-@MENDED
-def test_tables_of_a_partial_result_say_what_failed_and_what_is_not_started(mended):
-    _, (sync, tables_command), tables, _ = mended
+@FAILED_THEN_FIXED
+def test_partial_tables_mark_runs_that_are_not_started(failed_then_fixed):
+    _, (sync, tables_command), tables, _ = failed_then_fixed
     assert sync.returncode == 0 and tables_command.returncode == 0, tables_command.stderr
     assert "not started" in tables["imagenet22k.md"]
     assert "not started" not in tables["imagenet1k.md"]
@@ -86,34 +86,34 @@ def test_after_a_repair_only_missing_runs_are_trained(mended):
     lines = [line for line in done.stderr.splitlines() if re.match(r"\d/\d ", line)]
     number = r"top-1 \d+\.\d\d  \d+ s  (less than a minute|about \d+ min) left"
     first, second = lines
-    assert re.fullmatch(rf"1/2  {PARENT} seed 0  {number}", first), done.stderr
-    assert re.fullmatch(rf"2/2  {CHILD} seed 0  {number}", second), done.stderr
+    assert re.fullmatch(rf"1/2  {PARENT} seed 0  {number}", first), rerun.stderr
+    assert re.fullmatch(rf"2/2  {CHILD} seed 0  {number}", second), rerun.stderr
 
 
-@MENDED
-def test_a_run_that_fails_has_a_line_with_its_log(mended):
-    broken, _, _, _ = mended
-    (line,) = [each for each in broken.stderr.splitlines() if each.startswith("failed: ")]
+@FAILED_THEN_FIXED
+def test_a_failed_run_is_one_line_with_its_log(failed_then_fixed):
+    failure, _, _, _ = failed_then_fixed
+    (line,) = [text for text in failure.stderr.splitlines() if text.startswith("failed: ")]
     assert line == f"failed: {PARENT} seed 0; see {RESULTS}/logs/train/{PARENT}-seed0.log"
-    assert "Traceback" not in broken.stderr and len(broken.stderr.splitlines()) < 15
+    assert "Traceback" not in failure.stderr and len(failure.stderr.splitlines()) < 15
 
 
-# --- what is made ---------------------------------------------------------------------------------
+# --- outputs --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def made(finished, tmp_path_factory):
-    """A copy of the finished project, with all that Snakemake knows of it."""
+def finished_copy(finished, tmp_path_factory):
+    """A copy of the finished project, with Snakemake's metadata."""
     project = finished.copied(tmp_path_factory.mktemp("made") / "project")
     yield project
     shutil.rmtree(project.folder)
 
 
-def test_every_table_stands_in_every_format(made):
-    assert_made(made, TABLES)
+def test_every_table_exists_in_every_format(finished_copy):
+    assert_tables(finished_copy, TABLES)
 
 
-def assert_made(project, tables):
+def assert_tables(project, tables):
     names = (*tables, "sizes", "drift")
     for name in names:
         for suffix in (".md", ".csv", ".tex", ".html"):
@@ -124,27 +124,27 @@ def assert_made(project, tables):
 
 @pytest.mark.slow
 def test_one_command_makes_every_experiment_and_every_table(tmp_path):
-    """Typed as a user types it: nothing is left out, and nothing is begun as tests begin it."""
+    """As a user runs it: every experiment, in new processes instead of the tests' forks."""
     project = Versioned(tmp_path / "project")
-    known = load_project(project.folder / "params", SCALE)
-    done = project.run(
+    params = load_project(project.folder / "params", SCALE)
+    result = project.run(
         "snakemake", "--profile", "local", "all", "--config", f"scale={SCALE}",
         SMT_SEND="1", SMT_FORKSERVER="",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_made(project, known.tables)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_tables(project, params.tables)
     page = (project.folder / RESULTS / "report.html").read_text()
-    assert f"{len(known.runs)} <small>of {len(known.runs)} done</small>" in page
+    assert f"{len(params.runs)} <small>of {len(params.runs)} done</small>" in page
     verified = project.smt("verify")
     assert verified.returncode == 0, verified.stdout
-    for table, content in known.tables.items():
+    for table, content in params.tables.items():
         for row in content.rows:
-            told = project.smt("why", table, row.experiment)
-            assert told.returncode == 0, told.stderr
-            assert f"run {row.experiment}-seed0: " in told.stdout
+            why = project.smt("why", table, row.experiment)
+            assert why.returncode == 0, why.stderr
+            assert f"run {row.experiment}-seed0: " in why.stdout
     for command in ("status", "plan", "release", "report"):
-        done = project.smt(command)
-        assert done.returncode == 0, done.stderr
+        result = project.smt(command)
+        assert result.returncode == 0, result.stderr
     shutil.rmtree(project.folder)
 
 
@@ -152,20 +152,20 @@ def test_one_command_makes_every_experiment_and_every_table(tmp_path):
     ("table", "metric", "count"),
     [("imagenet1k", "top1", 2), ("coco_mask_rcnn", "mask_ap", 1), ("ade20k", "miou_ms", 1)],
 )
-def test_every_number_of_a_table_is_that_of_its_runs(made, table, metric, count):
-    with (_tables(made) / f"{table}.csv").open() as file:
+def test_table_numbers_equal_those_of_the_runs(finished_copy, table, metric, count):
+    with (_tables(finished_copy) / f"{table}.csv").open() as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     assert len(rows) == count
-    runs = made.folder / RESULTS / "runs"
+    runs = finished_copy.folder / RESULTS / "runs"
     for row in rows:
-        said = [
+        records = [
             json.loads(path.read_text())
             for path in (runs / row["experiment"]).glob("seed*/metrics.json")
         ]
-        mean = sum(each["metrics"][metric] for each in said) / len(said)
+        mean = sum(record["metrics"][metric] for record in records) / len(records)
         assert float(row[f"{metric}_mean"]) == pytest.approx(mean, abs=1e-9)
-        assert int(row["n"]) == len(said)
-        assert all(each["fingerprint"][:12] in str(row) for each in said)
+        assert int(row["n"]) == len(records)
+        assert all(record["fingerprint"][:12] in str(row) for record in records)
 
 
 def test_a_second_start_has_no_jobs(made):
@@ -174,29 +174,29 @@ def test_a_second_start_has_no_jobs(made):
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_tables_are_the_same_bytes_each_time(made):
-    before = {path.name: path.read_bytes() for path in _tables(made).iterdir()}
-    shutil.rmtree(_tables(made))
-    assert made.smt("tables").returncode == 0
-    assert {path.name: path.read_bytes() for path in _tables(made).iterdir()} == before
+def test_tables_are_the_same_bytes_each_time(finished_copy):
+    before = {path.name: path.read_bytes() for path in _tables(finished_copy).iterdir()}
+    shutil.rmtree(_tables(finished_copy))
+    assert finished_copy.smt("tables").returncode == 0
+    assert {path.name: path.read_bytes() for path in _tables(finished_copy).iterdir()} == before
 
 
-def test_the_report_is_there_and_the_same_bytes_each_time(made):
-    page = made.folder / RESULTS / "report.html"
+def test_the_report_is_the_same_bytes_each_time(finished_copy):
+    page = finished_copy.folder / RESULTS / "report.html"
     before = page.read_text()
     assert f"{len(RUNS)} <small>of {len(RUNS)} done</small>" in before
     assert "Every run is done." in before
     assert 'href="tables/imagenet1k.csv"' in before
     assert before.count('src="data:image/jpeg;base64,') == len(DOWNSTREAM)
     page.unlink()
-    assert made.smt("report").returncode == 0
+    assert finished_copy.smt("report").returncode == 0
     assert page.read_text() == before
 
 
-def test_the_workflows_own_report_is_one_page_that_loads_nothing(finished, tmp_path):
+def test_snakemakes_report_is_one_self_contained_page(finished, tmp_path):
     project = finished.copied(tmp_path / "project")
-    done = project.snakemake("--report", "workflow.html", "all")
-    assert done.returncode == 0, done.stderr
+    result = project.snakemake("--report", "workflow.html", "all")
+    assert result.returncode == 0, result.stderr
     page = (project.folder / "workflow.html").read_text()
     loaded = re.findall(
         r"""<(?:script|link|img)[^>]+(?:src|href)=["'](?!data:)([^"'#][^"']*)""", page

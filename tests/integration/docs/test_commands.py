@@ -1,7 +1,7 @@
-"""Every command in a shell block of the documents is typed, in a project that has what it needs.
+"""Every command in a shell block of the documents is run, in a project with its prerequisites.
 
-NEEDS says for each of them what that is. What only reads or plans runs in `make test`; what trains,
-serves or submits runs in `make test-all`.
+NEEDS has the prerequisites of each. Commands that read or plan run in `make test`; those that
+train, serve or submit run in `make test-all`.
 """
 
 import os
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.xdist_group("documents")  # what they share is made onc
 
 @dataclass(frozen=True)
 class Need:
-    """What a command needs, and how it ends."""
+    """The prerequisites of a command, and its expected exit code."""
 
     where: str
     """Name of the fixture that gives its project."""
@@ -39,19 +39,19 @@ class Need:
     without: tuple[str, int] | None = None
     """Experiment and seed whose results are removed before, where the project has them."""
     serves: bool = False
-    """It goes on until it is stopped."""
+    """It is a server, and is stopped by the test."""
     kills: bool = False
-    """It signals what it starts: these are processes from nothing, for forks are not reached."""
+    """It sends signals to its child processes, which then are new processes instead of forks."""
     marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.slow,)
 
 
 def needs_params(code: int = 0) -> Need:
-    """Params alone: nothing is made, there are no data. What runs there runs in `make test`."""
+    """Params alone, without data and results. Runs in `make test`."""
     return Need("bare", code, marks=())
 
 
 def needs_results(without: str | None = None) -> Need:
-    """A project at smoke scale in which everything is made and recorded in DVC."""
+    """A finished project at smoke scale, recorded in DVC."""
     return Need("finished_copy", without=without and (without, 0))
 
 
@@ -61,7 +61,7 @@ def reads_results() -> Need:
 
 
 def needs_a_clone() -> Need:
-    """A clone of that project, with DVC's remote in reach."""
+    """A clone of that project, with access to its DVC remote."""
     return Need("clone")
 
 
@@ -147,23 +147,23 @@ NEEDS = {
 COMMANDS = {command.text: command for command in reversed(commands())}
 
 
-# --- where they are typed -------------------------------------------------------------------------
+# --- where they run -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder and an environment in which a reader types."""
+    """A folder and an environment in which commands are run."""
 
     folder: Path
     environment: Mapping[str, str]
 
     def without_forks(self) -> "Place":
-        """Return the same place, where every command is a process from nothing."""
+        """Return the same place, where every command is a new process."""
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-        others = {
-            name: each for name, each in self.environment.items() if name != forkserver.COMMANDS
+        variables = {
+            name: value for name, value in self.environment.items() if name != forkserver.COMMANDS
         }
-        return Place(self.folder, {**others, "PATH": path})
+        return Place(self.folder, {**variables, "PATH": path})
 
     def type(self, script: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -173,7 +173,7 @@ class Place:
 
 
 def forked(project: ProjectCopy, **environment: str) -> Place:
-    """Return a place where commands begin as forks, and so do those that they start."""
+    """Return a place where commands, and those that they start, run as forks."""
     env = forkserver.with_forked_commands(project.environment(**environment))
     return Place(project.folder, env)
 
@@ -249,13 +249,17 @@ def _with(project, cluster):
     return {**project.environment(**cluster.environment()), "PATH": path}
 
 
-# --- typing them ----------------------------------------------------------------------------------
+# --- running them ---------------------------------------------------------------------------------
 
 
-def test_every_command_of_the_documents_is_typed_here():
-    missing = [f"{each.place}: {each.text}" for text, each in COMMANDS.items() if text not in NEEDS]
-    assert not missing, "say in NEEDS what these need"
-    assert set(NEEDS) <= set(COMMANDS), "these stand in no document any more"
+def test_every_command_of_the_documents_is_tested():
+    missing = [
+        f"{command.place}: {command.text}"
+        for text, command in COMMANDS.items()
+        if text not in NEEDS
+    ]
+    assert not missing, "add these to NEEDS"
+    assert set(NEEDS) <= set(COMMANDS), "remove these from NEEDS: no document has them"
     assert len(COMMANDS) > 40
     assert not unnamed_blocks()
 
@@ -268,7 +272,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("command", "need"), CASES)
-def test_a_command_does_what_it_is_there_for(command: Command, need: Need, request):
+def test_a_command_of_the_documents_works(command: Command, need: Need, request):
     place: Place = request.getfixturevalue(need.where)
     if need.without:
         shutil.rmtree(run_dir(place, *need.without))
@@ -277,9 +281,9 @@ def test_a_command_does_what_it_is_there_for(command: Command, need: Need, reque
     if need.serves:
         _answers(command, place)
         return
-    done = place.type(command.script)
-    assert done.returncode == need.code, f"{command.place}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
+    result = place.type(command.script)
+    assert result.returncode == need.code, f"{command.place}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
     if need.without:
         assert (run_dir(place, *need.without) / "metrics.json").exists()
 

@@ -29,9 +29,9 @@ def test_a_detector_is_one_record_one_module_and_one_entry(tmp_path):
     follow_detector_example(project)
 
     def python(*arguments):
-        done = project.run(sys.executable, *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        result = project.run(sys.executable, *arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     python("-m", "smt", "profile", "--update")
     rows = python("-m", "smt", "check", "--scale", "smoke").splitlines()

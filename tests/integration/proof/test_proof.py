@@ -31,24 +31,24 @@ from tests.helpers.trainings import (
 pytestmark = pytest.mark.xdist_group("proof")  # what they share is made once
 
 RUN = RUN_OF_DEMO
-DRAW = "83"
-"""Of it come, in few steps, kills in nearly all of their kinds, and one in a checkpoint early."""
+SEED = "83"
+"""A seed whose few kills have nearly every kind, with an early one during a checkpoint."""
 
 
 @pytest.fixture(
     scope="module", params=["by the command", pytest.param("by the DAG", marks=pytest.mark.slow)]
 )
-def proved(request, tmp_path_factory):
-    """A project in which a run is proved on one process and on two, and what that printed.
+def proof_project(request, tmp_path_factory):
+    """A project after proofs of a run on one and on two processes, and their output.
 
-    By the command the trainings are forks, by the DAG processes from nothing.
+    By the command the trainings are forks, by the DAG new processes.
     """
     if request.param == "by the command":
         small_data = request.getfixturevalue("small_data")
         folder = make_small_project(tmp_path_factory.mktemp("proved") / "project", small_data)
         edit_demo(folder, _proof)
-        done = smt(folder, "prove", "--scale", "demo", "--draw", DRAW, prepare=AS_FORKS)
-        return folder, done.stdout
+        result = smt(folder, "prove", "--scale", "demo", "--draw", SEED, prepare=AS_FORKS)
+        return folder, result.stdout
     project = ProjectCopy(tmp_path_factory.mktemp("proved_by_dag") / "project")
     for change in (shrink_demo, make_small):
         change(project.folder)
@@ -58,42 +58,42 @@ def proved(request, tmp_path_factory):
         project.folder,
         lambda demo: (_proof(demo), demo["recipes"]["imagenet1k"]["schedule"].update(epochs)),
     )
-    done = project.snakemake("proof")
-    assert done.returncode == 0, done.stderr
+    result = project.snakemake("proof")
+    assert result.returncode == 0, result.stderr
     logs = (project.folder / "results/demo/logs/prove").glob("*.log")
     return project.folder, "".join(log.read_text() for log in logs)
 
 
 def _proof(demo):
-    """Let a run be proved on one process and on two."""
+    """Configure proofs of a run on one and on two processes."""
     demo["proof"].update(
         kills=5, runs=[{"experiment": RUN, "ranks": 1}, {"experiment": RUN, "ranks": 2}]
     )
 
 
-def outcome(project, ranks):
+def proof_record(project, ranks):
     path = project / f"results/demo/proof/{RUN}-seed0-ranks{ranks}.json"
     return json.loads(path.read_text())
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_weights_and_journals_are_equal_after_real_kills(proved, ranks):
-    project, said = proved
-    seen = outcome(project, ranks)
-    assert ProofRecord(**seen).is_equal, seen
-    assert seen["kills_drawn"] == 5 and len(seen["kills"]) >= 4
-    assert len(set(seen["weights_sha256"])) == 1 and len(seen["weights_sha256"][0]) == 64
-    assert seen["steps_lost_when_told"] == 0 and seen["most_steps_repeated"] <= 20
-    ended = [kill for kill in seen["kills"] if kill["ends"]]
-    assert seen["resumed_at"] == [kill["resumed_at"] for kill in ended]
-    for kill in ended:
+def test_weights_and_journals_are_equal_after_real_kills(proof_project, ranks):
+    project, output = proof_project
+    record = proof_record(project, ranks)
+    assert ProofRecord(**record).is_equal, record
+    assert record["kills_drawn"] == 5 and len(record["kills"]) >= 4
+    assert len(set(record["weights_sha256"])) == 1 and len(record["weights_sha256"][0]) == 64
+    assert record["steps_lost_when_told"] == 0 and record["most_steps_repeated"] <= 20
+    effective = [kill for kill in record["kills"] if kill["ends"]]
+    assert record["resumed_at"] == [kill["resumed_at"] for kill in effective]
+    for kill in effective:
         expected = {75} if kill["saves"] else {75, -signal.SIGKILL}
         assert set(kill["exit_codes"]) <= expected
-    assert said.count("equal to the byte") == 2
+    assert output.count("equal to the byte") == 2
 
 
-def test_the_table_has_a_row_for_each(proved):
-    project, _ = proved
+def test_the_table_has_a_row_for_each_proof(proof_project):
+    project, _ = proof_project
     folder = project / "results/demo/proof"
     with (folder / "proof.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -103,64 +103,64 @@ def test_the_table_has_a_row_for_each(proved):
     assert "demo scale: not comparable with the paper" in text
 
 
-def test_two_processes_are_compared_with_one(proved):
-    project, _ = proved
-    seen = outcome(project, 2)["one_rank"]
-    assert len(set(seen["steps"])) == len(set(seen["images"])) == 1
-    assert seen["first_loss"][0] == pytest.approx(seen["first_loss"][1], rel=1e-3)
-    assert 0 < seen["weights_relative_l2"] < 0.1
+def test_two_processes_are_compared_with_one(proof_project):
+    project, _ = proof_project
+    comparison = proof_record(project, 2)["one_rank"]
+    assert len(set(comparison["steps"])) == len(set(comparison["images"])) == 1
+    assert comparison["first_loss"][0] == pytest.approx(comparison["first_loss"][1], rel=1e-3)
+    assert 0 < comparison["weights_relative_l2"] < 0.1
     text = (project / "results/demo/proof/world_size.md").read_text()
     assert "the order in which gradients are added up" in text
 
 
-def test_a_difference_is_found_and_named(proved, tmp_path):
-    project, _ = proved
-    seen = outcome(project, 1)
+def test_a_difference_is_named_in_the_table(proof_project, tmp_path):
+    project, _ = proof_project
+    record = proof_record(project, 1)
     path = project / "results/demo/proof/other.json"
     path.write_text(
-        json.dumps({**seen, "journal_equal": False, "first_difference": "line 3: this and that"})
+        json.dumps({**record, "journal_equal": False, "first_difference": "line 3: this and that"})
     )
     try:
-        done = smt(project, "prove", "--tables", "only", "--scale", "demo")
-        assert done.returncode == 0
+        result = smt(project, "prove", "--tables", "only", "--scale", "demo")
+        assert result.returncode == 0
         text = (project / "results/demo/proof/proof.md").read_text()
         assert "NOT EQUAL: line 3: this and that" in text and "2 of 3 ended" in text
     finally:
         path.unlink()
 
 
-def test_a_kill_for_which_no_time_was_left_is_counted(proved):
-    project, _ = proved
-    seen = outcome(project, 1)
+def test_kills_that_were_not_sent_are_counted(proof_project):
+    project, _ = proof_project
+    record = proof_record(project, 1)
     path = project / "results/demo/proof/other.json"
-    path.write_text(json.dumps({**seen, "kills_drawn": 9}))
+    path.write_text(json.dumps({**record, "kills_drawn": 9}))
     try:
         smt(project, "prove", "--tables", "only", "--scale", "demo")
         text = (project / "results/demo/proof/proof.md").read_text()
-        assert f"| {len(seen['kills'])} of 9 |" in text
+        assert f"| {len(record['kills'])} of 9 |" in text
     finally:
         path.unlink()
 
 
-def test_a_kill_that_waits_for_a_checkpoint_does_not_wait_beyond_the_next(tmp_path):
+def test_a_kill_waits_for_at_most_one_checkpoint(tmp_path):
     layout = Layout("demo", tmp_path / "results", tmp_path / "data")
     run = Run(experiment=RUN, seed=0)
     proof = Proof(None, layout, run, None, ranks=1, kills=2, draw=0)
     folder = proof._layout("interrupted").run_dir(run) / "work-0"
     folder.mkdir(parents=True)
     heartbeat.Heartbeat(folder).write(7)
-    drawn = plan.Kill(
+    planned = plan.Kill(
         step=3, signal=signal.SIGKILL, target="all ranks", moment="checkpoint", rank=0, workers=0,
         delay=0.0,
     )  # fmt: skip
-    training = Endless()
-    kill, step = proof._send(training, drawn, step_seconds=0.0, latest=7)
-    assert (kill, step) == (replace(drawn, moment="step"), 7)
+    training = FakeTraining()
+    kill, step = proof._send(training, planned, step_seconds=0.0, latest=7)
+    assert (kill, step) == (replace(planned, moment="step"), 7)
     assert training.killed == [(signal.SIGKILL, None)]
 
 
-class Endless:
-    """A training that neither ends nor saves."""
+class FakeTraining:
+    """A fake training that neither ends nor saves."""
 
     def __init__(self):
         self.killed = []
@@ -172,54 +172,56 @@ class Endless:
         self.killed.append((number, rank))
 
 
-def test_the_table_says_where_the_processes_ran(proved):
-    project, _ = proved
-    seen = outcome(project, 2)
+def test_the_table_names_the_nodes_of_slurm(proof_project):
+    project, _ = proof_project
+    current = proof_record(project, 2)
     path = project / "results/demo/proof/other.json"
     text = (project / "results/demo/proof/proof.md").read_text()
     assert "SLURM" not in text
     records = ({"launcher": "slurm", "nodes": 2}, {})
-    assert records[0].keys() <= seen.keys()
-    for record, words in zip(records, (["2 on 2 nodes of SLURM"], []), strict=True):
-        old = {key: value for key, value in seen.items() if key not in records[0]}
-        path.write_text(json.dumps(old | record))  # the second from before there was a choice
+    assert records[0].keys() <= current.keys()
+    for record, expected in zip(records, (["2 on 2 nodes of SLURM"], []), strict=True):
+        old = {key: value for key, value in current.items() if key not in records[0]}
+        path.write_text(json.dumps(old | record))  # the second like records without a launcher
         try:
             smt(project, "prove", "--tables", "only", "--scale", "demo")
         finally:
             path.unlink()
         text = (project / "results/demo/proof/proof.md").read_text()
-        assert re.findall(r"\d on \d nodes of SLURM", text) == words
+        assert re.findall(r"\d on \d nodes of SLURM", text) == expected
 
 
-def test_the_dag_proves_what_the_scale_names(tmp_path):
+def test_the_dag_proves_the_runs_of_the_scale(tmp_path):
     project = ProjectCopy(tmp_path / "project")
     edit_demo(project.folder, _proof)
-    asked = project.snakemake("--dry-run", "--quiet", "host", "--printshellcmds", "proof")
-    assert asked.returncode == 0, asked.stderr
-    said = asked.stdout + asked.stderr
-    assert said.count(f"smt prove {RUN} --seed 0 --ranks ") == 2
-    assert said.count("smt prove --tables only --scale demo") == 1
+    result = project.snakemake("--dry-run", "--quiet", "host", "--printshellcmds", "proof")
+    assert result.returncode == 0, result.stderr
+    output = result.stdout + result.stderr
+    assert output.count(f"smt prove {RUN} --seed 0 --ranks ") == 2
+    assert output.count("smt prove --tables only --scale demo") == 1
 
 
 def test_a_training_that_fails_in_a_proof_is_one_line(small_project):
     (small_project / "results/demo/data/imagenet22k.json").unlink()
     arguments = ("prove", "imagenet1k_smt_large_224", "--scale", "demo")
-    done = smt(small_project, *arguments, check=False, prepare=AS_FORKS)
-    assert done.returncode == 4
-    one_line(done, "has no manifest", "run: smt data manifest", "its logs are in")
+    result = smt(small_project, *arguments, check=False, prepare=AS_FORKS)
+    assert result.returncode == 4
+    one_line(result, "has no manifest", "run: smt data manifest", "its logs are in")
 
 
-def test_a_recipe_that_gives_up_the_promise_is_one_line(small_project):
+def test_a_recipe_without_determinism_is_one_line(small_project):
     edit_demo(small_project, lambda demo: demo["recipes"]["imagenet1k"].update(deterministic=False))
-    done = smt(small_project, "prove", RUN, "--scale", "demo", check=False)
-    assert done.returncode == 2
-    one_line(done, f"{RUN}-seed0: recipe imagenet1k", "deterministic: false", "params/recipes.yaml")
+    result = smt(small_project, "prove", RUN, "--scale", "demo", check=False)
+    assert result.returncode == 2
+    one_line(
+        result, f"{RUN}-seed0: recipe imagenet1k", "deterministic: false", "params/recipes.yaml"
+    )
 
 
-def test_no_set_of_runs_is_one_line(small_project):
-    done = smt(small_project, "prove", "--scale", "paper", check=False)
-    assert done.returncode == 2
-    one_line(done, "scale paper names no runs to prove", "smt prove EXPERIMENT")
+def test_a_scale_without_runs_to_prove_is_one_line(small_project):
+    result = smt(small_project, "prove", "--scale", "paper", check=False)
+    assert result.returncode == 2
+    one_line(result, "scale paper names no runs to prove", "smt prove EXPERIMENT")
 
 
 def test_kills_are_a_function_of_their_seed():

@@ -26,7 +26,7 @@ from smt.runs.paths import Layout
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
 from tests.helpers.run_files import CHILD, PARENT, B, RunFiles, S, T
-from tests.helpers.trainings import await_step, run_dir, said, start, stop_at
+from tests.helpers.trainings import await_step, output_of, run_dir, start, stop_at
 
 HEADS, HALF = "ablation_heads_1", "ablation_stage3_half"
 SEGMENTER = "ade20k_upernet_smt_base"
@@ -386,10 +386,10 @@ def test_a_real_training_runs_stops_goes_on_off_track_and_is_done(small_project,
     assert 5 <= stopped["step"] < 12
 
     with start(small_project, "train", T, prepare=pause.at_step(26)) as second:
-        pause.await_stop(second, lambda: said(small_project))
+        pause.await_stop(second, lambda: output_of(small_project))
         running = look(project)[T]
         second.send_signal(signal.SIGCONT)
-        assert second.wait() == 0, said(small_project)
+        assert second.wait() == 0, output_of(small_project)
     assert (running["state"], running["attempts"], running["step"]) == ("running", 2, 26)
     assert running["place"] == f"process {second.pid} on {os.uname().nodename}"
     assert running["images_per_second"] == pytest.approx(8 * running["steps_per_second"])

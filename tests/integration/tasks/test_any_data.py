@@ -1,8 +1,8 @@
-"""Whatever a manifest calls well is trained on and evaluated, and its numbers are right.
+"""Property tests: data that the manifest accepts are trained on and evaluated correctly.
 
-Files of annotations and label maps are drawn as people's converters write them: at the edge of
-what is valid, and beyond. What is not well is refused in one line; what is well goes through two
-steps of every head and an evaluation, whose AP is that of pycocotools, and whose mIoU of a loop.
+Hypothesis generates annotation files and label maps as converters write them, valid, on the edge
+of it and invalid. Invalid data are refused in one line. Valid data go through two steps of every
+head and an evaluation, whose AP equals that of pycocotools, and whose mIoU that of a loop.
 """
 
 import io
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
@@ -45,7 +45,7 @@ BATCH = 2
 def in_small_batches(project):
     """Return a project whose batches a few images fill."""
     small = {"global_batch": BATCH, "device_batch": BATCH}
-    recipes = {name: each.model_copy(update=small) for name, each in project.recipes.items()}
+    recipes = {name: recipe.model_copy(update=small) for name, recipe in project.recipes.items()}
     return project.model_copy(update={"recipes": recipes})
 
 
@@ -66,12 +66,12 @@ colours = st.integers(0, 2**32 - 1)
 """Seed of an image's pixels."""
 
 
-FEW, MANY = 12, 150
-"""Data sets that each test draws, and its slow one."""
+QUICK_EXAMPLES, SLOW_EXAMPLES = 12, 150
+"""Data sets that each test generates, and its slow variant."""
 
 
 def examples(count):
-    """Let a test draw `count` data sets, the same ones each time."""
+    """Return settings to generate `count` data sets, the same ones in each run."""
     return settings(
         max_examples=count, deadline=None, database=None, derandomize=True,
         suppress_health_check=list(HealthCheck),
@@ -83,7 +83,7 @@ def examples(count):
 
 @st.composite
 def annotations(draw, height, width):
-    """Return what a converter may say of an object in an image; its ids come later."""
+    """Generate an annotation as a converter may write it; its ids come later."""
     x, y = (draw(st.floats(-2, max(side - 1, 0), width=32)) for side in (width, height))
     w, h = (draw(st.floats(0, side + 3, width=32)) for side in (width, height))
     right, bottom = x + w, y + h
@@ -126,12 +126,12 @@ FAULTS = (
     lambda entry: entry.update(bbox=[1, 2, 3]), lambda entry: entry.update(category_id="1"),
     lambda entry: entry.update(bbox=[1e30, 2, 3, 1e300]),
 )  # fmt: skip
-"""What people's files have beyond what is valid."""
+"""Edits that make an annotation invalid, as in real files."""
 
 
 @st.composite
 def pictures(draw):
-    """Return the size of an image, how it is stored, and its objects."""
+    """Generate the size of an image, how it is stored, and its objects."""
     height, width = draw(sides), draw(sides)
     return {
         "size": (height, width),
@@ -144,11 +144,11 @@ def pictures(draw):
 
 @st.composite
 def coco_sets(draw):
-    """Return both splits of a data set, with ids from small to beyond what a float can tell.
+    """Generate both splits of a data set, with ids from small to beyond 2^53.
 
     In half of them every annotation has a mask; in every sixth, one annotation has a fault.
     """
-    found = {
+    splits = {
         split: {
             "pictures": draw(st.lists(pictures(), min_size=least, max_size=6)),
             "first_image": draw(st.sampled_from([0, 1, 7, 2**53])),
@@ -157,21 +157,21 @@ def coco_sets(draw):
         for split, least in (("train", 3), ("val", 2))
     }
     if draw(st.booleans()):
-        for picture in (each for said in found.values() for each in said["pictures"]):
+        for picture in (picture for content in splits.values() for picture in content["pictures"]):
             for entry in picture["objects"]:
                 if has_no_area(entry["segmentation"]):
                     height, width = picture["size"]
                     entry["segmentation"] = {"size": [height, width], "counts": [0, height * width]}
     if draw(st.integers(0, 5)) == 0:
-        every = [each for said in found.values() for picture in said["pictures"]
-                 for each in picture["objects"]]  # fmt: skip
-        if every:
-            draw(st.sampled_from(FAULTS))(draw(st.sampled_from(every)))
-    return found
+        objects = [entry for content in splits.values() for picture in content["pictures"]
+                 for entry in picture["objects"]]  # fmt: skip
+        if objects:
+            draw(st.sampled_from(FAULTS))(draw(st.sampled_from(objects)))
+    return splits
 
 
 def save(path, picture):
-    """Write an image as it is stored, so that its orientation brings it to its size."""
+    """Write an image so that its EXIF orientation gives it its size."""
     height, width = picture["size"]
     if picture["orientation"] >= 5:
         height, width = width, height
@@ -185,23 +185,23 @@ def save(path, picture):
     Image.fromarray(pixels).save(path, exif=exif)
 
 
-def write_coco(root, found):
-    """Write a data set; return how many images it has."""
+def write_coco(root, splits):
+    """Write a data set; return its number of images by split."""
     (root / "annotations").mkdir(parents=True)
     counts = {}
-    for split, said in found.items():
+    for split, content in splits.items():
         folder = root / f"{split}2017"
         folder.mkdir()
         images, objects = [], []
-        for number, picture in enumerate(said["pictures"]):
-            id_ = said["first_image"] + number
+        for number, picture in enumerate(content["pictures"]):
+            id_ = content["first_image"] + number
             name = f"{number} ü{picture['suffix']}"
             save(folder / name, picture)
             height, width = picture["size"]
             images.append({"id": id_, "file_name": name, "height": height, "width": width})
-            objects += [{**each, "image_id": id_} for each in picture["objects"]]
-        for number, each in enumerate(objects):
-            each["id"] = said["first_annotation"] + number
+            objects += [{**annotation, "image_id": id_} for annotation in picture["objects"]]
+        for number, annotation in enumerate(objects):
+            annotation["id"] = content["first_annotation"] + number
         categories = [{"id": number, "name": f"class {number}"} for number in range(CLASSES)]
         text = json.dumps({"images": images, "annotations": objects, "categories": categories})
         (root / "annotations" / f"instances_{split}2017.json").write_text(text)
@@ -219,10 +219,10 @@ def project_with(name, counts, classes):
     return PROJECT.model_copy(update={"datasets": {**PROJECT.datasets, name: dataset}})
 
 
-def accepted(layout, name, counts, classes):
-    """Return the project with a data set that the manifest calls well, or None.
+def accepted_project(layout, name, counts, classes):
+    """Return the project with a data set that the manifest accepts, or None.
 
-    As a user would, it takes the number of images that are trained on from what is refused.
+    Like a user, it takes the number of training images with objects from the error.
     """
     for _ in range(2):
         project = project_with(name, counts, classes)
@@ -257,63 +257,63 @@ def train_and_evaluate(project, layout, experiment):
 
 
 def near_the_truth(split, with_masks):
-    """Return results for some images of a split that find what is there, more or less."""
+    """Return results for some images of a split, near the annotated objects."""
     draw = np.random.default_rng(0)
     for index in range(len(split)):
-        there, image = split.annotation(index), split.images[index]
+        truth, image = split.annotation(index), split.images[index]
         if draw.random() < 0.2:
             continue
-        corners = there.boxes + draw.normal(0, 1, there.boxes.shape)
+        corners = truth.boxes + draw.normal(0, 1, truth.boxes.shape)
         boxes = np.concatenate([corners[:, :2], (corners[:, 2:] - corners[:, :2]).clip(0)], axis=1)
         masks = split.masks(index).astype(np.uint8) if with_masks else []
         yield ImageResult(
             image.id, (image.height, image.width), tuple(map(tuple, boxes.tolist())),
             tuple(np.round(draw.random(len(boxes)), 1).tolist()),
-            tuple(split.category_ids[label] for label in there.labels),
-            tuple(rle.encode(np.asfortranarray(each))["counts"].decode() for each in masks)
+            tuple(split.category_ids[label] for label in truth.labels),
+            tuple(rle.encode(np.asfortranarray(mask))["counts"].decode() for mask in masks)
             if with_masks else None,
         )  # fmt: skip
 
 
 def average_precision(path, results, kind):
     """Return AP, AP50 and AP75 by pycocotools, of annotations whose ids are counted from 1."""
-    said = json.loads(path.read_text())
-    number = {each["id"]: n for n, each in enumerate(said["images"], 1)}
-    for each in said["images"]:
-        each["id"] = number[each["id"]]
-    for each in said["categories"]:
-        each["id"] += 1
-    for n, each in enumerate(said["annotations"], 1):
-        each.update(id=n, image_id=number[each["image_id"]], category_id=each["category_id"] + 1)
-    found = [
-        {**each, "image_id": number[each["image_id"]], "category_id": each["category_id"] + 1}
-        for each in results
+    content = json.loads(path.read_text())
+    number = {entry["id"]: n for n, entry in enumerate(content["images"], 1)}
+    for entry in content["images"]:
+        entry["id"] = number[entry["id"]]
+    for entry in content["categories"]:
+        entry["id"] += 1
+    for n, entry in enumerate(content["annotations"], 1):
+        entry.update(id=n, image_id=number[entry["image_id"]], category_id=entry["category_id"] + 1)
+    detections = [
+        {**entry, "image_id": number[entry["image_id"]], "category_id": entry["category_id"] + 1}
+        for entry in results
     ]
-    if not found:
+    if not detections:
         return [0.0, 0.0, 0.0]
     with redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = said
+        truth.dataset = content
         truth.createIndex()
-        measured = COCOeval(truth, truth.loadRes(found), kind)
-        measured.evaluate()
-        measured.accumulate()
-        measured.summarize()
-    return [100 * value for value in measured.stats[:3]]
+        evaluator = COCOeval(truth, truth.loadRes(detections), kind)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return [100 * value for value in evaluator.stats[:3]]
 
 
-def require_right_figures(metrics, path, results, kinds):
+def assert_metrics(metrics, path, results, kinds):
     for kind in kinds:
-        wanted = average_precision(path, entries(results, kind), kind)
+        expected = average_precision(path, entries(results, kind), kind)
         names = [f"{PREFIX[kind]}_ap{suffix}" for suffix in ("", "50", "75")]
-        assert [metrics.get(name, -100) for name in names] == pytest.approx(wanted, abs=1e-9)
+        assert [metrics.get(name, -100) for name in names] == pytest.approx(expected, abs=1e-9)
 
 
-def check_coco(folder, found):
-    """Do with a data set all that the text above says; return how many heads were trained."""
+def check_coco(folder, splits):
+    """Train and evaluate on a data set as described above; return how many heads were trained."""
     layout = Layout("smoke", folder / "results", folder)
     root = layout.dataset_root(PROJECT.datasets["coco"])
-    project = accepted(layout, "coco", write_coco(root, found), CLASSES)
+    project = accepted_project(layout, "coco", write_coco(root, splits), CLASSES)
     trained = 0
     for experiment, spec in DETECTORS.items() if project else ():
         try:
@@ -323,27 +323,37 @@ def check_coco(folder, found):
             continue
         split, kinds = task._val, task._kinds
         outputs = layout.evaluation_outputs(Run(experiment=experiment, seed=0))
-        sizes = {each.id: (each.height, each.width) for each in split.images}
+        sizes = {image.id: (image.height, image.width) for image in split.images}
         results = read(outputs.predictions, sizes, split.category_ids)
-        require_right_figures(metrics, split.annotation_file, results, kinds)
+        assert_metrics(metrics, split.annotation_file, results, kinds)
         results = list(near_the_truth(split, "segm" in kinds))
         metrics = task.average_precision(results)
-        require_right_figures(metrics, split.annotation_file, results, kinds)
+        assert_metrics(metrics, split.annotation_file, results, kinds)
         trained += 1
     return trained
 
 
-@given(coco_sets())
-@examples(FEW)
-def test_what_is_well_in_coco_trains_every_head_and_is_measured_rightly(tmp_path_factory, found):
-    event(f"{check_coco(tmp_path_factory.mktemp('coco'), found)} heads")
+def train_on_coco_sets(tmp_path_factory, count):
+    """Check `count` generated data sets; return the number of heads that each trained."""
+    heads = []
+
+    @given(coco_sets())
+    @examples(count)
+    def check(splits):
+        heads.append(check_coco(tmp_path_factory.mktemp("coco"), splits))
+
+    check()
+    return heads
+
+
+def test_valid_coco_data_train_every_head_with_correct_metrics(tmp_path_factory):
+    assert max(train_on_coco_sets(tmp_path_factory, QUICK_EXAMPLES)) == len(DETECTORS)
 
 
 @pytest.mark.slow
-@given(coco_sets())
-@examples(MANY)
-def test_many_data_sets_in_the_layout_of_coco(tmp_path_factory, found):
-    event(f"{check_coco(tmp_path_factory.mktemp('coco'), found)} heads")
+def test_many_random_coco_data_sets(tmp_path_factory):
+    heads = train_on_coco_sets(tmp_path_factory, SLOW_EXAMPLES)
+    assert max(heads) == len(DETECTORS) and min(heads) == 0, "some are refused"
 
 
 # --- ADE20K ---------------------------------------------------------------------------------------
@@ -351,7 +361,7 @@ def test_many_data_sets_in_the_layout_of_coco(tmp_path_factory, found):
 
 @st.composite
 def scenes(draw):
-    """Return an image and a label map, which is of another size or kind now and then."""
+    """Generate an image and a label map, sometimes of another size or kind."""
     height, width = draw(sides), draw(sides)
     return {
         "size": (height, width),
@@ -371,8 +381,8 @@ def ade20k_sets(draw):
     }
 
 
-def write_ade20k(root, found):
-    for split, pairs in found.items():
+def write_ade20k(root, splits):
+    for split, pairs in splits.items():
         images, maps = root / "images" / split, root / "annotations" / split
         images.mkdir(parents=True)
         maps.mkdir(parents=True)
@@ -382,16 +392,18 @@ def write_ade20k(root, found):
             draw = np.random.default_rng(pair["seed"])
             labels = draw.integers(0, highest + 1, pair["size"]).astype(np.uint8)
             labels = labels.T if pair["fault"] == "turned" else labels
-            drawn = Image.fromarray(labels).convert("RGB" if pair["fault"] == "colour" else "L")
+            label_image = Image.fromarray(labels).convert(
+                "RGB" if pair["fault"] == "colour" else "L"
+            )
             if pair["fault"] != "missing":
-                drawn.save(maps / f"{number}{pair['suffix']}".replace(".jpg", ".png"))
-    return {"train": len(found["training"]), "val": len(found["validation"])}
+                label_image.save(maps / f"{number}{pair['suffix']}".replace(".jpg", ".png"))
+    return {"train": len(splits["training"]), "val": len(splits["validation"])}
 
 
 def scores(split, folder):
-    """Return mIoU and pixel accuracy of predictions, pixel by pixel; files are as the server's."""
-    both, either = Counter(), Counter()
-    right = known = 0
+    """Return mIoU and pixel accuracy by a loop over pixels, from files as the server takes them."""
+    intersection, union = Counter(), Counter()
+    correct = labelled = 0
     for index, pair in enumerate(split.images):
         truth = split.label_map(index)
         with Image.open(folder / f"{pair.image.stem}.png") as file:
@@ -399,37 +411,49 @@ def scores(split, folder):
         for true, guess in zip(truth.ravel().tolist(), predicted.ravel().tolist(), strict=True):
             if true == NO_CLASS:
                 continue
-            known += 1
-            right += true == guess
-            both[true] += true == guess
+            labelled += 1
+            correct += true == guess
+            intersection[true] += true == guess
             for label in {true, guess}:
-                either[label] += 1
-    return [100 * sum(both[c] / n for c, n in either.items()) / len(either), 100 * right / known]
+                union[label] += 1
+    return [
+        100 * sum(intersection[c] / n for c, n in union.items()) / len(union),
+        100 * correct / labelled,
+    ]
 
 
-def check_ade20k(folder, found):
-    """Do with a data set all that the text above says; return whether it was called well."""
+def check_ade20k(folder, splits):
+    """Train and evaluate on a data set as described above; return whether it was accepted."""
     layout = Layout("smoke", folder / "results", folder)
     root = layout.dataset_root(PROJECT.datasets["ade20k"])
-    project = accepted(layout, "ade20k", write_ade20k(root, found), CLASSES)
+    project = accepted_project(layout, "ade20k", write_ade20k(root, splits), CLASSES)
     if project is None:
         return False
     task, metrics = train_and_evaluate(project, layout, SEGMENTER)
     outputs = layout.evaluation_outputs(Run(experiment=SEGMENTER, seed=0))
-    wanted = scores(task._val, outputs.predictions)
-    assert [metrics["miou"], metrics["pixel_accuracy"]] == pytest.approx(wanted, abs=1e-9)
+    expected = scores(task._val, outputs.predictions)
+    assert [metrics["miou"], metrics["pixel_accuracy"]] == pytest.approx(expected, abs=1e-9)
     assert all(math.isfinite(value) for value in metrics.values())
     return True
 
 
-@given(ade20k_sets())
-@examples(FEW)
-def test_what_is_well_in_ade20k_is_trained_on_and_measured_rightly(tmp_path_factory, found):
-    event("well" if check_ade20k(tmp_path_factory.mktemp("ade20k"), found) else "refused")
+def train_on_ade20k_sets(tmp_path_factory, count):
+    """Check `count` generated data sets; return whether each was accepted."""
+    accepted = []
+
+    @given(ade20k_sets())
+    @examples(count)
+    def check(splits):
+        accepted.append(check_ade20k(tmp_path_factory.mktemp("ade20k"), splits))
+
+    check()
+    return accepted
+
+
+def test_valid_ade20k_data_train_with_correct_metrics(tmp_path_factory):
+    assert any(train_on_ade20k_sets(tmp_path_factory, QUICK_EXAMPLES))
 
 
 @pytest.mark.slow
-@given(ade20k_sets())
-@examples(MANY)
-def test_many_data_sets_in_the_layout_of_ade20k(tmp_path_factory, found):
-    event("well" if check_ade20k(tmp_path_factory.mktemp("ade20k"), found) else "refused")
+def test_many_random_ade20k_data_sets(tmp_path_factory):
+    assert set(train_on_ade20k_sets(tmp_path_factory, SLOW_EXAMPLES)) == {True, False}

@@ -30,6 +30,6 @@ def test_an_interrupted_compiled_training_ends_in_the_same_bytes(
     for step in (5, 14):
         assert stop_at(other, step) == 75
     smt(other, "train", RUN)
-    assert [each["resumed_at_step"] for each in provenance(other)["attempts"]] == [0, 5, 14]
-    assert all(each["environment"]["compiled"] for each in provenance(other)["attempts"])
+    assert [attempt["resumed_at_step"] for attempt in provenance(other)["attempts"]] == [0, 5, 14]
+    assert all(attempt["environment"]["compiled"] for attempt in provenance(other)["attempts"])
     assert outcome(other) == outcome(small_project)

@@ -64,7 +64,7 @@ def _shrink(demo):
     demo["models"]["smt_small"].update(depths=TINY["depths"])
     demo["recipes"]["imagenet1k"]["schedule"].update(epochs=1, warmup_epochs=0)
     demo["heads"]["mask_rcnn"].update(channels=16)
-    demo["heads"]["mask_rcnn"]["test"].update(score=0.0)  # in so few steps none becomes sure
+    demo["heads"]["mask_rcnn"]["test"].update(score=0.0)  # in so few steps all scores stay low
     demo["heads"]["retinanet"].update(channels=16)
     demo["heads"]["upernet"].update(channels=16)
     for name in ("mask_rcnn_1x", "retinanet_3x"):
@@ -79,52 +79,52 @@ def _shrink(demo):
 
 @pytest.fixture(scope="module")
 def trained(project):
-    """The same project with its runs trained and evaluated; what the evaluations printed."""
+    """The same project with its runs trained and evaluated, and the output of each evaluation."""
     smt(project, "train", PARENT)
-    said = {}
+    outputs = {}
     for name in RUNS:
         smt(project, "train", name, "--no-send")
-        said[name] = smt(project, "evaluate", name).stdout
-    return project, said
+        outputs[name] = smt(project, "evaluate", name).stdout
+    return project, outputs
 
 
 def evaluation(project, name):
     return json.loads((run_dir(project, name) / "evaluation.json").read_text())
 
 
-def kept(project, name):
-    """Return the digests of all that an evaluation keeps of its predictions."""
+def digests_of_outputs(project, name):
+    """Return the digests of the files that an evaluation writes of its predictions."""
     folder = run_dir(project, name)
     files = [folder / "samples.jpg", *sorted((folder / "predictions").rglob("*.*"))]
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
-def test_a_run_waits_for_the_weights_that_it_starts_from(tmp_path, project):
-    done = smt(project, "--results", str(tmp_path / "results"), "train", RETINANET, check=False)
-    one_line(done, "coco has no manifest", "smt data manifest coco --scale demo")
+def test_a_run_needs_its_manifest_and_its_parents_weights(tmp_path, project):
+    result = smt(project, "--results", str(tmp_path / "results"), "train", RETINANET, check=False)
+    one_line(result, "coco has no manifest", "smt data manifest coco --scale demo")
     shutil.copytree(project / "results" / "demo" / "data", tmp_path / "results" / "demo" / "data")
-    done = smt(project, "--results", str(tmp_path / "results"), "train", RETINANET, check=False)
-    assert done.returncode == 4
-    one_line(done, f"starts from {PARENT}-seed0", "has not been trained", f"smt train {PARENT}")
+    result = smt(project, "--results", str(tmp_path / "results"), "train", RETINANET, check=False)
+    assert result.returncode == 4
+    one_line(result, f"starts from {PARENT}-seed0", "has not been trained", f"smt train {PARENT}")
 
 
-def test_the_readmes_commands_give_every_number_of_the_task(trained):
-    project, said = trained
+def test_evaluate_gives_every_metric_of_the_task(trained):
+    project, outputs = trained
     params = load_project(project / "params", "demo")
     for name in RUNS:
-        found = evaluation(project, name)["metrics"]
-        assert set(found) == set(params.metrics_of(name)) - _unmeasurable(found)
-        assert found == {key: metrics(project, name)["metrics"][key] for key in found}
-        assert f"{name}-seed0: " in said[name] and "samples.jpg" in said[name]
-        assert all(0 <= value <= 100 for value in found.values())
+        values = evaluation(project, name)["metrics"]
+        assert set(values) == set(params.metrics_of(name)) - _unmeasurable(values)
+        assert values == {key: metrics(project, name)["metrics"][key] for key in values}
+        assert f"{name}-seed0: " in outputs[name] and "samples.jpg" in outputs[name]
+        assert all(0 <= value <= 100 for value in values.values())
 
 
-def _unmeasurable(found):
-    """Return the averages over sizes of objects of which the few scenes have none."""
-    return {f"{kind}_{key}_large" for kind in ("box", "mask") for key in ("ap", "ar")} - set(found)
+def _unmeasurable(values):
+    """Return the metrics of object sizes that the few scenes do not have."""
+    return {f"{kind}_{key}_large" for kind in ("box", "mask") for key in ("ap", "ar")} - set(values)
 
 
-def test_the_record_names_the_run_whose_backbone_it_starts_from(trained):
+def test_the_provenance_names_the_run_of_the_initial_backbone(trained):
     project, _ = trained
     parent = metrics(project, PARENT)
     for name in RUNS:
@@ -141,17 +141,17 @@ def test_the_record_names_the_run_whose_backbone_it_starts_from(trained):
 def test_an_evaluation_does_not_depend_on_the_number_of_processes(trained):
     project, _ = trained
     for name in RUNS:
-        alone, files = evaluation(project, name)["metrics"], kept(project, name)
+        expected, files = evaluation(project, name)["metrics"], digests_of_outputs(project, name)
         (run_dir(project, name) / "evaluation.json").unlink()
         smt(project, "evaluate", name, ranks=2)
-        assert evaluation(project, name)["metrics"] == alone
-        assert kept(project, name) == files
-        assert not list(run_dir(project, name).glob(".*")), "nothing unfinished is left"
+        assert evaluation(project, name)["metrics"] == expected
+        assert digests_of_outputs(project, name) == files
+        assert not list(run_dir(project, name).glob(".*")), "no temporary files are left"
 
 
-def test_the_files_for_cocos_server_give_the_printed_numbers_by_pycocotools(trained):
+def test_files_for_cocos_server_give_the_metrics_by_pycocotools(trained):
     project, _ = trained
-    found = evaluation(project, MASK_RCNN)["metrics"]
+    expected = evaluation(project, MASK_RCNN)["metrics"]
     folder = run_dir(project, MASK_RCNN) / "predictions"
     truth_file = project / "data/demo/coco/annotations/instances_val2017.json"
     assert len(list(folder.iterdir())) == 2
@@ -161,38 +161,42 @@ def test_the_files_for_cocos_server_give_the_printed_numbers_by_pycocotools(trai
         assert len(entries) > 9
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(truth_file)
-            judge = COCOeval(truth, truth.loadRes(entries), kind)
-            judge.evaluate(), judge.accumulate(), judge.summarize()
-        assert found[f"{prefix}_ap"] == pytest.approx(100 * judge.stats[0], abs=1e-9)
-        assert found[f"{prefix}_ap50"] == pytest.approx(100 * judge.stats[1], abs=1e-9)
-        assert found[f"{prefix}_ar100"] == pytest.approx(100 * judge.stats[8], abs=1e-9)
+            evaluator = COCOeval(truth, truth.loadRes(entries), kind)
+            evaluator.evaluate(), evaluator.accumulate(), evaluator.summarize()
+        assert expected[f"{prefix}_ap"] == pytest.approx(100 * evaluator.stats[0], abs=1e-9)
+        assert expected[f"{prefix}_ap50"] == pytest.approx(100 * evaluator.stats[1], abs=1e-9)
+        assert expected[f"{prefix}_ar100"] == pytest.approx(100 * evaluator.stats[8], abs=1e-9)
 
 
-def test_the_files_for_ade20ks_server_give_the_printed_numbers(trained):
+def test_files_for_ade20ks_server_give_the_metrics(trained):
     project, _ = trained
-    found = evaluation(project, UPERNET)["metrics"]
+    expected = evaluation(project, UPERNET)["metrics"]
     folder = run_dir(project, UPERNET) / "predictions"
     truths = sorted((project / "data/demo/ade20k/annotations/validation").iterdir())
     assert [path.name for path in sorted(folder.iterdir())] == [path.name for path in truths]
-    both, either, right, shown = (np.zeros(12, int) for _ in range(4))
+    intersection, union, correct, pixels = (np.zeros(12, int) for _ in range(4))
     for path in truths:
-        truth, predicted = (np.asarray(Image.open(each)) for each in (path, folder / path.name))
+        truth, predicted = (np.asarray(Image.open(file)) for file in (path, folder / path.name))
         assert predicted.min() >= 1 and predicted.max() <= 11
         predicted = predicted[truth > 0]
         truth = truth[truth > 0]
         for label in range(1, 12):
-            both[label] += (hit := ((truth == label) & (predicted == label)).sum())
-            either[label] += ((truth == label) | (predicted == label)).sum()
-            right[label] += hit
-            shown[label] += (truth == label).sum()
-    there = either > 0
-    assert found["miou"] == pytest.approx(100 * (both[there] / either[there]).mean(), abs=1e-9)
-    assert found["pixel_accuracy"] == pytest.approx(100 * right.sum() / shown.sum(), abs=1e-9)
-    there = shown > 0
-    assert found["mean_accuracy"] == pytest.approx(100 * (right[there] / shown[there]).mean())
+            intersection[label] += (hit := ((truth == label) & (predicted == label)).sum())
+            union[label] += ((truth == label) | (predicted == label)).sum()
+            correct[label] += hit
+            pixels[label] += (truth == label).sum()
+    present = union > 0
+    assert expected["miou"] == pytest.approx(
+        100 * (intersection[present] / union[present]).mean(), abs=1e-9
+    )
+    assert expected["pixel_accuracy"] == pytest.approx(100 * correct.sum() / pixels.sum(), abs=1e-9)
+    present = pixels > 0
+    assert expected["mean_accuracy"] == pytest.approx(
+        100 * (correct[present] / pixels[present]).mean()
+    )
 
 
-def test_the_picture_of_samples_shows_validation_images_twice(trained):
+def test_the_sample_sheet_is_a_jpeg_of_two_rows(trained):
     project, _ = trained
     for name in RUNS:
         with Image.open(run_dir(project, name) / "samples.jpg") as picture:
@@ -200,7 +204,7 @@ def test_the_picture_of_samples_shows_validation_images_twice(trained):
             assert picture.format == "JPEG" and picture.width > picture.height > 400
 
 
-def test_training_moves_backbone_and_head(trained):
+def test_training_changes_the_weights_of_the_backbone(trained):
     project, _ = trained
     parent = load_file(run_dir(project, PARENT) / "model.safetensors")
     for name in RUNS:
@@ -213,7 +217,7 @@ def test_training_moves_backbone_and_head(trained):
         assert sum(moved) > 0.9 * len(moved)
 
 
-def test_fewer_processes_than_the_recipe_s_are_recorded_where_a_head_sees_them_together(trained):
+def test_fewer_processes_are_a_recorded_deviation_of_heads_with_sync_norm(trained):
     project, _ = trained
     log = (work_dir(project, UPERNET) / "train.log").read_text()
     (sentence,) = metrics(project, UPERNET)["deviations"]
@@ -225,29 +229,31 @@ def test_fewer_processes_than_the_recipe_s_are_recorded_where_a_head_sees_them_t
 
 
 @pytest.mark.parametrize("name", [MASK_RCNN, UPERNET])
-def test_blocks_that_are_computed_again_give_the_same_bytes(trained, name):
+def test_recomputation_gives_the_same_bytes(trained, name):
     project, _ = trained
     plain = outcome(project, name)
     file = "detection.yaml" if name == MASK_RCNN else "segmentation.yaml"
     path, aside = project / "params" / file, run_dir(project, name).with_name("aside")
-    given = path.read_text()
+    original = path.read_text()
     run_dir(project, name).rename(aside)
-    path.write_text(given.replace("recompute: false", "recompute: true"))
+    path.write_text(original.replace("recompute: false", "recompute: true"))
     try:
         smt(project, "train", name, "--no-send")
         assert outcome(project, name) == plain
         assert provenance(project, name)["attempts"][0]["recompute"]
     finally:
-        path.write_text(given)
+        path.write_text(original)
         shutil.rmtree(run_dir(project, name), ignore_errors=True)
         aside.rename(run_dir(project, name))
 
 
 @pytest.mark.parametrize(("name", "ranks"), [(MASK_RCNN, 2), (UPERNET, 1)])
-def test_killed_and_gone_on_it_ends_with_the_same_bytes(trained, name, ranks):
+def test_killed_and_resumed_it_ends_with_the_same_bytes(trained, name, ranks):
     project, _ = trained
     options = ("--kills", "3", "--ranks", str(ranks), "--tables", "never")
-    done = smt(project, "prove", name, *options, prepare=AS_FORKS)
-    assert "equal to the byte" in done.stdout + done.stderr
-    seen = json.loads((project / f"results/demo/proof/{name}-seed0-ranks{ranks}.json").read_text())
-    assert any(kill["ends"] for kill in seen["kills"])
+    result = smt(project, "prove", name, *options, prepare=AS_FORKS)
+    assert "equal to the byte" in result.stdout + result.stderr
+    record = json.loads(
+        (project / f"results/demo/proof/{name}-seed0-ranks{ranks}.json").read_text()
+    )
+    assert any(kill["ends"] for kill in record["kills"])

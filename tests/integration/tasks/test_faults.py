@@ -1,4 +1,4 @@
-"""What hurts a training, done to it for real: signals, kills, damage, changes under its feet."""
+"""Faults of a training, caused for real: signals, kills, damaged files, changed inputs."""
 
 import json
 import shutil
@@ -21,13 +21,13 @@ from tests.helpers.trainings import (
     command,
     copy_project,
     edit_demo,
-    ended,
+    exit_codes,
     metrics,
     one_line,
     outcome,
+    output_of,
     provenance,
     run_dir,
-    said,
     smt,
     start,
     stop_at,
@@ -38,14 +38,14 @@ from tests.helpers.trainings import (
 RUN = RUN_OF_DEMO
 
 
-def train_on(project, ranks, *options, log="try", prepare=()):
+def start_training(project, ranks, *options, log="try", prepare=()):
     """Start several ranks of the run."""
     return start_ranks(project, ranks, "train", RUN, *options, log=log, prepare=prepare)
 
 
-def go_on(project, ranks):
-    with closing(train_on(project, ranks)) as attempt:
-        assert ended(attempt) == [0] * ranks, attempt.last_message()
+def finish_training(project, ranks):
+    with closing(start_training(project, ranks)) as attempt:
+        assert exit_codes(attempt) == [0] * ranks, attempt.last_message()
 
 
 def await_pause(attempt, rank=0):
@@ -53,51 +53,53 @@ def await_pause(attempt, rank=0):
 
 
 def send(attempt, number, rank):
-    """Send a signal to a rank that has stopped at its step, and let it go on with that."""
+    """Send a signal to a rank that is paused at its step, and resume it."""
     pause.send(process_of(attempt, rank), number)
 
 
 # --- signals -------------------------------------------------------------------------------------
 
 
-def test_told_to_stop_it_loses_no_step(small_project, undisturbed):
+def test_a_stop_signal_loses_no_step(small_project, undisturbed):
     """Four times, each by another signal that asks a job to end."""
     steps = (3, 8, 14, 19)
     for step, number in zip(
         steps, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2), strict=True
     ):
         assert stop_at(small_project, step, "--workers", "1", number=number) == 75, number
-        assert "state saved" in said(small_project), number
+        assert "state saved" in output_of(small_project), number
     smt(small_project, "train", RUN)
-    attempts = [each["resumed_at_step"] for each in provenance(small_project)["attempts"]]
-    assert all(resumed >= done for resumed, done in zip(attempts, (0, *steps), strict=True))
+    attempts = [attempt["resumed_at_step"] for attempt in provenance(small_project)["attempts"]]
+    assert all(resumed >= stopped for resumed, stopped in zip(attempts, (0, *steps), strict=True))
     assert attempts == sorted(set(attempts)) and attempts[-1] < STEPS
     assert outcome(small_project) == undisturbed
 
 
-def test_told_to_stop_before_there_is_anything_to_save_it_ends_at_once(small_project):
+def test_a_stop_signal_before_the_first_step_ends_at_once(small_project):
     """As rank 0 of two, which waits inside torch for the other one."""
-    with closing(train_on(small_project, 2)) as attempt:
+    with closing(start_training(small_project, 2)) as attempt:
         process_of(attempt, 1).kill()
         process = psutil.Process(process_of(attempt, 0).pid)
-        wait_for(lambda: [each for each in process.net_connections() if each.status == "LISTEN"],
-                 attempt.last_message)  # fmt: skip
+        wait_for(
+            lambda: [c for c in process.net_connections() if c.status == "LISTEN"],
+            attempt.last_message,
+        )
         assert attempt.poll() is None
         attempt.kill(signal.SIGTERM, 0)
         # It would wait for the other one for half an hour, and `ended` waits for ten minutes.
-        assert ended(attempt) == [75, -signal.SIGKILL]
+        assert exit_codes(attempt) == [75, -signal.SIGKILL]
 
 
-def test_told_to_stop_while_torch_is_imported_it_ends_as_one_that_can_go_on(small_project):
+def test_a_stop_signal_during_imports_exits_as_resumable(small_project):
     arguments = {"cwd": small_project, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command("train", RUN), **arguments) as process:
-        caught = 1 << (signal.SIGUSR2 - 1)
+        bit = 1 << (signal.SIGUSR2 - 1)
         status = Path(f"/proc/{process.pid}/status")
 
         def has_handlers():
             with status.open() as file:
                 (mask,) = [line.split()[1] for line in file if line.startswith("SigCgt")]
-            return int(mask, 16) & caught
+            return int(mask, 16) & bit
 
         wait_for(has_handlers, every=0.005)
         process.send_signal(signal.SIGUSR2)
@@ -105,12 +107,10 @@ def test_told_to_stop_while_torch_is_imported_it_ends_as_one_that_can_go_on(smal
     assert process.returncode == 75, errors
 
 
-def test_the_workers_of_a_killed_training_end_with_it_and_its_lock_is_free(
-    small_project, undisturbed
-):
+def test_a_killed_training_ends_its_data_workers_and_frees_its_lock(small_project, undisturbed):
     prepare = pause.at_step(5)
     with start(small_project, "train", RUN, "--workers", "2", prepare=prepare) as process:
-        pause.await_stop(process, lambda: said(small_project))
+        pause.await_stop(process, lambda: output_of(small_project))
         workers = psutil.Process(process.pid).children()
         for worker in workers:
             worker.suspend()  # so that they do not end by themselves
@@ -129,43 +129,41 @@ def is_alive(process):
 # --- several processes ---------------------------------------------------------------------------
 
 
-def test_four_processes_go_on_to_the_same_bytes(small_project, tmp_path):
-    """With more than two, the order in which gradients are added up comes into it."""
+def test_four_processes_resume_to_the_same_bytes(small_project, tmp_path):
+    """With more than two, the order of the gradients' sum matters."""
     edit_demo(small_project, lambda demo: demo["recipes"]["*"].update(device_batch=2))
     other = copy_project(small_project, tmp_path / "other")
-    go_on(small_project, 4)
-    with closing(train_on(other, 4, prepare=pause.at_step(13, rank=2))) as attempt:
+    finish_training(small_project, 4)
+    with closing(start_training(other, 4, prepare=pause.at_step(13, rank=2))) as attempt:
         await_pause(attempt, 2)
         send(attempt, signal.SIGTERM, 2)
-        assert ended(attempt) == [75, 75, 75, 75]
-    go_on(other, 4)
+        assert exit_codes(attempt) == [75, 75, 75, 75]
+    finish_training(other, 4)
     assert 13 <= provenance(other)["attempts"][1]["resumed_at_step"] < STEPS
     assert outcome(other) == outcome(small_project)
 
 
-def test_when_one_process_is_killed_the_others_end_as_ones_that_can_go_on(
-    small_project, undisturbed_pair
-):
+def test_when_one_process_is_killed_the_others_exit_as_resumable(small_project, undisturbed_pair):
     options = ("--checkpoint-steps", "3")
     with closing(
-        train_on(small_project, 2, *options, prepare=pause.at_step(11, rank=1))
+        start_training(small_project, 2, *options, prepare=pause.at_step(11, rank=1))
     ) as attempt:
         await_pause(attempt, 1)
         process_of(attempt, 1).kill()
-        assert ended(attempt) == [75, -signal.SIGKILL]
+        assert exit_codes(attempt) == [75, -signal.SIGKILL]
         assert "rank 0 of 2 lost the connection to another" in attempt.last_message()
-    go_on(small_project, 2)
+    finish_training(small_project, 2)
     assert 6 <= provenance(small_project)["attempts"][1]["resumed_at_step"] <= 11
     assert outcome(small_project) == undisturbed_pair
 
 
 def test_a_second_start_of_several_processes_is_refused_once(small_project):
-    with closing(train_on(small_project, 2, prepare=pause.at_step(5))) as attempt:
+    with closing(start_training(small_project, 2, prepare=pause.at_step(5))) as attempt:
         await_pause(attempt)
-        with closing(train_on(small_project, 2, log="second")) as second:
-            assert ended(second) == [4, 4]
+        with closing(start_training(small_project, 2, log="second")) as second:
+            assert exit_codes(second) == [4, 4]
             assert "trains this run already" in second.last_message()
-    assert said(small_project, "second-rank1") == ""
+    assert output_of(small_project, "second-rank1") == ""
 
 
 def test_when_one_process_fails_the_others_end_with_its_exit_code(small_project):
@@ -174,53 +172,53 @@ def test_when_one_process_fails_the_others_end_with_its_exit_code(small_project)
     shutil.copytree(images, small_project / "data")
     train = small_project / "data/demo/imagenet1k/train"
     sorted(train.rglob("*.JPEG"))[7].write_bytes(b"no image")
-    with closing(train_on(small_project, 2)) as attempt:
-        assert ended(attempt) == [3, 3]
-    texts = [said(small_project, f"try-rank{rank}") for rank in range(2)]
+    with closing(start_training(small_project, 2)) as attempt:
+        assert exit_codes(attempt) == [3, 3]
+    texts = [output_of(small_project, f"try-rank{rank}") for rank in range(2)]
     assert sorted(text.count("cannot read image") for text in texts) == [0, 1]
     assert not any("Traceback" in text for text in texts)
 
 
-def test_another_number_of_processes_goes_on_and_says_what_that_means(stopped):
-    go_on(stopped, 2)
-    text = said(stopped, "try-rank0")
+def test_another_number_of_processes_resumes_with_a_warning(stopped):
+    finish_training(stopped, 2)
+    text = output_of(stopped, "try-rank0")
     assert "2 processes instead of 1" in text and "sums are added in another order" in text
     assert metrics(stopped)["steps"] == STEPS
-    worlds = [each["environment"]["world_size"] for each in provenance(stopped)["attempts"]]
+    worlds = [attempt["environment"]["world_size"] for attempt in provenance(stopped)["attempts"]]
     assert worlds == [1, 2]
 
 
-def test_a_process_that_hangs_is_shown_in_the_log_and_costs_minutes_not_days(small_project):
+def test_a_hanging_process_logs_its_stacks_and_ends_in_minutes(small_project):
     options, prepare = ("--stall-minutes", "0.1"), pause.at_step(5, rank=1)
-    with closing(train_on(small_project, 2, *options, prepare=prepare)) as attempt:
+    with closing(start_training(small_project, 2, *options, prepare=prepare)) as attempt:
         await_pause(attempt, 1)
         log = work_dir(small_project) / "train.log"
         wait_for(lambda: "end of the stacks of rank 0" in log.read_text(), attempt.last_message)
         process_of(attempt, 1).send_signal(signal.SIGCONT)
-        assert ended(attempt) == [75, 75]
+        assert exit_codes(attempt) == [75, 75]
     stacks = log.read_text()
     assert "stacks of rank 0" in stacks and "trainer.py" in stacks
-    go_on(small_project, 2)
+    finish_training(small_project, 2)
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(killed, undisturbed, damage):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(killed, undisturbed, damage):
     newest, before = checkpoints_in(work_dir(killed) / "checkpoints")[:2]
     content = bytearray(newest.read_bytes())
     content[-3] ^= 1
     newest.write_bytes(content[:-100] if damage == "cut" else content)
-    told = smt(killed, "checkpoint", str(work_dir(killed)), check=False)
-    assert told.returncode == 3 and told.stdout.count("DAMAGED") == 1
-    done = smt(killed, "train", RUN)
-    assert f"{newest.name} is damaged" in done.stderr and "trying the one before" in done.stderr
+    listing = smt(killed, "checkpoint", str(work_dir(killed)), check=False)
+    assert listing.returncode == 3 and listing.stdout.count("DAMAGED") == 1
+    result = smt(killed, "train", RUN)
+    assert f"{newest.name} is damaged" in result.stderr and "trying the one before" in result.stderr
     assert provenance(killed)["attempts"][1]["resumed_at_step"] == CheckpointName.of(before).step
     assert outcome(killed) == undisturbed
 
 
-def test_a_journal_that_ran_ahead_or_was_torn_is_cut_back(killed, undisturbed):
+def test_a_journal_ahead_of_the_checkpoint_is_truncated(killed, undisturbed):
     journal = work_dir(killed) / "journal.jsonl"
     newest = CheckpointName.of(checkpoints_in(work_dir(killed) / "checkpoints")[0])
     assert json.loads(journal.read_text().splitlines()[-1])["step"] > newest.step
@@ -230,38 +228,36 @@ def test_a_journal_that_ran_ahead_or_was_torn_is_cut_back(killed, undisturbed):
     assert outcome(killed) == undisturbed
 
 
-def test_a_run_whose_folder_becomes_read_only_is_one_line_and_goes_on_later(
+def test_a_read_only_results_folder_is_one_line_and_the_run_resumes_later(
     stopped, undisturbed, small_disk
 ):
     shutil.move(stopped / "results", small_disk / "results")
     (stopped / "results").symlink_to(small_disk / "results")
     env = {"SMT_RESULTS": str(small_disk / "results")}
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    done = smt(stopped, "train", RUN, check=False, env=env)
-    assert done.returncode == 2
-    one_line(done, str(small_disk), "give a folder that can be written")
+    result = smt(stopped, "train", RUN, check=False, env=env)
+    assert result.returncode == 2
+    one_line(result, str(small_disk), "give a folder that can be written")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     smt(stopped, "train", RUN, env=env)
     assert outcome(stopped) == undisturbed
 
 
-def test_a_disk_that_fills_while_training_costs_nothing_but_the_wait(
-    small_project, undisturbed, small_disk
-):
+def test_a_run_resumes_after_the_disk_was_full(small_project, undisturbed, small_disk):
     shutil.move(small_project / "results", small_disk / "results")
     (small_project / "results").symlink_to(small_disk / "results")
-    spare = shutil.disk_usage(small_disk).free - 4_500_000  # leaves room for three checkpoints
-    (small_disk / "spare").write_bytes(b"0" * spare)
+    padding = shutil.disk_usage(small_disk).free - 4_500_000  # leaves room for three checkpoints
+    (small_disk / "spare").write_bytes(b"0" * padding)
     options, prepare = ("--checkpoint-steps", "2"), pause.at_step(9)
     with start(small_project, "train", RUN, *options, prepare=prepare) as process:
-        pause.await_stop(process, lambda: said(small_project))
+        pause.await_stop(process, lambda: output_of(small_project))
         with (small_disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
             while file.write(b"0" * 4096):
                 pass
         process.send_signal(signal.SIGCONT)
-        assert process.wait() == 4, said(small_project)
-    text = said(small_project)
-    assert "free, less than 4 checkpoints take" in text  # a word before it happened
+        assert process.wait() == 4, output_of(small_project)
+    text = output_of(small_project)
+    assert "free, less than 4 checkpoints take" in text  # the warning before the error
     assert "the disk is full" in text.strip().splitlines()[-1]
     for name in ("ballast", "spare"):
         (small_disk / name).unlink()
@@ -269,25 +265,25 @@ def test_a_disk_that_fills_while_training_costs_nothing_but_the_wait(
     assert outcome(small_project) == undisturbed
 
 
-def test_a_clock_that_is_set_back_changes_nothing(stopped, undisturbed):
-    """A process from nothing, too, goes on where a fork has stopped."""
-    done = subprocess.run(
+def test_a_clock_that_is_set_back_changes_no_result(stopped, undisturbed):
+    """A new process, too, resumes where a fork has stopped."""
+    result = subprocess.run(
         [require("faketime"), "-f", "-400d", *command("train", RUN)], cwd=stopped,
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     attempts = provenance(stopped)["attempts"]
     assert attempts[1]["started"] < attempts[0]["started"] - 300 * 86400  # it was set back
     assert outcome(stopped) == undisturbed
     assert 0 < metrics(stopped)["wall_seconds"] < 600
 
 
-# --- changes under a half-done run ---------------------------------------------------------------
+# --- changes to an unfinished run ----------------------------------------------------------------
 
 
 @pytest.fixture
-def own_code(stopped):
-    """The stopped run with a copy of the code, and the environment in which that is what runs."""
+def copied_code(stopped):
+    """The stopped run with a copy of the code, and an environment that runs the copy."""
     for name in ("smt", "params"):
         shutil.copytree(ROOT / name, stopped / "code" / name)
     return stopped, {"PYTHONPATH": str(stopped / "code")}
@@ -300,13 +296,13 @@ def edit_code(project, file, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
-def test_other_code_is_refused_with_what_has_changed_unless_allowed(own_code):
-    project, env = own_code
+def test_changed_code_is_refused_unless_allowed(copied_code):
+    project, env = copied_code
     edit_code(project, "engine/optim.py", "betas=optimizer.betas", "betas=(0.9, 0.95)")
     before = [path.name for path in checkpoints_in(work_dir(project) / "checkpoints")]
-    done = smt(project, "train", RUN, check=False, env=env)
-    assert done.returncode == 4
-    one_line(done, "smt/engine/optim.py has changed", "restore that code", "--allow-change")
+    result = smt(project, "train", RUN, check=False, env=env)
+    assert result.returncode == 4
+    one_line(result, "smt/engine/optim.py has changed", "restore that code", "--allow-change")
     assert [path.name for path in checkpoints_in(work_dir(project) / "checkpoints")] == before
     smt(project, "train", RUN, "--allow-change", env=env)
     expected = ["smt/engine/optim.py has changed"]
@@ -323,19 +319,19 @@ TRAINING_CODE = {
 """A module of each folder whose code can change a result."""
 
 
-def test_one_changed_line_in_any_folder_of_training_code_is_refused(own_code):
-    project, env = own_code
+def test_changed_code_in_any_training_folder_is_refused(copied_code):
+    project, env = copied_code
     for file in TRAINING_CODE.values():
         path = project / "code" / "smt" / file
         path.write_text(path.read_text() + "\n\nEDITED = True\n")
-    done = smt(project, "train", RUN, check=False, env=env)
-    assert done.returncode == 4
+    result = smt(project, "train", RUN, check=False, env=env)
+    assert result.returncode == 4
     first = sorted(TRAINING_CODE.values())[:6]
-    one_line(done, *(f"smt/{file} has changed" for file in first), "and 2 more")
+    one_line(result, *(f"smt/{file} has changed" for file in first), "and 2 more")
 
 
-def test_comments_and_docstrings_may_change(own_code, undisturbed):
-    project, env = own_code
+def test_changed_comments_and_docstrings_are_allowed(copied_code, undisturbed):
+    project, env = copied_code
     edit_code(
         project, "engine/optim.py", '"""Optimizer', '# A remark.\n"""Another word on Optimizer'
     )
@@ -344,14 +340,12 @@ def test_comments_and_docstrings_may_change(own_code, undisturbed):
     assert outcome(project) == undisturbed
 
 
-def test_other_params_are_refused_with_the_difference_and_putting_them_back_goes_on(
-    stopped, undisturbed
-):
+def test_changed_params_are_refused_and_restored_params_resume(stopped, undisturbed):
     first = work_dir(stopped)
     edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=3e-3))
-    done = smt(stopped, "train", RUN, check=False)
-    assert done.returncode == 4
-    one_line(done, "unfinished, at step", "recipe.optimizer.lr 0.002 -> 0.003", "--allow-change")
+    result = smt(stopped, "train", RUN, check=False)
+    assert result.returncode == 4
+    one_line(result, "unfinished, at step", "recipe.optimizer.lr 0.002 -> 0.003", "--allow-change")
     assert (run_dir(stopped) / first.name / "checkpoints").is_dir()
     edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=2e-3))
     smt(stopped, "train", RUN)
@@ -359,7 +353,7 @@ def test_other_params_are_refused_with_the_difference_and_putting_them_back_goes
     assert (weights(stopped), journal) == undisturbed
 
 
-def test_data_that_were_mended_meanwhile_are_told_of_and_not_finished_under_their_old_digest(
+def test_changed_data_are_refused_by_their_digest(
     stopped,
 ):
     digest = provenance(stopped)["data"]["imagenet1k"]
@@ -368,25 +362,25 @@ def test_data_that_were_mended_meanwhile_are_told_of_and_not_finished_under_thei
     shutil.copytree(images, stopped / "data")
     image = sorted((stopped / "data/demo/imagenet1k/val").rglob("*.JPEG"))[0]
     image.write_bytes(image.read_bytes() + b"mended")
-    done = smt(stopped, "train", RUN, check=False)
-    assert done.returncode == 3
-    one_line(done, image.name, "when its manifest was made", "run smt data manifest imagenet1k")
+    result = smt(stopped, "train", RUN, check=False)
+    assert result.returncode == 3
+    one_line(result, image.name, "when its manifest was made", "run smt data manifest imagenet1k")
     smt(stopped, "data", "manifest", "imagenet1k", "--scale", "demo")
-    done = smt(stopped, "train", RUN, check=False)
-    assert done.returncode == 4
-    one_line(done, "unfinished, at step", f"with other params: data {digest[:12]} -> ")
+    result = smt(stopped, "train", RUN, check=False)
+    assert result.returncode == 4
+    one_line(result, "unfinished, at step", f"with other params: data {digest[:12]} -> ")
 
 
-def test_with_leave_a_run_begins_anew_with_other_params_and_that_is_recorded(stopped):
+def test_allow_change_restarts_a_run_with_changed_params(stopped):
     first = work_dir(stopped)
     edit_demo(stopped, lambda demo: demo["recipes"]["imagenet1k"]["optimizer"].update(lr=3e-3))
-    done = smt(stopped, "train", RUN, env={"SMT_ALLOW_CHANGE": "1"})
+    result = smt(stopped, "train", RUN, env={"SMT_ALLOW_CHANGE": "1"})
     assert (
-        f"starts again; results/demo/runs/{RUN}/seed0/{first.name} stays as it was" in done.stderr
+        f"starts again; results/demo/runs/{RUN}/seed0/{first.name} stays as it was" in result.stderr
     )
     given_up = json.loads((first / "provenance.json").read_text())["given_up"]
     assert given_up["for"] == metrics(stopped)["fingerprint"]
     assert len(list((first / "checkpoints").iterdir())) >= 1
     (second,) = [path for path in run_dir(stopped).glob("work-*") if path != first]
     attempts = json.loads((second / "provenance.json").read_text())["attempts"]
-    assert [each["resumed_at_step"] for each in attempts] == [0]
+    assert [attempt["resumed_at_step"] for attempt in attempts] == [0]

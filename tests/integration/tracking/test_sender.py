@@ -24,7 +24,7 @@ from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import pause
 from tests.helpers.run_files import RunFiles, S, T
 from tests.helpers.tracking_servers import empty_database, mlflow_server, unreliable_proxy
-from tests.helpers.trainings import RUN_OF_DEMO, said, smt, start, work_dir
+from tests.helpers.trainings import RUN_OF_DEMO, output_of, smt, start, work_dir
 
 TINY = Run(experiment=T, seed=0)
 SMALL = Run(experiment=S, seed=0)
@@ -103,11 +103,11 @@ def test_a_curve_grows_during_training_and_is_complete_after_it(small_project, m
 
     with training(small_project, steps=(6, 16)) as process:
         for step in (6, 16):  # its journal has a line every second step
-            pause.await_stop(process, lambda: said(small_project))
+            pause.await_stop(process, lambda: output_of(small_project))
             wait_for(lambda step=step: last_step() == step, last_step, every=0.2)
             sender_process = sender_of(process)
             process.send_signal(signal.SIGCONT)
-        assert process.wait(timeout=PATIENCE) == 0, said(small_project)
+        assert process.wait(timeout=PATIENCE) == 0, output_of(small_project)
     await_end(sender_process)
     assert_in_mlflow(params_of(small_project), layout)
 
@@ -117,11 +117,11 @@ def test_training_does_not_notice_a_server_that_never_answers(small_project, mlf
     with unreliable_proxy(mlflow) as proxy:
         proxy.state = "hang"
         with training(small_project, proxy.uri, steps=(6,)) as process:
-            pause.await_stop(process, lambda: said(small_project))
+            pause.await_stop(process, lambda: output_of(small_project))
             wait_for(lambda: proxy.requests > 0)
             sender_process = sender_of(process)
             process.send_signal(signal.SIGCONT)
-            assert process.wait(timeout=PATIENCE) == 0, said(small_project)
+            assert process.wait(timeout=PATIENCE) == 0, output_of(small_project)
         assert TrackingClient(mlflow.uri, "smt-demo", tmp_path).runs() == []
         log = (work_dir(small_project) / "train.log").read_text()
         assert "MLflow" not in log and "WARNING" not in log
@@ -150,7 +150,7 @@ def test_server_and_training_are_killed_and_mlflow_has_the_run_once(
 
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         with training(small_project, server.uri, steps=(16,)) as process:
-            pause.await_stop(process, lambda: said(small_project))
+            pause.await_stop(process, lambda: output_of(small_project))
             wait_for(lambda: epochs() and epochs()[0] > 0, every=0.5)
             server.kill()
             wait_for(lambda: "next try in" in layout.sender_log.read_text())
@@ -159,10 +159,10 @@ def test_server_and_training_are_killed_and_mlflow_has_the_run_once(
         server.start()
         await_end(sender_process)
         with training(small_project, server.uri, steps=(16,)) as process:
-            pause.await_stop(process, lambda: said(small_project))
+            pause.await_stop(process, lambda: output_of(small_project))
             sender_process = sender_of(process)
             process.send_signal(signal.SIGCONT)
-            assert process.wait(timeout=PATIENCE) == 0, said(small_project)
+            assert process.wait(timeout=PATIENCE) == 0, output_of(small_project)
         await_end(sender_process)
         sync(params, layout)
         assert_in_mlflow(params, layout)

@@ -1,4 +1,4 @@
-"""Which heads take something over all processes at once, and what fewer processes change of it."""
+"""Heads that use statistics over all processes, and deviations of fewer processes."""
 
 import pytest
 import torch
@@ -16,19 +16,19 @@ MODULES = (atss, dino, sparse_rcnn)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_head_says_what_its_code_takes_over_processes(monkeypatch, head):
-    asked = []
+def test_over_processes_of_a_head_agrees_with_its_code(monkeypatch, head):
+    calls = []
     for module in MODULES:
         plain = module.mean_over_ranks
         monkeypatch.setattr(
-            module, "mean_over_ranks", lambda count, plain=plain: asked.append(1) or plain(count)
+            module, "mean_over_ranks", lambda count, plain=plain: calls.append(1) or plain(count)
         )
     task = Synthetic(SMOKE, HEADS[head], torch.device("cpu"), images=2, size=(64, 64))
     task.loss(task.model, next(task.micro_batches()))
     norms = any(isinstance(module, SyncBatchNorm) for module in task.model.modules())
     phrase = SMOKE.heads[head].over_processes
     assert norms == ("BatchNorm" in phrase)
-    assert bool(asked) == ("divided" in phrase)
+    assert bool(calls) == ("divided" in phrase)
 
 
 def test_the_paper_s_number_of_gpus_is_no_deviation():
@@ -38,7 +38,7 @@ def test_the_paper_s_number_of_gpus_is_no_deviation():
 
 
 @pytest.mark.parametrize(
-    ("experiment", "says"),
+    ("experiment", "expected"),
     [
         ("ade20k_upernet_smt_base", "on 2 GPUs instead of 8, the head's synchronised BatchNorm "
          "takes statistics of 4 images at once instead of 16"),
@@ -47,9 +47,9 @@ def test_the_paper_s_number_of_gpus_is_no_deviation():
         ("coco_atss_smt_small", "positives"), ("coco_sparse_rcnn_smt_small", "positives"),
     ],
 )  # fmt: skip
-def test_fewer_gpus_are_named_with_what_they_change(experiment, says):
+def test_a_deviation_names_what_fewer_gpus_change(experiment, expected):
     sentence = deviation(PAPER, experiment, 2)
-    assert sentence.startswith("not the paper's training: ") and says in sentence
+    assert sentence.startswith("not the paper's training: ") and expected in sentence
     assert "on 1 GPU instead" in deviation(PAPER, experiment, 1)
 
 
@@ -58,5 +58,5 @@ def test_fewer_gpus_are_named_with_what_they_change(experiment, says):
     ["imagenet1k_smt_tiny", "imagenet22k_smt_large", "coco_mask_rcnn_3x_smt_base",
      "coco_retinanet_smt_small"],
 )  # fmt: skip
-def test_what_sees_one_micro_batch_at_a_time_stays_the_paper_s(experiment):
+def test_without_statistics_over_processes_there_is_no_deviation(experiment):
     assert deviation(PAPER, experiment, 1) is None

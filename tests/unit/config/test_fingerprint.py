@@ -50,12 +50,12 @@ def changed(before, after):
 
 
 @pytest.mark.parametrize(("scale", "least"), [("paper", 62), ("demo", 24), ("smoke", 24)])
-def test_each_run_has_its_own(project, scale, least):
+def test_every_run_has_its_own_fingerprint(project, scale, least):
     """Otherwise two experiments would be one run of MLflow."""
     loaded = load_project(project.folder / "params", scale)
-    found = {fingerprint.fingerprint(loaded, run, DATA) for run in loaded.runs}
-    assert len(found) == len(loaded.runs) >= least
-    assert all(len(each) == 64 and set(each) <= set("0123456789abcdef") for each in found)
+    digests = {fingerprint.fingerprint(loaded, run, DATA) for run in loaded.runs}
+    assert len(digests) == len(loaded.runs) >= least
+    assert all(len(value) == 64 and set(value) <= set("0123456789abcdef") for value in digests)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_each_run_has_its_own(project, scale, least):
         ("segmentation.yaml", "title: UPerNet, ADE20K", "title: UPerNet"),
     ],
 )  # fmt: skip
-def test_what_is_cosmetic_changes_none(project, file, old, new):
+def test_cosmetic_edits_change_no_fingerprint(project, file, old, new):
     before = fingerprints(project)
     project.edit(file, old, new)
     assert fingerprints(project) == before
@@ -109,7 +109,7 @@ def test_what_is_cosmetic_changes_none(project, file, old, new):
         ("data.yaml", "    classes: 150\n", "    classes: 151\n", SEGMENTERS),
     ],
 )  # fmt: skip
-def test_what_is_real_changes_the_runs_it_touches_and_their_children(
+def test_mathematical_edits_change_the_runs_concerned_and_their_children(
     project, file, old, new, expected
 ):
     before = fingerprints(project)
@@ -117,7 +117,7 @@ def test_what_is_real_changes_the_runs_it_touches_and_their_children(
     assert changed(before, fingerprints(project)) == expected
 
 
-def test_data_change_every_run_that_reads_them_or_starts_from_one_that_does(project):
+def test_changed_data_change_the_runs_that_use_them_and_their_children(project):
     before = fingerprints(project)
     assert changed(before, fingerprints(project, data={**DATA, "imagenet22k": "f" * 64})) == FAMILY
     assert changed(
@@ -131,31 +131,31 @@ def test_data_change_every_run_that_reads_them_or_starts_from_one_that_does(proj
     )
 
 
-def test_a_drop_path_that_an_experiment_overrides_does_not_count(project):
+def test_an_overridden_drop_path_does_not_count(project):
     """Every experiment gives its own, so that of the recipe is never used."""
     before = fingerprints(project)
     project.edit("recipes.yaml", "    drop_path: 0.1\n", "    drop_path: 0.4\n")
     assert fingerprints(project) == before
 
 
-def test_the_version_of_the_training_code_changes_all(project, monkeypatch):
+def test_the_version_of_the_training_code_changes_every_fingerprint(project, monkeypatch):
     before = fingerprints(project)
     monkeypatch.setattr(fingerprint, "CODE_VERSION", fingerprint.CODE_VERSION + 1)
     assert changed(before, fingerprints(project)) == set(before)
 
 
-def test_the_demo_is_never_taken_for_the_paper(project):
+def test_demo_and_paper_fingerprints_never_coincide(project):
     paper, demo = fingerprints(project, "paper"), fingerprints(project, "demo")
     assert not set(paper.values()) & set(demo.values())
 
 
-def test_it_asks_for_the_data_of_every_ancestor(project):
+def test_inputs_are_the_data_of_every_ancestor(project):
     loaded = load_project(project.folder / "params", "paper")
 
-    def asked(name):
+    def inputs_of(name):
         return set(fingerprint.inputs(loaded, Run(experiment=name, seed=0)))
 
-    assert asked(AT_384) == {"imagenet1k", "imagenet22k", "class_map:imagenet22k_to_1k"}
-    assert asked(TINY) == {"imagenet1k"}
-    assert asked("coco_dino_smt_small") == {"imagenet1k", "coco"}
-    assert asked("ade20k_upernet_smt_base") == {"imagenet1k", "ade20k"}
+    assert inputs_of(AT_384) == {"imagenet1k", "imagenet22k", "class_map:imagenet22k_to_1k"}
+    assert inputs_of(TINY) == {"imagenet1k"}
+    assert inputs_of("coco_dino_smt_small") == {"imagenet1k", "coco"}
+    assert inputs_of("ade20k_upernet_smt_base") == {"imagenet1k", "ade20k"}

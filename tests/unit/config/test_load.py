@@ -13,13 +13,13 @@ from tests.helpers.project_copy import ProjectCopy
 
 @dataclass(frozen=True)
 class Mistake:
-    """An edit of params/, and what the message has to say of it."""
+    """An edit of params/, and the key and text that the message has to contain."""
 
     file: str
     old: str
     new: str
     key: str
-    says: str
+    message: str
     scale: str = "paper"
     line: int = 0
     """Lines between the first line of `old` and the one that the message names."""
@@ -208,51 +208,53 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_line_that_says_where_and_what_is_valid(mistake, tmp_path):
+def test_a_mistake_is_one_line_with_its_location_and_valid_values(mistake, tmp_path):
     project = ProjectCopy(tmp_path)
     line = project.edit(mistake.file, mistake.old, mistake.new) + mistake.line
-    done = project.smt("check", "--scale", mistake.scale)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
-    where = re.match(r"smt: error: params/(\w+\.yaml):(\d+): (.*)", done.stderr)
-    assert where is not None, done.stderr
-    assert mistake.says in where[3] and mistake.key in where[3]
-    assert (where[1], int(where[2])) == (mistake.file, line), done.stderr
+    result = project.smt("check", "--scale", mistake.scale)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr, result.stderr
+    location = re.match(r"smt: error: params/(\w+\.yaml):(\d+): (.*)", result.stderr)
+    assert location is not None, result.stderr
+    assert mistake.message in location[3] and mistake.key in location[3]
+    assert (location[1], int(location[2])) == (mistake.file, line), result.stderr
 
 
 def test_an_unknown_scale_lists_the_nearest(tmp_path):
-    done = ProjectCopy(tmp_path).smt("check", "--scale", "papr")
-    assert done.returncode == 2
-    assert done.stderr == ("smt: error: params/scales.yaml: no scale 'papr'; did you mean paper?\n")
+    result = ProjectCopy(tmp_path).smt("check", "--scale", "papr")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "smt: error: params/scales.yaml: no scale 'papr'; did you mean paper?\n"
+    )
 
 
-def test_a_missing_file_of_params_says_where_to_run(tmp_path):
+def test_a_missing_params_file_names_the_remedy(tmp_path):
     project = ProjectCopy(tmp_path)
     (project.folder / "params" / "tables.yaml").unlink()
-    done = project.smt("check")
-    assert done.returncode == 2
-    assert done.stderr == (
+    result = project.smt("check")
+    assert result.returncode == 2
+    assert result.stderr == (
         "smt: error: params/tables.yaml: no such file; run from the project's root, or give "
         "--params DIR\n"
     )
 
 
-def test_numbers_may_be_written_with_an_exponent_alone(tmp_path):
+def test_numbers_with_an_exponent_and_no_point_are_numbers(tmp_path):
     """PyYAML on its own reads 1e-3 as text."""
     project = ProjectCopy(tmp_path)
     project.edit("recipes.yaml", "      lr: 1e-3\n", "      lr: 1E-3\n")
     assert load_project(tmp_path / "params", "paper").recipes["imagenet1k"].optimizer.lr == 0.001
 
 
-def test_an_entry_takes_from_its_base_what_it_does_not_give():
+def test_an_entry_inherits_from_its_base():
     recipes: dict[str, Any] = load_project(ROOT / "params", "paper").recipes
-    own, base = recipes["imagenet22k"], recipes["imagenet1k"]
-    assert (own.optimizer.lr, own.schedule.epochs) == (1.25e-4, 90)
-    assert own.optimizer.betas == base.optimizer.betas
-    assert own.augment == base.augment
+    recipe, base = recipes["imagenet22k"], recipes["imagenet1k"]
+    assert (recipe.optimizer.lr, recipe.schedule.epochs) == (1.25e-4, 90)
+    assert recipe.optimizer.betas == base.optimizer.betas
+    assert recipe.augment == base.augment
 
 
-def test_a_derived_number_is_published_nowhere_and_stands_in_its_table_alone():
+def test_a_derived_number_is_shown_only_in_its_table():
     project = load_project(ROOT / "params", "paper")
     published = project.reported_value("ablation_stage3_msa", "top1")
     ladder = project.reported_value("ablation_stage3_msa", "top1", "ablation_components")
@@ -263,7 +265,7 @@ def test_a_derived_number_is_published_nowhere_and_stands_in_its_table_alone():
     assert tiny.value == 82.2
 
 
-def test_the_demo_overlays_an_entry_of_every_base_and_keeps_its_structure():
+def test_the_demo_changes_sizes_of_models_but_not_their_structure():
     paper, demo = (load_project(ROOT / "params", scale) for scale in ("paper", "demo"))
     assert set(paper.experiments) == set(demo.experiments)
     assert demo.models["smt_tiny_heads_8"].widths == demo.models["smt_tiny"].widths
@@ -275,15 +277,15 @@ def test_the_demo_overlays_an_entry_of_every_base_and_keeps_its_structure():
         assert changed <= {"widths", "depths", "msa_heads", "mlp_ratios"}, name
 
 
-def test_a_scale_is_laid_over_the_one_that_it_is_based_on():
+def test_a_scale_overlays_its_base():
     demo, smoke = (load_project(ROOT / "params", scale) for scale in ("demo", "smoke"))
     assert set(smoke.experiments) == set(demo.experiments)
     assert (smoke.scale.title, smoke.scale.log_every) == ("smoke scale", 5)
     assert smoke.scale.seeds == demo.scale.seeds
     assert smoke.scale.proof.runs == demo.scale.proof.runs
-    # What it says of every entry goes before what its base says of one.
+    # An entry for all ("*") in the scale overrides single entries of its base.
     assert demo.recipes["imagenet22k"].schedule.epochs > 1
     assert smoke.recipes["imagenet22k"].schedule.epochs == 1
     assert smoke.recipes["imagenet22k"].optimizer == demo.recipes["imagenet22k"].optimizer
-    places = {each.root for project in (demo, smoke) for each in project.datasets.values()}
+    places = {dataset.root for project in (demo, smoke) for dataset in project.datasets.values()}
     assert len(places) == 2 * len(demo.datasets)  # of other counts, so apart

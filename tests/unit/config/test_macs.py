@@ -1,4 +1,4 @@
-"""The formula of multiply-accumulates against what a forward pass of the real network counts."""
+"""The formula of multiply-accumulates against counts of a forward pass of the network."""
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +13,13 @@ PROJECTS = {scale: load_project(bundled_params(), scale) for scale in ("paper", 
 TINY = PROJECTS["demo"].models["smt_tiny"]
 
 
-def trained_at(project, model):
+def resolutions(project, model):
     """Return the resolutions that a model is trained at, each with the classes there."""
-    recipes = {each.recipe for each in project.experiments.values() if each.model == model}
+    recipes = {
+        experiment.recipe
+        for experiment in project.experiments.values()
+        if experiment.model == model
+    }
     return {
         (recipe.resolution, project.datasets[recipe.dataset].classes)
         for recipe in map(project.recipes.get, recipes)
@@ -24,11 +28,11 @@ def trained_at(project, model):
 
 def assert_equal(model, resolution, classes):
     ours = macs.forward(model, resolution, num_classes=classes)
-    counted = profile.count(model, resolution, num_classes=classes)
-    assert ours.convolution == counted.conv_macs
-    assert ours.linear == counted.linear_macs
-    assert ours.attention == counted.attention_macs
-    assert ours.total == counted.attention
+    counts = profile.count(model, resolution, num_classes=classes)
+    assert ours.convolution == counts.conv_macs
+    assert ours.linear == counts.linear_macs
+    assert ours.attention == counts.attention_macs
+    assert ours.total == counts.attention
 
 
 LARGER = ("smt_small", "smt_base", "smt_large")
@@ -47,14 +51,14 @@ LARGER = ("smt_small", "smt_base", "smt_large")
 )
 def test_every_model_at_every_resolution_that_it_is_trained_at(scale, name):
     project = PROJECTS[scale]
-    cases = trained_at(project, name)
+    cases = resolutions(project, name)
     assert cases
     for resolution, classes in cases:
         assert_equal(project.models[name], resolution, classes)
 
 
-def test_the_large_variant_is_among_them_at_both_of_its_resolutions():
-    assert trained_at(PROJECTS["paper"], "smt_large") == {(224, 21841), (224, 1000), (384, 1000)}
+def test_resolutions_of_the_large_variant_include_384():
+    assert resolutions(PROJECTS["paper"], "smt_large") == {(224, 21841), (224, 1000), (384, 1000)}
 
 
 @st.composite
@@ -79,20 +83,20 @@ def models(draw):
     )
 
 
-ANYTHING = {
+CASES = {
     "model": models(), "resolution": st.integers(32, 130), "classes": st.integers(1, 30),
 }  # fmt: skip
 
 
 @settings(max_examples=6, deadline=None)
-@given(**ANYTHING)
+@given(**CASES)
 def test_some_models_at_some_resolutions(model, resolution, classes):
     assert_equal(model, resolution, classes)
 
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
-@given(**ANYTHING)
+@given(**CASES)
 def test_any_model_at_any_resolution(model, resolution, classes):
     assert_equal(model, resolution, classes)
 

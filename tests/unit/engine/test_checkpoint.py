@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, known by digest, never code."""
+"""Checkpoints: complete or absent, checked by digest, and never executed as code."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from smt.errors import TrainingError
 from smt.runs.checkpoint_files import checkpoints_in
 
 
-def make(step: int) -> Checkpoint:
+def make_checkpoint(step: int) -> Checkpoint:
     tensors = {
         "model.w": torch.arange(6.0).reshape(2, 3) * step,
         "optimizer.0.step": torch.ones(()),
@@ -21,13 +21,13 @@ def make(step: int) -> Checkpoint:
     return Checkpoint(step, step // 5, tensors, {"loss_sum": 0.1 * step})
 
 
-def test_what_was_written_comes_back_to_the_bit(tmp_path):
-    written = make(7)
-    checkpoint.write(tmp_path, written)
-    found = checkpoint.load_newest(tmp_path)
-    assert (found.step, dict(found.facts)) == (7, {"loss_sum": 0.1 * 7})
-    assert found.tensors.keys() == written.tensors.keys()
-    assert all(torch.equal(found.tensors[key], value) for key, value in written.tensors.items())
+def test_a_checkpoint_round_trip_is_bit_identical(tmp_path):
+    original = make_checkpoint(7)
+    checkpoint.write(tmp_path, original)
+    loaded = checkpoint.load_newest(tmp_path)
+    assert (loaded.step, dict(loaded.facts)) == (7, {"loss_sum": 0.1 * 7})
+    assert loaded.tensors.keys() == original.tensors.keys()
+    assert all(torch.equal(loaded.tensors[key], value) for key, value in original.tensors.items())
 
 
 def test_channels_last_tensors_keep_their_values(tmp_path):
@@ -37,7 +37,7 @@ def test_channels_last_tensors_keep_their_values(tmp_path):
     assert torch.equal(checkpoint.load_newest(tmp_path).tensors["model.w"], value)
 
 
-def test_a_copy_takes_the_memory_of_the_one_before():
+def test_a_host_copy_reuses_the_memory_of_the_previous_one():
     copy, value = HostCopy(), torch.zeros(1000)
     first = copy({"w": value})["w"]
     value += 1
@@ -46,22 +46,22 @@ def test_a_copy_takes_the_memory_of_the_one_before():
     assert copy({"w": torch.zeros(5)})["w"].shape == (5,)
 
 
-def test_the_last_two_are_kept(tmp_path):
+def test_the_last_two_checkpoints_are_kept(tmp_path):
     for step in (1, 2, 3, 10):
-        checkpoint.write(tmp_path, make(step))
+        checkpoint.write(tmp_path, make_checkpoint(step))
     assert [int(path.name.split("-")[1]) for path in checkpoints_in(tmp_path)] == [10, 3]
 
 
-def test_of_one_step_the_one_that_closes_its_epoch_is_the_newer(tmp_path):
+def test_at_the_same_step_the_checkpoint_of_more_finished_epochs_is_newer(tmp_path):
     for epochs in (1, 2):
         checkpoint.write(tmp_path, Checkpoint(10, epochs, {"model.w": torch.zeros(3)}, {}))
     assert checkpoint.load_newest(tmp_path).epochs == 2
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
-def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, caplog):
-    checkpoint.write(tmp_path, make(1))
-    newest = checkpoint.write(tmp_path, make(2))
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, damage, caplog):
+    checkpoint.write(tmp_path, make_checkpoint(1))
+    newest = checkpoint.write(tmp_path, make_checkpoint(2))
     content = bytearray(newest.read_bytes())
     if damage == "flip":
         content[-3] ^= 1
@@ -89,12 +89,12 @@ def test_a_pickle_under_a_checkpoint_name_is_not_loaded(tmp_path, caplog):
     assert "cannot be read" in caplog.text
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(tmp_path, small_disk):
+def test_a_full_disk_leaves_the_older_checkpoint_and_no_temporary_file(tmp_path, small_disk):
     small = Checkpoint(1, 0, {"model.w": torch.zeros(1000)}, {})
     large = Checkpoint(2, 0, {"model.w": torch.zeros(3_000_000)}, {})
     checkpoint.write(small_disk, small)
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError) as error:
         checkpoint.write(small_disk, large)
-    assert raised.value.errno == errno.ENOSPC
+    assert error.value.errno == errno.ENOSPC
     assert checkpoint.load_newest(small_disk).step == 1
     assert [path.name for path in small_disk.iterdir()] == [checkpoints_in(small_disk)[0].name]

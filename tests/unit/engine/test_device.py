@@ -1,4 +1,4 @@
-"""A process trains on its GPU, or says why it cannot; what torch says of GPUs is made up here."""
+"""The device of a process, and the error if it cannot be used; torch's GPUs are fakes here."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ LOCK = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 
 
 @pytest.fixture(autouse=True)
-def as_before(monkeypatch):
-    """No GPU and none granted; what a test changes for the whole process is put back."""
+def restore_torch_settings(monkeypatch):
+    """No GPU and none granted; restore the settings of torch that a test changes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device, "DRIVER", device.DRIVER / "nowhere")
     for name in device._GPU_VARIABLES:
@@ -42,7 +42,7 @@ def as_before(monkeypatch):
         ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, None),
     ],
 )
-def test_variables_say_whether_gpus_were_given(environment, expected):
+def test_granted_gpus_are_read_from_the_environment(environment, expected):
     assert device.granted_gpus(environment) == expected
 
 
@@ -74,7 +74,7 @@ def test_without_gpus_a_training_takes_the_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize("reason", ["half precision", "a driver"])
-def test_gpus_that_were_given_and_cannot_be_used_stop_it(monkeypatch, tmp_path, reason):
+def test_granted_gpus_that_cannot_be_used_are_an_error(monkeypatch, tmp_path, reason):
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
     if reason == "a driver":
         version = tmp_path / "version"
@@ -89,7 +89,7 @@ def test_gpus_that_were_given_and_cannot_be_used_stop_it(monkeypatch, tmp_path, 
     assert expected in message
 
 
-def gpu(monkeypatch, name, capability):
+def fake_gpu(monkeypatch, name, capability):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda which: capability)
@@ -97,26 +97,26 @@ def gpu(monkeypatch, name, capability):
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(LOCK))
 
 
-def test_a_gpu_that_this_torch_was_not_built_for_stops_it(monkeypatch):
-    gpu(monkeypatch, "Tesla V100-SXM2-32GB", (7, 0))
+def test_a_gpu_that_torch_was_not_built_for_is_an_error(monkeypatch):
+    fake_gpu(monkeypatch, "Tesla V100-SXM2-32GB", (7, 0))
     with pytest.raises(UserError, match=r"V100.*capability 7\.0.*built for sm_75, sm_80"):
         device.choose(0, half_precision=True)
 
 
-def test_each_process_has_the_gpu_of_its_number(monkeypatch):
-    gpu(monkeypatch, "NVIDIA A100", (8, 0))
+def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch):
+    fake_gpu(monkeypatch, "NVIDIA A100", (8, 0))
     assert [device.choose(rank, half_precision=True).index for rank in (0, 1, 2)] == [0, 1, 0]
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_a_recipe_may_give_up_the_same_bits(wanted):
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_recipe_may_turn_determinism_off(deterministic):
     torch.use_deterministic_algorithms(False)
-    distributed.start(2, RECIPE.model_copy(update={"deterministic": wanted}))
-    assert torch.are_deterministic_algorithms_enabled() is wanted
+    distributed.start(2, RECIPE.model_copy(update={"deterministic": deterministic}))
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", False), ("tf32", True)])
-def test_float32_is_rounded_only_where_the_recipe_says_so(precision, expected):
+def test_tf32_is_used_only_if_the_recipe_has_it(precision, expected):
     distributed.start(1, RECIPE.model_copy(update={"precision": precision}))
     assert torch.backends.cudnn.allow_tf32 is expected
     assert torch.backends.cuda.matmul.allow_tf32 is expected

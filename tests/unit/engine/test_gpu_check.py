@@ -1,4 +1,4 @@
-"""What a node is asked of its GPUs; none is here, so that steps are taken on the CPU."""
+"""The check of a node's GPUs; there is none here, so its training steps run on the CPU."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def as_before():
+def restore_tf32():
     allowed = torch.backends.cudnn.allow_tf32
     yield
     gpu_check.device_module.allow_tf32(allowed)
@@ -25,45 +25,45 @@ def test_a_step_runs_in_every_precision():
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("message", "expected"),
     [
         ("CUDA error: no kernel image is available for execution on the device\nCompile with",
          "a step in bf16 fails: CUDA error: no kernel image is available for execution"),
         ("CUDA out of memory. Tried to allocate 20.00 MiB.", "a step in bf16 fails: CUDA out of"),
     ],
 )  # fmt: skip
-def test_what_fails_is_named_with_its_precision(monkeypatch, words, says):
+def test_a_failing_step_is_named_with_its_precision(monkeypatch, message, expected):
     forward = SMT.forward
 
     def fails_in_bf16(self, images):
         if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
-            raise RuntimeError(words)
+            raise RuntimeError(message)
         return forward(self, images)
 
     monkeypatch.setattr(SMT, "forward", fails_in_bf16)
     problem = gpu_check.failing_step(CPU)
-    assert problem is not None and problem.startswith(says) and "\n" not in problem
+    assert problem is not None and problem.startswith(expected) and "\n" not in problem
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_there_is_none_and_that_is_no_problem_unless_one_was_given(monkeypatch):
+def test_no_gpu_is_a_problem_only_if_one_was_granted(monkeypatch):
     for name in gpu_check.device_module._GPU_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    found = gpu_check.check()
-    assert (found["count"], found["problem"]) == (0, None)
-    assert found["shared_memory_bytes"] > 0
+    result = gpu_check.check()
+    assert (result["count"], result["problem"]) == (0, None)
+    assert result["shared_memory_bytes"] > 0
     monkeypatch.setenv("SLURM_JOB_GPUS", "3")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "smt.engine.gpu_check"], capture_output=True, text=True, check=True
     )
-    assert "SLURM_JOB_GPUS=3" in json.loads(done.stdout)["problem"]
+    assert "SLURM_JOB_GPUS=3" in json.loads(process.stdout)["problem"]
 
 
 def test_two_processes_of_this_machine_exchange_gradients():
     assert exchange_check.problem() is None
 
 
-def test_why_two_processes_cannot_exchange_is_said_in_a_line(monkeypatch):
+def test_a_failed_gradient_exchange_is_explained_in_one_line(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
     problem = exchange_check.problem()
     assert problem is not None and "no-such-interface" in problem and "\n" not in problem

@@ -22,7 +22,7 @@ def test_learning_rate_is_scaled_to_the_global_batch():
     assert optim.learning_rate(RECIPE, 300 * STEPS, STEPS) == pytest.approx(2e-6)
 
 
-def test_warm_up_is_a_line_and_the_rest_a_cosine():
+def test_the_rate_rises_linearly_and_then_follows_a_cosine():
     low, high = 2e-7, 2e-3
     half_way = optim.learning_rate(RECIPE, 5 * STEPS // 2, STEPS)
     assert half_way == pytest.approx((low + high) / 2, rel=1e-3)
@@ -41,18 +41,20 @@ def test_pretraining_on_22k_scales_by_eight():
     assert optim.learning_rate(recipe, 0, 100) == pytest.approx(8 * 1.25e-7)
 
 
-def test_weight_decay_spares_biases_and_norms():
+def test_biases_and_norms_have_no_weight_decay():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     groups = optim.adamw(model, RECIPE.optimizer).param_groups
-    decayed = {tuple(p.shape) for group in groups if group["weight_decay"] for p in group["params"]}
-    spared = {
+    with_decay = {
+        tuple(p.shape) for group in groups if group["weight_decay"] for p in group["params"]
+    }
+    without_decay = {
         tuple(p.shape) for group in groups if not group["weight_decay"] for p in group["params"]
     }
-    assert decayed == {(4, 3, 3, 3), (2, 4)}
-    assert spared == {(4,), (2,)}
+    assert with_decay == {(4, 3, 3, 3), (2, 4)}
+    assert without_decay == {(4,), (2,)}
 
 
-def test_clipping_returns_the_norm_before_it():
+def test_clipping_returns_the_norm_before_clipping():
     weight = nn.Parameter(torch.zeros(4))
     weight.grad = torch.full((4,), 10.0)
     assert float(optim.clip([weight], 5.0)) == pytest.approx(20)
@@ -72,12 +74,12 @@ def test_a_rate_in_steps_drops_at_its_milestones_after_a_linear_warm_up():
         assert optim.learning_rate(recipe, step, epoch) == pytest.approx(rate)
 
 
-def test_a_poly_rate_falls_to_nothing_and_its_warm_up_is_a_part_of_it():
+def test_a_poly_rate_falls_to_zero_and_includes_its_warm_up():
     recipe = PAPER.recipes["upernet_160k"]
     assert recipe.schedule.epochs == 10
     assert optim.learning_rate(recipe, 0, 16000) == pytest.approx(6e-5 * 1e-6)
-    fallen = 6e-5 * (1 - 750 / 160000)
-    assert optim.learning_rate(recipe, 750, 16000) == pytest.approx(fallen * (1e-6 + 0.999999 / 2))
+    decayed = 6e-5 * (1 - 750 / 160000)
+    assert optim.learning_rate(recipe, 750, 16000) == pytest.approx(decayed * (1e-6 + 0.999999 / 2))
     assert optim.learning_rate(recipe, 80000, 16000) == pytest.approx(3e-5)
     assert optim.learning_rate(recipe, 160000, 16000) == 0
 
@@ -90,13 +92,14 @@ class Downstream(nn.Module):
 
 
 def groups_of(recipe):
-    """Return decay and rate of each parameter, at a rate of 1."""
+    """Return weight decay and learning rate of each parameter, at a rate of 1."""
     model = Downstream()
     optimizer = optim.adamw(model, recipe.optimizer)
     optim.set_learning_rate(optimizer, 1.0)
-    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     return {
-        name: (of[id(p)]["weight_decay"], of[id(p)]["lr"]) for name, p in model.named_parameters()
+        name: (group_of[id(p)]["weight_decay"], group_of[id(p)]["lr"])
+        for name, p in model.named_parameters()
     }
 
 
@@ -108,7 +111,7 @@ def test_everything_but_layer_norms_decays_in_mask_rcnn():
     assert {rate for _, rate in groups.values()} == {1.0}
 
 
-def test_the_backbone_of_dino_learns_at_a_tenth_and_all_of_it_decays():
+def test_the_backbone_of_dino_has_a_tenth_of_the_rate_and_decays():
     groups = groups_of(PAPER.recipes["dino_1x"])
     assert {decay for decay, _ in groups.values()} == {1e-4}
     for name, (_, rate) in groups.items():

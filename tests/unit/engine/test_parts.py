@@ -1,4 +1,4 @@
-"""Parts of the engine on their own: warnings of what gets short, and of what is not determinate."""
+"""Small parts of the engine: resource warnings, nondeterminism, and the heartbeat."""
 
 import logging
 import shutil
@@ -15,22 +15,22 @@ from smt.runs import heartbeat
 CPU = torch.device("cpu")
 
 
-def test_operations_that_are_not_deterministic_are_named_once_each():
+def test_each_nondeterministic_operation_is_named_once():
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    found = []
+    operations = []
     try:
-        with NondeterminismRecorder(found.append):
+        with NondeterminismRecorder(operations.append):
             for _ in range(3):
                 torch.zeros(5).put_(torch.tensor([1]), torch.tensor([2.0]))
                 torch.ones(5).cumsum(0)
     finally:
         torch.use_deterministic_algorithms(before)
-    assert found == [["put_"]]
+    assert operations == [["put_"]]
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("message", "name"),
     [
         ("Flash Attention defaults to a non-deterministic algorithm. To explicitly enable",
          "Flash Attention"),
@@ -45,35 +45,38 @@ def test_operations_that_are_not_deterministic_are_named_once_each():
          "grid_sampler_2d_backward_cuda"),
     ],
 )  # fmt: skip
-def test_whatever_words_torch_has_for_it_the_operation_is_named(words, name):
-    found = []
-    with NondeterminismRecorder(found.append):
-        warnings.warn(words, UserWarning, stacklevel=1)
-        warnings.warn(words, UserWarning, stacklevel=1)
-    assert found == [[name]]
+def test_every_form_of_torchs_warning_names_the_operation(message, name):
+    operations = []
+    with NondeterminismRecorder(operations.append):
+        warnings.warn(message, UserWarning, stacklevel=1)
+        warnings.warn(message, UserWarning, stacklevel=1)
+    assert operations == [[name]]
 
 
-def test_other_warnings_are_shown_as_ever():
-    found = []
-    with pytest.warns(UserWarning, match="the sky is blue"), NondeterminismRecorder(found.append):
+def test_other_warnings_pass_through():
+    operations = []
+    with (
+        pytest.warns(UserWarning, match="the sky is blue"),
+        NondeterminismRecorder(operations.append),
+    ):
         warnings.warn("the sky is blue", UserWarning, stacklevel=1)
-    assert found == []
+    assert operations == []
 
 
-def test_a_disk_that_gets_full_is_said_once(small_disk, caplog):
-    room = ResourceMonitor(small_disk, 1_000_000, CPU)
-    room.check()
+def test_a_nearly_full_disk_is_warned_of_once(small_disk, caplog):
+    monitor = ResourceMonitor(small_disk, 1_000_000, CPU)
+    monitor.check()
     assert caplog.messages == []
     (small_disk / "ballast").write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 3_000_000))
-    room.check()
-    room.check()
+    monitor.check()
+    monitor.check()
     (message,) = caplog.messages
     assert (
         str(small_disk) in message and "3 MB free, less than 4 checkpoints take (4 MB)" in message
     )
 
 
-def made_up_group(folder, files):
+def fake_cgroup(folder, files):
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,28 +98,28 @@ VERSION_1 = {
 
 
 @pytest.mark.parametrize("files", [VERSION_1, VERSION_2])
-def test_the_memory_limit_of_a_job_is_read_from_made_up_control_groups(tmp_path, files):
-    folder = made_up_group(tmp_path, files)
+def test_the_memory_limit_of_a_job_is_read_from_fake_cgroups(tmp_path, files):
+    folder = fake_cgroup(tmp_path, files)
     assert resources.memory(folder, folder / "own") == (950, 1000)
 
 
-def test_without_a_limit_the_memory_is_the_machines(tmp_path):
+def test_without_a_cgroup_limit_the_memory_is_that_of_the_machine(tmp_path):
     used, limit = resources.memory(tmp_path, tmp_path / "none")
     assert 0 < used < limit and limit > 2**28
 
 
-def test_memory_that_gets_short_is_said(monkeypatch, caplog):
+def test_nearly_full_memory_is_warned_of(monkeypatch, caplog):
     monkeypatch.setattr(resources, "memory", lambda: (95 * 2**20, 100 * 2**20))
     with caplog.at_level(logging.WARNING):
         ResourceMonitor(None, 0, CPU).check()
     assert "95 MB of 100 MB of memory are in use" in caplog.text
 
 
-def test_the_pulse_is_the_last_beat(tmp_path):
+def test_the_heartbeat_file_has_the_last_step(tmp_path):
     assert heartbeat.read(tmp_path) is None
-    beats = heartbeat.Heartbeat(tmp_path)
+    writer = heartbeat.Heartbeat(tmp_path)
     assert heartbeat.read(tmp_path) is None
     for step in (9, 10, 123456):
-        beats.write(step)
+        writer.write(step)
         assert heartbeat.read(tmp_path).step == step
     assert len((tmp_path / heartbeat.PULSE).read_text().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What a training records of the machine, where a GPU's driver tells nothing."""
+"""System metrics of a training where the GPU's driver does not report them."""
 
 import logging
 
@@ -36,7 +36,7 @@ def raising(error):
         (IndexError("list index out of range"), "list index out of range"),  # UUIDs of MIG slices
     ],
 )
-def test_a_value_that_a_fake_nvml_refuses_is_left_out(monkeypatch, caplog, error, message):
+def test_a_metric_that_a_fake_nvml_refuses_is_left_out(monkeypatch, caplog, error, message):
     monkeypatch.setattr(torch.cuda, "utilization", raising(error))
     monkeypatch.setattr(torch.cuda, "power_draw", lambda device: 250_000)
     progress = on_gpu()
@@ -48,7 +48,7 @@ def test_a_value_that_a_fake_nvml_refuses_is_left_out(monkeypatch, caplog, error
     assert UTILIZATION in record.message and message in record.message
 
 
-def test_a_value_that_a_fake_nvml_gives_again_is_recorded_again(monkeypatch):
+def test_a_metric_is_recorded_again_once_a_fake_nvml_answers(monkeypatch):
     monkeypatch.setattr(torch.cuda, "power_draw", lambda device: 250_000)
     monkeypatch.setattr(torch.cuda, "utilization", raising(RuntimeError("Timeout")))
     progress = on_gpu()
@@ -58,7 +58,7 @@ def test_a_value_that_a_fake_nvml_gives_again_is_recorded_again(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_machine_without_the_library_of_nvml(caplog):
+def test_without_the_nvml_library_gpu_metrics_are_left_out(caplog):
     with caplog.at_level(logging.WARNING):
         values = on_gpu().system()
     assert UTILIZATION not in values and POWER not in values

@@ -1,4 +1,4 @@
-"""How processes meet: variables for torch, gloo and NCCL, and whom a process waits for."""
+"""Rendezvous of processes: variables of torch, gloo and NCCL, and messages about absent ranks."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ STEP = {
     "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "no-such-node[07-08]",
     "SLURM_LAUNCH_NODE_IPADDR": "192.0.2.1",
 }  # fmt: skip
-"""Of a rank that `srun -N2 -n4`, typed on a login node, has started."""
+"""Environment of a rank of `srun -N2 -n4`, typed on a login node."""
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_ranks_of_srun_meet_on_the_first_node_of_the_step(monkeypatch):
     assert [variables[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
 
 
-def test_two_steps_of_one_node_have_ports_of_their_own(monkeypatch):
+def test_two_steps_on_one_node_have_different_ports(monkeypatch):
     monkeypatch.setenv("PATH", "")
     ports = set()
     for job, step in (("812", "0"), ("812", "1"), ("813", "0")):
@@ -61,22 +61,22 @@ def test_gloo_takes_the_interface_that_leads_to_rank_0():
     assert variables["GLOO_SOCKET_IFNAME"] == "lo" and "NCCL_SOCKET_IFNAME" not in variables
 
 
-def test_what_a_user_has_set_stays():
-    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4711", "GLOO_SOCKET_IFNAME": "ib0",
+def test_variables_set_by_the_user_are_kept():
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4711", "GLOO_SOCKET_IFNAME": "ib0",
            "NCCL_SOCKET_IFNAME": "ib1"}  # fmt: skip
-    variables = {**STEP, **own}
+    variables = {**STEP, **settings}
     rendezvous.set_environment(variables)
-    assert {name: variables[name] for name in own} == own
+    assert {name: variables[name] for name in settings} == settings
 
 
-def test_one_process_needs_nothing():
+def test_a_single_process_needs_no_variables():
     variables = {"SLURM_JOB_ID": "812"}
     rendezvous.set_environment(variables)
     assert variables == {"SLURM_JOB_ID": "812"}
 
 
 def connect(timeout: timedelta) -> None:
-    """Be one of the processes; print what came of it."""
+    """Run one rank; print whether it connected."""
     rendezvous._REPORT_INTERVAL = timedelta(seconds=1)
     rendezvous.CONNECT_TIMEOUT = timeout
     logging.basicConfig(format="%(message)s")
@@ -89,25 +89,25 @@ def connect(timeout: timedelta) -> None:
 
 
 def output_of(ranks: list[int], world_size: int, folder: Path, timeout: float = 300) -> list[str]:
-    """Start these of the ranks of a training, and return what each printed; timeout in seconds."""
-    port, started = str(free_port()), []
+    """Start these ranks of a training, and return the output of each; timeout in seconds."""
+    port, processes = str(free_port()), []
     for rank in ranks:
         variables = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0",
                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         with (folder / str(rank)).open("wb") as file:
-            started.append(
+            processes.append(
                 forkserver.start(
                     "tests.unit.engine.test_rendezvous", str(timeout), cwd=ROOT,
                     env={**os.environ, **variables}, stdout=file, stderr=file,
                 )
             )  # fmt: skip
-    for process in started:
+    for process in processes:
         process.wait()
     return [(folder / str(rank)).read_text() for rank in ranks]
 
 
 def test_a_rank_that_has_not_started_is_named(tmp_path):
-    """Rank 1 never starts: rank 0 says whom it waits for, and gives up in the end."""
+    """Rank 1 never starts: rank 0 names it while it waits, and fails after the timeout."""
     (output,) = output_of([0], 2, tmp_path, timeout=3)
     assert "waits for 1 of 2 processes: ranks 1 have not started" in output
     assert output.endswith("DistStoreError\n")

@@ -1,4 +1,4 @@
-"""AP and AR are those of pycocotools but for rounding, whatever the order of images."""
+"""AP and AR equal those of pycocotools but for rounding, for any order of images."""
 
 import json
 import pickle
@@ -47,8 +47,8 @@ def polygons(box):
     ]
 
 
-def annotated(generator, number, image, size):
-    """Return an object of an image; every fifth is a crowd, every fourth an ellipse."""
+def make_annotation(generator, number, image, size):
+    """Return a random annotation; every fifth is a crowd, every fourth an ellipse."""
     height, width = size
     sides = generator.uniform(4, [0.9 * width, 0.9 * height])
     corner = generator.uniform(0, [width, height] - sides)
@@ -72,26 +72,26 @@ def annotated(generator, number, image, size):
     }  # fmt: skip
 
 
-def found_in(generator, image, size, objects, extra):
-    """Return detections near an image's objects, then `extra` anywhere; many scores are equal."""
+def detections_near(generator, image, size, objects, background):
+    """Return detections near objects, then `background` ones anywhere; many scores are equal."""
     height, width = size
     rows = []
-    for each in objects:
+    for annotation in objects:
         for spread in (0.02, 0.1, 0.3):
-            x, y, w, h = each["bbox"]
+            x, y, w, h = annotation["bbox"]
             shift = generator.normal(0, spread, 4) * [w, h, w, h]
-            rows.append((np.array([x, y, w, h]) + shift, each["category_id"]))
-    for _ in range(extra):
+            rows.append((np.array([x, y, w, h]) + shift, annotation["category_id"]))
+    for _ in range(background):
         corner = generator.uniform(0, [0.8 * width, 0.8 * height])
         sides = generator.uniform(3, [0.2 * width, 0.2 * height])
         rows.append((np.array([*corner, *sides]), int(generator.choice(list(CLASSES)))))
     scores = np.round(generator.uniform(0.05, 1, len(rows)), 1)
     order = np.argsort(-scores, kind="stable").tolist()
-    boxes = [tuple(np.maximum(rows[each][0], [0, 0, 1, 1]).tolist()) for each in order]
+    boxes = [tuple(np.maximum(rows[index][0], [0, 0, 1, 1]).tolist()) for index in order]
     masks = [rle.encode(ellipse(size, box))["counts"].decode() for box in boxes]
     return ImageResult(
         image, size, tuple(boxes), tuple(scores[order].tolist()),
-        tuple(rows[each][1] for each in order), tuple(masks),
+        tuple(rows[index][1] for index in order), tuple(masks),
     )  # fmt: skip
 
 
@@ -99,8 +99,8 @@ def found_in(generator, image, size, objects, extra):
 def scenes(tmp_path_factory):
     """Return a file of annotations and results for its images.
 
-    Image 50 has nothing on it, in 40 nothing was found, 31 has no result at all, and in 20 more
-    than 100 objects of a class were found.
+    Image 50 has no object, 40 no detection, 31 no result, and 20 more than 100 detections of a
+    class.
     """
     generator = np.random.default_rng(3)
     images, annotations, results = [], [], []
@@ -109,16 +109,18 @@ def scenes(tmp_path_factory):
         images.append({"id": image, "height": size[0], "width": size[1], "file_name": f"{image}"})
         count = 0 if image == 50 else int(generator.integers(2, 9))
         first = len(annotations) + 1
-        objects = [annotated(generator, first + each, image, size) for each in range(count)]
+        objects = [make_annotation(generator, first + index, image, size) for index in range(count)]
         annotations += objects
         extra = 450 if image == 20 else 12
         if image != 31:
             empty = image == 40
             results.append(
-                found_in(generator, image, size, [] if empty else objects, 0 if empty else extra)
+                detections_near(
+                    generator, image, size, [] if empty else objects, 0 if empty else extra
+                )
             )
     path = tmp_path_factory.mktemp("coco") / "instances.json"
-    categories = [{"id": each, "name": name} for each, name in CLASSES.items()]
+    categories = [{"id": category, "name": name} for category, name in CLASSES.items()]
     path.write_text(
         json.dumps({"images": images, "annotations": annotations, "categories": categories})
     )
@@ -127,10 +129,10 @@ def scenes(tmp_path_factory):
 
 def reference(path, results, kind, image_ids=None):
     """Return pycocotools' twelve figures and its AP of each class, in percent; -1 for none."""
-    truth, found = COCO(str(path)), list(entries(results, kind))
-    if found:
-        detected = truth.loadRes(found)
-    else:  # which pycocotools has no file for
+    truth, detections = COCO(str(path)), list(entries(results, kind))
+    if detections:
+        detected = truth.loadRes(detections)
+    else:  # pycocotools cannot load an empty list
         detected = COCO()
         detected.dataset = {**truth.dataset, "annotations": []}
         detected.createIndex()
@@ -145,113 +147,115 @@ def reference(path, results, kind, image_ids=None):
         precision = evaluator.eval["precision"][:, :, index, 0, 2]
         precision = precision[precision > -1]
         classes[CLASSES[category]] = 100 * precision.mean() if precision.size else -1.0
-    return [100 * each if each > -1 else -1.0 for each in evaluator.stats.tolist()], classes
+    return [100 * value if value > -1 else -1.0 for value in evaluator.stats.tolist()], classes
 
 
 def assert_equal_to_the_reference(path, results, image_ids=None):
-    ours = evaluate(path, results, ("bbox", "segm"), image_ids)
+    metrics = evaluate(path, results, ("bbox", "segm"), image_ids)
     for kind, prefix in PREFIX.items():
         figures, classes = reference(path, results, kind, image_ids)
-        found = [ours.get(f"{prefix}_{name}", -1.0) for name in NAMES]
-        assert found == pytest.approx(figures, rel=0, abs=ROUNDING)
+        actual = [metrics.get(f"{prefix}_{name}", -1.0) for name in NAMES]
+        assert actual == pytest.approx(figures, rel=0, abs=ROUNDING)
         of_classes = per_class(path, results, kind, image_ids)
         of_classes = {name: of_classes.get(name, -1.0) for name in CLASSES.values()}
         assert of_classes == pytest.approx(classes, rel=0, abs=ROUNDING)
-    return ours
+    return metrics
 
 
-def test_all_figures_are_those_of_pycocotools(scenes):
+def test_all_metrics_equal_pycocotools(scenes):
     path, results = scenes
     ours = assert_equal_to_the_reference(path, results)
     assert len(ours) == 24 and len(set(ours.values())) == 24
     assert all(0 < value < 100 for value in ours.values())
 
 
-def test_ids_of_any_size_give_the_figures_of_small_ones(scenes, tmp_path):
+def test_ids_beyond_2_to_the_53_give_the_same_metrics(scenes, tmp_path):
     """From 2^53 on neighbours are one floating-point number, and an object of id 0 is no match."""
     path, results = scenes
     expected = evaluate(path, results)
     annotations = json.loads(path.read_text())
-    far = {each["id"]: 2**53 + each["id"] for each in annotations["images"]}
-    for each in annotations["images"]:
-        each["id"] = far[each["id"]]
-    for number, each in enumerate(annotations["annotations"]):
-        each.update(id=number, image_id=far[each["image_id"]])
+    large_ids = {entry["id"]: 2**53 + entry["id"] for entry in annotations["images"]}
+    for entry in annotations["images"]:
+        entry["id"] = large_ids[entry["id"]]
+    for number, entry in enumerate(annotations["annotations"]):
+        entry.update(id=number, image_id=large_ids[entry["image_id"]])
     (tmp_path / "far.json").write_text(json.dumps(annotations))
-    moved = [replace(each, image_id=far[each.image_id]) for each in results]
+    moved = [replace(entry, image_id=large_ids[entry.image_id]) for entry in results]
     assert evaluate(tmp_path / "far.json", moved) == expected
 
 
-def test_objects_without_a_mask_are_found_by_their_boxes(scenes, tmp_path):
+def test_objects_without_a_mask_are_evaluated_by_their_boxes(scenes, tmp_path):
     path, results = scenes
     annotations = json.loads(path.read_text())
-    for number, each in enumerate(annotations["annotations"]):
-        each["segmentation"] = []
+    for number, annotation in enumerate(annotations["annotations"]):
+        annotation["segmentation"] = []
         if number % 2:
-            del each["segmentation"]
+            del annotation["segmentation"]
     (tmp_path / "boxes.json").write_text(json.dumps(annotations))
-    found = evaluate(tmp_path / "boxes.json", results, kinds=("bbox",))
-    assert found == evaluate(path, results, kinds=("bbox",))
+    metrics = evaluate(tmp_path / "boxes.json", results, kinds=("bbox",))
+    assert metrics == evaluate(path, results, kinds=("bbox",))
 
 
-def test_some_images_can_be_evaluated_alone(scenes):
+def test_a_subset_of_images_can_be_evaluated(scenes):
     path, results = scenes
-    every = evaluate(path, results)
+    all_images = evaluate(path, results)
     for image_ids in ([20, 31, 40, 50], [103, 101], [31], [50]):
         ours = assert_equal_to_the_reference(path, results, image_ids)
-        assert ours != every
-    assert evaluate(path, results, image_ids=[50]) == {}  # nothing is there to be found
+        assert ours != all_images
+    assert evaluate(path, results, image_ids=[50]) == {}  # no ground truth
 
 
-def test_with_no_detections_at_all_everything_is_zero(scenes):
+def test_without_detections_every_metric_is_zero(scenes):
     path, results = scenes
-    empty = [ImageResult(each.image_id, each.size, (), (), (), ()) for each in results]
+    empty = [ImageResult(result.image_id, result.size, (), (), (), ()) for result in results]
     for nothing in (empty, []):
         ours = assert_equal_to_the_reference(path, nothing)
         assert len(ours) == 24 and set(ours.values()) == {0.0}
 
 
-def test_figures_without_an_object_to_find_are_left_out(scenes, tmp_path):
+def test_metrics_without_ground_truth_are_left_out(scenes, tmp_path):
     path, results = scenes
     annotations = json.loads(path.read_text())
-    large = [each for each in annotations["annotations"] if each["area"] > 96**2]
-    assert {each["iscrowd"] for each in large} == {0, 1}
+    large = [annotation for annotation in annotations["annotations"] if annotation["area"] > 96**2]
+    assert {annotation["iscrowd"] for annotation in large} == {0, 1}
     only_large = tmp_path / "large.json"
     only_large.write_text(json.dumps({**annotations, "annotations": large}))
     ours = assert_equal_to_the_reference(only_large, results)
     assert {name for name in ours if "small" in name or "medium" in name} == set()
     assert ours["box_ar_large"] == ours["box_ar100"] > 0
-    assert ours["box_ap_large"] > ours["box_ap"]  # small detections are no mistakes among large
+    assert (
+        ours["box_ap_large"] > ours["box_ap"]
+    )  # small detections are not false positives among large
 
     nothing = tmp_path / "nothing.json"
-    crowds = [each for each in large if each["iscrowd"]]
+    crowds = [annotation for annotation in large if annotation["iscrowd"]]
     for some in (crowds, []):
         nothing.write_text(json.dumps({**annotations, "annotations": some}))
         assert evaluate(nothing, results) == {}
         assert per_class(nothing, results, "bbox") == {}
 
 
-def test_a_class_without_objects_does_not_count(scenes):
+def test_a_class_without_objects_is_left_out_of_the_mean(scenes):
     path, results = scenes
     aps = per_class(path, results, "bbox")
     assert set(aps) == {"cat", "dog", "bird"}
     assert np.mean(list(aps.values())) == pytest.approx(evaluate(path, results)["box_ap"])
 
 
-def test_the_order_of_images_and_the_processes_that_saw_them_do_not_matter(scenes):
+def test_metrics_do_not_depend_on_the_order_of_images_or_on_processes(scenes):
     path, results = scenes
     expected = evaluate(path, results)
     generator = np.random.default_rng(0)
     for processes in (1, 2, 5):
         order = generator.permutation(len(results)).tolist()
         parts = [
-            pickle.loads(pickle.dumps([results[each] for each in order[rank::processes]]))
+            pickle.loads(pickle.dumps([results[index] for index in order[rank::processes]]))
             for rank in range(processes)
         ]
-        assert evaluate(path, (each for part in parts for each in part)) == expected
+        assert evaluate(path, (result for part in parts for result in part)) == expected
 
 
-def test_sizes_are_those_of_the_annotated_areas_not_of_the_boxes(tmp_path):
+def test_object_sizes_are_the_annotated_areas_not_those_of_the_boxes(tmp_path):
     # A thin frame around a large box: COCO says 1000 pixels.
     box = (0.0, 0.0, 100.0, 100.0)
     annotation = {
@@ -267,21 +271,21 @@ def test_sizes_are_those_of_the_annotated_areas_not_of_the_boxes(tmp_path):
     result = ImageResult(5, (120, 120), (box,), (0.5,), (1,), None)
     ours = evaluate(path, [result], ("bbox",))
     assert ours["box_ap_small"] == 100 and "box_ap_large" not in ours
-    # A better placed second one is a detection too many where the first has found the object, and
-    # where the first overlaps too little, its precision is 1 of 2.
-    first = (0.0, 0.0, 100.0, 72.0)  # IoU 0.72: found from 0.5 to 0.7, 5 of 10
+    # A second detection, of IoU 1, is a false positive up to IoU 0.7, where the first one matches.
+    # Above 0.7 the first one is a false positive, and the precision is 1/2.
+    first = (0.0, 0.0, 100.0, 72.0)  # IoU 0.72: matches at 5 of 10 thresholds, 0.5 to 0.7
     two = ImageResult(5, (120, 120), (first, box), (0.9, 0.5), (1, 1), None)
     ours = evaluate(path, [two], ("bbox",))
     assert ours["box_ap"] == pytest.approx(75) and ours["box_ar100"] == 100
     assert ours["box_ap50"] == 100 and ours["box_ap75"] == 50 and ours["box_ar1"] == 50
 
 
-def test_evaluations_have_every_curve(scenes):
+def test_evaluations_have_precision_and_recall_curves(scenes):
     path, results = scenes
-    found = evaluations(path, results, ("segm",))
-    assert list(found) == ["segm"]
-    assert found["segm"].precision.shape == (10, 101, 4, 4, 3)
-    assert found["segm"].recall.shape == (10, 4, 4, 3)
+    evaluation = evaluations(path, results, ("segm",))
+    assert list(evaluation) == ["segm"]
+    assert evaluation["segm"].precision.shape == (10, 101, 4, 4, 3)
+    assert evaluation["segm"].recall.shape == (10, 4, 4, 3)
 
 
 def test_nothing_is_printed(scenes, capfd, caplog):
@@ -292,7 +296,7 @@ def test_nothing_is_printed(scenes, capfd, caplog):
     assert caplog.text == ""
 
 
-def test_what_cannot_be_evaluated_is_named(scenes, tmp_path):
+def test_unknown_images_missing_masks_and_duplicate_results_are_errors(scenes, tmp_path):
     path, results = scenes
     with pytest.raises(ValueError, match="two results"):
         evaluate(path, [*results, results[0]])
@@ -316,10 +320,10 @@ def test_what_cannot_be_evaluated_is_named(scenes, tmp_path):
         (b'{"images": [], "categories": []}', "missing list annotations"),
     ],
 )
-def test_annotations_that_are_none_are_one_line(tmp_path, content, problem):
+def test_an_invalid_annotation_file_is_one_line(tmp_path, content, problem):
     path = tmp_path / "instances.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=problem) as caught:
+    with pytest.raises(DataError, match=problem) as error:
         evaluate(path, [])
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Detections become COCO's results, and files of them are read back or refused in one line."""
+"""Detections become COCO's results; files of them are read back, or rejected in one line."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 CATEGORIES = (1, 2, 90)
 
 
-def detected(boxes, scores, labels, masks=None):
+def make_detections(boxes, scores, labels, masks=None):
     return Detections(
         torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels, dtype=torch.int64), masks
     )
@@ -47,8 +47,10 @@ def at_original_size(detections, image_id=7, input_size=(80, 100), size=(40, 25)
 
 def test_each_axis_is_scaled_by_its_own_ratio_and_labels_become_ids():
     # Twice as high and four times as wide as on disk.
-    found = detected([[10.0, 20.0, 50.0, 70.0], [0.0, 0.0, 100.0, 80.0]], [0.75, 0.5], [2, 0])
-    assert at_original_size(found) == ImageResult(
+    detections = make_detections(
+        [[10.0, 20.0, 50.0, 70.0], [0.0, 0.0, 100.0, 80.0]], [0.75, 0.5], [2, 0]
+    )
+    assert at_original_size(detections) == ImageResult(
         7,
         (40, 25),
         boxes=((2.5, 10.0, 10.0, 25.0), (0.0, 0.0, 25.0, 40.0)),
@@ -58,12 +60,14 @@ def test_each_axis_is_scaled_by_its_own_ratio_and_labels_become_ids():
     )
 
 
-def test_boxes_end_at_the_image():
-    found = detected([[-8.0, -6.0, 120.0, 10.0], [90.0, 70.0, 100.4, 99.0]], [0.9, 0.8], [0, 0])
-    assert at_original_size(found).boxes == ((0.0, 0.0, 25.0, 5.0), (22.5, 35.0, 2.5, 5.0))
+def test_boxes_are_clipped_to_the_image():
+    detections = make_detections(
+        [[-8.0, -6.0, 120.0, 10.0], [90.0, 70.0, 100.4, 99.0]], [0.9, 0.8], [0, 0]
+    )
+    assert at_original_size(detections).boxes == ((0.0, 0.0, 25.0, 5.0), (22.5, 35.0, 2.5, 5.0))
 
 
-def test_what_is_no_number_is_left_out():
+def test_detections_with_nan_or_infinite_values_are_left_out():
     nan, inf = float("nan"), float("inf")
     boxes = [
         [1.0, 1.0, 2.0, 2.0],
@@ -72,15 +76,15 @@ def test_what_is_no_number_is_left_out():
         [8.0, 8.0, 12.0, 9.0],
     ]
     masks = torch.rand(4, 5, 5)
-    found = detected(boxes, [nan, 0.9, 0.8, 0.7], [0, 1, 2, 1], masks)
-    result = at_original_size(found)
+    detections = make_detections(boxes, [nan, 0.9, 0.8, 0.7], [0, 1, 2, 1], masks)
+    result = at_original_size(detections)
     assert result.boxes == ((2.0, 4.0, 1.0, 0.5),)
     assert result.scores == (pytest.approx(0.7),) and result.categories == (2,)
     assert len(result.masks) == 1
 
 
 @pytest.mark.parametrize("pasted", [1, 3 * 40 * 25, 10**9])
-def test_masks_are_those_drawn_into_the_image_on_disk(monkeypatch, pasted):
+def test_masks_are_pasted_at_the_size_of_the_image_on_disk(monkeypatch, pasted):
     monkeypatch.setattr(module, "MAX_PASTED", pasted)
     torch.manual_seed(0)
     corners = torch.rand(7, 2) * torch.tensor([60.0, 40.0])
@@ -91,21 +95,21 @@ def test_masks_are_those_drawn_into_the_image_on_disk(monkeypatch, pasted):
     )
     shrunk = boxes / torch.tensor([4.0, 2.0, 4.0, 2.0])
     expected = paste(masks, shrunk, (40, 25), 0.5).numpy()
-    decoded = [rle.decode({"size": [40, 25], "counts": each.encode()}) for each in result.masks]
+    decoded = [rle.decode({"size": [40, 25], "counts": counts.encode()}) for counts in result.masks]
     assert (np.stack(decoded) == expected).all() and expected.any((1, 2)).all()
 
 
-def test_nothing_found_has_no_boxes_and_no_masks():
+def test_no_detections_give_no_boxes_and_no_masks():
     nothing = Detections(
         torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 28, 28)
     )
     assert at_original_size(nothing) == ImageResult(7, (40, 25), (), (), (), ())
 
 
-def test_a_result_is_small_when_it_is_sent_and_holds_no_tensors():
-    found = detected([[1.0, 1.0, 30.0, 30.0]] * 100, [0.5] * 100, [0] * 100)
-    sent = pickle.dumps(at_original_size(found))
-    assert len(sent) < 100 * 80 and b"torch" not in sent
+def test_a_pickled_result_is_small_and_has_no_tensors():
+    detections = make_detections([[1.0, 1.0, 30.0, 30.0]] * 100, [0.5] * 100, [0] * 100)
+    pickled = pickle.dumps(at_original_size(detections))
+    assert len(pickled) < 100 * 80 and b"torch" not in pickled
 
 
 def some_results():
@@ -114,15 +118,15 @@ def some_results():
     results = []
     for image, size, count in ((9, (30, 20), 4), (3, (12, 40), 3), (5, (8, 8), 0)):
         pixels = generator.random((count, *size)) > 0.7
-        masks = [rle.encode(np.asfortranarray(each.astype(np.uint8))) for each in pixels]
+        encoded = [rle.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in pixels]
         results.append(
             ImageResult(
                 image,
                 size,
-                tuple(tuple(each) for each in generator.uniform(0, 20, (count, 4)).tolist()),
+                tuple(tuple(box) for box in generator.uniform(0, 20, (count, 4)).tolist()),
                 tuple(sorted(generator.random(count).tolist(), reverse=True)),
                 tuple(generator.choice(CATEGORIES, count).tolist()),
-                tuple(each["counts"].decode() for each in masks),
+                tuple(mask["counts"].decode() for mask in encoded),
             )
         )
     return results
@@ -135,22 +139,22 @@ def read_back(folder):
     return read(folder, SIZES, CATEGORIES)
 
 
-def test_the_files_are_lists_of_what_the_test_server_takes(tmp_path):
+def test_the_files_have_the_format_of_cocos_test_server(tmp_path):
     results = some_results()
     paths = write(tmp_path, results, ("bbox", "segm"))
     assert [path.name for path in paths] == ["detections_bbox.json", "detections_segm.json"]
     boxes, masks = (json.loads(path.read_text()) for path in paths)
-    assert [each["image_id"] for each in boxes] == [3, 3, 3, 9, 9, 9, 9]
-    assert {frozenset(each) for each in boxes} == {
+    assert [entry["image_id"] for entry in boxes] == [3, 3, 3, 9, 9, 9, 9]
+    assert {frozenset(entry) for entry in boxes} == {
         frozenset({"image_id", "category_id", "bbox", "score"})
     }
     # With a box as well, COCO's tools would take areas from the boxes.
-    assert {frozenset(each) for each in masks} == {
+    assert {frozenset(entry) for entry in masks} == {
         frozenset({"image_id", "category_id", "segmentation", "score"})
     }
     assert boxes[3]["bbox"] == list(results[0].boxes[0])
     assert masks[3]["segmentation"] == {"size": [30, 20], "counts": results[0].masks[0]}
-    assert [each["score"] for each in boxes[3:]] == list(results[0].scores)  # best first
+    assert [entry["score"] for entry in boxes[3:]] == list(results[0].scores)  # best first
 
 
 def test_the_bytes_do_not_depend_on_the_order_of_images(tmp_path):
@@ -160,10 +164,10 @@ def test_the_bytes_do_not_depend_on_the_order_of_images(tmp_path):
     assert one == two
 
 
-def test_what_was_written_is_read_back(tmp_path):
+def test_results_round_trip_through_files(tmp_path):
     results = some_results()
     write(tmp_path, results, ("bbox", "segm"))
-    assert read_back(tmp_path) == [results[1], results[0]]  # by id; 5 has nothing to say
+    assert read_back(tmp_path) == [results[1], results[0]]  # by id; 5 has no detections
 
 
 def test_a_detector_of_boxes_has_one_file(tmp_path):
@@ -181,20 +185,22 @@ def test_no_detections_at_all_is_an_empty_list(tmp_path):
 
 
 def change(tmp_path, name, **changes):
-    """Change the second entry of a file; what is changed to None goes."""
+    """Change the second entry of a file; a key whose change is None is removed."""
     write(tmp_path, some_results(), ("bbox", "segm"))
     path = tmp_path / f"detections_{name}.json"
-    found = json.loads(path.read_text())
-    found[1] = {key: value for key, value in {**found[1], **changes}.items() if value is not None}
-    path.write_text(json.dumps(found))
+    objects = json.loads(path.read_text())
+    objects[1] = {
+        key: value for key, value in {**objects[1], **changes}.items() if value is not None
+    }
+    path.write_text(json.dumps(objects))
     return path
 
 
 def assert_refused(path, problem):
-    with pytest.raises(DataError, match=re.escape(problem)) as caught:
+    with pytest.raises(DataError, match=re.escape(problem)) as error:
         read_back(path.parent)
-    assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
-    assert "evaluate the run again" in str(caught.value)
+    assert str(path.parent) in str(error.value) and "\n" not in str(error.value)
+    assert "evaluate the run again" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +218,7 @@ def assert_refused(path, problem):
         ({"bbox": None}, "entry 2: no valid bbox: None"),
     ],
 )
-def test_an_entry_that_is_none_of_a_box_is_named(tmp_path, changes, problem):
+def test_an_invalid_box_entry_is_named(tmp_path, changes, problem):
     assert_refused(change(tmp_path, "bbox", **changes), problem)
 
 
@@ -230,7 +236,7 @@ def test_an_entry_that_is_none_of_a_box_is_named(tmp_path, changes, problem):
         None,
     ],
 )
-def test_an_entry_that_is_none_of_a_mask_is_named(tmp_path, segmentation):
+def test_an_invalid_mask_entry_is_named(tmp_path, segmentation):
     path = change(tmp_path, "segm", segmentation=segmentation)
     assert_refused(path, "entry 2: no valid segmentation")
 
@@ -238,8 +244,8 @@ def test_an_entry_that_is_none_of_a_mask_is_named(tmp_path, segmentation):
 def test_masks_of_other_objects_than_the_boxes_are_refused(tmp_path):
     path = change(tmp_path, "segm", score=0.123)
     assert_refused(path, "entry 2 of detections_segm.json is another object")
-    found = json.loads(path.read_text())
-    path.write_text(json.dumps(found[:-1]))
+    objects = json.loads(path.read_text())
+    path.write_text(json.dumps(objects[:-1]))
     assert_refused(path, "7 objects in detections_bbox.json, 6 in detections_segm.json")
 
 
@@ -255,19 +261,19 @@ def test_masks_of_other_objects_than_the_boxes_are_refused(tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["bbox", "segm"])
-def test_a_file_that_is_none_is_one_line(tmp_path, name, content, problem):
+def test_an_invalid_file_is_one_line(tmp_path, name, content, problem):
     write(tmp_path, some_results(), ("bbox", "segm"))
     path = tmp_path / f"detections_{name}.json"
     path.unlink()
     if content is not None:
         path.write_bytes(content)
     elif name == "segm":
-        assert [each.masks for each in read_back(tmp_path)] == [None, None]
+        assert [result.masks for result in read_back(tmp_path)] == [None, None]
         return
     assert_refused(path, problem)
 
 
-def test_run_lengths_cover_what_cocos_tools_say():
+def test_run_lengths_cover_every_pixel_of_the_image():
     generator = np.random.default_rng(1)
     for density in (0, 0.001, 0.1, 0.5, 1):
         for size in ((1, 1), (1, 7), (480, 640), (1200, 1100)):

@@ -1,4 +1,4 @@
-"""What an evaluation keeps: files for test servers, and a picture of some validation images."""
+"""Outputs of an evaluation: files for test servers, and a sheet of sample images."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def at(tile, x, y):
 # --- detectors ---------------------------------------------------------------------------------
 
 
-def test_boxes_are_where_they_were_annotated_and_where_they_were_predicted(coco):
+def test_annotated_and_predicted_boxes_are_drawn_in_place(coco):
     annotated, predicted = rows(samples.detection_sheet(coco, [result()]))
     # At the left and lower edges, where no name covers them.
     assert at(annotated, 2, 8) == samples.colour(CAFE) == at(annotated, 6, 12.8)
@@ -83,15 +83,15 @@ def test_boxes_are_where_they_were_annotated_and_where_they_were_predicted(coco)
     assert at(annotated, 26, 26) == at(predicted, 26, 26)
 
 
-def test_what_is_not_sure_enough_is_not_drawn(coco):
-    unsure = samples.detection_sheet(coco, [result(score=samples.MIN_SCORE - 0.01)])
+def test_detections_below_the_minimum_score_are_not_drawn(coco):
+    below = samples.detection_sheet(coco, [result(score=samples.MIN_SCORE - 0.01)])
     nothing = samples.detection_sheet(coco, [ImageResult(1, (40, 40), (), (), (), None)])
-    assert unsure.tobytes() == nothing.tobytes()
-    sure = samples.detection_sheet(coco, [result(score=samples.MIN_SCORE)])
-    assert sure.tobytes() != nothing.tobytes()
+    assert below.tobytes() == nothing.tobytes()
+    above = samples.detection_sheet(coco, [result(score=samples.MIN_SCORE)])
+    assert above.tobytes() != nothing.tobytes()
 
 
-def test_masks_shine_through_inside_of_their_boxes(coco):
+def test_masks_are_blended_inside_their_boxes(coco):
     mask = np.zeros((40, 40), bool)
     mask[22:30, 20:26] = True
     annotated, predicted = rows(samples.detection_sheet(coco, [result(mask=mask)]))
@@ -111,18 +111,18 @@ def test_the_same_predictions_make_the_same_bytes(coco, tmp_path):
         assert (sheet.format, sheet.size) == ("JPEG", (samples.TILE, 566))
 
 
-def test_images_that_show_nothing_are_passed_over_and_the_rest_is_spread_over_the_split():
+def test_sampled_images_have_objects_and_are_spread_over_the_split():
     assert samples.choose_images(600, lambda index: True) == [0, 100, 200, 300, 400, 500]
     assert samples.choose_images(60, lambda index: index % 4 == 3) == [3, 11, 23, 31, 43, 51]
     assert samples.choose_images(60, lambda index: index > 35) == [36, 40, 50]
     assert samples.choose_images(2, lambda index: True) == [0, 1]
 
 
-def test_a_picture_of_no_images_has_its_captions(coco):
+def test_a_sample_sheet_without_images_has_the_width_of_one(coco):
     assert samples.sheet([], []).size[0] == samples.TILE
 
 
-def test_predictions_take_the_place_of_former_ones(coco, outputs):
+def test_predictions_replace_earlier_ones(coco, outputs):
     outputs.predictions.mkdir(parents=True)
     (outputs.predictions / "stale.json").write_text("[]")
     write_detections(outputs, coco, [result()], ("bbox",))
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(coco, read_only_folder):
 # --- segmenters --------------------------------------------------------------------------------
 
 
-def test_maps_are_coloured_by_class_and_pixels_without_one_are_left(ade20k):
+def test_label_maps_are_coloured_by_class_and_unlabelled_pixels_stay(ade20k):
     prediction = np.full(SIZE, 3, np.uint8)
     tile = np.asarray(samples.draw_label_map(ade20k.load_image(0), prediction, ade20k.classes))
     blank = np.full(SIZE, 255, np.uint8)
@@ -171,7 +171,7 @@ class TwoImages(ADE20K):
         return project.model_copy(update={"datasets": {"tiny": tiny}})
 
 
-def test_every_process_keeps_its_own_maps_and_one_of_them_the_picture(tmp_path, outputs):
+def test_each_process_writes_its_label_maps_and_one_the_sample_sheet(tmp_path, outputs):
     data = TwoImages(tmp_path)
     split = ADE20KSplit(data.root, "val", data.manifest())
     (outputs.predictions.parent / ".predictions.tmp").mkdir(parents=True)
@@ -190,7 +190,7 @@ def test_every_process_keeps_its_own_maps_and_one_of_them_the_picture(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["building, edifice", "building;edifice", "building"])
-def test_of_the_names_of_a_class_the_first_is_shown(name):
+def test_a_class_is_shown_by_its_first_synonym(name):
     """objectInfo150.txt has commas between them, the csv file of the same classes semicolons."""
     assert samples.first_synonym(name) == "building"
 
@@ -198,8 +198,8 @@ def test_of_the_names_of_a_class_the_first_is_shown(name):
 def test_neighbouring_classes_differ_in_colour():
     colours = np.array([samples.colour(label) for label in range(CLASSES)], int)
     assert len(np.unique(colours, axis=0)) == CLASSES
-    apart = np.abs(np.diff(colours[:10], axis=0)).sum(1)
-    assert apart.min() > 100
+    distances = np.abs(np.diff(colours[:10], axis=0)).sum(1)
+    assert distances.min() > 100
 
 
 # --- an evaluation -----------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_neighbouring_classes_differ_in_colour():
         ("ade20k_upernet_smt_small", ["scene_00000.png", "scene_00001.png"]),
     ],
 )
-def test_an_evaluation_keeps_what_a_measurement_does_not(tmp_path, experiment, files):
+def test_evaluate_writes_predictions_and_measure_does_not(tmp_path, experiment, files):
     layout, run = Layout("demo", tmp_path / "results", tmp_path), Run(experiment=experiment, seed=0)
     project = two_scenes(layout, PROJECT.dataset_of(experiment))
     ranks = Ranks(0, 1, torch.device("cpu"))

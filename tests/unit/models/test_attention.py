@@ -1,6 +1,6 @@
-"""Attention's kernels are under the stricter rule for as long as their gradient takes.
+"""The backward pass of attention's kernels is deterministic or an error, not a warning.
 
-On a CPU there is another kernel than on GPUs, whose node bears the same family name.
+The CPU has another kernel than GPUs; the names of both begin alike.
 """
 
 import pytest
@@ -13,8 +13,8 @@ from smt.models.blocks import MSA
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch):
-    """Take the CPU's kernel for a GPU's, in the mode that training asks for."""
+def as_on_gpu(monkeypatch):
+    """Treat the CPU's kernel as a GPU's, in the warn-only mode of training."""
     monkeypatch.setattr(attention, "_needs_care", lambda attended: True)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -26,28 +26,28 @@ def kernels(attended):
     return [node.name() for node in attention._kernels(attended.grad_fn)]
 
 
-def test_the_kernel_is_found_behind_each_kind_of_layer():
+def test_the_kernel_is_found_behind_every_kind_of_layer():
     x = torch.randn(2, 6, 32, requires_grad=True)
     heads = x.unflatten(-1, (4, 8)).transpose(1, 2)
-    alone = F.scaled_dot_product_attention(heads, heads, heads)
-    assert len(kernels(alone)) == 1
+    attended = F.scaled_dot_product_attention(heads, heads, heads)
+    assert len(kernels(attended)) == 1
     layer = nn.MultiheadAttention(32, 4, batch_first=True)
     assert len(kernels(layer(x, x, x, need_weights=False)[0])) == 1
     mask = torch.zeros(6, 6, dtype=torch.bool)
     assert len(kernels(layer(x, x, x, attn_mask=mask, need_weights=False)[0])) == 1
 
 
-def test_what_is_no_attention_has_no_kernel():
+def test_other_operations_have_no_attention_kernel():
     assert kernels(torch.randn(3, requires_grad=True).exp().sum()) == []
     assert kernels(torch.randn(3)) == []
 
 
-def test_the_kernel_s_gradient_alone_may_not_be_without_a_deterministic_form(on_a_gpu):
-    seen = {}
+def test_warn_only_is_off_during_the_kernels_backward_pass_alone(as_on_gpu):
+    modes = {}
 
-    def look(name):
+    def record_mode(name):
         def hook(*gradients):
-            seen[name] = torch.is_deterministic_algorithms_warn_only_enabled()
+            modes[name] = torch.is_deterministic_algorithms_warn_only_enabled()
 
         return hook
 
@@ -55,13 +55,13 @@ def test_the_kernel_s_gradient_alone_may_not_be_without_a_deterministic_form(on_
     msa = MSA(32, 4)
     output = msa(x)
     (kernel,) = attention._kernels(output.grad_fn)
-    kernel.register_prehook(look("in the kernel"))
-    output.register_hook(look("before"))
-    x.register_hook(look("after"))
+    kernel.register_prehook(record_mode("in the kernel"))
+    output.register_hook(record_mode("before"))
+    x.register_hook(record_mode("after"))
     output.sum().backward()
-    assert seen == {"before": True, "in the kernel": False, "after": True}
+    assert modes == {"before": True, "in the kernel": False, "after": True}
     assert torch.are_deterministic_algorithms_enabled()
 
 
-def test_without_a_wish_for_determinism_nothing_is_changed():
+def test_without_deterministic_algorithms_nothing_is_changed():
     assert not attention._needs_care(torch.randn(2))

@@ -24,7 +24,7 @@ def test_every_block_is_compiled_and_its_weights_keep_their_names():
 
 
 def test_a_block_that_breaks_the_graph_is_one_line_on_the_recipe(monkeypatch):
-    """Torch would run a part of it uncompiled, and say so nowhere."""
+    """Torch would run a part of it uncompiled without a warning."""
     forward = Block.forward
 
     def breaks(self, x):

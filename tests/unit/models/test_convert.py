@@ -1,4 +1,4 @@
-"""`smt convert`: released checkpoints in and out, every tensor or none."""
+"""`smt convert`: released checkpoints are imported and exported completely, or not at all."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from smt.errors import UserError
 from smt.models import released, weights, zoo
 from smt.runs.paths import bundled_params
 from tests.helpers import golden_fill, released_files
-from tests.helpers.conversions import refused
+from tests.helpers.conversions import assert_refused
 from tests.helpers.in_process import smt
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,8 +29,8 @@ def released_state():
     return {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
 
 
-def write(path, state, **others):
-    torch.save({"model": state, **others}, path)
+def write(path, state, **entries):
+    torch.save({"model": state, **entries}, path)
     return path
 
 
@@ -45,19 +45,19 @@ def test_a_released_checkpoint_comes_in_and_goes_out_to_the_bit(tmp_path, releas
         args=argparse.Namespace(lr=1e-3),
     )  # fmt: skip
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
-    done = convert(source, ours)
-    assert done.returncode == 0, done.stderr
-    assert f"{len(released_state)} tensors" in done.stdout
+    result = convert(source, ours)
+    assert result.returncode == 0, result.stderr
+    assert f"{len(released_state)} tensors" in result.stdout
     assert convert(ours, back, "--to", "released").returncode == 0
     state = torch.load(back, weights_only=True)["model"]
     assert state.keys() == released_state.keys()
-    assert all(torch.equal(state[name], each) for name, each in released_state.items())
+    assert all(torch.equal(state[name], tensor) for name, tensor in released_state.items())
 
     model = zoo.build(TINY, num_classes=1000)
     weights.load(model, ours)
 
 
-def test_the_configuration_of_the_release_is_no_obstacle(tmp_path, released_state):
+def test_a_release_with_a_yacs_configuration_is_read(tmp_path, released_state):
     # The release pickles its yacs configuration: a mapping class of a module not installed here.
     source = released_files.write(tmp_path / "in.pth", released_state)
     assert "yacs" not in sys.modules
@@ -65,7 +65,7 @@ def test_the_configuration_of_the_release_is_no_obstacle(tmp_path, released_stat
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_damaged_checkpoint_is_refused_whatever_breaks_in_it(tmp_path, zipped):
+def test_a_damaged_checkpoint_is_always_one_line(tmp_path, zipped):
     state = {f"norm{stage}.weight": torch.ones(3) for stage in range(1, 5)}
     whole = tmp_path / "whole.pth"
     torch.save({"model": state}, whole, _use_new_zipfile_serialization=zipped)
@@ -91,8 +91,8 @@ def test_both_names_of_the_depthwise_convolution_give_the_same(tmp_path, release
     outputs = []
     for number, state in enumerate((released_state, renamed)):
         target = tmp_path / f"{number}.safetensors"
-        done = convert(write(tmp_path / "in.pth", state), target)
-        assert done.returncode == 0, done.stderr
+        result = convert(write(tmp_path / "in.pth", state), target)
+        assert result.returncode == 0, result.stderr
         outputs.append(target.read_bytes())
     assert outputs[0] == outputs[1]
 
@@ -100,10 +100,10 @@ def test_both_names_of_the_depthwise_convolution_give_the_same(tmp_path, release
 def test_a_class_map_picks_the_rows_of_the_new_head(tmp_path, released_state):
     (tmp_path / "map.txt").write_text("7\n3\n999\n")
     target = tmp_path / "out.safetensors"
-    done = convert(
+    result = convert(
         write(tmp_path / "in.pth", released_state), target, "--class-map", tmp_path / "map.txt"
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     head = weights.read(target)["head.weight"]
     assert torch.equal(head, released_state["head.weight"][[7, 3, 999]])
     assert torch.equal(weights.read(target)["head.bias"], released_state["head.bias"][[7, 3, 999]])
@@ -113,9 +113,9 @@ def test_a_class_map_out_of_range_is_refused(tmp_path, released_state):
     (tmp_path / "map.txt").write_text("7\n1000\n")
     target = tmp_path / "out.safetensors"
     source = write(tmp_path / "in.pth", released_state)
-    done = convert(source, target, "--class-map", tmp_path / "map.txt")
-    assert done.returncode == 3 and not target.exists()
-    assert "line 2 is '1000'; valid: a class number of 0 to 999" in done.stderr
+    result = convert(source, target, "--class-map", tmp_path / "map.txt")
+    assert result.returncode == 3 and not target.exists()
+    assert "line 2 is '1000'; valid: a class number of 0 to 999" in result.stderr
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, released_state):
@@ -124,7 +124,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, released_state)
     state["block9.stranger"] = torch.zeros(1)
     state["norm1.bias"] = torch.zeros(65)
     target = tmp_path / "out.safetensors"
-    refused(
+    assert_refused(
         convert(write(tmp_path / "in.pth", state), target),
         target,
         "missing block1.0.attn.v.weight",
@@ -133,13 +133,15 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, released_state)
     )
 
 
-def test_a_class_map_that_is_not_there_is_refused(tmp_path, released_state):
+def test_a_missing_class_map_is_refused(tmp_path, released_state):
     target, absent = tmp_path / "out.safetensors", tmp_path / "absent.txt"
     source = write(tmp_path / "in.pth", released_state)
-    refused(convert(source, target, "--class-map", absent), target, str(absent), "a line each")
+    assert_refused(
+        convert(source, target, "--class-map", absent), target, str(absent), "a line each"
+    )
 
 
-def test_an_existing_output_survives_a_refusal(tmp_path, released_state):
+def test_an_existing_output_survives_an_error(tmp_path, released_state):
     state = dict(released_state)
     state.pop("norm1.bias")
     target = tmp_path / "out.safetensors"
@@ -155,27 +157,27 @@ def test_a_file_that_carries_code_is_refused_and_not_run(tmp_path, released_stat
 
     target = tmp_path / "out.safetensors"
     source = write(tmp_path / "in.pth", released_state, config=Trap())
-    refused(convert(source, target), target, "mkdir", "could run as code")
+    assert_refused(convert(source, target), target, "mkdir", "could run as code")
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, content):
     source, target = tmp_path / "in.pth", tmp_path / "out.safetensors"
     if content is not None:
         source.write_bytes(content)
-    refused(convert(source, target), target, str(source))
+    assert_refused(convert(source, target), target, str(source))
 
 
-def test_weights_are_loaded_whole_or_not_at_all(tmp_path):
+def test_weights_are_loaded_completely_or_not_at_all(tmp_path):
     torch.manual_seed(0)
     model = zoo.build(TINY, num_classes=10)
-    before = {name: each.clone() for name, each in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     other = zoo.build(TINY, num_classes=11).state_dict()
     weights.save(other, tmp_path / "w.safetensors", {})
     with pytest.raises(weights.UserError, match=r"head.weight is 11 x 512, not 10 x 512"):
         weights.load(model, tmp_path / "w.safetensors")
-    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path):

@@ -1,4 +1,4 @@
-"""The four variants against what the released code computes in float64, to 1e-9 relative."""
+"""The four variants against outputs of the released code in float64, to 1e-9 relative."""
 
 import json
 from itertools import chain
@@ -17,9 +17,9 @@ from tests.helpers import golden_fill
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = load_project(bundled_params(), "paper").models
 VARIANTS = {"t": "smt_tiny", "s": "smt_small", "b": "smt_base", "l": "smt_large"}
-RELATIVE = 1e-9
-NOTHING = 1e-12
-"""What is 0 but for rounding, such as the gradient of a bias that softmax cancels."""
+RTOL = 1e-9
+ATOL = 1e-12
+"""For values that are 0 but for rounding, such as the gradient of a bias before softmax."""
 
 
 # The large variant is the base one with more blocks and channels, and takes as long as the others.
@@ -32,26 +32,28 @@ def golden(request):
 
 
 @pytest.fixture(scope="module")
-def filled(golden):
+def released_weights(golden):
     """The released state, which takes seconds to fill."""
     return golden_fill.weights(golden["keys"])
 
 
 @pytest.fixture
-def model(golden, filled):
+def model(golden, released_weights):
     network = zoo.build(MODELS[VARIANTS[golden["variant"]]], num_classes=1000).double()
-    network.load_state_dict(released.from_released(filled, network.state_dict(), Path("golden")))
+    network.load_state_dict(
+        released.from_released(released_weights, network.state_dict(), Path("golden"))
+    )
     return network
 
 
 def close(value, expected):
-    assert torch.as_tensor(value).tolist() == pytest.approx(expected, rel=RELATIVE, abs=NOTHING)
+    assert torch.as_tensor(value).tolist() == pytest.approx(expected, rel=RTOL, abs=ATOL)
 
 
 def test_names_and_shapes_are_the_released_ones(golden, model):
     ours = released.to_released(model.state_dict())
-    assert {name: list(each.shape) for name, each in ours.items()} == golden["keys"]
-    assert sum(each.numel() for each in model.parameters()) == golden["parameters"]
+    assert {name: list(tensor.shape) for name, tensor in ours.items()} == golden["keys"]
+    assert sum(tensor.numel() for tensor in model.parameters()) == golden["parameters"]
 
 
 def test_logits_and_stage_outputs(golden, model: SMT):
@@ -80,10 +82,12 @@ def test_loss_gradients_and_running_means(golden, model: SMT):
     loss = F.cross_entropy(logits, torch.tensor(case["labels"]))
     loss.backward()
     close(loss.detach(), case["loss"])
-    gradients = released.to_released({name: each.grad for name, each in model.named_parameters()})
+    gradients = released.to_released(
+        {name: parameter.grad for name, parameter in model.named_parameters()}
+    )
     assert gradients.keys() == case["grad_l2"].keys()
     for name, expected in case["grad_l2"].items():
-        assert gradients[name].norm().item() == pytest.approx(expected, rel=RELATIVE, abs=NOTHING)
+        assert gradients[name].norm().item() == pytest.approx(expected, rel=RTOL, abs=ATOL)
     state = released.to_released(model.state_dict())
     for name, expected in case["bn_running_mean_l2_after"].items():
         close(state[name].norm(), expected)

@@ -1,4 +1,4 @@
-"""Ours against SMT written straight from the paper's equations, and against torch's own counter."""
+"""Ours against SMT written from the paper's equations, and MACs against torch's counter."""
 
 import importlib.util
 
@@ -39,12 +39,12 @@ def test_outputs_gradients_and_statistics_are_those_of_the_equations(name, size)
         torch.nn.init.normal_(parameter, std=0.1)
     expected.load_state_dict(released.to_released(ours.state_dict()))
     images = torch.randn(4, 3, *size, dtype=torch.float64)
-    weight = torch.randn(4, 10, dtype=torch.float64)
+    weights = torch.randn(4, 10, dtype=torch.float64)
     for network in (ours, expected):
-        (network(images) * weight).sum().backward()
-    found = released.to_released({name: each.grad for name, each in ours.named_parameters()})
+        (network(images) * weights).sum().backward()
+    gradients = released.to_released({name: p.grad for name, p in ours.named_parameters()})
     for name, parameter in expected.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
     state = released.to_released(ours.state_dict())
     for name, buffer in expected.named_buffers():
         torch.testing.assert_close(state[name], buffer, rtol=1e-9, atol=1e-12, msg=name)

@@ -66,7 +66,7 @@ def test_ablations(name):
     assert counts.attention / 1e9 == pytest.approx(attention, abs=ROUNDED)
 
 
-def test_sam_in_every_stage_is_as_large_as_the_reference_says():
+def test_sam_in_every_stage_has_the_size_of_the_reference():
     everywhere = MODELS["smt_tiny"].model_copy(update={"mixers": ("sam",) * 4})
     counts = profile.count(everywhere, 224)
     assert profile.parameters(everywhere) / 1e6 == pytest.approx(12.102, abs=ROUNDED)
@@ -81,27 +81,27 @@ def test_the_published_size_of_the_small_variant_is_that_of_one_block_less():
     assert profile.parameters(shorter) / 1e6 == pytest.approx(20.5, abs=0.1)
 
 
-def profiled(target):
-    """Return what `smt profile` writes, and make sure of what it prints."""
-    done = smt("profile", "--scale", "paper", "--json", target)
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if " smt_small " in line)
+def sizes_by_command(target):
+    """Return the JSON of `smt profile`, and check its printed table."""
+    result = smt("profile", "--scale", "paper", "--json", target)
+    assert result.returncode == 0, result.stderr
+    line = next(line for line in result.stdout.splitlines() if " smt_small " in line)
     assert "22.550952" in line and "20.5" in line and "+2.051" in line
-    line = next(line for line in done.stdout.splitlines() if " upernet.smt_base " in line)
+    line = next(line for line in result.stdout.splitlines() if " upernet.smt_base " in line)
     assert "512 x 2048" in line and " 62 " in line and " 1004 " in line
     return json.loads(target.read_text())
 
 
 def test_profile_prints_the_published_figure_and_the_difference(tmp_path, monkeypatch):
     names = {"imagenet1k_smt_small", "imagenet1k_smt_base", "ade20k_upernet_smt_base"}
-    few = {
+    selection = {
         "models": {name: MODELS[name] for name in ("smt_small", "smt_base")},
         "experiments": {name: PAPER.experiments[name] for name in names},
     }
     everything = {name: getattr(PAPER, name) for name in Project.model_fields}
-    project = Project.model_construct(**everything | few)
+    project = Project.model_construct(**everything | selection)
     monkeypatch.setattr(profile_command, "load", lambda scale: (project, Layout(scale)))
-    sizes = profiled(tmp_path / "sizes.json")
+    sizes = sizes_by_command(tmp_path / "sizes.json")
     assert set(sizes) == {"smt_small", "smt_base", "upernet.smt_base"}
     assert sizes["smt_base"]["params"] == 32_037_352
     assert set(sizes["smt_base"]["macs"]) == {"224"}
@@ -109,7 +109,7 @@ def test_profile_prints_the_published_figure_and_the_difference(tmp_path, monkey
 
 @pytest.mark.slow
 def test_profile_counts_every_model_and_every_system(tmp_path):
-    sizes = profiled(tmp_path / "sizes.json")
+    sizes = sizes_by_command(tmp_path / "sizes.json")
     assert set(sizes) == {*MODELS, *PAPER.systems} and len(PAPER.systems) == 9
     assert sizes["smt_large"]["params"] == 80_620_264
     assert set(sizes["smt_large"]["macs"]) == {"224", "384"}

@@ -1,4 +1,4 @@
-"""BatchNorm over several processes: what one process with all of the images would do."""
+"""BatchNorm over several processes equals that of one process with all images."""
 
 import copy
 import os
@@ -70,18 +70,18 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """What two processes make of the images, each of its own share."""
+    """The results of two processes, each on its own images."""
     folder = tmp_path_factory.mktemp("shared")
-    with (folder / "said").open("wb") as file:
-        started = [
+    with (folder / "output").open("wb") as file:
+        processes = [
             forkserver.start(
                 "tests.unit.models.test_sync_norm", str(rank), str(folder), cwd=ROOT,
                 env=dict(os.environ), stdout=file, stderr=file,
             )
             for rank in (0, 1)
         ]  # fmt: skip
-        codes = [process.wait() for process in started]
-    assert codes == [0, 0], (folder / "said").read_text()
+        codes = [process.wait() for process in processes]
+    assert codes == [0, 0], (folder / "output").read_text()
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
@@ -91,7 +91,7 @@ def whole():
 
 
 @pytest.mark.parametrize("name", ["output", "images"])
-def test_each_image_is_as_in_one_batch_of_all(shared, whole, name):
+def test_outputs_and_input_gradients_equal_those_of_one_batch(shared, whole, name):
     for share, result in zip(SHARES, shared, strict=True):
         assert torch.allclose(result[name], whole[name][share])
 
@@ -135,4 +135,4 @@ def test_alone_it_is_torchs_own():
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))
+    run_rank(int(sys.argv[1]), Path(sys.argv[2]))

@@ -28,12 +28,12 @@ def test_create_model_takes_the_usual_arguments():
     assert rates[0] == 0 and rates[-1] == pytest.approx(0.2) and rates == sorted(rates)
 
 
-def test_features_only_gives_the_stages_asked_for():
+def test_features_only_gives_the_stages_of_out_indices():
     model = timm.create_model("smt_tiny", features_only=True, out_indices=(1, 3))
     assert model.feature_info.channels() == [128, 512]
     assert model.feature_info.reduction() == [8, 32]
     outputs = model(torch.randn(2, 3, 64, 96))
-    assert [tuple(each.shape) for each in outputs] == [(2, 128, 8, 12), (2, 512, 2, 3)]
+    assert [tuple(output.shape) for output in outputs] == [(2, 128, 8, 12), (2, 512, 2, 3)]
 
 
 @pytest.mark.parametrize("naming", ["ours", "released"])
@@ -45,18 +45,18 @@ def test_pretrained_files_load_in_both_namings(tmp_path, naming):
     model = timm.create_model(
         "smt_tiny", pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay
     )
-    for name, each in source.state_dict().items():
-        assert torch.equal(model.state_dict()[name], each), name
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (100, 64), (57, 224)])
-def test_any_size_from_32_up(size):
+def test_images_of_any_size_from_32_pixels(size):
     model = demo().eval()
     with torch.inference_mode():
         assert model(torch.randn(2, 3, *size)).shape == (2, 10)
 
 
-def test_head_and_features_make_the_whole():
+def test_forward_is_forward_head_of_forward_features():
     model = demo().eval()
     images = torch.randn(2, 3, 48, 48)
     with torch.inference_mode():
@@ -76,18 +76,20 @@ def test_reset_classifier():
 
 
 def test_gradient_checkpointing_changes_no_gradient_and_no_statistic():
-    plain, frugal = (demo("smt_large", drop_path_rate=0.3) for _ in range(2))
-    frugal.set_grad_checkpointing()
+    plain, checkpointed = (demo("smt_large", drop_path_rate=0.3) for _ in range(2))
+    checkpointed.set_grad_checkpointing()
     images = torch.randn(4, 3, 32, 32)
-    for model in (plain, frugal):
-        torch.manual_seed(1)  # of drop path, whose draws have to be the same when made again
+    for model in (plain, checkpointed):
+        torch.manual_seed(1)  # drop path has to draw the same branches when a block is recomputed
         model.train()
         model(images).square().sum().backward()
     for (name, one), (_, other) in zip(
-        plain.named_parameters(), frugal.named_parameters(), strict=True
+        plain.named_parameters(), checkpointed.named_parameters(), strict=True
     ):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
-    for (name, one), (_, other) in zip(plain.named_buffers(), frugal.named_buffers(), strict=True):
+    for (name, one), (_, other) in zip(
+        plain.named_buffers(), checkpointed.named_buffers(), strict=True
+    ):
         assert torch.equal(one, other), name
 
 

@@ -12,26 +12,26 @@ def append(journal, *steps):
         journal.append(step, 0, {"train/loss": 1 / step}, {"system/memory_mb": 10.0})
 
 
-def test_interrupted_journal_has_the_bytes_of_an_undisturbed_one(tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
+def test_an_interrupted_journal_has_the_bytes_of_an_undisturbed_one(tmp_path):
+    whole, interrupted = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), interrupted.mkdir()
     journal = Journal(whole, Position())
     append(journal, 1, 2, 3, 4)
     journal.close()
 
-    journal = Journal(cut, Position())
+    journal = Journal(interrupted, Position())
     append(journal, 1, 2)
     saved = journal.sync()
     append(journal, 3)
     journal.close()
-    journal = Journal(cut, saved)
+    journal = Journal(interrupted, saved)
     append(journal, 3, 4)
     journal.close()
 
-    assert (cut / JOURNAL).read_bytes() == (whole / JOURNAL).read_bytes()
+    assert (interrupted / JOURNAL).read_bytes() == (whole / JOURNAL).read_bytes()
 
 
-def test_a_line_keeps_the_time_of_its_first_writing(tmp_path):
+def test_a_rewritten_line_keeps_its_first_time(tmp_path):
     journal = Journal(tmp_path, Position())
     append(journal, 1, 2)
     journal.close()
@@ -43,7 +43,7 @@ def test_a_line_keeps_the_time_of_its_first_writing(tmp_path):
     assert len((tmp_path / TIMES).read_text().splitlines()) == 4
 
 
-def test_reading_leaves_out_a_line_that_is_being_written(tmp_path):
+def test_an_incomplete_last_line_is_not_read(tmp_path):
     journal = Journal(tmp_path, Position())
     append(journal, 1, 2)
     journal.close()
@@ -52,7 +52,7 @@ def test_reading_leaves_out_a_line_that_is_being_written(tmp_path):
     assert [record.step for record in read(tmp_path, 0)] == [1, 2]
 
 
-def test_lines_without_a_time_take_the_one_before(tmp_path):
+def test_lines_without_a_time_take_the_previous_time(tmp_path):
     journal = Journal(tmp_path, Position())
     append(journal, 1, 2)
     journal.close()
@@ -64,7 +64,7 @@ def test_lines_without_a_time_take_the_one_before(tmp_path):
     assert [record.time for record in read(tmp_path, 5.0)] == [5.0, 5.0]
 
 
-def test_a_clock_that_was_set_back_does_not_turn_time_back(tmp_path):
+def test_times_never_decrease_when_the_clock_is_set_back(tmp_path):
     journal = Journal(tmp_path, Position())
     append(journal, 1, 2, 3)
     journal.close()
@@ -97,7 +97,7 @@ def test_a_journal_shorter_than_its_checkpoint_is_refused(tmp_path):
 
 
 def write_lines(folder, *lines):
-    text = [json.dumps({"step": 5 * n, "epoch": n, "metrics": each}) for n, each in lines]
+    text = [json.dumps({"step": 5 * n, "epoch": n, "metrics": metrics}) for n, metrics in lines]
     (folder / JOURNAL).write_text("".join(f"{line}\n" for line in text))
 
 
@@ -115,14 +115,14 @@ def test_the_best_evaluation_is_the_first_of_the_highest_with_all_that_it_measur
     assert best_evaluation(tmp_path, "top5").epoch == 4
 
 
-def test_what_is_not_finite_is_not_the_best(tmp_path):
+def test_an_evaluation_that_is_nan_is_never_the_best(tmp_path):
     write_lines(tmp_path, (1, {"eval/top1": float("nan")}), (2, {"eval/top1": 50.0}))
     assert best_evaluation(tmp_path, "top1").epoch == 2
     write_lines(tmp_path, (1, {"eval/top1": float("nan")}))
     assert best_evaluation(tmp_path, "top1") is None
 
 
-def test_without_a_journal_or_an_evaluation_there_is_no_best(tmp_path):
+def test_without_a_journal_or_an_evaluation_the_best_is_none(tmp_path):
     assert best_evaluation(tmp_path, "top1") is None
     write_lines(tmp_path, (1, {"train/loss": 1.0, "eval/top1_of_another_kind": 90.0}))
     assert best_evaluation(tmp_path, "top1") is None

@@ -1,4 +1,4 @@
-"""What a run records of its code, its attempts and the GPU time that they took."""
+"""Provenance of a run: its code, its attempts and their GPU time."""
 
 import hashlib
 import subprocess
@@ -44,19 +44,19 @@ def test_a_clean_checkout(checkout, tmp_path):
     assert (state.dirty, state.diff_sha256, state.untracked) == (False, None, None)
 
 
-def test_each_attempts_difference_is_kept(checkout, tmp_path):
+def test_the_diff_of_each_attempt_is_stored(checkout, tmp_path):
     work_dir = tmp_path / "work"
     for text in ("one = 11\n", "one = 111\n"):
         (checkout / "code.py").write_text(text)
-        known = attempt(work_dir)
-    digests = [each["diff_sha256"] for each in known["attempts"]]
-    assert known["git"]["diff_sha256"] == digests[0] != digests[1]
+        contents = attempt(work_dir)
+    digests = [entry["diff_sha256"] for entry in contents["attempts"]]
+    assert contents["git"]["diff_sha256"] == digests[0] != digests[1]
     for digest, line in zip(digests, ("+one = 11\n", "+one = 111\n"), strict=True):
         content = provenance.diff_file(work_dir, digest).read_bytes()
         assert hashlib.sha256(content).hexdigest() == digest and line.encode() in content
 
 
-def test_files_that_git_does_not_know_are_named(checkout, tmp_path):
+def test_untracked_files_are_listed(checkout, tmp_path):
     for number in range(provenance.UNTRACKED + 5):
         (checkout / f"new{number:03}.py").touch()
     state = provenance.git_state(tmp_path)
@@ -74,15 +74,15 @@ def test_without_git_all_fields_are_none(tmp_path, monkeypatch):
 
 def test_an_attempt_without_an_end_gets_its_last_heartbeat(tmp_path):
     attempt(tmp_path)
-    pulse = Heartbeat(tmp_path)
-    pulse.write(7)
-    pulse.close()
-    seen = float((tmp_path / "pulse").read_text().split()[1])
+    heartbeat = Heartbeat(tmp_path)
+    heartbeat.write(7)
+    heartbeat.close()
+    last_heartbeat = float((tmp_path / "pulse").read_text().split()[1])
     first, second = attempt(tmp_path, resumed_at_step=5)["attempts"]
-    assert first["ended"] == max(seen, first["started"]) and "ended" not in second
-    known = provenance.finish(tmp_path, second["started"] + 10)
-    assert read_json(tmp_path / PROVENANCE) == known.as_json()
-    assert known.attempts[1].ended == second["started"] + 10
+    assert first["ended"] == max(last_heartbeat, first["started"]) and "ended" not in second
+    record = provenance.finish(tmp_path, second["started"] + 10)
+    assert read_json(tmp_path / PROVENANCE) == record.as_json()
+    assert record.attempts[1].ended == second["started"] + 10
 
 
 def test_a_requeue_records_its_count(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_requeue_records_its_count(tmp_path, monkeypatch):
     assert second["slurm_nodes"] == "n[1-2]"
 
 
-def test_gpu_seconds_are_of_all_gpus_and_all_attempts():
+def test_gpu_seconds_are_summed_over_gpus_and_attempts():
     attempts = [
         Attempt(started=100.0, ended=160.0, environment=GPU),
         Attempt(started=500.0, ended=510.5, environment={**GPU, "world_size": 2}),

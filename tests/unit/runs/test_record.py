@@ -1,4 +1,4 @@
-"""Records of runs: what is read and written again is the same bytes."""
+"""Records of runs: reading and writing one again gives the same bytes."""
 
 import json
 
@@ -20,7 +20,7 @@ def files(tmp_path):
     return files
 
 
-def test_a_record_is_written_again_to_the_byte(files):
+def test_a_record_round_trip_gives_the_same_bytes(files):
     work_dir = files.work_dir(RUN)
     for value, path in (
         (record.read_metrics(files.layout, RUN), files.layout.metrics(RUN)),
@@ -32,7 +32,7 @@ def test_a_record_is_written_again_to_the_byte(files):
         assert path.read_bytes() == before
 
 
-def test_keys_that_this_version_does_not_know_are_kept(files):
+def test_unknown_keys_are_kept(files):
     path = files.work_dir(RUN) / record.PROVENANCE
     content = json.loads(path.read_text())
     content["later"] = {"a": [1, None]}
@@ -60,7 +60,7 @@ def test_keys_that_old_records_lack_have_defaults(files):
 
 
 @pytest.mark.parametrize(("kind", "key"), [(RunMetrics, "seed"), (Provenance, "created")])
-def test_a_number_as_text_is_another_type(files, kind, key):
+def test_a_number_written_as_text_is_an_error(files, kind, key):
     final = kind is RunMetrics
     path = files.layout.metrics(RUN) if final else files.work_dir(RUN) / record.PROVENANCE
     content = json.loads(path.read_text())
@@ -69,7 +69,7 @@ def test_a_number_as_text_is_another_type(files, kind, key):
         record.read(kind, path, "train it again")
 
 
-def test_no_permission_is_not_damage(files, monkeypatch):
+def test_a_record_without_read_permission_is_not_called_damaged(files, monkeypatch):
     def refuse(self):
         raise PermissionError
 

@@ -1,4 +1,4 @@
-"""Which code trains: whole folders, by what the code does."""
+"""Digests of the training code: which folders count, and which edits."""
 
 import shutil
 
@@ -43,7 +43,7 @@ def test_the_order_of_mixers_counts(code):
     assert differences(before) == ["smt/config/models.py has changed"]
 
 
-def test_a_module_that_comes_or_goes_counts(code):
+def test_a_new_or_deleted_module_counts(code):
     before = source.digests()
     (code / "data" / "cutout.py").write_text("HOLES = 1\n")
     (code / "engine" / "optim.py").unlink()
@@ -51,7 +51,7 @@ def test_a_module_that_comes_or_goes_counts(code):
 
 
 @pytest.mark.parametrize("folder", ["report", "tracking", "commands", "datasets", "cluster"])
-def test_other_code_may_change_under_a_half_done_run(code, folder):
+def test_other_code_may_change_during_an_unfinished_run(code, folder):
     before = source.digests()
     for module in (code / folder).rglob("*.py"):
         module.write_text(module.read_text() + "\nEDITED = True\n")

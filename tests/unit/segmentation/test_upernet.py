@@ -1,4 +1,4 @@
-"""UPerNet: its published size, its mathematics, its losses, and that it learns."""
+"""UPerNet: published sizes, outputs against a reference, losses, and training."""
 
 from collections import Counter
 from contextlib import contextmanager
@@ -48,11 +48,11 @@ def on_meta(name):
 
 
 def parameters(module):
-    return sum(each.numel() for each in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def giga_macs(counts):
-    """Return 1e9 MACs: as published tables count, and attention included."""
+    """Return 1e9 MACs: counted as in published tables, and with those of attention."""
     return round(counts.reported / 1e9, 2), round(counts.attention / 1e9, 1)
 
 
@@ -115,11 +115,15 @@ def reference(state, levels, sides):
 
 
 def randomise_norms(network):
-    """Give every norm statistics and weights of its own, as if the network had been trained."""
+    """Give every norm random statistics and weights, as in a trained network."""
     for module in network.modules():
         if isinstance(module, SyncBatchNorm):
-            for each, low in ((module.weight, 0.5), (module.running_var, 0.5), (module.bias, -0.5)):
-                nn.init.uniform_(each, low, low + 1)
+            for tensor, low in (
+                (module.weight, 0.5),
+                (module.running_var, 0.5),
+                (module.bias, -0.5),
+            ):
+                nn.init.uniform_(tensor, low, low + 1)
             nn.init.normal_(module.running_mean)
 
 
@@ -138,7 +142,7 @@ def test_logits_are_bit_for_bit_those_of_an_independent_upernet(size):
 
 
 @pytest.mark.parametrize(("size", "side"), [((7, 5), 3), ((16, 16), 6), ((4, 9), 1), ((2, 1), 6)])
-def test_averages_are_over_the_cells_of_a_grid(size, side):
+def test_pooling_averages_over_the_cells_of_a_grid(size, side):
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     expected = torch.empty(2, 3, side, side, dtype=torch.float64)
     for i, j in np.ndindex(side, side):
@@ -153,15 +157,16 @@ def test_averages_are_over_the_cells_of_a_grid(size, side):
 
 
 @pytest.mark.parametrize("size", [(12, 20), (3, 2), (7, 5), (5, 31)])
-def test_resized_pixels_lie_between_the_centres_of_the_old(size):
+def test_resizing_is_bilinear_between_pixel_centres(size):
     x = torch.randn(1, 2, 7, 5, dtype=torch.float64)
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     expected = torch.empty(1, 2, *size, dtype=torch.float64)
     for i, j in np.ndindex(size):
-        y, x_ = (
-            (k + 0.5) * was / now + 0.5 for k, was, now in zip((i, j), (7, 5), size, strict=True)
+        y, column = (
+            (k + 0.5) * source / target + 0.5
+            for k, source, target in zip((i, j), (7, 5), size, strict=True)
         )
-        (top, v), (left, u) = divmod(y, 1), divmod(x_, 1)
+        (top, v), (left, u) = divmod(y, 1), divmod(column, 1)
         part = padded[:, :, int(top) : int(top) + 2, int(left) : int(left) + 2]
         weights = x.new_tensor([[(1 - v) * (1 - u), (1 - v) * u], [v * (1 - u), v * u]])
         expected[:, :, i, j] = (part * weights).sum((2, 3))
@@ -176,19 +181,19 @@ def test_deterministic_algorithms_give_the_same_losses_and_gradients():
         losses = network(torch.randn(2, 3, 96, 64), torch.randint(0, 4, (2, 96, 64)))
         network.zero_grad()
         sum(losses.values()).backward()
-        return losses, [each.grad.clone() for each in network.parameters()]
+        return losses, [parameter.grad.clone() for parameter in network.parameters()]
 
     torch.manual_seed(0)
     network = small(dropout=0.0).double()
     torch.set_default_dtype(torch.float64)
     try:
-        losses, gradients = train(network)
+        expected_losses, expected_gradients = train(network)
         with deterministic():
-            same, others = train(network)
+            losses, gradients = train(network)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert all(torch.allclose(losses[name], same[name]) for name in losses)
-    assert all(map(torch.allclose, gradients, others))
+    assert all(torch.allclose(losses[name], expected_losses[name]) for name in expected_losses)
+    assert all(map(torch.allclose, gradients, expected_gradients))
 
 
 def test_deterministic_resizing_keeps_its_precision_under_autocast():
@@ -200,7 +205,7 @@ def test_deterministic_resizing_keeps_its_precision_under_autocast():
         assert torch.allclose(resize(x.bfloat16(), (13, 20)), coarse, atol=0.03)
 
 
-def test_the_loss_is_the_mean_over_all_pixels_those_without_a_class_included():
+def test_the_loss_is_the_mean_over_all_pixels_including_unlabelled_ones():
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 6, 4), torch.randint(0, 5, (2, 24, 16))
     labels[0, :10] = 255
@@ -214,7 +219,7 @@ def test_the_loss_is_the_mean_over_all_pixels_those_without_a_class_included():
     assert pixel_loss(logits, labels).item() == pytest.approx(total / (2 * 24 * 16), rel=1e-5)
 
 
-def test_losses_are_those_of_both_heads_weighed():
+def test_the_auxiliary_loss_is_weighted():
     torch.manual_seed(0)
     network = small(dropout=0.0, auxiliary_weight=0.4).eval()
     randomise_norms(network)
@@ -236,19 +241,19 @@ def test_any_batch_trains_every_parameter(batch, size, labelled):
     network = small(drop_path=0.2)
     labels = torch.randint(0, 4, (batch, *size)) if labelled else torch.full((batch, *size), 255)
     losses = network(torch.randn(batch, 3, *size), labels)
-    assert all(each.isfinite() for each in losses.values())
+    assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    gradients = {name: each.grad for name, each in network.named_parameters()}
-    assert all(each is not None and each.isfinite().all() for each in gradients.values())
+    gradients = {name: weight.grad for name, weight in network.named_parameters()}
+    assert all(value is not None and value.isfinite().all() for value in gradients.values())
     if labelled:
         assert all(losses[name] > 0 for name in losses)
         assert gradients["decoder.classifier.conv.weight"].abs().sum() > 0
         assert gradients["auxiliary.1.conv.weight"].abs().sum() > 0
     else:
-        assert not any(losses.values()) and not any(each.any() for each in gradients.values())
+        assert not any(losses.values()) and not any(value.any() for value in gradients.values())
 
 
-def test_an_only_value_is_its_own_mean():
+def test_conv_norm_trains_on_a_single_value():
     layer = ConvNorm(2, 3, 1)
     nn.init.normal_(layer.norm.bias)
     x = torch.randn(1, 2, 1, 1)
@@ -263,9 +268,9 @@ def test_it_trains_and_predicts_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         losses = network(images, labels)
         assert network.eval().logits(images).dtype == torch.bfloat16
-    assert all(each.dtype == torch.float32 and each.isfinite() for each in losses.values())
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    assert all(each.grad.isfinite().all() for each in network.parameters())
+    assert all(weight.grad.isfinite().all() for weight in network.parameters())
 
 
 def test_logits_of_an_image_do_not_depend_on_its_batch():
@@ -273,8 +278,8 @@ def test_logits_of_an_image_do_not_depend_on_its_batch():
     network, images = small().eval(), torch.randn(3, 3, 64, 80)
     with torch.inference_mode():
         together = network.logits(images)
-        alone = torch.cat([network.logits(each[None]) for each in images])
-    assert torch.allclose(together, alone, atol=1e-6)
+        one_by_one = torch.cat([network.logits(image[None]) for image in images])
+    assert torch.allclose(together, one_by_one, atol=1e-6)
 
 
 def test_weights_start_as_in_the_reference():
@@ -312,7 +317,7 @@ def shapes(seed, side=64):
 
 
 def train(network, images, labels, steps):
-    """Train on four images after four, and return the loss of each step."""
+    """Train in batches of four images, and return the loss of each step."""
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     losses = []
@@ -340,11 +345,11 @@ def test_a_few_steps_lower_the_loss():
 
 
 @pytest.mark.slow
-def test_eight_images_are_learnt():
+def test_it_fits_eight_images():
     network, images, labels = learning(8)
     train(network, images, labels, steps=140)
     network.eval()
     with torch.inference_mode():
-        found = resize(network.logits(images), (64, 64)).argmax(1).numpy()
-    miou = scores(confusion(found, labels.numpy(), 3)).miou
+        predictions = resize(network.logits(images), (64, 64)).argmax(1).numpy()
+    miou = scores(confusion(predictions, labels.numpy(), 3)).miou
     assert miou > 90

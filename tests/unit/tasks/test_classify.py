@@ -1,4 +1,4 @@
-"""A classifier as the training loop sees it."""
+"""The classification task, through the interface of the training loop."""
 
 import pytest
 import torch
@@ -38,21 +38,21 @@ def task(tmp_path_factory):
     return Classification(project, layout, RUN, Ranks(0, 1, torch.device("cpu")), workers=0)
 
 
-def test_an_evaluation_is_without_drop_path_and_training_goes_on_with_it(task):
+def test_evaluation_has_no_drop_path_and_restores_training_mode(task):
     assert task.model.training
     first = task.evaluate()
     assert task.model.training
     assert task.evaluate() == first and first.keys() == {"top1", "top5", "loss"}
 
 
-def shares(task, epoch):
-    """Return the parts that two mixed images have of each other, from the targets of a batch."""
+def mixup_weights(task, epoch):
+    """Return the Mixup weights of a batch, from its targets."""
     (batch,) = task.micro_batches(epoch, 0)
     targets = batch.loss_inputs[1]
-    return {round(each, 5) for each in targets.unique().tolist()[1:-1]}
+    return {round(value, 5) for value in targets.unique().tolist()[1:-1]}
 
 
-def test_a_batch_is_mixed_anew_in_each_epoch(task):
-    every = [shares(task, epoch) for epoch in range(6)]
-    assert all(every) and shares(task, 0) == every[0]
-    assert len(set.union(*every)) == sum(map(len, every))
+def test_mixup_differs_in_each_epoch(task):
+    weights_by_epoch = [mixup_weights(task, epoch) for epoch in range(6)]
+    assert all(weights_by_epoch) and mixup_weights(task, 0) == weights_by_epoch[0]
+    assert len(set.union(*weights_by_epoch)) == sum(map(len, weights_by_epoch))

@@ -113,14 +113,16 @@ def test_an_image_to_be_evaluated_is_copied_from_fake_pinned_memory(tmp_path, mo
     memory = FakePinnedMemory(monkeypatch, device)
     task = task_on(Detection, device, None, memory)
     task._val, task.recipe, task._threshold = split, DETECTION, 0.5
-    seen = []
-    task.model = type("Model", (), {"predict": lambda self, images, sizes: [seen.append(images)]})()
+    copies = []
+    task.model = type(
+        "Model", (), {"predict": lambda self, images, sizes: [copies.append(images)]}
+    )()
     monkeypatch.setattr(predictions, "image_result", lambda *arguments, **options: None)
     monkeypatch.setattr("smt.engine.optim.autocast", lambda *arguments: torch.no_grad())
     for index, detection_input in detection_inputs(split, DETECTION, **HERE):
         task._result(index, pin_memory(detection_input))
     assert memory.copies == [(True, True)]
-    assert seen[0].device == device and seen[0].shape[2] % 32 == 0
+    assert copies[0].device == device and copies[0].shape[2] % 32 == 0
 
 
 def test_batches_of_a_segmenter_are_copied_from_fake_pinned_memory(tmp_path, monkeypatch, device):

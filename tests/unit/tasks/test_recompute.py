@@ -1,4 +1,4 @@
-"""Blocks that are computed again in backward passes: the same bytes after a few steps."""
+"""Recomputation of blocks in backward passes: the same bytes after a few steps."""
 
 import pytest
 import torch
@@ -34,9 +34,9 @@ def train(folder, experiment, project=PROJECT, **changes):
         value for state in trainer.state.optimizer.state.values() for value in state.values()
     ]
     tensors = [*task.model.state_dict().values(), *moments]
-    assert all(torch.isfinite(each).all() for each in tensors)
+    assert all(torch.isfinite(tensor).all() for tensor in tensors)
     journal = (folder / "journal.jsonl").read_bytes()
-    return losses, [each.numpy().tobytes() for each in tensors], journal
+    return losses, [tensor.numpy().tobytes() for tensor in tensors], journal
 
 
 def with_drop_path(experiment):
@@ -58,40 +58,40 @@ def with_drop_path(experiment):
         ("ade20k_upernet_smt_small", {"drop_path_mode": "dropout"}),
     ],
 )  # fmt: skip
-def test_losses_weights_statistics_and_journal_are_the_same_bytes(tmp_path, experiment, changes):
+def test_recomputation_gives_the_same_bytes(tmp_path, experiment, changes):
     project = with_drop_path(experiment)
-    both = [
+    outcomes = [
         train(tmp_path / str(recompute), experiment, project, recompute=recompute, **changes)
         for recompute in (False, True)
     ]
-    assert both[0] == both[1]
-    assert len(set(both[0][0])) == STEPS, "a step changed nothing"
+    assert outcomes[0] == outcomes[1]
+    assert len(set(outcomes[0][0])) == STEPS, "a step changed nothing"
 
 
-def test_blocks_are_really_computed_again(tmp_path):
-    def calls(recompute):
+def test_recomputation_runs_every_block_twice(tmp_path):
+    def forward_calls(recompute):
         task = Synthetic(PROJECT, TINY, CPU, images=2, recompute=recompute)
-        seen = []
+        calls = []
         for stage in task.model.modules():
             if isinstance(stage, Stage):
                 for block in stage.blocks:
-                    block.mixer.register_forward_hook(lambda *_: seen.append(1))
+                    block.mixer.register_forward_hook(lambda *_: calls.append(1))
         task.loss(task.model, next(task.micro_batches())).backward()
-        return len(seen)
+        return len(calls)
 
     blocks = sum(PROJECT.models["smt_tiny"].depths)
-    assert (calls(False), calls(True)) == (blocks, 2 * blocks)
+    assert (forward_calls(False), forward_calls(True)) == (blocks, 2 * blocks)
 
 
-def test_the_recipe_or_the_card_in_use_asks_for_it():
+def test_recomputation_is_set_by_the_recipe_or_the_kind_of_gpu():
     kind = PROJECT.cluster.kind.model_copy(update={"recompute": (TINY,)})
     cluster = PROJECT.cluster.model_copy(
         update={"kinds": {**PROJECT.cluster.kinds, PROJECT.cluster.gpu: kind}}
     )
-    on_card = PROJECT.model_copy(update={"cluster": cluster})
-    assert on_card.recomputes(TINY, on_gpu=True)
-    assert not on_card.recomputes(TINY, on_gpu=False), "a CPU is no card"
-    assert not on_card.recomputes(LARGE, on_gpu=True)
+    with_kind = PROJECT.model_copy(update={"cluster": cluster})
+    assert with_kind.recomputes(TINY, on_gpu=True)
+    assert not with_kind.recomputes(TINY, on_gpu=False), "a CPU is not that GPU"
+    assert not with_kind.recomputes(LARGE, on_gpu=True)
     assert not PROJECT.recomputes(TINY, on_gpu=True)
     recipes = {
         name: recipe.model_copy(update={"recompute": True})

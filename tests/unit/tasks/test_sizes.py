@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of detectors and segmenters, to the digits of the facts."""
+"""Parameters and MACs of detectors and segmenters, to the digits of the reference."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ PAPER = load_project(bundled_params(), "paper")
 HEAD = PAPER.heads["upernet"]
 COCO, ADE20K = (80, (800, 1280)), (150, (512, 2048))
 
-# Parameters, as published G, with attention G, each to as many digits as the facts have.
+# Parameters, as published G, with attention G, each to as many digits as the reference has.
 TOTALS = {
     ("mask_rcnn", "smt_small"): (42_188_976, "265.84", "340.8"),
     ("mask_rcnn", "smt_base"): (51_675_376, "328.00", "443.6"),
@@ -28,17 +28,17 @@ TOTALS = {
     ("retinanet", "smt_small"): (32_271_540, "247.25", "322.3"),
     ("atss", "smt_small"): (30_137_114, "214.15", "289.1"),
     ("sparse_rcnn", "smt_small"): (104_135_528, "171.20", "249.8"),
-    # The facts have 282.8; counted by hand (test_dino.py) it is this.
+    # The reference has 282.8; counted by hand (test_dino.py) it is this.
     ("dino", "smt_small"): (42_006_540, "282.52", "361.1"),
     ("upernet", "smt_small"): (52_345_580, "940.65", "1019.1"),
     ("upernet", "smt_base"): (61_831_980, "1004.30", "1125.3"),
 }
-# Parameters M and G of all that is multiplied; the facts' backbone is as published.
+# Parameters M and G of all that is multiplied; the reference's backbone is as published.
 PARTS = {
     "mask_rcnn": {
         "neck": ("2.607", "52.10"),
         "rpn": ("0.594", "50.62"),
-        "box_heads": ("14.307", "14.30"),  # the facts' 14.31 has its ReLUs in it
+        "box_heads": ("14.307", "14.30"),  # the reference's 14.31 includes its ReLUs
         "mask_heads": ("2.643", "52.99"),
     },
     "cascade_mask_rcnn": {
@@ -57,46 +57,46 @@ PARTS = {
 @pytest.fixture(scope="module")
 def sizes():
     """Return a function that counts a head on a backbone at its table's size, once."""
-    found = {}
+    cache = {}
 
-    def of(head, model="smt_small"):
-        if (head, model) not in found:
+    def count_on_meta(head, model="smt_small"):
+        if (head, model) not in cache:
             classes, size = ADE20K if head == "upernet" else COCO
-            found[head, model] = downstream_counts(
+            cache[head, model] = downstream_counts(
                 PAPER.models[model], PAPER.heads[head], classes, size
             )
-        return found[head, model]
+        return cache[head, model]
 
-    return of
+    return count_on_meta
 
 
 # These two take seconds; test_dino.py and test_upernet.py hold their figures as well.
-LONG = {("dino", "smt_small"), ("upernet", "smt_base")}
+SLOW = {("dino", "smt_small"), ("upernet", "smt_base")}
 
 
 @pytest.mark.parametrize(
     ("head", "model"),
-    [pytest.param(*each, marks=[pytest.mark.slow] * (each in LONG)) for each in TOTALS],
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case in SLOW)) for case in TOTALS],
 )
-def test_totals_are_those_of_the_facts(sizes, head, model):
+def test_totals_equal_the_reference(sizes, head, model):
     whole = sizes(head, model)
     published, full = whole.counts.reported / 1e9, whole.counts.attention / 1e9
     assert (whole.parameters, f"{published:.2f}", f"{full:.1f}") == TOTALS[head, model]
 
 
 @pytest.mark.parametrize("head", PARTS)
-def test_parts_are_those_of_the_facts(sizes, head):
+def test_parts_equal_the_reference(sizes, head):
     parts = sizes(head).parts
     assert f"{parts['backbone'].parameters / 1e6:.3f}" == "22.038"
     if head != "upernet":
         assert f"{parts['backbone'].counts.reported / 1e9:.2f}" == "95.68"
-    found = {
+    figures = {
         name: (
             f"{parts[name].parameters / 1e6:.3f}", f"{parts[name].counts.attention / 1e9:.2f}"
         )
         for name in PARTS[head]
     }  # fmt: skip
-    assert found == PARTS[head]
+    assert figures == PARTS[head]
 
 
 def test_the_box_head_of_mask_rcnn_as_published(sizes):
@@ -108,10 +108,10 @@ def test_each_parameter_belongs_to_one_part(sizes):
         network = UPerNet(Pyramid(PAPER.models["smt_small"], 0.0), head=HEAD, classes=150)
     whole = sizes("upernet")
     assert list(whole.parts) == ["backbone", "decoder", "auxiliary"]
-    assert whole.parameters == sum(each.numel() for each in network.parameters())
+    assert whole.parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_the_auxiliary_head_has_parameters_but_no_part_in_prediction(sizes):
+def test_the_auxiliary_head_has_parameters_but_no_macs_of_prediction(sizes):
     with torch.device("meta"):
         network = UPerNet(Pyramid(PAPER.models["smt_small"], 0.0), head=HEAD, classes=150).eval()
     auxiliary = sizes("upernet").parts["auxiliary"]
@@ -123,9 +123,9 @@ def test_the_auxiliary_head_has_parameters_but_no_part_in_prediction(sizes):
     assert count_forward(network, images, forward=network.logits) == sizes("upernet").counts
 
 
-def test_counts_grow_with_what_a_head_looks_at(sizes):
+def test_counts_grow_with_the_number_of_proposals(sizes):
     spec: Any = PAPER.heads["mask_rcnn"]
-    fewer = spec.model_copy(
+    reduced = spec.model_copy(
         update={
             "rpn": spec.rpn.model_copy(
                 update={"test": spec.rpn.test.model_copy(update={"keep": 100})}
@@ -133,7 +133,7 @@ def test_counts_grow_with_what_a_head_looks_at(sizes):
             "test": spec.test.model_copy(update={"keep": 50}),
         }
     )
-    small = downstream_counts(PAPER.models["smt_small"], fewer, *COCO).parts
+    small = downstream_counts(PAPER.models["smt_small"], reduced, *COCO).parts
     large = sizes("mask_rcnn").parts
     assert large["box_heads"].counts.linear_macs == 10 * small["box_heads"].counts.linear_macs
     assert large["mask_heads"].counts.conv_macs == 2 * small["mask_heads"].counts.conv_macs
@@ -143,7 +143,7 @@ def test_counts_grow_with_what_a_head_looks_at(sizes):
 # Counting.
 
 
-def of(network, x):
+def count_on_meta(network, x):
     return count_forward(network.to("meta").eval(), x)
 
 
@@ -167,18 +167,18 @@ def test_a_layer_of_each_kind_by_hand():
         (nn.GELU(), {}),
         (nn.Upsample(scale_factor=2), {}),
     ):
-        counted = of(layer, x)
-        assert counted == Counts(**{**nothing, **cost}), layer
-        assert counted.reported == (
-            counted.conv_linear
-            + counted.conv_outputs
-            + 2 * counted.norm_elements
-            + counted.relu_elements
+        counts = count_on_meta(layer, x)
+        assert counts == Counts(**{**nothing, **cost}), layer
+        assert counts.reported == (
+            counts.conv_linear
+            + counts.conv_outputs
+            + 2 * counts.norm_elements
+            + counts.relu_elements
         )
 
 
 class Dynamic(nn.Module):
-    """Multiplies its input with what a layer makes of it, and attends to it."""
+    """Multiplies its input with a layer's output of it, and attends to it."""
 
     def __init__(self):
         super().__init__()
@@ -191,16 +191,16 @@ class Dynamic(nn.Module):
 
 
 def test_products_outside_of_layers_count_with_attention_only():
-    counted = of(Dynamic(), on_meta(3, 6, 8))
-    assert counted.conv_linear == counted.reported == 3 * 6 * 64
+    counts = count_on_meta(Dynamic(), on_meta(3, 6, 8))
+    assert counts.conv_linear == counts.reported == 3 * 6 * 64
     inner = 3 * 6 * 4 * 64 + 3 * 2 * 36 * 8  # projections; QK and AV
-    assert counted.attention_macs == 2 * (3 * 36 * 8) + inner
-    assert counted.attention == counted.conv_linear + counted.attention_macs
+    assert counts.attention_macs == 2 * (3 * 36 * 8) + inner
+    assert counts.attention == counts.conv_linear + counts.attention_macs
 
 
 @pytest.mark.parametrize("name", ["neck", "rpn", "box_heads", "mask_heads"])
-def test_where_no_layer_is_computed_as_another_torch_counts_the_same(sizes, name):
-    found = sizes("cascade_mask_rcnn").parts[name].counts
+def test_counts_equal_those_of_torchs_flop_counter(sizes, name):
+    counts = sizes("cascade_mask_rcnn").parts[name].counts
     network = cascade().requires_grad_(False)
     features = [on_meta(1, width, 800 // s, 1280 // s) for width, s in LEVELS]
     inputs = {"box_heads": on_meta(1000, 256, 7, 7), "mask_heads": on_meta(100, 256, 14, 14)}
@@ -210,9 +210,9 @@ def test_where_no_layer_is_computed_as_another_torch_counts_the_same(sizes, name
         elif name == "rpn":
             network.rpn([on_meta(1, 256, -(-800 // s), -(-1280 // s)) for s in (4, 8, 16, 32, 64)])
         else:
-            for each in getattr(network, name):
-                each(inputs[name])
-    assert found.attention == operations.get_total_flops() / 2
+            for layer in getattr(network, name):
+                layer(inputs[name])
+    assert counts.attention == operations.get_total_flops() / 2
 
 
 LEVELS = ((64, 4), (128, 8), (256, 16), (512, 32))
@@ -224,24 +224,26 @@ def cascade():
         return build(backbone, PAPER.heads["cascade_mask_rcnn"], 80).eval()
 
 
-def test_only_what_is_on_the_meta_device_can_be_counted():
+def test_counting_requires_the_meta_device():
     # On others torch computes attention by kernels that its counter of operations does not know.
     with pytest.raises(ValueError, match="meta device"):
         count_forward(Dynamic(), torch.rand(3, 6, 8))
 
 
-def test_nothing_is_left_behind_in_the_network_even_by_an_error():
+def test_no_hooks_remain_in_the_network_even_after_an_error():
     network = Dynamic().to("meta")
     with pytest.raises(RuntimeError):
         count_forward(network, on_meta(3, 6, 9))
-    assert not any(each._forward_hooks or each._forward_pre_hooks for each in network.modules())
-    assert of(network, on_meta(3, 6, 8)) == of(Dynamic(), on_meta(3, 6, 8))
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in network.modules()
+    )
+    assert count_on_meta(network, on_meta(3, 6, 8)) == count_on_meta(Dynamic(), on_meta(3, 6, 8))
 
 
-def test_a_forward_of_parts_counts_what_they_do():
+def test_a_given_forward_function_is_counted():
     network = Dynamic().to("meta").requires_grad_(False)
     x = on_meta(3, 6, 8)
     twice = count_forward(network, x, forward=lambda x: network.layer(F.relu(network.layer(x))))
-    assert twice == of(network.layer, x) + of(network.layer, x)
+    assert twice == count_on_meta(network.layer, x) + count_on_meta(network.layer, x)
     attention = count_forward(network, x, forward=lambda x: network.attention(x, x, x))
-    assert attention.attention == of(network, x).attention - 3 * 6 * 64 - 2 * 3 * 36 * 8
+    assert attention.attention == count_on_meta(network, x).attention - 3 * 6 * 64 - 2 * 3 * 36 * 8

@@ -1,4 +1,4 @@
-"""What a run starts from: the weights that its parent has exported, and no others."""
+"""Initial weights of a run: those that its parent exported, and no others."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ UPERNET = Run(experiment="ade20k_upernet_smt_small", seed=0)
 
 
 def export(project, layout, run, classes):
-    """Write weights of a run that no seed would draw; return them."""
+    """Write weights of a run that differ from any initialisation; return them."""
     model = zoo.build(
         project.models[project.experiments[run.experiment].model],
         num_classes=classes, drop_path_rate=0.0,
@@ -32,7 +32,7 @@ def export(project, layout, run, classes):
     return state
 
 
-def test_a_classifier_starts_from_the_whole_of_its_parent(tmp_path):
+def test_a_classifier_starts_from_all_weights_of_its_parent(tmp_path):
     write_images(tmp_path / "tiny" / "train", classes=4, per_class=16)
     data = project_of(tmp_path / "tiny", 4, 64).datasets["tiny"]
     start = Start(experiment=TINY.experiment, class_map=None)
@@ -47,9 +47,9 @@ def test_a_classifier_starts_from_the_whole_of_its_parent(tmp_path):
     manifest.write(project, layout, "imagenet1k")
     exported = export(project, layout, TINY, 4)
     task = Classification(project, layout, Run(experiment="child", seed=0), ONE, workers=0)
-    found = task.model.state_dict()
-    assert found.keys() == exported.keys()
-    assert all(torch.equal(found[name], exported[name]) for name in exported)
+    state = task.model.state_dict()
+    assert state.keys() == exported.keys()
+    assert all(torch.equal(state[name], exported[name]) for name in exported)
 
 
 def test_a_segmenter_starts_from_the_backbone_of_a_classifier(tmp_path):
@@ -60,9 +60,9 @@ def test_a_segmenter_starts_from_the_backbone_of_a_classifier(tmp_path):
     parent = project.parent(UPERNET)
     exported = export(project, data.layout, parent, project.datasets["imagenet1k"].classes)
     task = Segmentation(project, data.layout, UPERNET, ONE, workers=0)
-    found = task.model.backbone.state_dict()
-    assert found.keys() == exported.keys() - set(weights.HEAD)
-    assert all(torch.equal(found[name], exported[name]) for name in found)
+    state = task.model.backbone.state_dict()
+    assert state.keys() == exported.keys() - set(weights.HEAD)
+    assert all(torch.equal(state[name], exported[name]) for name in state)
 
 
 def test_weights_that_the_parent_did_not_export_are_refused(tmp_path):
@@ -72,15 +72,15 @@ def test_weights_that_the_parent_did_not_export_are_refused(tmp_path):
     path = files.layout.weights(parent)
     training = RunTraining(files.project, files.layout, child, ONE)
     path.write_bytes(b"other weights")
-    said = refusal(training)
-    assert f"{child} starts from {path}, which is not the file that {parent} exported" in said
-    assert f"run: smt train {PARENT} --seed 0" in said
+    message = start_error(training)
+    assert f"{child} starts from {path}, which is not the file that {parent} exported" in message
+    assert f"run: smt train {PARENT} --seed 0" in message
     path.unlink()
-    assert refusal(training) == said
+    assert start_error(training) == message
 
 
-def refusal(training):
-    """Return why a training does not begin."""
+def start_error(training):
+    """Return the error with which a training does not start."""
     options = Options(checkpoint_seconds=60, checkpoint_steps=None, stall_seconds=60, workers=0)
     with pytest.raises(TrainingError) as error:
         training.train(StopRequest(), options)

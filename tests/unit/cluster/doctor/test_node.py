@@ -1,4 +1,4 @@
-"""What smt doctor says of the GPU of a node, from the node's answer."""
+"""Checks of smt doctor on the GPUs of a node, from the node's answer."""
 
 import pytest
 
@@ -6,53 +6,55 @@ from smt.cluster.doctor import node
 from smt.cluster.doctor.node import Answer, Environment
 
 ENVIRONMENT = Environment("3.11", "0.1", {})
-WELL = {
+HEALTHY = {
     "count": 1, "problem": None, "name": "NVIDIA A100-SXM4-80GB", "memory_bytes": 80 * 2**30,
     "driver": "580.159", "exchange_problem": None, "shared_memory_bytes": 8 * 2**30,
 }  # fmt: skip
 
 
-def said(gpus, needed=True):
+def gpu_checks(gpus, needed=True):
     answer = Answer("n1", ENVIRONMENT, gpus)
-    return [(each.level, each.subject, each.text) for each in node.of_gpus(answer, needed)]
+    return [(check.level, check.subject, check.text) for check in node.of_gpus(answer, needed)]
 
 
 def test_a_gpu_that_trains_is_named_with_its_memory_and_driver():
-    (level, subject, text), _ = said(WELL)
+    (level, subject, text), _ = gpu_checks(HEALTHY)
     assert (level, subject) == ("ok", "gpu")
     assert "NVIDIA A100-SXM4-80GB, 80 GiB, driver 580.159" in text
 
 
 @pytest.mark.parametrize("needed", [True, False])
-def test_a_gpu_that_is_there_and_cannot_be_used_is_an_error(needed):
-    (level, _, text), _ = said({**WELL, "problem": "a step in bf16 fails: no kernel"}, needed)
+def test_a_gpu_that_cannot_be_used_is_an_error(needed):
+    (level, _, text), _ = gpu_checks(
+        {**HEALTHY, "problem": "a step in bf16 fails: no kernel"}, needed
+    )
     assert level == "error" and text == "n1: a step in bf16 fails: no kernel"
 
 
 @pytest.mark.parametrize(("needed", "expected"), [(True, "error"), (False, "warning")])
 def test_no_gpu_is_an_error_where_one_is_needed(needed, expected):
-    gone = {**WELL, "count": 0}
-    (level, _, text), _ = said(gone, needed)
+    without_gpu = {**HEALTHY, "count": 0}
+    (level, _, text), _ = gpu_checks(without_gpu, needed)
     assert level == expected and "sees none of the GPUs" in text
 
 
 @pytest.mark.parametrize(("gpus", "way"), [(1, "gloo, on its CPU"), (2, "NCCL, with a GPU each")])
-def test_how_two_processes_exchanged_gradients_is_said(gpus, way):
-    _, (level, subject, text) = said({**WELL, "count": gpus})
+def test_the_backend_of_the_gradient_exchange_is_named(gpus, way):
+    _, (level, subject, text) = gpu_checks({**HEALTHY, "count": gpus})
     assert (level, subject) == ("ok", "exchange") and text.endswith(f"through {way}")
 
 
 def test_processes_that_cannot_exchange_gradients_are_an_error():
     problem = "NCCL: Duplicate GPU detected : rank 1 and rank 0"
-    _, (level, _, text) = said({**WELL, "count": 2, "exchange_problem": problem})
+    _, (level, _, text) = gpu_checks({**HEALTHY, "count": 2, "exchange_problem": problem})
     assert level == "error" and problem in text
 
 
 def test_a_torch_that_does_not_load_is_an_error():
-    ((level, _, text),) = said(None, needed=False)
+    ((level, _, text),) = gpu_checks(None, needed=False)
     assert level == "error" and "does not load" in text
 
 
-def test_little_shared_memory_is_said():
-    *_, (level, subject, text) = said({**WELL, "shared_memory_bytes": 64 * 2**20})
+def test_little_shared_memory_is_a_warning():
+    *_, (level, subject, text) = gpu_checks({**HEALTHY, "shared_memory_bytes": 64 * 2**20})
     assert (level, subject) == ("warning", "/dev/shm") and "64 MB" in text

@@ -1,4 +1,4 @@
-"""What `smt doctor` reckons with: sizes of runs on disk, and limits as SLURM prints them."""
+"""Estimates of `smt doctor`: sizes of runs on disk, and time limits as SLURM prints them."""
 
 import pytest
 
@@ -12,9 +12,11 @@ from tests.helpers import ROOT
 def test_the_estimate_of_a_models_weights_is_close(model):
     from smt.models import zoo
 
-    found = load_project(ROOT / "params", "paper").models[model]
-    real = sum(each.numel() for each in zoo.skeleton(found, num_classes=1000).parameters())
-    assert weights(found, 1000) == pytest.approx(real, rel=0.02)
+    spec = load_project(ROOT / "params", "paper").models[model]
+    expected = sum(
+        parameter.numel() for parameter in zoo.skeleton(spec, num_classes=1000).parameters()
+    )
+    assert weights(spec, 1000) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_a_time_limit_as_slurm_prints_it(limit, expected):
     assert minutes(limit) == expected
 
 
-def test_a_detector_takes_room_for_its_head():
+def test_the_disk_space_of_a_detector_includes_its_head():
     from smt.config.experiments import Run
     from smt.tasks import sizes
 
@@ -38,7 +40,7 @@ def test_a_detector_takes_room_for_its_head():
     name = "coco_sparse_rcnn_smt_small"
     system = project.systems["sparse_rcnn.smt_small"]
     model, head = project.models[system.model], project.heads[system.head]
-    counted = sizes.downstream_counts(model, head, system.classes, system.size).parameters
+    parameters = sizes.downstream_counts(model, head, system.classes, system.size).parameters
     # Weights, and in each of three checkpoints weights and both moments of AdamW.
-    real = 4 * counted * (3 * 3 + 1)
-    assert run_bytes(project, Run(experiment=name, seed=0)) == pytest.approx(real, rel=0.03)
+    expected = 4 * parameters * (3 * 3 + 1)
+    assert run_bytes(project, Run(experiment=name, seed=0)) == pytest.approx(expected, rel=0.03)

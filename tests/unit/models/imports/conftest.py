@@ -1,4 +1,4 @@
-"""What the tests of other people's checkpoints start from and write to."""
+"""Fixtures of the tests that import foreign checkpoints."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What BatchNorm's counters mean, in numbers that were worked out by hand."""
+"""The meaning of BatchNorm's counters, against numbers worked out by hand."""
 
 import pytest
 import torch
@@ -20,29 +20,39 @@ TINY = "300 epochs of 1,251 steps of batch 1,024 on the 1,281,167 images of imag
 LARGE = "90 epochs of 13,864 forward passes of 1,024 images (4 a step) on the 14,197,122 images of"
 
 
-def explain(count, *, classes=1000, epoch=None, config=None, **others):
+def explain(count, *, classes=1000, epoch=None, config=None, **metadata):
     recorded = {} if epoch is None else {"epoch": epoch}
-    facts = TrainingMetadata(recorded=recorded, config=config or {}, **others)
+    facts = TrainingMetadata(recorded=recorded, config=config or {}, **metadata)
     return counters.explain(PAPER, count, classes, facts)
 
 
-def finetuning(**others):
-    return configuration(epochs=30, device_batch=64, rate=1e-5, **others)
+def finetuning(**options):
+    return configuration(epochs=30, device_batch=64, rate=1e-5, **options)
 
 
-def test_the_numbers_of_the_paper():
-    assert (IMAGENET1K, IMAGENET22K, IMAGENET22K + FINETUNING) == (375_300, 1_247_760, 1_322_820)
+@pytest.mark.parametrize(
+    ("name", "passes_per_step", "count"),
+    [
+        ("imagenet1k", 1, IMAGENET1K),
+        ("imagenet22k", 4, IMAGENET22K),
+        ("imagenet22k_to_1k_224", 1, FINETUNING),
+    ],
+)
+def test_the_constants_are_those_of_the_papers_recipes(name, passes_per_step, count):
+    recipe = PAPER.recipes[name]
+    steps = PAPER.datasets[recipe.dataset].train_images // recipe.global_batch
+    assert recipe.schedule.epochs * steps * passes_per_step == count
 
 
-def test_300_epochs_agree_with_all_that_the_release_records():
-    explained = explain(
+def test_300_epochs_agree_with_the_metadata_of_the_release():
+    explanation = explain(
         IMAGENET1K, epoch=299, config=configuration(),
         lr_scheduler={"t_initial": 369_045, "warmup_t": 6_255, "warmup_prefix": True,
                       "t_in_epochs": False},
         optimizer={"steps": 375_290},
     )  # fmt: skip
-    assert explained.meaning == f"{TINY}, as recipe imagenet1k"
-    assert explained.agrees == (
+    assert explanation.meaning == f"{TINY}, as recipe imagenet1k"
+    assert explanation.agrees == (
         "epoch 299 is recorded, counted from 0: 300 epochs done",
         "the config has 300 epochs",
         "the config has 128 images a GPU: 8 make 1,024",
@@ -50,141 +60,141 @@ def test_300_epochs_agree_with_all_that_the_release_records():
         "the learning-rate schedule has 375,300 steps, 1,251 an epoch",
         "the optimizer has made 375,290 steps, 10 fewer than the counters",
     )
-    assert explained.contradictions == ()
+    assert explanation.contradictions == ()
 
 
 def test_an_unfinished_training_is_as_long_as_its_epoch_says():
-    explained = explain(150 * 1_251, epoch=149, config=configuration())
-    assert explained.meaning.startswith("150 epochs of 1,251 steps of batch 1,024")
-    assert "the config has 300 epochs, of which 150 are left" in explained.agrees
-    assert explained.contradictions == ()
+    explanation = explain(150 * 1_251, epoch=149, config=configuration())
+    assert explanation.meaning.startswith("150 epochs of 1,251 steps of batch 1,024")
+    assert "the config has 300 epochs, of which 150 are left" in explanation.agrees
+    assert explanation.contradictions == ()
 
 
 @pytest.mark.parametrize("epoch", [298, 149, 0])
-def test_a_recorded_epoch_that_the_counters_do_not_have_is_a_contradiction(epoch):
-    explained = explain(IMAGENET1K, epoch=epoch, config=configuration())
-    assert explained.meaning == f"{TINY}, as recipe imagenet1k"
-    assert explained.contradictions == (
+def test_a_recorded_epoch_other_than_the_counters_is_a_contradiction(epoch):
+    explanation = explain(IMAGENET1K, epoch=epoch, config=configuration())
+    assert explanation.meaning == f"{TINY}, as recipe imagenet1k"
+    assert explanation.contradictions == (
         f"epoch {epoch} is recorded, counted from 0: {epoch + 1} epoch{'s' if epoch else ''} done",
     )
 
 
-def test_half_as_many_steps_as_the_epoch_wants_are_a_contradiction():
-    explained = explain(150 * 1_251, epoch=299, config=configuration())
-    assert explained.meaning.startswith("150 epochs of 1,251 steps of batch 1,024")
-    assert [each[:9] for each in explained.contradictions] == ["epoch 299"]
+def test_half_the_steps_of_the_recorded_epoch_are_a_contradiction():
+    explanation = explain(150 * 1_251, epoch=299, config=configuration())
+    assert explanation.meaning.startswith("150 epochs of 1,251 steps of batch 1,024")
+    assert [text[:9] for text in explanation.contradictions] == ["epoch 299"]
 
 
-def test_another_batch_than_the_recipes_is_worked_out_from_the_epochs():
+def test_another_batch_size_is_inferred_from_the_epochs():
     # 1,281,167 // 768 = 1,668: 8 GPUs with 96 images each, at 2e-3 * 768 / 1,024.
     config = configuration(device_batch=96, rate=1.5e-3)
-    explained = explain(300 * 1_668, epoch=299, config=config)
-    assert explained.meaning.startswith("300 epochs of 1,668 steps of batch 768 on")
-    assert "the config has 96 images a GPU: 8 make 768" in explained.agrees
-    assert explained.contradictions == ()
+    explanation = explain(300 * 1_668, epoch=299, config=config)
+    assert explanation.meaning.startswith("300 epochs of 1,668 steps of batch 768 on")
+    assert "the config has 96 images a GPU: 8 make 768" in explanation.agrees
+    assert explanation.contradictions == ()
 
 
 def test_images_a_gpu_that_cannot_make_the_batch_are_a_contradiction():
     config = configuration(device_batch=100)
-    explained = explain(IMAGENET1K, epoch=299, config=config)
-    assert explained.contradictions == (
+    explanation = explain(IMAGENET1K, epoch=299, config=config)
+    assert explanation.contradictions == (
         "the config has 100 images a GPU, of which none make 1,024",
     )
 
 
 def test_a_learning_rate_of_another_batch_is_a_contradiction():
-    explained = explain(IMAGENET1K, epoch=299, config=configuration(rate=1e-3))
-    assert explained.contradictions == (
+    explanation = explain(IMAGENET1K, epoch=299, config=configuration(rate=1e-3))
+    assert explanation.contradictions == (
         "the config's learning rate of 0.001 is that of recipe imagenet1k at batch 512",
     )
 
 
 def test_more_steps_of_the_optimizer_than_of_the_counters_are_a_contradiction():
-    explained = explain(IMAGENET1K, epoch=299, optimizer={"steps": 375_301})
-    assert explained.contradictions == ("the optimizer has made 375,301 steps",)
+    explanation = explain(IMAGENET1K, epoch=299, optimizer={"steps": 375_301})
+    assert explanation.contradictions == ("the optimizer has made 375,301 steps",)
 
 
 def test_accumulated_batches_count_each_pass():
     config = configuration(epochs=90, rate=1e-3)
     config["DATA"]["DATASET"], config["MODEL"]["NUM_CLASSES"] = "imagenet22K", 21841
     config["TRAIN"]["ACCUMULATION_STEPS"] = 4
-    explained = explain(IMAGENET22K, classes=21841, epoch=89, config=config)
-    assert explained.meaning == f"{LARGE} imagenet22k, as recipe imagenet22k"
-    assert "the config accumulates 4 passes a step" in explained.agrees
+    explanation = explain(IMAGENET22K, classes=21841, epoch=89, config=config)
+    assert explanation.meaning == f"{LARGE} imagenet22k, as recipe imagenet22k"
+    assert "the config accumulates 4 passes a step" in explanation.agrees
     assert (
         "the config's learning rate of 0.001 is that of recipe imagenet22k at batch 4,096"
-        in explained.agrees
+        in explanation.agrees
     )
-    assert explained.contradictions == ()
+    assert explanation.contradictions == ()
 
 
-def test_a_finetuning_counts_on_from_its_pretraining():
-    explained = explain(
+def test_counters_of_fine_tuning_continue_those_of_pretraining():
+    explanation = explain(
         IMAGENET22K + FINETUNING, epoch=29, config=finetuning(pretrained="smt_large_22k.pth")
     )
-    assert explained.meaning == (
+    assert explanation.meaning == (
         f"{LARGE} imagenet22k, then 30 epochs of 2,502 steps of batch 512 on the 1,281,167 images "
         "of imagenet1k, as recipe imagenet22k then imagenet22k_to_1k_224 or as recipe imagenet22k "
         "then imagenet22k_to_1k_384"
     )
-    assert explained.contradictions == ()
-    explained = explain(IMAGENET22K + FINETUNING, epoch=29, config=finetuning())
-    assert explained.contradictions == ("the config names no pretrained weights",)
-    explained = explain(FINETUNING, epoch=29, config=finetuning(pretrained="a.pth"))
-    assert explained.contradictions == (
+    assert explanation.contradictions == ()
+    explanation = explain(IMAGENET22K + FINETUNING, epoch=29, config=finetuning())
+    assert explanation.contradictions == ("the config names no pretrained weights",)
+    explanation = explain(FINETUNING, epoch=29, config=finetuning(pretrained="a.pth"))
+    assert explanation.contradictions == (
         "the config begins with the weights 'a.pth', and with their counters",
     )
 
 
-def test_a_pretraining_that_is_not_known_is_what_the_schedule_leaves():
+def test_an_unknown_pretraining_has_the_steps_that_the_schedule_leaves():
     schedule = {"t_initial": 25 * 2_502, "warmup_t": 5 * 2_502, "warmup_prefix": True,
                 "t_in_epochs": False}  # fmt: skip
-    explained = explain(
+    explanation = explain(
         99_999 + FINETUNING, epoch=29, config=finetuning(pretrained="a.pth"), lr_scheduler=schedule
     )
-    assert explained.meaning.startswith(
+    assert explanation.meaning.startswith(
         "99,999 passes of the weights that it began with, then 30 epochs of 2,502 steps of batch"
     )
-    assert explained.contradictions == ()
+    assert explanation.contradictions == ()
 
 
-def test_without_anything_recorded_the_recipe_is_named_and_what_else_it_could_be():
-    explained = explain(IMAGENET1K)
-    assert explained.meaning.startswith(
+def test_without_metadata_the_recipe_and_alternatives_are_named():
+    explanation = explain(IMAGENET1K)
+    assert explanation.meaning.startswith(
         f"{TINY}, as recipe imagenet1k; it could also be 150 epochs"
     )
-    assert explained.agrees == explained.contradictions == ()
+    assert explanation.agrees == explanation.contradictions == ()
 
 
-def test_a_count_of_no_whole_epochs_is_told_in_epochs_and_steps():
-    explained = explain(IMAGENET1K - 1)
-    assert "299 epochs of 1,251 steps of batch 1,024" in explained.meaning
-    assert explained.meaning.endswith("and 1,250 steps")
-    assert explained.contradictions == ()
+def test_a_partial_epoch_is_stated_in_epochs_and_steps():
+    explanation = explain(IMAGENET1K - 1)
+    assert "299 epochs of 1,251 steps of batch 1,024" in explanation.meaning
+    assert explanation.meaning.endswith("and 1,250 steps")
+    assert explanation.contradictions == ()
     assert explain(IMAGENET1K - 1, epoch=299).contradictions != ()
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_counters_that_never_counted_contradict_an_epoch(count):
+def test_counters_at_zero_contradict_an_epoch(count):
     assert explain(count, epoch=299).contradictions != ()
     assert explain(count) == counters.Explanation(
         "never trained, or its counters were set back", (), ()
     )
 
 
-def test_a_head_of_other_classes_is_of_data_that_are_not_known():
-    explained = explain(IMAGENET1K, classes=10, epoch=299)
-    assert explained.meaning.startswith("not known: the head has 10 classes")
-    assert explained.contradictions == ()
+def test_a_head_of_other_classes_means_unknown_data():
+    explanation = explain(IMAGENET1K, classes=10, epoch=299)
+    assert explanation.meaning.startswith("not known: the head has 10 classes")
+    assert explanation.contradictions == ()
 
 
-def test_a_batch_that_several_numbers_of_images_give_is_told_as_a_range():
+def test_an_ambiguous_batch_size_is_stated_as_a_range():
     # 1,281,167 / 156 = 8,212.6 and / 157 = 8,160.3: 156 steps are of 8,161 to 8,212 images.
-    explained = explain(100 * 156, epoch=99)
-    assert "100 epochs of 156 steps of batch 8,161 to 8,212" in explained.meaning
+    explanation = explain(100 * 156, epoch=99)
+    assert "100 epochs of 156 steps of batch 8,161 to 8,212" in explanation.meaning
 
 
-def test_layers_are_grouped_by_what_they_have_counted():
+def test_layers_are_grouped_by_their_counters():
     state = {
         "block1.0.attn.bn.num_batches_tracked": torch.tensor(5),
         "block1.1.attn.bn.num_batches_tracked": torch.tensor([5]),

@@ -1,4 +1,4 @@
-"""What a released file knows of its training goes with its weights, and smt checkpoint shows it."""
+"""Training metadata of a released file is kept with its weights and shown by smt checkpoint."""
 
 import json
 import sys
@@ -9,15 +9,15 @@ import torch
 from smt.models import weights
 from smt.models.imports.metadata import TrainingMetadata
 from tests.helpers import released_files
-from tests.helpers.conversions import convert, save, taken
+from tests.helpers.conversions import assert_imported, convert, save
 from tests.helpers.in_process import smt
 
 
-def shown(path):
-    """Return what smt checkpoint says of a file, as key and value of each line."""
-    done = smt("checkpoint", path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    first, *lines = done.stdout.splitlines()
+def printed_rows(path):
+    """Return the key and value of each line of smt checkpoint."""
+    result = smt("checkpoint", path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    first, *lines = result.stdout.splitlines()
     assert first == str(path)
     pairs = [line.strip().partition(" ") for line in lines]
     return [(key, value.strip()) for key, _, value in pairs]
@@ -26,16 +26,16 @@ def shown(path):
 def test_epoch_accuracy_rate_and_configuration_are_kept_and_shown(tmp_path, state, target):
     source = released_files.write(tmp_path / "smt_tiny.pth", state)
     assert "yacs" not in sys.modules
-    done = convert(source, target)
-    assert "also has of smt_tiny.pth: max_accuracy, epoch, config" in done.stdout
-    taken(done, target, state)
-    kept = weights.metadata(target)
-    assert kept["converted_from"] == "smt_tiny.pth" and kept["state"] == "model"
-    assert kept["source"]["recorded"] == {"epoch": 299, "max_accuracy": 82.19}
-    assert kept["source"]["optimizer"] == {"lr": 2e-6, "steps": 375_290}
-    assert kept["source"]["config"] == json.loads(json.dumps(released_files.configuration()))
+    result = convert(source, target)
+    assert "also has of smt_tiny.pth: max_accuracy, epoch, config" in result.stdout
+    assert_imported(result, target, state)
+    metadata = weights.metadata(target)
+    assert metadata["converted_from"] == "smt_tiny.pth" and metadata["state"] == "model"
+    assert metadata["source"]["recorded"] == {"epoch": 299, "max_accuracy": 82.19}
+    assert metadata["source"]["optimizer"] == {"lr": 2e-6, "steps": 375_290}
+    assert metadata["source"]["config"] == json.loads(json.dumps(released_files.configuration()))
     for path in (source, target):
-        lines = shown(path)
+        lines = printed_rows(path)
         assert ("epoch", "299 (counted from 0: 300 done)") in lines
         (accuracy,) = (value for key, value in lines if key == "max_accuracy")
         assert accuracy.startswith("82.19 (")
@@ -52,55 +52,53 @@ def test_epoch_accuracy_rate_and_configuration_are_kept_and_shown(tmp_path, stat
         assert not any(key in ("CONTRADICTS", "DIFFERS") for key, _ in lines)
 
 
-def test_what_the_file_knew_goes_out_again_by_its_keys(tmp_path, state, target):
+def test_training_metadata_is_exported_under_its_keys(tmp_path, state, target):
     source, back = released_files.write(tmp_path / "in.pth", state), tmp_path / "back.pth"
     assert convert(source, target).returncode == 0
     assert convert(target, back, "--to", "released").returncode == 0
-    written = torch.load(back, weights_only=True)
-    assert written.keys() == {"model", "epoch", "max_accuracy", "config"}
-    assert (written["epoch"], written["max_accuracy"]) == (299, 82.19)
-    assert written["config"]["TRAIN"]["EPOCHS"] == 300
+    exported = torch.load(back, weights_only=True)
+    assert exported.keys() == {"model", "epoch", "max_accuracy", "config"}
+    assert (exported["epoch"], exported["max_accuracy"]) == (299, 82.19)
+    assert exported["config"]["TRAIN"]["EPOCHS"] == 300
 
 
-def test_weights_with_a_cut_head_do_not_claim_the_accuracy_of_the_whole_one(
-    tmp_path, state, target
-):
+def test_weights_with_a_reduced_head_lose_the_accuracy_of_the_full_one(tmp_path, state, target):
     source, back = released_files.write(tmp_path / "in.pth", state), tmp_path / "back.pth"
     (tmp_path / "map.txt").write_text("7\n3\n")
     assert convert(source, target, "--class-map", tmp_path / "map.txt").returncode == 0
-    assert ("class_map", "map.txt") in shown(target)
-    assert not any(key == "CONTRADICTS" for key, _ in shown(target))
+    assert ("class_map", "map.txt") in printed_rows(target)
+    assert not any(key == "CONTRADICTS" for key, _ in printed_rows(target))
     assert convert(target, back, "--to", "released").returncode == 0
     assert torch.load(back, weights_only=True).keys() == {"model"}
 
 
-def test_what_the_counters_contradict_is_shown(tmp_path, state):
+def test_contradictions_of_the_counters_are_shown(tmp_path, state):
     source = released_files.write(tmp_path / "in.pth", state, epoch=149)
-    said = [value for key, value in shown(source) if key == "CONTRADICTS"]
-    assert said == ["epoch 149 is recorded, counted from 0: 150 epochs done"]
+    contradictions = [value for key, value in printed_rows(source) if key == "CONTRADICTS"]
+    assert contradictions == ["epoch 149 is recorded, counted from 0: 150 epochs done"]
 
 
-def test_layers_that_counted_otherwise_are_named(tmp_path, state):
+def test_batch_norm_layers_with_other_counters_are_named(tmp_path, state):
     name = "block1.0.attn.bn"
     odd = {**state, f"{name}.num_batches_tracked": torch.tensor(12)}
-    lines = shown(released_files.write(tmp_path / "in.pth", odd))
+    lines = printed_rows(released_files.write(tmp_path / "in.pth", odd))
     passes = "forward passes in training, by num_batches_tracked of"
     assert ("DIFFERS", f"12 {passes} {name}") in lines
 
 
-def test_a_file_with_several_states_shows_each(tmp_path, state):
+def test_every_state_of_a_file_is_shown(tmp_path, state):
     source = save(tmp_path / "in.pth", {"student": state, "generator": state, "epoch": 4})
-    lines = shown(source)
+    lines = printed_rows(source)
     assert {"student", "generator", "epoch"} <= {key for key, _ in lines}
     assert any(key == "kind" and "several states" in value for key, value in lines)
 
 
-def test_weights_alone_have_counters_and_nothing_else(tmp_path, state):
-    keys = [key for key, _ in shown(save(tmp_path / "in.pth", state))]
+def test_weights_without_metadata_show_their_counters(tmp_path, state):
+    keys = [key for key, _ in printed_rows(save(tmp_path / "in.pth", state))]
     assert keys == ["kind", "model", "counters", "which"]
 
 
-def test_values_that_json_or_a_terminal_cannot_have_do_no_harm(tmp_path, state, target):
+def test_values_that_json_or_a_terminal_cannot_show_are_handled(tmp_path, state, target):
     loop = {"EPOCHS": 3}
     loop["self"] = loop
     source = save(
@@ -111,9 +109,9 @@ def test_values_that_json_or_a_terminal_cannot_have_do_no_harm(tmp_path, state, 
             "best": torch.tensor(0.5), "optimizer": {"state": 3, "param_groups": "none"},
         },
     )  # fmt: skip
-    taken(convert(source, target), target, state)
+    assert_imported(convert(source, target), target, state)
     for path in (source, target):
-        lines = dict(shown(path))
+        lines = dict(printed_rows(path))
         assert (lines["nan"], lines["line"], lines["half"]) == ("nan", "'a\\x1b[31m\\nb'", "?")
         assert lines["best"] == "0.5"
         assert not {"big", "none", "long", "set"} & lines.keys()
@@ -125,13 +123,13 @@ def test_learning_rates_that_differ_are_all_kept():
 
 
 @pytest.mark.parametrize("tree", [None, [], {}, {"config": 3, "optimizer": [], "epoch": True}])
-def test_a_file_that_knows_nothing(tree):
+def test_a_file_without_metadata(tree):
     facts = TrainingMetadata.of(tree)
     assert facts.epochs_done is None and facts.epochs is None and facts.schedule_steps is None
     assert facts.optimizer_steps is None and facts.setting("TRAIN", "EPOCHS") is None
 
 
-def test_what_is_kept_comes_back():
+def test_metadata_round_trip_through_json():
     facts = TrainingMetadata.of({"epoch": 0, "config": {"TRAIN": {"EPOCHS": 5}}})
     assert TrainingMetadata.from_json(facts.to_json()) == facts
     assert (facts.epochs_done, facts.epochs) == (1, 5)

@@ -1,32 +1,32 @@
-"""The state that is meant, under an SMT's own names, out of what people save."""
+"""The state dict of an SMT in the usual structures of checkpoint files."""
 
 import pytest
 import torch
 
 from smt.models import weights
-from tests.helpers.conversions import convert, refused, save, taken
+from tests.helpers.conversions import assert_imported, assert_refused, convert, save
 from tests.helpers.in_process import smt
 
 
-def test_of_model_and_its_average_the_model_is_taken_and_that_is_said(tmp_path, state, target):
+def test_the_model_is_preferred_to_its_average_and_named(tmp_path, state, target):
     average = {n: t + 1 if t.is_floating_point() else t for n, t in state.items()}
     source = save(tmp_path / "in.pth", {"model": state, "model_ema": average})
-    taken(
+    assert_imported(
         convert(source, target), target, state,
         "it holds model, model_ema: model was taken", "release", "--state model_ema",
     )  # fmt: skip
-    taken(
+    assert_imported(
         convert(source, target, "--state", "model_ema"), target, average,
         "it holds model, model_ema: model_ema was taken",
     )  # fmt: skip
-    refused(
+    assert_refused(
         convert(source, tmp_path / "none.safetensors", "--state", "ema"),
         tmp_path / "none.safetensors", "--state 'ema'", "valid: model, model_ema",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "wrap, words",
+    "wrap, expected",
     [
         (lambda state: state, "tensors of"),
         (lambda state: {"state_dict": state, "epoch": 3}, "from its key state_dict"),
@@ -41,19 +41,23 @@ def test_of_model_and_its_average_the_model_is_taken_and_that_is_said(tmp_path, 
         ),
     ],
 )
-def test_a_state_is_found_under_the_keys_that_people_use(tmp_path, state, target, wrap, words):
+def test_a_state_is_found_under_the_keys_that_people_use(tmp_path, state, target, wrap, expected):
     source = save(tmp_path / "in.pth", wrap(state))
-    taken(convert(source, target), target, state, words)
+    assert_imported(convert(source, target), target, state, expected)
 
 
-def test_of_two_states_without_a_usual_name_neither_is_guessed(tmp_path, state, target):
+def test_two_states_without_a_usual_name_need_an_option(tmp_path, state, target):
     source = save(tmp_path / "in.pth", {"student": state, "generator": state})
-    refused(convert(source, target), target, "several states (student, generator)", "--state")
-    taken(convert(source, target, "--state", "student"), target, state, "student was taken")
+    assert_refused(
+        convert(source, target), target, "several states (student, generator)", "--state"
+    )
+    assert_imported(
+        convert(source, target, "--state", "student"), target, state, "student was taken"
+    )
 
 
 @pytest.mark.parametrize(
-    "content, words",
+    "content, expected",
     [
         ({"epoch": 3}, "no state dict"),
         ({"model": {}}, "no state dict"),
@@ -63,13 +67,13 @@ def test_of_two_states_without_a_usual_name_neither_is_guessed(tmp_path, state, 
          "under the key model: not a tensor: extra, 'a\\nb'"),
     ],
 )  # fmt: skip
-def test_what_is_no_state_is_refused(tmp_path, target, content, words):
+def test_files_without_a_state_dict_are_refused(tmp_path, target, content, expected):
     source = save(tmp_path / "in.pth", content)
-    refused(convert(source, target), target, str(source), words)
+    assert_refused(convert(source, target), target, str(source), expected)
 
 
 @pytest.mark.parametrize(
-    "prefix, words",
+    "prefix, expected",
     [
         ("module.", "DistributedDataParallel"),
         ("_orig_mod.", "torch.compile"),
@@ -79,27 +83,27 @@ def test_what_is_no_state_is_refused(tmp_path, target, content, words):
         ("model.module.", "'model.module.' taken off"),
     ],
 )
-def test_a_prefix_of_every_name_is_taken_off_and_that_is_said(
-    tmp_path, state, target, prefix, words
-):
+def test_a_common_prefix_is_removed_and_named(tmp_path, state, target, prefix, expected):
     source = save(tmp_path / "in.pth", {"model": {prefix + n: t for n, t in state.items()}})
-    taken(convert(source, target), target, state, f"off all {len(state)} names", words)
+    assert_imported(convert(source, target), target, state, f"off all {len(state)} names", expected)
 
 
-def test_averaged_models_of_torch_bring_a_counter(tmp_path, state, target):
+def test_the_counter_of_an_averaged_model_is_left_out(tmp_path, state, target):
     averaged = {"n_averaged": torch.tensor(7), **{f"module.{n}": t for n, t in state.items()}}
     source = save(tmp_path / "in.pth", {"ema_state_dict": averaged})
-    taken(convert(source, target), target, state, "n_averaged left out", "'module.' taken off")
+    assert_imported(
+        convert(source, target), target, state, "n_averaged left out", "'module.' taken off"
+    )
 
 
-def test_wrappers_of_single_layers_are_taken_out(tmp_path, state, target):
+def test_wrappers_of_single_layers_are_removed(tmp_path, state, target):
     wrapped = {
         n.replace("block1.0.", "block1.0._checkpoint_wrapped_module.")
         .replace("block3.1.", "block3.1._orig_mod."): t
         for n, t in state.items()
     }  # fmt: skip
     source = save(tmp_path / "in.pth", {"model": wrapped})
-    taken(convert(source, target), target, state, "wrappers taken out of")
+    assert_imported(convert(source, target), target, state, "wrappers taken out of")
 
 
 def test_a_detector_is_refused_unless_its_prefix_is_named(tmp_path, state, target):
@@ -110,13 +114,15 @@ def test_a_detector_is_refused_unless_its_prefix_is_named(tmp_path, state, targe
         "bbox_head.head.weight": torch.ones(1),
     }
     source = save(tmp_path / "in.pth", {"state_dict": detector})
-    refused(
+    assert_refused(
         convert(source, target), target, f"'backbone.' at {len(backbone)} of {len(detector)} names",
         "neck.norm1.weight, bbox_head.head.weight", "--prefix backbone.",
     )  # fmt: skip
-    done = convert(source, target, "--prefix", "backbone.")
-    taken(done, target, backbone, f"2 of {len(detector)} names without 'backbone.' left out")
-    refused(
+    result = convert(source, target, "--prefix", "backbone.")
+    assert_imported(
+        result, target, backbone, f"2 of {len(detector)} names without 'backbone.' left out"
+    )
+    assert_refused(
         convert(source, tmp_path / "none.safetensors", "--prefix", "encoder."),
         tmp_path / "none.safetensors", "--prefix 'encoder.'", "valid: backbone.",
     )  # fmt: skip
@@ -125,32 +131,34 @@ def test_a_detector_is_refused_unless_its_prefix_is_named(tmp_path, state, targe
 def test_names_with_and_without_a_prefix_are_refused(tmp_path, state, target):
     mixed = {(f"module.{n}" if "block1" in n else n): t for n, t in state.items()}
     source = save(tmp_path / "in.pth", {"model": mixed})
-    refused(
+    assert_refused(
         convert(source, target), target, "several prefixes", "'module.'", "none (157, such as patch"
     )
     two = {f"{p}{n}": t for p in ("model.", "ema_model.") for n, t in state.items()}
     source = save(tmp_path / "in.pth", {"state_dict": two})
-    refused(convert(source, target), target, "'model.'", "'ema_model.'", "--prefix model.")
-    taken(convert(source, target, "--prefix", "ema_model."), target, state)
+    assert_refused(convert(source, target), target, "'model.'", "'ema_model.'", "--prefix model.")
+    assert_imported(convert(source, target, "--prefix", "ema_model."), target, state)
 
 
-def test_two_names_that_would_become_one_are_refused(tmp_path, state, target):
+def test_names_that_would_collide_are_refused(tmp_path, state, target):
     name = "block1.0.norm1.weight"
-    both = {**state, "block1.0._orig_mod.norm1.weight": state[name]}
-    source = save(tmp_path / "in.pth", {"model": both})
-    refused(
+    duplicated = {**state, "block1.0._orig_mod.norm1.weight": state[name]}
+    source = save(tmp_path / "in.pth", {"model": duplicated})
+    assert_refused(
         convert(source, target), target, name, "block1.0._orig_mod.norm1.weight", "are one name"
     )
 
 
-def test_names_of_this_project_under_torch_save_come_in(tmp_path, state, target):
+def test_weights_of_this_project_saved_by_torch_are_imported(tmp_path, state, target):
     assert convert(save(tmp_path / "in.pth", {"model": state}), target).returncode == 0
     source = save(tmp_path / "ours.pth", weights.read(target))
-    taken(convert(source, target), target, state, "this project's own already")
+    assert_imported(convert(source, target), target, state, "this project's own already")
 
 
-def test_another_networks_weights_are_refused_by_their_names(tmp_path, target):
+def test_weights_of_another_network_are_refused(tmp_path, target):
     source = save(tmp_path / "in.pth", {"layer1.0.conv1.weight": torch.ones(1)})
-    refused(convert(source, target), target, "extra layer1.0.conv1.weight", "missing patch_embed1")
-    done = smt("checkpoint", source)
-    assert done.returncode == 0 and "not of an SMT by its names: layer1.0.conv1" in done.stdout
+    assert_refused(
+        convert(source, target), target, "extra layer1.0.conv1.weight", "missing patch_embed1"
+    )
+    result = smt("checkpoint", source)
+    assert result.returncode == 0 and "not of an SMT by its names: layer1.0.conv1" in result.stdout
