@@ -16,8 +16,8 @@ pytestmark = pytest.mark.xdist_group("gpu-benchmark")  # measured once
 def measurements(tmp_path_factory):
     """Return the measurements of all parts but the long one, by part."""
     folder = tmp_path_factory.mktemp("gpu")
-    return measured(folder, "facts", "agreement", "normalisation", "repeat", "roi_align",
-                    "sampling", "steps", "training", "inference")  # fmt: skip
+    return measure(folder, "facts", "agreement", "normalisation", "repeat", "roi_align",
+                   "sampling", "steps", "training", "inference")  # fmt: skip
 
 
 def measure(folder, *parts):
@@ -30,11 +30,11 @@ def measure(folder, *parts):
     return json.loads(target.read_text())
 
 
-def test_on_the_same_device_there_is_no_difference(found):
-    assert len(found["agreement"]) == HEADS
-    assert all(each["loss_difference"] == each["gradient"] == 0 for each in
-               found["agreement"].values())  # fmt: skip
-    assert found["normalisation"]["differ"] == 0
+def test_cpu_against_cpu_has_no_difference(measurements):
+    assert len(measurements["agreement"]) == HEADS
+    assert all(value["loss_difference"] == value["gradient"] == 0 for value in
+               measurements["agreement"].values())  # fmt: skip
+    assert measurements["normalisation"]["differ"] == 0
 
 
 def test_a_repeated_step_of_every_head_has_the_same_bits(measurements):

@@ -157,8 +157,8 @@ def test_a_path_selects_one_seed_of_any_scale(fresh_clone):
     assert not any(output.startswith("results/demo") for output in plan.outputs)
 
 
-def test_tables_depend_on_all_of_their_experiments(bare):
-    plan = bare.plan("tables")
+def test_tables_depend_on_all_of_their_experiments(fresh_clone):
+    plan = fresh_clone.plan("tables")
     assert "results/demo/tables/index.html" in plan.pending
     assert plan.experiments == set(load_project(fresh_clone.folder / "params", "demo").experiments)
 

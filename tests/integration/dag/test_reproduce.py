@@ -79,11 +79,11 @@ def test_partial_tables_mark_runs_that_are_not_started(failed_then_fixed):
     assert "smoke scale: not comparable with the paper" in tables["imagenet1k.md"]
 
 
-@MENDED
-def test_after_a_repair_only_missing_runs_are_trained(mended):
-    _, _, _, done = mended
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if re.match(r"\d/\d ", line)]
+@FAILED_THEN_FIXED
+def test_after_the_fix_only_missing_runs_are_trained(failed_then_fixed):
+    _, _, _, rerun = failed_then_fixed
+    assert rerun.returncode == 0, rerun.stderr
+    lines = [line for line in rerun.stderr.splitlines() if re.match(r"\d/\d ", line)]
     number = r"top-1 \d+\.\d\d  \d+ s  (less than a minute|about \d+ min) left"
     first, second = lines
     assert re.fullmatch(rf"1/2  {PARENT} seed 0  {number}", first), rerun.stderr
@@ -168,8 +168,8 @@ def test_table_numbers_equal_those_of_the_runs(finished_copy, table, metric, cou
         assert all(record["fingerprint"][:12] in str(row) for record in records)
 
 
-def test_a_second_start_has_no_jobs(made):
-    again = made.snakemake("all")
+def test_a_second_run_has_nothing_to_do(finished_copy):
+    again = finished_copy.snakemake("all")
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
 

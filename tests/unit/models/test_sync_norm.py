@@ -50,8 +50,8 @@ def count_calls(name, calls):
     setattr(distributed, name, counted)
 
 
-def work(rank, folder):
-    """Be one of two processes: leave in `folder` what it makes of its share."""
+def run_rank(rank, folder):
+    """Run one of two processes on its images, and save the result in `folder`."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
@@ -126,7 +126,7 @@ def test_a_process_without_images_takes_part(shared, whole):
         assert torch.allclose(full[name], whole[name])
 
 
-def test_alone_it_is_torchs_own():
+def test_in_one_process_it_equals_torchs_batch_norm():
     ours, theirs = fill(SyncBatchNorm(3)), fill(nn.BatchNorm2d(3))
     one, other = step(ours, IMAGES, WEIGHTS), step(theirs, IMAGES, WEIGHTS)
     assert all(torch.equal(one[name], other[name]) for name in one)

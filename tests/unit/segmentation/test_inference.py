@@ -49,8 +49,8 @@ def network(photograph):
     network = UPerNet(Pyramid(model, 0.0), head=head, classes=5).eval()
     last = network.decoder.classifier.conv
     with torch.no_grad():
-        seen = normalised(96, photograph)
-        deviation, mean = torch.std_mean(network.logits(seen), (0, 2, 3))
+        images = normalised(96, photograph)
+        deviation, mean = torch.std_mean(network.logits(images), (0, 2, 3))
         last.weight /= deviation[:, None, None, None]
         last.bias -= mean / deviation
     return network
@@ -97,7 +97,7 @@ def expected_probabilities(network, image, factors, hflip, short):
     """Return (classes, H, W) as mmseg averages them, one view after the other."""
     views = []
     for factor in factors:
-        seen = normalised(short, image, factor)
+        view = normalised(short, image, factor)
         for mirrored in (False, True) if hflip else (False,):
             logits = network.logits(view.flip(3) if mirrored else view)
             for size in (view.shape[2:], image.shape[:2]):
@@ -139,7 +139,7 @@ def test_with_mirror_images_a_mirrored_image_has_the_mirrored_label_map(network,
 
 
 def test_logits_are_enlarged_to_the_image_first_and_then_to_the_original(network, photograph):
-    seen = normalised(96, photograph)
+    images = normalised(96, photograph)
     with torch.inference_mode():
         output = probabilities(network, images, (71, 101))
         expected = expected_probabilities(network, photograph, (1,), False, 96)
