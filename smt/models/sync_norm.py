@@ -29,14 +29,9 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         assert self.running_mean is not None
         x = input.to(self.running_mean.dtype)  # not in half precision
-        count = x.new_tensor([x[:, 0].numel()])
-        sums = _SumOverProcesses.apply(torch.cat([x.sum((0, 2, 3)), count]))
-        mean, count = sums[:-1] / sums[-1], sums[-1]
-        centred = x - mean[:, None, None]
-        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
-        self._follow(mean.detach(), variance.detach(), count.detach())
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        output = torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None])
+        output: Tensor
+        output, mean, variance, count = _Normalised.apply(x, self.weight, self.bias, self.eps)
+        self._follow(mean, variance, count)
         return output.to(input.dtype)
 
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -56,17 +51,53 @@ def _several_processes() -> bool:
     )
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over processes; each one's gradient is the sum of all gradients."""
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean (C,), biased variance (C,) and number of a channel's values on all processes.
+
+    Each process sends the sum, and the squares about its own mean, of which those about the common
+    mean follow (Chan et al., 1979). Squares about zero would cancel where a mean is far from it.
+    """
+    count = x[:, 0].numel()
+    sums = x.sum((0, 2, 3))
+    squares = (x - (sums / max(count, 1))[:, None, None]).square().sum((0, 2, 3))
+    own = torch.cat([sums, squares, x.new_full((1,), count)])
+    gathered = own.new_empty(distributed.get_world_size() * len(own))
+    distributed.all_gather_into_tensor(gathered, own)
+    of_processes = gathered.view(-1, len(own))
+    sums, squares, counts = of_processes.split([len(sums), len(squares), 1], dim=1)
+    count = counts.sum()
+    mean = sums.sum(0) / count
+    apart = sums / counts.clamp(min=1) - mean  # (processes, C)
+    return mean, (squares + counts * apart.square()).sum(0) / count, count
+
+
+class _Normalised(torch.autograd.Function):
+    """Images (B, C, H, W) normalised over all processes, scaled and shifted, and the statistics.
+
+    There is one exchange between processes forward and one backward.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        distributed.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, variance, count = _statistics(x)
+        inverse = torch.rsqrt(variance + epsilon)
+        ctx.save_for_backward(x, weight, mean, inverse, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        centred = x - mean[:, None, None]
+        scale = (inverse * weight)[:, None, None]
+        return torch.addcmul(bias[:, None, None], centred, scale), mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, count = ctx.saved_tensors
+        gradient = gradients[0]
+        normalised = (x - mean[:, None, None]) * inverse[:, None, None]
+        of_bias = gradient.sum((0, 2, 3))
+        of_weight = (gradient * normalised).sum((0, 2, 3))
+        total = torch.cat([of_bias, of_weight])
         distributed.all_reduce(total)
-        return total
+        of_mean, of_scale = (total / count)[:, None, None].chunk(2)
+        scale = (inverse * weight)[:, None, None]
+        return scale * (gradient - of_mean - normalised * of_scale), of_weight, of_bias, None

@@ -16,6 +16,8 @@ IMAGES = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(1), dty
 WEIGHTS = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 SHARES = (slice(0, 2), slice(2, 5))
 """Images of each of two processes: not equally many."""
+FAR = 4096.0
+"""A mean of which float32 has the square to within 1."""
 
 
 def fill(norm):
@@ -37,13 +39,31 @@ def step(norm, images, weights):
     }  # fmt: skip
 
 
+def count_calls(name, calls):
+    """Have each call of a collective of torch leave its name in `calls`."""
+    original = getattr(distributed, name)
+
+    def counted(*arguments, **options):
+        calls.append(name)
+        return original(*arguments, **options)
+
+    setattr(distributed, name, counted)
+
+
 def work(rank, folder):
     """Be one of two processes: leave in `folder` what it makes of its share."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    share = SHARES[rank]
+    share, exchanges = SHARES[rank], []
+    for name in ("all_reduce", "all_gather_into_tensor"):
+        count_calls(name, exchanges)
     result = step(fill(SyncBatchNorm(3)), IMAGES[share], WEIGHTS[share])
+    result["exchanges"] = list(exchanges)
+    far = SyncBatchNorm(3)(IMAGES[share].float() + FAR)
+    result["far"] = far.detach()
+    nothing = IMAGES[:0] if rank == 0 else IMAGES
+    result["one_without"] = step(fill(SyncBatchNorm(3)), nothing, WEIGHTS[: len(nothing)])
     torch.save(result, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -85,6 +105,25 @@ def test_gradients_of_parameters_add_up_to_those_of_one_batch(shared, whole, nam
 def test_running_statistics_are_those_of_one_batch_on_every_process(shared, whole, name):
     for result in shared:
         assert torch.allclose(result[name], whole[name])
+
+
+def test_processes_exchange_once_forward_and_once_backward(shared):
+    for result in shared:
+        assert result["exchanges"] == ["all_gather_into_tensor", "all_reduce"]
+
+
+def test_a_mean_far_from_zero_costs_no_precision(shared):
+    wanted = nn.BatchNorm2d(3).double()(IMAGES.float().add(FAR).double())
+    for share, result in zip(SHARES, shared, strict=True):
+        # Squares about zero in float32 would be off by 1, which is the variance itself.
+        assert torch.allclose(result["far"].double(), wanted[share], atol=5e-3)
+
+
+def test_a_process_without_images_takes_part(shared, whole):
+    empty, full = (result["one_without"] for result in shared)
+    assert empty["output"].shape == (0, 3, 4, 6) and not empty["weight"].any()
+    for name in ("output", "images", "weight", "bias", "mean", "variance"):
+        assert torch.allclose(full[name], whole[name])
 
 
 def test_alone_it_is_torchs_own():
