@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smt.config.heads import Anchors
 
@@ -21,22 +21,28 @@ def base_anchors(anchors: Anchors, stride: int) -> Tensor:
     return torch.stack([-width, -height, width, height], dim=1).div(2).float()
 
 
-def grid_anchors(
-    anchors: Anchors,
-    shapes: Sequence[tuple[int, int]],
-    strides: Sequence[int],
-    device: torch.device,
-) -> list[Tensor]:
-    """Return the anchors (H_i * W_i * A, 4) of each level: row, column, anchor of the place.
+class GridAnchors(nn.Module):
+    """The anchors of levels of `strides`, on the module's device; it has no state to be saved."""
 
-    Those of row r and column c are centred at (c * stride, r * stride), as mmdet has it.
-    """
-    levels = []
-    for (height, width), stride in zip(shapes, strides, strict=True):
-        base = base_anchors(anchors, stride).to(device)
-        x = torch.arange(width, device=device, dtype=torch.float32) * stride
-        y = torch.arange(height, device=device, dtype=torch.float32) * stride
-        shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
-        shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1).view(-1, 1, 4)
-        levels.append((shifts + base).view(-1, 4))
-    return levels
+    base: Tensor
+    """(levels, A, 4): of a place around its origin."""
+
+    def __init__(self, anchors: Anchors, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.strides = strides
+        base = torch.stack([base_anchors(anchors, stride) for stride in strides])
+        self.register_buffer("base", base, persistent=False)
+
+    def forward(self, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Return the anchors (H_i * W_i * A, 4) of each level: row, column, anchor of the place.
+
+        Those of row r and column c are centred at (c * stride, r * stride), as mmdet has it.
+        """
+        levels = []
+        for (height, width), stride, base in zip(shapes, self.strides, self.base, strict=True):
+            x = torch.arange(width, device=base.device, dtype=torch.float32) * stride
+            y = torch.arange(height, device=base.device, dtype=torch.float32) * stride
+            shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
+            shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1).view(-1, 1, 4)
+            levels.append((shifts + base).view(-1, 4))
+        return levels

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from smt.detection.transfer import numbers_like, to_device
+
 LARGEST_GROWTH = math.log(1000 / 16)
 """Of a side over its reference, as a logarithm: larger predictions are cut (mmdet, torchvision)."""
 
@@ -27,7 +29,7 @@ def encode(boxes: Tensor, references: Tensor, deviations: Sequence[float]) -> Te
         ],
         dim=-1,
     )
-    return offsets / offsets.new_tensor(deviations)
+    return offsets / numbers_like(offsets, deviations)
 
 
 def decode(
@@ -40,7 +42,7 @@ def decode(
 
     With `size` (height, width) they are cut to the image.
     """
-    dx, dy, dw, dh = (offsets * offsets.new_tensor(deviations)).unbind(-1)
+    dx, dy, dw, dh = (offsets * numbers_like(offsets, deviations)).unbind(-1)
     x, y, width, height = _centres(references)
     x, y = x + dx * width, y + dy * height
     width = width * dw.clamp(-LARGEST_GROWTH, LARGEST_GROWTH).exp()
@@ -52,7 +54,7 @@ def decode(
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Return boxes (..., 4) cut to an image of `size` (height, width)."""
     height, width = size
-    limit = boxes.new_tensor([width, height, width, height])
+    limit = numbers_like(boxes, [width, height, width, height])
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
@@ -62,7 +64,7 @@ def extents(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     `sizes` are heights and widths; the result has width and height twice.
     """
     sides = torch.tensor(sizes, dtype=torch.float32).flip(-1)  # (B, 2)
-    return sides.repeat(1, 2).to(device)
+    return to_device(sides.repeat(1, 2), device)
 
 
 def _centres(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from smt.config.heads import Anchors, Selection
 from smt.data.transforms.image import padded_size
-from smt.detection.anchors import grid_anchors
+from smt.detection.anchors import GridAnchors
 from smt.detection.boxes import decode
 from smt.detection.fpn import FeaturePyramid, flatten
 from smt.detection.losses import start_at_prior
@@ -86,7 +86,7 @@ class DenseDetector(DetectionModel):
         self.backbone = backbone
         self.pyramid = pyramid
         self.head = head
-        self.anchors = anchors
+        self.anchors = GridAnchors(anchors, STRIDES)
         self.deviations = deviations
         self.classes = classes
         self.test = test
@@ -115,7 +115,7 @@ class DenseDetector(DetectionModel):
             return [flatten([level], values)[0].float() for level in own]  # (N_i, values)
 
         return Predictions(
-            anchors=grid_anchors(self.anchors, grids, STRIDES, maps.boxes[0].device),
+            anchors=self.anchors(grids),
             logits=rows(maps.classes, self.classes),
             offsets=rows(maps.boxes, 4),
             centerness=[x[:, 0] for x in rows(maps.centerness, 1)] if maps.centerness else [],

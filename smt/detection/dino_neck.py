@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from smt.config.heads import DINO
 from smt.detection.structures import Size
+from smt.detection.transfer import to_device
 
 
 class Neck(nn.Module):
@@ -70,11 +71,12 @@ def levels_of(maps: Sequence[Tensor], image: Size, sizes: Sequence[Size]) -> Lev
     """
     shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
     device = maps[0].device
-    filled = torch.tensor(
+    filled = torch.tensor(  # (B, L, 2) cells
         [[_filled(shape, image, size) for shape in shapes] for size in sizes],
         dtype=torch.float32,
-    ).to(device)  # (B, L, 2) cells
-    sides = torch.tensor(shapes, dtype=torch.float32).flip(-1).to(device)  # (L, 2)
+    )
+    filled = to_device(filled, device)
+    sides = to_device(torch.tensor(shapes, dtype=torch.float32).flip(-1), device)  # (L, 2)
     centres, ends, padding = [], [], []
     for level, (height, width) in enumerate(shapes):
         x = torch.arange(width, device=device).expand(height, width)

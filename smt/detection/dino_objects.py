@@ -9,6 +9,7 @@ from torchvision.ops import box_convert
 
 from smt.detection.boxes import extents
 from smt.detection.structures import Target
+from smt.detection.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def objects_of(targets: Sequence[Target]) -> Objects:
     counts = [len(target.labels) for target in targets]
     image = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)]).long()
     number = torch.tensor([i for count in counts for i in range(count)]).long()
-    image, number = image.to(device), number.to(device)
+    image, number = to_device(image, device), to_device(number, device)
     pixels = torch.cat([target.boxes for target in targets]).float()  # (N, 4)
     fractions = pixels / extents([target.size for target in targets], device)[image]
     return Objects(

@@ -12,6 +12,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from smt.config.heads import SetWeights
 from smt.detection.structures import Target
+from smt.detection.transfer import numbers_like, to_device
 
 Coordinates = Literal["xyxy", "cxcywh"]
 """In which boxes are compared by L1: two corners (Sparse R-CNN), or centre and sides (DETR)."""
@@ -62,7 +63,7 @@ def focal_cost(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) ->
 def relative(boxes: Tensor, size: tuple[int, int], coordinates: Coordinates) -> Tensor:
     """Return boxes (N, 4) in pixels as fractions of `size` (height, width), in `coordinates`."""
     height, width = size
-    fractions = boxes / boxes.new_tensor([width, height, width, height])
+    fractions = boxes / numbers_like(boxes, [width, height, width, height])
     converted: Tensor = box_convert(fractions, "xyxy", coordinates)
     return converted
 
@@ -79,7 +80,7 @@ def match_all(cost_matrices: Sequence[Tensor]) -> list[Pairs]:
     """
     shapes = [(cost.shape[0], cost.shape[1]) for cost in cost_matrices]
     host = torch.cat([cost.detach().flatten() for cost in cost_matrices]).cpu()
-    indices = assign(host, shapes).to(cost_matrices[0].device)
+    indices = to_device(assign(host, shapes), cost_matrices[0].device)
     counts = [min(shape) for shape in shapes]
     return [(pair[0], pair[1]) for pair in indices.split(counts, dim=1)]
 

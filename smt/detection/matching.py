@@ -1,25 +1,31 @@
 """Which object each anchor or proposal is to find, and of which of them a loss is taken."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from smt.config.heads import Matching, Sampling
+from smt.detection.transfer import true_indices
 
 BACKGROUND = -1
 LEFT_OUT = -2
 
 
-def match(overlaps: Tensor, rule: Matching) -> Tensor:
+def match(overlaps: Tensor, rule: Matching, usable: Tensor | None = None) -> Tensor:
     """Return the object (boxes,) int64 that each box is to find, or BACKGROUND, or LEFT_OUT.
 
     `overlaps` are IoU (objects, boxes). A box takes the object that it overlaps most, if by enough.
     With the rule for low quality, an object also takes every box that overlaps it as much as its
     best one does; where two objects claim a box so, the later has it. All as mmdet's
     MaxIoUAssigner, but that an object which no box touches takes none (there, with a bound of 0, it
-    would take all).
+    would take all). With `usable` (boxes,) bool the other boxes are left out, and are no object's
+    best one either.
     """
+    if usable is not None:
+        matches = match(torch.where(usable, overlaps, -1.0), rule)
+        return torch.where(usable, matches, LEFT_OUT)
     objects, boxes = overlaps.shape
     if objects == 0:
         return torch.full((boxes,), BACKGROUND, device=overlaps.device)
@@ -55,18 +61,21 @@ class Sample:
     """(Q,) int64: boxes on background."""
 
 
-def sample(matches: Tensor, sampling: Sampling) -> Sample:
-    """Sample boxes from their `matches` (boxes,): positives up to their part, then background.
+def sample(matches: Sequence[Tensor], sampling: Sampling) -> list[Sample]:
+    """Sample boxes of each image from their `matches` (boxes,): positives, then background.
 
-    Background fills what positives leave, so that they are `sampling.boxes` where there are enough.
+    Positives are sampled up to their part. Background fills what they leave, so that both are
+    `sampling.boxes` where there are enough.
     """
-    positive = _random_subset(
-        (matches >= 0).nonzero()[:, 0], int(sampling.boxes * sampling.positive)
+    indices = true_indices(
+        [each >= 0 for each in matches] + [each == BACKGROUND for each in matches]
     )
-    negative = _random_subset(
-        (matches == BACKGROUND).nonzero()[:, 0], sampling.boxes - len(positive)
-    )
-    return Sample(positive, negative)
+    samples = []
+    for positives, negatives in zip(indices[: len(matches)], indices[len(matches) :], strict=True):
+        positive = _random_subset(positives, int(sampling.boxes * sampling.positive))
+        negative = _random_subset(negatives, sampling.boxes - len(positive))
+        samples.append(Sample(positive, negative))
+    return samples
 
 
 def _random_subset(indices: Tensor, count: int) -> Tensor:

@@ -1,7 +1,10 @@
 """Non-maximum suppression (NMS): of boxes that find the same thing, the best stays."""
 
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision import ops
+
+_AT_ONCE = {"cpu": 1_000, "cuda": 25_000}
+"""Boxes up to which all groups are suppressed at once: torchvision's bounds."""
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, *, nms: float, keep: int) -> Tensor:
@@ -10,7 +13,14 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, *, nms: float, keep:
     A box (N, 4) goes where a better one of its own group (N,), a class or a level, overlaps it by
     an IoU above `nms`.
     """
-    indices: Tensor = batched_nms(boxes.float(), scores.float(), groups, nms)
+    boxes, scores = boxes.float(), scores.float()
+    indices: Tensor
+    if 0 < len(boxes) <= _AT_ONCE[boxes.device.type]:
+        # As batched_nms does it, which copies a constant to the GPU: groups are moved apart.
+        apart = boxes + (groups.to(boxes) * (boxes.max() + 1))[:, None]
+        indices = ops.nms(apart, scores, nms)
+    else:
+        indices = ops.batched_nms(boxes, scores, groups, nms)
     return indices[:keep]
 
 

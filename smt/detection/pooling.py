@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from smt.detection.roi_align import ADAPTIVE, roi_align
+from smt.detection.roi_align import ADAPTIVE, bin_samples, needs_most, roi_align
+from smt.detection.transfer import numbers_like
 
 FINEST_SIDE = 56
 """Boxes of sides up to twice this, in pixels, are cut out of the finest level; each level above
@@ -29,6 +30,20 @@ def level_of(boxes: Tensor, levels: int) -> Tensor:
     return octave.clamp(0, levels - 1).long()
 
 
+def counts_and_most(
+    group: Tensor, groups: int, samples: Tensor | None
+) -> tuple[list[int], int | None]:
+    """Return how many of the N boxes are of each group, and the most of their `samples`, if given.
+
+    `group` (N,) int64 is below `groups`. Both come in one copy: a GPU is waited for once.
+    """
+    counts = (group == torch.arange(groups, device=group.device)[:, None]).sum(1)
+    if samples is None or not len(group):
+        return counts.tolist(), None
+    *numbers, most = torch.cat([counts, samples.amax().long()[None]]).tolist()
+    return numbers, most
+
+
 def pool(
     levels: Sequence[Tensor],
     strides: Sequence[int],
@@ -41,9 +56,13 @@ def pool(
     `levels` are (B, C, H_i, W_i), finest first. Boxes are not rounded: pixel i spans i to i + 1
     (aligned RoIAlign), and a bin has `sampling_ratio` samples along each axis.
     """
-    images = len(levels[0])
-    group = level_of(boxes[:, 1:], len(levels)) * images + boxes[:, 0].long()
-    counts = torch.bincount(group, minlength=len(levels) * images).tolist()
+    images, level = len(levels[0]), level_of(boxes[:, 1:], len(levels))
+    group = level * images + boxes[:, 0].long()
+    samples = None
+    if needs_most(levels, sampling_ratio):
+        scales = numbers_like(boxes, [1 / stride for stride in strides])[level, None]  # (N, 1)
+        samples = bin_samples(boxes, scales, resolution)
+    counts, most = counts_and_most(group, len(levels) * images, samples)
     of_levels = [counts[i : i + images] for i in range(0, len(counts), images)]
     order = group.argsort(stable=True)  # by level, then by image
     chosen = order.split([sum(masks) for masks in of_levels])
@@ -54,6 +73,7 @@ def pool(
             boxes[rows],
             resolution,
             counts=of_level,
+            most=most,
             scale=1 / stride,
             sampling_ratio=sampling_ratio,
         )

@@ -27,6 +27,7 @@ def roi_align(
     resolution: int,
     *,
     counts: Sequence[int] | None = None,
+    most: int | None = None,
     scale: float = 1.0,
     sampling_ratio: int = ADAPTIVE,
 ) -> Tensor:
@@ -34,14 +35,22 @@ def roi_align(
 
     `features` are (B, C, H, W); `boxes` (K, 5) are image, x1, y1, x2, y2, in pixels of which a cell
     has 1 / `scale`. Pixel i spans i to i + 1 (aligned). `counts` are the boxes of each image, which
-    then come image by image; they are needed where features have a gradient.
+    then come image by image; they are needed where features have a gradient. `most` are the most
+    samples of a bin along an axis (`bin_samples`), or more; without it a gradient on a GPU waits.
     """
     if counts is not None and features.requires_grad and _needs_care(features):
         pooled: Tensor = _RoIAlign.apply(
-            features, boxes, tuple(counts), resolution, scale, sampling_ratio
+            features, boxes, tuple(counts), most, resolution, scale, sampling_ratio
         )
         return pooled
     return _pooled(features, boxes, resolution, scale, sampling_ratio)
+
+
+def needs_most(levels: Sequence[Tensor], sampling_ratio: int) -> bool:
+    """Return whether `roi_align` has a use for `most`, with any of `levels` for its features."""
+    return sampling_ratio <= 0 and any(
+        features.requires_grad and _needs_care(features) for features in levels
+    )
 
 
 def _needs_care(features: Tensor) -> bool:
@@ -63,11 +72,11 @@ class _RoIAlign(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, boxes: Tensor, counts: tuple[int, ...], resolution: int,
-        scale: float, sampling_ratio: int,
+        ctx: Any, features: Tensor, boxes: Tensor, counts: tuple[int, ...], most: int | None,
+        resolution: int, scale: float, sampling_ratio: int,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(boxes)
-        ctx.arguments = features.shape, counts, resolution, scale, sampling_ratio
+        ctx.arguments = features.shape, counts, most, resolution, scale, sampling_ratio
         return _pooled(features, boxes, resolution, scale, sampling_ratio)
 
     @staticmethod
@@ -75,7 +84,7 @@ class _RoIAlign(torch.autograd.Function):
         (boxes,) = ctx.saved_tensors
         with torch.autocast(boxes.device.type, enabled=False):
             gradient = gradient_of_features(gradients[0], boxes, *ctx.arguments)
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 def gradient_of_features(
@@ -83,6 +92,7 @@ def gradient_of_features(
     boxes: Tensor,
     size: Sequence[int],
     counts: Sequence[int],
+    most: int | None,
     resolution: int,
     scale: float,
     sampling_ratio: int,
@@ -96,10 +106,11 @@ def gradient_of_features(
     corners, lengths = _grid(boxes, scale)
     bins = lengths / resolution
     if sampling_ratio > 0:
-        samples = torch.full_like(bins, sampling_ratio)
+        samples, most = torch.full_like(bins, sampling_ratio), sampling_ratio
     else:
-        samples = bins.ceil().clamp(min=0)
-    most = int(samples.max()) if len(boxes) else 0
+        samples = _adaptive(bins)
+    if most is None:
+        most = int(samples.max()) if len(boxes) else 0
     if most == 0:
         return whole.view(*size)
     of_a_box = resolution * max(channels * height, most * max(height, width))
@@ -116,7 +127,19 @@ def gradient_of_features(
     return whole.view(*size)
 
 
-def _grid(boxes: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def bin_samples(boxes: Tensor, scales: Tensor, resolution: int) -> Tensor:
+    """Return how many samples (K, 2) a bin of each box has along x and y, in the boxes' type.
+
+    Boxes (K, 5) are those of `roi_align`, `scales` (K, 1) their scales; the ratio is adaptive.
+    """
+    return _adaptive(_grid(boxes, scales)[1] / resolution)
+
+
+def _adaptive(bins: Tensor) -> Tensor:
+    return bins.ceil().clamp(min=0)
+
+
+def _grid(boxes: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor]:
     """Return the corners (K, 2) of boxes, x and y in cells from the first one's centre; sides."""
     first, last = boxes[:, 1:3] * scale - 0.5, boxes[:, 3:5] * scale - 0.5
     return first, last - first

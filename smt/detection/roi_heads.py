@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 from smt.config import heads
 from smt.detection.boxes import decode, encode
 from smt.detection.losses import giou_loss
-from smt.detection.matching import match, sample
+from smt.detection.matching import Sample, match, sample
 from smt.detection.structures import Target
 from smt.models.sync_norm import SyncBatchNorm
 
@@ -101,30 +101,51 @@ class Regions:
     """(R,) bool: boxes of the objects themselves, which no network proposed."""
 
 
+@dataclass(frozen=True)
+class Proposals:
+    """The boxes of one image that a stage samples its regions from."""
+
+    boxes: Tensor
+    """(N, 4)."""
+    usable: Tensor | None = None
+    """(N,) bool: the others are no proposals. None: all are."""
+
+
 def sample_regions(
-    proposals: Tensor,
-    target: Target,
+    proposals: Sequence[Proposals],
+    targets: Sequence[Target],
     matching: heads.Matching,
     sampling: heads.Sampling,
     classes: int,
-) -> Regions:
-    """Sample an image's regions from its proposals (N, 4) and the boxes of its objects.
+) -> list[Regions]:
+    """Sample each image's regions from its proposals and the boxes of its objects.
 
     The objects' own boxes join after the matching and find themselves (mmdet's
     add_gt_as_proposals).
     """
-    matches = match(box_iou(target.boxes, proposals), matching)
-    ground_truth = torch.arange(len(target.boxes), device=matches.device)
-    matches = torch.cat([ground_truth, matches])
-    sampled = sample(matches, sampling)
+    matches = []
+    for proposed, target in zip(proposals, targets, strict=True):
+        found = match(box_iou(target.boxes, proposed.boxes), matching, proposed.usable)
+        ground_truth = torch.arange(len(target.boxes), device=found.device)
+        matches.append(torch.cat([ground_truth, found]))
+    return [
+        _regions(*of_image, classes)
+        for of_image in zip(proposals, targets, matches, sample(matches, sampling), strict=True)
+    ]
+
+
+def _regions(
+    proposals: Proposals, target: Target, matches: Tensor, sampled: Sample, classes: int
+) -> Regions:
+    """Return the sampled regions, from the `matches` of the objects' own boxes and proposals."""
     rows = torch.cat([sampled.positive, sampled.negative])
     objects = matches[sampled.positive]
     background = objects.new_full((len(sampled.negative),), classes)
     return Regions(
-        boxes=torch.cat([target.boxes, proposals])[rows],
+        boxes=torch.cat([target.boxes, proposals.boxes])[rows],
         labels=torch.cat([target.labels[objects], background]),
         objects=objects,
-        is_ground_truth=rows < len(ground_truth),
+        is_ground_truth=rows < len(target.boxes),
     )
 
 

@@ -10,12 +10,13 @@ from torchvision.ops import box_iou
 
 from smt.config import heads
 from smt.data.transforms.image import padded_size
-from smt.detection.anchors import grid_anchors
+from smt.detection.anchors import GridAnchors
 from smt.detection.boxes import clip, decode, encode
 from smt.detection.fpn import flatten
-from smt.detection.matching import LEFT_OUT, match, sample
+from smt.detection.matching import match, sample
 from smt.detection.nms import suppress
 from smt.detection.structures import Size, Target
+from smt.detection.transfer import true_indices
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RegionProposalNetwork(nn.Module):
     def __init__(self, spec: heads.RPN, channels: int, strides: Sequence[int]) -> None:
         super().__init__()
         self.spec = spec
-        self.strides = strides
+        self.anchors = GridAnchors(spec.anchors, strides)
         anchors = len(spec.anchors.scales) * len(spec.anchors.ratios)
         self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, anchors, 1)
@@ -56,7 +57,7 @@ class RegionProposalNetwork(nn.Module):
         # A function, not a layer: counts of published sizes do not see this ReLU.
         hidden = [F.relu(self.convolution(level)) for level in levels]
         shapes = [(level.shape[2], level.shape[3]) for level in levels]
-        anchors = grid_anchors(self.spec.anchors, shapes, self.strides, levels[0].device)
+        anchors = self.anchors(shapes)
         return Predictions(
             objectness=flatten([self.objectness(x) for x in hidden], 1)[..., 0],
             offsets=flatten([self.offsets(x) for x in hidden], 4),
@@ -71,15 +72,14 @@ class RegionProposalNetwork(nn.Module):
         positive one, or without background, counts one for it all the same, as in mmdet.
         """
         logits, labels, offsets, target_offsets, count = [], [], [], [], 0
-        for i, target in enumerate(targets):
-            matches = self.matches(predictions.anchors, target)
-            sampled = sample(matches, self.spec.sampling)
+        matches = [self.matches(predictions.anchors, target) for target in targets]
+        for i, sampled in enumerate(sample(matches, self.spec.sampling)):
             for rows, label in ((sampled.positive, 1.0), (sampled.negative, 0.0)):
                 logits.append(predictions.objectness[i, rows].float())
                 labels.append(torch.full_like(logits[-1], label))
                 count += max(len(rows), 1)
             anchors = predictions.anchors[sampled.positive]
-            objects = target.boxes[matches[sampled.positive]]
+            objects = targets[i].boxes[matches[i][sampled.positive]]
             offsets.append(predictions.offsets[i, sampled.positive].float())
             target_offsets.append(encode(objects, anchors, self.spec.deviations))
         objectness = F.binary_cross_entropy_with_logits(
@@ -104,9 +104,7 @@ class RegionProposalNetwork(nn.Module):
             height, width = target.size
             x1, y1, x2, y2 = anchors.unbind(1)
             used &= (x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)
-        # An anchor that is left out must not be an object's best one either.
-        overlaps = torch.where(used, box_iou(target.boxes, anchors), -1.0)
-        return torch.where(used, match(overlaps, self.spec.matching), LEFT_OUT)
+        return match(box_iou(target.boxes, anchors), self.spec.matching, used)
 
     @torch.no_grad()
     def propose(
@@ -121,21 +119,20 @@ class RegionProposalNetwork(nn.Module):
         """
         own = torch.stack([_unpadded(predictions.anchors, size) for size in sizes])
         objectness = predictions.objectness.masked_fill(~own, -torch.inf)
-        rows = _best_of_levels(objectness, predictions.counts, selection.before)
-        level = torch.cat([row.new_full(row.shape[1:], i) for i, row in enumerate(rows)])
-        best = torch.cat(rows, dim=1)  # (B, K)
+        of_levels = _best_of_levels(objectness, predictions.counts, selection.before)
+        level = torch.cat([best.new_full(best.shape[1:], i) for i, best in enumerate(of_levels)])
+        best = torch.cat(of_levels, dim=1)  # (B, K)
         scores = objectness.gather(1, best)
         offsets = predictions.offsets.gather(1, best[..., None].expand(-1, -1, 4)).float()
         boxes = decode(offsets, predictions.anchors[best], self.spec.deviations)  # (B, K, 4)
+        boxes = torch.stack([clip(*each) for each in zip(boxes, sizes, strict=True)])
+        real = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1) & (scores > -torch.inf)  # (B, K)
         proposals = []
-        for of_image, score, size in zip(boxes, scores, sizes, strict=True):
-            cut = clip(of_image, size)
-            real = (cut[:, 2:] > cut[:, :2]).all(dim=1) & (score > -torch.inf)
-            cut = cut[real]
+        for rows, cut, score in zip(true_indices(real.unbind()), boxes, scores, strict=True):
             selected = suppress(
-                cut, score[real], level[real], nms=selection.nms, keep=selection.keep
+                cut[rows], score[rows], level[rows], nms=selection.nms, keep=selection.keep
             )
-            proposals.append(cut[selected])
+            proposals.append(cut[rows[selected]])
         return proposals
 
 

@@ -52,7 +52,7 @@ class SparseRCNNDetector(DetectionModel):
         )
         batch = len(targets)
         matches = sum(len(queries) for queries, _ in pairs[:batch])  # the same in every stage
-        positives = mean_over_ranks(torch.tensor(matches, device=images.device)).clamp(min=1)
+        positives = mean_over_ranks(torch.full((), matches, device=images.device)).clamp(min=1)
         losses = {}
         for stage, prediction in enumerate(predictions):
             of_stage = pairs[stage * batch : (stage + 1) * batch]

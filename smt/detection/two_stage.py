@@ -14,6 +14,7 @@ from smt.detection.pooling import by_image, pool
 from smt.detection.roi_heads import (
     BoxHead,
     MaskHead,
+    Proposals,
     Regions,
     box_losses,
     positive_rows,
@@ -57,7 +58,8 @@ class TwoStageDetector(DetectionModel):
         predictions = self.rpn(levels)
         losses = self.rpn.losses(predictions, targets)
         sizes = [target.size for target in targets]
-        proposals = self.rpn.propose(predictions, sizes, self.head.rpn.training)
+        proposed = self.rpn.propose(predictions, sizes, self.head.rpn.training)
+        proposals = [Proposals(boxes) for boxes in proposed]
         for i in range(len(self.head.stages)):
             name = f"stage{i}_" if len(self.head.stages) > 1 else ""
             of_stage, proposals = self._learn(i, levels, proposals, targets)
@@ -65,14 +67,13 @@ class TwoStageDetector(DetectionModel):
         return losses
 
     def _learn(
-        self, i: int, levels: list[Tensor], proposals: list[Tensor], targets: list[Target]
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        self, i: int, levels: list[Tensor], proposals: list[Proposals], targets: list[Target]
+    ) -> tuple[dict[str, Tensor], list[Proposals]]:
         """Return the weighted losses of stage `i`, and the proposals for the next one, if any."""
         stage = self.head.stages[i]
-        regions = [
-            sample_regions(boxes, target, stage.matching, self.head.sampling, self.classes)
-            for boxes, target in zip(proposals, targets, strict=True)
-        ]
+        regions = sample_regions(
+            proposals, targets, stage.matching, self.head.sampling, self.classes
+        )
         logits, offsets = self._box_head_outputs(i, levels, [region.boxes for region in regions])
         losses = box_losses(logits, offsets, regions, targets, self.head.box, stage.deviations)
         losses["mask"] = self._mask_loss(i, levels, regions, targets)
@@ -111,11 +112,11 @@ class TwoStageDetector(DetectionModel):
         offsets: Tensor,
         regions: list[Regions],
         targets: list[Target],
-    ) -> list[Tensor]:
+    ) -> list[Proposals]:
         """Return the next stage's proposals of each image: its regions, refined by stage `i`.
 
         A region that finds an object moves as boxes of its class do, another as those of the class
-        that is likeliest after background. Objects' own boxes are no proposals: they go.
+        that is likeliest after background. Objects' own boxes are not usable.
         """
         labels = torch.cat([region.labels for region in regions])
         labels = torch.where(labels == self.classes, logits[:, :-1].argmax(dim=1), labels)
@@ -127,7 +128,8 @@ class TwoStageDetector(DetectionModel):
             [target.size for target in targets],
         )
         return [
-            boxes[~region.is_ground_truth] for boxes, region in zip(refined, regions, strict=True)
+            Proposals(boxes, usable=~region.is_ground_truth)
+            for boxes, region in zip(refined, regions, strict=True)
         ]
 
     def _refine(

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from smt.detection import hungarian
+from smt.detection import hungarian, pooling, transfer
 from smt.runs.paths import PACKAGE
 
 aten: Any = torch.ops.aten
@@ -26,6 +27,9 @@ _BLOCK = 512
 
 _POSITIVES = 300
 """What a search for elements that are true comes to, where its result depends on data."""
+
+_SAMPLES = 8
+"""Most samples that a bin of a pooled box has along an axis: of a box of 56 cells."""
 
 _KEPT_BOXES = 2_000
 """What is left of boxes by non-maximum suppression, at most."""
@@ -43,8 +47,8 @@ class Watch(TorchDispatchMode):
         self.live = 0
         """Bytes of the tensors that exist."""
         self._storages: dict[int, weakref.ref[Any]] = {}
-        self._counted = 0
-        """Elements that the last histogram was taken of."""
+        self._pinned = WeakTensorKeyDictionary()
+        """Tensors of the host in memory that a GPU reads by itself."""
         self.reset()
 
     def reset(self) -> None:
@@ -110,17 +114,20 @@ class Watch(TorchDispatchMode):
                 self._wait_for("nonzero", args[0])
                 count = min(_POSITIVES, args[0].numel())
                 return args[0].new_empty((count, args[0].dim()), dtype=torch.int64)
-            case aten.bincount.default:
-                self._wait_for("bincount", args[0])
-                self._counted = args[0].numel()
-                length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
-                return args[0].new_empty(length, dtype=torch.int64)
+            case aten._pin_memory.default:
+                pinned = torch.empty_like(args[0])
+                self._pinned[pinned] = True
+                return pinned
             case torch.ops.torchvision.nms.default:
                 self._wait_for("nms", args[0])
                 count = min(len(args[0]), _KEPT_BOXES)
                 return args[0].new_empty((count,), dtype=torch.int64)
             case aten.index.Tensor:
                 return func(args[0], [self._plain_index(each) for each in args[1]])
+            case aten.index_put.default | aten.index_put_.default:
+                for index in args[1]:
+                    if index is not None and index.dtype is torch.bool:
+                        self._wait_for("boolean index", index)
             case aten._to_copy.default | aten.copy_.default:
                 self._copy(func, args, kwargs)
         return func(*args, **kwargs)
@@ -141,7 +148,9 @@ class Watch(TorchDispatchMode):
         else:
             device, source = kwargs.get("device"), args[0]
             target = torch.device(device).type if device is not None else source.device.type
-            blocks = not kwargs.get("non_blocking") or source.device.type == "cpu"
+            blocks = not kwargs.get("non_blocking") or (
+                source.device.type == "cpu" and source not in self._pinned
+            )
         if {target, source.device.type} == {"cpu", "cuda"} and source.numel() and blocks:
             self.wait("copy to the GPU" if target == "cuda" else "copy to the host")
 
@@ -151,31 +160,54 @@ class Watch(TorchDispatchMode):
 
     @contextmanager
     def host_side(self) -> Iterator[None]:
-        """Answer what no dispatcher sees of fake tensors: lists of numbers, the matcher."""
+        """Answer what no dispatcher sees of fake tensors: lists of numbers, the matcher.
+
+        Lists are of ones, but where sizes of tensors follow from them.
+        """
         original = Tensor.tolist
 
         def tolist(tensor: Tensor) -> Any:
             if not isinstance(tensor, FakeTensor):
                 return original(tensor)
             self._wait_for("a list", tensor)
-            return self._list(tensor.shape, tensor.dtype)
+            return _ones(tensor.shape, tensor.dtype)
 
         with (
             mock.patch.object(Tensor, "tolist", tolist),
             mock.patch.object(FakeTensor, "tolist", tolist),
             mock.patch.object(hungarian, "assign", _first_pairs),
+            mock.patch.object(transfer, "true_counts", _all_true),
+            mock.patch.object(pooling, "counts_and_most", _equally_many),
         ):
             yield
 
-    def _list(self, shape: Sequence[int], kind: torch.dtype) -> Any:
-        if len(shape) == 0:
-            return 1.0 if kind.is_floating_point else 1
-        if len(shape) > 1:
-            return [self._list(shape[1:], kind) for _ in range(shape[0])]
-        if kind is torch.int64 and self._counted and shape[0]:
-            part = self._counted // shape[0]  # a histogram's counts add up
-            return [part] * (shape[0] - 1) + [self._counted - part * (shape[0] - 1)]
-        return [1.0 if kind.is_floating_point else 1] * shape[0]
+
+def _ones(shape: Sequence[int], kind: torch.dtype) -> Any:
+    """Return lists of `shape`, or a number if it is empty."""
+    if len(shape) == 0:
+        return 1.0 if kind.is_floating_point else 1
+    return [_ones(shape[1:], kind) for _ in range(shape[0])]
+
+
+_true_counts = transfer.true_counts
+
+
+def _all_true(masks: Sequence[Tensor]) -> list[int]:
+    """Take every element for true."""
+    _true_counts(masks)
+    return [mask.numel() for mask in masks]
+
+
+_counts_and_most = pooling.counts_and_most
+
+
+def _equally_many(
+    group: Tensor, groups: int, samples: Tensor | None
+) -> tuple[list[int], int | None]:
+    """Take boxes for spread evenly over levels and images."""
+    _, most = _counts_and_most(group, groups, samples)
+    each, rest = divmod(len(group), groups)
+    return [each] * (groups - 1) + [each + rest], None if most is None else _SAMPLES
 
 
 def _first_pairs(costs: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torchvision.ops import batched_nms
 
 from smt.config.heads import Matching, Sampling
 from smt.detection.matching import BACKGROUND, LEFT_OUT, match, sample
@@ -70,6 +71,17 @@ def test_without_objects_all_is_background_and_without_boxes_nothing(low_quality
     assert match(torch.empty(0, 0), rule(low_quality=low_quality)).shape == (0,)
 
 
+def test_a_box_that_is_not_usable_finds_nothing_and_is_no_object_s_best():
+    overlaps = torch.tensor([[0.6, 0.9, 0.1, 0.0]])
+    usable = torch.tensor([True, False, True, False])
+    rules = rule(0.7, 0.3, 0.5)
+    assert match(overlaps, rules).tolist() == [LEFT_OUT, 0, BACKGROUND, BACKGROUND]
+    assert match(overlaps, rules, usable).tolist() == [0, LEFT_OUT, BACKGROUND, LEFT_OUT]
+    assert match(overlaps[:0], rules, usable).tolist() == [
+        BACKGROUND, LEFT_OUT, BACKGROUND, LEFT_OUT,
+    ]  # fmt: skip
+
+
 def test_matches_are_those_of_the_definition():
     torch.manual_seed(0)
     rules = [rule(0.7, 0.3, 0.3), rule(0.5, 0.5, 0.5), rule(0.5, 0.4, 0.0), rule(0.6, 0.6)]
@@ -86,7 +98,7 @@ def drawn(positives, negatives, left_out, *, boxes=8, positive=0.25):
     """Return how many of each kind are drawn."""
     kinds = [0] * positives + [BACKGROUND] * negatives + [LEFT_OUT] * left_out
     matches = torch.tensor(kinds)[torch.randperm(len(kinds))]
-    chosen = sample(matches, Sampling(boxes=boxes, positive=positive))
+    (chosen,) = sample([matches], Sampling(boxes=boxes, positive=positive))
     rows = torch.cat([chosen.positive, chosen.negative]).tolist()
     assert len(set(rows)) == len(rows)
     assert (matches[chosen.positive] >= 0).all()
@@ -103,12 +115,26 @@ def test_background_fills_what_positives_leave():
     assert drawn(9, 9, 0, boxes=7, positive=0.5) == (3, 4)  # 3.5 is rounded down
 
 
+def test_images_are_sampled_one_after_another():
+    few, many = torch.tensor([1, BACKGROUND, LEFT_OUT, 0]), torch.tensor([0, BACKGROUND] * 50)
+    rules = Sampling(boxes=8, positive=0.25)
+    torch.manual_seed(3)
+    together = sample([few, many, many], rules)
+    torch.manual_seed(3)
+    for chosen, (alone,) in zip(
+        together, [sample([each], rules) for each in (few, many, many)], strict=True
+    ):
+        assert torch.equal(chosen.positive, alone.positive)
+        assert torch.equal(chosen.negative, alone.negative)
+    assert together[0].positive.tolist() == [0, 3] and together[0].negative.tolist() == [1]
+
+
 def test_every_box_is_drawn_as_often_as_another():
     torch.manual_seed(0)
     matches = torch.tensor([3] * 10 + [BACKGROUND] * 20)
     counts = torch.zeros(30)
     for _ in range(2000):
-        chosen = sample(matches, Sampling(boxes=8, positive=0.25))
+        (chosen,) = sample([matches], Sampling(boxes=8, positive=0.25))
         counts[chosen.positive] += 1
         counts[chosen.negative] += 1
     # 2 of 10 and 6 of 20: 400 and 600 times, each within 5 standard deviations (18 and 21).
@@ -121,7 +147,7 @@ def test_draws_come_from_the_global_generator_alone():
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        chosen = sample(matches, Sampling(boxes=20, positive=0.5))
+        (chosen,) = sample([matches], Sampling(boxes=20, positive=0.5))
         draws.append(torch.cat([chosen.positive, chosen.negative]).tolist())
     assert draws[0] == draws[1] != draws[2]
 
@@ -142,6 +168,14 @@ def test_the_strongest_of_each_group_stay():
     kept = suppress(boxes, scores, groups, nms=0.4, keep=100).tolist()
     assert kept == expected
     assert suppress(boxes, scores, groups, nms=0.4, keep=7).tolist() == expected[:7]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 1000, 1001])
+def test_the_same_stay_as_by_torchvision(count):
+    torch.manual_seed(0)
+    boxes, scores, groups = clustered(count), torch.rand(count), torch.randint(5, (count,))
+    expected = batched_nms(boxes, scores, groups, 0.5)
+    assert torch.equal(suppress(boxes, scores, groups, nms=0.5, keep=2000), expected)
 
 
 def multiclass_by_definition(boxes, scores, factors, *, score, nms, keep):

@@ -97,3 +97,17 @@ def test_deterministic_algorithms_do_not_send_features_to_torchvision_s_own(monk
     masks = torch.ones(2, 8, 9, dtype=torch.bool)
     boxes = torch.tensor([[0.0, 0, 9, 8], [1, 1, 4, 6]])
     assert mask_targets(masks, torch.tensor([1, 0]), boxes, 14).all()
+
+
+def test_the_host_asks_for_counts_and_samples_once(monkeypatch):
+    monkeypatch.setattr(roi_align, "_needs_care", lambda features: True)
+    lists, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: lists.append(x) or tolist(x))
+    monkeypatch.setattr(torch.Tensor, "__int__", None)
+    levels = [torch.randn(2, 2, 256 // stride, 256 // stride, requires_grad=True)
+              for stride in STRIDES]  # fmt: skip
+    boxes = [boxes_of((count,), 250.0, torch.float32)[:, 1:] for count in (9, 4)]
+    pool(levels, STRIDES, by_image(boxes), 7).sum().backward()
+    (asked,) = lists
+    # The long and flat box has a side of 325 pixels, on the level of stride 4.
+    assert sum(asked[:-1]) == 13 and asked[-1] == -(-325 // (4 * 7))

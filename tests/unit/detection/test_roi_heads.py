@@ -9,6 +9,7 @@ from smt.config.heads import Matching, Sampling
 from smt.detection.roi_heads import (
     BoxHead,
     MaskHead,
+    Proposals,
     Regions,
     box_losses,
     positive_rows,
@@ -24,8 +25,14 @@ PROPOSALS = torch.tensor(
 )
 
 
+def regions_of(proposals, scene, *rules, usable=None):
+    """Return the regions of one image."""
+    (regions,) = sample_regions([Proposals(proposals, usable)], [scene], *rules)
+    return regions
+
+
 def test_regions_are_proposals_and_the_objects_themselves():
-    regions = sample_regions(PROPOSALS, SCENE, HALF, Sampling(boxes=100, positive=1.0), 7)
+    regions = regions_of(PROPOSALS, SCENE, HALF, Sampling(boxes=100, positive=1.0), 7)
     # Overlaps 360/400, 0, 380/400, 100/700 and 360/640 of their best objects.
     positive = {
         (10.0, 10.0, 30.0, 30.0): (0, 4, True),
@@ -53,15 +60,27 @@ def test_objects_join_after_the_matching():
     scene = target([[0, 0, 20, 20], [0, 0, 10.24, 20]], [0, 1], (64, 64))
     proposal = torch.tensor([[0.0, 0, 16, 20]])
     low = Matching(positive=0.5, negative=0.5, low_quality=0.5)
-    regions = sample_regions(proposal, scene, low, Sampling(boxes=9, positive=1.0), 2)
+    regions = regions_of(proposal, scene, low, Sampling(boxes=9, positive=1.0), 2)
     assert regions.labels[~regions.is_ground_truth].tolist() == [1]
-    without = sample_regions(proposal, scene, HALF, Sampling(boxes=9, positive=1.0), 2)
+    without = regions_of(proposal, scene, HALF, Sampling(boxes=9, positive=1.0), 2)
     assert without.labels[~without.is_ground_truth].tolist() == [0]
+
+
+def test_what_is_not_usable_is_no_region():
+    every, usable = (
+        Sampling(boxes=100, positive=1.0),
+        torch.tensor([False, True, True, True, False]),
+    )
+    regions = regions_of(PROPOSALS, SCENE, HALF, every, 7, usable=usable)
+    fewer = regions_of(PROPOSALS[usable], SCENE, HALF, every, 7)
+    assert len(regions.boxes) == 5
+    for name in ("boxes", "labels", "objects", "is_ground_truth"):
+        assert torch.equal(getattr(regions, name), getattr(fewer, name))
 
 
 def test_a_quarter_of_the_regions_at_most_find_objects():
     proposals = torch.cat([PROPOSALS[[0]].repeat(50, 1), PROPOSALS[[1]].repeat(50, 1)])
-    regions = sample_regions(proposals, SCENE, HALF, Sampling(boxes=16, positive=0.25), 7)
+    regions = regions_of(proposals, SCENE, HALF, Sampling(boxes=16, positive=0.25), 7)
     assert len(regions.objects) == 4 and len(regions.boxes) == len(regions.labels) == 16
     assert (regions.labels[:4] != 7).all() and (regions.labels[4:] == 7).all()
 
@@ -70,7 +89,7 @@ def test_a_quarter_of_the_regions_at_most_find_objects():
 @pytest.mark.parametrize("count", [0, 5])
 def test_regions_without_objects_or_without_proposals(scene, count):
     every = Sampling(boxes=100, positive=1.0)
-    regions = sample_regions(PROPOSALS[:count], scene, HALF, every, 7)
+    regions = regions_of(PROPOSALS[:count], scene, HALF, every, 7)
     assert len(regions.boxes) == len(scene.boxes) + count
     assert regions.is_ground_truth.sum() == len(scene.boxes)
     if not len(scene.boxes):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from smt.config.heads import Anchors, Sampling, Selection
-from smt.detection.anchors import grid_anchors
 from smt.detection.matching import BACKGROUND, LEFT_OUT
 from smt.detection.rpn import RegionProposalNetwork
 from smt.detection.structures import Target
@@ -124,7 +123,7 @@ def test_rounding_moves_no_place_into_an_image_or_out_of_it():
     # Of the paper's ratios no centre falls short of its place in float32; of 1.5 some do.
     rpn = network(anchors=Anchors(scales=(8,), ratios=(0.5, 1, 1.5)))
     shapes = [(1600 // stride, 1600 // stride) for stride in STRIDES]
-    anchors = torch.cat(grid_anchors(rpn.spec.anchors, shapes, STRIDES, torch.device("cpu")))
+    anchors = torch.cat(rpn.anchors(shapes))
     for side in range(32, 1600, 32):
         matches = rpn.matches(anchors, target([], [], (side, 1600)))
         rows = sum(-(-side // stride) * (1600 // stride) for stride in STRIDES)
