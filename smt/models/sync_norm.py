@@ -62,7 +62,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     squares = (x - (sums / max(count, 1))[:, None, None]).square().sum((0, 2, 3))
     own = torch.cat([sums, squares, x.new_full((1,), count)])
     gathered = own.new_empty(distributed.get_world_size(), len(own))
-    distributed.all_gather_into_tensor(gathered, own)
+    distributed.all_gather(list(gathered.unbind()), own)
     sums, squares, counts = gathered.split([len(sums), len(squares), 1], dim=1)  # of each process
     count = counts.sum()
     mean = sums.sum(0) / count

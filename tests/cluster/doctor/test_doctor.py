@@ -109,7 +109,7 @@ def test_a_valid_account_passes(project, cluster):
 def test_more_gpus_than_a_node_has_are_refused(project, cluster):
     """The paper's trainings request 8 GPUs a node; these nodes have 4."""
     report = doctor(project, "--no-job", cluster=cluster)
-    errors = [text for level, name, text in report.found if (level, name) == ("error", "request")]
+    errors = [text for level, name, text in report.results if (level, name) == ("error", "request")]
     assert report.code == 2
     assert errors[0].startswith("1 node with 8 GPUs")
     assert "refused: allocation failure: Requested node configuration is not" in errors[0]
@@ -150,7 +150,7 @@ def test_a_limit_below_the_jobs_of_snakemake_is_a_warning(project, cluster):
         report = doctor_for_demo(project, cluster, "--no-job")
     finally:
         cluster.run(*limit, "maxsubmitjobs=-1")
-    level, _, text = next(check for check in report.found if check[1] == "job limits")
+    level, _, text = next(check for check in report.results if check[1] == "job limits")
     assert level == "warning"
     assert "allows 7 submitted jobs, and Snakemake may submit 100; set jobs: 7" in text
 

@@ -50,6 +50,11 @@ def needs_params(code: int = 0) -> Need:
     return Need("bare", code, marks=())
 
 
+def needs_small_scales() -> Need:
+    """Params of two experiments, whose scales are of smoke scale's size."""
+    return Need("small_scales", marks=())
+
+
 def needs_results(without: str | None = None) -> Need:
     """A finished project at smoke scale, recorded in DVC."""
     return Need("finished_copy", without=without and (without, 0))
@@ -114,6 +119,9 @@ NEEDS = {
     "smt data check --scale paper": needs_params(EXIT_DATA),
     "smt data pack imagenet22k --scale paper": needs_params(EXIT_DATA),
     "smt plan": needs_params(),
+    "smt plan --memory": needs_small_scales(),
+    "smt plan --memory --gpu rtx4090": needs_small_scales(),
+    "snakemake --profile local rehearse --config scale=paper": needs_small_scales(),
     "smt status": needs_params(),
     "smt doctor": needs_slurm(),
     "snakemake --profile slurm all --config scale=demo": needs_slurm(),
@@ -181,6 +189,15 @@ def forked(project: ProjectCopy, **environment: str) -> Place:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
     return forked(follow_example(ProjectCopy(tmp_path_factory.mktemp("bare") / "project")))
+
+
+@pytest.fixture(scope="module")
+def small_scales(tmp_path_factory):
+    project = ProjectCopy(tmp_path_factory.mktemp("small_scales") / "project")
+    keep(project.folder / "params", {SMT_T, RETINANET})
+    for scale in ("demo", "paper"):
+        make_small(project.folder / "params", scale)
+    return forked(project)
 
 
 @pytest.fixture

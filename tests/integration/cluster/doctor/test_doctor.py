@@ -30,7 +30,7 @@ def test_on_a_laptop_without_slurm_the_rest_is_checked(project, tmp_path):
 
 def test_data_that_nobody_brought_is_named(project, tmp_path):
     report = doctor(project, PATH=str(tmp_path))
-    missing = [text for level, name, text in report.found if (level, name) == ("error", "data")]
+    missing = [text for level, name, text in report.results if (level, name) == ("error", "data")]
     assert missing[0].startswith("not found: data/imagenet1k/train/ of imagenet1k; give the folder")
 
 
