@@ -5,6 +5,7 @@ import json
 import re
 import signal
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,22 @@ def proof_record(project, ranks):
     return json.loads(path.read_text())
 
 
+@contextmanager
+def another_proof(project, record):
+    """Add a proof's record, give the text of the table with it, and restore both."""
+    folder = project / "results/demo/proof"
+    tables = {path: path.read_bytes() for path in folder.glob("*.*") if path.suffix != ".json"}
+    path = folder / "other.json"
+    path.write_text(json.dumps(record))
+    try:
+        assert smt(project, "prove", "--tables", "only", "--scale", "demo").returncode == 0
+        yield (folder / "proof.md").read_text()
+    finally:
+        path.unlink()
+        for table, content in tables.items():
+            table.write_bytes(content)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_weights_and_journals_are_equal_after_real_kills(proof_project, ranks):
     project, output = proof_project
@@ -116,30 +133,16 @@ def test_two_processes_are_compared_with_one(proof_project):
 def test_a_difference_is_named_in_the_table(proof_project, tmp_path):
     project, _ = proof_project
     record = proof_record(project, 1)
-    path = project / "results/demo/proof/other.json"
-    path.write_text(
-        json.dumps({**record, "journal_equal": False, "first_difference": "line 3: this and that"})
-    )
-    try:
-        result = smt(project, "prove", "--tables", "only", "--scale", "demo")
-        assert result.returncode == 0
-        text = (project / "results/demo/proof/proof.md").read_text()
+    difference = {"journal_equal": False, "first_difference": "line 3: this and that"}
+    with another_proof(project, record | difference) as text:
         assert "NOT EQUAL: line 3: this and that" in text and "2 of 3 ended" in text
-    finally:
-        path.unlink()
 
 
 def test_kills_that_were_not_sent_are_counted(proof_project):
     project, _ = proof_project
     record = proof_record(project, 1)
-    path = project / "results/demo/proof/other.json"
-    path.write_text(json.dumps({**record, "kills_drawn": 9}))
-    try:
-        smt(project, "prove", "--tables", "only", "--scale", "demo")
-        text = (project / "results/demo/proof/proof.md").read_text()
+    with another_proof(project, record | {"kills_drawn": 9}) as text:
         assert f"| {len(record['kills'])} of 9 |" in text
-    finally:
-        path.unlink()
 
 
 def test_a_kill_waits_for_at_most_one_checkpoint(tmp_path):
@@ -175,20 +178,14 @@ class FakeTraining:
 def test_the_table_names_the_nodes_of_slurm(proof_project):
     project, _ = proof_project
     current = proof_record(project, 2)
-    path = project / "results/demo/proof/other.json"
     text = (project / "results/demo/proof/proof.md").read_text()
     assert "SLURM" not in text
     records = ({"launcher": "slurm", "nodes": 2}, {})
     assert records[0].keys() <= current.keys()
     for record, expected in zip(records, (["2 on 2 nodes of SLURM"], []), strict=True):
         old = {key: value for key, value in current.items() if key not in records[0]}
-        path.write_text(json.dumps(old | record))  # the second like records without a launcher
-        try:
-            smt(project, "prove", "--tables", "only", "--scale", "demo")
-        finally:
-            path.unlink()
-        text = (project / "results/demo/proof/proof.md").read_text()
-        assert re.findall(r"\d on \d nodes of SLURM", text) == expected
+        with another_proof(project, old | record) as text:  # the second is of before launchers
+            assert re.findall(r"\d on \d nodes of SLURM", text) == expected
 
 
 def test_the_dag_proves_the_runs_of_the_scale(tmp_path):

