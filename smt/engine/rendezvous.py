@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from smt.cluster.slurm import Slurm, facts
-from smt.engine.launch import ProcessRank, process_rank
+from smt.engine.launch import ProcessRank, process_rank, ranks_on_node
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ NCCL by itself ends a process after 10 minutes, by SIGABRT.
 
 _REPORT_INTERVAL = timedelta(seconds=30)
 """Between two lines that say who waits for whom."""
+_LOOPBACK = "lo"
+_BEYOND = "192.0.2.1"
+"""An address of no host (RFC 5737): the way to it is the default route."""
 _PORTS = range(15000, 29000)
 """Below those that Linux gives to outgoing connections (32768 and above)."""
 
@@ -77,11 +80,13 @@ def set_environment(environment: MutableMapping[str, str] = os.environ) -> None:
         environment["WORLD_SIZE"] = str(process.world_size)
         environment["LOCAL_RANK"] = str(process.local_rank)
     interface = _interface_to(environment["MASTER_ADDR"])
+    if interface == _LOOPBACK and process.world_size > ranks_on_node(environment):
+        interface = _interface_to(_BEYOND)  # on the host of rank 0, by its own name
     if interface is not None:
         # By itself gloo takes the address that the host's own name resolves to, which on Debian
         # is 127.0.1.1.
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
-        if interface != "lo":
+        if interface != _LOOPBACK:
             environment.setdefault("NCCL_SOCKET_IFNAME", interface)
 
 

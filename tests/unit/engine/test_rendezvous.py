@@ -61,6 +61,20 @@ def test_gloo_takes_the_interface_that_leads_to_rank_0():
     assert variables["GLOO_SOCKET_IFNAME"] == "lo" and "NCCL_SOCKET_IFNAME" not in variables
 
 
+def test_the_host_of_rank_0_does_not_offer_its_loopback_to_other_hosts(monkeypatch):
+    """Its own name may be that of its loopback there."""
+    interfaces = {"127.0.1.1": "lo", rendezvous._BEYOND: "eth3"}
+    monkeypatch.setattr(rendezvous, "_interface_to", interfaces.get)
+    variables = {
+        "RANK": "0",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.1.1",
+    }
+    rendezvous.set_environment(variables)
+    assert variables["GLOO_SOCKET_IFNAME"] == variables["NCCL_SOCKET_IFNAME"] == "eth3"
+
+
 def test_variables_set_by_the_user_are_kept():
     settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4711", "GLOO_SOCKET_IFNAME": "ib0",
            "NCCL_SOCKET_IFNAME": "ib1"}  # fmt: skip
