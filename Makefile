@@ -125,12 +125,15 @@ docs: env  ## the documents as a site, in site/; a broken link fails
 	@mkdocs build --strict
 	@echo "make: the documents are in site/index.html"
 
-demo-docs: env  ## docs/dag.svg, and the demo's tables in docs/demo-results.md
-	@command -v dot >/dev/null || { \
-	  echo "make: dot draws the DAG. Install: sudo apt-get install graphviz" >&2; exit 2; }
+demo-docs: env  ## docs/dag.svg, docs/report.png, and the demo's tables in docs/demo-results.md
+	@command -v dot >/dev/null && command -v chromium >/dev/null || { \
+	  echo "make: dot plots the DAG, chromium the report." \
+	    "Install: sudo apt-get install graphviz chromium" >&2; exit 2; }
 	@snakemake --quiet all --rulegraph dot all | tred | dot -Grankdir=LR -Tsvg > docs/dag.svg
 	@python docs/demo_results.py docs/demo-results.md $(RESULTS)/tables
-	@echo "make: docs/dag.svg and docs/demo-results.md are up to date"
+	@chromium --headless --disable-gpu --hide-scrollbars $(if $(filter 0,$(shell id -u)),--no-sandbox) \
+	  --window-size=1200,1100 --screenshot=docs/report.png file://$(abspath $(RESULTS)/report.html) 2>/dev/null
+	@echo "make: docs/dag.svg, docs/report.png and docs/demo-results.md are up to date"
 
 lock: env  ## requirements.lock from what is in .venv
 	@{ echo "# Every package of the environment, pinned. Made by: make lock"; \
