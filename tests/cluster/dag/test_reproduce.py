@@ -189,7 +189,7 @@ def preempt_and_restart(project, targets, first, later):
 
 def assert_jobs_adopted(project, before, after):
     """Assert that the second driver adopted the jobs of the first and submitted none twice."""
-    assert "taken over from an earlier start" in project.log.read_text()
+    assert "reattached, from an earlier run of Snakemake" in project.log.read_text()
     names = list(after.values())
     assert len(names) == len(set(names)), sorted(names)
     assert set(before) <= set(after)

@@ -198,9 +198,9 @@ def test_among_all_tables_one_waits_for_the_seeds_of_its_intervals(monkeypatch):
 # --- what is out of date -----------------------------------------------------------------------
 
 
-def test_an_up_to_date_project_has_no_jobs(done):
-    assert done.plan("all").pending == {}
-    assert "Nothing to be done" in done.snakemake("all").stderr
+def test_an_up_to_date_project_has_no_jobs(finished_copy):
+    assert finished_copy.plan("all").pending == {}
+    assert "Nothing to be done" in finished_copy.snakemake("all").stderr
 
 
 def test_tables_with_intervals_come_last_and_are_remade_when_more_seeds_are_done(
@@ -228,12 +228,16 @@ def test_tables_with_intervals_come_last_and_are_remade_when_more_seeds_are_done
     assert plan_of_table.trainings == {} and plan_of_table.tables == {"imagenet1k"}
 
 
-def test_a_change_of_titles_or_comments_trains_nothing(done):
-    done.edit("experiments.yaml", "title: SMT-T on ImageNet-1K", "title: The tiny one  # small")
-    done.edit("recipes.yaml", "title: ImageNet-1K, 300 epochs at 224", "title: From scratch")
-    done.edit("models.yaml", "title: SMT-T\n", "title: Tiny\n")
-    done.edit("data.yaml", "title: ImageNet-1K (ILSVRC 2012)", "title: The usual thousand")
-    assert done.plan("all").trainings == {}
+def test_a_change_of_titles_or_comments_trains_nothing(finished_copy):
+    finished_copy.edit(
+        "experiments.yaml", "title: SMT-T on ImageNet-1K", "title: The tiny one  # small"
+    )
+    finished_copy.edit(
+        "recipes.yaml", "title: ImageNet-1K, 300 epochs at 224", "title: From scratch"
+    )
+    finished_copy.edit("models.yaml", "title: SMT-T\n", "title: Tiny\n")
+    finished_copy.edit("data.yaml", "title: ImageNet-1K (ILSVRC 2012)", "title: The usual thousand")
+    assert finished_copy.plan("all").trainings == {}
 
 
 def test_a_changed_learning_rate_trains_its_runs_and_their_children(finished_copy):
@@ -259,9 +263,11 @@ def test_a_changed_head_trains_its_runs_and_no_classifier(finished_copy):
     assert plan.tables == {"ade20k", "coco_mask_rcnn", "coco_detectors", "sizes", "drift"}
 
 
-def test_a_change_of_the_title_of_a_head_trains_nothing(done):
-    done.edit("heads.yaml", "    title: UPerNet\n", "    title: Unified perceptual parsing\n")
-    assert done.plan("all").trainings == {}
+def test_a_change_of_the_title_of_a_head_trains_nothing(finished_copy):
+    finished_copy.edit(
+        "heads.yaml", "    title: UPerNet\n", "    title: Unified perceptual parsing\n"
+    )
+    assert finished_copy.plan("all").trainings == {}
 
 
 def test_a_change_of_a_childs_recipe_trains_the_child_alone(finished_copy):
