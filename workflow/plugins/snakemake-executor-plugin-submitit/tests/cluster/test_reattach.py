@@ -54,6 +54,17 @@ def assert_reattaches(toy, job):
     assert toy.records() == []
 
 
+def reattach_and_succeed(toy, *arguments, **settings):
+    """Start Snakemake, let the job end once it is reattached, and return the output.
+
+    A job that may end before would leave nothing to do.
+    """
+    driver = toy.start(*arguments, **settings)
+    driver.await_that(lambda: "reattached" in driver.output())
+    (toy.folder / "go").touch()
+    return driver.succeed()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_a_running_job_is_reattached(toy, number):
     assert_reattaches(toy, kill_while_training(toy, number))
@@ -209,8 +220,7 @@ def test_equal_parameters_with_another_representation_are_reattached(toy):
     toy.environment["PYTHONHASHSEED"] = "1"
     job = kill_once_started(toy)
     toy.environment["PYTHONHASHSEED"] = "2"
-    (toy.folder / "go").touch()
-    assert f"job {job} " in (output := toy.succeed(*ALL)) and "reattached" in output
+    assert f"job {job} " in (output := reattach_and_succeed(toy, *ALL)) and "reattached" in output
     assert list(toy.jobs()) == [job]
 
 
@@ -218,8 +228,7 @@ def test_changes_that_trigger_no_rerun_are_reattached_and_reported(toy):
     write_workflow(toy)
     job = kill_once_started(toy)
     write_workflow(toy, word="new")
-    (toy.folder / "go").touch()
-    output = toy.succeed()  # with the triggers input and params
+    output = reattach_and_succeed(toy)  # with the triggers input and params
     assert "reattached, from an earlier run of Snakemake; changed since: code" in output
     assert list(toy.jobs()) == [job]
 
@@ -394,8 +403,7 @@ def test_workflows_with_a_common_folder_have_their_own_jobs(toy, cluster, tmp_pa
         assert "reattached" not in other.succeed(folder=folder)
         assert (other.folder / "r.txt").read_text() == "second\n"
         assert list(toy.jobs().values()) == ["RUNNING"]
-        (toy.folder / "go").touch()
-        assert "reattached" in toy.succeed(folder=folder)
+        assert "reattached" in reattach_and_succeed(toy, folder=folder)
     assert (toy.folder / "r.txt").read_text() == "first\n"
     assert len(list(folder.iterdir())) == 2
 
