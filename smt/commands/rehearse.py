@@ -60,9 +60,7 @@ def command(
 
     rehearsed, card, fits = Rehearsed(project, layout), project.cluster.kind, []
     for name in names:
-        images = project.recipe_of(name).device_batch
-        recomputed = recompute or project.recomputes(name, on_gpu=True)
-        fits.append(Fit(rehearsed.rehearse(name, images, recomputed), room(card)))
+        fits.append(Fit(rehearsed.rehearse(name, recompute=recompute or None), room(card)))
         _print(fits[-1], waits)
     if target is not None:
         with explained(target, "give a file that can be written: smt rehearse --json FILE"):

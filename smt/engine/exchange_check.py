@@ -50,9 +50,11 @@ def problem() -> str | None:
 def _environment(rank: int, port: str) -> dict[str, str]:
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(_PROCESSES),
            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-    hidden = {} if torch.cuda.device_count() >= _PROCESSES else {"CUDA_VISIBLE_DEVICES": "-1"}
-    granted = {name: value for name, value in os.environ.items() if "GPU" not in name}
-    return {**(granted if hidden else os.environ), **own, **hidden}
+    if torch.cuda.device_count() >= _PROCESSES:
+        return {**os.environ, **own}
+    # On the CPU, as processes that were given no GPU.
+    others = {name: value for name, value in os.environ.items() if "GPU" not in name}
+    return {**others, **own, "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def _last_line(text: str) -> str:

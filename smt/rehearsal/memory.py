@@ -49,23 +49,31 @@ class Rehearsed:
             UserError: it has to be done and cannot, with this torch or beside a real GPU.
             DamagedRecord: what was kept cannot be read.
         """
-        images = images or self.project.recipe_of(experiment).device_batch
-        if recompute is None:
-            recompute = self.project.recomputes(experiment, on_gpu=True)
+        images, recompute = self._in_use(experiment, images, recompute)
         kept = rehearsals.read(self.project, self.layout, experiment)
         found = kept.find(images, recompute) if kept is not None else None
-        return found or self.rehearse(experiment, images, recompute)
+        return found or self.rehearse(experiment, images=images, recompute=recompute)
 
-    def rehearse(self, experiment: str, images: int, recompute: bool) -> Rehearsal:
-        """Rehearse anew, and keep what comes of it."""
+    def rehearse(
+        self, experiment: str, *, images: int | None = None, recompute: bool | None = None
+    ) -> Rehearsal:
+        """Rehearse anew, with the same defaults, and keep what comes of it."""
         from smt.rehearsal.run import rehearse  # torch, which what was kept does not need
 
+        images, recompute = self._in_use(experiment, images, recompute)
         if self._announce is not None:
             how = ", recomputed" if recompute else ""
             self._announce(f"rehearsing {experiment}, {images} images a GPU{how}")
         result = rehearse(self.project, experiment, images=images, recompute=recompute)
         rehearsals.add(self.project, self.layout, result)
         return result
+
+    def _in_use(
+        self, experiment: str, images: int | None, recompute: bool | None
+    ) -> tuple[int, bool]:
+        if recompute is None:
+            recompute = self.project.recomputes(experiment, on_gpu=True)
+        return images or self.project.recipe_of(experiment).device_batch, recompute
 
 
 @dataclass(frozen=True)
