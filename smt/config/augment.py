@@ -1,10 +1,11 @@
 """How images become what detectors and segmenters see, in training and in evaluation."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
 
-from smt.config.types import Fraction, Positive, PositiveFloat, Strict
+from smt.config.types import Fraction, Positive, PositiveFloat, Problem, Range, Strict
 
 Choices = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
@@ -32,6 +33,11 @@ class RandomCrop(Strict):
     largest: Positive
     """Of a side, in pixels, if the image has as many."""
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is inconsistent, by key."""
+        if self.smallest > self.largest:
+            yield ("smallest",), f"{self.smallest} is more than largest, {self.largest}"
+
 
 class Policy(Strict):
     """One way to scale an image in training."""
@@ -53,9 +59,6 @@ class DetectionEvaluation(Strict):
     """How a detector is evaluated: one scale, one image at a time."""
 
     rescale: FixedRescale
-
-
-Range = tuple[PositiveFloat, PositiveFloat]
 
 
 class Photometric(Strict):

@@ -1,20 +1,15 @@
 """Checks of `params/` across entries: references, sums, cycles, duplicates of a training."""
 
-import re
-
 from smt.config import fingerprint
 from smt.config.cluster import ScaleShare
 from smt.config.experiments import Experiment, Run
-from smt.config.heads import Head
-from smt.config.models import Model
 from smt.config.project import Project
 from smt.config.published import ReportedValue
-from smt.config.recipes import ClassificationRecipe, DetectionRecipe, Recipe, SegmentationRecipe
+from smt.config.recipes import Recipe
 from smt.config.sections import RECIPES, SECTIONS
+from smt.config.types import divisors
 from smt.config.yaml import KeyPath, YamlFile
 from smt.errors import UserError, suggest
-
-_RAND_AUGMENT = re.compile(r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")
 
 LAYOUTS = {"classify": "imagenet", "detect": "coco", "segment": "ade20k"}
 """Layout of the data sets of each task."""
@@ -28,12 +23,11 @@ class ConsistencyChecker:
         self.files = files
 
     def check(self) -> None:
-        for name, model in self.project.models.items():
-            self._model(name, model)
-        for name, head in self.project.heads.items():
-            self._head(name, head)
         for name, recipe in self.project.recipes.items():
-            self._recipe(name, recipe)
+            section = _section_of(recipe)
+            self._require_entry(
+                SECTIONS[section][0], (section, name, "dataset"), recipe.dataset, "datasets"
+            )
         for name, class_map in self.project.class_maps.items():
             for key in ("source", "target"):
                 self._require_entry(
@@ -67,35 +61,6 @@ class ConsistencyChecker:
         if name not in valid:
             kind = section.rstrip("s").replace("_", " ")
             raise self._fail(file, path, f"no {kind} {name!r}; {suggest(name, valid)}")
-
-    def _model(self, name: str, model: Model) -> None:
-        for stage, (width, heads) in enumerate(zip(model.widths, model.msa_heads, strict=True)):
-            mixers = model.block_mixers(stage)
-            if "msa" in mixers and width % heads:
-                raise self._fail(
-                    "models",
-                    ("models", name, "msa_heads"),
-                    f"{heads} heads do not divide the {width} channels of stage {stage + 1}; "
-                    f"valid: {_divisors(width)} (at scale {self.project.scale_name})",
-                )
-            if "sam" in mixers and model.mhmc_heads > width:
-                raise self._fail(
-                    "models",
-                    ("models", name, "mhmc_heads"),
-                    f"{model.mhmc_heads} heads for the {width} channels of stage {stage + 1}; "
-                    f"valid: 1 to {width}",
-                )
-            if model.mixers[stage] in ("alternate", "half") and len(set(mixers)) < 2:
-                raise self._fail(
-                    "models",
-                    ("models", name, "mixers"),
-                    f"stage {stage + 1} has {model.depths[stage]} block, too few to be "
-                    f"{model.mixers[stage]}; valid: 2 blocks or more, or the mixer sam or msa",
-                )
-
-    def _head(self, name: str, head: Head) -> None:
-        for path, problem in head.problems():
-            raise self._fail("heads", ("heads", name, *path), problem)
 
     def _task(self, name: str, experiment: Experiment) -> None:
         """Refuse a recipe, a head or a data set that is not of the experiment's task."""
@@ -131,100 +96,6 @@ class ConsistencyChecker:
                 f"{experiment.recipe} trains on {recipe.dataset}, whose layout is "
                 f"{dataset.layout}; the task {experiment.task} needs {LAYOUTS[experiment.task]}",
             )  # fmt: skip
-
-    def _recipe(self, name: str, recipe: Recipe) -> None:
-        section = _section_of(recipe)
-        file, path = SECTIONS[section][0], (section, name)
-        self._require_entry(file, (*path, "dataset"), recipe.dataset, "datasets")
-        if recipe.global_batch % recipe.device_batch:
-            raise self._fail(
-                file,
-                (*path, "device_batch"),
-                f"{recipe.device_batch} does not divide the global batch of "
-                f"{recipe.global_batch}; valid: {_divisors(recipe.global_batch)}",
-            )
-        match recipe:
-            case ClassificationRecipe():
-                self._classification_recipe(path, recipe)
-            case DetectionRecipe():
-                self._detection_recipe(path, recipe)
-            case SegmentationRecipe():
-                self._segmentation_recipe(path, recipe)
-
-    def _detection_recipe(self, path: KeyPath, recipe: DetectionRecipe) -> None:
-        schedule = recipe.schedule
-        late = [epoch for epoch in schedule.milestones if epoch >= schedule.epochs]
-        if late:
-            raise self._fail(
-                "detection", (*path, "schedule", "milestones"),
-                f"epoch {late[0]} in a run of {schedule.epochs}; valid: 1 to "
-                f"{schedule.epochs - 1}",
-            )  # fmt: skip
-        for index, policy in enumerate(recipe.augment.policies):
-            crop = policy.crop
-            if crop is not None and crop.smallest > crop.largest:
-                raise self._fail(
-                    "detection", (*path, "augment", "policies", index, "crop", "smallest"),
-                    f"{crop.smallest} is more than largest, {crop.largest}",
-                )  # fmt: skip
-
-    def _segmentation_recipe(self, path: KeyPath, recipe: SegmentationRecipe) -> None:
-        schedule = recipe.schedule
-        if schedule.steps % schedule.interval:
-            raise self._fail(
-                "segmentation", (*path, "schedule", "interval"),
-                f"{schedule.interval} does not divide the {schedule.steps} steps; valid: "
-                f"{_divisors(schedule.steps)}",
-            )  # fmt: skip
-        if schedule.warmup_steps >= schedule.steps:
-            raise self._fail(
-                "segmentation", (*path, "schedule", "warmup_steps"),
-                f"{schedule.warmup_steps} in a run of {schedule.steps}; valid: 0 to "
-                f"{schedule.steps - 1}",
-            )  # fmt: skip
-        low, high = recipe.augment.factor
-        if low > high:
-            raise self._fail(
-                "segmentation", (*path, "augment", "factor"),
-                f"[{low}, {high}] is not low, then high",
-            )  # fmt: skip
-
-    def _classification_recipe(self, path: KeyPath, recipe: ClassificationRecipe) -> None:
-        if recipe.schedule.warmup_epochs >= recipe.schedule.epochs:
-            raise self._fail(
-                "recipes",
-                (*path, "schedule", "warmup_epochs"),
-                f"{recipe.schedule.warmup_epochs} epochs of warm-up in a run of "
-                f"{recipe.schedule.epochs}; valid: 0 to {recipe.schedule.epochs - 1}",
-            )
-        if recipe.compile and recipe.recompute:
-            raise self._fail(
-                "recipes", (*path, "recompute"),
-                "true with compile: true: what is computed again in compiled code may have other "
-                "bits; valid: one of the two",
-            )  # fmt: skip
-        rand_augment = recipe.augment.rand_augment
-        if rand_augment is not None and not _RAND_AUGMENT.match(rand_augment):
-            raise self._fail(
-                "recipes",
-                (*path, "augment", "rand_augment"),
-                f"{rand_augment!r} is not timm's notation; valid: rand-m9-mstd0.5-inc1 and the "
-                "like (parts m, n, p, w, mstd, mmax, inc), or null",
-            )
-        augment = recipe.augment
-        if (augment.mixup or augment.cutmix) and recipe.device_batch % 2:
-            raise self._fail(
-                "recipes",
-                (*path, "device_batch"),
-                f"{recipe.device_batch} is odd: Mixup and CutMix pair the images of a batch; "
-                "valid: an even number, or mixup: 0 and cutmix: 0",
-            )
-        for key in ("scale", "ratio"):
-            low, high = getattr(augment, key)
-            if low > high:
-                raise self._fail(
-                    "recipes", (*path, "augment", key), f"[{low}, {high}] is not low, then high"
-                )
 
     def _start(self, name: str) -> None:
         project = self.project
@@ -356,7 +227,7 @@ class ConsistencyChecker:
 
     def _trajectory(self) -> None:
         valid = (self.files["scales"].data, self.project.experiments, self.project.reported.sources)
-        for path, problem in self.project.trajectory.problems(*valid):
+        for path, problem in self.project.trajectory.reference_problems(*valid):
             raise self._fail("trajectory", path, problem)
 
     def _cluster(self) -> None:
@@ -406,7 +277,7 @@ class ConsistencyChecker:
                 "cluster",
                 ("scales", self.project.scale_name, *key),
                 f"{gpus} GPUs cannot share the {micro_batches} micro-batches that make a global "
-                f"batch of recipe {recipe} ({name}); valid: {_divisors(micro_batches)}, here or "
+                f"batch of recipe {recipe} ({name}); valid: {divisors(micro_batches)}, here or "
                 "for it "
                 f"alone (scales.{self.project.scale_name}.recipes.{recipe}.gpus)",
             )
@@ -414,7 +285,3 @@ class ConsistencyChecker:
 
 def _section_of(recipe: Recipe) -> str:
     return next(name for name in RECIPES.values() if type(recipe) is SECTIONS[name][1])
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)

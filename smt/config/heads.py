@@ -9,10 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticKnownError
 
-from smt.config.types import Fraction, Positive, PositiveFloat, Strict
-
-Problem = tuple[tuple[str | int, ...], str]
-"""Key and message of an inconsistency between values."""
+from smt.config.types import Fraction, Positive, PositiveFloat, Problem, Strict, divisors
 
 Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 """By which the four offsets of a box (dx, dy, dw, dh) are divided."""
@@ -31,10 +28,6 @@ class Head(Strict):
     kind: str
     """One of `HEADS`."""
     title: str
-
-    def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong between values, by key."""
-        return iter(())
 
     @property
     def over_processes(self) -> str:
@@ -90,10 +83,10 @@ class Matching(Strict):
     """IoU from which an object that no other box finds better takes its best box all the same;
     null for no such rule."""
 
-    def problems(self, *path: str | int) -> Iterator[Problem]:
-        """Yield what is wrong, by key below `path`."""
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is inconsistent, by key."""
         if self.negative > self.positive:
-            yield (*path, "negative"), f"{self.negative} is more than positive, {self.positive}"
+            yield ("negative",), f"{self.negative} is more than positive, {self.positive}"
 
 
 class Sampling(Strict):
@@ -165,12 +158,6 @@ class TwoStage(Detector):
     test: Selection
     mask_threshold: Fraction
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong, by key."""
-        yield from self.rpn.matching.problems("rpn", "matching")
-        for index, stage in enumerate(self.stages):
-            yield from stage.matching.problems("stages", index, "matching")
-
     @property
     def over_processes(self) -> str:
         """The BatchNorms between the convolutions of the box heads, if there are any."""
@@ -188,10 +175,6 @@ class RetinaNet(Detector):
     focal_alpha: Fraction
     focal_gamma: PositiveFloat
     test: Selection
-
-    def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong, by key."""
-        yield from self.matching.problems("matching")
 
 
 class ATSS(Detector):
@@ -213,7 +196,7 @@ class ATSS(Detector):
     test: Selection
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong, by key."""
+        """Yield what is inconsistent, by key."""
         yield from _divided(self.channels, groups=self.groups)
 
     @property
@@ -256,7 +239,7 @@ class SparseRCNN(Detector):
     """Predictions of an image."""
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong, by key."""
+        """Yield what is inconsistent, by key."""
         yield from _divided(self.channels, heads=self.heads)
 
     @property
@@ -301,7 +284,7 @@ class DINO(Detector):
     """Predictions of an image."""
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong, by key."""
+        """Yield what is inconsistent, by key."""
         if self.channels % self.NORM_GROUPS:
             few, more = self.NORM_GROUPS, 2 * self.NORM_GROUPS
             yield (
@@ -336,7 +319,7 @@ class UPerNet(Segmenter):
 def _divided(channels: int, **parts: int) -> Iterator[Problem]:
     for key, number in parts.items():
         if channels % number:
-            valid = ", ".join(str(n) for n in range(1, channels + 1) if channels % n == 0)
+            valid = divisors(channels)
             yield (key,), f"{number} does not divide the {channels} channels; valid: {valid}"
 
 

@@ -15,7 +15,7 @@ from smt.config.project import Project, Scale
 from smt.config.published import Discrepancy, Reported
 from smt.config.sections import RECIPES, SECTIONS
 from smt.config.trajectory import Trajectory
-from smt.config.types import Positive
+from smt.config.types import Positive, problems_within
 from smt.config.yaml import KeyPath, YamlFile
 from smt.errors import UserError, suggest
 
@@ -160,6 +160,10 @@ class _SectionReader:
             data = self._resolve(file, section, name, ())
             record = kind if isinstance(kind, type) else kind(data)
             records[name] = _validate(record, data, self._sources(file, section, name))
+            for location, problem in problems_within(records[name]):
+                # Values of several places do not fit: name the entry that brings them together.
+                where = file.where((section, name, *location))
+                raise UserError(f"{where}: {problem} (at scale {self.layers[-1]})")
         return records
 
     def _resolve(

@@ -1,8 +1,9 @@
 """What `params/models.yaml` holds: architectures, the paper's variants and ablations."""
 
+from collections.abc import Iterator
 from typing import Literal
 
-from smt.config.types import Positive, PositiveFloat, Strict
+from smt.config.types import Positive, PositiveFloat, Problem, Strict, divisors
 
 Mixer = Literal["sam", "msa", "alternate", "half"]
 
@@ -43,3 +44,26 @@ class Model(Strict):
             # With an odd depth the middle block is SAM.
             return tuple("sam" if 2 * block < depth else "msa" for block in range(depth))
         return (mixer,) * depth
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is inconsistent, by key."""
+        for stage, (width, heads) in enumerate(zip(self.widths, self.msa_heads, strict=True)):
+            mixers = self.block_mixers(stage)
+            if "msa" in mixers and width % heads:
+                yield (
+                    ("msa_heads",),
+                    f"{heads} heads do not divide the {width} channels of stage {stage + 1}; "
+                    f"valid: {divisors(width)}",
+                )
+            if "sam" in mixers and self.mhmc_heads > width:
+                yield (
+                    ("mhmc_heads",),
+                    f"{self.mhmc_heads} heads for the {width} channels of stage {stage + 1}; "
+                    f"valid: 1 to {width}",
+                )
+            if self.mixers[stage] in ("alternate", "half") and len(set(mixers)) < 2:
+                yield (
+                    ("mixers",),
+                    f"stage {stage + 1} has {self.depths[stage]} block, too few to be "
+                    f"{self.mixers[stage]}; valid: 2 blocks or more, or the mixer sam or msa",
+                )

@@ -1,5 +1,7 @@
 """What recipes hold: `params/recipes.yaml`, `detection.yaml`, `segmentation.yaml`."""
 
+import re
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -10,7 +12,18 @@ from smt.config.augment import (
     SegmentationAugment,
     SegmentationEvaluation,
 )
-from smt.config.types import Fraction, Name, Positive, PositiveFloat, Strict
+from smt.config.types import (
+    Fraction,
+    Name,
+    Positive,
+    PositiveFloat,
+    Problem,
+    Range,
+    Strict,
+    divisors,
+)
+
+_RAND_AUGMENT = re.compile(r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """tf32: float32, of whose mantissas GPUs multiply 10 bits; on a CPU it is fp32."""
@@ -51,6 +64,15 @@ class Schedule(Strict):
     min_lr: Annotated[float, Field(ge=0)]
     """Learning rate that the cosine ends in, at `lr_batch`."""
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is inconsistent, by key."""
+        if self.warmup_epochs >= self.epochs:
+            yield (
+                ("warmup_epochs",),
+                f"{self.warmup_epochs} epochs of warm-up in a run of {self.epochs}; "
+                f"valid: 0 to {self.epochs - 1}",
+            )
+
 
 class StepSchedule(Strict):
     """Linear warm-up over the first steps, then a constant rate that drops at some epochs."""
@@ -62,6 +84,15 @@ class StepSchedule(Strict):
     milestones: tuple[Positive, ...]
     """Epochs after which the rate is multiplied by `gamma`."""
     gamma: PositiveFloat
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is inconsistent, by key."""
+        for index, epoch in enumerate(self.milestones):
+            if epoch >= self.epochs:
+                yield (
+                    ("milestones", index),
+                    f"epoch {epoch} in a run of {self.epochs}; valid: 1 to {self.epochs - 1}",
+                )
 
 
 class PolySchedule(Strict):
@@ -82,13 +113,27 @@ class PolySchedule(Strict):
         """Intervals of the whole run."""
         return self.steps // self.interval
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is inconsistent, by key."""
+        if self.steps % self.interval:
+            yield (
+                ("interval",),
+                f"{self.interval} does not divide the {self.steps} steps; "
+                f"valid: {divisors(self.steps)}",
+            )
+        if self.warmup_steps >= self.steps:
+            yield (
+                ("warmup_steps",),
+                f"{self.warmup_steps} in a run of {self.steps}; valid: 0 to {self.steps - 1}",
+            )
+
 
 class Augment(Strict):
     """Training-time augmentation, in timm's terms."""
 
-    scale: tuple[PositiveFloat, PositiveFloat]
+    scale: Range
     """Area of the random resized crop over the image's."""
-    ratio: tuple[PositiveFloat, PositiveFloat]
+    ratio: Range
     """Aspect ratio of the random resized crop."""
     hflip: Fraction
     rand_augment: str | None
@@ -106,6 +151,15 @@ class Augment(Strict):
     mix_switch_prob: Fraction
     """Probability of CutMix rather than Mixup where both are on."""
     label_smoothing: Fraction
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is inconsistent, by key."""
+        if self.rand_augment is not None and not _RAND_AUGMENT.match(self.rand_augment):
+            yield (
+                ("rand_augment",),
+                f"{self.rand_augment!r} is not timm's notation; valid: rand-m9-mstd0.5-inc1 and "
+                "the like (parts m, n, p, w, mstd, mmax, inc), or null",
+            )
 
 
 class Evaluation(Strict):
@@ -178,6 +232,15 @@ class Recipe(Strict):
         """Micro-batches of a global batch, over all processes."""
         return self.global_batch // self.device_batch
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is inconsistent, by key."""
+        if self.global_batch % self.device_batch:
+            yield (
+                ("device_batch",),
+                f"{self.device_batch} does not divide the global batch of {self.global_batch}; "
+                f"valid: {divisors(self.global_batch)}",
+            )
+
 
 class ClassificationRecipe(Recipe):
     """How a classifier is trained."""
@@ -196,6 +259,22 @@ class ClassificationRecipe(Recipe):
     def compiles(self) -> bool:
         """Whether blocks go through torch.compile."""
         return self.compile
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is inconsistent, by key."""
+        yield from super().problems()
+        if self.compile and self.recompute:
+            yield (
+                ("recompute",),
+                "true with compile: true: what is computed again in compiled code may have other "
+                "bits; valid: one of the two",
+            )
+        if (self.augment.mixup or self.augment.cutmix) and self.device_batch % 2:
+            yield (
+                ("device_batch",),
+                f"{self.device_batch} is odd: Mixup and CutMix pair the images of a batch; "
+                "valid: an even number, or mixup: 0 and cutmix: 0",
+            )
 
 
 class DownstreamRecipe(Recipe):

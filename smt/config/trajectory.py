@@ -52,7 +52,7 @@ class Trajectory(Strict):
     points: dict[Name, dict[Name, Annotated[tuple[ReferencePoint, ...], Field(min_length=1)]]]
     """By scale, then by experiment; read where fewer than two earlier runs are done."""
 
-    def problems(
+    def reference_problems(
         self, scales: Collection[str], experiments: Collection[str], sources: Collection[str]
     ) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Yield the key and the fault of each point that names what is not there, or comes twice.

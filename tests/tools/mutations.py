@@ -465,9 +465,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a batch that does not divide the global batch is taken", "params",
-        "smt/config/consistency.py",
-        "if recipe.global_batch % recipe.device_batch:",
-        "if recipe.global_batch < recipe.device_batch:",
+        "smt/config/recipes.py",
+        "if self.global_batch % self.device_batch:",
+        "if self.global_batch < self.device_batch:",
         PARAMS,
     ),
     # --- executor --------------------------------------------------------------------------------

@@ -96,6 +96,26 @@ MISTAKES = {
         "detection_recipes.mask_rcnn_1x.evaluation.rescale.short",
         "list should have at most 1 item after validation, not 2, found [800, 640]",
     ),
+    "bounds the wrong way round": Mistake(
+        "segmentation.yaml", "        contrast: [0.5, 1.5]\n", "        contrast: [1.5, 0.5]\n",
+        "segmentation_recipes.upernet_160k.augment.photometric.contrast",
+        "list should be low, then high, found [1.5, 0.5]",
+    ),
+    "a crop without a size": Mistake(
+        "detection.yaml", "          crop: {smallest: 384, largest: 600}\n",
+        "          crop: {smallest: 700, largest: 600}\n",
+        "detection_recipes.mask_rcnn_3x.augment.policies.1.crop.smallest",
+        "700 is more than largest, 600",
+    ),
+    "a milestone after the end": Mistake(
+        "detection.yaml", "milestones: [8, 11]", "milestones: [8, 12]",
+        "detection_recipes.mask_rcnn_1x.schedule.milestones.1", "epoch 12 in a run of 12",
+    ),
+    "an interval that does not divide": Mistake(
+        "segmentation.yaml", "      interval: 16000\n", "      interval: 17000\n",
+        "segmentation_recipes.upernet_160k.schedule.interval",
+        "17000 does not divide the 160000 steps",
+    ),
     "notation of RandAugment": Mistake(
         "recipes.yaml", "rand_augment: rand-m9-mstd0.5-inc1\n", "rand_augment: randaug-9\n",
         "recipes.imagenet1k.augment.rand_augment", "valid: rand-m9-mstd0.5-inc1",
