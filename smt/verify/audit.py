@@ -23,7 +23,7 @@ from smt.tracking.view import RunView, read_views
 from smt.verify import data, tables, tracking
 from smt.verify.derive import Derived
 from smt.verify.ledger import Ledger
-from smt.verify.records import NUMBERS, RunAudit, load
+from smt.verify.records import NUMBERS, RunAudit
 from smt.verify.tracking import Receipt
 
 RUNS = "runs"
@@ -58,7 +58,7 @@ class Audit:
             return
         self.ledger.add_item(RUNS, run)
         content = self._content(run)
-        final = load(self.ledger, NUMBERS, partial(record.read_metrics, self.layout, run))
+        final = self.ledger.load(NUMBERS, partial(record.read_metrics, self.layout, run))
         if final is None:
             return
         check = RunAudit(self.project, self.layout, run, final, self.ledger)

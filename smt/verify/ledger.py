@@ -2,18 +2,25 @@
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from smt.runs.provenance import flatten
-from smt.runs.record import DamagedRecord
+from smt.runs.record import DamagedRecord, Record
+
+R = TypeVar("R", bound=Record)
 
 _DIGEST = re.compile(r"\b([0-9a-f]{16})[0-9a-f]{48}\b")
 
 NOTHING = "nothing"
 """The value of a key that a file does not have."""
+
+OLDER = (
+    "trained before records held this, or it was taken out: a change would not be seen; train the "
+    "run again"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,14 @@ class Ledger:
     def add_note(self, kind: str, text: str) -> None:
         """Note what of a kind was not compared, and why."""
         self.notes.setdefault(kind, []).append(text)
+
+    def load(self, kind: str, read: Callable[[], R | None]) -> R | None:
+        """Return what `read` does; None without such a record, or as a mismatch if damaged."""
+        try:
+            return read()
+        except DamagedRecord as damage:
+            self.add_damaged_record(kind, damage)
+            return None
 
     def add_damaged_record(self, kind: str, damage: DamagedRecord) -> None:
         """Add a record that cannot be read as a mismatch, once."""
@@ -96,3 +111,8 @@ def shorten(value: Any, most: int = 80) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = _DIGEST.sub(r"\1...", " ".join(text.split()))
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read, without its path."""
+    return str(getattr(error, "strerror", None) or error)

@@ -337,7 +337,7 @@ MUTATIONS = (
         VERIFY,
     ),
     Mutation(
-        "an evaluation may differ on the same machine", "verify", "smt/verify/records.py",
+        "an evaluation may differ on the same machine", "verify", "smt/verify/weights.py",
         "0.0 if exact else METRICS[name].tolerance", "METRICS[name].tolerance",
         VERIFY,
     ),

@@ -45,8 +45,8 @@ wildcard_constraints:
     experiment=dag.pattern(PLAN.project.order),
     seed=r"0|[1-9]\d{0,9}",
     data=dag.pattern(PLAN.data_keys),
-    table=dag.pattern(PLAN.tables),
-    selection=dag.pattern([*PLAN.tables, dag.EVERYTHING]),
+    table=dag.pattern(PLAN.report.tables),
+    selection=dag.pattern([*PLAN.report.tables, dag.EVERYTHING]),
 
 
 def run_of(wildcards):

@@ -13,7 +13,7 @@ rule profile:
         mem_mb=3000,
         runtime=60,
     params:
-        content=lambda w: plan(w.scale).sizes_content(),
+        content=lambda w: plan(w.scale).report.sizes_content(),
     message:
         "Count parameters and MACs"
     shell:
@@ -24,7 +24,7 @@ rule export:
     # The marker says that the runs of a selection are in MLflow. The receipt, which lists all of
     # them, is no output: each export adds to it.
     input:
-        lambda w: plan(w.scale).sync_inputs(w.selection),
+        lambda w: plan(w.scale).report.sync_inputs(w.selection),
     output:
         touch(PATHS["synced"]),
     log:
@@ -35,7 +35,7 @@ rule export:
         mem_mb=1000,
         runtime=60,
     params:
-        only=lambda w: plan(w.scale).sync_options(w.selection),
+        only=lambda w: plan(w.scale).report.sync_options(w.selection),
     message:
         "Send to MLflow: runs of {wildcards.selection}"
     shell:
@@ -44,7 +44,7 @@ rule export:
 
 rule table:
     input:
-        lambda w: plan(w.scale).table_inputs(
+        lambda w: plan(w.scale).report.table_inputs(
             w.table, among_all=are_all_tables_requested()
         ),
     output:
@@ -63,7 +63,7 @@ rule table:
         mem_mb=1000,
         runtime=60,
     params:
-        content=lambda w: plan(w.scale).table_content(w.table),
+        content=lambda w: plan(w.scale).report.table_content(w.table),
     message:
         "Make table {wildcards.table}"
     shell:
@@ -73,7 +73,7 @@ rule table:
 rule index:
     # The page that leads to the tables, once all of them are there.
     input:
-        lambda w: plan(w.scale).index_inputs(),
+        lambda w: plan(w.scale).report.index_inputs(),
     output:
         multiext(f"{PATHS['tables']}/index", ".md", ".html"),
     log:
@@ -91,12 +91,12 @@ rule index:
 
 rule plot:
     input:
-        lambda w: plan(w.scale).figure_inputs(),
+        lambda w: plan(w.scale).report.figure_inputs(),
     output:
         report(
             expand(
                 f"{PATHS['figures']}/{{figure}}.svg",
-                figure=PLAN.figures,
+                figure=PLAN.report.figures,
                 allow_missing=True,
             ),
             caption="../report/figure.rst",
@@ -104,7 +104,7 @@ rule plot:
         ),
         expand(
             f"{PATHS['figures']}/{{figure}}.png",
-            figure=PLAN.figures,
+            figure=PLAN.report.figures,
             allow_missing=True,
         ),
     log:
@@ -115,7 +115,7 @@ rule plot:
         mem_mb=1000,
         runtime=60,
     params:
-        content=lambda w: plan(w.scale).figures_content(),
+        content=lambda w: plan(w.scale).report.figures_content(),
     message:
         "Plot figures"
     shell:
@@ -125,7 +125,7 @@ rule plot:
 rule report_page:
     # Everything on one page. Not the page of `snakemake --report`, which is about the workflow.
     input:
-        lambda w: plan(w.scale).report_inputs(),
+        lambda w: plan(w.scale).report.report_inputs(),
     output:
         PATHS["report"],
     log:
@@ -136,7 +136,7 @@ rule report_page:
         mem_mb=1000,
         runtime=60,
     params:
-        content=lambda w: plan(w.scale).report_content(),
+        content=lambda w: plan(w.scale).report.report_content(),
     message:
         "Write the report"
     shell:

@@ -44,20 +44,28 @@ rule sizes:
 
 rule sync:
     input:
-        PLAN.synced(dag.EVERYTHING),
+        PLAN.report.synced(dag.EVERYTHING),
 
 
 rule tables:
     # The results by name, or tables that `smt tables` wrote of runs that are not done would do.
     input:
-        PLAN.results(PLAN.tabulated),
-        expand("{folder}/{table}.html", folder=PLAN.layout.tables, table=PLAN.tables),
+        PLAN.results(PLAN.report.tabulated),
+        expand(
+            "{folder}/{table}.html",
+            folder=PLAN.layout.tables,
+            table=PLAN.report.tables,
+        ),
         PLAN.layout.tables / "index.html",
 
 
 rule figures:
     input:
-        expand("{folder}/{figure}.svg", folder=PLAN.layout.figures, figure=PLAN.figures),
+        expand(
+            "{folder}/{figure}.svg",
+            folder=PLAN.layout.figures,
+            figure=PLAN.report.figures,
+        ),
 
 
 rule report:

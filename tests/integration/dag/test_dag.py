@@ -187,12 +187,12 @@ def test_among_all_tables_one_waits_for_the_seeds_of_its_intervals(monkeypatch):
         f"results/paper/sync/ablation_{name}.done"
         for name in ("components", "heads", "stacking", "aggregation")
     }
-    assert set(paper.table_inputs("imagenet1k")) == inputs
-    assert set(paper.table_inputs("imagenet1k", among_all=True)) == inputs | pooled
+    assert set(paper.report.table_inputs("imagenet1k")) == inputs
+    assert set(paper.report.table_inputs("imagenet1k", among_all=True)) == inputs | pooled
     # One seed each, no verdicts, or one seed selected: no variance is pooled.
     for plan, table in ((paper, "coco_detectors"), (dag.load("demo"), "imagenet1k"),
                         (dag.load("paper", [0]), "imagenet1k")):  # fmt: skip
-        assert plan.table_inputs(table, among_all=True) == plan.table_inputs(table)
+        assert plan.report.table_inputs(table, among_all=True) == plan.report.table_inputs(table)
 
 
 # --- what is out of date -----------------------------------------------------------------------

@@ -4,7 +4,6 @@ The rule files hold patterns and commands; everything that depends on `params/` 
 here. Imported at every start of Snakemake, so it imports neither torch nor pandas.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,18 +17,14 @@ from smt.config.experiments import Run
 from smt.config.load import load_project
 from smt.config.project import Project
 from smt.config.yaml import YamlFile
+from smt.dag.report import EVERYTHING, ReportPlan, digest_of
 from smt.datasets import manifest, scan
 from smt.datasets.packs import record
 from smt.errors import DataError, UserError
-from smt.report import figures
-from smt.report.build import FIXED, INDEX, table_names
-from smt.report.sizes import PAPER
+from smt.report.build import FIXED, INDEX
 from smt.runs import rehearsals, source
 from smt.runs.paths import Layout, default_params
 from smt.runs.state import State
-
-EVERYTHING = "all"
-"""The selection of all runs, in place of a table's name."""
 
 TRAINING_RULES = ("pretrain", "finetune", "ablation", "detect", "segment")
 """Rules that train: their jobs are the runs, and their first output is the run's final numbers."""
@@ -57,6 +52,11 @@ class Plan:
     layout: Layout
     only_seeds: tuple[int, ...] | None = None
     """Where given, runs of other seeds are left out."""
+
+    @cached_property
+    def report(self) -> ReportPlan:
+        """Tables, figures and the report."""
+        return ReportPlan(self)
 
     # --- runs ----------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Plan:
         """Return a digest of what decides a rehearsal: params, code, recomputation, micro-batch."""
         recomputes = self.project.recomputes(experiment, on_gpu=True)
         images = self.project.recipe_of(experiment).device_batch
-        return _hash([rehearsals.key(self.project, experiment), recomputes, images])
+        return digest_of([rehearsals.key(self.project, experiment), recomputes, images])
 
     # --- data ----------------------------------------------------------------------------------
 
@@ -234,146 +234,10 @@ class Plan:
             keys.append(f"{manifest.CLASS_MAP}{start.class_map}")
         return keys
 
-    # --- report --------------------------------------------------------------------------------
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """Names of all tables."""
-        return table_names(self.project)
-
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """Names of all figures."""
-        return tuple(figures.titles(self.project))
-
-    def table_experiments(self, table: str) -> tuple[str, ...]:
-        """Return the experiments whose results stand in `table`."""
-        if table in FIXED:
-            return ()
-        return self.project.tables[table].experiments
-
-    @property
-    def tabulated(self) -> tuple[str, ...]:
-        """Experiments that stand in some table."""
-        return tuple(
-            {name: None for table in self.tables for name in self.table_experiments(table)}
-        )
-
-    def table_inputs(self, table: str, *, among_all: bool = False) -> list[str]:
-        """Return the inputs of `table`: measured sizes, or results that MLflow has as well.
-
-        `among_all` tables, it also waits for all seeds that its intervals rest on, those of
-        experiments in other tables too. Asked for alone, it is made of what is done by then.
-        """
-        if table in FIXED:
-            return list(dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))))
-        sizes = [str(self.layout.sizes)] if self.project.tables[table].sizes else []
-        others = [self.synced(other) for other in self._pooled_with(table)] if among_all else []
-        return [*self.results(self.table_experiments(table)), self.synced(table), *others, *sizes]
-
-    def _pooled_with(self, table: str) -> tuple[str, ...]:
-        """Return the other tables with seeds that intervals of `table` are pooled over."""
-        if self.project.scale.notice is not None:
-            return ()  # no verdicts, and no intervals
-        experiments = self.project.experiments
-        recipes = {experiments[name].recipe for name in self.table_experiments(table)}
-        pooled = {
-            name
-            for name in self.tabulated
-            if experiments[name].recipe in recipes and len(self.runs([name])) > 1
-        }
-        return tuple(
-            other
-            for other in self.tables
-            if other != table and pooled.intersection(self.table_experiments(other))
-        )
-
-    def index_inputs(self) -> list[str]:
-        """Return the inputs of the index page of the tables."""
-        return [str(self.layout.tables / f"{table}.html") for table in self.tables] + [
-            self.synced(EVERYTHING)
-        ]
-
-    def sizes_of(self, scale: str) -> str:
-        """Return the sizes measured at `scale` in the same results folder."""
-        return str(Layout(scale, self.layout.results, self.layout.data).sizes)
-
-    def synced(self, selection: str) -> str:
-        """Return the marker that says that a table's runs, or all, are in MLflow."""
-        return str(self.layout.root / "sync" / f"{selection}.done")
-
-    def sync_inputs(self, selection: str) -> list[str]:
-        """Return the results that a sync of a table's runs, or of all, sends."""
-        if selection == EVERYTHING:
-            return self.results()
-        return self.results(self.table_experiments(selection))
-
-    def sync_options(self, selection: str) -> list[str]:
-        """Return the options with which `smt sync` sends the runs of a table, or all."""
-        names = () if selection == EVERYTHING else self.table_experiments(selection)
-        return [option for name in names for option in ("--experiment", name)]
-
-    def figure_inputs(self) -> list[str]:
-        """Return the inputs of the figures."""
-        return [str(self.layout.sizes), self.synced(EVERYTHING)]
-
-    def report_inputs(self) -> list[str]:
-        """Return the inputs of the report, and the files that it links."""
-        images = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
-        images += [str(self.layout.samples(run)) for run in self.runs(self.with_head(True))]
-        files = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *images]
-        return list(dict.fromkeys(files))
-
-    def report_content(self) -> str:
-        """Return a digest of everything in `params/` that the report prints."""
-        tables = {table: self.table_content(table) for table in self.tables}
-        return _hash({"tables": tables, "figures": self.figures_content()})
-
-    def table_content(self, table: str) -> str:
-        """Return a digest of everything in `params/` that `table` prints."""
-        project = self.project
-        names = self.table_experiments(table)
-        content: dict[str, Any] = {
-            "notice": project.scale.notice,
-            "seeds": {name: project.seeds(name) for name in names},
-            "reported": project.reported.model_dump(mode="json"),
-        }
-        if table in FIXED:
-            content["findings"] = [row.model_dump(mode="json") for row in project.discrepancies]
-            content["models"] = self.sizes_content()
-        else:
-            content["table"] = project.tables[table].model_dump(mode="json")
-        return _hash(content)
-
-    def figures_content(self) -> str:
-        """Return a digest of everything in `params/` that the figures print."""
-        return _hash(
-            {
-                "notice": self.project.scale.notice,
-                "titles": figures.titles(self.project),
-                "labels": {name: entry.title for name, entry in self.project.experiments.items()},
-                "tables": [entry.model_dump(mode="json") for entry in self.project.tables.values()],
-                "reported": self.project.reported.model_dump(mode="json"),
-            }
-        )
-
-    def sizes_content(self) -> str:
-        """Return a digest of the inputs of `smt profile`: models and resolutions."""
-        resolutions = sorted({recipe.resolution for recipe in self.project.recipes.values()})
-        models = {
-            name: model.model_dump(mode="json") for name, model in self.project.models.items()
-        }
-        content: dict[str, Any] = {"models": models, "resolutions": resolutions}
-        if self.project.systems:
-            heads = self.project.heads
-            content["heads"] = {name: head.model_dump(mode="json") for name, head in heads.items()}
-            content["systems"] = list(self.project.systems.values())
-        return _hash(content)
-
 
 def source_digest() -> str:
     """Return a digest of the code that trains: a proof holds for this code."""
-    return _hash(source.digests())
+    return digest_of(source.digests())
 
 
 def load(scale: str, seeds: Iterable[int | str] | None = None) -> Plan:
@@ -489,7 +353,3 @@ def _read_digest(manifest: str, _mtime_ns: int) -> str:
     digest = json.loads(Path(manifest).read_text())["digest"]
     assert isinstance(digest, str)
     return digest
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,181 @@
+"""Inputs and params of the jobs that make tables, figures and the report."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from smt.config.project import Project
+from smt.report import figures
+from smt.report.build import FIXED, table_names
+from smt.report.sizes import PAPER
+from smt.runs.paths import Layout
+
+if TYPE_CHECKING:
+    from smt.dag.plan import Plan
+
+EVERYTHING = "all"
+"""The selection of all runs, in place of a table's name."""
+
+
+def digest_of(content: Any) -> str:
+    """Return the SHA-256 of a value of JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ReportPlan:
+    """What is made of the results of one scale."""
+
+    plan: "Plan"
+
+    @property
+    def project(self) -> Project:
+        """What `params/` says at the scale."""
+        return self.plan.project
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything lies."""
+        return self.plan.layout
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of all tables."""
+        return table_names(self.project)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of all figures."""
+        return tuple(figures.titles(self.project))
+
+    def table_experiments(self, table: str) -> tuple[str, ...]:
+        """Return the experiments whose results stand in `table`."""
+        if table in FIXED:
+            return ()
+        return self.project.tables[table].experiments
+
+    @property
+    def tabulated(self) -> tuple[str, ...]:
+        """Experiments that stand in some table."""
+        return tuple(
+            {name: None for table in self.tables for name in self.table_experiments(table)}
+        )
+
+    def table_inputs(self, table: str, *, among_all: bool = False) -> list[str]:
+        """Return the inputs of `table`: measured sizes, or results that MLflow has as well.
+
+        `among_all` tables, it also waits for all seeds that its intervals rest on, those of
+        experiments in other tables too. Asked for alone, it is made of what is done by then.
+        """
+        if table in FIXED:
+            return list(dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))))
+        sizes = [str(self.layout.sizes)] if self.project.tables[table].sizes else []
+        others = [self.synced(other) for other in self._pooled_with(table)] if among_all else []
+        return [
+            *self.plan.results(self.table_experiments(table)),
+            self.synced(table),
+            *others,
+            *sizes,
+        ]
+
+    def _pooled_with(self, table: str) -> tuple[str, ...]:
+        """Return the other tables with seeds that intervals of `table` are pooled over."""
+        if self.project.scale.notice is not None:
+            return ()  # no verdicts, and no intervals
+        experiments = self.project.experiments
+        recipes = {experiments[name].recipe for name in self.table_experiments(table)}
+        pooled = {
+            name
+            for name in self.tabulated
+            if experiments[name].recipe in recipes and len(self.plan.runs([name])) > 1
+        }
+        return tuple(
+            other
+            for other in self.tables
+            if other != table and pooled.intersection(self.table_experiments(other))
+        )
+
+    def index_inputs(self) -> list[str]:
+        """Return the inputs of the index page of the tables."""
+        return [str(self.layout.tables / f"{table}.html") for table in self.tables] + [
+            self.synced(EVERYTHING)
+        ]
+
+    def sizes_of(self, scale: str) -> str:
+        """Return the sizes measured at `scale` in the same results folder."""
+        return str(Layout(scale, self.layout.results, self.layout.data).sizes)
+
+    def synced(self, selection: str) -> str:
+        """Return the marker that says that a table's runs, or all, are in MLflow."""
+        return str(self.layout.root / "sync" / f"{selection}.done")
+
+    def sync_inputs(self, selection: str) -> list[str]:
+        """Return the results that a sync of a table's runs, or of all, sends."""
+        if selection == EVERYTHING:
+            return self.plan.results()
+        return self.plan.results(self.table_experiments(selection))
+
+    def sync_options(self, selection: str) -> list[str]:
+        """Return the options with which `smt sync` sends the runs of a table, or all."""
+        names = () if selection == EVERYTHING else self.table_experiments(selection)
+        return [option for name in names for option in ("--experiment", name)]
+
+    def figure_inputs(self) -> list[str]:
+        """Return the inputs of the figures."""
+        return [str(self.layout.sizes), self.synced(EVERYTHING)]
+
+    def report_inputs(self) -> list[str]:
+        """Return the inputs of the report, and the files that it links."""
+        images = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
+        images += [
+            str(self.layout.samples(run)) for run in self.plan.runs(self.plan.with_head(True))
+        ]
+        files = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *images]
+        return list(dict.fromkeys(files))
+
+    def report_content(self) -> str:
+        """Return a digest of everything in `params/` that the report prints."""
+        tables = {table: self.table_content(table) for table in self.tables}
+        return digest_of({"tables": tables, "figures": self.figures_content()})
+
+    def table_content(self, table: str) -> str:
+        """Return a digest of everything in `params/` that `table` prints."""
+        project = self.project
+        names = self.table_experiments(table)
+        content: dict[str, Any] = {
+            "notice": project.scale.notice,
+            "seeds": {name: project.seeds(name) for name in names},
+            "reported": project.reported.model_dump(mode="json"),
+        }
+        if table in FIXED:
+            content["findings"] = [row.model_dump(mode="json") for row in project.discrepancies]
+            content["models"] = self.sizes_content()
+        else:
+            content["table"] = project.tables[table].model_dump(mode="json")
+        return digest_of(content)
+
+    def figures_content(self) -> str:
+        """Return a digest of everything in `params/` that the figures print."""
+        return digest_of(
+            {
+                "notice": self.project.scale.notice,
+                "titles": figures.titles(self.project),
+                "labels": {name: entry.title for name, entry in self.project.experiments.items()},
+                "tables": [entry.model_dump(mode="json") for entry in self.project.tables.values()],
+                "reported": self.project.reported.model_dump(mode="json"),
+            }
+        )
+
+    def sizes_content(self) -> str:
+        """Return a digest of the inputs of `smt profile`: models and resolutions."""
+        resolutions = sorted({recipe.resolution for recipe in self.project.recipes.values()})
+        models = {
+            name: model.model_dump(mode="json") for name, model in self.project.models.items()
+        }
+        content: dict[str, Any] = {"models": models, "resolutions": resolutions}
+        if self.project.systems:
+            heads = self.project.heads
+            content["heads"] = {name: head.model_dump(mode="json") for name, head in heads.items()}
+            content["systems"] = list(self.project.systems.values())
+        return digest_of(content)
