@@ -59,7 +59,7 @@ def small(detector, name, *, classes=3, seed=0, **changes):
     with torch.no_grad():
         for conv, spread in ((model.head.classes, 0.3), (model.head.boxes, 0.1)):
             conv.weight.normal_(std=spread)
-        model.head.classes.bias.zero_()  # its initial bias makes losses of background negligible
+        model.head.classes.bias.zero_()  # the initial bias makes losses of background negligible
     return model
 
 
@@ -70,7 +70,7 @@ def on_meta(detector, name):
         return detector(Pyramid(model, 0.2), head=head(name), classes=80).eval()
 
 
-def parameters(module):
+def parameter_count(module):
     return sum(tensor.numel() for tensor in module.parameters())
 
 
@@ -173,8 +173,10 @@ def box_ap(model, images, targets):
     }  # fmt: skip
     results = [
         {"image_id": image, "category_id": int(label), "bbox": corners(box), "score": float(score)}
-        for image, it in enumerate(predictions)
-        for box, label, score in zip(it.boxes.tolist(), it.labels, it.scores, strict=True)
+        for image, prediction in enumerate(predictions)
+        for box, label, score in zip(
+            prediction.boxes.tolist(), prediction.labels, prediction.scores, strict=True
+        )
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(truth)
@@ -214,7 +216,7 @@ def focal(logit, is_positive, alpha, gamma):
     return -a * (1 - p) ** gamma * math.log(p)
 
 
-def own_places(size):
+def locations(size):
     """Return (stride, row, column) of the locations in an image, level by level."""
     padded = [-(-side // 32) * 32 for side in size]
     return [
@@ -225,12 +227,12 @@ def own_places(size):
     ]
 
 
-def predicted(maps, index, size, per_place, values):
-    """Return the predictions for each anchor of an image, read from the maps by a loop."""
+def read_predictions(maps, index, size, per_location, values):
+    """Return the predictions of each anchor of an image, read from the maps by a loop."""
     rows = []
-    for stride, row, column in own_places(size):
+    for stride, row, column in locations(size):
         level = maps[STRIDES.index(stride)][index].double()
-        for anchor in range(per_place):
+        for anchor in range(per_location):
             first = anchor * values
             channels = range(first, first + values)
             rows.append([float(level[channel, row, column]) for channel in channels])
@@ -240,8 +242,8 @@ def predicted(maps, index, size, per_place, values):
 def batch():
     """Return three images of different sizes, padded to 96 x 128, and their targets.
 
-    Objects differ in size and place; the last image has none. No object has two best anchors of
-    RetinaNet, between which rounding would decide.
+    Objects differ in size and position; the last image has none. In RetinaNet no object has two
+    anchors of the same best IoU, so that rounding does not decide the match.
     """
     torch.manual_seed(5)
     targets = [
@@ -250,17 +252,17 @@ def batch():
         target([], [], (32, 50)),
     ]
     images = torch.zeros(3, 3, 96, 128)
-    for image, (height, width) in zip(images, (it.size for it in targets), strict=True):
+    for image, (height, width) in zip(images, (item.size for item in targets), strict=True):
         image[:, :height, :width] = torch.randn(3, height, width)
     return images, targets
 
 
-def empty(targets):
-    return [target([], [], it.size) for it in targets]
+def without_objects(targets):
+    return [target([], [], item.size) for item in targets]
 
 
-def assert_every_parameter_learns(model, images, targets):
-    """Assert that losses are finite and that every parameter has a finite gradient."""
+def assert_every_parameter_has_a_gradient(model, images, targets):
+    """Assert that losses and gradients are finite, and that every parameter has a gradient."""
     model.zero_grad()
     losses = model(images, targets)
     sum(losses.values()).backward()

@@ -102,7 +102,7 @@ def draw_shape(canvas, label, box):
         canvas.polygon([(x1, y2), (x2, y2), ((x1 + x2) / 2, y1)], fill=1)
 
 
-def precision(model, images, targets):
+def box_and_mask_ap(model, images, targets):
     """Return COCO's box AP and mask AP, in [0, 1]."""
     model.eval()
     with torch.no_grad():
@@ -116,8 +116,10 @@ def precision(model, images, targets):
         "annotations": [
             {"image_id": image, "category_id": int(label), "bbox": corners(box),
              "segmentation": encode_mask(pixels), "area": int(pixels.sum()), "iscrowd": 0}
-            for image, it in enumerate(targets)
-            for box, label, pixels in zip(it.boxes.tolist(), it.labels, it.masks, strict=True)
+            for image, target in enumerate(targets)
+            for box, label, pixels in zip(
+                target.boxes.tolist(), target.labels, target.masks, strict=True
+            )
         ],
     }  # fmt: skip
     for number, annotation in enumerate(truth["annotations"], 1):
@@ -125,10 +127,11 @@ def precision(model, images, targets):
     results = [
         {"image_id": image, "category_id": int(label), "bbox": corners(box),
          "segmentation": encode_mask(pixels), "score": float(score)}
-        for image, (it, target) in enumerate(zip(predictions, targets, strict=True))
+        for image, (prediction, target) in enumerate(zip(predictions, targets, strict=True))
         for box, label, pixels, score in zip(
-            it.boxes.tolist(), it.labels, paste(it.masks, it.boxes, target.size, 0.5),
-            it.scores, strict=True,
+            prediction.boxes.tolist(), prediction.labels,
+            paste(prediction.masks, prediction.boxes, target.size, 0.5), prediction.scores,
+            strict=True,
         )
     ]  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
@@ -140,8 +143,8 @@ def encode_mask(pixels):
     return mask.encode(np.asfortranarray(pixels.numpy().astype(np.uint8)))
 
 
-def by_definition(overlaps, matching):
-    """Return the matching of boxes to objects, by loops over both."""
+def match_by_loop(overlaps, matching):
+    """Return the object matched to each box, by loops over both."""
     matches = []
     for column in zip(*overlaps, strict=True):
         best = max(column)
@@ -157,7 +160,7 @@ def by_definition(overlaps, matching):
     return matches
 
 
-def kept_by_definition(boxes, scores, groups, nms):
+def nms_by_loop(boxes, scores, groups, nms):
     """Return the indices that non-maximum suppression keeps, best first, by loops."""
     selected = []
     for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):
@@ -167,7 +170,7 @@ def kept_by_definition(boxes, scores, groups, nms):
     return selected
 
 
-def decoded(anchor, offsets):
+def decode(anchor, offsets):
     x1, y1, x2, y2 = anchor
     dx, dy, dw, dh = offsets
     x, y = (x1 + x2) / 2 + dx * (x2 - x1), (y1 + y2) / 2 + dy * (y2 - y1)
@@ -175,7 +178,7 @@ def decoded(anchor, offsets):
     return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
-def encoded(box, anchor):
+def encode(box, anchor):
     (x1, y1, x2, y2), (a, b, c, d) = box, anchor
     return [
         (x1 + x2 - a - c) / 2 / (c - a),
@@ -187,5 +190,5 @@ def encoded(box, anchor):
 
 def batch():
     images, targets = scenes(3, 64)
-    targets[1] = scene([], (50, 64))  # an image without objects, and less high
+    targets[1] = scene([], (50, 64))  # an image without objects, of smaller height
     return images, targets

@@ -1,4 +1,4 @@
-"""Randomness is a function of its key alone."""
+"""Random numbers are a function of their key only."""
 
 import random
 import subprocess
@@ -24,8 +24,8 @@ def draws():
     )
 
 
-def test_seeds_stay_what_they_are_in_any_process():
-    # Were one of these to change, every run would silently be another one.
+def test_seeds_are_the_same_in_every_process():
+    # If this changed, runs would silently have other random numbers.
     assert derive_seed(0, "augment", 3, 12345) == AUGMENT_SEED
     code = "from smt.data.rng import derive_seed; print(derive_seed(0, 'augment', 3, 12345))"
     printed = subprocess.run(
@@ -34,12 +34,12 @@ def test_seeds_stay_what_they_are_in_any_process():
     assert int(printed) == AUGMENT_SEED
 
 
-def test_parts_are_kept_apart():
+def test_different_keys_have_different_seeds():
     keys = [("a", 1), ("a1",), ("a", "1"), ("a", 1, ""), (1, "a"), ("a, 1",), (), (0,), (0, 0)]
     assert len({derive_seed(*key) for key in keys}) == len(keys)
 
 
-def test_numbers_of_numpy_count_as_pythons_and_fractions_do_not_pass():
+def test_numpy_integers_equal_python_integers_and_floats_are_refused():
     assert derive_seed("epoch", np.int64(3)) == derive_seed("epoch", 3)
     with pytest.raises(TypeError):
         derive_seed("epoch", 3.0)
@@ -52,7 +52,7 @@ def test_seeds_use_all_63_bits():
         assert 150 < sum(seed >> bit & 1 for seed in seeds) < 350
 
 
-def test_the_same_key_draws_the_same_whatever_was_drawn_before():
+def test_the_same_key_has_the_same_numbers_after_any_other_draws():
     with seeded(1, "x"):
         first = draws()
     random.random(), np.random.randn(), torch.randn(5)
@@ -62,8 +62,8 @@ def test_the_same_key_draws_the_same_whatever_was_drawn_before():
         assert all(a != b for a, b in zip(draws(), first, strict=True))
 
 
-def test_the_generators_end_as_they_were_even_after_an_error():
-    # One number drawn in advance: gauss, randn and torch.randn each keep a second one at hand.
+def test_generators_are_restored_even_after_an_error():
+    # One draw in advance: gauss, randn and torch.randn compute two numbers and cache one.
     reseed("outside")
     random.gauss(0, 1), np.random.randn(), torch.randn(1)
     expected = draws()
@@ -78,7 +78,7 @@ def test_the_generators_end_as_they_were_even_after_an_error():
     assert draws() == expected
 
 
-def test_numpy_and_torch_do_not_draw_the_same_numbers():
+def test_numpy_and_torch_have_different_numbers():
     with seeded("any"):
         numpy = np.random.randint(0, 2**32, 100, dtype=np.uint32).tolist()
         assert not set(numpy) & set(torch.randint(0, 2**32, (100,)).tolist())

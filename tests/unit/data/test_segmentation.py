@@ -1,4 +1,4 @@
-"""Micro-batches of segmenters: what an image's augmentation is drawn from."""
+"""Micro-batches of segmentation: random augmentation by occurrence of an image."""
 
 import pytest
 
@@ -18,7 +18,7 @@ RECIPE = DEMO.model_copy(
 
 @pytest.fixture
 def split(tmp_path):
-    """A split whose three images are one picture."""
+    """A split of three identical images."""
     data = ADE20K(tmp_path)
     return ADE20KSplit(data.root, "train", data.manifest())
 
@@ -33,8 +33,8 @@ def augmented(split, epoch, seed=3):
     ]
 
 
-def test_a_picture_is_augmented_anew_wherever_it_comes(split):
-    every = [image for epoch in range(3) for image in augmented(split, epoch)]
-    every += augmented(split, 0, seed=4)
-    assert len(every) == 4 * 12 and len(set(every)) == len(every)
-    assert augmented(split, 0) == every[:12], "and alike each time that it is read"
+def test_every_occurrence_of_an_image_has_its_own_augmentation(split):
+    images = [image for epoch in range(3) for image in augmented(split, epoch)]
+    images += augmented(split, 0, seed=4)
+    assert len(images) == 4 * 12 and len(set(images)) == len(images)
+    assert augmented(split, 0) == images[:12], "the same for the same epoch and seed"

@@ -1,4 +1,4 @@
-"""Packed data sets: shards that any tar reads, an index, and what is refused of either."""
+"""Packed data sets: WebDataset shards, their index, and errors of damaged packs."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ SHARD = 9000
 
 
 class Packable:
-    """A data set `tiny` in folders and its pack, each with results of its own."""
+    """A data set `tiny` in folders, and its pack."""
 
     def __init__(self, folder):
         self.root, self.pack_folder = folder / "tiny", folder / "packed"
@@ -39,15 +39,15 @@ class Packable:
         self.project = project_of(self.root, CLASSES, CLASSES * TRAIN, CLASSES * VAL)
         self.manifest = manifest.write(self.project, self.layout, "tiny")
 
-    def pack(self, folder=None, **how):
-        folder, how = folder or self.pack_folder, {"shard_size": SHARD, **how}
-        return pack.pack(self.project, self.layout, "tiny", folder, **how)
+    def pack(self, folder=None, **options):
+        folder, options = folder or self.pack_folder, {"shard_size": SHARD, **options}
+        return pack.pack(self.project, self.layout, "tiny", folder, **options)
 
-    def refusal(self, *folder, error=UserError, **how):
-        with pytest.raises(error) as refused:
-            self.pack(*folder, **how)
-        assert "\n" not in str(refused.value)
-        return str(refused.value)
+    def refusal(self, *folder, error=UserError, **options):
+        with pytest.raises(error) as raised:
+            self.pack(*folder, **options)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
 
     @property
     def packed(self):
@@ -61,10 +61,10 @@ class Packable:
         return ImageFolder(self.pack_folder, "train", manifest.read(self.layout, "tiny")).samples
 
     def verify(self):
-        """Return what verify and check say of the pack, and of its first difference."""
-        found = [verify.verify(self.packed, self.layout, "tiny", progress=None)]
-        found.append(verify.check(self.packed, self.layout, "tiny"))
-        return [[str(each) for each in result.differences.first] for result in found]
+        """Return the first differences of the pack by verify and by check."""
+        results = [verify.verify(self.packed, self.layout, "tiny", progress=None)]
+        results.append(verify.check(self.packed, self.layout, "tiny"))
+        return [[str(difference) for difference in result.differences.first] for result in results]
 
 
 @pytest.fixture
@@ -86,13 +86,13 @@ def content(folder):
     }
 
 
-def flip(path, place):
-    """Change a byte and leave size and times."""
-    times = path.stat()
+def flip_bit(path, offset):
+    """Flip a bit without changing size and times."""
+    status = path.stat()
     changed = bytearray(path.read_bytes())
-    changed[place] ^= 1
+    changed[offset] ^= 1
     path.write_bytes(changed)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def members(folder, split):
@@ -104,7 +104,7 @@ def members(folder, split):
                 yield member.name, shard.extractfile(member).read()
 
 
-def test_tar_reads_every_image_and_its_class_in_webdatasets_layout(packed):
+def test_shards_have_the_webdataset_layout(packed):
     paths = sorted((packed.root / "train").rglob("*.JPEG"))
     expected = [
         entry
@@ -125,7 +125,7 @@ def test_tar_reads_every_image_and_its_class_in_webdatasets_layout(packed):
     }
 
 
-def test_it_is_the_same_bytes_whenever_and_however_it_is_packed(packed, tmp_path):
+def test_packing_is_deterministic(packed, tmp_path):
     before = content(packed.root)
     for path in packed.root.rglob("*.JPEG"):
         os.utime(path, (1, 1))
@@ -134,21 +134,21 @@ def test_it_is_the_same_bytes_whenever_and_however_it_is_packed(packed, tmp_path
     assert content(packed.root) == before, "the originals are left alone"
 
 
-def test_images_of_a_pack_are_those_of_the_folders_in_a_copied_reader_too(packed):
+def test_images_of_a_pack_are_those_of_the_folders_after_pickling_too(packed):
     folders = ImageFolder(packed.root, "train", packed.manifest).samples
     shutil.rmtree(packed.root)
     images = packed.images()
     copied = pickle.loads(pickle.dumps(images))
     assert len(images) == len(copied) == len(folders) == CLASSES * TRAIN
     for position, (path, label) in enumerate(folders):
-        for each in (images, copied):
-            assert each[position][1] == label
-            assert f"entry {path.relative_to(packed.root)}" in str(each[position][0])
+        for reader in (images, copied):
+            assert reader[position][1] == label
+            assert f"entry {path.relative_to(packed.root)}" in str(reader[position][0])
     with pytest.raises(IndexError):
         images[len(images)]
 
 
-def test_pixels_of_a_pack_are_those_of_the_folders(packed):
+def test_pixels_of_a_pack_equal_those_of_the_folders(packed):
     folders = ImageFolder(packed.root, "val", packed.manifest).samples
     images = ImageFolder(packed.pack_folder, "val", packed.manifest).samples
     for (path, _), (image, _) in zip(folders, images, strict=True):
@@ -156,22 +156,22 @@ def test_pixels_of_a_pack_are_those_of_the_folders(packed):
         assert np.array_equal(decode(image), decode(path))
 
 
-def test_no_more_shards_are_open_than_is_allowed(packed, monkeypatch):
+def test_the_number_of_open_shards_is_limited(packed, monkeypatch):
     monkeypatch.setattr(index, "OPEN_SHARDS", 2)
     images = packed.images()
 
-    def opened():
+    def open_shards():
         files = psutil.Process().open_files()
         return sum(file.path.endswith(".tar") for file in files)
 
-    assert opened() == 0
+    assert open_shards() == 0
     read = [images[position][0].read() for position in [*range(12), *range(12)]]
-    assert opened() == 2 and read[:12] == read[12:]
+    assert open_shards() == 2 and read[:12] == read[12:]
     del images
-    assert opened() == 0
+    assert open_shards() == 0
 
 
-def test_the_manifest_of_a_pack_is_that_of_the_folders(packed, tmp_path):
+def test_the_manifest_of_a_pack_equals_that_of_the_folders(packed, tmp_path):
     """So runs on either have the same fingerprints."""
     shutil.rmtree(packed.root)
     own = Layout("demo", results=tmp_path / "other", data=tmp_path)
@@ -180,7 +180,7 @@ def test_the_manifest_of_a_pack_is_that_of_the_folders(packed, tmp_path):
     assert content(own.manifests) == content(packed.layout.manifests)
 
 
-def test_names_that_webdataset_would_confuse_are_packed(data):
+def test_names_with_dots_spaces_and_unicode_are_packed(data):
     folder = data.root / "train" / "c1"
     folder = folder.rename(folder.with_name("c1 \u00e9" + 90 * "x"))
     (data.root / "val" / "c1").rename(data.root / "val" / folder.name)
@@ -198,34 +198,37 @@ def test_names_that_webdataset_would_confuse_are_packed(data):
         assert (image.read(), label) == (path.read_bytes(), expected)
 
 
-def test_a_changed_byte_of_an_image_is_named_when_it_is_read_and_by_verify(packed):
-    row = np.load(packed.pack_folder / "train.npy")[3]
-    flip(packed.shard(int(row["shard"])), int(row["offset"]) + 1000)
-    path = packed.shard(int(row["shard"]))
+def test_a_changed_byte_of_an_image_is_named_by_reading_and_verify(packed):
+    entry = np.load(packed.pack_folder / "train.npy")[3]
+    flip_bit(packed.shard(int(entry["shard"])), int(entry["offset"]) + 1000)
+    path = packed.shard(int(entry["shard"]))
     with pytest.raises(DataError) as error:
         decode(packed.images()[3][0])
     assert f"{path}, entry train/c0/003.JPEG (its bytes are not those" in str(error.value)
-    whole, sizes = packed.verify()
-    assert len(whole) == 1 and whole[0].startswith(f"changed     train/{path.name}")
-    assert "other bytes in train/c0/003.JPEG" in whole[0] and not sizes
+    verified, checked = packed.verify()
+    assert len(verified) == 1 and verified[0].startswith(f"changed     train/{path.name}")
+    assert "other bytes in train/c0/003.JPEG" in verified[0] and not checked
 
 
-def test_a_shard_that_was_cut_off_is_named_when_it_is_read_and_before(packed):
+def test_a_truncated_shard_is_named_by_reading_verify_and_the_dag(packed):
     path = packed.shard(1)
     path.write_bytes(path.read_bytes()[:4000])
-    said = [str(image) for image, _ in packed.images() if not readable(image)]
-    assert said and all(str(path) in each and "entry train/c" in each for each in said)
-    whole, sizes = packed.verify()
-    assert "cut off in or before train/c" in whole[0]
-    assert "bytes, now 4000" in sizes[0] and f"train/{path.name}" in sizes[0]
+    unreadable = [str(image) for image, _ in packed.images() if not readable(image)]
+    assert unreadable and all(
+        str(path) in image and "entry train/c" in image for image in unreadable
+    )
+    verified, checked = packed.verify()
+    assert "cut off in or before train/c" in verified[0]
+    assert "bytes, now 4000" in checked[0] and f"train/{path.name}" in checked[0]
     with pytest.raises(DataError, match=r"000001\.tar is changed .* smt data pack tiny --to"):
         manifest.require_validation(packed.packed, packed.layout, "tiny")
     plan = dag.Plan(packed.packed, packed.layout, {})
     (phrase,) = plan.missing_data("tiny")
     assert str(path) in phrase and "now 4000" in phrase
     path.unlink()
-    whole, sizes = packed.verify()
-    assert all(each[0].startswith("missing     train/000001.tar") for each in (whole, sizes))
+    verified, checked = packed.verify()
+    assert verified[0].startswith("missing     train/000001.tar")
+    assert checked[0].startswith("missing     train/000001.tar")
     assert packed.pack(shard_size=None).stats == write.PackStats(
         written=1, kept=len(shards_of(packed)) - 1
     )
@@ -246,19 +249,19 @@ def shards_of(packed):
 
 
 @pytest.mark.parametrize(
-    ("place", "what"),
+    ("offset", "difference"),
     [
         (0, "other bytes in the tar header or class of train/c0/000.JPEG"),
         (-1, "another end than a tar file has"),
     ],
 )
-def test_a_changed_byte_between_images_is_found_as_well(packed, place, what):
-    flip(packed.shard(0), place)
-    assert what in packed.verify()[0][0]
+def test_a_changed_byte_between_images_is_named_by_verify(packed, offset, difference):
+    flip_bit(packed.shard(0), offset)
+    assert difference in packed.verify()[0][0]
 
 
 def test_a_damaged_index_and_list_are_named(packed):
-    flip(packed.pack_folder / "train.npy", 500)
+    flip_bit(packed.pack_folder / "train.npy", 500)
     with pytest.raises(DataError, match=r"train\.npy is not the one that its pack names; .*pack"):
         packed.images()
     assert packed.verify()[1] == ["changed     train.npy  (not the index that pack.json names)"]
@@ -267,12 +270,12 @@ def test_a_damaged_index_and_list_are_named(packed):
     with pytest.raises(DataError, match=r"train\.npy cannot be read \(No such file"):
         packed.images()
     packed.pack()
-    flip(packed.pack_folder / "val.txt", 3)
+    flip_bit(packed.pack_folder / "val.txt", 3)
     assert packed.verify()[0] == ["changed     val.txt  (other bytes)"]
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "expected_error"),
     [
         (lambda path: path.write_text(path.read_text().replace('"version": 1', '"version": 2')),
          r"pack\.json is of version 2 of the format, valid: 1; run smt data pack again"),
@@ -283,9 +286,9 @@ def test_a_damaged_index_and_list_are_named(packed):
         (lambda path: (path.parent / "train" / "c0").mkdir(), "both a pack and folders, such as"),
     ],
 )  # fmt: skip
-def test_a_record_that_is_none_is_refused_in_one_line(packed, change, complaint):
+def test_an_invalid_pack_record_is_refused_in_one_line(packed, change, expected_error):
     change(packed.pack_folder / "pack.json")
-    with pytest.raises(DataError, match=complaint) as error:
+    with pytest.raises(DataError, match=expected_error) as error:
         packed.images()
     assert "\n" not in str(error.value)
     (phrase,) = dag.Plan(packed.packed, packed.layout, {}).missing_data("tiny")
@@ -301,64 +304,64 @@ def test_a_pack_of_other_images_than_the_manifest_is_refused(packed):
         assert difference.startswith("changed     train/c1/000.JPEG  (8 bytes, now")
 
 
-def test_a_folder_that_changed_since_is_packed_anew_on_request_where_it_differs(packed):
+def test_replace_writes_only_the_shards_of_changed_images(packed):
     inodes = {path: path.stat().st_ino for path in shards_of(packed)}
     last = packed.root / "train" / "c2" / "003.JPEG"
     last.write_bytes((packed.root / "val" / "c0" / "000.JPEG").read_bytes())
     manifest.write(packed.project, packed.layout, "tiny")
-    said = packed.refusal()
+    message = packed.refusal()
     assert (
         "is a pack of tiny as it was before: since then 1 changed, such as train/c2/003.JPEG"
-        in said
+        in message
     )
-    assert "smt data pack tiny --replace" in said
+    assert "smt data pack tiny --replace" in message
     stats = packed.pack(replace=True).stats
     assert stats.written == 1 and stats.kept == len(inodes) - 1
     changed = [path for path in shards_of(packed) if path.stat().st_ino != inodes[path]]
     assert len(changed) == 1 and packed.verify() == [[], []]
 
 
-def test_packed_again_there_is_nothing_to_do_and_other_sizes_are_told(packed):
+def test_a_complete_pack_is_kept_and_another_shard_size_needs_replace(packed):
     before = content(packed.pack_folder)
     assert packed.pack().stats is None
     assert "of the same images in shards of another size" in packed.refusal(shard_size=2 * SHARD)
-    many = len(shards_of(packed))
+    shards = len(shards_of(packed))
     packed.pack(shard_size=2 * SHARD, replace=True)
-    assert len(shards_of(packed)) < many and packed.verify() == [[], []]
+    assert len(shards_of(packed)) < shards and packed.verify() == [[], []]
     packed.pack(replace=True)
     assert content(packed.pack_folder) == before
 
 
-def test_what_a_kill_left_is_kept_where_it_is_right(data, tmp_path):
+def test_valid_shards_of_an_interrupted_pack_are_kept(data, tmp_path):
     data.pack(tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", data.pack_folder)
     (data.pack_folder / "pack.json").unlink()
     (data.pack_folder / "packing.json").write_text(f'{{"dataset": "tiny", "shard_size": {SHARD}}}')
     (data.pack_folder / "train" / ".000009.tar.tmp").write_bytes(b"half")
     (data.pack_folder / "train.npy").unlink()
-    flip(data.shard(0), 700)
+    flip_bit(data.shard(0), 700)
     data.shard(1).unlink()
     inode = data.shard(2).stat().st_ino
-    stats = data.pack(shard_size=None).stats  # those that are there say their size
+    stats = data.pack(shard_size=None).stats  # the shard size is that of the interrupted pack
     assert stats.written == 2 and data.shard(2).stat().st_ino == inode
     assert content(data.pack_folder) == content(tmp_path / "whole")
 
 
-def test_an_image_that_changes_after_its_manifest_is_named_and_no_pack_is_made(data):
+def test_an_image_changed_since_its_manifest_is_named_and_nothing_is_packed(data):
     threads = threading.active_count()
     path = data.root / "train" / "c2" / "001.JPEG"
-    flip(path, 900)
-    said = data.refusal(error=DataError)
-    assert f"{path} has changed since its manifest was made" in said
+    flip_bit(path, 900)
+    message = data.refusal(error=DataError)
+    assert f"{path} has changed since its manifest was made" in message
     assert not (data.pack_folder / "pack.json").exists()
     assert not list(data.pack_folder.rglob(".*.tmp"))
     path.write_bytes(b"longer" * 1000)
-    said = data.refusal(error=DataError)
-    assert "changed train/c2/001.JPEG" in said and "smt data manifest tiny" in said
+    message = data.refusal(error=DataError)
+    assert "changed train/c2/001.JPEG" in message and "smt data manifest tiny" in message
     assert threading.active_count() == threads
 
 
-def test_what_cannot_be_packed_is_refused_before_anything_is_written(data, tmp_path, monkeypatch):
+def test_invalid_target_folders_are_refused_before_writing(data, tmp_path, monkeypatch):
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
@@ -373,7 +376,7 @@ def test_what_cannot_be_packed_is_refused_before_anything_is_written(data, tmp_p
     assert list(other.iterdir()) == [other / "notes.txt"] and not data.pack_folder.exists()
 
 
-def test_only_imagenets_layout_is_packed_and_names_are_known(packed):
+def test_only_unpacked_data_sets_of_imagenets_layout_can_be_packed(packed):
     project, layout = load_project(ROOT / "params", "paper"), packed.layout
     with pytest.raises(
         UserError, match=r"coco cannot be packed: .* valid: imagenet1k, imagenet22k$"
@@ -385,13 +388,13 @@ def test_only_imagenets_layout_is_packed_and_names_are_known(packed):
         pack.require_packable(packed.packed, layout, "tiny")
 
 
-def test_a_pack_of_another_data_set_is_left_alone(packed):
+def test_a_pack_of_another_data_set_is_not_overwritten(packed):
     path = packed.pack_folder / "pack.json"
     path.write_text(path.read_text().replace('"dataset": "tiny"', '"dataset": "huge"'))
     assert "holds a pack of huge, not of tiny" in packed.refusal()
 
 
-def test_a_folder_that_another_process_packs_into_is_refused(data):
+def test_a_folder_in_use_by_another_process_is_refused(data):
     data.pack_folder.mkdir()
     with write._claimed(data.pack_folder, "tiny", SHARD):
         assert "another process packs into it" in data.refusal()
@@ -403,17 +406,17 @@ def test_a_pack_of_other_counts_than_params_is_refused(packed, tmp_path):
         manifest.write(project, Layout("demo", results=tmp_path / "r", data=tmp_path), "tiny")
 
 
-def test_a_validation_image_that_cannot_be_decoded_is_refused_before_any_training(data, tmp_path):
+def test_an_undecodable_validation_image_is_refused(data, tmp_path):
     path = data.root / "val" / "c1" / "001.JPEG"
-    listed = manifest.manifest_path(data.layout, "tiny")
+    manifest_file = manifest.manifest_path(data.layout, "tiny")
     path.write_bytes(path.read_bytes()[:300])
-    lines = listed.with_name("tiny.val.txt").read_text().splitlines()
+    lines = manifest_file.with_name("tiny.val.txt").read_text().splitlines()
     lines[3] = f"val/c1/001.JPEG\t300\t{hashlib.sha256(path.read_bytes()).hexdigest()}"
     text = "".join(f"{line}\n" for line in lines)
-    listed.with_name("tiny.val.txt").write_text(text)
-    changed = json.loads(listed.read_text())
+    manifest_file.with_name("tiny.val.txt").write_text(text)
+    changed = json.loads(manifest_file.read_text())
     changed["splits"]["val"]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    listed.write_text(json.dumps(changed))
+    manifest_file.write_text(json.dumps(changed))
     data.pack()
     other = Layout("demo", results=tmp_path / "other", data=tmp_path)
     with pytest.raises(DataError, match=r"val/.*val/c1/001\.JPEG cannot be decoded"):

@@ -1,4 +1,4 @@
-"""A stage of Sparse R-CNN against its definition, written out for one proposal at a time."""
+"""The dynamic head of Sparse R-CNN against its definition, one proposal at a time."""
 
 import itertools
 import math
@@ -22,21 +22,23 @@ def norm(x, layer):
     return centred / deviation * layer.weight.double() + layer.bias.double()
 
 
-def attended(x, layer, heads):
+def self_attention(x, layer, heads):
     """Return multi-head attention (P, C) among proposals (P, C) of one image."""
     width = x.shape[1] // heads
     queries, keys, values = (
         x @ layer.in_proj_weight.double().T + layer.in_proj_bias.double()
     ).chunk(3, dim=1)
     outputs = []
-    for part in (slice(each * width, (each + 1) * width) for each in range(heads)):
+    for part in (
+        slice(head_index * width, (head_index + 1) * width) for head_index in range(heads)
+    ):
         weights = (queries[:, part] @ keys[:, part].T / math.sqrt(width)).softmax(1)
         outputs.append(weights @ values[:, part])
     return linear(torch.cat(outputs, 1), layer.out_proj)
 
 
-def interacted(x, region, layer, hidden):
-    """Return what one proposal (C,) makes of its region (C, R, R)."""
+def interact(x, region, layer, hidden):
+    """Return the dynamic interaction of a proposal (C,) with its region (C, R, R)."""
     channels = len(x)
     generated = linear(x, layer.generate)
     first = generated[: channels * hidden].view(channels, hidden)
@@ -54,23 +56,23 @@ def tower(x, layers):
     return x
 
 
-def test_a_stage_is_attention_interaction_and_two_towers():
+def test_a_stage_equals_attention_interaction_and_two_towers():
     torch.manual_seed(0)
     spec = head("sparse_rcnn", channels=16, heads=4, feedforward=24, dynamic_channels=8)
     stage = DynamicHead(spec, classes=5)
-    with torch.no_grad():  # norms and biases that are not what they start as
+    with torch.no_grad():  # norms and biases other than the initial ones
         for parameter in stage.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     proposals, regions = torch.randn(2, 6, 16), torch.randn(12, 16, 7, 7)
-    found = stage(proposals, regions)
+    outputs = stage(proposals, regions)
     for image in range(2):
         x = proposals[image].double()
-        x = norm(x + attended(x, stage.attention, 4), stage.attention_norm)
-        seen = [
-            interacted(each, regions[6 * image + row].double(), stage.interaction, 8)
-            for row, each in enumerate(x)
+        x = norm(x + self_attention(x, stage.attention, 4), stage.attention_norm)
+        interactions = [
+            interact(proposal, regions[6 * image + row].double(), stage.interaction, 8)
+            for row, proposal in enumerate(x)
         ]
-        x = norm(x + torch.stack(seen), stage.interaction_norm)
+        x = norm(x + torch.stack(interactions), stage.interaction_norm)
         inner, _, outer = stage.feedforward
         x = norm(x + linear(linear(x, inner).relu(), outer), stage.feedforward_norm)
         expected = (
@@ -78,37 +80,37 @@ def test_a_stage_is_attention_interaction_and_two_towers():
             linear(tower(x, stage.box_tower), stage.offsets),
             x,
         )
-        for ours, theirs in zip(found, expected, strict=True):
-            assert torch.allclose(ours[image].double(), theirs, atol=1e-4)
+        for actual, reference in zip(outputs, expected, strict=True):
+            assert torch.allclose(actual[image].double(), reference, atol=1e-4)
 
 
-def test_a_stage_has_one_layer_for_classes_and_three_for_boxes():
+def test_towers_have_one_layer_for_classes_and_three_for_boxes():
     stage = DynamicHead(head("sparse_rcnn", channels=16, dynamic_channels=8), classes=5)
-    layers = [sum(isinstance(each, nn.Linear) for each in tower) for tower in
+    layers = [sum(isinstance(layer, nn.Linear) for layer in tower) for tower in
               (stage.class_tower, stage.box_tower)]  # fmt: skip
     assert layers == [1, 3]
 
 
-def test_it_starts_as_the_reference_does():
+def test_initial_weights_follow_the_reference():
     torch.manual_seed(0)
     stage = DynamicHead(head("sparse_rcnn"), classes=80)
     assert stage.classes.bias.detach().sigmoid().tolist() == pytest.approx([0.01] * 80)
     assert stage.offsets.bias.tolist() == [0] * 4
-    for matrix in (each.detach() for each in stage.parameters() if each.dim() == 2):
+    for matrix in (parameter.detach() for parameter in stage.parameters() if parameter.dim() == 2):
         bound = math.sqrt(6 / sum(matrix.shape))  # Xavier's
         assert 0.95 * bound < float(matrix.abs().max()) < 1.001 * bound
         assert float(matrix.std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
-def test_parameters_to_the_last():
+def test_parameter_count_by_hand():
     with torch.device("meta"):
         stage = DynamicHead(head("sparse_rcnn"), classes=80)
-    expected = (256 * 32768 + 32768) + (49 * 256 * 256 + 256)  # generated weights, the region
+    expected = (256 * 32768 + 32768) + (49 * 256 * 256 + 256)  # generated weights, output
     expected += 2 * (64 + 256 + 256)  # norms of the interaction
     expected += (4 * 256 * 256 + 4 * 256) + (2 * 256 * 2048 + 2048 + 256)
     expected += 3 * 2 * 256  # norms after attention, interaction and feedforward
     expected += 4 * (256 * 256 + 2 * 256) + (256 * 80 + 80) + (256 * 4 + 4)  # towers
-    assert sum(each.numel() for each in stage.parameters()) == expected == 13_235_412
+    assert sum(parameter.numel() for parameter in stage.parameters()) == expected == 13_235_412
 
 
 def test_macs_of_a_stage_by_hand():
@@ -119,8 +121,8 @@ def test_macs_of_a_stage_by_hand():
     generated, region = 256 * 2 * 256 * 64, 49 * 256 * 256
     towers = 4 * 256 * 256 + 256 * 80 + 256 * 4
     assert counts.linear_macs == 300 * (generated + region + 2 * 256 * 2048 + towers)
-    convolved = 49 * 2 * 256 * 64
+    interaction = 49 * 2 * 256 * 64
     attention = 4 * 256 * 256 + 2 * 300 * 256  # projections; QK and AV
-    assert counts.attention_macs == 300 * (convolved + attention)
+    assert counts.attention_macs == 300 * (interaction + attention)
     assert counts.norm_elements == 300 * (49 * (64 + 256) + 256 * (1 + 3 + 4))
     assert counts.relu_elements == 300 * (49 * (64 + 256) + 256 + 2048 + 4 * 256)

@@ -1,4 +1,4 @@
-"""Losses of detectors against their papers' formulas, number by number."""
+"""Losses of detectors against the formulas of their papers."""
 
 import math
 
@@ -26,29 +26,29 @@ def test_focal_loss_is_the_sum_over_predictions_and_classes(alpha, gamma):
 
 
 def test_focal_loss_of_one_prediction_by_hand():
-    # Probability 1/2 of both classes: 0.25 (1/2)^2 ln 2 for that which is there, 0.75 (1/2)^2 ln 2
-    # for the other.
+    # Probability 1/2 of both classes: 0.25 (1/2)^2 ln 2 for the positive class and
+    # 0.75 (1/2)^2 ln 2 for the negative one.
     loss = focal_loss(double([0, 0]), torch.tensor([1]), alpha=0.25, gamma=2)
     assert math.isclose(float(loss), 0.25 * math.log(2))
 
 
-def test_a_prediction_with_a_negative_label_adds_nothing_and_learns_nothing():
+def test_predictions_with_a_negative_label_are_ignored():
     logits = double([1, -2], [0.5, 3]).requires_grad_()
     loss = focal_loss(logits, torch.tensor([0, -1]), alpha=0.25, gamma=2)
-    alone = focal_loss(logits[:1], torch.tensor([0]), alpha=0.25, gamma=2)
+    expected = focal_loss(logits[:1], torch.tensor([0]), alpha=0.25, gamma=2)
     loss.backward()
-    assert torch.equal(loss, alone)
+    assert torch.equal(loss, expected)
     assert logits.grad[0].abs().min() > 0 and not logits.grad[1].any()
 
 
-def test_focal_loss_of_no_predictions_is_zero_and_has_a_gradient():
+def test_focal_loss_without_predictions_is_zero_with_a_gradient():
     logits = torch.zeros(0, 3, requires_grad=True)
     loss = focal_loss(logits, torch.zeros(0, dtype=torch.int64), alpha=0.25, gamma=2)
     loss.backward()
     assert loss == 0 and logits.grad.shape == (0, 3)
 
 
-def test_focal_loss_stays_finite_for_predictions_as_sure_as_they_can_be():
+def test_focal_loss_is_finite_for_saturated_logits():
     logits = torch.tensor([[1e4, -1e4]], requires_grad=True)
     losses = [focal_loss(logits, torch.tensor([c]), alpha=0.25, gamma=2) for c in (0, 1)]
     sum(losses).backward()
@@ -56,7 +56,7 @@ def test_focal_loss_stays_finite_for_predictions_as_sure_as_they_can_be():
     assert logits.grad.isfinite().all()
 
 
-def test_losses_of_half_precision_are_computed_in_single():
+def test_bfloat16_losses_are_computed_in_float32():
     # In bfloat16 1 - p of a probability below 1/512 is 1, and a sum stops growing at 256 terms.
     logits = torch.full((3000, 1), -7.0, dtype=torch.bfloat16)
     loss = focal_loss(logits, torch.zeros(3000, dtype=torch.int64), alpha=0.25, gamma=2)
@@ -71,12 +71,12 @@ def test_losses_of_half_precision_are_computed_in_single():
     ("box", "target", "expected"),
     [
         ([1, 2, 5, 4], [1, 2, 5, 4], 0),
-        ([0, 0, 2, 2], [1, 0, 3, 2], 1 - 2 / 6),  # the union fills the hull
-        ([0, 0, 1, 1], [2, 0, 3, 1], 1 + 1 / 3),  # no overlap, 1 of the hull's 3 is empty
-        ([0, 0, 4, 4], [1, 1, 3, 3], 1 - 4 / 16),  # one in the other
+        ([0, 0, 2, 2], [1, 0, 3, 2], 1 - 2 / 6),  # the union is the enclosing box
+        ([0, 0, 1, 1], [2, 0, 3, 1], 1 + 1 / 3),  # disjoint; 1 of the 3 enclosed is empty
+        ([0, 0, 4, 4], [1, 1, 3, 3], 1 - 4 / 16),  # one inside the other
         ([0, 0, 2, 2], [1, 1, 3, 3], 1 - 1 / 7 + 2 / 9),
         ([0, 0, 1, 1], [99, 99, 100, 100], 1 + 9998 / 10000),
-        ([0, 0, 1e-3, 1e-3], [0, 0, 2e-3, 1e-3], 0.5),  # in units of an image: about a pixel
+        ([0, 0, 1e-3, 1e-3], [0, 0, 2e-3, 1e-3], 0.5),  # relative coordinates, about a pixel
     ],
 )
 def test_giou_loss_by_hand(box, target, expected):
@@ -84,7 +84,7 @@ def test_giou_loss_by_hand(box, target, expected):
     assert loss.shape == (1,) and float(loss) == pytest.approx(expected, abs=1e-12)
 
 
-def test_giou_loss_counts_the_cells_of_boxes_on_a_grid():
+def test_giou_loss_equals_counts_of_cells_on_a_grid():
     torch.manual_seed(1)
     first, last = torch.randint(0, 12, (2, 50, 2, 2))  # of 50 pairs of boxes: x, y of two corners
     boxes = torch.cat([torch.minimum(first, last), torch.maximum(first, last) + 1], dim=-1)
@@ -102,10 +102,10 @@ def test_giou_loss_counts_the_cells_of_boxes_on_a_grid():
     assert len(set(expected)) > 40
 
 
-def test_giou_loss_moves_a_box_towards_a_target_that_it_does_not_touch():
+def test_giou_loss_moves_a_box_towards_a_disjoint_target():
     box = double([0, 0, 2, 2]).requires_grad_()
     giou_loss(box, double([6, 0, 8, 2])).sum().backward()
-    assert box.grad[0, 2] < 0 < box.grad[0, 0]  # its far side grows; to be larger is not better
+    assert box.grad[0, 2] < 0 < box.grad[0, 0]  # GIoU first enlarges it, on both sides
 
 
 def test_giou_loss_of_boxes_without_an_area_is_finite():

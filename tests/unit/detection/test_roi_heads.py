@@ -1,4 +1,4 @@
-"""Regions: which of them are looked at, by heads of what size, and what these learn."""
+"""Sampling of regions, and box and mask heads: sizes, initial weights and losses."""
 
 import math
 
@@ -15,8 +15,8 @@ from smt.detection.roi_heads import (
     positive_rows,
     sample_regions,
 )
-from tests.helpers.dense_scenes import head, iou, parameters, target
-from tests.helpers.two_stage_scenes import decoded, encoded
+from tests.helpers.dense_scenes import head, iou, parameter_count, target
+from tests.helpers.two_stage_scenes import decode, encode
 
 HALF = Matching(positive=0.5, negative=0.5, low_quality=None)
 SCENE = target([[10, 10, 30, 30], [40, 40, 60, 60]], [4, 2], (64, 64))
@@ -31,9 +31,9 @@ def regions_of(proposals, scene, *rules, usable=None):
     return regions
 
 
-def test_regions_are_proposals_and_the_objects_themselves():
+def test_regions_are_proposals_and_ground_truth_boxes():
     regions = regions_of(PROPOSALS, SCENE, HALF, Sampling(boxes=100, positive=1.0), 7)
-    # Overlaps 360/400, 0, 380/400, 100/700 and 360/640 of their best objects.
+    # IoUs with their best objects: 360/400, 0, 380/400, 100/700 and 360/640.
     positive = {
         (10.0, 10.0, 30.0, 30.0): (0, 4, True),
         (40.0, 40.0, 60.0, 60.0): (1, 2, True),
@@ -42,43 +42,46 @@ def test_regions_are_proposals_and_the_objects_themselves():
         (10.0, 12.0, 30.0, 42.0): (0, 4, False),
     }
     assert len(regions.objects) == 5 and len(regions.boxes) == 7
-    found = zip(
+    sampled = zip(
         map(tuple, regions.boxes.tolist()),
         regions.objects.tolist(),
         regions.labels.tolist(),
         regions.is_ground_truth.tolist(),
         strict=False,  # background has no object
     )
-    assert {box: rest for box, *rest in found} == {box: [*rest] for box, rest in positive.items()}
+    assert {box: values for box, *values in sampled} == {
+        box: [*values] for box, values in positive.items()
+    }
     assert regions.labels[5:].tolist() == [7, 7] and not regions.is_ground_truth[5:].any()
-    assert {tuple(each) for each in regions.boxes[5:].tolist()} == {(0, 0, 9, 9), (30, 30, 50, 50)}
+    assert {tuple(box) for box in regions.boxes[5:].tolist()} == {(0, 0, 9, 9), (30, 30, 50, 50)}
 
 
-def test_objects_join_after_the_matching():
-    # The proposal overlaps object 0 by 0.8 and object 1 by 0.64, for which there is none better:
-    # by the rule for low quality it finds object 1. Beside object 1's own box it would not.
+def test_ground_truth_boxes_are_added_after_the_matching():
+    # The IoU of the proposal is 0.8 with object 0 and 0.64 with object 1. It is the best proposal
+    # of object 1, hence its low-quality match. If the ground-truth boxes were matched too, the box
+    # of object 1 would be the best.
     scene = target([[0, 0, 20, 20], [0, 0, 10.24, 20]], [0, 1], (64, 64))
     proposal = torch.tensor([[0.0, 0, 16, 20]])
-    low = Matching(positive=0.5, negative=0.5, low_quality=0.5)
-    regions = regions_of(proposal, scene, low, Sampling(boxes=9, positive=1.0), 2)
+    low_quality = Matching(positive=0.5, negative=0.5, low_quality=0.5)
+    regions = regions_of(proposal, scene, low_quality, Sampling(boxes=9, positive=1.0), 2)
     assert regions.labels[~regions.is_ground_truth].tolist() == [1]
-    without = regions_of(proposal, scene, HALF, Sampling(boxes=9, positive=1.0), 2)
-    assert without.labels[~without.is_ground_truth].tolist() == [0]
+    without_low_quality = regions_of(proposal, scene, HALF, Sampling(boxes=9, positive=1.0), 2)
+    assert without_low_quality.labels[~without_low_quality.is_ground_truth].tolist() == [0]
 
 
-def test_what_is_not_usable_is_no_region():
-    every, usable = (
+def test_unusable_proposals_are_not_sampled():
+    all_boxes, usable = (
         Sampling(boxes=100, positive=1.0),
         torch.tensor([False, True, True, True, False]),
     )
-    regions = regions_of(PROPOSALS, SCENE, HALF, every, 7, usable=usable)
-    fewer = regions_of(PROPOSALS[usable], SCENE, HALF, every, 7)
+    regions = regions_of(PROPOSALS, SCENE, HALF, all_boxes, 7, usable=usable)
+    expected = regions_of(PROPOSALS[usable], SCENE, HALF, all_boxes, 7)
     assert len(regions.boxes) == 5
     for name in ("boxes", "labels", "objects", "is_ground_truth"):
-        assert torch.equal(getattr(regions, name), getattr(fewer, name))
+        assert torch.equal(getattr(regions, name), getattr(expected, name))
 
 
-def test_a_quarter_of_the_regions_at_most_find_objects():
+def test_at_most_a_quarter_of_the_regions_are_positive():
     proposals = torch.cat([PROPOSALS[[0]].repeat(50, 1), PROPOSALS[[1]].repeat(50, 1)])
     regions = regions_of(proposals, SCENE, HALF, Sampling(boxes=16, positive=0.25), 7)
     assert len(regions.objects) == 4 and len(regions.boxes) == len(regions.labels) == 16
@@ -87,9 +90,9 @@ def test_a_quarter_of_the_regions_at_most_find_objects():
 
 @pytest.mark.parametrize("scene", [SCENE, target([], [], (64, 64))])
 @pytest.mark.parametrize("count", [0, 5])
-def test_regions_without_objects_or_without_proposals(scene, count):
-    every = Sampling(boxes=100, positive=1.0)
-    regions = regions_of(PROPOSALS[:count], scene, HALF, every, 7)
+def test_regions_without_objects_or_proposals(scene, count):
+    all_boxes = Sampling(boxes=100, positive=1.0)
+    regions = regions_of(PROPOSALS[:count], scene, HALF, all_boxes, 7)
     assert len(regions.boxes) == len(scene.boxes) + count
     assert regions.is_ground_truth.sum() == len(scene.boxes)
     if not len(scene.boxes):
@@ -105,16 +108,16 @@ def mask_head(*, channels=256, classes=80):
     return MaskHead(head("mask_rcnn").mask, channels=channels, classes=classes)
 
 
-def test_sizes_of_the_heads_are_the_papers():
+def test_parameter_counts_by_hand():
     # 12,544 x 1024 + 1024, 1024 x 1024 + 1024, 81 and 320 of 1024 + 1
-    assert parameters(box_head("mask_rcnn")) == 12_846_080 + 1_049_600 + 401 * 1025  # 14.307M
+    assert parameter_count(box_head("mask_rcnn")) == 12_846_080 + 1_049_600 + 401 * 1025  # 14.307M
     # 4 x (9 x 256 x 256 + 2 x 256), then the first of those layers
-    assert parameters(box_head("cascade_mask_rcnn")) == 2_361_344 + 12_846_080 + 401 * 1025
+    assert parameter_count(box_head("cascade_mask_rcnn")) == 2_361_344 + 12_846_080 + 401 * 1025
     # 4 x (9 x 256 x 256 + 256), 4 x 256 x 256 + 256, 80 of 256 + 1
-    assert parameters(mask_head()) == 2_360_320 + 262_400 + 80 * 257  # 2.643M
+    assert parameter_count(mask_head()) == 2_360_320 + 262_400 + 80 * 257  # 2.643M
 
 
-def test_heads_give_background_last_a_box_for_each_class_and_masks_twice_as_large():
+def test_output_shapes_of_heads():
     for name in ("mask_rcnn", "cascade_mask_rcnn"):
         for count in (0, 3):
             logits, offsets = box_head(name, channels=4, classes=5)(torch.randn(count, 4, 7, 7))
@@ -122,14 +125,14 @@ def test_heads_give_background_last_a_box_for_each_class_and_masks_twice_as_larg
     assert mask_head(channels=4, classes=5)(torch.randn(3, 4, 14, 14)).shape == (3, 5, 28, 28)
 
 
-def test_the_cascades_convolutions_have_synchronised_norms_and_no_biases():
-    kinds = [type(each).__name__ for each in box_head("cascade_mask_rcnn").convolutions]
+def test_convolutions_of_cascade_have_sync_batch_norm_and_no_bias():
+    kinds = [type(layer).__name__ for layer in box_head("cascade_mask_rcnn").convolutions]
     assert kinds == ["Conv2d", "SyncBatchNorm", "ReLU"] * 4
     assert box_head("cascade_mask_rcnn").convolutions[0].bias is None
     assert len(box_head("mask_rcnn").convolutions) == 0
 
 
-def test_heads_start_as_the_reference_does():
+def test_initial_weights_follow_the_reference():
     torch.manual_seed(0)
     boxes, masks = box_head("cascade_mask_rcnn"), mask_head()
     bound = math.sqrt(6 / (256 * 49 + 1024))  # Xavier's uniform distribution
@@ -138,7 +141,7 @@ def test_heads_start_as_the_reference_does():
     deviations = {
         boxes.classifier: 0.01,
         boxes.regression: 0.001,
-        # He's, by outputs: 256 x 9, 256 x 4 and 80
+        # He's, of fan out 256 x 9, 256 x 4 and 80
         boxes.convolutions[0]: math.sqrt(2 / 2304),
         masks.convolutions[6]: math.sqrt(2 / 2304),
         masks.upsample[0]: math.sqrt(2 / 1024),
@@ -157,34 +160,34 @@ def giou(one, other):
     return iou(one, other) - (width * height - union) / (width * height)
 
 
-def of_boxes(*arguments):
-    """Return an image's regions: boxes, labels, objects."""
-    boxes, labels, objects = (torch.tensor(each) for each in arguments)
+def regions_with(*arguments):
+    """Return the regions of an image, of boxes, labels and objects."""
+    boxes, labels, objects = (torch.tensor(values) for values in arguments)
     is_ground_truth = torch.zeros(len(boxes), dtype=torch.bool)
     return Regions(boxes.view(-1, 4).float(), labels.long(), objects.long(), is_ground_truth)
 
 
 SCENES = [SCENE, target([], [], (64, 64)), target([[5, 5, 25, 40]], [1], (64, 64))]
 REGIONS = [
-    of_boxes(
+    regions_with(
         [[41, 40, 60, 60], [10, 10, 30, 28], [12, 8, 33, 30], [0, 0, 9, 9]], [2, 4, 4, 5], [1, 0, 0]
     ),
-    of_boxes([[3, 3, 20, 20]], [5], []),
-    of_boxes([[4, 6, 24, 42], [30, 30, 50, 50], [1, 1, 64, 64]], [1, 5, 5], [0]),
+    regions_with([[3, 3, 20, 20]], [5], []),
+    regions_with([[4, 6, 24, 42], [30, 30, 50, 50], [1, 1, 64, 64]], [1, 5, 5], [0]),
 ]
 STAGE = (0.1, 0.1, 0.2, 0.2)
 
 
-def test_regions_that_find_objects_are_first_in_each_image():
+def test_positive_regions_are_first_in_each_image():
     assert positive_rows(REGIONS).tolist() == [0, 1, 2, 5]
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn"])
-def test_losses_are_sums_over_regions_over_their_number(name):
+def test_losses_are_averaged_over_regions(name):
     torch.manual_seed(0)
     spec = head(name).box
     logits, offsets = torch.randn(8, 6), torch.randn(8, 5, 4)
-    class_loss, of_box, row = 0.0, 0.0, 0
+    class_loss, box_loss, row = 0.0, 0.0, 0
     for regions, scene in zip(REGIONS, SCENES, strict=True):
         for index, (box, label) in enumerate(
             zip(regions.boxes.tolist(), regions.labels.tolist(), strict=True)
@@ -192,18 +195,18 @@ def test_losses_are_sums_over_regions_over_their_number(name):
             values = logits[row].tolist()
             class_loss += math.log(sum(map(math.exp, values))) - values[label]
             if label < 5:
-                goal = scene.boxes[regions.objects[index]].tolist()
-                own = offsets[row, label].tolist()
+                object_box = scene.boxes[regions.objects[index]].tolist()
+                predicted = offsets[row, label].tolist()
                 if name == "mask_rcnn":
-                    wanted = [a / b for a, b in zip(encoded(goal, box), STAGE, strict=True)]
-                    of_box += sum(abs(a - b) for a, b in zip(own, wanted, strict=True))
+                    expected = [a / b for a, b in zip(encode(object_box, box), STAGE, strict=True)]
+                    box_loss += sum(abs(a - b) for a, b in zip(predicted, expected, strict=True))
                 else:
-                    moved = decoded(box, [a * b for a, b in zip(own, STAGE, strict=True)])
-                    of_box += 10 * (1 - giou(moved, goal))
+                    refined = decode(box, [a * b for a, b in zip(predicted, STAGE, strict=True)])
+                    box_loss += 10 * (1 - giou(refined, object_box))
             row += 1
     losses = box_losses(logits, offsets, REGIONS, SCENES, spec, STAGE)
     assert losses["class"].item() == pytest.approx(class_loss / 8, rel=1e-5)
-    assert losses["box"].item() == pytest.approx(of_box / 8, rel=1e-5)
+    assert losses["box"].item() == pytest.approx(box_loss / 8, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn", "cascade_mask_rcnn"])
@@ -211,8 +214,8 @@ def test_losses_are_sums_over_regions_over_their_number(name):
 def test_without_objects_or_regions_losses_are_finite_with_a_gradient(name, count):
     layer = box_head(name, channels=4, classes=5)
     logits, offsets = layer(torch.randn(count, 4, 7, 7))
-    regions = [REGIONS[1] if count else of_boxes([], [], [])]
+    regions = [REGIONS[1] if count else regions_with([], [], [])]
     losses = box_losses(logits, offsets, regions, [SCENES[1]], head(name).box, STAGE)
     sum(losses.values()).backward()
     assert losses["box"] == 0 and losses["class"].isfinite()
-    assert all(each.grad is not None for each in layer.parameters())
+    assert all(parameter.grad is not None for parameter in layer.parameters())

@@ -21,7 +21,7 @@ from smt.runs.paths import EvaluationOutputs, Layout
 from smt.runs.record import RunMetrics
 from smt.tasks import evaluation
 from smt.tasks.build import build_task
-from tests.unit.datasets.test_ade20k import ADE20K, CLASSES, SIZE, labels_of
+from tests.unit.datasets.test_ade20k import ADE20K, CLASSES, SIZE, label_map
 from tests.unit.datasets.test_coco import PROJECT, Coco
 
 DOG, CAFE = 0, 1
@@ -162,7 +162,7 @@ class TwoImages(ADE20K):
             pixels = np.zeros((*SIZE, 3), np.uint8)
             Image.fromarray(pixels).save(self.root / "images" / "validation" / f"{name}.jpg")
             labels = self.root / "annotations" / "validation" / f"{name}.png"
-            Image.fromarray(labels_of(1, 2)).save(labels)
+            Image.fromarray(label_map(1, 2)).save(labels)
 
     @property
     def project(self):

@@ -1,4 +1,4 @@
-"""Augmentation is timm's, to the bit; mixing and its targets agree."""
+"""Augmentation is bit-identical to timm's; mixed images and targets agree."""
 
 import numpy as np
 import pytest
@@ -36,13 +36,13 @@ def mix_of(**changes):
 
 
 def normalised(image, erasure=None):
-    """Return what a classifier sees of a transformed image: (3, R, R) float32."""
+    """Return the classifier's input of a transformed image: (3, R, R) float32."""
     images = Normalise()(pil_to_tensor(image)[None])
     return Erasures.of([erasure]).write(images)[0]
 
 
 def timm_transform(recipe):
-    """Return what timm itself makes of an image: (3, R, R) float32."""
+    """Return timm's own transform for training, to (3, R, R) float32."""
     augment = recipe.augment
     return create_transform(
         recipe.resolution, is_training=True, scale=augment.scale, ratio=augment.ratio,
@@ -66,8 +66,8 @@ def recipe_at_scale(scale):
     ],
     ids=["paper", "demo", "color jitter", "weighted choice"],
 )
-def test_training_images_are_those_of_timm(photograph, recipe):
-    own, theirs = TrainTransform(recipe), timm_transform(recipe)
+def test_training_images_equal_those_of_timm(photograph, recipe):
+    ours, theirs = TrainTransform(recipe), timm_transform(recipe)
     sizes = [(400, 300), (56, 56), (30, 200), (300, 40), (recipe.resolution,) * 2]
     images = [photograph.resize(size) for size in sizes]
     for index in range(250):
@@ -75,10 +75,10 @@ def test_training_images_are_those_of_timm(photograph, recipe):
         reseed("augment", index)
         expected = theirs(image)
         reseed("augment", index)
-        assert torch.equal(normalised(*own(image)), expected)
+        assert torch.equal(normalised(*ours(image)), expected)
 
 
-def test_a_batch_is_what_timm_makes_of_each_file(tmp_path):
+def test_a_batch_equals_timms_transform_of_its_files(tmp_path):
     write_images(tmp_path / "tiny" / "train", classes=2, per_class=20)
     folder = open_folder(tmp_path / "tiny", "train", 2, 40)
     recipe = recipe_of(global_batch=40, device_batch=40)
@@ -96,13 +96,13 @@ def test_a_batch_is_what_timm_makes_of_each_file(tmp_path):
         (Evaluation(resize="squash", crop_ratio=1.0), {"crop_pct": 1.0, "crop_mode": "squash"}),
     ],
 )
-def test_evaluated_images_are_those_of_timm(photograph, evaluation, timm):
-    own = EvalTransform(recipe_of(evaluation=evaluation, resolution=48))
+def test_evaluation_images_equal_those_of_timm(photograph, evaluation, timm):
+    ours = EvalTransform(recipe_of(evaluation=evaluation, resolution=48))
     expected = create_transform(48, interpolation="bicubic", **timm)(photograph)
-    assert torch.equal(normalised(own(photograph)), expected)
+    assert torch.equal(normalised(ours(photograph)), expected)
 
 
-def test_squashing_keeps_the_whole_image_and_cropping_its_middle():
+def test_squash_keeps_the_whole_image_and_crop_its_centre():
     # Left half black, right half white, twice as wide as high.
     image = Image.fromarray(np.repeat(np.uint8([[0] * 64 + [255] * 64]), 64, 0)).convert("RGB")
     image.paste((255, 0, 0), (0, 0, 8, 64))
@@ -113,7 +113,7 @@ def test_squashing_keeps_the_whole_image_and_cropping_its_middle():
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0), (0.2, 1.0)])
-def test_targets_say_what_the_images_were_mixed_of(mixup, cutmix):
+def test_targets_are_the_shares_of_the_mixed_images(mixup, cutmix):
     mix, labels = mix_of(mixup=mixup, cutmix=cutmix), torch.arange(8)
     mixed = 0
     for step in range(20):
@@ -126,7 +126,7 @@ def test_targets_say_what_the_images_were_mixed_of(mixup, cutmix):
     assert mixed > 10
 
 
-def test_the_recipe_draws_mixup_and_cutmix_alike():
+def test_mixup_and_cutmix_are_equally_frequent():
     mix, labels, cut = mix_of(mixup=0.2, cutmix=1.0), torch.arange(8), 0
     for step in range(100):
         images = labels.float().view(8, 1, 1, 1).expand(8, 3, 16, 16).clone()
@@ -135,7 +135,7 @@ def test_the_recipe_draws_mixup_and_cutmix_alike():
     assert 30 < cut < 65  # a cut of no pixels, or of all, looks like Mixup
 
 
-def test_mixing_depends_on_its_key_alone_and_draws_nothing_outside():
+def test_mixing_depends_on_its_key_only_and_leaves_the_global_generators():
     mix, labels, images = mix_of(mixup=0.2, cutmix=1.0), torch.arange(8), torch.rand(8, 3, 16, 16)
     first = mix(images.clone(), labels, 1, 5, 0)
     with seeded("outside"):
@@ -143,22 +143,22 @@ def test_mixing_depends_on_its_key_alone_and_draws_nothing_outside():
         expected = np.random.random(4).tolist(), torch.rand(4).tolist()
     with seeded("outside"):
         np.random.randn()
-        again, other = (mix(images.clone(), labels, 1, 5, number) for number in (0, 1))
+        repeated, other = (mix(images.clone(), labels, 1, 5, number) for number in (0, 1))
         assert (np.random.random(4).tolist(), torch.rand(4).tolist()) == expected
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert torch.equal(first[0], repeated[0]) and torch.equal(first[1], repeated[1])
     assert not torch.equal(first[0], other[0])
 
 
 def test_without_mixing_targets_are_smoothed_labels():
     images = torch.rand(3, 3, 8, 8)
-    same, targets = mix_of(label_smoothing=0.1)(images.clone(), torch.tensor([0, 1, 7]), 0)
-    assert torch.equal(same, images)
+    unmixed, targets = mix_of(label_smoothing=0.1)(images.clone(), torch.tensor([0, 1, 7]), 0)
+    assert torch.equal(unmixed, images)
     expected = torch.full((3, 8), 0.1 / 8)
     expected[[0, 1, 2], [0, 1, 7]] += 0.9
     assert torch.allclose(targets, expected)
 
 
-def test_mixing_half_of_the_batches_leaves_the_other_half():
+def test_a_mix_prob_of_one_half_leaves_half_of_the_batches_unmixed():
     mix, labels = mix_of(mixup=0.2, cutmix=1.0, mix_prob=0.5), torch.arange(8)
     plain = 0
     for step in range(100):

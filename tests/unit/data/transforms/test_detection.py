@@ -1,4 +1,4 @@
-"""Images, boxes, masks and labels of a detector stay together, whatever is done to them."""
+"""Transforms of detection keep images, boxes, masks and labels consistent."""
 
 import random
 
@@ -23,7 +23,7 @@ from smt.data.transforms.image import TransformedImage, rescaled
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
 
 
-def rule(*short, long=10_000):
+def rescale(*short, long=10_000):
     return Rescale(short=short, long=long)
 
 
@@ -31,8 +31,8 @@ def train_transform(*policies, hflip=0.0):
     return DetectionTrainTransform(DetectionAugment(hflip=hflip, policies=policies))
 
 
-def numbered(height, width):
-    """Return an image that says where each pixel is: red is the row, green the column."""
+def coordinate_image(height, width):
+    """Return an image of coordinates: the red channel is the row, the green one the column."""
     rows, columns = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8))
 
@@ -51,14 +51,14 @@ def bounds(mask):
     return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
 
 
-def interpolated(pixels, size):
-    """Return `pixels` (H, W) at `size`: each new pixel's centre between the four next to it."""
+def interpolate(pixels, size):
+    """Return `pixels` (H, W) resized to `size` bilinearly, with aligned pixel centres."""
     old = np.pad(pixels.astype(float), 1, mode="edge")
     new = np.empty(size)
     for i, j in np.ndindex(size):
         y, x = (
-            (k + 0.5) * was / now + 0.5
-            for k, was, now in zip((i, j), pixels.shape, size, strict=True)
+            (k + 0.5) * old_side / new_side + 0.5
+            for k, old_side, new_side in zip((i, j), pixels.shape, size, strict=True)
         )
         (top, v), (left, u) = divmod(y, 1), divmod(x, 1)
         a, b, c, d = old[int(top) : int(top) + 2, int(left) : int(left) + 2].ravel()
@@ -67,15 +67,15 @@ def interpolated(pixels, size):
 
 
 @pytest.mark.parametrize("size", [(30, 47), (13, 9), (8, 30), (37, 41), (20, 20)])
-def test_pixels_are_interpolated_without_smoothing(size):
+def test_resizing_is_bilinear_without_antialiasing(size):
     image = Image.fromarray(astronaut()).crop((200, 60, 220, 80))
     scaled = TransformedImage.from_pil(image).resize(size).pixels[0]
     for channel, pixels in enumerate(np.moveaxis(np.asarray(image), -1, 0)):
-        expected = interpolated(pixels, size)
+        expected = interpolate(pixels, size)
         assert np.abs(scaled[channel].numpy() - expected).max() <= 1
 
 
-def test_shrinking_to_a_third_takes_the_middle_pixel_of_each_three():
+def test_downscaling_by_three_takes_every_third_pixel():
     image = Image.fromarray(astronaut()).crop((200, 60, 230, 90))
     shrunk = TransformedImage.from_pil(image).resize((10, 10)).pixels[0]
     assert np.array_equal(shrunk.permute(1, 2, 0).numpy(), np.asarray(image)[1::3, 1::3])
@@ -93,53 +93,55 @@ def test_shrinking_to_a_third_takes_the_middle_pixel_of_each_three():
         ((1, 4000), 800, 1333, (1, 1333)),
     ],
 )
-def test_an_image_is_as_large_as_both_limits_allow(size, short, long, expected):
+def test_an_image_is_rescaled_to_the_tighter_limit(size, short, long, expected):
     assert rescaled(size, short, long) == expected
 
 
-def test_an_image_that_is_not_scaled_has_the_levels_of_its_file():
+def test_pixels_without_scaling_are_those_of_the_file():
     image = Image.fromarray(astronaut()).crop((0, 0, 150, 100))
-    sample = train_transform(Policy(last=rule(100)))(image, NO_BOXES, NO_LABELS)
+    sample = train_transform(Policy(last=rescale(100)))(image, NO_BOXES, NO_LABELS)
     assert torch.equal(sample.image, pil_to_tensor(image)) and sample.size == (100, 150)
     assert sample.masks is None
 
 
-def test_a_mirrored_image_has_mirrored_boxes_and_masks():
+def test_a_flipped_image_has_flipped_boxes_and_masks():
     boxes = np.array([[3, 5, 20, 9], [0, 0, 50, 40]], np.float32)
-    transform = train_transform(Policy(last=rule(40)), hflip=1.0)
-    sample = transform(numbered(40, 50), boxes, np.array([7, 4]), rectangles(boxes, 40, 50))
+    transform = train_transform(Policy(last=rescale(40)), hflip=1.0)
+    sample = transform(coordinate_image(40, 50), boxes, np.array([7, 4]), rectangles(boxes, 40, 50))
     assert sample.boxes.tolist() == [[30, 5, 47, 9], [0, 0, 50, 40]]
     assert sample.labels.tolist() == [7, 4]
     assert bounds(sample.masks[0]).tolist() == [30, 5, 47, 9]
     assert sample.image[1].eq(torch.arange(49, -1, -1)).all()
 
 
-def test_half_of_the_images_are_mirrored():
-    transform = train_transform(Policy(last=rule(8)), hflip=0.5)
+def test_half_of_the_images_are_flipped():
+    transform = train_transform(Policy(last=rescale(8)), hflip=0.5)
     torch.manual_seed(0)
-    samples = [transform(numbered(8, 8), NO_BOXES, NO_LABELS) for _ in range(200)]
-    assert 70 < sum(int(each.image[1, 0, 0] == 7) for each in samples) < 130
+    samples = [transform(coordinate_image(8, 8), NO_BOXES, NO_LABELS) for _ in range(200)]
+    assert 70 < sum(int(sample.image[1, 0, 0] == 7) for sample in samples) < 130
 
 
-def test_boxes_are_scaled_by_what_each_side_really_was():
+def test_boxes_are_scaled_by_the_rounded_size_of_the_image():
     boxes = np.array([[10, 20, 640, 480], [0, 0, 3, 3]], np.float32)
-    transform = train_transform(Policy(last=rule(800, long=1333)))
+    transform = train_transform(Policy(last=rescale(800, long=1333)))
     sample = transform(Image.new("RGB", (640, 480)), boxes, np.array([0, 1]))
-    across, down = 1067 / 640, 800 / 480
-    expected = torch.tensor([[10 * across, 20 * down, 1067, 800], [0, 0, 3 * across, 3 * down]])
+    scale_x, scale_y = 1067 / 640, 800 / 480
+    expected = torch.tensor(
+        [[10 * scale_x, 20 * scale_y, 1067, 800], [0, 0, 3 * scale_x, 3 * scale_y]]
+    )
     assert torch.allclose(sample.boxes, expected)
     assert sample.boxes.dtype == torch.float32
 
 
-def test_a_crop_shows_what_lies_in_it_and_drops_the_objects_outside():
+def test_a_crop_clips_boxes_and_masks_and_drops_objects_outside():
     boxes = np.array([[0, 0, 9, 9], [20, 12, 45, 38], [31, 3, 33, 60], [60, 50, 70, 60]], "f4")
     masks, labels = rectangles(boxes, 64, 72), np.array([5, 6, 7, 8])
-    # The second scaling changes nothing: crops are 24 x 24.
-    transform = train_transform(Policy(crop=RandomCrop(smallest=24, largest=24), last=rule(24)))
-    seen = set()
+    # The second scaling has no effect: crops are 24 x 24.
+    transform = train_transform(Policy(crop=RandomCrop(smallest=24, largest=24), last=rescale(24)))
+    object_counts = set()
     for seed in range(100):
         torch.manual_seed(seed)
-        sample = transform(numbered(64, 72), boxes, labels, masks)
+        sample = transform(coordinate_image(64, 72), boxes, labels, masks)
         top, left = sample.image[:2, 0, 0].tolist()
         assert sample.image[0].eq(torch.arange(top, top + 24)[:, None]).all()
         assert sample.image[1].eq(torch.arange(left, left + 24)).all()
@@ -148,26 +150,26 @@ def test_a_crop_shows_what_lies_in_it_and_drops_the_objects_outside():
             for label, (x1, y1, x2, y2) in zip(labels, boxes.tolist(), strict=True)
         ]
         expected = [
-            each for each in expected if each[1][0] < each[1][2] and each[1][1] < each[1][3]
+            (label, (x1, y1, x2, y2)) for label, (x1, y1, x2, y2) in expected if x1 < x2 and y1 < y2
         ]
         assert sample.labels.tolist() == [label for label, _ in expected]
-        moved = sample.boxes + torch.tensor([left, top, left, top])
-        assert moved.tolist() == [box for _, box in expected]
+        shifted = sample.boxes + torch.tensor([left, top, left, top])
+        assert shifted.tolist() == [list(box) for _, box in expected]
         assert len(sample.masks) == len(expected)
         for label, mask in zip(sample.labels, sample.masks, strict=True):
-            whole = masks[label - 5]
-            assert np.array_equal(mask.numpy(), whole[top : top + 24, left : left + 24])
-        seen.add(len(expected))
-    assert seen >= {0, 1, 2}
+            full_mask = masks[label - 5]
+            assert np.array_equal(mask.numpy(), full_mask[top : top + 24, left : left + 24])
+        object_counts.add(len(expected))
+    assert object_counts >= {0, 1, 2}
 
 
-def test_sides_and_places_of_a_crop_are_all_that_are_allowed():
-    transform = train_transform(Policy(crop=RandomCrop(smallest=4, largest=7), last=rule(50)))
+def test_crops_have_all_allowed_sizes_and_positions():
+    transform = train_transform(Policy(crop=RandomCrop(smallest=4, largest=7), last=rescale(50)))
     corners = []
     torch.manual_seed(0)
     for _ in range(600):
-        places = transform(numbered(6, 12), NO_BOXES, NO_LABELS).image[:2]
-        corners.append((*places[:, 0, 0].tolist(), *places[:, -1, -1].tolist()))
+        coordinates = transform(coordinate_image(6, 12), NO_BOXES, NO_LABELS).image[:2]
+        corners.append((*coordinates[:, 0, 0].tolist(), *coordinates[:, -1, -1].tolist()))
     heights, widths = (
         {(corner[i], corner[i + 2] - corner[i] + 1) for corner in corners} for i in (0, 1)
     )
@@ -176,8 +178,8 @@ def test_sides_and_places_of_a_crop_are_all_that_are_allowed():
 
 
 def test_an_image_smaller_than_the_smallest_crop_is_kept_whole():
-    transform = train_transform(Policy(crop=RandomCrop(smallest=40, largest=60), last=rule(20)))
-    sample = transform(numbered(20, 30), NO_BOXES, NO_LABELS)
+    transform = train_transform(Policy(crop=RandomCrop(smallest=40, largest=60), last=rescale(20)))
+    sample = transform(coordinate_image(20, 30), NO_BOXES, NO_LABELS)
     assert sample.size == (20, 30) and sample.image[:2, -1, -1].tolist() == [19, 29]
 
 
@@ -195,16 +197,16 @@ def scene(generator):
 
 LARGE = tuple(range(60, 140, 8))
 POLICIES = (
-    Policy(last=rule(*LARGE, long=170)),
-    Policy(first=rule(60, 75), crop=RandomCrop(smallest=48, largest=75), last=rule(*LARGE)),
+    Policy(last=rescale(*LARGE, long=170)),
+    Policy(first=rescale(60, 75), crop=RandomCrop(smallest=48, largest=75), last=rescale(*LARGE)),
 )
 
 
-# A mask's edge is rounded by less than a pixel in each scaling; the second enlarges the first's.
+# Each scaling rounds the edge of a mask by less than a pixel; the second enlarges this error.
 @pytest.mark.parametrize(("policy", "rounding"), [(POLICIES[0], 1), (POLICIES[1], 1 + 132 / 48)])
-def test_image_box_mask_and_label_stay_together(policy, rounding):
+def test_image_box_mask_and_label_stay_consistent(policy, rounding):
     transform = train_transform(policy, hflip=0.5)
-    generator, kept = np.random.default_rng(0), 0
+    generator, checked = np.random.default_rng(0), 0
     for seed in range(100):
         image, boxes, masks = scene(generator)
         torch.manual_seed(seed)
@@ -212,19 +214,19 @@ def test_image_box_mask_and_label_stay_together(policy, rounding):
         grey = sample.image.float().mean(0)
         for box, label, mask in zip(sample.boxes, sample.labels, sample.masks, strict=True):
             if (box[2:] - box[:2]).min() < 12:
-                continue  # a sliver at the edge, which may have no pixel left
+                continue  # too narrow at the edge: its mask may be empty
             assert (bounds(mask) - box).abs().max() < rounding
             (x1, y1), (x2, y2) = box[:2].round().int() + 4, box[2:].round().int() - 4
             inside = grey[y1:y2, x1:x2]
             assert (inside - 60 * (label + 1)).abs().max() < 2
             assert mask[y1:y2, x1:x2].all()
-            kept += 1
-    assert kept > 150
+            checked += 1
+    assert checked > 150
 
 
-def test_every_part_of_a_policy_is_drawn_uniformly():
-    first, second = Policy(last=rule(10, 20)), Policy(last=rule(30, 40, 50))
-    transform, image = train_transform(first, second), numbered(10, 10)
+def test_policies_and_sizes_are_sampled_uniformly():
+    first, second = Policy(last=rescale(10, 20)), Policy(last=rescale(30, 40, 50))
+    transform, image = train_transform(first, second), coordinate_image(10, 10)
     torch.manual_seed(0)
     sides = [transform(image, NO_BOXES, NO_LABELS).size[0] for _ in range(600)]
     assert set(sides) == {10, 20, 30, 40, 50}
@@ -240,22 +242,22 @@ def test_an_image_without_objects_has_empty_boxes_and_masks(policy):
     assert sample.masks.shape == (0, *sample.size) and sample.masks.dtype == torch.bool
 
 
-def test_torchs_generator_decides_alone_and_the_others_are_left_as_they_were():
+def test_only_the_generator_of_torch_is_used():
     transform = train_transform(*POLICIES, hflip=0.5)
     image, boxes, masks = scene(np.random.default_rng(1))
     states = random.getstate(), np.random.get_state()[1].tolist()
     torch.manual_seed(5)
-    once = transform(image, boxes, np.arange(4), masks)
+    first = transform(image, boxes, np.arange(4), masks)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states
     random.seed(9)
     np.random.seed(9)
     torch.manual_seed(5)
-    again = transform(image, boxes, np.arange(4), masks)
-    assert torch.equal(once.image, again.image) and torch.equal(once.boxes, again.boxes)
-    assert torch.equal(once.masks, again.masks)
+    second = transform(image, boxes, np.arange(4), masks)
+    assert torch.equal(first.image, second.image) and torch.equal(first.boxes, second.boxes)
+    assert torch.equal(first.masks, second.masks)
 
 
-def test_what_is_given_is_not_changed():
+def test_inputs_are_not_modified():
     image, boxes, masks = scene(np.random.default_rng(2))
     before = np.asarray(image).copy(), boxes.copy(), masks.copy()
     for seed in range(10):
@@ -267,23 +269,23 @@ def test_what_is_given_is_not_changed():
     assert all(map(np.array_equal, (np.asarray(image), boxes, masks), before))
 
 
-def test_an_evaluated_image_is_scaled_and_its_boxes_go_back_to_the_file():
+def test_boxes_of_an_evaluation_image_are_restored_to_the_original_size():
     transform = DetectionEvalTransform(
         DetectionEvaluation(rescale=FixedRescale(short=(800,), long=1333))
     )
-    seen = transform(Image.new("RGB", (640, 480)))
-    assert seen.image.shape == (3, 800, 1067) and seen.size == (800, 1067)
-    assert seen.original_size == (480, 640)
-    back = seen.restore(torch.tensor([[0.0, 0, 1067, 800], [533.5, 400, 1067, 600]]))
-    assert torch.allclose(back, torch.tensor([[0.0, 0, 640, 480], [320, 240, 640, 360]]))
+    sample = transform(Image.new("RGB", (640, 480)))
+    assert sample.image.shape == (3, 800, 1067) and sample.size == (800, 1067)
+    assert sample.original_size == (480, 640)
+    restored = sample.restore(torch.tensor([[0.0, 0, 1067, 800], [533.5, 400, 1067, 600]]))
+    assert torch.allclose(restored, torch.tensor([[0.0, 0, 640, 480], [320, 240, 640, 360]]))
 
 
 def test_a_box_without_a_width_in_float32_is_dropped_with_its_label_and_mask():
-    """Inside of its image by less than float32 can tell, it has none: losses would be NaN."""
+    """Inside the image by less than float32 resolves; without a width losses would be NaN."""
     boxes = np.array([[39.9999999, 5, 44, 20], [2, 3, 12, 13], [2, 9, 12, 9]]).astype(np.float32)
     masks = rectangles(boxes, 30, 40)
-    sample = train_transform(Policy(last=rule(60)))(
-        numbered(30, 40), boxes, np.array([4, 5, 6]), masks
+    sample = train_transform(Policy(last=rescale(60)))(
+        coordinate_image(30, 40), boxes, np.array([4, 5, 6]), masks
     )
     assert sample.boxes.tolist() == [[4, 6, 24, 26]]
     assert sample.labels.tolist() == [5] and len(sample.masks) == 1

@@ -1,4 +1,4 @@
-"""Pixels as the device makes numbers of them, and what is beyond them."""
+"""Normalisation of uint8 pixels on the device, and clearing of padding."""
 
 import numpy as np
 import pytest
@@ -11,17 +11,19 @@ from smt.data.transforms.image import Normalise, clear_padding
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_every_level_of_every_channel_has_the_bits_that_timm_gives_it(memory_format):
+def test_normalisation_is_bit_identical_to_timms(memory_format):
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     expected = normalize(to_tensor(levels), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     batch = torch.from_numpy(np.stack([levels, levels])).permute(0, 3, 1, 2)
-    seen = Normalise()(batch, memory_format)
-    assert seen.dtype == torch.float32 and seen.is_contiguous(memory_format=memory_format)
-    assert torch.equal(seen[0], expected) and torch.equal(seen[1], expected)
-    assert batch.dtype == torch.uint8 and batch[0, 0, 15, 15] == 255, "which are left as they were"
+    normalised = Normalise()(batch, memory_format)
+    assert normalised.dtype == torch.float32 and normalised.is_contiguous(
+        memory_format=memory_format
+    )
+    assert torch.equal(normalised[0], expected) and torch.equal(normalised[1], expected)
+    assert batch.dtype == torch.uint8 and batch[0, 0, 15, 15] == 255, "the input is not modified"
 
 
-def test_an_evaluation_does_not_keep_a_later_training_from_its_gradients():
+def test_gradients_are_possible_after_use_in_inference_mode():
     pixels = torch.full((1, 3, 4, 4), 7, dtype=torch.uint8)
     with torch.inference_mode():
         normalise = Normalise()
@@ -31,7 +33,7 @@ def test_an_evaluation_does_not_keep_a_later_training_from_its_gradients():
     assert weight.grad.isfinite().all()
 
 
-def test_what_is_beyond_an_image_is_the_mean_colour():
+def test_padding_is_cleared_to_the_mean_colour():
     black = torch.from_numpy(np.array(Image.new("RGB", (8, 6)))).permute(2, 0, 1)
     images = Normalise()(torch.stack([black, black, black]))
     before = images.clone()
