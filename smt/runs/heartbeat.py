@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from smt.runs.atomic import detach
+
 PULSE = "pulse"
 
 
@@ -29,6 +31,7 @@ class Heartbeat:
     """
 
     def __init__(self, folder: Path) -> None:
+        detach(folder / PULSE)
         self._file = os.open(folder / PULSE, os.O_WRONLY | os.O_CREAT, 0o644)
 
     def write(self, step: int) -> None:
