@@ -80,7 +80,11 @@ def test_a_power_cut_closes_no_connection_and_spares_the_disk(room):
 
 
 def test_an_unplugged_host_is_not_reached_until_it_is_plugged_again(room):
-    connect = "import socket; s = socket.socket(); s.settimeout(2); print(s.connect_ex(('10.66.0.10', 9)))"
+    connect = """
+import socket
+client = socket.socket()
+client.settimeout(2)
+print(client.connect_ex(("10.66.0.10", 9)))"""
 
     def answer():
         return int(room["b"].run(sys.executable, "-c", connect).stdout)
