@@ -26,11 +26,6 @@ def request_requeue(*, blocked: bool = False) -> None:
     _write(RESUME, "blocked" if blocked else "resume")
 
 
-def is_job() -> bool:
-    """Return whether this process is part of a job, which nobody sits in front of."""
-    return RESUME in os.environ or "SLURM_JOB_ID" in os.environ
-
-
 def _write(variable: str, content: str) -> None:
     path = os.environ.get(variable)
     if path:

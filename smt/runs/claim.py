@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 TOKEN = "owner"
 """File with the token of the last training that got the lock."""
 
-_POLL_INTERVAL = 1.0
-"""Seconds between two tries."""
-
 
 class RunHeld(UserError):
     """Another process held the lock all the time that this one waited; it can be called again."""
@@ -120,7 +117,7 @@ def _wait(work_dir: Path, seconds: float) -> TextIO:
         if watch.seconds > seconds:
             raise RunHeld(f"{work_dir}: {watch.state()}; {watch.remedy()}")
         watch.look()
-        time.sleep(_POLL_INTERVAL)
+        time.sleep(lock.POLL_INTERVAL)
     return file
 
 

@@ -1,6 +1,6 @@
 """The heartbeat of a running training: its step and the time, which rank 0 overwrites each step.
 
-It serves `smt status` alone. The journal is the record.
+It serves `smt status`, and who waits for the run's lock. The journal is the record.
 """
 
 import os

@@ -2,17 +2,29 @@
 
 import fcntl
 import json
+import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, TextIO, TypeVar
 
 from smt.errors import TrainingError
 from smt.runs.atomic import explained
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 LOCK = "lock"
+
+POLL_INTERVAL = 1.0
+"""Seconds between two tries."""
+
+JOB_PATIENCE = 1800.0
+"""Seconds for which a job waits for a lock, unless the caller knows better."""
 
 _REMEDY = "give a folder that can be written, on a file system with locks: smt --results DIR"
 
@@ -21,11 +33,13 @@ _REMEDY = "give a folder that can be written, on a file system with locks: smt -
 def exclusive(folder: Path, lock: str = LOCK, does: str = "trains") -> Iterator[None]:
     """Hold a folder's `lock` for this process. The kernel frees it when the process ends.
 
+    A job waits for it: SLURM may have lost the host of its first attempt, which still runs.
+
     Raises:
         TrainingError: another process holds it, and `does` that; the message names host and pid.
         UserError: the folder cannot be made or written.
     """
-    file = acquire(folder, lock)
+    file = wait_in_job(lambda: acquire(folder, lock), lambda: holder(folder / lock), folder)
     if file is None:
         raise TrainingError(
             f"{folder}: {holder(folder / lock)} {does} this run already; wait for it, or "
@@ -33,6 +47,26 @@ def exclusive(folder: Path, lock: str = LOCK, does: str = "trains") -> Iterator[
         )
     with file:
         yield
+
+
+def is_job() -> bool:
+    """Return whether this process is part of a job of SLURM, which may start it once more."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def wait_in_job(attempt: Callable[[], T | None], holder: Callable[[], str], path: Path) -> T | None:
+    """Return what `attempt` returns; in a job, try until that is not None, JOB_PATIENCE at most.
+
+    `holder` and `path` are for the log: for whom, and for what, it waits.
+    """
+    deadline = time.monotonic() + (JOB_PATIENCE if is_job() else 0.0)
+    result = attempt()
+    if result is None and is_job():
+        log.warning("%s: waits for %s, %.0f min at most", path, holder(), JOB_PATIENCE / 60)
+    while result is None and time.monotonic() < deadline:
+        time.sleep(POLL_INTERVAL)
+        result = attempt()
+    return result
 
 
 def acquire(folder: Path, lock: str = LOCK) -> TextIO | None:
@@ -51,7 +85,7 @@ def acquire(folder: Path, lock: str = LOCK) -> TextIO | None:
             if not _try(file):
                 file.close()
                 return None
-            if _is_at(file, path):
+            if is_at(file, path):
                 break
             file.close()  # removed since it was opened: whoever comes next locks another file
         _write_holder(file)
@@ -69,7 +103,8 @@ def _try(file: TextIO) -> bool:
     return True
 
 
-def _is_at(file: TextIO, path: Path) -> bool:
+def is_at(file: IO[Any], path: Path) -> bool:
+    """Return whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

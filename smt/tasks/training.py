@@ -13,7 +13,7 @@ from smt.config.deviation import deviation
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
-from smt.engine import cpus, rendezvous, requeue
+from smt.engine import cpus, rendezvous
 from smt.engine.determinism import NondeterminismRecorder
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
@@ -28,6 +28,7 @@ from smt.runs import journal, provenance, record, source
 from smt.runs.atomic import explained, sha256
 from smt.runs.checkpoint_files import checkpoints
 from smt.runs.claim import Claim, claimed
+from smt.runs.lock import is_job
 from smt.runs.paths import Layout
 from smt.runs.record import Extent, Parent, RunMetrics
 from smt.tasks import environment, resume_check
@@ -135,7 +136,7 @@ class RunTraining:
         done: dict[str, float] | None = None
         with self.ranks.fail_together():
             if self.ranks.is_first:
-                wait = min(options.stall_seconds, LONGEST_WAIT) if requeue.is_job() else None
+                wait = min(options.stall_seconds, LONGEST_WAIT) if is_job() else None
                 self._claim = stack.enter_context(claimed(self.work_dir, wait))
                 done = self._final_metrics()
                 if done is None:

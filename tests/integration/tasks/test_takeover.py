@@ -1,15 +1,19 @@
 """Two trainings of one run: waiting for the lock in a job, and a training that has lost the run."""
 
+import os
 import signal
 from contextlib import closing, contextmanager
 
 import pytest
 
+from smt.runs.lock import exclusive
+from smt.tasks import evaluation
 from testbed.waiting import wait_for
 from tests.helpers import pause
 from tests.helpers.ranks import process_of, start_ranks
 from tests.helpers.trainings import (
     RUN_OF_DEMO,
+    copy_project,
     exit_codes,
     outcome,
     output_of,
@@ -26,8 +30,8 @@ OFTEN = ("--checkpoint-steps", "2")
 
 @pytest.fixture
 def job(tmp_path):
-    """Environment of an executor's job; the file is that in which it requests a requeue."""
-    return {"SNAKEMAKE_SUBMITIT_RESUME": str(tmp_path / "resume")}
+    """Environment of a job; the file is that in which it requests a requeue of the executor."""
+    return {"SLURM_JOB_ID": "7", "SNAKEMAKE_SUBMITIT_RESUME": str(tmp_path / "resume")}
 
 
 @contextmanager
@@ -110,7 +114,7 @@ def test_a_training_that_lost_the_run_ends_without_harm(small_project, undisturb
             assert go_on(second) == 0, output_of(small_project, "second")
     assert outcome(small_project) == undisturbed
     attempts = [attempt["resumed_at_step"] for attempt in provenance(small_project)["attempts"]]
-    assert len(attempts) == 2 and attempts[1] == 4
+    assert len(attempts) == 2 and attempts[1] in (2, 4)
 
 
 def test_a_training_that_lost_the_run_leaves_its_results_alone(small_project, undisturbed):
@@ -142,3 +146,16 @@ def test_several_processes_that_lost_the_run_end_together(small_project, undistu
         assert "has taken over this run" in first.last_message()
     smt(small_project, "train", RUN, ranks=2)
     assert outcome(small_project) == undisturbed_pair
+
+
+def test_an_evaluation_in_a_job_waits_for_another_one(trained, tmp_path, job):
+    project = copy_project(trained, tmp_path / "done")
+    with exclusive(run_dir(project), evaluation.LOCK):
+        process = start(project, "evaluate", RUN, env=job, log="evaluation")
+        wait_for(
+            lambda: f"waits for process {os.getpid()} on" in output_of(project, "evaluation"),
+            lambda: output_of(project, "evaluation"),
+        )
+        assert process.poll() is None
+    assert process.wait() == 0, output_of(project, "evaluation")
+    assert (run_dir(project) / "evaluation.json").exists()

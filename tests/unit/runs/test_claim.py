@@ -35,7 +35,8 @@ with claimed(folder):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(claim, "_POLL_INTERVAL", 0.01)
+    monkeypatch.setattr(lock, "POLL_INTERVAL", 0.01)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
 @contextmanager
