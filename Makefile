@@ -106,8 +106,8 @@ test-all: env  ## these and the long ones
 	@$(MAKE) --no-print-directory servers
 	@pytest $(WORKERS)
 
-cluster: slurm  ## a SLURM of two nodes on this machine, to play with
-	@python -m testbed.slurm --folder $(CLUSTER) start
+cluster: slurm  ## a SLURM of two nodes on this machine, to play with: for root, of several hosts
+	@python -m testbed.slurm --folder $(CLUSTER) $(addprefix --share ,$(SMT_DATA) $(SMT_RESULTS)) start
 
 cluster-stop: env  ## end it
 	@python -m testbed.slurm --folder $(CLUSTER) stop

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from testbed import toy_workflow
-from testbed.fixtures import cluster
+from testbed.fixtures import cluster, hosts_cluster
 from tests.helpers import ROOT, forkserver
 
-__all__ = ["cluster"]
+__all__ = ["cluster", "hosts_cluster"]
 
 pytest_plugins = (
     "tests.helpers.finished_fixtures",
@@ -59,7 +59,8 @@ def pytest_unconfigure(config):
 def pytest_collection_modifyitems(items):
     """Mark tests by where they lie and by what they ask for."""
     for item in items:
-        if Path(__file__).parent / "cluster" in item.path.parents or "cluster" in item.fixturenames:
+        on_slurm = {"cluster", "hosts_cluster"} & set(item.fixturenames)
+        if Path(__file__).parent / "cluster" in item.path.parents or on_slurm:
             item.add_marker(pytest.mark.cluster)
 
 

@@ -75,6 +75,7 @@ def command(
     from smt.engine import distributed
     from smt.engine.trainer import TrainingStopped
     from smt.errors import EXIT_RESUME
+    from smt.runs.claim import ClaimLost, RunHeld
     from smt.tasks.training import Options, RunTraining
 
     options = Options(
@@ -109,9 +110,17 @@ def command(
     except distributed.PeerLost:
         requeue.request_requeue()
         raise
-    except distributed.PeerFailed as failed:
-        if failed.exit_code == EXIT_RESUME:
-            requeue.request_requeue()
+    except ClaimLost:
+        # Exit 0 where the other has finished: a failed job's outputs are removed by Snakemake.
+        if training.is_done():
+            return
+        if ranks.is_first:
+            raise
+        sys.exit(EXIT_RESUME)
+    except RunHeld:
+        requeue.request_requeue(blocked=True)
+        raise
+    except distributed.PeerFailed as failed:  # that rank has requested a requeue, if there is one
         sys.exit(failed.exit_code)
     finally:
         distributed.stop()

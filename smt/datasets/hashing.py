@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from smt.datasets.scan import FileEntry, Listing
 from smt.errors import UserError, first_line
+from smt.runs import lock
 
 CHUNK = 2**20
 """Bytes that are read at once."""
@@ -71,14 +72,10 @@ class HashCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise UserError(
-                f"{path}: another process reads this data set; wait for it, or stop it"
-            ) from None
+        file = lock.wait_in_job(lambda: _open_locked(path), lambda: "another process", path)
+        if file is None:
+            raise UserError(f"{path}: another process reads this data set; wait for it, or stop it")
+        self._file = file
         _cut_after_last_line(self._file)
         self._end = self._file.tell()
         self._earlier = path.open("rb")
@@ -130,6 +127,20 @@ class HashCache:
 
 def _stamp(file: FileEntry) -> str:
     return f"{file.size}\t{file.times[0]}\t{file.times[1]}"
+
+
+def _open_locked(path: Path) -> BinaryIO | None:
+    """Return a file, locked until it is closed; None if another process has it."""
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        if lock.is_at(file, path):
+            return file
+        file.close()  # a reading that has ended has removed it since
 
 
 def _cut_after_last_line(file: BinaryIO) -> None:

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from smt.errors import TrainingError
-from smt.runs.atomic import publish, sha256
+from smt.errors import EXIT_TRAINING, TrainingError, UserError
+from smt.runs.atomic import Permit, publish, sha256
 from smt.runs.checkpoint_files import CheckpointName, checkpoints_in
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,15 @@ class Checkpoint:
     """All that is not a tensor, as JSON values."""
 
 
-def write(folder: Path, checkpoint: Checkpoint, best_step: int | None = None) -> Path:
+def write(
+    folder: Path,
+    checkpoint: Checkpoint,
+    best_step: int | None = None,
+    permit: Permit | None = None,
+) -> Path:
     """Write a checkpoint, then remove those older than the last `KEEP`, save that of `best_step`.
+
+    It gets its name unless `permit` raises: see `atomic.publish`.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; older checkpoints stay.
@@ -54,7 +61,7 @@ def write(folder: Path, checkpoint: Checkpoint, best_step: int | None = None) ->
     try:
         _save(checkpoint.tensors, temporary, {**checkpoint.facts, **position})
         path = folder / str(CheckpointName(checkpoint.step, checkpoint.epochs, sha256(temporary)))
-        publish(temporary, path)
+        publish(temporary, path, permit)
     finally:
         temporary.unlink(missing_ok=True)
     _prune(folder, best_step)
@@ -89,11 +96,12 @@ def remove_temporary_files(folder: Path) -> None:
 class Writer:
     """Writes checkpoints in a thread, one at a time and in order, while the training continues.
 
-    A checkpoint is handed over as a copy, so the training stops for the copy alone.
+    A checkpoint is handed over as a copy, so the training stops for the copy alone. `permit` is as
+    for `write`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, permit: Permit | None = None) -> None:
+        self._folder, self._permit = folder, permit
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
 
@@ -114,23 +122,31 @@ class Writer:
 
         def work() -> Path:
             before()
-            path = write(self._folder, checkpoint, best_step)
+            path = write(self._folder, checkpoint, best_step, self._permit)
             after()
             return path
 
         self._pending = self._thread.submit(work)
 
     @property
-    def failed(self) -> bool:
-        """Whether the last checkpoint could not be written; `wait` raises why."""
-        pending = self._pending
-        return pending is not None and pending.done() and pending.exception() is not None
+    def exit_code(self) -> int:
+        """Not 0 if the last checkpoint could not be written: the code for all ranks to exit with.
+
+        `wait` raises why.
+        """
+        if self._pending is None or not self._pending.done():
+            return 0
+        error = self._pending.exception()
+        if isinstance(error, UserError):
+            return error.exit_code
+        return EXIT_TRAINING if error is not None else 0
 
     def wait(self) -> None:
         """Return when the last checkpoint is on disk.
 
         Raises:
             OSError: it could not be written.
+            Exception: that of `permit`.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -141,20 +157,23 @@ class Writer:
         self._thread.shutdown(wait=True)
 
 
-def load_newest(folder: Path) -> Checkpoint | None:
+def load_newest(
+    folder: Path, refusal: Callable[[Mapping[str, Any]], str | None] = lambda facts: None
+) -> Checkpoint | None:
     """Return the newest checkpoint whose bytes are those that were written; None without any.
 
-    A damaged one is left where it is, named in the log, and the one before it is tried.
+    A damaged one is left where it is, named in the log, and the one before it is tried. So is one
+    whose facts `refusal` does not accept: it returns why, in a phrase.
 
     Raises:
-        TrainingError: there are checkpoints, and every one of them is damaged.
+        TrainingError: there are checkpoints, and none of them can be used.
     """
     paths = checkpoints_in(folder)
     for path in paths:
-        damage = damage_of(path)
-        if damage is None:
+        problem = damage_of(path) or refusal(facts_of(path))
+        if problem is None:
             return read(path)
-        log.warning("%s %s; trying the one before", path, damage)
+        log.warning("%s %s; trying the one before", path, problem)
     if paths:
         raise TrainingError(
             f"{folder}: all {len(paths)} checkpoints are damaged; bring one back from a backup, "

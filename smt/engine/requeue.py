@@ -17,9 +17,13 @@ def report_progress(step: int) -> None:
     _write(PROGRESS, f"step {step}")
 
 
-def request_requeue() -> None:
-    """Request a requeue, before this process ends with EXIT_RESUME."""
-    _write(RESUME, "resume")
+def request_requeue(*, blocked: bool = False) -> None:
+    """Request a requeue, before this process ends with EXIT_RESUME.
+
+    `blocked`: another process holds what it needs, so that it is no fault of this attempt to have
+    made no progress.
+    """
+    _write(RESUME, "blocked" if blocked else "resume")
 
 
 def _write(variable: str, content: str) -> None:

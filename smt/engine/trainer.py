@@ -24,11 +24,11 @@ from smt.engine.protocol import EvaluationInterrupted, MicroBatch, Task
 from smt.engine.resources import ResourceMonitor
 from smt.engine.training_state import TrainingState
 from smt.engine.watchdog import Watchdog
-from smt.errors import EXIT_TRAINING, TrainingError
-from smt.runs import checkpoint_files
-from smt.runs.atomic import explained
+from smt.errors import TrainingError
+from smt.runs import checkpoint_files, journal
+from smt.runs.atomic import Permit, explained
 from smt.runs.heartbeat import Heartbeat
-from smt.runs.journal import Journal
+from smt.runs.journal import Journal, Position
 from smt.runs.provenance import LOG
 
 RETRY = "fix that and run the same command again: it resumes from its last checkpoint"
@@ -73,7 +73,9 @@ class Trainer:
     def __init__(
         self, task: Task, work_dir: Path, *, seed: int, ranks: Ranks, settings: Settings,
         stop: StopRequest, identity: Mapping[str, Any] | None = None,
+        permit: Permit | None = None,
     ) -> None:  # fmt: skip
+        """Load the state; `permit` is asked before each checkpoint, see `atomic.publish`."""
         self.task, self.work_dir, self.seed = task, work_dir, seed
         self.ranks, self.settings, self.stop = ranks, settings, stop
         self.epochs = task.recipe.schedule.epochs
@@ -88,7 +90,7 @@ class Trainer:
         self._resume()
         self.saved_at = self.counted_at = time.monotonic()
         folder = work_dir if ranks.is_first else None
-        self.writer = checkpoint.Writer(self.checkpoints)
+        self.writer = checkpoint.Writer(self.checkpoints, permit)
         self.journal = Journal(work_dir, self.state.journal) if ranks.is_first else None
         self.heartbeat = Heartbeat(work_dir) if ranks.is_first else None
         self.watchdog = Watchdog(work_dir / LOG, ranks.rank, settings.stall_seconds)
@@ -103,7 +105,7 @@ class Trainer:
         with self.ranks.fail_together():
             if self.ranks.is_first:
                 checkpoint.remove_temporary_files(self.checkpoints)
-            newest = checkpoint.load_newest(self.checkpoints)
+            newest = checkpoint.load_newest(self.checkpoints, self._refusal)
             if newest is not None:
                 self.state.restore(newest)
                 self.last_saved = newest.step, newest.epochs
@@ -114,6 +116,9 @@ class Trainer:
                     "another rank finds another step; wait until the shared folder shows all nodes "
                     "the same files, and run the same command again"
                 )
+
+    def _refusal(self, facts: Mapping[str, Any]) -> str | None:
+        return journal.refusal(self.work_dir, Position(**facts["journal"]))
 
     @property
     def checkpoints(self) -> Path:
@@ -132,6 +137,7 @@ class Trainer:
             TrainingStopped: a signal asked for it; the state is saved.
             TrainingDiverged: the recipe's guard stops; the message names step and learning rate.
             OSError: a checkpoint or the journal could not be written.
+            Exception: that of `permit`.
             PeerFailed: rank 0 could not write.
         """
         metrics: dict[str, float] | None = None
@@ -263,11 +269,11 @@ class Trainer:
         is_due = time.monotonic() - self.saved_at > self.settings.checkpoint_seconds
         is_due = is_due or (interval is not None and step % interval == 0)
         total, stop, save, failed = self.ranks.sum(
-            loss, self.stop.requested, is_due, self.writer.failed
+            loss, self.stop.requested, is_due, self.writer.exit_code
         )
         if failed:
             self.writer.wait()
-            raise PeerFailed(EXIT_TRAINING)
+            raise PeerFailed(int(failed))
         return StepDecision(total / self.ranks.world_size, stop > 0, save > 0)
 
     def _skip_step(

@@ -1,7 +1,7 @@
 """The state of a training between two steps: all that a checkpoint holds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class TrainingState:
                 "best_step": self.best_step,
                 "seconds": self.seconds,
                 "scaler": self.scaler.state_dict(),
-                "journal": {"bytes": self.journal.bytes, "lines": self.journal.lines},
+                "journal": asdict(self.journal),
                 "loss_sum": self.loss_sum,
                 "loss_steps": self.loss_steps,
                 "trend": self.loss_statistics.facts,

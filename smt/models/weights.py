@@ -12,22 +12,27 @@ from torch import Tensor, nn
 
 from smt.errors import UserError, listed
 from smt.models.imports import file_kind
-from smt.runs.atomic import replacing, sha256
+from smt.runs.atomic import Permit, replacing, sha256
 
 HEAD = ("head.weight", "head.bias")
 """The classifier's tensors, one row a class."""
 
 
-def save(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> str:
+def save(
+    state: Mapping[str, Tensor],
+    path: Path,
+    metadata: Mapping[str, Any],
+    permit: Permit | None = None,
+) -> str:
     """Write `state` and `metadata` to `path` as safetensors and return the file's SHA-256.
 
     `metadata` is of values that JSON has. The same content gives the same bytes. The file appears
-    whole or not at all.
+    whole or not at all, and not if `permit` raises (see `atomic.publish`).
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # One entry: safetensors writes several in an order that differs from one process to another.
     header = {"smt": json.dumps(metadata, sort_keys=True)}
-    with replacing(path) as file:
+    with replacing(path, permit=permit) as file:
         file.write(safetensors.torch.save(tensors, metadata=header))
     return sha256(path)
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,12 +17,14 @@ RESULTS_REMEDY = "give a results folder that can be written: smt --results DIR, 
 
 
 @contextmanager
-def replacing(path: Path, *, single_writer: bool = False) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, *, single_writer: bool = False, permit: "Permit | None" = None
+) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for writing; on success it takes the place of `path`.
 
     The content is on disk before the rename. After an error `path` is as it was. With a
     `single_writer` the temporary file always has the same name: what a killed process left behind,
-    which may be a gigabyte, is overwritten.
+    which may be a gigabyte, is overwritten. `permit` is as for `publish`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = "" if single_writer else f".{os.getpid()}"
@@ -30,14 +32,23 @@ def replacing(path: Path, *, single_writer: bool = False) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
-        publish(temporary, path)
+        publish(temporary, path, permit)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Give a file that is written its name, once its content is on disk; then sync the folder."""
+Permit = Callable[[], object]
+"""Raises an exception where a file must not get its name."""
+
+
+def publish(temporary: Path, path: Path, permit: Permit | None = None) -> None:
+    """Give a file that is written its name, once its content is on disk; then sync the folder.
+
+    `permit` is asked just before the rename: writing may have taken minutes.
+    """
     _sync(temporary)
+    if permit is not None:
+        permit()
     temporary.replace(path)
     _sync(path.parent)
 
@@ -77,6 +88,15 @@ def copy_file(source: Path, path: Path) -> None:
     """Copy a file's bytes to `path`, whole or not at all; for one process at a time."""
     with source.open("rb") as content, replacing(path, single_writer=True) as file:
         shutil.copyfileobj(content, file)
+
+
+def detach(path: Path) -> None:
+    """Put a copy in the place of `path`, if it is there: it will be written to.
+
+    A process that has it open, on a host that was cut off, then writes to a file without a name.
+    """
+    if path.exists():
+        copy_file(path, path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,12 +1,14 @@
 """The heartbeat of a running training: its step and the time, which rank 0 overwrites each step.
 
-It serves `smt status` alone. The journal is the record.
+It serves `smt status`, and who waits for the run's lock. The journal is the record.
 """
 
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from smt.runs.atomic import detach
 
 PULSE = "pulse"
 
@@ -29,6 +31,7 @@ class Heartbeat:
     """
 
     def __init__(self, folder: Path) -> None:
+        detach(folder / PULSE)
         self._file = os.open(folder / PULSE, os.O_WRONLY | os.O_CREAT, 0o644)
 
     def write(self, step: int) -> None:

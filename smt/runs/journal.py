@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smt.runs.atomic import detach
+
 JOURNAL = "journal.jsonl"
 TIMES = "times.jsonl"
 EVALUATION = "eval/"
@@ -28,29 +30,54 @@ class Position:
 
     bytes: int = 0
     lines: int = 0
+    sha256: str | None = None
+    """Of so many bytes; None in checkpoints of an earlier version."""
+
+
+def refusal(folder: Path, position: Position) -> str | None:
+    """Return why a training cannot go on from a position in the journal of a work folder, or None.
+
+    Two trainings of one run on different machines may differ in last digits. Where one has taken
+    over from the other, a checkpoint of the other does not go on in the journal of this one.
+    """
+    try:
+        with (folder / JOURNAL).open("rb") as file:
+            content = file.read(position.bytes)
+    except FileNotFoundError:
+        content = b""
+    if len(content) < position.bytes:
+        return "is ahead of the journal, which ends before it"
+    if position.sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        return "does not go on from the journal, which another attempt has written"
+    return None
 
 
 class Journal:
     """The journal of one run, open for appending.
 
     Opening cuts it back to `position`: what was written after the checkpoint is written again.
+    It also makes a copy, so that an attempt that has lost the run cannot write to this one's file.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
-        ValueError: the journal is shorter than the checkpoint says, so it is not this run's.
+        ValueError: `position` is not one of this journal, see `refusal`.
     """
 
     def __init__(self, folder: Path, position: Position) -> None:
-        self._journal = (folder / JOURNAL).open("ab")
-        if self._journal.tell() < position.bytes:
-            self._journal.close()
-            raise ValueError(f"{folder / JOURNAL} is shorter than its checkpoint says")
+        problem = refusal(folder, position)
+        if problem is not None:
+            raise ValueError(f"{folder}: the checkpoint {problem}")
+        for name in (JOURNAL, TIMES):
+            detach(folder / name)
+        self._journal = (folder / JOURNAL).open("a+b")
+        self._journal.seek(0)
+        self._hash = hashlib.sha256(self._journal.read(position.bytes))
         # Lines after the checkpoint belong to steps that this attempt takes again: kept, they would
         # be in the journal twice.
         self._journal.truncate(position.bytes)
         self._journal.seek(position.bytes)
         self._times = _open_after_whole_line(folder / TIMES)
-        self.position = position
+        self.position = Position(position.bytes, position.lines, self._hash.hexdigest())
 
     def append(
         self, step: int, epoch: int, metrics: Mapping[str, float], system: Mapping[str, float]
@@ -63,7 +90,10 @@ class Journal:
         _write(self._journal, line)
         entry = {"line": self.position.lines, "time": time.time(), "metrics": dict(system)}
         _write(self._times, _line(entry))
-        self.position = Position(self.position.bytes + len(line), self.position.lines + 1)
+        self._hash.update(line)
+        self.position = Position(
+            self.position.bytes + len(line), self.position.lines + 1, self._hash.hexdigest()
+        )
 
     def sync(self) -> Position:
         """Bring everything so far to disk and return the position reached."""

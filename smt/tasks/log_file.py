@@ -5,10 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from smt.runs.atomic import detach
+
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Write the log to `path` as well within the body."""
+    """Write the log to `path` as well within the body.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    detach(path)
     handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()

@@ -1,10 +1,8 @@
 """One run from its first step to its exported weights."""
 
 import logging
-import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,32 +13,33 @@ from smt.config.deviation import deviation
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
-from smt.engine import cpus, distributed, rendezvous
+from smt.engine import cpus, rendezvous
 from smt.engine.determinism import NondeterminismRecorder
-from smt.engine.distributed import PeerFailed, PeerLost, Ranks
-from smt.engine.guard import TrainingDiverged
+from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress, duration
 from smt.engine.protocol import Task
-from smt.engine.trainer import RETRY, Settings, Trainer, TrainingStopped
-from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
+from smt.engine.trainer import RETRY, Settings, Trainer
+from smt.errors import TrainingError
 from smt.models import weights
 from smt.models.compiled import explained_compilation
 from smt.models.smt import set_recompute
 from smt.runs import journal, provenance, record, source
 from smt.runs.atomic import explained, sha256
 from smt.runs.checkpoint_files import checkpoints
-from smt.runs.lock import exclusive
+from smt.runs.claim import Claim, claimed
+from smt.runs.lock import is_job
 from smt.runs.paths import Layout
 from smt.runs.record import Extent, Parent, RunMetrics
 from smt.tasks import environment, resume_check
 from smt.tasks.build import build_task
+from smt.tasks.failures import Failures
 from smt.tasks.log_file import log_file
 
 log = logging.getLogger(__name__)
 
-PEER_FAILURE_TIMEOUT = 3.0
-"""Seconds to wait for the failure record of a rank whose connection was lost."""
+LONGEST_WAIT = rendezvous.START_TIMEOUT.total_seconds() / 2
+"""Seconds for which rank 0 waits for the lock of its run: the others wait in a collective."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class RunTraining:
             "fingerprint": self.fingerprint,
         }
         self.source: dict[str, str] = {}
+        self._claim: Claim | None = None
 
     def is_done(self) -> bool:
         """Whether this very run has been trained, and its weights are those it exported.
@@ -89,25 +89,26 @@ class RunTraining:
         )
 
     def train(self, stop: StopRequest, options: Options) -> dict[str, float]:
-        """Train to the end and return the final metrics.
+        """Train to the end and return the final metrics; those of another process that just did.
 
         Raises:
             TrainingStopped: a signal asked for it; the same command resumes.
             PeerLost: another process of the training was killed; the same.
+            RunHeld: in a job, another process holds the run; the same.
+            ClaimLost: another process has taken over the run; nothing is written any more.
             PeerFailed: another process of the training failed and recorded why.
             UserError: the cause, in one line; training errors are recorded in
                 `failure.json` for the tables and for the runs that start from this one.
         """
         started = time.monotonic()
+        failures = Failures(self.run, self.ranks, self.work_dir)
         with ExitStack() as stack:
-            stack.enter_context(self._detect_peer_loss())
-            with self.ranks.fail_together():
-                if self.ranks.is_first:
-                    stack.enter_context(exclusive(self.work_dir))
-                    provenance.forget_failure(self.work_dir)
-            if self.ranks.is_first:
-                stack.enter_context(log_file(self.work_dir / provenance.LOG))
-            stack.enter_context(self._record_failures())
+            stack.enter_context(failures.detect_peer_loss())
+            done = self._enter_claim(stack, options)
+            if done is not None:
+                return done
+            stack.enter_context(failures.record())
+            stack.enter_context(failures.detect_lost_claim(self.claim))
             workers = cpus.data_workers(options.workers, self.ranks)
             with self.ranks.fail_together():
                 parent = self._require_parent()
@@ -117,7 +118,8 @@ class RunTraining:
                     manifest.require_validation(self.project, self.layout, dataset)
                 task = build_task(self.project, self.layout, self.run, self.ranks, workers=workers)
             set_recompute(task.model, self._recomputes)
-            trainer = self._trainer(task, stop, options)
+            with explained(self.work_dir, RETRY, TrainingError):
+                trainer = self._trainer(task, stop, options)
             if self.ranks.is_first:
                 self._record_attempt(parent, trainer, changes, workers)
             stop.defer_signals()
@@ -128,6 +130,32 @@ class RunTraining:
                 self._export(trainer, metrics, started)
             self.ranks.barrier()
         return metrics
+
+    def _enter_claim(self, stack: ExitStack, options: Options) -> dict[str, float] | None:
+        """Claim the run on all ranks; return its metrics if another process has finished it."""
+        done: dict[str, float] | None = None
+        with self.ranks.fail_together():
+            if self.ranks.is_first:
+                wait = min(options.stall_seconds, LONGEST_WAIT) if is_job() else None
+                self._claim = stack.enter_context(claimed(self.work_dir, wait))
+                done = self._final_metrics()
+                if done is None:
+                    provenance.forget_failure(self.work_dir)
+                    with explained(self.work_dir, RETRY, TrainingError):
+                        stack.enter_context(log_file(self.work_dir / provenance.LOG))
+        self._claim, done = self.ranks.broadcast((self._claim, done))
+        return done
+
+    def _final_metrics(self) -> dict[str, float] | None:
+        """Return the metrics of the run if it is done by now, or None."""
+        final = record.read_metrics(self.layout, self.run) if self.is_done() else None
+        return dict(final.metrics) if final is not None else None
+
+    @property
+    def claim(self) -> Claim:
+        """The claim of this training on its run."""
+        assert self._claim is not None
+        return self._claim
 
     @property
     def _recomputes(self) -> bool:
@@ -148,6 +176,7 @@ class RunTraining:
             ),
             stop=stop,
             identity=self.names,
+            permit=self.claim.require,
         )
 
     def _run(self, trainer: Trainer) -> dict[str, float]:
@@ -176,7 +205,9 @@ class RunTraining:
             trainer.task.model.state_dict(),
             path,
             {key: str(value) for key, value in self.names.items()},
+            self.claim.require,
         )
+        self.claim.require()
         recipe, ended = trainer.task.recipe, time.time()
         known = provenance.finish(self.work_dir, ended)
         attempts = known.attempts
@@ -199,6 +230,7 @@ class RunTraining:
         )
         if known.deviations:
             final = final.model_copy(update={"deviations": list(known.deviations)})
+        self.claim.require()
         record.write(self.layout.metrics(run), final)
         log.info(
             "%s: done in %s, %s; weights in %s",
@@ -255,6 +287,7 @@ class RunTraining:
             "log_every": self.project.scale.log_every,
             "changes": changes,
         }
+        self.claim.require()
         provenance.record_attempt(self.work_dir, self._facts(parent), attempt)
 
     def _record_not_deterministic(self, operations: list[str]) -> None:
@@ -263,6 +296,7 @@ class RunTraining:
             "attempt to the next: %s", self.run, ", ".join(operations),
         )  # fmt: skip
         if self.ranks.is_first:
+            self.claim.require()
             provenance.update(self.work_dir, not_deterministic=operations)
 
     def _require_unchanged(self, options: Options) -> list[str]:
@@ -334,65 +368,6 @@ class RunTraining:
     def _last_train_loss(self) -> float:
         losses = (line.metrics.get("train/loss") for line in journal.read(self.work_dir, 0))
         return [loss for loss in losses if loss is not None][-1]
-
-    @contextmanager
-    def _record_failures(self) -> Iterator[None]:
-        """Record the cause of a failure in the work folder, whichever rank fails."""
-        try:
-            yield
-        except (
-            PeerFailed,
-            PeerLost,
-            TrainingStopped,
-        ):  # not this rank's own failure, or none at all
-            raise
-        except UserError as error:
-            self._record_failure(error, str(error), error.exit_code)
-            raise
-        except Exception as error:
-            if not self._is_loss_of_peer(error):
-                cause = f"{type(error).__name__}: {first_line(error)}"
-                self._record_failure(error, cause, EXIT_TRAINING)
-            raise
-
-    def _record_failure(self, error: Exception, message: str, exit_code: int) -> None:
-        step = error.step if isinstance(error, TrainingDiverged) else None
-        try:
-            provenance.record_failure(self.work_dir, message, step, exit_code)
-        except OSError as problem:
-            reason = os.strerror(problem.errno or 0)
-            log.warning("the cause could not be written to %s: %s", self.work_dir, reason)
-
-    @contextmanager
-    def _detect_peer_loss(self) -> Iterator[None]:
-        """Turn a failed collective into PeerFailed if the other recorded why, else PeerLost."""
-        try:
-            yield
-        except Exception as error:
-            distributed.refuse_misconfiguration(error)
-            if isinstance(error, PeerFailed) or not self._is_loss_of_peer(error):
-                raise
-            code = self._failure_of_peer()
-            if code is not None:
-                raise PeerFailed(code) from None
-            raise PeerLost(
-                f"{self.run}: rank {self.ranks.rank} of {self.ranks.world_size} lost the "
-                f"connection to another ({distributed.cause_of_loss(error)}): killed, or its node "
-                "is down; "
-                "the same command resumes from the last checkpoint"
-            ) from None
-
-    def _is_loss_of_peer(self, error: Exception) -> bool:
-        return self.ranks.world_size > 1 and distributed.is_loss_of_peer(error)
-
-    def _failure_of_peer(self) -> int | None:
-        """Return the exit code of the rank that failed, or None if none recorded one in time."""
-        deadline = time.monotonic() + PEER_FAILURE_TIMEOUT
-        while True:
-            failure = record.read_failure(self.work_dir)
-            if failure is not None or time.monotonic() > deadline:
-                return failure.exit_code if failure else None
-            time.sleep(0.1)
 
 
 def _listed(changes: list[str], most: int = 6) -> str:

@@ -12,6 +12,7 @@ PROGRAMS = {
     "faketime": "faketime",
     "g++": "g++",
     "initdb": "postgresql",
+    "iptables": "iptables",
     "pdflatex": "texlive-latex-recommended",
     "Rscript": "r-base-core",
     "rsync": "rsync",

@@ -25,54 +25,8 @@ from tests.helpers.finished_project import (
     shrink,
     work_dir,
 )
+from tests.helpers.hold import HOLD_STEP, Holds
 from tests.helpers.versioned import SCALE, Versioned
-
-PAUSE_STEP = 5
-HOLD = '''\
-"""Each training waits after five steps while a file of its name is in the folder HELD."""
-
-import importlib.machinery
-import os
-import sys
-import time
-from pathlib import Path
-
-HELD = Path(os.environ["HELD"])
-
-
-class Finder(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name != "smt.engine.trainer":
-            return None
-        spec = super().find_spec(name, path, target)
-        run = spec.loader.exec_module
-
-        def exec_module(module):
-            run(module)
-            hold(module.Trainer)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-def hold(trainer):
-    beat = trainer._report_alive
-
-    def beat_and_wait(self):
-        beat(self)
-        files = [HELD / name for name in sys.argv[1:] if (HELD / name).is_file()]
-        if not files or self.state.step < 5:
-            return
-        Path(f"{files[0]}.waits").touch()
-        while files[0].exists() and not self.stop.requested:
-            time.sleep(0.02)
-
-    trainer._report_alive = beat_and_wait
-
-
-sys.meta_path.insert(0, Finder)
-'''
 
 
 class PausableProject(Versioned):
@@ -82,16 +36,13 @@ class PausableProject(Versioned):
         super().__init__(folder)
         shrink(folder / "params", experiments)
         self.cluster = cluster
-        self.held = folder.parent / "held"
-        self.held.mkdir()
-        (folder.parent / "site").mkdir()
-        (folder.parent / "site/sitecustomize.py").write_text(HOLD)
+        self.holds = Holds(folder.parent / "holds")
 
     def environment(self, **more):
         return super().environment(
             **{
-                **self.cluster.environment(), "SMT_SCALE": SCALE, "HELD": str(self.held),
-                "PYTHONPATH": str(self.folder.parent / "site"), **more,
+                **self.cluster.environment(), "SMT_SCALE": SCALE,
+                **self.holds.environment(), **more,
             }
         )  # fmt: skip
 
@@ -106,18 +57,8 @@ class PausableProject(Versioned):
 
     # --- trainings --------------------------------------------------------------------------------
 
-    def hold(self, *experiments):
-        for name in experiments:
-            (self.held / name).touch()
-
-    def let_go(self, *experiments):
-        for name in experiments:
-            (self.held / name).unlink()
-
     def await_held(self, driver, *experiments):
-        self._await(
-            lambda: all((self.held / f"{name}.waits").exists() for name in experiments), driver
-        )
+        self._await(lambda: all(map(self.holds.is_held, experiments)), driver)
 
     def preempt(self, driver):
         """Let another job take all nodes from the trainings; return when they are requeued."""
@@ -172,16 +113,16 @@ def preempt_and_restart(project, targets, first, later):
 
     Experiments `first` are preempted together; the driver is killed while `later` trains.
     """
-    project.hold(*first, later)
+    project.holds.hold(*first, later)
     driver = project.drive(*targets)
     project.await_held(driver, *first)
     assert len(project.preempt(driver)) >= len(first)
-    project.let_go(*first)
+    project.holds.let_go(*first)
     project.await_held(driver, later)
     driver.kill()
     driver.wait()
     before = project.submitted()
-    project.let_go(later)
+    project.holds.let_go(later)
     driver = project.drive(*targets)
     assert driver.wait(600) == 0, project.errors()
     return before, project.submitted()
@@ -226,7 +167,7 @@ def test_preempted_runs_and_a_restarted_driver_give_undisturbed_weights(
         assert path.read_bytes() == expected[name].read_bytes(), name
     for name in (PARENT, ABLATION):
         record = json.loads((work_dir(project, name) / "provenance.json").read_text())
-        assert record["attempts"][-1]["resumed_at_step"] >= PAUSE_STEP, name
+        assert record["attempts"][-1]["resumed_at_step"] >= HOLD_STEP, name
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pty
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from signal import SIGINT, SIGKILL, SIGTERM
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from smt.datasets.hashing import HashCache
 from smt.datasets.scan import FileEntry
 from smt.errors import UserError
+from smt.runs import lock
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import ROOT, forkserver
 from tests.helpers.imagefolders import write_images
@@ -389,6 +391,20 @@ def test_what_stands_out_of_order_or_broken_is_read_again(tmp_path):
     with HashCache(path) as kept:
         assert kept.digest("a", file._replace(size=11)) is None
         assert kept.digest("a", file._replace(name="2.JPEG", times=(3, 5))) is None
+
+
+def test_in_a_job_a_reading_waits_for_another(tmp_path, monkeypatch, caplog):
+    """As that of an attempt on a host that SLURM has lost."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(lock, "POLL_INTERVAL", 0.01)
+    path = tmp_path / "reading.txt"
+    with ThreadPoolExecutor() as pool:
+        with HashCache(path):
+            waiting = pool.submit(HashCache, path)
+            wait_for(lambda: f"{path}: waits for another process" in caplog.text)
+            assert not waiting.done()
+        with waiting.result():
+            pass
 
 
 def test_a_terminal_gets_a_bar(data):

@@ -70,6 +70,33 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, damage, c
     assert newest.name in caplog.text
 
 
+def test_a_checkpoint_that_is_refused_falls_back_to_the_previous_one(tmp_path, caplog):
+    for step in (1, 2):
+        checkpoint.write(tmp_path, make_checkpoint(step))
+    found = checkpoint.load_newest(
+        tmp_path, lambda facts: "is of another journal" if facts["step"] == 2 else None
+    )
+    assert found.step == 1 and "is of another journal; trying the one before" in caplog.text
+    with pytest.raises(TrainingError, match="all 2 checkpoints"):
+        checkpoint.load_newest(tmp_path, lambda facts: "is of another journal")
+
+
+def test_without_permission_a_checkpoint_gets_no_name_and_older_ones_stay(tmp_path):
+    """The permission is asked for last: a host may have been cut off while it wrote."""
+    for step in (1, 2):
+        checkpoint.write(tmp_path, make_checkpoint(step))
+    before = sorted(tmp_path.iterdir())
+
+    def refuse():
+        (draft,) = tmp_path.glob(".step-*.tmp")
+        assert checkpoint.facts_of(draft)["step"] == 3  # it is whole by now
+        raise PermissionError
+
+    with pytest.raises(PermissionError):
+        checkpoint.write(tmp_path, make_checkpoint(3), permit=refuse)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_no_checkpoint_is_none(tmp_path):
     assert checkpoint.load_newest(tmp_path / "none") is None
 

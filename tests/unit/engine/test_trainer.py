@@ -225,9 +225,9 @@ def checkpoint_steps(folder, epochs=1, **options):
     steps = []
     original = checkpoint.write
 
-    def record_step(folder, state, best_step):
+    def record_step(folder, state, best_step, permit):
         steps.append((state.step, state.epochs))
-        return original(folder, state, best_step)
+        return original(folder, state, best_step, permit)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write", record_step)

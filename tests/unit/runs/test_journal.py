@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from smt.runs.journal import JOURNAL, TIMES, Evaluation, Journal, Position, best_evaluation, read
+from smt.runs.journal import (
+    JOURNAL,
+    TIMES,
+    Evaluation,
+    Journal,
+    Position,
+    best_evaluation,
+    read,
+    refusal,
+)
 
 
 def append(journal, *steps):
@@ -89,8 +98,42 @@ def test_a_torn_line_of_times_is_dropped_on_opening(tmp_path):
 
 
 def test_a_journal_shorter_than_its_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="shorter than its checkpoint"):
+    with pytest.raises(ValueError, match="ahead of the journal"):
         Journal(tmp_path, Position(bytes=10, lines=1))
+
+
+def test_late_writes_of_an_attempt_that_lost_the_run_reach_nobody(tmp_path):
+    """As from the memory of a host that was cut off, when it comes back."""
+    lost = Journal(tmp_path, Position())
+    append(lost, 1, 2)
+    saved = lost.sync()
+    taken = Journal(tmp_path, saved)
+    append(lost, 3)
+    append(taken, 3, 4)
+    append(lost, 4, 5, 6)
+    lost.close()
+    taken.close()
+    assert [record.step for record in read(tmp_path, 0)] == [1, 2, 3, 4]
+    assert len((tmp_path / TIMES).read_text().splitlines()) == 4
+
+
+def test_a_position_in_the_journal_of_another_attempt_is_refused(tmp_path):
+    first = Journal(tmp_path, Position())
+    append(first, 1)
+    saved = first.position
+    append(first, 2)
+    ahead = first.position
+    first.close()
+    second = Journal(tmp_path, saved)
+    second.append(2, 0, {"train/loss": 0.7}, {})  # another machine, other last digits
+    append(second, 3, 4)
+    second.close()
+    assert refusal(tmp_path, saved) is None and refusal(tmp_path, second.position) is None
+    assert "which another attempt has written" in refusal(tmp_path, ahead)
+    assert refusal(tmp_path, Position(ahead.bytes, ahead.lines)) is None, "of an earlier version"
+    (tmp_path / JOURNAL).unlink()
+    assert refusal(tmp_path, Position()) is None
+    assert "ahead of the journal" in refusal(tmp_path, saved)
 
 
 # --- the best evaluation ------------------------------------------------------------------------

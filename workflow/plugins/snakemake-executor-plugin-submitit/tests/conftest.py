@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed.fixtures import cluster, toy
+from testbed.fixtures import cluster, hosts_cluster, room, toy
 
-__all__ = ["cluster", "toy"]
+__all__ = ["cluster", "hosts_cluster", "room", "toy"]
 
 
 def pytest_collection_modifyitems(items):

@@ -2,7 +2,8 @@
 
 A job's command may report its progress: each time that it has saved its state, it writes a short
 text, like `step 1200`, to the file that SNAKEMAKE_SUBMITIT_PROGRESS names. It may request a
-requeue: before it fails, it writes to the file that SNAKEMAKE_SUBMITIT_RESUME names.
+requeue: before it fails, it writes to the file that SNAKEMAKE_SUBMITIT_RESUME names. The text
+`blocked` says that another process holds what it needs.
 """
 
 import json
@@ -23,8 +24,9 @@ UNRESPONSIVE = "did not stop on the signal before its time limit"
 ABORTED = "was ended by a signal after it had told progress"
 TERMINATED = "was ended by SLURM"
 LOST = "ended without recording why"
+BLOCKED = "waited for another process and asked to be started again"
 
-RESUMABLE_ENDS = (SIGNALLED, RESUME_REQUESTED, UNRESPONSIVE, ABORTED)
+RESUMABLE_ENDS = (SIGNALLED, RESUME_REQUESTED, UNRESPONSIVE, ABORTED, BLOCKED)
 """Ends after which the job step itself requeues the job."""
 
 
@@ -76,6 +78,10 @@ class Attempts:
         """Record why the latest attempt ended."""
         self._append({"job_id": job_id, "end": why})
 
+    def is_blocked(self) -> bool:
+        """Return whether the command requested the requeue because another process blocks it."""
+        return _read_text(self.resume_file).strip() == "blocked"
+
     def progress(self) -> str | None:
         """Return the last progress that the command reported, or None if there is none."""
         return _read_text(self.progress_file).strip()[:100] or None
@@ -99,13 +105,14 @@ class Attempts:
 def stalls(attempts: list[Attempt], progress: str | None) -> int:
     """Return how many of the last attempts made no progress: they started at `progress`.
 
-    Attempts that SLURM ended do not count: a job may be preempted any number of times.
+    Attempts that SLURM ended do not count: a job may be preempted any number of times. Nor do those
+    that another process blocked: it may be an earlier attempt, on a host that SLURM does not reach.
     """
     count = 0
     for attempt in reversed(attempts):
         if attempt.progress != progress:
             break
-        if attempt.end == TERMINATED:
+        if attempt.end in (TERMINATED, BLOCKED):
             continue
         count += 1
     return count

@@ -18,6 +18,7 @@ from typing import Any
 from snakemake_executor_plugin_submitit import processes
 from snakemake_executor_plugin_submitit.attempts import (
     ABORTED,
+    BLOCKED,
     DONE,
     FAILED,
     PROGRESS_VARIABLE,
@@ -94,6 +95,7 @@ class _Supervisor:
         self._deadline: float | None = None
         """Until when the processes may save, once they were signalled (monotonic seconds)."""
         self._terminated = False
+        self._number = 0
         self._unresponsive = False
 
     def run(self) -> dict[str, Any]:
@@ -101,8 +103,9 @@ class _Supervisor:
         refusal = self._requeue_refusal()
         if refusal:
             return self._failure(1, refusal)
+        self._number = len(past) + 1
         self._attempts.begin(self._job_id, socket.gethostname())
-        _log(f"attempt {len(past) + 1} on {socket.gethostname()}, job {self._job_id}")
+        _log(f"attempt {self._number} on {socket.gethostname()}, job {self._job_id}")
         self._write_inputs()
         code = self._run_command()
         if code == 0:
@@ -210,6 +213,11 @@ class _Supervisor:
     # --- a command that failed -------------------------------------------------------------------
 
     def _handle_failure(self, code: int) -> dict[str, Any]:
+        if len(self._attempts.read()) > self._number:
+            # SLURM lost this host, and has started the job elsewhere: a result from here would
+            # fail that attempt, and a requeue would end it.
+            _log("superseded by a later attempt on another node: ends without a result")
+            sys.exit(1)
         if self._terminated:
             self._attempts.end(self._job_id, TERMINATED)
             _log("ended by SLURM, which requeues it after preemption or a requeue")
@@ -231,7 +239,7 @@ class _Supervisor:
             return None
         if self._deadline is None:
             if attempts.resume_requested():
-                return RESUME_REQUESTED
+                return BLOCKED if attempts.is_blocked() else RESUME_REQUESTED
             stalled = stalls(attempts.read(), attempts.progress())
             return ABORTED if not stalled and self._exit_code(code) > 128 else None
         if attempts.progress() is None and not attempts.resume_requested():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from testbed.toy_workflow import Toy, training_rule
+from testbed.toy_workflow import Toy, rule, training_rule
 
 JOB = """
 rule r:
@@ -37,6 +37,19 @@ def test_jobs_run_without_slurm(toy, place):
 def test_a_failure_without_slurm_is_explained(toy, place):
     toy.write(FAILURE)
     assert "FAILED (exit " in toy.fail(cluster=place)
+
+
+def test_an_attempt_that_is_blocked_does_not_count_as_one_without_progress(toy):
+    """Another process holds what the command needs, three times; then it is free."""
+    toy.write(
+        rule(
+            "echo >> started; [ $(wc -l < started) = 4 ] && touch {output} && exit 0; "
+            "echo blocked > $SNAKEMAKE_SUBMITIT_RESUME; exit 75",
+            resumable=True,
+        )
+    )
+    toy.start(cluster="local", max_stalls=1).succeed()
+    assert len((toy.folder / "started").read_text().splitlines()) == 4
 
 
 def test_an_invalid_setting_is_an_error(toy):

@@ -2,12 +2,16 @@
 
 import dataclasses
 import re
+import shlex
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from snakemake_executor_plugin_submitit import ExecutorSettings, resources
 from snakemake_executor_plugin_submitit.attempts import (
+    BLOCKED,
     DONE,
     LOST,
     RESUME_REQUESTED,
@@ -19,6 +23,7 @@ from snakemake_executor_plugin_submitit.attempts import (
     stalls,
 )
 from snakemake_executor_plugin_submitit.backends import is_transient
+from snakemake_executor_plugin_submitit.job_step import JobStep
 from snakemake_executor_plugin_submitit.registry import Record, Registry
 
 PROJECT = Path(__file__).parents[2]
@@ -183,6 +188,7 @@ def attempt(progress, end):
         ([attempt("step 5", LOST), attempt("step 6", LOST)], "step 6", 1),
         ([attempt(None, SIGNALLED), attempt(None, RESUME_REQUESTED)], None, 2),
         ([attempt(None, LOST), attempt(None, LOST)], None, 2),
+        ([attempt("step 5", LOST), *[attempt("step 5", BLOCKED)] * 9], "step 5", 1),
     ],
 )
 def test_attempts_without_progress_are_counted(past, progress, count):
@@ -206,9 +212,12 @@ def test_attempts_are_read_back_without_an_incomplete_last_line(tmp_path):
     attempts.begin("7", "n1")
     attempts.progress_file.write_text("step 9\n")
     attempts.resume_file.touch()
+    assert attempts.resume_requested() and not attempts.is_blocked()
+    attempts.resume_file.write_text("blocked")
+    assert attempts.resume_requested() and attempts.is_blocked()
     attempts.end("7", SIGNALLED)
     attempts.begin("7", "n2")
-    assert not attempts.resume_requested()  # that was the attempt before
+    assert not attempts.resume_requested() and not attempts.is_blocked()  # of the one before
     with (tmp_path / "key.attempts").open("a") as file:
         file.write('{"job_id": "7", "en')
     first, second = attempts.read()
@@ -216,6 +225,22 @@ def test_attempts_are_read_back_without_an_incomplete_last_line(tmp_path):
     assert (second.node, second.progress, second.end) == ("n2", "step 9", LOST)
     attempts.remove()
     assert attempts.read() == [] and list(tmp_path.iterdir()) == []
+
+
+def test_an_attempt_that_is_superseded_ends_without_a_result(tmp_path):
+    """As on a node that SLURM lost, and that comes back after the job was started elsewhere."""
+    later = (
+        "from pathlib import Path\n"
+        "from snakemake_executor_plugin_submitit.attempts import Attempts\n"
+        f"Attempts(Path({str(tmp_path)!r}), 'key').begin('unknown', 'n2')"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(later)}; exit 75"
+    step = JobStep(command, tmp_path, "key", 120, 50, 2, True, resumable=True)
+    with ThreadPoolExecutor() as pool:  # signals are of the main thread, and stay as they are
+        error = pool.submit(step).exception()
+    assert isinstance(error, SystemExit) and error.code == 1
+    first, second = Attempts(tmp_path, "key").read()
+    assert (first.end, second.end, second.node) == (LOST, LOST, "n2")
 
 
 def test_an_end_of_another_job_is_ignored(tmp_path):

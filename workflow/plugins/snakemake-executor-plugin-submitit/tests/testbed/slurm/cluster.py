@@ -1,17 +1,22 @@
-"""A SLURM cluster of two nodes on this host."""
+"""A SLURM cluster of two nodes on this host, and what it has in common with one on several."""
 
 import fcntl
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from . import configuration, processes
+from testbed.processes import kill
+
+from . import configuration
 from .configuration import Settings
 from .daemons import Daemons
 from .errors import ClusterError
 from .folder import NODES, Folder
+from .layout import Layout, one_host
+from .node_processes import node_processes
 from .programs import SEARCH_PATH, missing_packages, missing_programs
 
 
@@ -39,7 +44,10 @@ class Cluster:
         self.folder = Folder(folder.resolve())
         self.settings = settings or Settings()
         self._template = template
-        self._daemons = Daemons(self.folder, self.environment(), tied=tied)
+        self._daemons = Daemons(
+            self.folder, self.environment(), tied=tied,
+            place=lambda daemon, command: self.command(*command, host=self.host_of(daemon)),
+        )  # fmt: skip
 
     def __enter__(self) -> "Cluster":
         self.start()
@@ -67,9 +75,19 @@ class Cluster:
         }
         return {**variables, "PATH": SEARCH_PATH, "SLURM_CONF": str(self.slurm_conf)}
 
+    def host_of(self, daemon: str) -> str:
+        """Return the name of the host on which a daemon runs; here it is not used."""
+        return ""
+
+    def command(self, *command: str, host: str = "") -> Sequence[str]:
+        """Return the arguments of a process that runs a command on a host of the cluster."""
+        return command
+
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program that uses the cluster; with `check`, raise a ClusterError if it fails."""
-        process = subprocess.run(command, env=self.environment(), capture_output=True, text=True)
+        process = subprocess.run(
+            self.command(*command), env=self.environment(), capture_output=True, text=True
+        )
         if check and process.returncode:
             message = (process.stderr or process.stdout).strip() or "no message"
             raise ClusterError(f"{' '.join(command)}: exit code {process.returncode}; {message}")
@@ -87,8 +105,9 @@ class Cluster:
         self._require_programs()
         self._clear()
         self.folder.make()
-        configuration.write(self.folder, self.settings)
         try:
+            self._start_hosts()
+            configuration.write(self.folder, self.settings, self._layout())
             self._start_daemons()
         except BaseException:
             self.stop()
@@ -100,7 +119,7 @@ class Cluster:
             return
         # The controller first, so that it starts nothing; slurmd, as it may be starting something.
         self._daemons.processes.end(["slurmctld", *NODES])
-        processes.kill(processes.node_processes(self.folder))
+        kill(node_processes(self.folder))
         self._daemons.processes.end(self._daemons.processes.names())
 
     def pids(self) -> dict[str, int]:
@@ -126,7 +145,7 @@ class Cluster:
         """
         self._daemons.processes.end([node])
         if not keep_jobs:
-            processes.kill(processes.node_processes(self.folder, node))
+            kill(node_processes(self.folder, node))
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
     def node_up(self, node: str) -> None:
@@ -166,8 +185,17 @@ class Cluster:
         self.stop()
         shutil.rmtree(folder)
 
-    def _start_daemons(self) -> None:
+    def _start_hosts(self) -> None:
+        """Start what the daemons run on; here that is this host."""
+
+    def _layout(self) -> Layout:
+        return one_host(self.folder)
+
+    def _start_munge(self) -> None:
         self._daemons.start_munge()
+
+    def _start_daemons(self) -> None:
+        self._start_munge()
         if self.settings.accounting:
             if self._template is not None:
                 self._copy_database(self._template)
@@ -192,7 +220,7 @@ class Cluster:
     def _prepare_database(self) -> None:
         self._clear()
         self.folder.make()
-        configuration.write(self.folder, self.settings)
+        configuration.write(self.folder, self.settings, self._layout())
         try:
             self._daemons.start_munge()
             self._daemons.start_database()

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from testbed.processes import Processes
+
 from .configuration import ACCOUNT, NAME
 from .errors import ClusterError
 from .folder import Folder
-from .processes import Processes
 
 _READY_TIMEOUT = 300.0
 """Seconds that a daemon may take until it answers."""
@@ -26,23 +27,33 @@ _ALREADY_EXISTS = ("already exist", "Nothing new added")
 class Daemons:
     """The daemons of the cluster in `folder`; `environment` is that of their users.
 
-    `tied` daemons end with this process.
+    `tied` daemons end with this process. `place` turns the command of a daemon into one that runs
+    it on its host, if that is another one.
     """
 
-    def __init__(self, folder: Folder, environment: Mapping[str, str], *, tied: bool) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        environment: Mapping[str, str],
+        *,
+        tied: bool,
+        place: Callable[[str, Sequence[str]], Sequence[str]] = lambda daemon, command: command,
+    ) -> None:
         self.processes = Processes(folder.processes, tied=tied)
         self._folder = folder
         self._environment = dict(environment)
+        self._place = place
 
-    def start_munge(self) -> None:
+    def start_munge(self, name: str = "munged", socket: Path | None = None) -> None:
         """Start munged, on a socket in the folder."""
-        socket = self._folder.munge_socket
+        socket = socket or self._folder.munge_socket
         self._begin(
-            "munged", "munged", "--foreground", "--force", "--num-threads=4", "--origin=127.0.0.1",
+            name, "munged", "--foreground", "--force", "--num-threads=4", "--origin=127.0.0.1",
             f"--socket={socket}", f"--key-file={self._folder.munge_key}",
-            f"--pid-file={self._folder.pid('munged')}", f"--seed-file={socket.with_name('seed')}",
+            f"--pid-file={socket.with_name('pid')}", f"--seed-file={socket.with_name('seed')}",
         )  # fmt: skip
-        self.wait("munged", lambda: _missing_file(socket))
+        probe = self._place(name, ["munge", "--no-input", f"--socket={socket}"])
+        self.wait(name, lambda: self._run(probe).stderr)
 
     def start_database(self) -> None:
         """Start MariaDB on a socket in the folder, on the database there or on a new one."""
@@ -123,7 +134,10 @@ class Daemons:
 
     def _begin(self, name: str, *command: str, **environment: str) -> None:
         self.processes.begin(
-            name, command, self._folder.output(name), {**self._environment, **environment}
+            name,
+            self._place(name, command),
+            self._folder.output(name),
+            {**self._environment, **environment},
         )
 
     def _add(self, kind: str, *what: str) -> str:
@@ -132,10 +146,13 @@ class Daemons:
         sacctmgr fails if the entry exists already, which is no error here.
         """
         command = ["sacctmgr", "-i", "add", kind, *what]
-        process = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+        process = self._run(self._place("slurmdbd", command))
         message = process.stderr or process.stdout
         exists = any(text in message for text in _ALREADY_EXISTS)
         return f"{' '.join(command)}: {message}" if process.returncode and not exists else ""
+
+    def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=self._environment, capture_output=True, text=True)
 
     def _failure(self, name: str, what: str) -> ClusterError:
         output = self._folder.output(name)

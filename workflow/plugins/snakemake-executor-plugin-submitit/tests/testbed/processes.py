@@ -9,23 +9,21 @@ from pathlib import Path
 
 import psutil
 
-from .folder import NODES, Folder
-
 _SAME_START = 0.02
 """Tolerance of a process's start time, in seconds."""
 
 
 class Processes:
-    """Daemons of one cluster, by name, with their process ids and start times.
+    """Long-running processes, by name, with their process ids and start times.
 
     They are recorded in a file, so that another process can end them after a crash. A process with
-    a reused id has another start time, and is not killed. `tied` daemons end with the process that
-    starts them.
+    a reused id has another start time, and is not killed. `tied` daemons get a `signal` when the
+    process that starts them ends, by default the one that kills them.
     """
 
-    def __init__(self, record: Path, *, tied: bool) -> None:
+    def __init__(self, record: Path, *, tied: bool, signal: str = "KILL") -> None:
         self._record = record
-        self._prefix = ("setpriv", "--pdeathsig", "KILL") if tied else ()
+        self._prefix = ("setpriv", "--pdeathsig", signal) if tied else ()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def begin(
@@ -74,7 +72,7 @@ class Processes:
         """Kill daemons and their descendants, and return when they have ended."""
         names = set(names)
         running = [process for name in names if (process := self.find(name)) is not None]
-        kill([member for process in running for member in _process_tree(process)])
+        kill([member for process in running for member in process_tree(process)])
         for name in names & set(self._children):
             self._children.pop(name).poll()
         remaining = {name: entry for name, entry in self._read().items() if name not in names}
@@ -107,34 +105,8 @@ def _await_end(processes: Iterable[psutil.Process], timeout: float) -> None:
         time.sleep(0.01)
 
 
-def node_processes(folder: Folder, node: str | None = None) -> list[psutil.Process]:
-    """Return the processes of slurmd, slurmstepd and jobs on all nodes of a cluster, or on one."""
-    processes: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter(["name", "environ"]):
-        is_step = process.info["name"] == "slurmstepd"
-        process_node = (_node_of_step if is_step else _node_of_process)(process, folder)
-        if process_node is not None and node in (None, process_node):
-            processes.update((member.pid, member) for member in _process_tree(process))
-    return list(processes.values())
-
-
-def _node_of_process(process: psutil.Process, folder: Folder) -> str | None:
-    """Return the node in a process's environment, where slurmd sets it, unlike a user's shell."""
-    environment = process.info["environ"] or {}
-    if environment.get("SLURM_CONF") != str(folder.slurm_conf):
-        return None
-    return environment.get("SLURMD_NODENAME")
-
-
-def _node_of_step(process: psutil.Process, folder: Folder) -> str | None:
-    """Return a slurmstepd's node from its log: it overwrites its environment with its title."""
-    with suppress(psutil.Error):
-        paths = {file.path for file in process.open_files()}
-        return next((node for node in NODES if str(folder.log(node)) in paths), None)
-    return None
-
-
-def _process_tree(process: psutil.Process) -> list[psutil.Process]:
+def process_tree(process: psutil.Process) -> list[psutil.Process]:
+    """Return a process and its descendants; nothing if it has ended."""
     with suppress(psutil.NoSuchProcess):
         return [process, *process.children(recursive=True)]
     return []

@@ -1,0 +1,8 @@
+"""Several hosts on one machine, in Linux namespaces: for what one host cannot show."""
+
+from .errors import HostsError
+from .host import Host
+from .requirements import missing_requirement
+from .room import Room
+
+__all__ = ["Host", "HostsError", "Room", "missing_requirement"]
