@@ -14,7 +14,7 @@ HEALTHY = {
 
 def gpu_checks(gpus, needed=True):
     answer = Answer("n1", ENVIRONMENT, gpus)
-    return [(check.level, check.subject, check.text) for check in node.of_gpus(answer, needed)]
+    return [(check.level, check.subject, check.text) for check in node.gpu_checks(answer, needed)]
 
 
 def test_a_gpu_that_trains_is_named_with_its_memory_and_driver():
