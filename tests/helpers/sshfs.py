@@ -31,5 +31,7 @@ def mounted(folder, mount_point, *options):
         yield mount_point
     finally:
         subprocess.run(["fusermount3", "-u", mount_point], capture_output=True)
-        client.wait()  # when it ends, the server has no client
-        server.wait()
+        # A mount namespace that was made meanwhile has the mount as well, which keeps both running.
+        for process in (client, server):
+            process.terminate()
+            process.wait()

@@ -132,7 +132,7 @@ def _checks(slurm: Slurm, folder: Path, options: JobOptions, gpus: bool) -> Chec
     yield from node.environment_checks(answer)
     if answer.two_hosts is not None:
         yield from file_system.checks(answer.two_hosts)
-    else:
+    elif why_one_node:
         yield from _this_host_and_a_node(folder / node.FILES, options, why_one_node)
     yield from node.gpu_checks(answer, gpus)
 
