@@ -48,7 +48,7 @@ def checks(measurements: Measurements, why_these: str = "") -> CheckResults:
     """
     if measurements.hosts is not None:
         same = (
-            "they are one machine, which hides what caches do" if measurements.same_kernel else ""
+            "they are one machine, which may hide late changes" if measurements.same_kernel else ""
         )
         remarks = "; ".join(filter(None, (why_these, same)))
         text = f"{' and '.join(measurements.hosts)} compared what they see of each other's files"
@@ -58,8 +58,8 @@ def checks(measurements: Measurements, why_these: str = "") -> CheckResults:
         yield error(
             "hosts",
             measurements.problem,
-            "see that every node sees and can write the results folder (SMT_RESULTS), and starts "
-            "Python from this environment",
+            "see that every node sees and can write the results folder (SMT_RESULTS; space, quota, "
+            "permissions), and starts Python from this environment",
         )
 
 
