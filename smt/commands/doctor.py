@@ -34,7 +34,7 @@ def command(partition: str | None, account: str | None, job: bool, wait: float, 
     launch = checkup.Launch(
         project=plan.project,
         layout=plan.layout,
-        wanted=request.destination(request.PROFILE, partition=partition, account=account),
+        destination=request.destination(request.PROFILE, partition=partition, account=account),
         requests=_requests(plan),
         missing_data=_missing_data(plan),
         wait=wait if job else None,

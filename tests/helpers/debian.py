@@ -16,16 +16,23 @@ PROGRAMS = {
     "pdflatex": "texlive-latex-recommended",
     "Rscript": "r-base-core",
     "rsync": "rsync",
+    "sftp-server": "openssh-sftp-server",
+    "sshfs": "sshfs",
 }
 """Program -> Debian package, beside those of SLURM (testbed.slurm)."""
 
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 """Folders of PostgreSQL's servers in Debian, which are not in PATH."""
 
+OPENSSH = Path("/usr/lib/openssh")
+"""Folder of sftp-server, which is not in PATH either."""
+
 
 def find(program):
     """Return the path of a program, or None."""
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *map(str, POSTGRESQL)))
+    path = os.pathsep.join(
+        (os.environ.get("PATH", os.defpath), *map(str, POSTGRESQL), str(OPENSSH))
+    )
     return shutil.which(program, path=path)
 
 

@@ -13,12 +13,12 @@ LINE = re.compile(r"(ok|warning|error)\s+(slurm|[a-z]+(?: [a-z]+)?)\s{2,}(.+)")
 class Report:
     """The parsed output of `smt doctor`."""
 
-    def __init__(self, done):
-        self.code, self.stderr = done.returncode, done.stderr
-        *lines, self.verdict = done.stdout.splitlines() or [""]
+    def __init__(self, process):
+        self.code, self.stderr = process.returncode, process.stderr
+        *lines, self.verdict = process.stdout.splitlines() or [""]
         self.results = [LINE.fullmatch(line).groups() for line in lines]
 
-    def of(self, subject):
+    def result(self, subject):
         """Return level and text of the one result on `subject`."""
         ((level, text),) = [(level, text) for level, name, text in self.results if name == subject]
         return level, text

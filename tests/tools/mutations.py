@@ -14,6 +14,10 @@ TRAJECTORY = ("integration/report/test_trajectory.py",)
 STATUS = ("integration/report/test_status.py",)
 PLAN = ("integration/commands/test_plan.py",)
 DOCTOR = ("integration/cluster/doctor/test_doctor.py", "cluster/doctor/test_doctor.py")
+TWO_HOSTS = (
+    "unit/cluster/doctor/test_file_system.py",
+    "integration/cluster/doctor/test_two_hosts.py",
+)
 PARAMS = (
     "unit/config/test_load.py",
     "unit/config/test_fingerprint.py",
@@ -444,6 +448,18 @@ MUTATIONS = (
         "the doctor asks SLURM with options of the environment", "doctor", "smt/cluster/slurm.py",
         "env={**environment(), **variables}", "env=None",
         DOCTOR,
+    ),
+    Mutation(
+        "a lock that two hosts get at once is fine", "doctor",
+        "smt/cluster/doctor/file_system.py",
+        "if got == GRANTED", "if not got",
+        TWO_HOSTS,
+    ),
+    Mutation(
+        "the second host has cached nothing before the change", "doctor",
+        "smt/cluster/doctor/two_hosts.py",
+        'second.call("visible_changes")', 'second.call("clock")',
+        TWO_HOSTS,
     ),
     # --- params and fingerprints -----------------------------------------------------------------
     Mutation(

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from smt.cluster.doctor import node, scheduler
+from smt.cluster.doctor import job, scheduler
 from smt.cluster.doctor.check_result import CheckResult, CheckResults, error
-from smt.cluster.doctor.project import data, disk, mlflow
+from smt.cluster.doctor.job import JobOptions
+from smt.cluster.doctor.project import data, data_disk, disk, mlflow
 from smt.cluster.doctor.request import Destination
 from smt.cluster.doctor.scheduler import Requests
 from smt.cluster.slurm import Slurm
@@ -20,7 +21,7 @@ class Launch:
 
     project: Project
     layout: Layout
-    wanted: Destination
+    destination: Destination
     requests: Requests
     missing_data: tuple[str, ...]
     """A phrase for each data set that is not there and not made."""
@@ -37,24 +38,25 @@ def check_results(launch: Launch) -> Iterator[CheckResult]:
         yield from _on_slurm(slurm, launch)
     yield from _guarded("data", lambda: data(project, layout, launch.missing_data))
     yield from _guarded("disk", lambda: disk(project, layout))
+    yield from _guarded("data disk", lambda: data_disk(layout))
     yield from _guarded("mlflow", lambda: mlflow(layout.tracking_uri()))
 
 
 def _on_slurm(slurm: Slurm, launch: Launch) -> CheckResults:
-    wanted, asked = launch.wanted, launch.requests
+    destination, asked = launch.destination, launch.requests
     results = [
-        *_guarded("partition", lambda: scheduler.partition(slurm, wanted)),
-        *_guarded("account", lambda: scheduler.account(slurm, wanted)),
+        *_guarded("partition", lambda: scheduler.partition(slurm, destination)),
+        *_guarded("account", lambda: scheduler.account(slurm, destination)),
     ]
     yield from results
     if not _are_well(results):
         return  # every job would be refused for the same reason
     minutes = launch.project.scale.checkpoint_minutes
-    yield from _guarded("request", lambda: scheduler.requests(slurm, wanted, asked))
-    yield from _guarded("time limit", lambda: scheduler.time_limit(slurm, wanted, asked))
-    yield from _guarded("preemption", lambda: scheduler.preemption(slurm, wanted, minutes))
+    yield from _guarded("request", lambda: scheduler.requests(slurm, destination, asked))
+    yield from _guarded("time limit", lambda: scheduler.time_limit(slurm, destination, asked))
+    yield from _guarded("preemption", lambda: scheduler.preemption(slurm, destination, minutes))
     yield from _guarded("requeue", lambda: scheduler.requeue(slurm))
-    yield from _guarded("job limits", lambda: scheduler.job_limits(slurm, wanted))
+    yield from _guarded("job limits", lambda: scheduler.job_limits(slurm, destination))
     yield from _guarded("node", lambda: _from_a_node(slurm, launch))
 
 
@@ -62,14 +64,9 @@ def _from_a_node(slurm: Slurm, launch: Launch) -> CheckResults:
     if launch.wait is None:
         return
     gpus = any(recipe.half_precision for recipe in launch.project.recipes.values())
-    yield from node.from_a_node(
-        slurm,
-        launch.wanted,
-        launch.layout.results,
-        gpus=gpus,
-        gpus_per_node=max(resources.gpus_per_node for resources in launch.requests),
-        wait=launch.wait,
-    )
+    gpus_per_node = max(resources.gpus_per_node for resources in launch.requests)
+    options = JobOptions(launch.destination, min(2, gpus_per_node), launch.wait)
+    yield from job.from_a_node(slurm, options, launch.layout.results, gpus=gpus)
 
 
 def _are_well(results: Iterable[CheckResult]) -> bool:

@@ -24,6 +24,9 @@ _STATE = 3
 """Values of a checkpoint a weight: itself, and two moments of AdamW."""
 _VALUE_BYTES = 4
 
+_RUN_FILES = 20
+"""Files and folders; a run at scale smoke has 14 to 18."""
+
 _COMFORT = 1.5
 """Room in which other things of a project have a place, too."""
 
@@ -47,25 +50,53 @@ def data(project: Project, layout: Layout, missing: Sequence[str]) -> CheckResul
 
 
 def disk(project: Project, layout: Layout) -> CheckResults:
-    """There is room for checkpoints and weights of every run that is to do."""
+    """There is room for checkpoints and weights of every run that is to do, and for their files."""
     to_do = [run for run, each in states.read(project, layout).items() if not each.is_done]
-    needed = sum(run_bytes(project, run) for run in to_do)
     folder = _nearest(layout.results.resolve())
     if not os.access(folder, os.W_OK):
         yield error("disk", f"{folder} cannot be written", "give a folder that can: SMT_RESULTS")
         return
-    free = shutil.disk_usage(folder).free
-    text = (
-        f"{_gb(free)} free in {folder}, where {len(to_do)} runs take about {_gb(needed)} "
-        f"({_CHECKPOINTS} checkpoints and the weights of each)"
+    runs = f"in {folder}, where {len(to_do)} runs take"
+    needed = sum(run_bytes(project, run) for run in to_do)
+    yield _room(
+        shutil.disk_usage(folder).free,
+        needed,
+        "disk",
+        f"{_gb(shutil.disk_usage(folder).free)} free {runs} about {_gb(needed)} "
+        f"({_CHECKPOINTS} checkpoints and the weights of each)",
     )
+    inodes = _free_inodes(folder)
+    if inodes is not None:
+        files = _RUN_FILES * len(to_do)
+        text = f"{inodes} free {runs} {files} at least ({_RUN_FILES} files and folders each)"
+        yield _room(inodes, files, "inodes", text)
+
+
+def data_disk(layout: Layout) -> CheckResults:
+    """What is free where data lie: data sets that are made, and packs, are written there."""
+    folder = _nearest(layout.data.resolve())
+    free, inodes = shutil.disk_usage(folder).free, _free_inodes(folder)
+    files = "" if inodes is None else f", {inodes} inodes"
+    text = f"{_gb(free)}{files} free in {folder}"
+    if free and inodes != 0:
+        yield ok("data disk", text)
+    else:
+        yield warning(
+            "data disk", text, "make room, if data are to be made or packed, or set SMT_DATA"
+        )
+
+
+def _room(free: int, needed: int, subject: str, text: str) -> CheckResult:
     remedy = "make room, or give another folder: SMT_RESULTS"
     if free < needed:
-        yield error("disk", text, remedy)
-    elif free < _COMFORT * needed:
-        yield warning("disk", text, remedy)
-    else:
-        yield ok("disk", text)
+        return error(subject, text, remedy)
+    return warning(subject, text, remedy) if free < _COMFORT * needed else ok(subject, text)
+
+
+def _free_inodes(folder: Path) -> int | None:
+    """Return how many files and folders can be made; None where there is no limit (btrfs)."""
+    status = os.statvfs(folder)
+    return status.f_favail if status.f_files else None
 
 
 def run_bytes(project: Project, run: Run) -> int:

@@ -35,9 +35,9 @@ def client(slurm: Slurm) -> CheckResults:
     yield ok("slurm", f"{version}, cluster {name}: the controller answers")
 
 
-def partition(slurm: Slurm, wanted: Destination) -> CheckResults:
+def partition(slurm: Slurm, destination: Destination) -> CheckResults:
     """The partition exists and takes jobs."""
-    if wanted.partition is None:
+    if destination.partition is None:
         if slurm.default_partition is None:
             yield error(
                 "partition",
@@ -47,7 +47,7 @@ def partition(slurm: Slurm, wanted: Destination) -> CheckResults:
             return
         names, source = [slurm.default_partition], "the cluster's default"
     else:
-        names, source = wanted.partition.value.split(","), wanted.partition.source
+        names, source = destination.partition.value.split(","), destination.partition.source
     for name in names:
         if name not in slurm.partitions:
             yield error(
@@ -66,9 +66,9 @@ def partition(slurm: Slurm, wanted: Destination) -> CheckResults:
             yield ok("partition", f"{name} ({source}): up, {nodes} nodes")
 
 
-def account(slurm: Slurm, wanted: Destination) -> CheckResults:
+def account(slurm: Slurm, destination: Destination) -> CheckResults:
     """The account is one of the user's, where that matters."""
-    chosen = wanted.account
+    chosen = destination.account
     who = f"{chosen.value} ({chosen.source})" if chosen else "the default of this user"
     if not slurm.has_accounting:
         yield warning(
@@ -88,11 +88,11 @@ def account(slurm: Slurm, wanted: Destination) -> CheckResults:
     yield ok("account", who)
 
 
-def requests(slurm: Slurm, wanted: Destination, asked: Requests) -> CheckResults:
+def requests(slurm: Slurm, destination: Destination, asked: Requests) -> CheckResults:
     """Each kind of training would be taken and started some time."""
     for resources, experiments in asked.items():
         what = f"{described(resources)} ({_several(experiments)})"
-        options = [*wanted.options(), *of_training(resources)]
+        options = [*destination.options(), *of_training(resources)]
         answer = slurm.ask("sbatch", "--test-only", *options, "--wrap=true")
         if answer.succeeded:
             yield ok("request", f"{what}: accepted")
@@ -105,10 +105,10 @@ def requests(slurm: Slurm, wanted: Destination, asked: Requests) -> CheckResults
             )
 
 
-def time_limit(slurm: Slurm, wanted: Destination, asked: Requests) -> CheckResults:
+def time_limit(slurm: Slurm, destination: Destination, asked: Requests) -> CheckResults:
     """No training asks for more time than its partition gives: SLURM may let it wait for ever."""
     longest = max((resources.runtime for resources in asked), default=0)
-    for name in partitions_of(slurm, wanted):
+    for name in partitions_of(slurm, destination):
         limit = slurm.partitions[name]["MaxTime"]
         text = f"{longest / 60:.3g} h asked for, {limit} at most in {name}"
         if longest > minutes(limit):
@@ -118,9 +118,9 @@ def time_limit(slurm: Slurm, wanted: Destination, asked: Requests) -> CheckResul
             yield ok("time limit", text)
 
 
-def partitions_of(slurm: Slurm, wanted: Destination) -> list[str]:
+def partitions_of(slurm: Slurm, destination: Destination) -> list[str]:
     """Return the partitions that jobs go to, as far as they exist."""
-    chosen = wanted.partition.value if wanted.partition else slurm.default_partition or ""
+    chosen = destination.partition.value if destination.partition else slurm.default_partition or ""
     return [name for name in chosen.split(",") if name in slurm.partitions]
 
 
@@ -135,12 +135,12 @@ _FATES = {"REQUEUE": "requeued", "CANCEL": "cancelled, then submitted again"}
 """By PreemptMode: what SLURM and the executor make of a preempted job."""
 
 
-def preemption(slurm: Slurm, wanted: Destination, checkpoint_minutes: float) -> CheckResults:
+def preemption(slurm: Slurm, destination: Destination, checkpoint_minutes: float) -> CheckResults:
     """A preempted training is told in time to save, or may lose `checkpoint_minutes`."""
     if slurm.config["PreemptType"] == "preempt/none":
         yield ok("preemption", "the cluster preempts no job")
         return
-    for name in partitions_of(slurm, wanted):
+    for name in partitions_of(slurm, destination):
         yield _of_partition(slurm, name, checkpoint_minutes)
 
 
@@ -177,20 +177,22 @@ def requeue(slurm: Slurm) -> CheckResults:
         yield ok("requeue", "allowed for jobs that ask for it, as these do (JobRequeue=0)")
 
 
-def job_limits(slurm: Slurm, wanted: Destination) -> CheckResults:
+def job_limits(slurm: Slurm, destination: Destination) -> CheckResults:
     """No limit on submitted jobs is below what Snakemake submits: SLURM refuses the rest."""
     if not slurm.has_accounting or "limits" not in slurm.enforced:
         yield ok("job limits", f"none but the cluster's own, {slurm.config['MaxJobCount']} jobs")
         return
-    account, qos = wanted.account, wanted.choices.get("slurm_qos")
+    account, qos = destination.account, destination.choices.get("slurm_qos")
     limits = slurm.limits(account.value if account else None, qos.value if qos else "normal")
-    too_low = [limit for limit in limits if wanted.jobs and limit.submitted_jobs < wanted.jobs]
+    too_low = [
+        limit for limit in limits if destination.jobs and limit.submitted_jobs < destination.jobs
+    ]
     for limit in too_low:
         yield warning(
             "job limits",
             f"{limit.name} allows {limit.submitted_jobs} submitted jobs, and Snakemake may submit "
-            f"{wanted.jobs}",
+            f"{destination.jobs}",
             f"set jobs: {limit.submitted_jobs} in {PROFILE}, for SLURM refuses the rest",
         )
     if not too_low:
-        yield ok("job limits", f"none is below {wanted.jobs or 'any number of'} jobs at once")
+        yield ok("job limits", f"none is below {destination.jobs or 'any number of'} jobs at once")

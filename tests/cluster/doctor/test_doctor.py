@@ -1,6 +1,7 @@
 """`smt doctor` on a real SLURM: a working cluster, and one real fault in each test."""
 
 import getpass
+import platform
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from testbed.slurm import Cluster, Settings
 from testbed.waiting import wait_for
-from tests.helpers import ROOT
+from tests.helpers import ROOT, sshfs
 from tests.helpers.doctor_report import Report, doctor
 from tests.helpers.project_copy import ProjectCopy
 
@@ -28,16 +29,28 @@ def doctor_for_demo(project, cluster, *arguments, **options):
     return doctor(project, "--scale", "demo", *arguments, cluster=cluster, **options)
 
 
+def after_mounting(mount):
+    """Return the prefix of a command that runs after `mount`, seen by nobody else."""
+    prefix = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    return prefix
+
+
 def test_a_working_cluster_is_ready(project, cluster):
     report = doctor_for_demo(project, cluster)
     assert (report.code, report.stderr, report.errors) == (0, "", set())
-    assert report.of("slurm")[1].endswith("cluster playground: the controller answers")
-    assert report.of("partition") == ("ok", "gpu (the cluster's default): up, 2 nodes")
-    assert report.of("request")[1].startswith("1 node with 1 GPU, 1 CPU")
-    assert report.of("folder")[1] == f"n1 sees and writes {project.folder}/results"
-    assert report.of("environment")[1].startswith("n1 runs the same: smt ")
-    assert report.of("gpu")[0] == "warning"  # the node's GPUs are not real
-    assert report.of("exchange") == (
+    assert report.result("slurm")[1].endswith("cluster playground: the controller answers")
+    assert report.result("partition") == ("ok", "gpu (the cluster's default): up, 2 nodes")
+    assert report.result("request")[1].startswith("1 node with 1 GPU, 1 CPU")
+    assert report.result("folder")[1] == f"n1 sees and writes {project.folder}/results"
+    assert report.result("environment")[1].startswith("n1 runs the same: smt ")
+    assert report.result("hosts")[1].startswith(
+        "n1 and n2 compared what they see of each other's files ("
+    )
+    assert report.result("locks") == ("ok", "n1 and n2 exclude each other (lockf, flock)")
+    assert report.result("gpu")[0] == "warning"  # the node's GPUs are not real
+    assert report.result("exchange") == (
         "ok",
         "two processes on n1 exchange gradients through gloo, on its CPU",
     )
@@ -48,6 +61,26 @@ def test_a_working_cluster_is_ready(project, cluster):
     )
     assert list((project.folder / "results").iterdir()) == []
     assert cluster.run("squeue", "-h").stdout == ""
+
+
+def test_in_a_partition_of_single_nodes_this_machine_and_a_node_compare(project, cluster):
+    cluster.run("scontrol", "update", "partitionname=gpu", "maxnodes=1")
+    try:
+        report = doctor_for_demo(project, cluster)
+    finally:
+        cluster.run("scontrol", "update", "partitionname=gpu", "maxnodes=unlimited")
+    assert (report.code, report.errors) == (0, set())
+    this_machine = platform.node()
+    level, text = report.result("hosts")
+    assert level == "ok"
+    assert text.startswith(f"{this_machine} and n1 compared what they see of each other's files (")
+    assert "no two nodes: allocation failure: Requested node configuration is not" in text
+    assert report.result("locks") == (
+        "ok",
+        f"{this_machine} and n1 exclude each other (lockf, flock)",
+    )
+    assert list((project.folder / "results").iterdir()) == []
+    assert cluster.run("squeue", "-h", "-t", "PENDING,RUNNING").stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -62,7 +95,7 @@ def test_a_wrong_partition_is_named_with_its_source(
 ):
     report = doctor_for_demo(project, cluster, *arguments, **environment)
     assert (report.code, report.errors) == (2, {"partition"})
-    assert report.of("partition")[1].startswith(
+    assert report.result("partition")[1].startswith(
         f"gpuu ({source}): the cluster has none of this name; did you mean gpu?"
     )
     assert "folder" not in report.subjects
@@ -75,8 +108,8 @@ def test_a_partition_that_is_down_is_an_error(project, cluster):
         report = doctor_for_demo(project, cluster, "--partition", "cancel")
     finally:
         cluster.run("scontrol", "update", "partitionname=cancel", "state=up")
-    assert report.of("partition")[0] == "error"
-    assert "its state is DOWN" in report.of("partition")[1]
+    assert report.result("partition")[0] == "error"
+    assert "its state is DOWN" in report.result("partition")[1]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +122,7 @@ def test_a_partition_that_is_down_is_an_error(project, cluster):
 def test_a_wrong_account_is_named_with_its_source(project, cluster, arguments, environment, source):
     report = doctor_for_demo(project, cluster, *arguments, **environment)
     assert (report.code, report.errors) == (2, {"account"})
-    assert report.of("account")[1].startswith(
+    assert report.result("account")[1].startswith(
         f"reserch ({source}): not one of this user's; did you mean research?"
     )
 
@@ -103,7 +136,7 @@ def test_sbatch_variables_in_the_environment_are_ignored(project, cluster):
 
 def test_a_valid_account_passes(project, cluster):
     report = doctor_for_demo(project, cluster, "--no-job", "--account", "research")
-    assert report.of("account") == ("ok", "research (--account)")
+    assert report.result("account") == ("ok", "research (--account)")
 
 
 def test_more_gpus_than_a_node_has_are_refused(project, cluster):
@@ -123,7 +156,7 @@ def test_a_partition_with_a_short_time_limit_is_an_error(project, cluster):
         report = doctor_for_demo(project, cluster, "--no-job")
     finally:
         cluster.run("scontrol", "update", "partitionname=gpu", "maxtime=unlimited")
-    assert report.of("time limit") == (
+    assert report.result("time limit") == (
         "error",
         "0.5 h asked for, 00:12:00 at most in gpu; set wall_hours: 0.2 in params/cluster.yaml",
     )
@@ -140,7 +173,7 @@ def test_a_partition_with_a_short_time_limit_is_an_error(project, cluster):
 )
 def test_the_preemption_of_each_partition_is_described(project, cluster, partition, text):
     report = doctor_for_demo(project, cluster, "--no-job", "--partition", partition)
-    assert report.of("preemption") == ("ok", text)
+    assert report.result("preemption") == ("ok", text)
 
 
 def test_a_limit_below_the_jobs_of_snakemake_is_a_warning(project, cluster):
@@ -159,17 +192,33 @@ def test_a_results_folder_on_a_local_disk_is_an_error(project, cluster, tmp_path
     """A file system in smt's own mount namespace, like a local disk of the login node."""
     mount_point = tmp_path / "own"
     mount_point.mkdir()
-    mount = f'mount -t tmpfs tmpfs {mount_point} && exec "$@"'
-    private = ["unshare", "--mount", "sh", "-c", mount, "sh"]
-    if subprocess.run([*private, "true"], capture_output=True).returncode:
-        pytest.skip("mounting a file system needs root")
+    private = after_mounting(f"mount -t tmpfs tmpfs {mount_point}")
     report = doctor_for_demo(project, cluster, prefix=private, SMT_RESULTS=str(mount_point))
     assert (report.code, report.errors) == (2, {"folder"})
-    text = report.of("folder")[1]
+    text = report.result("folder")[1]
     assert re.match(
         rf"n[12] cannot see and write {mount_point} as this machine does \(job \d+, ", text
     )
     assert text.endswith("give a folder that is on a shared disk: SMT_RESULTS")
+
+
+def test_a_results_folder_on_sshfs_is_an_error(project, cluster, tmp_path):
+    """smt and the node have a mount each of one folder, at the same path."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    cluster.run("scontrol", "update", "partitionname=gpu", "maxnodes=1")
+    try:
+        with (
+            sshfs.mounted(shared, tmp_path / "node", "dcache_timeout=1") as on_the_node,
+            sshfs.mounted(shared, tmp_path / "login", "dcache_timeout=1") as on_this_machine,
+        ):
+            private = after_mounting(f"mount --bind {on_this_machine} {on_the_node}")
+            report = doctor_for_demo(project, cluster, prefix=private, SMT_RESULTS=str(on_the_node))
+    finally:
+        cluster.run("scontrol", "update", "partitionname=gpu", "maxnodes=unlimited")
+    assert (report.code, report.errors) == (2, {"locks"})
+    assert "got the same lock at once (lockf, flock)" in report.result("locks")[1]
+    assert list(shared.iterdir()) == []
 
 
 def test_different_code_on_the_node_is_an_error(project, cluster, tmp_path):
@@ -179,7 +228,7 @@ def test_different_code_on_the_node_is_an_error(project, cluster, tmp_path):
         file.write("\nCHANGED = 1\n")
     environment = {"PYTHONPATH": str(tmp_path), "SMT_SBATCH": "--export=NONE"}
     report = doctor_for_demo(project, cluster, **environment)
-    level, text = report.of("environment")
+    level, text = report.result("environment")
     assert (report.code, level) == (2, "error")
     assert f"n1 differs: smt 0.1.0 in {ROOT}/smt there, 0.1.0 in {tmp_path}/smt here" in text
     assert "smt/engine/optim.py has changed" in text
@@ -188,21 +237,18 @@ def test_different_code_on_the_node_is_an_error(project, cluster, tmp_path):
 def test_a_python_on_a_local_disk_is_an_error(project, cluster, tmp_path):
     mount_point = tmp_path / "own"
     mount_point.mkdir()
-    mount = f"mount -t tmpfs tmpfs {mount_point}"
-    link = f"{mount} && ln -s {sys.executable} {mount_point}/python && exec "
-    private = ["unshare", "--mount", "sh", "-c"]
-    if subprocess.run([*private, mount], capture_output=True).returncode:
-        pytest.skip("mounting a file system needs root")
+    link = f"ln -s {sys.executable} {mount_point}/python"
+    private = after_mounting(f"mount -t tmpfs tmpfs {mount_point} && {link}")
     program = "import sys; sys.executable = sys.argv.pop(1); from smt.cli import main; main()"
-    command = f"{sys.executable} -c '{program}' {mount_point}/python doctor --scale demo"
+    command = [sys.executable, "-c", program, f"{mount_point}/python", "doctor", "--scale", "demo"]
     result = subprocess.run(
-        [*private, f"{link} {command}"],
+        [*private, *command],
         cwd=project.folder, env=cluster.environment(), capture_output=True, text=True,
     )  # fmt: skip
     report = Report(result)
     assert (report.code, report.errors) == (2, {"environment"})
-    assert f"n1 cannot run {mount_point}/python -m smt: " in report.of("environment")[1]
-    assert "not found" in report.of("environment")[1]
+    assert f"n1 cannot run {mount_point}/python -m smt: " in report.result("environment")[1]
+    assert "not found" in report.result("environment")[1]
 
 
 def test_a_job_that_waits_too_long_is_cancelled_with_a_warning(project, cluster, tmp_path):
@@ -210,14 +256,14 @@ def test_a_job_that_waits_too_long_is_cancelled_with_a_warning(project, cluster,
     cluster.run(*hold, "--wrap=sleep 600")
     wait_for(lambda: "R" in cluster.run("squeue", "-h", "-o", "%t").stdout)
     try:
-        report = doctor_for_demo(project, cluster, "--wait", "2")
+        report = doctor_for_demo(project, cluster, "--wait", "4")
     finally:
         waiting = cluster.run("squeue", "-h", "--name=smt-doctor").stdout
         cluster.cancel_all()
     assert report.code == 0
-    level, text = report.of("node")
+    level, text = report.result("node")
     assert level == "warning"
-    assert "was PENDING after 2 s (Resources), and is cancelled" in text
+    assert "was PENDING after 4 s (Resources), and is cancelled" in text
     assert waiting == ""
 
 
@@ -228,13 +274,13 @@ def test_no_signal_on_preemption_is_a_warning_and_no_cluster_an_error(
     settings = Settings(accounting=False, signal_on_preemption=False)
     with Cluster(tmp_path_factory.mktemp("other"), settings, tied=True) as other:
         report = doctor_for_demo(project, other, "--no-job", "--partition", "grace")
-    level, text = report.of("preemption")
+    level, text = report.result("preemption")
     assert level == "warning"
     assert "ask who runs it for SlurmctldParameters=preempt_send_user_signal" in text
     assert "may cost 1 minutes (checkpoint_minutes" in text
-    assert report.of("account")[0] == "warning"  # without accounting
+    assert report.result("account")[0] == "warning"  # without accounting
     assert report.code == 0
     stopped_report = doctor_for_demo(project, other)
     assert (stopped_report.code, stopped_report.errors) == (2, {"slurm"})
-    assert "the controller does not answer" in stopped_report.of("slurm")[1]
+    assert "the controller does not answer" in stopped_report.result("slurm")[1]
     assert "data" in stopped_report.subjects and "partition" not in stopped_report.subjects

@@ -1,9 +1,10 @@
-"""Checks of smt doctor on the GPUs of a node, from the node's answer."""
+"""Checks of smt doctor on a node, from the node's answer."""
 
 import pytest
 
 from smt.cluster.doctor import node
 from smt.cluster.doctor.node import Answer, Environment
+from smt.runs.atomic import write_json
 
 ENVIRONMENT = Environment("3.11", "0.1", {})
 HEALTHY = {
@@ -14,7 +15,7 @@ HEALTHY = {
 
 def gpu_checks(gpus, needed=True):
     answer = Answer("n1", ENVIRONMENT, gpus)
-    return [(check.level, check.subject, check.text) for check in node.of_gpus(answer, needed)]
+    return [(check.level, check.subject, check.text) for check in node.gpu_checks(answer, needed)]
 
 
 def test_a_gpu_that_trains_is_named_with_its_memory_and_driver():
@@ -58,3 +59,13 @@ def test_a_torch_that_does_not_load_is_an_error():
 def test_little_shared_memory_is_a_warning():
     *_, (level, subject, text) = gpu_checks({**HEALTHY, "shared_memory_bytes": 64 * 2**20})
     assert (level, subject) == ("warning", "/dev/shm") and "64 MB" in text
+
+
+def test_the_answer_of_other_code_is_read_without_what_it_measured(tmp_path):
+    """That code may be older than the comparison of two hosts, and has no such entry."""
+    content = {"node": "n1", "environment": ENVIRONMENT._asdict(), "gpus": HEALTHY}
+    write_json(tmp_path / node.ANSWER, content)
+    answer = node.read_answer(tmp_path)
+    assert answer == Answer("n1", ENVIRONMENT, HEALTHY, None)
+    ((level, text),) = [(check.level, check.text) for check in node.environment_checks(answer)]
+    assert level == "error" and text.startswith("n1 differs: Python 3.11 there")
