@@ -33,10 +33,11 @@ def test_a_job_that_its_control_group_kills_fails_with_the_remedy(toy, hosts_clu
     assert "OUT_OF_MEMORY" in line and "raise mem_mb" in line, line
 
 
-def test_a_training_that_its_control_group_kills_is_not_requeued(toy, hosts_cluster):
+@pytest.mark.parametrize("launcher", ["", "srun"])
+def test_a_training_that_its_control_group_kills_is_not_requeued(toy, hosts_cluster, launcher):
     """It has reported progress, from which a requeue would come to the same end."""
     require_cgroups(hosts_cluster)
-    toy.write(training_rule())
+    toy.write(training_rule(launcher=launcher))
     driver = toy.start()
     toy.await_training(1, driver)
     (toy.folder / "train.state.allocate").touch()

@@ -27,7 +27,7 @@ launch = _launch
 """Starts Snakemake in a new process. A test suite may replace it by a faster way."""
 
 
-def training_rule(*, steps="endless", mode="", name="train", params="", **resources):
+def training_rule(*, steps="endless", mode="", name="train", params="", launcher="", **resources):
     """Return a rule that runs the toy trainer, by default until `Toy.let_finish`."""
     resources = {"mem_mb": 300, "runtime": 10, "resumable": True, **resources}
     lines = "".join(f"        {key}={value!r},\n" for key, value in resources.items())
@@ -37,7 +37,7 @@ def training_rule(*, steps="endless", mode="", name="train", params="", **resour
         f"    log: 'logs/{name}.log'\n"
         + (f"    params: {params}\n" if params else "")
         + f"    resources:\n{lines}"
-        f"    shell: '{sys.executable} {TRAINER} {name}.state {steps} {mode} 2>&1'\n"
+        f"    shell: '{launcher} {sys.executable} {TRAINER} {name}.state {steps} {mode} 2>&1'\n"
         "           ' | (trap \"\" TERM; exec tee -a {log}) && touch {output}'\n"
     )
 
