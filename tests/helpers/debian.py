@@ -9,6 +9,7 @@ from testbed.slurm import missing_packages
 
 PROGRAMS = {
     "chromium": "chromium",
+    "debootstrap": "debootstrap",
     "faketime": "faketime",
     "g++": "g++",
     "initdb": "postgresql",

@@ -3,11 +3,11 @@
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from testbed.slurm import HostsCluster
 from testbed.waiting import wait_for
+from tests.helpers.hold import Holds
 
 MEMORY = "--mem=3000"
 """Of each node, in MB: a process of torch takes over 550."""
@@ -24,7 +24,10 @@ def run_on_login(
 
 
 class TrainingJob:
-    """`smt train` in a batch job of two nodes, as a user submits it on the login node."""
+    """`smt train` in a batch job of two nodes, as a user submits it on the login node.
+
+    With `holds` it can be held at a step.
+    """
 
     def __init__(
         self,
@@ -32,9 +35,10 @@ class TrainingJob:
         project: Path,
         *arguments: str,
         per_node: int = 1,
-        environment: Mapping[str, str],
+        holds: Holds | None = None,
     ) -> None:
         self._cluster, self._log = cluster, project / "job.log"
+        environment = {} if holds is None else holds.environment()
         command = " ".join(["exec", sys.executable, "-m", "smt", "train", *arguments])
         submitted = run_on_login(
             cluster, project, "sbatch", "--parsable", "--requeue", "--nodes=2", MEMORY,

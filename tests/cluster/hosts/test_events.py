@@ -1,7 +1,10 @@
 """What happens to hosts and their network during a training: it ends in the undisturbed bytes."""
 
+import sys
+
 import pytest
 
+from testbed.slurm import NODES
 from testbed.waiting import wait_for
 from tests.helpers.debian import require
 from tests.helpers.hold import HOLD_STEP, Holds
@@ -14,28 +17,27 @@ CHECKPOINT_STEPS = 3
 
 
 @pytest.fixture
-def held(hosts_cluster, small_project, tmp_path):
+def holds(tmp_path):
+    return Holds(tmp_path / "holds")
+
+
+@pytest.fixture
+def held_training(hosts_cluster, small_project, holds):
     """A function that submits a training of two hosts, and returns it when it is held."""
-    holds = Holds(tmp_path / "holds")
-    jobs = []
 
     def submit(*options):
         holds.hold(RUN_OF_DEMO)
         steps = ("--checkpoint-steps", str(CHECKPOINT_STEPS))
-        job = TrainingJob(
-            hosts_cluster, small_project, RUN_OF_DEMO, *steps, *options,
-            environment=holds.environment(),
-        )  # fmt: skip
-        job.let_go = lambda: holds.let_go(RUN_OF_DEMO)
-        jobs.append(job)
+        job = TrainingJob(hosts_cluster, small_project, RUN_OF_DEMO, *steps, *options, holds=holds)
         wait_for(lambda: holds.is_held(RUN_OF_DEMO), job.output)
         return job
 
     yield submit
-    for node in ("n1", "n2"):
+    for node in NODES:
         if not hosts_cluster[node].is_on:
             hosts_cluster.boot(node)
         hosts_cluster[node].plug()
+    hosts_cluster.run("scontrol", "update", "nodename=n[1-2]", "state=resume", check=False)
     hosts_cluster.cancel_all()
 
 
@@ -46,31 +48,30 @@ def sends_in_vain(host, peer):
 
 
 def test_a_training_goes_on_through_events_that_end_no_host(
-    hosts_cluster, small_project, held, undisturbed_pair
+    hosts_cluster, small_project, holds, held_training, undisturbed_pair
 ):
     """slurmctld is restarted, a node is drained, and a partition of the network heals."""
-    job = held()
+    job = held_training()
     hosts_cluster.controller_down()
     hosts_cluster.controller_up()
     hosts_cluster.run("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
     hosts_cluster["n2"].unplug()
-    job.let_go()
+    holds.let_go(RUN_OF_DEMO)
     wait_for(lambda: sends_in_vain(hosts_cluster["n1"], hosts_cluster["n2"]), job.output)
     hosts_cluster["n2"].plug()
     job.succeed()
-    hosts_cluster.run("scontrol", "update", "nodename=n2", "state=resume")
     assert job.field("Restarts") == "0"
     assert outcome(small_project) == undisturbed_pair
 
 
 @pytest.mark.parametrize("node", ["n2", pytest.param("n1", marks=pytest.mark.slow)])
 def test_a_power_cut_requeues_the_job_which_resumes_from_its_checkpoint(
-    hosts_cluster, small_project, held, undisturbed_pair, node
+    hosts_cluster, small_project, holds, held_training, undisturbed_pair, node
 ):
     """SLURM is told that the node is down, as it would find out by itself minutes later."""
-    job = held()
+    job = held_training()
     hosts_cluster.node_down(node)
-    job.let_go()
+    holds.let_go(RUN_OF_DEMO)
     job.await_requeue()
     hosts_cluster.boot(node)
     job.succeed()
@@ -81,15 +82,16 @@ def test_a_power_cut_requeues_the_job_which_resumes_from_its_checkpoint(
 
 @pytest.mark.slow
 def test_the_ranks_that_a_power_cut_leaves_end_by_themselves(
-    hosts_cluster, small_project, held, undisturbed_pair
+    hosts_cluster, small_project, holds, held_training, undisturbed_pair
 ):
     """SLURM does not know of it: no connection is closed, and only time tells."""
-    job = held("--stall-minutes", "1")
+    job = held_training("--stall-minutes", "1")
     hosts_cluster.power_cut("n2")
-    job.let_go()
+    holds.let_go(RUN_OF_DEMO)
     log = work_dir(small_project) / "train.log"
     wait_for(lambda: "end of the stacks of rank 0" in log.read_text(), job.output)
-    wait_for(lambda: hosts_cluster["n1"].run("pgrep", "-f", "smt train", check=False).returncode)
+    rank = f"^{sys.executable} -m smt train"  # not srun, which waits for the lost host
+    wait_for(lambda: hosts_cluster["n1"].run("pgrep", "-f", rank, check=False).returncode)
     assert "rank 0: no step for 1 minutes" in job.output()
     hosts_cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     job.await_requeue()
@@ -100,13 +102,13 @@ def test_the_ranks_that_a_power_cut_leaves_end_by_themselves(
 
 @pytest.mark.slow
 def test_a_training_goes_on_while_packets_are_lost(
-    hosts_cluster, small_project, held, undisturbed_pair
+    hosts_cluster, small_project, holds, held_training, undisturbed_pair
 ):
     iptables = require("iptables")
     rule = ("INPUT", "-m", "statistic", "--mode", "random", "--probability", "0.05", "-j", "DROP")
-    job = held()
+    job = held_training()
     hosts_cluster["n2"].run(iptables, "-A", *rule)
-    job.let_go()
+    holds.let_go(RUN_OF_DEMO)
     job.succeed()
     dropped = hosts_cluster["n2"].run(iptables, "-nvxL", "INPUT").stdout.splitlines()[2].split()[0]
     hosts_cluster["n2"].run(iptables, "-D", *rule)

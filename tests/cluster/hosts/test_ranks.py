@@ -38,7 +38,7 @@ def test_two_hosts_with_two_ranks_each_end_in_the_bytes_of_one_host(
     one, two = (make_small_project(tmp_path / name, small_data) for name in ("one", "two"))
     for project in (one, two):
         edit_demo(project, lambda demo: demo["recipes"]["*"].update(device_batch=2))
-    TrainingJob(hosts_cluster, two, RUN_OF_DEMO, per_node=2, environment={}).succeed()
+    TrainingJob(hosts_cluster, two, RUN_OF_DEMO, per_node=2).succeed()
     smt(one, "train", RUN_OF_DEMO, ranks=4)
     assert outcome(one) == outcome(two)
 

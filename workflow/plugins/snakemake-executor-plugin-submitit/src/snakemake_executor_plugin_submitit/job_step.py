@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_submitit import processes
+from snakemake_executor_plugin_submitit import memory_kills, processes
 from snakemake_executor_plugin_submitit.attempts import (
     ABORTED,
     BLOCKED,
@@ -97,6 +97,7 @@ class _Supervisor:
         self._terminated = False
         self._number = 0
         self._unresponsive = False
+        self._memory_kills = 0
 
     def run(self) -> dict[str, Any]:
         past = self._attempts.read()
@@ -133,6 +134,7 @@ class _Supervisor:
         while child.poll() is None:
             received = processes.next_signal(1.0)
             processes.reap_orphans(child)
+            self._count_memory_kills()
             if received == signal.SIGTERM and not self._terminated:
                 self._terminated = True
                 _log("SIGTERM: SLURM ends this job")
@@ -145,8 +147,13 @@ class _Supervisor:
                 self._signal_processes()
                 resend_at = time.monotonic() + RESEND_INTERVAL
             self._enforce_deadline()
+        self._count_memory_kills()
         self._await_orphans(child)
         return child.returncode
+
+    def _count_memory_kills(self) -> None:
+        """Remember them: the count of a step of srun may go with the step."""
+        self._memory_kills = max(self._memory_kills, memory_kills.count())
 
     def _request_stop(self) -> None:
         margin = min(15.0, self._step.signal_delay / 4)  # for the requeue itself
@@ -238,6 +245,9 @@ class _Supervisor:
         if not self._step.resumable:
             return None
         if self._deadline is None:
+            if self._memory_kills:
+                _log("the kernel killed a process for exceeding the job's memory: not resumed")
+                return None
             if attempts.resume_requested():
                 return BLOCKED if attempts.is_blocked() else RESUME_REQUESTED
             stalled = stalls(attempts.read(), attempts.progress())

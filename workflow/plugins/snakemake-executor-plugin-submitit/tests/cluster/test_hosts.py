@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from testbed.fixtures import require_hosts
+from testbed.fixtures import require_hosts, require_slurm
 from testbed.hosts import HostsError, Room, cgroups, requirements
 from testbed.slurm import LOGIN, NODES
 from testbed.waiting import wait_for
@@ -126,24 +126,51 @@ def test_a_tied_room_ends_with_its_process_even_after_sigkill(tmp_path):
     wait_for(lambda: not traces(tmp_path / "tied"), lambda: str(traces(tmp_path / "tied")))
 
 
-def test_without_root_tests_of_several_hosts_are_skipped_also_in_ci(monkeypatch):
-    monkeypatch.setattr("testbed.fixtures.missing_requirement", requirements.missing_requirement)
+@pytest.fixture
+def untried(monkeypatch):
+    """What this machine allows is tried out again, in the test and after it."""
     requirements.missing_requirement.cache_clear()
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("CI", "true")
+    yield monkeypatch
+    requirements.missing_requirement.cache_clear()
+
+
+def test_without_root_tests_of_several_hosts_are_skipped_also_in_ci(untried):
+    untried.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(pytest.skip.Exception, match="several hosts on one machine need root"):
         require_hosts()
-    requirements.missing_requirement.cache_clear()
 
 
-def test_where_root_lacks_a_program_they_fail_in_ci(monkeypatch):
-    requirements.missing_requirement.cache_clear()
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(requirements.shutil, "which", lambda name: None)
-    monkeypatch.setenv("CI", "true")
+def test_where_root_lacks_a_program_they_fail_in_ci(untried):
+    untried.setattr(os, "geteuid", lambda: 0)
+    untried.setattr(requirements.shutil, "which", lambda name: None)
     with pytest.raises(pytest.fail.Exception, match="apt-get install util-linux"):
         require_hosts()
-    requirements.missing_requirement.cache_clear()
+
+
+def test_the_playground_is_several_hosts_with_a_shell_on_each(tmp_path):
+    require_slurm()
+    require_hosts()
+    folder = tmp_path / "playground"
+
+    def testbed(*arguments, text=""):
+        command = [sys.executable, "-m", "testbed.slurm", "--folder", folder, *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), "SHELL": "/bin/sh"}
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, env=environment, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        assert "three hosts" in testbed("--no-accounting", "start")
+        assert testbed("shell", text="hostname; pwd") == f"{LOGIN}\n{tmp_path}\n"
+        assert testbed("shell", "--host", "n1", text="hostname") == "n1\n"
+        names = testbed("shell", text="srun --nodes=2 --mem=10 hostname").split()
+        assert sorted(names) == list(NODES)
+    finally:
+        testbed("stop")
+    assert traces(folder / "hosts") == []
 
 
 # --- SLURM ----------------------------------------------------------------------------------------

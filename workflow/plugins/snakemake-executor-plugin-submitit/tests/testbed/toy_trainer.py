@@ -2,7 +2,7 @@
 
 It implements what the plugin's documents say of a command, and uses nothing else of this project.
 Usage: toy_trainer.py STATE STEPS [ignore | stuck]; if STEPS is `endless`, it trains until the file
-STATE.finish exists.
+STATE.finish exists. Once there is a file STATE.allocate, it asks for a GB of memory.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 state, mode = Path(sys.argv[1]), "".join(sys.argv[3:])
 steps = None if sys.argv[2] == "endless" else int(sys.argv[2])
-finish_file = Path(f"{state}.finish")
+finish_file, allocate_file = Path(f"{state}.finish"), Path(f"{state}.allocate")
 received: list[int] = []
 for number in (signal.SIGUSR2, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN if mode == "ignore" else lambda n, _: received.append(n))
@@ -37,6 +37,8 @@ def save() -> None:
 
 while not (complete := is_finished()) and not received:
     time.sleep(0.03)
+    if allocate_file.exists():
+        memory = bytearray(1 << 30)
     if mode != "stuck":
         step += 1
     if step % 10 == 0:

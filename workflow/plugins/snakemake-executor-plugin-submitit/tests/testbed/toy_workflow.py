@@ -27,7 +27,7 @@ launch = _launch
 """Starts Snakemake in a new process. A test suite may replace it by a faster way."""
 
 
-def training_rule(*, steps="endless", mode="", name="train", params="", **resources):
+def training_rule(*, steps="endless", mode="", name="train", params="", launcher="", **resources):
     """Return a rule that runs the toy trainer, by default until `Toy.let_finish`."""
     resources = {"mem_mb": 300, "runtime": 10, "resumable": True, **resources}
     lines = "".join(f"        {key}={value!r},\n" for key, value in resources.items())
@@ -37,7 +37,7 @@ def training_rule(*, steps="endless", mode="", name="train", params="", **resour
         f"    log: 'logs/{name}.log'\n"
         + (f"    params: {params}\n" if params else "")
         + f"    resources:\n{lines}"
-        f"    shell: '{sys.executable} {TRAINER} {name}.state {steps} {mode} 2>&1'\n"
+        f"    shell: '{launcher} {sys.executable} {TRAINER} {name}.state {steps} {mode} 2>&1'\n"
         "           ' | (trap \"\" TERM; exec tee -a {log}) && touch {output}'\n"
     )
 
@@ -57,10 +57,13 @@ def save_and_stop(cluster, job):
 
 
 class Driver:
-    """A Snakemake process and its output."""
+    """A Snakemake process and its output.
 
-    def __init__(self, process, log):
-        self.process, self._log = process, log
+    On another host, `process` waits outside for the one there, which gets the signals.
+    """
+
+    def __init__(self, process, log, *, on_host=False):
+        self.process, self._log, self._on_host = process, log, on_host
 
     @property
     def code(self):
@@ -72,11 +75,15 @@ class Driver:
         return self._log.read_text()
 
     def send_signal(self, number):
-        self.process.send_signal(number)
+        if not self._on_host:
+            self.process.send_signal(number)
+        elif self.code is None:
+            for child in psutil.Process(self.process.pid).children():
+                child.send_signal(number)
 
     def kill(self):
         """Kill it with SIGKILL, and wait until it has ended."""
-        self.process.kill()
+        self.send_signal(signal.SIGKILL)
         self.process.wait(PATIENCE)
 
     def finish(self):
@@ -119,6 +126,8 @@ class Toy:
 
     def __init__(self, folder, cluster=None):
         self.folder, self.cluster = folder, cluster
+        self.host = ""
+        """Host of a cluster of several on which Snakemake runs."""
         folder.mkdir(parents=True, exist_ok=True)
         self.environment = cluster.environment() if cluster else dict(os.environ)
         self._drivers = []
@@ -145,12 +154,16 @@ class Toy:
                 "--rerun-triggers", "input", "params", *options, *arguments]  # fmt: skip
 
     def start(self, *arguments, **settings):
-        """Start Snakemake."""
+        """Start Snakemake, on the host `self.host` if that is set."""
+        options = self.arguments(*arguments, **settings)
         with self._output() as file:
-            process = launch(
-                "snakemake", *self.arguments(*arguments, **settings), cwd=self.folder,
-                env=self.environment, stdout=file, stderr=file,
-            )  # fmt: skip
+            streams = {"env": self.environment, "stdout": file, "stderr": file}
+            if self.host:
+                command = (sys.executable, "-m", "snakemake", *options)
+                host = self.cluster[self.host]
+                process = host.start(*command, folder=self.folder, **streams)
+            else:
+                process = launch("snakemake", *options, cwd=self.folder, **streams)
         return self._driver(process, file.name)
 
     def start_process(self, *arguments, ignored=(), **settings):
@@ -172,7 +185,7 @@ class Toy:
         return (self.folder / f"driver-{len(self._drivers)}.log").open("wb")
 
     def _driver(self, process, log):
-        self._drivers.append(Driver(process, Path(log)))
+        self._drivers.append(Driver(process, Path(log), on_host=bool(self.host)))
         return self._drivers[-1]
 
     def succeed(self, *arguments, **settings):

@@ -30,6 +30,7 @@ class Surroundings(Protocol):
 
     processes: Processes
     shared: Sequence[Path]
+    root: Path
 
     @property
     def pid(self) -> int: ...
@@ -91,14 +92,15 @@ class Host:
 
     def _make_root(self) -> str:
         """Mount the overlay that is its root, where that is not left from before a power cut."""
+        folder = f"/mnt/{self.name}"
+        layers = f"upperdir={folder}/upper,workdir={folder}/work,lowerdir={self._room.root}"
         self._in_room(
             "-m",
-            f"mkdir -p /mnt/{self.name}/upper /mnt/{self.name}/work /mnt/{self.name}/root; "
-            f"mountpoint -q /mnt/{self.name}/root || mount -t overlay -o lowerdir=/,"
-            f"upperdir=/mnt/{self.name}/upper,workdir=/mnt/{self.name}/work {self.name} "
-            f"/mnt/{self.name}/root",
+            f"mkdir -p {folder}/upper {folder}/work {folder}/root; "
+            f"mountpoint -q {folder}/root || "
+            f"mount -t overlay -o {layers} {self.name} {folder}/root",
         )
-        return f"/mnt/{self.name}/root"
+        return f"{folder}/root"
 
     def _connect(self) -> None:
         """Lay the cable from eth0 to the bridge; an earlier one may still be going away."""

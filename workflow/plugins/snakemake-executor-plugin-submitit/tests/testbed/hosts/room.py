@@ -23,19 +23,26 @@ class Room:
     """Hosts with a network between them, which end together.
 
     Every host is in Linux namespaces of its own: network, mounts, process ids, name, IPC, control
-    groups. Its root is that of the machine, with what it writes kept apart. Folders in `shared` are
-    the same on all hosts, as on a shared file system. /etc/hosts has all names, and Debian's line
-    that gives the own name the address 127.0.1.1.
+    groups. Its root is that of the machine, or another Debian in the folder `root`, with what it
+    writes kept apart. Folders in `shared` are the same on all hosts, as on a shared file system.
+    /etc/hosts has all names, and Debian's line that gives the own name the address 127.0.1.1.
 
     The room ends with the process that starts it if it is `tied`, even if that is killed. Its few
     files are in `folder`; another process can use and stop it by them.
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], shared: Sequence[Path], *, tied: bool
+        self,
+        folder: Path,
+        names: Sequence[str],
+        shared: Sequence[Path],
+        *,
+        tied: bool,
+        root: Path = Path("/"),
     ) -> None:
         self.folder = folder.resolve()
         self.shared = [path.resolve() for path in shared]
+        self.root = root.resolve()
         # TERM rather than KILL: the keeper removes the control groups.
         self._keeper = Processes(self.folder / "room.json", tied=tied, signal="TERM")
         self.processes = Processes(self.folder / "hosts.json", tied=False)

@@ -22,7 +22,8 @@ class HostsCluster(Cluster):
 
     Its programs run on these hosts only: `run` runs them on `login`. Memory of jobs is limited by
     control groups where the machine has them in version 1. Folders in `shared` are those of the
-    shared file system, beside that of the cluster. Takes root: see `testbed.hosts.Room`.
+    shared file system, beside that of the cluster. SLURM is that of this machine, or of another
+    Debian in the folder `root`. Takes root: see `testbed.hosts.Room`.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class HostsCluster(Cluster):
         shared: Sequence[Path] = (),
         tied: bool = False,
         template: Path | None = None,
+        root: Path = Path("/"),
     ) -> None:
         super().__init__(folder, settings, tied=tied, template=template)
         self.room = Room(
-            self.folder.path / "hosts", (LOGIN, *NODES), [self.folder.path, *shared], tied=tied
-        )
+            self.folder.path / "hosts", (LOGIN, *NODES), [self.folder.path, *shared], tied=tied,
+            root=root,
+        )  # fmt: skip
 
     def __getitem__(self, name: str) -> Host:
         """Return a host."""
