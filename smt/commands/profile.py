@@ -12,9 +12,11 @@ from rich.table import Table
 
 from smt.commands.common import load, scale_option
 from smt.config.load import load_project
+from smt.config.peers import peer_size_name
 from smt.config.project import Project, System
 from smt.config.published import ReportedValue
 from smt.config.yaml import YamlFile
+from smt.report.peers import timm_names
 from smt.report.sizes import CONVENTIONS, PAPER, Macs, ModelSize, PartSize, SizesRecord
 from smt.runs.atomic import explained, replacing, write_json
 from smt.runs.paths import default_params
@@ -29,6 +31,9 @@ _HEADER = """\
 # that the recipe counts at: `smt plan` estimates costs from them. Not part of a fingerprint.
 
 """
+
+PEER_RESOLUTION = 224
+"""Resolution that classifiers of others are published at, in pixels."""
 
 WIDTH = 160
 """Columns that the table needs with every heading and figure in full."""
@@ -81,7 +86,21 @@ def measure(project: Project) -> dict[str, ModelSize]:
     The classifier is that of the data set that the model is evaluated on last.
     """
     sizes = {name: _classifier(project, name) for name in project.models}
-    return sizes | {name: _system(project, system) for name, system in project.systems.items()}
+    sizes |= {name: _system(project, system) for name, system in project.systems.items()}
+    if project.scale_name != PAPER:
+        return sizes
+    return sizes | {
+        peer_size_name(name): _peer(name) for name in timm_names(project.peer_tables.values())
+    }
+
+
+def _peer(name: str) -> ModelSize:
+    """Return the size of a model of timm at 224, on the classes of ImageNet-1K."""
+    from smt.models import profile
+
+    counts, parameters = profile.count_timm(name, PEER_RESOLUTION)
+    macs = {str(PEER_RESOLUTION): _macs(counts)}
+    return ModelSize(title=f"{name} of timm", params=parameters, macs=macs)
 
 
 def _classifier(project: Project, name: str) -> ModelSize:

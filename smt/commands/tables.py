@@ -59,17 +59,13 @@ def _write_frame(results: "Results", names: Sequence[str], path: Path) -> None:
 
 def _write_tables(results: "Results", layout: "Layout", names: Sequence[str]) -> None:
     from smt.report import build
-    from smt.report.index import state_summary
 
     project = results.project
     paths = build.build(results, layout, names)
     selected = [name for name in names or build.table_names(project) if name != build.INDEX]
     width = max((len(name) for name in selected), default=0)
     for name in selected:
-        if name in build.FIXED:
-            click.echo(f"{name:<{width}}  sizes and facts, no runs")
-            continue
-        click.echo(f"{name:<{width}}  {state_summary(results.of_table(name))}")
+        click.echo(f"{name:<{width}}  {build.summary(results, name)}")
     if project.scale.notice:
         click.echo(project.scale.notice)
     click.echo(f"{len(paths)} files in {layout.tables}; begin with {paths[-1]}")

@@ -3,6 +3,7 @@
 from smt.config import fingerprint
 from smt.config.cluster import ScaleShare
 from smt.config.experiments import Experiment, Run
+from smt.config.numbers import valid_names
 from smt.config.project import Project
 from smt.config.published import ReportedValue
 from smt.config.recipes import Recipe
@@ -49,6 +50,8 @@ class ConsistencyChecker:
             self._require_entry("scales", path, proved.experiment, "experiments")
         self._tables()
         self._reported()
+        self._peers()
+        self._claims()
         self._cluster()
         self._trajectory()
         self._require_distinct()
@@ -195,13 +198,34 @@ class ConsistencyChecker:
                     if section == "experiments":
                         self._require_measured(name, metric)
                     self._require_table_of((section, name, metric, "derived_for"), name, entry)
-                    if entry.source not in reported.sources:
-                        valid = suggest(entry.source, reported.sources)
-                        raise self._fail(
-                            "reported",
-                            (section, name, metric, "source"),
-                            f"no source {entry.source!r}; {valid}",
-                        )
+                    self._require_source(
+                        "reported", (section, name, metric, "source"), entry.source
+                    )
+
+    def _require_source(self, file: str, path: KeyPath, name: str) -> None:
+        sources = self.project.reported.sources
+        if name not in sources:
+            valid = suggest(name, sources)
+            raise self._fail(file, path, f"no source {name!r} in reported.yaml; {valid}")
+
+    def _peers(self) -> None:
+        for table, content in self.project.peer_tables.items():
+            path: KeyPath = ("peer_tables", table)
+            for index, name in enumerate(content.experiments):
+                self._require_entry("peers", (*path, "experiments", index), name, "experiments")
+            for name, peer in content.peers.items():
+                self._require_source("peers", (*path, "peers", name, "source"), peer.source)
+
+    def _claims(self) -> None:
+        valid = frozenset(valid_names(self.project))
+        for name, claim in self.project.claims.items():
+            self._require_source("claims", ("claims", name, "source"), claim.source)
+            for number in claim.names:
+                if number not in valid:
+                    raise self._fail(
+                        "claims", ("claims", name, "formula"),
+                        f"no number {number!r}; {suggest(number, valid)}",
+                    )  # fmt: skip
 
     def _require_measured(self, name: str, metric: str) -> None:
         """Refuse a published number of a metric that the experiment's evaluation does not give."""

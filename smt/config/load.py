@@ -13,7 +13,7 @@ from smt.config.cluster import Cluster
 from smt.config.consistency import ConsistencyChecker
 from smt.config.project import Project, Scale
 from smt.config.published import Discrepancy, Reported
-from smt.config.sections import RECIPES, SECTIONS
+from smt.config.sections import OF_EVERY_SCALE, RECIPES, SECTIONS
 from smt.config.trajectory import Trajectory
 from smt.config.types import Positive, problems_within
 from smt.config.yaml import KeyPath, YamlFile
@@ -22,7 +22,7 @@ from smt.errors import UserError, suggest
 T = TypeVar("T")
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_]{0,79}$")
-_OVERLAY_SECTIONS = tuple(name for name in SECTIONS if name != "tables")
+_OVERLAY_SECTIONS = tuple(name for name in SECTIONS if name not in OF_EVERY_SCALE)
 
 
 def load_project(params: Path, scale: str) -> Project:

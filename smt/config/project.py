@@ -6,12 +6,14 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
+from smt.config.claims import Claim
 from smt.config.cluster import Cluster
 from smt.config.datasets import ClassMap, Dataset
 from smt.config.experiments import Experiment, Run, Seeds, system_name
 from smt.config.heads import Head, TwoStage
 from smt.config.metrics import METRICS, TASK_METRICS
 from smt.config.models import Model
+from smt.config.peers import PeerTable
 from smt.config.published import Discrepancy, Reported, ReportedValue, Table
 from smt.config.recipes import ClassificationRecipe, DownstreamRecipe, PolySchedule, Recipe
 from smt.config.trajectory import Trajectory
@@ -113,6 +115,8 @@ class Project(Strict):
     experiments: dict[Name, Experiment]
     reported: Reported
     tables: dict[Name, Table]
+    peer_tables: dict[Name, PeerTable]
+    claims: dict[Name, Claim]
     discrepancies: tuple[Discrepancy, ...]
     cluster: Cluster
     forward_macs: dict[str, Positive]

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from smt.config.claims import Claim
 from smt.config.datasets import ClassMap, Dataset
 from smt.config.experiments import Experiment
 from smt.config.heads import record_of
 from smt.config.models import Model
+from smt.config.peers import PeerTable
 from smt.config.published import Table
 from smt.config.recipes import ClassificationRecipe, DetectionRecipe, SegmentationRecipe
 
@@ -20,8 +22,13 @@ SECTIONS: Mapping[str, tuple[str, type | Callable[[Any], type]]] = {
     "class_maps": ("data", ClassMap),
     "experiments": ("experiments", Experiment),
     "tables": ("tables", Table),
+    "peer_tables": ("peers", PeerTable),
+    "claims": ("claims", Claim),
 }
 """File of each section, and what its entries are."""
+
+OF_EVERY_SCALE = ("tables", "peer_tables", "claims")
+"""Sections that a scale cannot overlay."""
 
 RECIPES = {
     "classify": "recipes",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from smt.config.project import Project
 from smt.report import figures
-from smt.report.build import FIXED, table_names
+from smt.report.build import FIXED, experiments_of, table_names
+from smt.report.peers import timm_names
 from smt.report.sizes import PAPER
 from smt.runs.paths import Layout
 
@@ -51,9 +52,7 @@ class ReportPlan:
 
     def table_experiments(self, table: str) -> tuple[str, ...]:
         """Return the experiments whose results stand in `table`."""
-        if table in FIXED:
-            return ()
-        return self.project.tables[table].experiments
+        return experiments_of(self.project, table)
 
     @property
     def tabulated(self) -> tuple[str, ...]:
@@ -70,7 +69,7 @@ class ReportPlan:
         """
         if table in FIXED:
             return list(dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))))
-        sizes = [str(self.layout.sizes)] if self.project.tables[table].sizes else []
+        sizes = self._size_inputs(table)
         others = [self.synced(other) for other in self._pooled_with(table)] if among_all else []
         return [
             *self.plan.results(self.table_experiments(table)),
@@ -78,6 +77,13 @@ class ReportPlan:
             *others,
             *sizes,
         ]
+
+    def _size_inputs(self, table: str) -> list[str]:
+        """Return the measured sizes that stand in `table`."""
+        own = self.project.tables.get(table)
+        if own is None:
+            return [self.sizes_of(PAPER)]  # those of the paper's models, whatever the scale
+        return [str(self.layout.sizes)] if own.sizes else []
 
     def _pooled_with(self, table: str) -> tuple[str, ...]:
         """Return the other tables with seeds that intervals of `table` are pooled over."""
@@ -151,8 +157,12 @@ class ReportPlan:
         if table in FIXED:
             content["findings"] = [row.model_dump(mode="json") for row in project.discrepancies]
             content["models"] = self.sizes_content()
-        else:
+        elif table in project.tables:
             content["table"] = project.tables[table].model_dump(mode="json")
+        else:
+            peers, claims = project.peer_tables, project.claims
+            content["peers"] = {name: it.model_dump(mode="json") for name, it in peers.items()}
+            content["claims"] = {name: it.model_dump(mode="json") for name, it in claims.items()}
         return digest_of(content)
 
     def figures_content(self) -> str:
@@ -174,6 +184,8 @@ class ReportPlan:
             name: model.model_dump(mode="json") for name, model in self.project.models.items()
         }
         content: dict[str, Any] = {"models": models, "resolutions": resolutions}
+        if self.project.scale_name == PAPER:
+            content["timm"] = timm_names(self.project.peer_tables.values())
         if self.project.systems:
             heads = self.project.heads
             content["heads"] = {name: head.model_dump(mode="json") for name, head in heads.items()}

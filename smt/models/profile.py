@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,6 +84,15 @@ def count(model: Model, resolution: int, *, num_classes: int = 1000) -> Counts:
     """Return what one image of `resolution` x `resolution` pixels costs `model`."""
     images = torch.empty(1, 3, resolution, resolution, device="meta")
     return count_forward(_on_meta(model, num_classes), images)
+
+
+def count_timm(name: str, resolution: int) -> tuple[Counts, int]:
+    """Return what one image costs a model of timm, and its parameters."""
+    with torch.device("meta"):
+        network = timm.create_model(name, pretrained=False).eval()
+        images = torch.empty(1, 3, resolution, resolution)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return count_forward(network, images), parameters
 
 
 def _on_meta(model: Model, num_classes: int) -> SMT:

@@ -1,6 +1,6 @@
 """The index page: links to every table and figure, and the state of each run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from smt.config.metrics import METRICS, headline
@@ -44,18 +44,15 @@ class Figure:
 class Overview:
     """Content of the page, computed once for Markdown and HTML."""
 
-    def __init__(self, results: Results, fixed: Iterable[tuple[str, str]]) -> None:
-        """`fixed` holds name and title of the tables that no run is behind."""
+    def __init__(self, results: Results, tables: Sequence[Link]) -> None:
+        """`tables` are all that the page leads to."""
         self.results = results
         self.project = results.project
         scale = self.project.scale
         self.title = f"Scale-Aware Modulation Meet Transformer: results at {scale.title}"
         self.notice = scale.notice
         self.summary = f"{len(results.runs)} runs: {state_summary(results.runs.values())}."
-        self.tables = [
-            *(self._link(name) for name in self.project.tables),
-            *(Link(name, title, "measured sizes") for name, title in fixed),
-        ]
+        self.tables = tables
         self.figures = [
             Figure(f"../figures/{name}.svg", title)
             for name, title in figures.titles(self.project).items()
@@ -88,10 +85,6 @@ class Overview:
             markdown_table(self.columns, self.rows),
         ]
         return "\n\n".join(parts) + "\n"
-
-    def _link(self, name: str) -> Link:
-        title, runs = self.project.tables[name].title, self.results.of_table(name)
-        return Link(name, title, state_summary(runs))
 
     def _provenance(self) -> list[tuple[str, str]]:
         server = self.results.server

@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from smt.report import drift, figures, sizes
+from smt.report import claims, drift, figures, sizes
 from smt.report.agreement import agreements, verdicts
-from smt.report.build import FIXED
+from smt.report.build import links
 from smt.report.collect import Results, RunResult, by_reason
 from smt.report.grid import Grid
 from smt.report.index import Overview, state_summary
 from smt.report.inline import inline_svg
 from smt.report.notes import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
+from smt.report.peers import PeerGrid
 from smt.report.plots import PALETTE, plot
 from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
@@ -82,6 +83,8 @@ class Report:
             for name in project.tables
         ]
         self.explained = self._explained()
+        self.peers = [self._section(PeerGrid(name, results).grid()) for name in project.peer_tables]
+        self.claims = self._section(claims.claims_grid(results)) if project.claims else None
         self.sizes = self._section(sizes.sizes_grid(project, results.sizes))
         self.drift = self._section(drift.drift_grid(project, results.sizes[sizes.PAPER]))
         self.curves = [
@@ -91,7 +94,7 @@ class Report:
         self.accuracy = plot(results, figures.ACCURACY)
         self.warnings = [(str(run.run), run.warning.text) for run in runs if run.warning]
         self.groups = list(_groups(runs, layout))
-        overview = Overview(results, FIXED.items())
+        overview = Overview(results, links(results))
         self.columns, self.rows = overview.columns, overview.rows
         self.provenance = [*overview.provenance, *self._effort(), *self._data()]
         self.mlflow = self._mlflow()

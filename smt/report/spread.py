@@ -36,17 +36,17 @@ class Spread:
         Another training lies in it with the probability COVERAGE, if results are normally
         distributed with the same standard deviation in each of the experiments.
         """
-        return t_quantile(self.df) * self.std * math.sqrt(1 + 1 / n)
+        return student_t(self.df, (1 - COVERAGE) / 2) * self.std * math.sqrt(1 + 1 / n)
 
 
 @cache
-def t_quantile(df: int) -> float:
-    """Return the quantile of Student's t that leaves half of 1 - COVERAGE above it."""
+def student_t(df: int, tail: float) -> float:
+    """Return the quantile of Student's t that leaves the probability `tail` above it."""
     # What scipy.stats.t.ppf calls, at a third of its time to import.
     from scipy.special import stdtrit
 
     # Rounded, so that tables have the same bytes whatever mathematical library SciPy was built on.
-    return round(float(stdtrit(df, (1 + COVERAGE) / 2)), 9)
+    return round(float(stdtrit(df, 1 - tail)), 9)
 
 
 def pooled(values: Mapping[str, Sequence[float]]) -> Spread | None:

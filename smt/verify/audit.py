@@ -13,7 +13,7 @@ from smt.config.load import require_experiments
 from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError, UserError
-from smt.report.build import FIXED, table_names
+from smt.report.build import experiments_of, table_names
 from smt.report.sizes import PAPER
 from smt.runs import record
 from smt.runs.paths import Layout
@@ -168,9 +168,8 @@ class Audit:
         """Return the tables that these experiments stand in; none stands for all."""
         if not experiments:
             return ()
-        rows = {
-            name: {row.experiment for row in self.project.tables[name].rows}
+        return tuple(
+            name
             for name in table_names(self.project)
-            if name not in FIXED
-        }
-        return tuple(name for name, own in rows.items() if own & set(experiments))
+            if set(experiments_of(self.project, name)) & set(experiments)
+        )

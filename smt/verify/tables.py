@@ -14,10 +14,12 @@ from tempfile import TemporaryDirectory
 
 from smt.config import macs
 from smt.config.experiments import Run
+from smt.config.peers import peer_size_name
 from smt.config.project import Project, System
 from smt.errors import UserError
 from smt.report.build import build
 from smt.report.collect import Results
+from smt.report.peers import timm_names
 from smt.report.sizes import ModelSize, Sizes
 from smt.runs.paths import Layout
 from smt.verify import tensors
@@ -162,10 +164,13 @@ def check_sizes(
         )
         ledger.compare_all(SIZES, path, recorded, measured, "counting them again")
         return
+    peers = {peer_size_name(name) for name in timm_names(project.peer_tables.values())}
     for name, size in sizes.models.items():
         where = f"{path}: {name}"
         if name in project.systems:
             _system_parameters(project, layout, project.systems[name], size, where, ledger)
+        elif name in peers:
+            ledger.add_item(SIZES, where)  # no weights here: --evaluate counts it again
         elif name not in project.models:
             ledger.add_mismatch(SIZES, where, "no such model in params/models.yaml")
         else:

@@ -7,6 +7,9 @@ import yaml
 
 from smt.datasets.demo import scenes
 
+MEASURED_PEER = "pvt_v2_b1"
+"""Model of timm whose size is still measured in a small project."""
+
 TRAIN, VAL = 32, 9
 """Images of a reduced data set of scenes."""
 
@@ -28,6 +31,10 @@ def keep(params: Path, names):
         "cluster": lambda content: _cut_cluster(content, names),
         "trajectory": lambda content: _cut_points(content, names),
         "drift": lambda content: _cut_discrepancies(content, all_systems - systems),
+        "peers": lambda content: _cut_peers(content, names),
+        "claims": lambda content: _cut_claims(
+            content, experiments.keys() - names, all_systems - systems
+        ),
     }
     for file, cut in cuts.items():
         content = _read(params, file)
@@ -61,6 +68,12 @@ def keep_used(params: Path):
         for scale in scales.values():
             if section in scale:
                 scale[section] = _only(scale[section], {"*", *remaining})
+    peers = _read(params, "peers")
+    for table in peers["peer_tables"].values():
+        for peer in table["peers"].values():
+            if peer.get("timm") != MEASURED_PEER:
+                peer.pop("timm", None)
+    _write(params, "peers", peers)
     discrepancies = _read(params, "drift")
     _cut_discrepancies(discrepancies, removed)
     _write(params, "scales", scales)
@@ -145,6 +158,27 @@ def _cut_tables(content, names):
 def _cut_reported(content, names, systems):
     content["experiments"] = _only(content["experiments"], names)
     content["systems"] = _only(content["systems"], systems)
+
+
+def _cut_peers(content, names):
+    tables = content["peer_tables"]
+    for name, table in list(tables.items()):
+        table["experiments"] = [it for it in table["experiments"] if it in names]
+        if not table["experiments"]:
+            del tables[name]
+
+
+def _cut_claims(content, *removed):
+    """Remove claims about removed experiments and systems, and what has no numbers of its own."""
+    owners = {owner for names in removed for owner in names}
+
+    def is_about_removed(claim):
+        numbers = re.findall(r"[a-z][\w]*(?:\.\w+)+", claim["formula"])
+        return any(number.rpartition(".")[0] in owners for number in numbers)
+
+    content["claims"] = {
+        name: claim for name, claim in content["claims"].items() if not is_about_removed(claim)
+    }
 
 
 def _cut_scales(content, names):

@@ -10,6 +10,7 @@ import yaml
 from smt import dag
 from smt.config.load import load_project
 from tests.helpers import ROOT
+from tests.helpers.finished_project import BESIDE
 from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.shrink import keep
 
@@ -260,7 +261,7 @@ def test_a_changed_head_trains_its_runs_and_no_classifier(finished_copy):
         (SEGMENTER, 0): "segment",
     }
     # Every table with measured sizes is made again, as they are measured together.
-    assert plan.tables == {"ade20k", "coco_mask_rcnn", "coco_detectors", "sizes", "drift"}
+    assert plan.tables == {"ade20k", "coco_mask_rcnn", "coco_detectors", *BESIDE}
 
 
 def test_a_change_of_the_title_of_a_head_trains_nothing(finished_copy):

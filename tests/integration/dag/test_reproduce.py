@@ -13,6 +13,7 @@ import pytest
 
 from smt.config.load import load_project
 from tests.helpers.finished_project import (
+    BESIDE,
     CHILD,
     DOWNSTREAM,
     PARENT,
@@ -114,7 +115,7 @@ def test_every_table_exists_in_every_format(finished_copy):
 
 
 def assert_tables(project, tables):
-    names = (*tables, "sizes", "drift")
+    names = (*tables, *BESIDE)
     for name in names:
         for suffix in (".md", ".csv", ".tex", ".html"):
             assert (_tables(project) / f"{name}{suffix}").stat().st_size > 100, name + suffix

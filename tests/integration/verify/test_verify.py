@@ -15,6 +15,7 @@ from smt.runs.atomic import sha256
 from smt.verify import tensors
 from smt.verify.ledger import NOTHING
 from tests.helpers.finished_project import (
+    BESIDE,
     CHILD,
     DETECTORS,
     PARENT,
@@ -75,7 +76,7 @@ def test_unchanged_files_are_consistent(finished):
     assert f"{len(RUNS)} runs that are done" in counts["runs"]
     assert counts.keys() == {each.strip() for each in KINDS}
     runs = ("journals", "weights", "evaluations", "MLflow", "checkpoints", "provenance")
-    formats = 4 * len((*TABLES, "sizes", "drift")) + 2  # and the index, in two
+    formats = 4 * len((*TABLES, *BESIDE)) + 2  # and the index, in two
     for kind, files in (*((kind, len(RUNS)) for kind in runs), ("data", 5), ("sizes", 2),
                         ("tables", formats)):  # fmt: skip
         assert re.search(rf"[1-9][\d,]* values of {files} (files|runs)", counts[kind]), kind

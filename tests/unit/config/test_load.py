@@ -116,6 +116,28 @@ MISTAKES = {
         "segmentation_recipes.upernet_160k.schedule.interval",
         "17000 does not divide the 160000 steps",
     ),
+    "a claim about a number that there is not": Mistake(
+        "claims.yaml", "formula: imagenet1k_smt_base.top1 >= 84.3",
+        "formula: imagenet1k_smt_bass.top1 >= 84.3",
+        "claims.smt_base_accuracy.formula",
+        "no number 'imagenet1k_smt_bass.top1'; did you mean imagenet1k_smt_base.top1",
+    ),
+    "a claim that is no formula": Mistake(
+        "claims.yaml", "formula: imagenet1k_smt_base.top1 >= 84.3",
+        "formula: imagenet1k_smt_base.top1 => 84.3",
+        "claims.smt_base_accuracy.formula", "not a formula (invalid syntax); valid: comparisons",
+    ),
+    "another's number without a source": Mistake(
+        "peers.yaml", "results: {top1: 78.7}, source: rmt_table_1,",
+        "results: {top1: 78.7}, source: rmt_tabel_1,",
+        "peer_tables.peers_imagenet1k.peers.pvt_v2_b1.source",
+        "no source 'rmt_tabel_1' in reported.yaml; did you mean rmt_table_1",
+    ),
+    "another's number of no metric": Mistake(
+        "peers.yaml", "results: {top1: 78.7}, source", "results: {top_1: 78.7}, source",
+        "peer_tables.peers_imagenet1k.peers.pvt_v2_b1.results.top_1",
+        "no such metric; did you mean top1",
+    ),
     "notation of RandAugment": Mistake(
         "recipes.yaml", "rand_augment: rand-m9-mstd0.5-inc1\n", "rand_augment: randaug-9\n",
         "recipes.imagenet1k.augment.rand_augment", "valid: rand-m9-mstd0.5-inc1",

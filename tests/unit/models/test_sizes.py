@@ -6,8 +6,10 @@ import pytest
 
 from smt.commands import profile as profile_command
 from smt.config.load import load_project
+from smt.config.peers import peer_size_name
 from smt.config.project import Project
 from smt.models import profile
+from smt.report.peers import timm_names
 from smt.runs.paths import Layout, bundled_params
 from tests.helpers.in_process import smt
 
@@ -92,11 +94,23 @@ def sizes_by_command(target):
     return json.loads(target.read_text())
 
 
+@pytest.mark.parametrize(
+    ("name", "params_m", "gmacs"),
+    [("swin_tiny_patch4_window7_224", 28.3, 4.5), ("convnext_tiny", 28.6, 4.5),
+     ("deit_small_patch16_224", 22.1, 4.6)],
+)  # fmt: skip
+def test_models_of_timm_have_their_published_size_with_attention(name, params_m, gmacs):
+    """Their own papers print these; MACs of attention's products are among them."""
+    counts, parameters = profile.count_timm(name, 224)
+    assert (round(parameters / 1e6, 1), round(counts.attention / 1e9, 1)) == (params_m, gmacs)
+
+
 def test_profile_prints_the_published_figure_and_the_difference(tmp_path, monkeypatch):
     names = {"imagenet1k_smt_small", "imagenet1k_smt_base", "ade20k_upernet_smt_base"}
     selection = {
         "models": {name: MODELS[name] for name in ("smt_small", "smt_base")},
         "experiments": {name: PAPER.experiments[name] for name in names},
+        "peer_tables": {},
     }
     everything = {name: getattr(PAPER, name) for name in Project.model_fields}
     project = Project.model_construct(**everything | selection)
@@ -110,6 +124,8 @@ def test_profile_prints_the_published_figure_and_the_difference(tmp_path, monkey
 @pytest.mark.slow
 def test_profile_counts_every_model_and_every_system(tmp_path):
     sizes = sizes_by_command(tmp_path / "sizes.json")
-    assert set(sizes) == {*MODELS, *PAPER.systems} and len(PAPER.systems) == 9
+    peers = {peer_size_name(name) for name in timm_names(PAPER.peer_tables.values())}
+    assert (len(PAPER.systems), len(peers)) == (9, 10)
+    assert set(sizes) == {*MODELS, *PAPER.systems, *peers}
     assert sizes["smt_large"]["params"] == 80_620_264
     assert set(sizes["smt_large"]["macs"]) == {"224", "384"}

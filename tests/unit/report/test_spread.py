@@ -9,7 +9,7 @@ from scipy import stats
 
 from smt.config.load import load_project
 from smt.report.notes import INTERVAL, explain_verdict
-from smt.report.spread import COVERAGE, Spread, by_recipe, pooled, t_quantile
+from smt.report.spread import COVERAGE, Spread, by_recipe, pooled, student_t
 from smt.report.verdict import Summary, judge, summarise
 from tests.helpers import ROOT
 
@@ -34,12 +34,14 @@ def test_the_width_by_hand():
 
 @pytest.mark.parametrize(("df", "printed"), [(1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042)])
 def test_quantiles_are_those_of_printed_tables(df, printed):
-    assert t_quantile(df) == pytest.approx(printed, abs=5e-4)
+    assert student_t(df, (1 - COVERAGE) / 2) == pytest.approx(printed, abs=5e-4)
 
 
 def test_quantiles_are_scipys():
     for df in range(1, 100):
-        assert t_quantile(df) == pytest.approx(stats.t.ppf((1 + COVERAGE) / 2, df), abs=1e-8)
+        assert student_t(df, (1 - COVERAGE) / 2) == pytest.approx(
+            stats.t.ppf((1 + COVERAGE) / 2, df), abs=1e-8
+        )
 
 
 def test_without_several_seeds_of_anything_there_is_none():

@@ -1,0 +1,39 @@
+"""What `params/peers.yaml` holds: published models beside SMT, in tables of their own."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from smt.config.published import MetricName
+from smt.config.types import Name, PositiveFloat, Strict
+
+
+class Peer(Strict):
+    """A published model, with its numbers as one source prints them."""
+
+    title: str
+    params_m: PositiveFloat
+    """Parameters in millions."""
+    gmacs: PositiveFloat
+    """1e9 multiply-accumulates for one image of the table's size, as published."""
+    results: dict[MetricName, float]
+    """In percent."""
+    source: Name
+    """One of the sources of reported.yaml."""
+    timm: str | None = None
+    """Name of the model in timm, whose size is measured by `smt profile`."""
+
+
+class PeerTable(Strict):
+    """Published models of one benchmark, and the experiments that stand beside them."""
+
+    title: str
+    caption: str
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
+    experiments: Annotated[tuple[Name, ...], Field(min_length=1)]
+    peers: Annotated[dict[Name, Peer], Field(min_length=1)]
+
+
+def peer_size_name(timm_name: str) -> str:
+    """Return what stands for a model of timm among measured sizes."""
+    return f"timm.{timm_name}"
