@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from smt.errors import UserError
+from smt.runs import shared_folder
 
 RESULTS_REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
 """What to do where `explained` wraps a write into the results folder."""
@@ -67,7 +68,7 @@ def publish_folder(folder: Path) -> None:
     for path in sorted(filled.iterdir()):
         _sync(path)
     shutil.rmtree(before, ignore_errors=True)
-    if folder.exists():
+    if shared_folder.exists(folder):
         folder.replace(before)
     publish(filled, folder)
     shutil.rmtree(before, ignore_errors=True)
@@ -88,7 +89,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return what `write_json` wrote, or None where there is no such file."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(shared_folder.read_bytes(path))
     except FileNotFoundError:
         return None
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smt.runs import shared_folder
+
 JOURNAL = "journal.jsonl"
 TIMES = "times.jsonl"
 EVALUATION = "eval/"
@@ -209,7 +211,7 @@ def _open_after_whole_line(path: Path) -> Any:
 def _texts(path: Path, finished: bool = False) -> Iterator[tuple[int, bytes]]:
     """Yield number, from 1, and text of each whole line of a file; see `lines`."""
     try:
-        content = path.read_bytes()
+        content = shared_folder.read_bytes(path)
     except FileNotFoundError:
         if finished:
             raise

@@ -13,7 +13,7 @@ from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
 from smt.config.project import Project
-from smt.runs import journal, record
+from smt.runs import journal, record, shared_folder
 from smt.runs.atomic import sha256
 from smt.runs.checkpoint_files import CheckpointName, checkpoints
 from smt.runs.paths import Layout
@@ -87,7 +87,7 @@ class RunAudit:
             return None
         read = partial(record.read_provenance, self.work_dir)
         self.provenance = load(self.ledger, PROVENANCES, read)
-        if not (self.work_dir / PROVENANCE).exists():
+        if not shared_folder.exists(self.work_dir / PROVENANCE):
             self.ledger.add_mismatch(PROVENANCES, self.work_dir / PROVENANCE, "is not there")
         derived = self._journal()
         self._numbers(derived)
@@ -263,7 +263,7 @@ class RunAudit:
         """Compare each stored difference from a commit with its digest."""
         for digest in provenance.diffs:
             path = diff_file(self.work_dir, digest)
-            actual = sha256(path) if path.exists() else NOTHING
+            actual = sha256(path) if shared_folder.exists(path) else NOTHING
             self.ledger.compare(
                 PROVENANCES, f"{path}: SHA-256", actual, digest, self.work_dir / PROVENANCE
             )
@@ -272,7 +272,7 @@ class RunAudit:
 
     def _weights(self) -> None:
         path, ledger = self.layout.weights(self.run), self.ledger
-        if not path.exists():
+        if not shared_folder.exists(path):
             ledger.add_mismatch(WEIGHTS, path, f"is not there, but {self.path} is of it")
             return
         ledger.add_item(WEIGHTS, path)
@@ -293,7 +293,7 @@ class RunAudit:
         read = partial(record.read_evaluation, self.layout, self.run)
         evaluation = load(ledger, EVALUATIONS, read)
         if evaluation is None:
-            if not path.exists():
+            if not shared_folder.exists(path):
                 ledger.add_note(EVALUATIONS, f"{self.run} has not been evaluated on its own yet")
             return
         ledger.add_item(EVALUATIONS, path)

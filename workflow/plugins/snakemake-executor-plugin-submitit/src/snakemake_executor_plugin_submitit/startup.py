@@ -72,7 +72,13 @@ def open_registry(folder: Path, workflow: WorkflowExecutorInterface) -> Registry
     Raises:
         ApiError: another Snakemake runs this workflow, here or on another host.
     """
-    registry = Registry(folder / "jobs")
+    try:
+        registry = Registry(folder / "jobs")
+    except OSError as error:
+        raise ApiError(
+            f"submitit: {error.filename or folder}: {error.strerror}: the jobs of earlier runs "
+            "cannot be read; start again once the file system answers, or remove that file"
+        ) from None
     try:
         holder = registry.lock()
     except OSError as error:
