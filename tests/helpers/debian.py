@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from testbed import uml
 from testbed.fixtures import report_missing
 from testbed.slurm import missing_packages
 
@@ -15,6 +16,7 @@ PROGRAMS = {
     "pdflatex": "texlive-latex-recommended",
     "Rscript": "r-base-core",
     "rsync": "rsync",
+    **uml.PROGRAMS,
 }
 """Program -> Debian package, beside those of SLURM (testbed.slurm)."""
 
@@ -24,7 +26,8 @@ POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 def find(program):
     """Return the path of a program, or None."""
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *map(str, POSTGRESQL)))
+    folders = (os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *map(str, POSTGRESQL))
+    path = os.pathsep.join(folders)
     return shutil.which(program, path=path)
 
 

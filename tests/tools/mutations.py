@@ -153,8 +153,8 @@ MUTATIONS = (
     Mutation(
         "a run starts from weights that its parent did not export", "engine",
         "smt/tasks/training.py",
-        'if not path.exists() or sha256(path) != metrics.weights_sha256:',
-        "if not path.exists():",
+        "if not shared_folder.exists(path) or sha256(path) != metrics.weights_sha256:",
+        "if not shared_folder.exists(path):",
         ("unit/tasks/test_start.py", *TASKS, "integration/tasks/test_downstream.py"),
     ),
     Mutation(
@@ -513,7 +513,7 @@ MUTATIONS = (
     Mutation(
         "a job is done though its outputs were deleted since", "executor",
         f"{CODE}/reattachment.py",
-        'return result["exit_code"] == 0 and all(Path(output).exists() for output in job.outputs)',
+        'return result["exit_code"] == 0 and all(map(shared_folder.exists, job.outputs))',
         'return bool(result["exit_code"] == 0)',
         (f"{PLUGIN}/tests/unit/test_tracking.py", *EXECUTOR[::-1]),
     ),

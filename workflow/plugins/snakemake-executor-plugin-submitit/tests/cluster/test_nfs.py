@@ -77,3 +77,18 @@ def test_outputs_that_another_host_wrote_are_seen_at_once(network):
     log = driver.run(f"cat {folder}/driver.log")
     assert driver.run(f"cat {folder}/driver.code").strip() == "0", log
     assert node.run(f"cat {folder}/second/out.txt").split() == [node.name] * 2
+
+
+def test_a_shared_folder_that_is_gone_for_a_while_only_delays(network):
+    driver, node = network.clients
+    folder = start_snakemake(driver, "outage")
+    await_that(node, folder, '-n "$(echo .snakemake/submitit/jobs/*.attempts)"')
+    network.stop_server()
+    for client in network.clients:  # what is asked for now is not answered
+        assert client.attempt(f"timeout --signal=KILL 20 ls {folder}")[0] == 137
+    network.start_server()
+    node.run(f"touch {folder}/go")
+    await_that(driver, folder, "-s driver.code")
+    log = driver.run(f"cat {folder}/driver.log")
+    assert driver.run(f"cat {folder}/driver.code").strip() == "0", log
+    assert node.run(f"cat {folder}/second/out.txt").split() == [node.name] * 2

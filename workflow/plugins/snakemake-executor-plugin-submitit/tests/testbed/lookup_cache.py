@@ -7,6 +7,15 @@ import builtins
 import errno
 import io
 import os
+import subprocess
+import sys
+
+_WRITE = """
+import pathlib, sys
+path = pathlib.Path(sys.argv[1])
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(sys.argv[2])
+"""
 
 
 class FakeLookupCache:
@@ -53,3 +62,10 @@ class FakeLookupCache:
 def _absolute(path):
     """Return an absolute path without looking at any file."""
     return os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))  # noqa: PTH109, PTH118
+
+
+def write_on_another_host(path, text=""):
+    """Write a file in a process that does not have this one's cache, which has looked for it."""
+    assert not path.exists()
+    subprocess.run([sys.executable, "-c", _WRITE, str(path), text], check=True)
+    assert not path.exists()  # as on NFS, for half a minute
