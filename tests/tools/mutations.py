@@ -518,6 +518,17 @@ MUTATIONS = (
         (f"{PLUGIN}/tests/unit/test_tracking.py", *EXECUTOR[::-1]),
     ),
     Mutation(
+        "a job is done before its outputs are visible", "executor", f"{CODE}/tracking.py",
+        "        shared_folder.refresh(*job.outputs, *job.rule_logs)\n", "",
+        (f"{PLUGIN}/tests/unit/test_tracking.py",),
+    ),
+    Mutation(
+        "a resumed training does not see the checkpoints of another node", "engine",
+        "smt/runs/checkpoint_files.py",
+        "if not shared_folder.exists(folder):", "if not folder.exists():",
+        ("unit/runs/test_shared_folder.py",),
+    ),
+    Mutation(
         "a command that cannot go on is killed before its time limit", "executor",
         f"{CODE}/job_step.py",
         "if progress is None:", 'if progress == "":',

@@ -29,8 +29,9 @@ ip link add hosts type bridge forward_delay 0 && ip link set hosts up
 for name in server client1 client2; do
   ip tuntap add $name mode tap && ip link set dev $name master hosts up || exit 1
 done
-echo ready && exec sleep infinity
+echo ready && exec cat
 """
+"""Pid 1 of the hosts ends with its input: however the test's process ends, they end."""
 
 _SETUP = f"""
 set -e
@@ -46,7 +47,7 @@ for host in {" ".join(_CLIENTS.values())}; do
 done
 echo "clients {SHARED} 2147483647 {0x2402} 65534 65534 0" > /proc/net/rpc/nfsd.export/channel
 printf 'clients 1 \\\\x00000000 2147483647 {SHARED}\\n' > /proc/net/rpc/nfsd.fh/channel
-echo 4 > /proc/fs/nfsd/threads && echo Y > /proc/fs/nfsd/v4_end_grace
+echo 4 > /proc/fs/nfsd/threads
 """
 """0x2402: unprivileged ports, no subtree check, fsid=0 (NFSv4's root); root is not squashed."""
 
@@ -151,7 +152,7 @@ class NfsNetwork:
         self._room = subprocess.Popen(
             ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
              "bash", "-c", _NETWORK],
-            stdout=subprocess.PIPE, text=True, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         try:
             assert self._room.stdout.readline() == "ready\n", "no network namespace: is this root?"
@@ -163,6 +164,7 @@ class NfsNetwork:
             ]
             self.server.run(_SETUP)
             self.start_server()
+            self.server.run("echo Y > /proc/fs/nfsd/v4_end_grace")  # no client can have had locks
             for client in self.clients:
                 self._mount(client)
         except BaseException:
@@ -192,5 +194,5 @@ class NfsNetwork:
         self.server.run("echo 0 > /proc/fs/nfsd/threads")
 
     def start_server(self):
-        """Let it answer again."""
+        """Let it answer again; for 10 s clients only get back what they had open or locked."""
         self.server.run(_START)
