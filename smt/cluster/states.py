@@ -12,7 +12,7 @@ from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError
-from smt.runs import state
+from smt.runs import shared_folder, state
 from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord
 from smt.runs.state import Facts, RunState, State
@@ -108,5 +108,6 @@ class _Reader:
     def _lacking(self, run: Run) -> tuple[str, ...]:
         """Return the data of a run that have no manifest, or none that can be read."""
         keys = fingerprint.inputs(self.project, run)
-        missing = (key for key in keys if not manifest.manifest_path(self.layout, key).exists())
+        paths = {key: manifest.manifest_path(self.layout, key) for key in keys}
+        missing = (key for key, path in paths.items() if not shared_folder.exists(path))
         return tuple(missing) or tuple(keys)

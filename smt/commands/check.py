@@ -11,6 +11,7 @@ from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError
+from smt.runs import shared_folder
 from smt.runs.paths import Layout
 
 HEADINGS = ("experiment", "model", "recipe", "data", "starts from", "seeds", "fingerprint")
@@ -53,7 +54,8 @@ def _fingerprint(project: Project, layout: Layout, run: Run) -> str:
         digests = manifest.digests(project, layout, run)
     except DataError:
         keys = fingerprint.inputs(project, run)
-        absent = [key for key in keys if not manifest.manifest_path(layout, key).exists()]
+        paths = {key: manifest.manifest_path(layout, key) for key in keys}
+        absent = [key for key, path in paths.items() if not shared_folder.exists(path)]
         return f"data missing: {', '.join(absent)}" if absent else "data changed"
     return fingerprint.fingerprint(project, run, digests)[:12]
 

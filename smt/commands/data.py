@@ -22,6 +22,7 @@ from smt.datasets.progress import ProgressBar
 from smt.datasets.scan import SplitScan, expected_images
 from smt.datasets.verify import VerifyResult
 from smt.errors import EXIT_DATA, DataError
+from smt.runs import shared_folder
 from smt.runs.paths import Layout
 
 
@@ -124,7 +125,7 @@ def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) ->
 
     def check_key(key: str) -> str:
         if key.startswith(CLASS_MAP):
-            if not manifest.manifest_path(layout, key).exists():
+            if not shared_folder.exists(manifest.manifest_path(layout, key)):
                 manifest.write(project, layout, key)
             return _check_map(project, layout, key)
         with ProgressBar(key) as progress:
@@ -157,7 +158,7 @@ def check(keys: tuple[str, ...], scale: str) -> None:
         if key.startswith(CLASS_MAP):
             return _check_map(project, layout, key)
         dataset = project.datasets[key]
-        if manifest.manifest_path(layout, key).exists():
+        if shared_folder.exists(manifest.manifest_path(layout, key)):
             result = verification.check(project, layout, key)
             return _verdict(project, layout, key, result, "names and sizes as its manifest says")
         root, make = layout.dataset_root(dataset), manifest.make_command(project, key)
@@ -197,7 +198,7 @@ def _each(
 def _check_map(project: Project, layout: Layout, key: str) -> str:
     result = manifest.read_class_map(project, layout, key)
     path = manifest.manifest_path(layout, key)
-    if not path.exists():
+    if not shared_folder.exists(path):
         return f"{key}: {_summary(result)}; no manifest yet"
     if manifest.read_any(layout, key).digest != result.digest:
         raise DataError(

@@ -12,6 +12,7 @@ from smt.datasets import manifest
 from smt.datasets.packs import pack as packing
 from smt.datasets.progress import ProgressBar
 from smt.errors import UserError
+from smt.runs import shared_folder
 from smt.runs.paths import Layout
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -68,7 +69,7 @@ def command(
     project, layout = load(scale)
     warn_if_not_interruptible()
     packing.require_packable(project, layout, key)
-    if not manifest.manifest_path(layout, key).exists():
+    if not shared_folder.exists(manifest.manifest_path(layout, key)):
         with ProgressBar(f"{key}, manifest") as progress:
             manifest.write(project, layout, key, jobs=jobs, progress=progress)
     folder = folder or packing.default_folder(project, layout, key)

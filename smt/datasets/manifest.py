@@ -27,6 +27,7 @@ from smt.datasets.file_lists import SplitDigest
 from smt.datasets.hashing import DecodeCheck, FileHasher, HashCache, ProgressCallback
 from smt.datasets.scan import SplitScan, is_packed
 from smt.errors import DataError, UserError, suggest
+from smt.runs import shared_folder
 from smt.runs.atomic import RESULTS_REMEDY, explained, replacing, write_json
 from smt.runs.paths import Layout
 
@@ -408,7 +409,7 @@ def _load(layout: Layout, key: str, kind: type[T]) -> T:
     path = manifest_path(layout, key)
     remedy = f"run: {_manifest_command(layout, key)}"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(shared_folder.read_bytes(path))
         extra = {"folder": path.parent} if kind is Manifest else {}
         return kind.model_validate({**content, **extra})
     except FileNotFoundError:

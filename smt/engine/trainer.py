@@ -29,7 +29,6 @@ from smt.runs import checkpoint_files, journal
 from smt.runs.atomic import Permit, explained
 from smt.runs.heartbeat import Heartbeat
 from smt.runs.journal import Journal, Position
-from smt.runs.provenance import LOG
 
 RETRY = "fix that and run the same command again: it resumes from its last checkpoint"
 """What to do about a file that could not be written."""
@@ -93,7 +92,7 @@ class Trainer:
         self.writer = checkpoint.Writer(self.checkpoints, permit)
         self.journal = Journal(work_dir, self.state.journal) if ranks.is_first else None
         self.heartbeat = Heartbeat(work_dir) if ranks.is_first else None
-        self.watchdog = Watchdog(work_dir / LOG, ranks.rank, settings.stall_seconds)
+        self.watchdog = Watchdog(work_dir, ranks.rank, settings.stall_seconds)
         self.resources = ResourceMonitor(folder, self.state.bytes, ranks.device)
         self.model = _wrap_ddp(task.model, ranks)
         self.batch_norm = BatchNormBuffers(task.model)

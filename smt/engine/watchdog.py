@@ -1,4 +1,4 @@
-"""Watchdog: a training without progress writes its stacks to the log and ends as resumable."""
+"""Watchdog: a training without progress writes its stacks to files and ends as resumable."""
 
 import faulthandler
 import logging
@@ -20,11 +20,13 @@ class Watchdog:
     """Ends this process when `reset` has not been called for `seconds`; a context manager.
 
     Every rank has its own. All ranks take a step together, so where one hangs all of them write
-    their stacks to `log_file` before they end: that of the one that hangs differs.
+    their stacks to files in `folder` before they end: that of the one that hangs differs. Each has
+    a file of its own, since NFS loses lines that two hosts append to one.
     """
 
-    def __init__(self, log_file: Path, rank: int, seconds: float) -> None:
-        self._log_file, self._rank, self._seconds = log_file, rank, seconds
+    def __init__(self, folder: Path, rank: int, seconds: float) -> None:
+        self._stacks = folder / f"stacks-rank{rank}.txt"
+        self._rank, self._seconds = rank, seconds
         self._last_reset = time.monotonic()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -51,10 +53,10 @@ class Watchdog:
         log.error(
             "rank %d: no step for %.3g minutes; where it stands is in %s; ending so that the same "
             "command can resume",
-            self._rank, self._seconds / 60, self._log_file,
+            self._rank, self._seconds / 60, self._stacks,
         )  # fmt: skip
         try:
-            with self._log_file.open("a", encoding="utf-8") as file:
+            with self._stacks.open("w", encoding="utf-8") as file:
                 file.write(f"stacks of rank {self._rank}, process {os.getpid()}:\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)

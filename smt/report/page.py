@@ -16,6 +16,7 @@ from smt.report.plots import PALETTE, plot
 from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable
+from smt.runs import shared_folder
 from smt.runs.paths import Layout
 from smt.runs.provenance import LOG
 from smt.runs.state import State, counts
@@ -118,7 +119,7 @@ class Report:
         files = tuple(
             (names[suffix], f"{folder.name}/{grid.name}.{suffix}")
             for suffix in FORMATS
-            if (folder / f"{grid.name}.{suffix}").exists()
+            if shared_folder.exists(folder / f"{grid.name}.{suffix}")
         )
         return Section(grid, files)
 
@@ -208,7 +209,7 @@ def _logs(runs: Iterable[RunResult], layout: Layout) -> Iterator[tuple[str, str]
     for run in runs:
         if run.fingerprint is not None:
             path = layout.work_dir(run.run, run.fingerprint) / LOG
-            if path.is_file():
+            if shared_folder.exists(path):
                 yield str(run.run), path.relative_to(layout.root).as_posix()
 
 

@@ -9,7 +9,7 @@ from smt.config.metrics import METRICS, headline
 from smt.config.project import Project
 from smt.report.agreement import places
 from smt.report.collect import Results, RunResult
-from smt.runs import record
+from smt.runs import record, shared_folder
 from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord
 
@@ -63,7 +63,7 @@ def _has_picture(layout: Layout, run: RunResult, damages: dict[Run, DamagedRecor
         damages[run.run] = damage
         return False
     current = evaluation is not None and evaluation.fingerprint == run.fingerprint
-    return current and layout.samples(run.run).is_file()
+    return current and shared_folder.exists(layout.samples(run.run))
 
 
 def _caption(project: Project, names: dict[str, str], run: RunResult) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from smt.errors import UserError
+from smt.runs import shared_folder
 
 RESULTS_REMEDY = "give a results folder that can be written: smt --results DIR, or SMT_RESULTS"
 """What to do where `explained` wraps a write into the results folder."""
@@ -78,7 +79,7 @@ def publish_folder(folder: Path) -> None:
     for path in sorted(filled.iterdir()):
         _sync(path)
     shutil.rmtree(before, ignore_errors=True)
-    if folder.exists():
+    if shared_folder.exists(folder):
         folder.replace(before)
     publish(filled, folder)
     shutil.rmtree(before, ignore_errors=True)
@@ -95,7 +96,7 @@ def detach(path: Path) -> None:
 
     A process that has it open, on a host that was cut off, then writes to a file without a name.
     """
-    if path.exists():
+    if shared_folder.exists(path):
         copy_file(path, path)
 
 
@@ -108,7 +109,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return what `write_json` wrote, or None where there is no such file."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(shared_folder.read_bytes(path))
     except FileNotFoundError:
         return None
 

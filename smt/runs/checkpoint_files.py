@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from smt.runs import shared_folder
+
 FOLDER = "checkpoints"
 """Where they lie in a run's work folder."""
 
@@ -44,7 +46,8 @@ def checkpoints(work_dir: Path) -> list[Path]:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, newest first."""
-    if not folder.is_dir():
+    # A resumed training that did not see them would begin anew.
+    if not shared_folder.exists(folder):
         return []
     paths = (path for path in folder.iterdir() if CheckpointName.parse(path))
     return sorted(paths, key=CheckpointName.of, reverse=True)

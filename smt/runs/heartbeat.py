@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from smt.runs import shared_folder
 from smt.runs.atomic import detach
 
 PULSE = "pulse"
@@ -45,7 +46,7 @@ class Heartbeat:
 def read(folder: Path) -> Beat | None:
     """Return the last beat of the training in a work folder, or None before the first."""
     try:
-        step, at = (folder / PULSE).read_text(encoding="ascii").split()
+        step, at = shared_folder.read_bytes(folder / PULSE).split()
         return Beat(int(step), float(at))
     except (FileNotFoundError, ValueError):
         return None

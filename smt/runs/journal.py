@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smt.runs import shared_folder
 from smt.runs.atomic import detach
 
 JOURNAL = "journal.jsonl"
@@ -41,8 +42,7 @@ def refusal(folder: Path, position: Position) -> str | None:
     over from the other, a checkpoint of the other does not go on in the journal of this one.
     """
     try:
-        with (folder / JOURNAL).open("rb") as file:
-            content = file.read(position.bytes)
+        content = shared_folder.read_bytes(folder / JOURNAL)[: position.bytes]
     except FileNotFoundError:
         content = b""
     if len(content) < position.bytes:
@@ -239,7 +239,7 @@ def _open_after_whole_line(path: Path) -> Any:
 def _texts(path: Path, finished: bool = False) -> Iterator[tuple[int, bytes]]:
     """Yield number, from 1, and text of each whole line of a file; see `lines`."""
     try:
-        content = path.read_bytes()
+        content = shared_folder.read_bytes(path)
     except FileNotFoundError:
         if finished:
             raise

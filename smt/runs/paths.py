@@ -1,6 +1,7 @@
 """Paths of all files. No other module builds a path below `results/`."""
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,8 +200,8 @@ class Layout:
 
     @property
     def sender_log(self) -> Path:
-        """Log of that process."""
-        return self.root / "logs" / "sync" / "sender.log"
+        """Log of that process on this host: two hosts never append to one file."""
+        return self.root / "logs" / "sync" / f"sender-{socket.gethostname()}.log"
 
     @property
     def artifacts(self) -> Path:

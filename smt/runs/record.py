@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smt.config.experiments import Run
 from smt.errors import EXIT_TRAINING, UserError
+from smt.runs import shared_folder
 from smt.runs.atomic import write_json
 from smt.runs.paths import Layout
 
@@ -296,7 +297,7 @@ def read(kind: type[R], path: Path, remedy: str) -> R | None:
     """
     try:
         # Strict: what is written here has the right types, so another type is damage.
-        return kind.model_validate_json(path.read_bytes(), strict=True)
+        return kind.model_validate_json(shared_folder.read_bytes(path), strict=True)
     except FileNotFoundError:
         return None
     except PermissionError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smt.runs import heartbeat, journal, record
+from smt.runs import heartbeat, journal, record, shared_folder
 from smt.runs.checkpoint_files import CheckpointName, checkpoints
 from smt.runs.heartbeat import Beat
 from smt.runs.lock import LOCK
@@ -106,6 +106,7 @@ def is_locked(path: Path) -> bool | None:
     """
     question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
+        shared_folder.refresh(path)
         with path.open("rb") as file:
             answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
     except FileNotFoundError:
@@ -118,7 +119,7 @@ def is_locked(path: Path) -> bool | None:
 def _holder(path: Path) -> dict[str, Any]:
     """Return host and pid of the process that holds a lock, or held it last."""
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        holder = json.loads(shared_folder.read_bytes(path))
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}

@@ -9,7 +9,7 @@ from smt.config.project import Project
 from smt.engine.distributed import Ranks
 from smt.errors import TrainingError
 from smt.models import weights
-from smt.runs import record
+from smt.runs import record, shared_folder
 from smt.runs.atomic import sha256
 from smt.runs.lock import exclusive
 from smt.runs.paths import Layout
@@ -41,7 +41,7 @@ def _trained(
 ) -> "tuple[Classification | Detection | Segmentation, RunMetrics]":
     """Return a run's task with the weights that it exported, and its final numbers."""
     final, path = record.read_metrics(layout, run), layout.weights(run)
-    if final is None or not path.exists():
+    if final is None or not shared_folder.exists(path):
         remedy = _remedy(layout, run)
         raise TrainingError(f"{run} has not been trained: no {layout.metrics(run)}; {remedy}")
     if sha256(path) != final.weights_sha256:

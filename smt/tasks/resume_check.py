@@ -38,8 +38,7 @@ class UnfinishedRun:
 def unfinished_run(run_dir: Path, own: Path) -> UnfinishedRun | None:
     """Return the last run in `run_dir` other than `own` that was interrupted, not ended."""
     others = []
-    for path in run_dir.glob(f"work-*/{record.PROVENANCE}"):
-        work_dir = path.parent
+    for work_dir in run_dir.glob("work-*"):
         begun, saved = record.read_provenance(work_dir), checkpoints(work_dir)
         # Not told by metrics.json: Snakemake has deleted it when a run is about to be made anew.
         if work_dir == own or not saved or begun is None or begun.attempts[-1].ended is not None:

@@ -24,7 +24,7 @@ from smt.errors import TrainingError
 from smt.models import weights
 from smt.models.compiled import explained_compilation
 from smt.models.smt import set_recompute
-from smt.runs import journal, provenance, record, source
+from smt.runs import journal, provenance, record, shared_folder, source
 from smt.runs.atomic import explained, sha256
 from smt.runs.checkpoint_files import checkpoints
 from smt.runs.claim import Claim, claimed
@@ -84,7 +84,7 @@ class RunTraining:
         return (
             metrics is not None
             and metrics.fingerprint == self.fingerprint
-            and path.exists()
+            and shared_folder.exists(path)
             and sha256(path) == metrics.weights_sha256
         )
 
@@ -353,7 +353,7 @@ class RunTraining:
             )
             raise TrainingError(f"{self.run} starts from {parent}, which {state}; {remedy}")
         path = self.layout.weights(parent)
-        if not path.exists() or sha256(path) != metrics.weights_sha256:
+        if not shared_folder.exists(path) or sha256(path) != metrics.weights_sha256:
             raise TrainingError(
                 f"{self.run} starts from {path}, which is not the file that {parent} exported; "
                 f"{remedy}"

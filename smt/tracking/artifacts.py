@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from smt.errors import UserError
+from smt.runs import shared_folder
 from smt.runs.atomic import sha256
 from smt.tracking.client import RemoteRun, TrackingClient
 from smt.tracking.view import RunView
@@ -28,7 +29,7 @@ def upload_files(
     count = 0
     for view in views:
         remote = remote_runs.get(view.fingerprint)
-        if remote is None or view.final is None or not all(f.exists() for f in view.outputs):
+        if remote is None or view.final is None or not all(map(shared_folder.exists, view.outputs)):
             continue
         digest = _digest(view)
         if remote.tags.get(FILES_DIGEST_TAG) == digest:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from smt.errors import UserError, first_line, missing_package
+from smt.runs import shared_folder
 from smt.runs.atomic import RESULTS_REMEDY, explained
 from smt.runs.paths import Layout
 
@@ -174,7 +175,8 @@ def prepare(layout: Layout, uri: str) -> None:
 def _prepare_sqlite(database: Path, artifacts: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    if database.exists():
+    # The caller's lock is not enough: a database that was not seen would be replaced.
+    if shared_folder.exists(database):
         return
     database.parent.mkdir(parents=True, exist_ok=True)
     temporary = database.with_name(f".{database.name}.new")
@@ -200,7 +202,9 @@ def _prepare_database(uri: str, artifacts: str) -> None:
 
 def is_missing(uri: str) -> bool:
     """Return whether `uri` is an SQLite file that does not exist: nothing was ever sent."""
-    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    return uri.startswith("sqlite:///") and not shared_folder.exists(
+        Path(uri.removeprefix("sqlite:///"))
+    )
 
 
 class TrackingClient:

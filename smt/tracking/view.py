@@ -12,7 +12,7 @@ from typing import Any
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.errors import UserError
-from smt.runs import journal, record
+from smt.runs import journal, record, shared_folder
 from smt.runs.paths import Layout
 from smt.runs.provenance import flatten
 from smt.runs.record import (
@@ -221,14 +221,14 @@ def read_views(
 def _work_dirs(folder: Path, damages: list[DamagedRecord]) -> list[tuple[Provenance, Path]]:
     """Return provenance and path of each work folder of a run, the oldest first."""
     work_dirs = []
-    for path in folder.glob(f"work-*/{PROVENANCE}"):
+    for path in folder.glob("work-*"):
         try:
-            provenance = record.read_provenance(path.parent)
+            provenance = record.read_provenance(path)
         except DamagedRecord as damage:
             damages.append(damage)
             continue
         if provenance is not None:
-            work_dirs.append((provenance, path.parent))
+            work_dirs.append((provenance, path))
     return sorted(work_dirs, key=lambda pair: (pair[0].created, pair[1].name))
 
 
@@ -285,7 +285,7 @@ def digest(points: Sequence[Point]) -> str:
 def _count_timed_lines(folder: Path) -> int:
     """Return the number of journal lines whose time has been written."""
     try:
-        content = (folder / journal.TIMES).read_bytes()
+        content = shared_folder.read_bytes(folder / journal.TIMES)
     except FileNotFoundError:
         return 0
     lines = content[: content.rfind(b"\n") + 1].splitlines()

@@ -15,7 +15,7 @@ from smt.datasets import manifest
 from smt.errors import DataError, UserError
 from smt.report.build import experiments_of, table_names
 from smt.report.sizes import PAPER
-from smt.runs import record
+from smt.runs import record, shared_folder
 from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord, Environment
 from smt.tracking.client import RemoteRun
@@ -53,7 +53,7 @@ class Audit:
 
     def check_run(self, run: Run) -> None:
         """Check the files of one run, if it is done."""
-        if not self.layout.metrics(run).exists():
+        if not shared_folder.exists(self.layout.metrics(run)):
             self.ledger.add_note(RUNS, f"{run} is {self.states[run].state}")
             return
         self.ledger.add_item(RUNS, run)

@@ -8,6 +8,7 @@ from typing import Any
 from smt.datasets import class_map, manifest, scan
 from smt.datasets.manifest import ClassMapManifest, Manifest
 from smt.errors import DataError
+from smt.runs import shared_folder
 from smt.runs.paths import Layout
 from smt.verify.ledger import Ledger
 
@@ -18,7 +19,7 @@ def check(layout: Layout, keys: Iterable[str], ledger: Ledger) -> None:
     """Compare each manifest with its lists. Images are not read: `smt data check` does that."""
     for key in keys:
         path = manifest.manifest_path(layout, key)
-        if not path.exists():
+        if not shared_folder.exists(path):
             ledger.add_note(DATA, f"{key} has no manifest yet")
             continue
         try:

@@ -15,7 +15,7 @@ from smt.datasets import manifest
 from smt.errors import UserError, suggest
 from smt.report import build
 from smt.report.verdict import summarise
-from smt.runs import record
+from smt.runs import record, shared_folder
 from smt.runs.atomic import read_json
 from smt.runs.journal import JOURNAL, best_evaluation
 from smt.runs.paths import Layout
@@ -163,7 +163,8 @@ class Lineage:
             yield Node(f"numbers: {work_dir / JOURNAL} gives none ({error})")
         yield from self._best(run, work_dir)
         weights = self.layout.weights(run)
-        size = f"{weights.stat().st_size / 2**20:.1f} MB" if weights.exists() else "not there"
+        there = shared_folder.exists(weights)
+        size = f"{weights.stat().st_size / 2**20:.1f} MB" if there else "not there"
         yield Node(f"weights: {weights}, SHA-256 {final.weights_sha256[:16]}..., {size}")
         again = record.read_evaluation(self.layout, run)
         yield Node(

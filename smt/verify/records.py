@@ -12,7 +12,7 @@ from typing import Any
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
-from smt.runs import journal, record
+from smt.runs import journal, record, shared_folder
 from smt.runs.atomic import sha256
 from smt.runs.paths import Layout
 from smt.runs.provenance import diff_file, gpu_seconds
@@ -60,7 +60,7 @@ class RunAudit:
             return None
         read = partial(record.read_provenance, self.work_dir)
         self.provenance = self.ledger.load(PROVENANCES, read)
-        if not (self.work_dir / PROVENANCE).exists():
+        if not shared_folder.exists(self.work_dir / PROVENANCE):
             self.ledger.add_mismatch(PROVENANCES, self.work_dir / PROVENANCE, "is not there")
         derived = self._journal()
         self._numbers(derived)
@@ -240,7 +240,7 @@ class RunAudit:
         """Compare each stored difference from a commit with its digest."""
         for digest in provenance.diffs:
             path = diff_file(self.work_dir, digest)
-            actual = sha256(path) if path.exists() else NOTHING
+            actual = sha256(path) if shared_folder.exists(path) else NOTHING
             self.ledger.compare(
                 PROVENANCES, f"{path}: SHA-256", actual, digest, self.work_dir / PROVENANCE
             )

@@ -21,6 +21,7 @@ from smt.report.build import build
 from smt.report.collect import Results
 from smt.report.peers import timm_names
 from smt.report.sizes import ModelSize, Sizes
+from smt.runs import shared_folder
 from smt.runs.paths import Layout
 from smt.verify import tensors
 from smt.verify.ledger import NOTHING, Ledger, shorten
@@ -63,7 +64,7 @@ def check(results: Results, layout: Layout, names: Sequence[str], ledger: Ledger
 
 
 def _compare(path: Path, remade: Path, ledger: Ledger) -> None:
-    if not path.exists():
+    if not shared_folder.exists(path):
         if any(path.parent.glob(f"{path.stem}.*")):
             ledger.add_mismatch(TABLES, path, "is not there, though the table is in other formats")
         else:

@@ -11,7 +11,7 @@ from typing import Any
 from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
 from smt.config.project import Project
-from smt.runs import journal, record
+from smt.runs import journal, record, shared_folder
 from smt.runs.atomic import sha256
 from smt.runs.checkpoint_files import CheckpointName, checkpoints
 from smt.runs.paths import Layout
@@ -47,7 +47,7 @@ class WeightsAudit:
     def check_weights(self) -> None:
         """Compare the exported weights with the record of the run."""
         path, ledger = self.layout.weights(self.run), self.ledger
-        if not path.exists():
+        if not shared_folder.exists(path):
             ledger.add_mismatch(WEIGHTS, path, f"is not there, but {self.path} is of it")
             return
         ledger.add_item(WEIGHTS, path)
@@ -69,7 +69,7 @@ class WeightsAudit:
         read = partial(record.read_evaluation, self.layout, self.run)
         evaluation = ledger.load(EVALUATIONS, read)
         if evaluation is None:
-            if not path.exists():
+            if not shared_folder.exists(path):
                 ledger.add_note(EVALUATIONS, f"{self.run} has not been evaluated on its own yet")
             return
         ledger.add_item(EVALUATIONS, path)

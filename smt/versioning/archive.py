@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from smt.config.experiments import Run
-from smt.runs import journal, provenance
+from smt.runs import journal, provenance, shared_folder
 from smt.runs.atomic import replacing
 from smt.runs.paths import Layout
 from smt.runs.record import PROVENANCE, RunMetrics
@@ -29,7 +29,7 @@ def archive_run(layout: Layout, run: Run, metrics: RunMetrics) -> None:
     If there is no work folder, as after `dvc pull`, it is restored from the `record` folder.
     """
     work_dir, archive = layout.work_dir(run, metrics.fingerprint), layout.record(run)
-    if not work_dir.exists():
+    if not shared_folder.exists(work_dir):
         _copy(archive, work_dir, _archived_names(archive))
         return
     names = _archived_names(work_dir)

@@ -11,6 +11,7 @@ from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import TrainingError
 from smt.runs import record as records
+from smt.runs import shared_folder
 from smt.runs.atomic import RESULTS_REMEDY, explained, replacing
 from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord, IndexEntry, RunMetrics
@@ -55,8 +56,11 @@ def _is_evaluated(project: Project, layout: Layout, run: Run, metrics: RunMetric
     return (
         evaluation is not None
         and metrics.fingerprint == evaluation.fingerprint
-        and layout.weights(run).exists()
-        and (project.experiments[run.experiment].head is None or layout.samples(run).exists())
+        and shared_folder.exists(layout.weights(run))
+        and (
+            project.experiments[run.experiment].head is None
+            or shared_folder.exists(layout.samples(run))
+        )
     )
 
 
@@ -105,7 +109,7 @@ def record(project: Project, layout: Layout) -> RecordSummary:
     run_states = states.read(project, layout)
     metrics, damages = done_runs(project, layout, run_states)
     is_complete = len(metrics) == len(project.runs) and all(
-        path.exists() for path in layout.derived_outputs
+        shared_folder.exists(path) for path in layout.derived_outputs
     )
     write_index(layout, metrics)
     for run, final in metrics.items():

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from testbed import uml
 from testbed.fixtures import report_missing
 from testbed.slurm import missing_packages
 
@@ -19,6 +20,7 @@ PROGRAMS = {
     "rsync": "rsync",
     "sftp-server": "openssh-sftp-server",
     "sshfs": "sshfs",
+    **uml.PROGRAMS,
 }
 """Program -> Debian package, beside those of SLURM (testbed.slurm)."""
 
@@ -31,9 +33,11 @@ OPENSSH = Path("/usr/lib/openssh")
 
 def find(program):
     """Return the path of a program, or None."""
-    path = os.pathsep.join(
-        (os.environ.get("PATH", os.defpath), *map(str, POSTGRESQL), str(OPENSSH))
-    )
+    folders = (
+        os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *map(str, POSTGRESQL),
+        str(OPENSSH),
+    )  # fmt: skip
+    path = os.pathsep.join(folders)
     return shutil.which(program, path=path)
 
 

@@ -157,8 +157,8 @@ MUTATIONS = (
     Mutation(
         "a run starts from weights that its parent did not export", "engine",
         "smt/tasks/training.py",
-        'if not path.exists() or sha256(path) != metrics.weights_sha256:',
-        "if not path.exists():",
+        "if not shared_folder.exists(path) or sha256(path) != metrics.weights_sha256:",
+        "if not shared_folder.exists(path):",
         ("unit/tasks/test_start.py", *TASKS, "integration/tasks/test_downstream.py"),
     ),
     Mutation(
@@ -529,9 +529,20 @@ MUTATIONS = (
     Mutation(
         "a job is done though its outputs were deleted since", "executor",
         f"{CODE}/reattachment.py",
-        'return result["exit_code"] == 0 and all(Path(output).exists() for output in job.outputs)',
+        'return result["exit_code"] == 0 and all(map(shared_folder.exists, job.outputs))',
         'return bool(result["exit_code"] == 0)',
         (f"{PLUGIN}/tests/unit/test_tracking.py", *EXECUTOR[::-1]),
+    ),
+    Mutation(
+        "a job is done before its outputs are visible", "executor", f"{CODE}/tracking.py",
+        "        shared_folder.refresh(*job.outputs, *job.rule_logs)\n", "",
+        (f"{PLUGIN}/tests/unit/test_tracking.py",),
+    ),
+    Mutation(
+        "a resumed training does not see the checkpoints of another node", "engine",
+        "smt/runs/checkpoint_files.py",
+        "if not shared_folder.exists(folder):", "if not folder.exists():",
+        ("unit/runs/test_shared_folder.py",),
     ),
     Mutation(
         "a command that cannot go on is killed before its time limit", "executor",

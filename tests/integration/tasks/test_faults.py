@@ -192,11 +192,14 @@ def test_a_hanging_process_logs_its_stacks_and_ends_in_minutes(small_project):
     options, prepare = ("--stall-minutes", "0.1"), pause.at_step(5, rank=1)
     with closing(start_training(small_project, 2, *options, prepare=prepare)) as attempt:
         await_pause(attempt, 1)
-        log = work_dir(small_project) / "train.log"
-        wait_for(lambda: "end of the stacks of rank 0" in log.read_text(), attempt.last_message)
+        path = work_dir(small_project) / "stacks-rank0.txt"
+        wait_for(
+            lambda: path.exists() and "end of the stacks of rank 0" in path.read_text(),
+            attempt.last_message,
+        )
         process_of(attempt, 1).send_signal(signal.SIGCONT)
         assert exit_codes(attempt) == [75, 75]
-    stacks = log.read_text()
+    stacks = path.read_text()
     assert "stacks of rank 0" in stacks and "trainer.py" in stacks
     finish_training(small_project, 2)
 

@@ -475,7 +475,7 @@ def test_a_hanging_training_logs_its_stacks_and_exits_as_resumable(tmp_path):
     )
     assert process.returncode == 75, process.stderr
     assert "no step for" in process.stderr
-    stacks = (tmp_path / "train.log").read_text()
+    stacks = (tmp_path / "stacks-rank0.txt").read_text()
     assert "stacks of rank 0" in stacks and "sleep_in_step" in stacks
     whole, task = Regression(), Regression()
     run(whole, tmp_path / "whole")

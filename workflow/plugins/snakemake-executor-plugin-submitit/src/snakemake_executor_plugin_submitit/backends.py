@@ -95,6 +95,19 @@ _IGNORE_SIGUSR2 = "trap '' USR2"
 """First line of a batch script: SLURM may signal a short job before its Python has a handler."""
 
 
+def _await_step(folder: Path) -> str:
+    """Return a line of a batch script that waits for the job's pickled step, a minute at most.
+
+    The step is written once sbatch has returned the job's id. A host that looks for it by name too
+    early finds it a minute later on NFS; a pattern makes the shell list the folder.
+    """
+    return (
+        "for try in {1..300}; do "
+        f"set -- {shlex.quote(str(folder))}/${{SLURM_JOB_ID}}_submitted.pk[l]; "
+        '[ -e "$1" ] && break; sleep 0.2; done'
+    )
+
+
 class SlurmBackend:
     """Jobs of SLURM: batch scripts whose shell is replaced by the Python that runs the step."""
 
@@ -153,7 +166,7 @@ class SlurmBackend:
             "qos": request.qos,
             "constraint": request.constraint,
             "comment": request.comment,
-            "setup": [_IGNORE_SIGUSR2, *_setup(self._settings)],
+            "setup": [_IGNORE_SIGUSR2, _await_step(self._folder), *_setup(self._settings)],
             "stderr_to_stdout": True,
             "use_srun": False,
             "wckey": self._settings.wckey,

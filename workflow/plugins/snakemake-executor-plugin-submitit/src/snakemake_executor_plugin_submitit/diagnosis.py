@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_submitit import slurm
+from snakemake_executor_plugin_submitit import shared_folder, slurm
 from snakemake_executor_plugin_submitit.attempts import Attempt
 from snakemake_executor_plugin_submitit.registry import Record
 from snakemake_executor_plugin_submitit.slurm import GONE, Status
@@ -78,6 +78,8 @@ def explain_pending(reason: str, records: Sequence[Record]) -> str:
 def tail(log: Path) -> list[str]:
     """Return the last non-empty lines of a log."""
     try:
+        if not shared_folder.exists(log):
+            return []
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - _TAIL_BYTES, 0))
             text = file.read().decode(errors="replace")
@@ -143,7 +145,7 @@ def _last_lines(log: Path, rule_logs: Sequence[str]) -> str:
     rule_log = [Path(name) for name in rule_logs if tail(Path(name))][-1:]
     lines = tail(rule_log[0]) if rule_log else _command_output(tail(log))
     names = " and ".join(str(path) for path in [log, *rule_log])
-    if not log.exists() and not rule_log:
+    if not lines and not rule_log and not log.exists():
         return f"no log {log}"
     return f"log {names}: " + " | ".join(lines[-LAST_LINES:]) if lines else f"log {names} (empty)"
 

@@ -1,12 +1,12 @@
 """The executor: submits Snakemake's jobs through submitit, and reports how they end."""
 
-import asyncio
+import contextlib
 import hashlib
 import json
 import re
 import shlex
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,12 @@ from snakemake_executor_plugin_submitit import resources, startup
 from snakemake_executor_plugin_submitit.attempts import Attempts
 from snakemake_executor_plugin_submitit.contents import contents, members, outputs, triggers
 from snakemake_executor_plugin_submitit.internals import snakemake as internals
-from snakemake_executor_plugin_submitit.job_step import JobStep
+from snakemake_executor_plugin_submitit.job_step import MAX_INPUT_ARGUMENTS, JobStep
 from snakemake_executor_plugin_submitit.registry import Record
 from snakemake_executor_plugin_submitit.settings import ExecutorSettings
 
 if TYPE_CHECKING:
     from snakemake_executor_plugin_submitit.tracked_job import Outcome
-
-_MAX_INPUT_ARGUMENTS = 20
-"""Inputs that a job's command line may list; more are listed in a file."""
 
 _ENDING_TIMEOUT = 10.0
 """Seconds that a job may take from its outputs to its result."""
@@ -55,6 +52,9 @@ class Executor(RemoteExecutor):
         self._own_resources = declared | (limited & resources.ALIASES)
         self._registry = startup.open_registry(folder, workflow)
         self._wake = threading.Event()
+        self._begin = threading.Event()
+        self._errors: set[str] = set()
+        self._earlier_errors: set[str] = set()
         self._start_tracking(folder)
         startup.warn_of_ignored_sigint(logger)
         startup.report_ignored_options(logger)
@@ -78,6 +78,8 @@ class Executor(RemoteExecutor):
             self._workflow, folder, self._registry, backend, kinds, self._logger
         )
         self._tracker.remove_old_logs()
+        if self._unrequested.are_ending:
+            self._begin.set()
 
     # --- called by Snakemake ----------------------------------------------------------------------
 
@@ -98,14 +100,18 @@ class Executor(RemoteExecutor):
         tracked = self._tracker.track(record, step, request, files, logs, forced)
         info.aux = {"tracked": tracked}
         self.report_job_submission(info, register_job=False)
+        self._begin.set()
         self._wake.set()
 
     async def check_active_jobs(
         self, active_jobs: list[SubmittedJobInfo]
     ) -> AsyncGenerator[SubmittedJobInfo, None]:
         """Submit new jobs, poll, and report jobs that ended; yield the others."""
-        self._tracker.poll()
-        await self._unrequested.record_outputs()
+        self._earlier_errors, self._errors = self._errors, set()
+        with self._retrying():
+            self._tracker.poll()
+        with self._retrying():
+            await self._unrequested.record_outputs()
         for info in active_jobs:
             if info.aux is None:  # reported when it was accepted
                 continue
@@ -125,27 +131,47 @@ class Executor(RemoteExecutor):
     def _advance(self, info: SubmittedJobInfo) -> "Outcome | None":
         """Return how a job ended, or None; after an error of the file system, try again."""
         assert info.aux is not None
-        try:
-            outcome: Outcome | None = self._tracker.advance(info.aux["tracked"])
+        outcome: Outcome | None = None
+        with self._retrying():
+            outcome = self._tracker.advance(info.aux["tracked"])
+        with self._retrying():
             self._register(info)
-        except OSError as error:
-            self._logger.warning(f"submitit: {error}; retrying")
-            return None
         return outcome
+
+    @contextlib.contextmanager
+    def _retrying(self) -> Iterator[None]:
+        """Go on after an error of the file system: the next poll tries again.
+
+        An exception would end Snakemake, and a shared folder may be gone for a while. An error that
+        lasts is reported once.
+        """
+        try:
+            yield
+        except OSError as error:
+            if str(error) not in self._earlier_errors | self._errors:
+                self._logger.warning(f"submitit: {error}; retrying")
+            self._errors.add(str(error))
 
     def _register(self, info: SubmittedJobInfo) -> None:
         """Let Snakemake mark the outputs as incomplete, once the job has its id."""
         assert info.aux is not None
         job_id = info.aux["tracked"].job_id
         if job_id is not None and info.external_jobid != job_id:
-            info.external_jobid = job_id
             info.job.register(external_jobid=job_id)
+            info.external_jobid = job_id
 
     async def sleep(self) -> None:
-        """Wait until the next poll, or until there is a job to submit."""
-        seconds = self._settings.poll_interval or 0.5
-        await asyncio.get_running_loop().run_in_executor(None, self._wake.wait, seconds)
+        """Wait until the next poll, or until there is a job to submit.
+
+        The thread itself waits: nothing else runs in its event loop.
+        """
+        self._wake.wait(self._settings.poll_interval or 0.5)
         self._wake.clear()
+
+    def _wait_thread(self) -> None:
+        """Poll from the first job on: with nothing to do, Snakemake ends without `shutdown`."""
+        self._begin.wait()
+        super()._wait_thread()
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """Cancel all jobs, or leave them to the next Snakemake (`submitit-on-interrupt`)."""
@@ -162,8 +188,10 @@ class Executor(RemoteExecutor):
     def shutdown(self) -> None:
         """Stop polling, after jobs that are just ending."""
         self._unrequested.wait(_ENDING_TIMEOUT)
+        self._begin.set()
         self._wake.set()
-        super().shutdown()
+        with contextlib.suppress(OSError):  # of Snakemake's temporary folder, which is not used
+            super().shutdown()
 
     # --- the command line within a job ------------------------------------------------------------
 
@@ -188,17 +216,11 @@ class Executor(RemoteExecutor):
         return str(join_cli_args([arguments, self._wait_for_files(job)]))
 
     def _wait_for_files(self, job: JobExecutorInterface) -> str:
-        if self._listed_inputs(job):
+        files = [str(file) for file in job.get_wait_for_files()]
+        if len(files) > MAX_INPUT_ARGUMENTS:
             path = shlex.quote(str(Attempts(self._registry.folder, _key(job)).input_list))
             return str(format_cli_arg("--wait-for-files-file", path))
-        files = [shlex.quote(str(file)) for file in job.get_wait_for_files()]
-        return str(format_cli_arg("--wait-for-files", files))
-
-    @staticmethod
-    def _listed_inputs(job: JobExecutorInterface) -> tuple[str, ...]:
-        """Return the files that a job waits for, if they are too many for its command line."""
-        files = tuple(str(file) for file in job.get_wait_for_files())
-        return files if len(files) > _MAX_INPUT_ARGUMENTS else ()
+        return str(format_cli_arg("--wait-for-files", map(shlex.quote, files)))
 
     def get_snakefile(self) -> str:
         """Return the path of the Snakefile, quoted for a shell; Snakemake's own is not."""
@@ -242,7 +264,7 @@ class Executor(RemoteExecutor):
                 resources.is_resumable(member.resources, self._settings.resumable)
                 for member in members(job)
             ),
-            inputs=self._listed_inputs(job),
+            inputs=tuple(str(file) for file in job.get_wait_for_files()),
             marks=tuple(internals.incomplete_markers(members(job), self._workflow.persistence)),
         )
 

@@ -4,6 +4,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
+
+from snakemake_executor_plugin_submitit import shared_folder
 from snakemake_executor_plugin_submitit.internals.submitit import JobPaths
 from snakemake_executor_plugin_submitit.registry import Record, Registry
 
@@ -30,8 +33,8 @@ def step_path(folder: Path, job_id: str) -> Path:
 
 def read_result(folder: Path, job_id: str) -> dict[str, Any]:
     """Return `exit_code` and `message` of a job's step, and whether it `started`."""
-    with result_path(folder, job_id).open("rb") as file:
-        kind, value = pickle.load(file)  # safe: only this user can write to the folder
+    content = shared_folder.read_bytes(result_path(folder, job_id))
+    kind, value = pickle.loads(content)  # safe: only this user can write to the folder
     if kind == "success":
         assert isinstance(value, dict)
         return {**value, "started": True}
@@ -39,17 +42,36 @@ def read_result(folder: Path, job_id: str) -> dict[str, Any]:
     return {"exit_code": 1, "message": f"the job could not start: {last_line}", "started": False}
 
 
-def remove_files(folder: Path, job_id: str, keep_log: bool) -> None:
-    """Remove the files of a job."""
+def remove_files(folder: Path, job_id: str, keep_log: bool) -> list[OSError]:
+    """Remove the files of a job, those that exist; return the errors of those that stay."""
     paths = JobPaths(folder, job_id=job_id, task_id=0)
-    for path in (paths.submitted_pickle, paths.result_pickle, paths.submission_file):
-        path.unlink(missing_ok=True)
-    if not keep_log:
-        paths.stdout.unlink(missing_ok=True)
+    logs = [] if keep_log else [paths.stdout]
+    return shared_folder.remove(
+        [paths.submitted_pickle, paths.result_pickle, paths.submission_file, *logs]
+    )
 
 
-def forget(registry: Registry, folder: Path, record: Record, keep_log: bool = False) -> None:
-    """Remove a job's files and its record."""
-    if record.job_id is not None:
-        remove_files(folder, record.job_id, keep_log)
-    registry.remove(record)
+def forget(
+    registry: Registry,
+    folder: Path,
+    record: Record,
+    logger: LoggerExecutorInterface,
+    keep_log: bool = False,
+) -> None:
+    """Remove a job's files and its record, those that exist; report those that stay.
+
+    Nothing fails for them: the next run of Snakemake finds the record again, and acts on it.
+    """
+    errors = remove_files(folder, record.job_id, keep_log) if record.job_id is not None else []
+    report_leftovers(record, [*errors, *registry.remove(record)], logger)
+
+
+def report_leftovers(
+    record: Record, errors: list[OSError], logger: LoggerExecutorInterface
+) -> None:
+    """Report in one line that files of a job could not be removed, if there are any."""
+    if errors:
+        more = f" (and {len(errors) - 1} others)" if len(errors) > 1 else ""
+        logger.warning(
+            f"submitit: {record.title}: not removed, and not needed any more: {errors[0]}{more}"
+        )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snakemake_executor_plugin_submitit import memory_kills, processes
+from snakemake_executor_plugin_submitit import memory_kills, processes, shared_folder
 from snakemake_executor_plugin_submitit.attempts import (
     ABORTED,
     BLOCKED,
@@ -38,6 +38,9 @@ RESEND_INTERVAL = 10.0
 
 ORPHAN_TIMEOUT = 20.0
 """Seconds that processes have to end once the command itself has ended."""
+
+MAX_INPUT_ARGUMENTS = 20
+"""Inputs that a job's command line may list; more are listed in a file."""
 
 LOCAL_REQUEUE = 144
 """Exit code that makes submitit's local executor start a job again."""
@@ -62,7 +65,7 @@ class JobStep:
     """Whether the command saves on SIGUSR2 and resumes when it is started again. Others are not
     signalled, and requeued only by SLURM: after preemption or a node failure."""
     inputs: tuple[str, ...] = ()
-    """Files for which the command waits, if there are many: it reads them from `KEY.inputs`."""
+    """Files for which the command waits. If there are many, it reads them from `KEY.inputs`."""
     marks: tuple[tuple[str, str], ...] = ()
     """Path and content of Snakemake's incomplete markers, written again after success.
 
@@ -206,8 +209,12 @@ class _Supervisor:
         return environment
 
     def _write_inputs(self) -> None:
-        """Write the list of inputs, now: with an earlier job of this key its list is removed."""
-        if self._step.inputs:
+        """Write the list of inputs, now: with an earlier job of this key its list is removed.
+
+        Other hosts have made the inputs since this one looked for them, perhaps for another job.
+        """
+        shared_folder.refresh(*self._step.inputs)
+        if len(self._step.inputs) > MAX_INPUT_ARGUMENTS:
             text = "\n".join(self._step.inputs) + "\n"
             self._attempts.input_list.write_text(text, encoding="utf-8")
 

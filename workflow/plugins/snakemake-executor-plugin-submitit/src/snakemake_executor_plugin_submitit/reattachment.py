@@ -5,7 +5,7 @@ from pathlib import Path
 
 from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
 
-from snakemake_executor_plugin_submitit import job_files
+from snakemake_executor_plugin_submitit import job_files, shared_folder
 from snakemake_executor_plugin_submitit.backends import Backend
 from snakemake_executor_plugin_submitit.polling import StatusPoller
 from snakemake_executor_plugin_submitit.registry import Record, Registry
@@ -76,9 +76,9 @@ class Reattachment:
             return False
         if self._poller.has_result(record.job_id):
             result = job_files.read_result(self._folder, record.job_id)
-            return result["exit_code"] == 0 and all(Path(output).exists() for output in job.outputs)
+            return result["exit_code"] == 0 and all(map(shared_folder.exists, job.outputs))
         # Without this file, which is written after the submission, the job cannot start.
-        return job_files.step_path(self._folder, record.job_id).exists()
+        return shared_folder.exists(job_files.step_path(self._folder, record.job_id))
 
     def _outdated_reason(self, record: Record, job: TrackedJob) -> str | None:
         """Return why the outputs of an earlier job are outdated, or None if they are not."""
@@ -127,6 +127,6 @@ class Reattachment:
             self._poller.poll_soon()
             return
         for record in job.conflicts:
-            job_files.forget(self._registry, self._folder, record)
+            job_files.forget(self._registry, self._folder, record, self._logger)
         job.conflicts = []
         job.enter(Phase.SUBMIT)

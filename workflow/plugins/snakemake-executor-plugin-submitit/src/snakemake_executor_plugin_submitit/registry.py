@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from snakemake_executor_plugin_submitit import shared_folder
 from snakemake_executor_plugin_submitit.attempts import Attempts
 
 
@@ -72,6 +73,8 @@ class Registry:
                 record = Record(**json.loads(path.read_text(encoding="utf-8")))
             except (ValueError, TypeError):  # of another version of this plugin
                 continue
+            except FileNotFoundError:  # removed on another host since the folder was listed
+                continue
             if record.directory == str(Path.cwd()):  # otherwise the directory was copied
                 yield record
 
@@ -124,8 +127,11 @@ class Registry:
         """Write a record with other values in some fields, and return it."""
         return self.write(replace(record, **changes))
 
-    def remove(self, record: Record) -> None:
-        """Remove a record and the files of its attempts."""
+    def remove(self, record: Record) -> list[OSError]:
+        """Remove a record and the files of its attempts; return the errors of those that stay."""
         self._records.pop(record.key, None)
-        (self.folder / f"{record.key}.json").unlink(missing_ok=True)
-        self.attempts(record).remove()
+        try:
+            paths = self.attempts(record).files()
+        except OSError as error:
+            return [error]
+        return shared_folder.remove([self.folder / f"{record.key}.json", *paths])

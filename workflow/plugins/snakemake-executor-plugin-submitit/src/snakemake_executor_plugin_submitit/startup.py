@@ -14,7 +14,7 @@ from snakemake_interface_common.exceptions import ApiError
 from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
 from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
 
-from snakemake_executor_plugin_submitit import resources
+from snakemake_executor_plugin_submitit import resources, shared_folder
 from snakemake_executor_plugin_submitit.internals import snakemake as internals
 from snakemake_executor_plugin_submitit.registry import Registry
 
@@ -53,7 +53,7 @@ def make_folder(setting: Path | None) -> Path:
         if folder.is_relative_to(here):
             folder.mkdir(parents=True, exist_ok=True)
         else:
-            if not folder.exists():
+            if not shared_folder.exists(folder):
                 folder.mkdir(parents=True)
                 folder.chmod(0o1777)  # other users make their subfolders here
             digest = hashlib.sha256(str(here).encode()).hexdigest()[:16]
@@ -72,7 +72,13 @@ def open_registry(folder: Path, workflow: WorkflowExecutorInterface) -> Registry
     Raises:
         ApiError: another Snakemake runs this workflow, here or on another host.
     """
-    registry = Registry(folder / "jobs")
+    try:
+        registry = Registry(folder / "jobs")
+    except OSError as error:
+        raise ApiError(
+            f"submitit: {error.filename or folder}: {error.strerror}: the jobs of earlier runs "
+            "cannot be read; start again once the file system answers, or remove that file"
+        ) from None
     try:
         holder = registry.lock()
     except OSError as error:

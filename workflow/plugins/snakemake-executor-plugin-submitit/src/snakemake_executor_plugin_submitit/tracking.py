@@ -9,7 +9,7 @@ from typing import Any
 
 from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
 
-from snakemake_executor_plugin_submitit import diagnosis, job_files, slurm
+from snakemake_executor_plugin_submitit import diagnosis, job_files, shared_folder, slurm
 from snakemake_executor_plugin_submitit.attempts import (
     RESUMABLE_ENDS,
     TERMINATED,
@@ -96,7 +96,8 @@ class Tracker:
                 accepted &= self._backend.cancel(self._backend.find(job.record.name) or [])
         for job in self._jobs:
             if job.job_id is not None:
-                self._registry.update(job.record, cancelled=True)
+                with contextlib.suppress(OSError):  # then the next run may reattach to it
+                    self._registry.update(job.record, cancelled=True)
         return accepted
 
     # --- once a cycle, for all jobs ---------------------------------------------------------------
@@ -197,7 +198,7 @@ class Tracker:
         status = self._poller.status(job.record.job_id)
         if status.is_active:
             if result is not None and status.state == "PENDING":
-                job_files.result_path(self._folder, job.record.job_id).unlink(missing_ok=True)
+                shared_folder.remove([job_files.result_path(self._folder, job.record.job_id)])
             job.inactive_polls, job.reattached = 0, False
             self._update_attempts(job, status)
             return None
@@ -218,6 +219,8 @@ class Tracker:
     def _update_attempts(self, job: TrackedJob, status: Status) -> None:
         """Report a new attempt at an active job, and skip SLURM's delay after a requeue."""
         assert job.record.job_id is not None
+        if status.state == "PENDING" and status.reason != "BeginTime":
+            return  # no attempt begins now: the folder need not be listed
         attempts = self._registry.attempts(job.record).read()
         now = time.monotonic()
         if (
@@ -266,7 +269,7 @@ class Tracker:
             self._resubmit(job, status)
             return None
         self._finish(job, keep_log=True)
-        return Outcome(failure, log if log.exists() else None)
+        return Outcome(failure, log if shared_folder.exists(log) else None)
 
     def _failure(self, job: TrackedJob, status: Status, log: Path) -> str | None:
         """Return why a job that ended without a result has failed, or None to resubmit it."""
@@ -277,7 +280,7 @@ class Tracker:
             return self._explain(job, status)
         if status.state not in NODE_FAILURES:
             if not diagnosis.has_started(past, job_id):
-                if not log.exists():
+                if not shared_folder.exists(log):
                     return diagnosis.folder_not_visible(job_id, log)
                 return self._explain(job, status, "the job step did not start")
             # A node may refuse an attempt right after a requeue.
@@ -313,17 +316,23 @@ class Tracker:
             f"submitit: {job.record.title} ended without a result: "
             f"{status.state}{reason}; resubmitted"
         )
-        job_files.remove_files(self._folder, job.record.job_id, keep_log=True)
+        errors = job_files.remove_files(self._folder, job.record.job_id, keep_log=True)
+        job_files.report_leftovers(job.record, errors, self._logger)
         job.record = self._registry.update(
             job.record, job_id=None, resubmissions=job.record.resubmissions + 1
         )
         job.enter(Phase.SUBMIT)
 
     def _finish(self, job: TrackedJob, keep_log: bool) -> None:
-        """Stop tracking a job, whose end is reported next."""
+        """Stop tracking a job, whose end is reported next. Errors of the file system do not count.
+
+        The files of the folder are not needed any more, but the job's outputs are: Snakemake looks
+        for them next.
+        """
         self._jobs.remove(job)
+        shared_folder.refresh(*job.outputs, *job.rule_logs)
         if not any(other.record.key == job.record.key for other in self._jobs):
             self._forget(job.record, keep_log)
 
     def _forget(self, record: Record, keep_log: bool) -> None:
-        job_files.forget(self._registry, self._folder, record, keep_log)
+        job_files.forget(self._registry, self._folder, record, self._logger, keep_log)

@@ -8,7 +8,7 @@ from typing import Any
 from snakemake_interface_executor_plugins.logging import LoggerExecutorInterface
 from snakemake_interface_executor_plugins.workflow import WorkflowExecutorInterface
 
-from snakemake_executor_plugin_submitit import job_files
+from snakemake_executor_plugin_submitit import job_files, shared_folder
 from snakemake_executor_plugin_submitit.backends import Backend
 from snakemake_executor_plugin_submitit.contents import contents, outputs
 from snakemake_executor_plugin_submitit.internals import snakemake as internals
@@ -34,7 +34,7 @@ class UnrequestedJobs:
         logger: LoggerExecutorInterface,
     ) -> None:
         self._workflow, self._folder, self._registry = workflow, folder, registry
-        self._triggers = triggers
+        self._triggers, self._logger = triggers, logger
         self._ending: list[tuple[Record, list[Any]]] = []
         requested = {
             output for job in internals.jobs_to_run(workflow) for output in outputs(job)
@@ -42,6 +42,11 @@ class UnrequestedJobs:
         records = [record for record in registry.all() if not requested & set(record.contents)]
         if records:
             self._report(self._sort(records, backend), logger)
+
+    @property
+    def are_ending(self) -> bool:
+        """Whether `record_outputs` has something to wait for."""
+        return bool(self._ending)
 
     def _sort(self, records: list[Record], backend: Backend) -> list[str]:
         """Keep the records of ending jobs; forget others, and return the ids of those active."""
@@ -54,12 +59,12 @@ class UnrequestedJobs:
             job_id = record.job_id
             is_active = job_id and (statuses is None or statuses.get(job_id, GONE).is_active)
             in_dag = set(record.contents) <= set(jobs)
-            if in_dag and job_id and (is_active or self._result(job_id).exists()):
+            if in_dag and job_id and (is_active or self._has_result(job_id)):
                 self._ending.append((record, [jobs[output] for output in record.contents]))
             elif is_active and job_id and not in_dag:
                 active.append(job_id)
             else:
-                job_files.forget(self._registry, self._folder, record)
+                job_files.forget(self._registry, self._folder, record, self._logger)
         return active
 
     @staticmethod
@@ -75,14 +80,14 @@ class UnrequestedJobs:
         """Record the outputs of jobs that have ended since."""
         for record, jobs in list(self._ending):
             assert record.job_id is not None
-            if not self._result(record.job_id).exists():
+            if not self._has_result(record.job_id):
                 continue
             if job_files.read_result(self._folder, record.job_id)["exit_code"] == 0:
                 for job in jobs:
                     # The marker of an outdated output stays: it is made again.
                     if not record.changes(contents(job, self._workflow), self._triggers):
                         await internals.record_outputs(job, self._workflow)
-            job_files.forget(self._registry, self._folder, record)
+            job_files.forget(self._registry, self._folder, record, self._logger)
             self._ending.remove((record, jobs))
 
     def wait(self, seconds: float) -> None:
@@ -91,5 +96,5 @@ class UnrequestedJobs:
         while self._ending and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def _result(self, job_id: str) -> Path:
-        return job_files.result_path(self._folder, job_id)
+    def _has_result(self, job_id: str) -> bool:
+        return shared_folder.exists(job_files.result_path(self._folder, job_id))

@@ -68,3 +68,45 @@ def test_a_local_job_is_reattached(toy):
     toy.let_finish()
     driver.succeed()
     assert len(toy.starts()) == 1
+
+
+# --- errors of the file system --------------------------------------------------------------------
+
+PROGRESS_IS_A_FOLDER = """
+rule last:
+    input: 'first.txt'
+    output: 'last.txt'
+    shell: 'touch {output}'
+
+rule first:
+    output: 'first.txt'
+    shell: 'mkdir $SNAKEMAKE_SUBMITIT_RESUME && touch {output}'
+"""
+
+
+def test_a_file_that_cannot_be_removed_after_a_job_does_not_end_the_others(toy):
+    toy.write(PROGRESS_IS_A_FOLDER)
+    output = toy.succeed(cluster="local")
+    assert output.count("not removed, and not needed any more") == 1
+    assert (toy.folder / "last.txt").exists()
+
+
+def test_a_result_that_cannot_be_read_for_a_while_only_delays(toy):
+    toy.write(training_rule())
+    driver = toy.start(cluster="local")
+    toy.await_training(1, driver)
+    (record,) = toy.records()
+    result = toy.folder / ".snakemake" / "submitit" / f"{record['job_id']}_0_result.pkl"
+    result.symlink_to("/proc/self/mem")
+    driver.await_that(lambda: "Input/output error; retrying" in driver.output())
+    result.unlink()
+    toy.let_finish()
+    assert driver.succeed().count("Input/output error") == 1
+
+
+def test_with_nothing_to_do_it_ends_silently(toy):
+    toy.write("rule all:\n    output: 'all.txt'\n    shell: 'touch {output}'\n")
+    toy.succeed(cluster="local")
+    driver = toy.start_process(cluster="local")
+    output = driver.succeed()
+    assert "Nothing to be done" in output and "shutdown" not in output

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snakemake_executor_plugin_submitit import ExecutorSettings, resources
+from snakemake_executor_plugin_submitit import ExecutorSettings, resources, shared_folder
 from snakemake_executor_plugin_submitit.attempts import (
     BLOCKED,
     DONE,
@@ -218,12 +218,13 @@ def test_attempts_are_read_back_without_an_incomplete_last_line(tmp_path):
     attempts.end("7", SIGNALLED)
     attempts.begin("7", "n2")
     assert not attempts.resume_requested() and not attempts.is_blocked()  # of the one before
-    with (tmp_path / "key.attempts").open("a") as file:
+    (log,) = tmp_path.glob("key.*.attempts")
+    with log.open("a") as file:
         file.write('{"job_id": "7", "en')
     first, second = attempts.read()
     assert (first.node, first.progress, first.end) == ("n1", None, SIGNALLED)
     assert (second.node, second.progress, second.end) == ("n2", "step 9", LOST)
-    attempts.remove()
+    assert shared_folder.remove(attempts.files()) == []
     assert attempts.read() == [] and list(tmp_path.iterdir()) == []
 
 
@@ -241,6 +242,23 @@ def test_an_attempt_that_is_superseded_ends_without_a_result(tmp_path):
     assert isinstance(error, SystemExit) and error.code == 1
     first, second = Attempts(tmp_path, "key").read()
     assert (first.end, second.end, second.node) == (LOST, LOST, "n2")
+
+
+def test_each_host_appends_to_its_own_file_and_the_order_does_not_depend_on_clocks(
+    tmp_path, monkeypatch
+):
+    for host, clock in [("n1", 200.0), ("n2", 100.0), ("n1", 300.0)]:
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        monkeypatch.setattr("time.time", lambda clock=clock: clock)
+        Attempts(tmp_path, "key").begin("7", host)
+        Attempts(tmp_path, "key").end("7", SIGNALLED)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "key.n1.attempts", "key.n2.attempts",
+    ]  # fmt: skip
+    attempts = Attempts(tmp_path, "key").read()
+    assert [(each.node, each.number, each.end) for each in attempts] == [
+        ("n1", 1, SIGNALLED), ("n2", 2, SIGNALLED), ("n1", 3, SIGNALLED),
+    ]  # fmt: skip
 
 
 def test_an_end_of_another_job_is_ignored(tmp_path):
