@@ -19,6 +19,7 @@ from smt.models.layers import (
     image,
     pixels,
 )
+from smt.models.mixed_precision import cast_parameters, pre_norm, scaled_sum
 
 BLOCK_NORM_EPS = 1e-6
 """LayerNorm's epsilon in blocks and in the norm that closes a stage (released code); the stem and
@@ -36,13 +37,13 @@ class Stem(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_chans, channels, kernel, 2, kernel // 2, bias=False)
         self.batch_norm = nn.BatchNorm1d(channels)
-        self.relu = nn.ReLU(inplace=True)
         self.reduce = nn.Conv2d(channels, channels, 2, 2)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, images: Tensor) -> Tensor:
         x = pixels(self.conv(image(pixels(images))))
-        x = self.relu(batch_norm(self.batch_norm, x))
+        # In place, the gradient of a view would be copied twice.
+        x = F.relu(batch_norm(self.batch_norm, x), inplace=not torch.is_grad_enabled())
         output: Tensor = self.norm(pixels(self.reduce(image(x))))
         return output
 
@@ -215,8 +216,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, C) of (B, H, W, C)."""
-        x = self._add(x, self.mixer(self.norm1(x)), self.scale1)
-        return self._add(x, self.mlp(self.norm2(x)), self.scale2)
+        with cast_parameters(self, x):
+            x, normalised = pre_norm(self.norm1, x)
+            x = self._add(x, self.mixer(normalised), self.scale1)
+            x, normalised = pre_norm(self.norm2, x)
+            return self._add(x, self.mlp(normalised), self.scale2)
 
     def _add(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         """Return x + branch, scaled a channel and dropped an image: one pass over the memory."""
@@ -226,7 +230,7 @@ class Block(nn.Module):
             keep = 1 - self.drop_path_rate
             mask = x.new_empty(len(x), 1, 1, 1).bernoulli_(keep).div_(keep)
             scale = mask if scale is None else mask * scale
-        return x + branch if scale is None else torch.addcmul(x, branch, scale)
+        return x + branch if scale is None else scaled_sum(x, branch, scale)
 
 
 def block(model: Model, stage: int, mixer: Literal["sam", "msa"], drop: float) -> Block:
