@@ -28,7 +28,9 @@ kernels ask for, and so does LayerScale, which float16 could hardly hold at its 
 def half_of(x: Tensor) -> torch.dtype | None:
     """Return the type that autocast computes matrix products of `x` in; None where it is off."""
     kind = x.device.type
-    if torch.compiler.is_compiling() or not torch.is_autocast_enabled(kind):
+    if torch.compiler.is_compiling() or not torch.amp.is_autocast_available(kind):  # on meta
+        return None
+    if not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 
