@@ -37,13 +37,14 @@ class Stem(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_chans, channels, kernel, 2, kernel // 2, bias=False)
         self.batch_norm = nn.BatchNorm1d(channels)
+        self.relu = nn.ReLU(inplace=True)
         self.reduce = nn.Conv2d(channels, channels, 2, 2)
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, images: Tensor) -> Tensor:
         x = pixels(self.conv(image(pixels(images))))
-        # In place, the gradient of a view would be copied twice.
-        x = F.relu(batch_norm(self.batch_norm, x), inplace=not torch.is_grad_enabled())
+        # Of the norm's own output: changed in place, a view has its gradient copied twice.
+        x = self.relu(self.batch_norm(x.flatten(0, 2))).view_as(x)
         output: Tensor = self.norm(pixels(self.reduce(image(x))))
         return output
 
