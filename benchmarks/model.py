@@ -3,7 +3,9 @@
 `python benchmarks/model.py` loads the same weights into both, checks that they agree, then times
 them in turn, round by round, and prints medians and ratios of one run. With `--threads 1` these are
 of CPU time, which other work on the machine hardly changes. `--demo` takes the demo's
-models instead of the paper's; `--compile` adds torch.compile, which needs a C++ compiler.
+models instead of the paper's; `--compile` adds torch.compile, which needs a C++ compiler. Kernels
+of a GPU and the bytes that they move are counted on fake tensors, the same on any machine without a
+GPU; `--only traffic` counts these alone.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from smt.config.load import load_project
 from smt.config.models import Model
 from smt.models import released, zoo
+from smt.rehearsal.traffic import traffic
 from smt.runs.paths import bundled_params
 
 CLASSES = 1000
@@ -101,7 +104,7 @@ def print_peak_growth(arguments: argparse.Namespace, model: Model) -> None:
     """In the fresh process: one call after the model is made, and what it added to the peak."""
     system, mode = arguments.memory
     network = pair(model)[system == OURS]
-    images, labels = inputs(arguments)
+    images, labels = inputs(arguments, arguments.batch)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of building models
     before = memory_kb("VmRSS")
     if mode == "training":
@@ -117,10 +120,42 @@ def memory_kb(field: str) -> int:
     return int(status.partition(f"{field}:")[2].split()[0])
 
 
-def inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
+def inputs(arguments: argparse.Namespace, batch: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
-    images = torch.randn(arguments.batch, 3, arguments.resolution, arguments.resolution)
-    return images, torch.randint(CLASSES, (arguments.batch,))
+    images = torch.randn(batch, 3, arguments.resolution, arguments.resolution)
+    return images, torch.randint(CLASSES, (batch,))
+
+
+def print_traffic(arguments: argparse.Namespace, model: Model) -> None:
+    """Count what a GPU would do for a batch under autocast in fp16."""
+    for mode in ("inference", "training"):
+        counts = {}
+        for index, system in enumerate((PLAIN, OURS)):
+            network = pair(model)[index].train(mode == "training")
+            images, labels = inputs(arguments, arguments.traffic_batch)
+            if system == OURS:
+                images = images.to(memory_format=torch.channels_last)
+            call = train_in_half if mode == "training" else infer_in_half
+            counts[system] = traffic(network, call, images, labels)
+            print(
+                f"traffic    {mode:10} {system:8} {counts[system].bytes / 2**30:6.2f} GiB by "
+                f"{counts[system].kernels:,} kernels, {counts[system].casts} of them casts"
+            )
+        print(
+            f"traffic    {mode:10} {counts[OURS].bytes / counts[PLAIN].bytes:.2f} of the bytes and "
+            f"{counts[OURS].kernels / counts[PLAIN].kernels:.2f} of the kernels of {PLAIN}"
+        )
+
+
+def train_in_half(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with torch.autocast("cuda", torch.float16):
+        loss = F.cross_entropy(network(images).float(), labels)
+    loss.backward()
+
+
+def infer_in_half(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+        network(images)
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -131,6 +166,8 @@ def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="torch.compile as well")
+    parser.add_argument("--traffic-batch", type=int, default=128, help="images of the GPU's batch")
+    parser.add_argument("--only", choices=["traffic"], help="count traffic, time nothing")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -143,8 +180,11 @@ def main() -> None:
     if arguments.memory:
         print_peak_growth(arguments, model)
         return
+    if arguments.only:
+        print_traffic(arguments, model)
+        return
     plain, ours = pair(model)
-    images, labels = inputs(arguments)
+    images, labels = inputs(arguments, arguments.batch)
     last = images.to(memory_format=torch.channels_last)
     print(
         f"{arguments.model}, batch {arguments.batch}, {arguments.resolution} px, "
@@ -171,6 +211,7 @@ def main() -> None:
             f"memory     {mode:14} peak growth {growth[OURS]:.0f} MB, {PLAIN} "
             f"{growth[PLAIN]:.0f} MB: {growth[OURS] / growth[PLAIN]:.2f} of it"
         )
+    print_traffic(arguments, model)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,9 @@ def _line(fit: "Fit") -> str:
     text = (
         f"{head}: training {gib(done.training_bytes)} at {done.training_at}, prediction "
         f"{gib(done.prediction_bytes)}; a step: {sum(done.waits.values())} waits, "
-        f"{done.kernels:,} kernels, {gib(done.traffic_bytes)} moved"
+        f"{done.kernels:,} kernels ({done.casts:,} casts), {gib(done.traffic_bytes)} moved; the "
+        f"prediction: {done.prediction_kernels:,} kernels, {gib(done.prediction_traffic_bytes)} "
+        "moved"
     )
     if fit.fits:
         return text

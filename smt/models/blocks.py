@@ -19,6 +19,7 @@ from smt.models.layers import (
     image,
     pixels,
 )
+from smt.models.mixed_precision import cast_parameters, pre_norm, scaled_sum
 
 BLOCK_NORM_EPS = 1e-6
 """LayerNorm's epsilon in blocks and in the norm that closes a stage (released code); the stem and
@@ -42,7 +43,8 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = pixels(self.conv(image(pixels(images))))
-        x = self.relu(batch_norm(self.batch_norm, x))
+        # Of the norm's own output: changed in place, a view has its gradient copied twice.
+        x = self.relu(self.batch_norm(x.flatten(0, 2))).view_as(x)
         output: Tensor = self.norm(pixels(self.reduce(image(x))))
         return output
 
@@ -215,8 +217,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, C) of (B, H, W, C)."""
-        x = self._add(x, self.mixer(self.norm1(x)), self.scale1)
-        return self._add(x, self.mlp(self.norm2(x)), self.scale2)
+        with cast_parameters(self, x):
+            x, normalised = pre_norm(self.norm1, x)
+            x = self._add(x, self.mixer(normalised), self.scale1)
+            x, normalised = pre_norm(self.norm2, x)
+            return self._add(x, self.mlp(normalised), self.scale2)
 
     def _add(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         """Return x + branch, scaled a channel and dropped an image: one pass over the memory."""
@@ -226,7 +231,7 @@ class Block(nn.Module):
             keep = 1 - self.drop_path_rate
             mask = x.new_empty(len(x), 1, 1, 1).bernoulli_(keep).div_(keep)
             scale = mask if scale is None else mask * scale
-        return x + branch if scale is None else torch.addcmul(x, branch, scale)
+        return x + branch if scale is None else scaled_sum(x, branch, scale)
 
 
 def block(model: Model, stage: int, mixer: Literal["sam", "msa"], drop: float) -> Block:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from smt.config.models import Model
 from smt.models.blocks import BLOCK_NORM_EPS, PatchEmbedding, Stem, block
 from smt.models.layers import image
+from smt.models.mixed_precision import pre_norm
 
 STRIDES = (4, 8, 16, 32)
 """Of each stage's output, in pixels of the input."""
@@ -50,7 +51,7 @@ class Stage(nn.Module):
                 )
             else:
                 x = block_(x)
-        output: Tensor = self.norm(x)
+        _, output = pre_norm(self.norm, x)
         return output
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from smt.engine.device import use_deterministic_algorithms
@@ -68,6 +68,26 @@ def fake_gpu() -> Iterator[None]:
             stack.enter_context(mock.patch.object(target, name, value))
         stack.enter_context(_deterministic())
         yield
+
+
+def move_to_gpu(network: nn.Module) -> None:
+    """Put a fake tensor on the GPU in place of each parameter and buffer of a real network.
+
+    Other attributes of modules stay where they are, as `Module.to` would leave them, so that a
+    constant which was forgotten there is met by a tensor of another device.
+    """
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                on_gpu = nn.Parameter(fake_on_gpu(parameter), parameter.requires_grad)
+                module._parameters[name] = on_gpu
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else fake_on_gpu(buffer)
+
+
+def fake_on_gpu(tensor: Tensor) -> Tensor:
+    """Return a fake tensor on the GPU of a tensor's shape, strides and type."""
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=GPU)
 
 
 @contextmanager

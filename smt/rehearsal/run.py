@@ -9,17 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from smt.config.project import Project
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
 from smt.engine.trainer import Settings, Trainer
 from smt.errors import first_line
-from smt.rehearsal.fake_gpu import GPU, fake_gpu
+from smt.rehearsal.fake_gpu import GPU, move_to_gpu
+from smt.rehearsal.traffic import watched
 from smt.rehearsal.watch import Watch, package_line
 from smt.runs.rehearsals import Rehearsal
 from smt.tasks.synthetic import Synthetic
@@ -33,24 +30,6 @@ class _OnFakeGpu(Synthetic):
 
     def _move(self) -> None:
         """Leave it where it is: it is built before tensors are fake ones."""
-
-    def move(self) -> None:
-        """Put a fake tensor on the GPU in place of each parameter and buffer.
-
-        Other attributes of modules stay where they are, as `Module.to` would leave them, so that a
-        constant which was forgotten there is met by a tensor of another device.
-        """
-        for module in self.model.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    on_gpu = nn.Parameter(_on_gpu(parameter), parameter.requires_grad)
-                    module._parameters[name] = on_gpu
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else _on_gpu(buffer)
-
-
-def _on_gpu(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=GPU)
 
 
 def rehearse(project: Project, experiment: str, **changes: Any) -> Rehearsal:
@@ -73,19 +52,13 @@ def rehearse(project: Project, experiment: str, **changes: Any) -> Rehearsal:
         size=task.canvas,
         recompute=task.recipe.recompute,
     )
-    watch = Watch()
     try:
-        with (
-            fake_gpu(),
-            FakeTensorMode(allow_non_fake_inputs=False),
-            watch,
-            watch.host_side(),
-        ):
-            task.move()
+        with watched() as watch:
+            move_to_gpu(task.model)
             result = _train(task, watch, result)
             watch.reset()
             task.predict()
-            result = result.model_copy(update={"prediction_bytes": watch.peak})
+            result = result.model_copy(update=_of_prediction(watch))
     except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError) as error:
         result = result.model_copy(update={"failure": _explained(error)})
     return result.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
@@ -112,6 +85,7 @@ def _train(task: _OnFakeGpu, watch: Watch, result: Rehearsal) -> Rehearsal:
             if not where.startswith("smt/tasks/synthetic.py")  # a loader's batches are pinned
         },
         "kernels": watch.kernels.total(),
+        "casts": watch.casts,
         "traffic_bytes": watch.traffic,
         "without_gradient": [
             name
@@ -120,6 +94,14 @@ def _train(task: _OnFakeGpu, watch: Watch, result: Rehearsal) -> Rehearsal:
         ],
     }
     return result.model_copy(update=done)
+
+
+def _of_prediction(watch: Watch) -> dict[str, int]:
+    return {
+        "prediction_bytes": watch.peak,
+        "prediction_kernels": watch.kernels.total(),
+        "prediction_traffic_bytes": watch.traffic,
+    }
 
 
 def _explained(error: Exception) -> str:

@@ -10,12 +10,16 @@ from smt.report.grid import Cell, Column, Grid
 
 NAME = "rehearsal"
 
-HEADINGS = ("experiment", "images", "size", "recompute", "training", "prediction", "fits")
+HEADINGS = (
+    "experiment", "images", "size", "recompute", "training", "prediction", "moved", "kernels",
+    "fits",
+)  # fmt: skip
 
 NOTE = (
     f"Peaks are of tensors alone, by rehearsal on a fake GPU; {BESIDE_TENSORS // GIB} GiB of the "
     "card are left for CUDA and kernels (assumed). A detector's batch is the largest that can "
-    "come: a landscape and a portrait, padded to hold both."
+    "come: a landscape and a portrait, padded to hold both. Moved: GiB that the kernels of a "
+    "training step read and write."
 )
 
 
@@ -37,6 +41,8 @@ def _figures(fit: Fit) -> tuple[str, ...]:
         "yes" if done.recompute else "no",
         f"{done.training_bytes / GIB:.2f}",
         f"{done.prediction_bytes / GIB:.2f}",
+        f"{done.traffic_bytes / GIB:.1f}",
+        f"{done.kernels:,}",
     )
 
 
@@ -66,6 +72,8 @@ def grid(project: Project, fits: Sequence[Fit]) -> Grid:
             Column("Recompute"),
             Column("Training, GiB", numeric=True),
             Column("Prediction, GiB", numeric=True),
+            Column("Moved in a step, GiB", numeric=True),
+            Column("Kernels of a step", numeric=True),
             Column("Fits"),
         ),
         rows=tuple(_row(fit) for fit in fits),
@@ -88,6 +96,7 @@ def _sentence(fit: Fit) -> str:
 def _record(fit: Fit) -> dict[str, str]:
     keys = (
         "experiment", "precision", "images", "recompute", "training_bytes", "prediction_bytes",
+        "traffic_bytes", "kernels", "casts", "prediction_traffic_bytes", "prediction_kernels",
         "room_bytes", "fits",
     )  # fmt: skip
     values = fit.as_json()

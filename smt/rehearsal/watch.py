@@ -1,5 +1,6 @@
 """What a step does on the fake GPU: memory by place, waits, kernels, bytes that they move."""
 
+import math
 import sys
 import weakref
 from collections import Counter
@@ -58,8 +59,10 @@ class Watch(TorchDispatchMode):
         """Times that the host waits for the GPU, by what for and where."""
         self.kernels: Counter[str] = Counter()
         """Operations that compute, by name."""
+        self.casts = 0
+        """Those of them that copy tensors to another type."""
         self.traffic = 0
-        """Bytes that these read and write, each tensor as often as an operation has it."""
+        """Bytes that these read and write: see `bytes_moved`."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -71,17 +74,17 @@ class Watch(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         _require_one_type(func, args)
         result = self._answer(func, args, kwargs)
-        self._count(func, (args, kwargs), result)
+        self._count(func, args, kwargs, result)
         return result
 
-    def _count(self, func: Any, inputs: Any, result: Any) -> None:
-        outputs = [each for each in tree_iter(result) if _is_on_gpu(each)]
+    def _count(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        outputs = _on_gpu(result)
         for output in outputs:
             self._hold(output)
-        read = [each for each in tree_iter(inputs) if _is_on_gpu(each)]
-        if (read or outputs) and _computes(func):
+        if (outputs or _on_gpu((args, kwargs))) and _computes(func):
             self.kernels[str(func)] += 1
-            self.traffic += sum(each.numel() * each.element_size() for each in (*read, *outputs))
+            self.casts += is_cast(func, args, result)
+            self.traffic += bytes_moved(func, args, kwargs, result)
 
     def _hold(self, tensor: Tensor) -> None:
         """Count a tensor's memory for as long as something refers to it."""
@@ -234,6 +237,10 @@ def _is_on_gpu(value: Any) -> bool:
     return isinstance(value, Tensor) and value.device.type == "cuda"
 
 
+def _on_gpu(values: Any) -> list[Tensor]:
+    return [each for each in tree_iter(values) if _is_on_gpu(each)]
+
+
 _NO_KERNEL = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach",
     "_local_scalar_dense", "_unsafe_view", "lift_fresh", "alias", "set_",
@@ -246,6 +253,59 @@ def _computes(func: Any) -> bool:
         and not func.is_view
         and func.overloadpacket.__name__ not in _NO_KERNEL
     )
+
+
+_OVERWRITE = {
+    "copy_", "fill_", "zero_", "bernoulli_", "normal_", "uniform_", "random_", "_foreach_copy_",
+    "_foreach_zero_",
+}  # fmt: skip
+"""Operations that write a tensor of theirs and do not read what it was."""
+
+
+def bytes_moved(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
+    """Return the bytes that an operation on the GPU reads and writes.
+
+    A tensor that it changes in place is read and written; one of which an element stands for many,
+    as an expanded one, is read once. Not seen: what a kernel reads again, and copies that it makes
+    inside, such as a convolution's of another memory layout.
+    """
+    schema, total = func._schema, 0
+    for number, argument in enumerate(schema.arguments):
+        value = args[number] if number < len(args) else kwargs.get(argument.name)
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        overwritten = argument.is_out or func.overloadpacket.__name__ in _OVERWRITE
+        times = (not (written and overwritten)) + written
+        total += times * _size(value)
+    results = result if len(schema.returns) > 1 else (result,)
+    for returned, value in zip(schema.returns, results, strict=False):  # of none, None
+        if returned.alias_info is None:
+            total += _size(value)
+    return total
+
+
+def _size(value: Any) -> int:
+    """Return the bytes of the tensors on the GPU that a value is or holds."""
+    return sum(_elements(each) * each.element_size() for each in _on_gpu(value))
+
+
+def _elements(tensor: Tensor) -> int:
+    """Return how many elements there are in memory."""
+    shape = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(size if stride else min(size, 1) for size, stride in shape)
+
+
+def is_cast(func: Any, args: tuple[Any, ...], result: Any) -> bool:
+    """Return whether an operation does no more than copy GPU tensors to another type."""
+    match func:
+        case aten._to_copy.default:
+            source, target = args[0], result
+        case aten.copy_.default:
+            target, source = args[:2]
+        case aten._foreach_copy_.default:
+            target, source = args[0][0], args[1][0]
+        case _:
+            return False
+    return _is_on_gpu(source) and _is_on_gpu(target) and bool(source.dtype is not target.dtype)
 
 
 def place() -> str:

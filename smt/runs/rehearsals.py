@@ -41,8 +41,13 @@ class Rehearsal(Record):
     """Times in a step that the host waits for the GPU, by what for and where."""
     kernels: int = 0
     """Operations that compute, in a step; one may be several kernels of the GPU."""
+    casts: int = 0
+    """Of these, copies of tensors to another type."""
     traffic_bytes: int = 0
-    """What these read and write."""
+    """What the operations of a step read and write."""
+    prediction_kernels: int = 0
+    prediction_traffic_bytes: int = 0
+    """The same of the prediction."""
     without_gradient: list[str] = []
     """Parameters that a step gives no gradient."""
     failure: str = ""
