@@ -88,8 +88,10 @@ def test_the_ranks_that_a_power_cut_leaves_end_by_themselves(
     job = held_training("--stall-minutes", "1")
     hosts_cluster.power_cut("n2")
     holds.let_go(RUN_OF_DEMO)
-    log = work_dir(small_project) / "train.log"
-    wait_for(lambda: "end of the stacks of rank 0" in log.read_text(), job.output)
+    stacks = work_dir(small_project) / "stacks-rank0.txt"
+    wait_for(
+        lambda: stacks.exists() and "end of the stacks of rank 0" in stacks.read_text(), job.output
+    )
     rank = f"^{sys.executable} -m smt train"  # not srun, which waits for the lost host
     wait_for(lambda: hosts_cluster["n1"].run("pgrep", "-f", rank, check=False).returncode)
     assert "rank 0: no step for 1 minutes" in job.output()

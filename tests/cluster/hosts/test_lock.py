@@ -86,7 +86,8 @@ def test_a_power_cut_ends_the_other_host_within_stall_minutes(
         code = wait_for(lambda: processes[0].poll(), logs)
         assert code == 75, logs()
         assert "rank 0: no step for 0.2 minutes" in logs()
-        assert "end of the stacks of rank 0" in (work_dir(small_project) / "train.log").read_text()
+        stacks = work_dir(small_project) / "stacks-rank0.txt"
+        assert "end of the stacks of rank 0" in stacks.read_text()
     finally:
         for process in processes:
             process.kill()

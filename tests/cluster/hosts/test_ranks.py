@@ -6,6 +6,7 @@ import pytest
 
 from testbed.slurm import LOGIN
 from testbed.waiting import PATIENCE, wait_for
+from tests.helpers.debian import require
 from tests.helpers.host_jobs import MEMORY, TrainingJob, run_on_login
 from tests.helpers.trainings import RUN_OF_DEMO, edit_demo, make_small_project, outcome, smt
 
@@ -41,6 +42,21 @@ def test_two_hosts_with_two_ranks_each_end_in_the_bytes_of_one_host(
     TrainingJob(hosts_cluster, two, RUN_OF_DEMO, per_node=2).succeed()
     smt(one, "train", RUN_OF_DEMO, ranks=4)
     assert outcome(one) == outcome(two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_clock_that_is_two_minutes_ahead_changes_no_byte(
+    hosts_cluster, small_project, undisturbed_pair, node
+):
+    """The clock of one host's rank; SLURM's own daemons keep the time of the machine."""
+    ahead = f"[ $SLURM_NODEID != {node} ] || exec {require('faketime')} -f +120s {' '.join(TRAIN)}"
+    result = run_on_login(
+        hosts_cluster, small_project, "srun", "--nodes=2", MEMORY, "sh", "-c",
+        f"{ahead}; exec {' '.join(TRAIN)}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert outcome(small_project) == undisturbed_pair
 
 
 @pytest.mark.slow
