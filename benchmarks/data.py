@@ -34,7 +34,7 @@ from smt.data.loader import read_in_order
 from smt.data.rng import reseed
 from smt.data.transforms.classification import TrainTransform
 from smt.data.transforms.image import Normalise
-from smt.datasets import manifest
+from smt.datasets import manifest, manifest_writer
 from smt.datasets.decoding import decode
 from smt.runs.paths import Layout, bundled_params
 
@@ -201,7 +201,7 @@ def measure(
     write_photographs(root, size, images)
     project, recipe = project_of(root, images, resolution)
     layout = Layout("paper", results=root / "results", data=root)
-    found = manifest.write(project, layout, "photographs")
+    found = manifest_writer.write(project, layout, "photographs")
     assert isinstance(found, manifest.Manifest)
     folder = ImageFolder(root, "train", found)
     print(f"{size[0]} x {size[1]} files, {resolution} pixels seen")

@@ -22,7 +22,7 @@ from data import project_of, write_photographs
 from smt.config.load import load_project
 from smt.data.classification import TrainLoader
 from smt.data.imagenet import ImageFolder
-from smt.datasets import manifest
+from smt.datasets import manifest, manifest_writer
 from smt.engine import checkpoint, optim
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
@@ -167,7 +167,7 @@ def first_batch(images: int, rounds: int) -> None:
         write_photographs(root, (56, 56), images)
         project, recipe = project_of(root, images, 32)
         layout = Layout("paper", results=root / "results", data=root)
-        manifest.write(project, layout, "photographs")
+        manifest_writer.write(project, layout, "photographs")
         folder = ImageFolder(root, "train", manifest.read(layout, "photographs"))
         loader = TrainLoader(folder, recipe, seed=0, rank=0, world_size=1, workers=0)
         late = loader.steps_per_epoch - 1

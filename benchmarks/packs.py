@@ -24,7 +24,7 @@ from smt.config.datasets import Dataset
 from smt.config.load import load_project
 from smt.config.project import Project
 from smt.data.imagenet import SampleList
-from smt.datasets import manifest as manifests
+from smt.datasets import manifest_writer
 from smt.datasets.manifest import Manifest, Split
 from smt.datasets.packs import record
 from smt.datasets.packs.index import PackedImages
@@ -147,7 +147,7 @@ def reading(folder: Path, images: int, rounds: int) -> None:
     write_tree(root, 10, images // 10, range(60_000, 160_000, 977))
     project = project_of(root, 10, images)
     layout = Layout("demo", results=folder / "results", data=folder)
-    found = manifests.write(project, layout, "tiny")
+    found = manifest_writer.write(project, layout, "tiny")
     assert isinstance(found, Manifest)
     size = SHARD_SIZE // 10
     plans, start = [plan(found, "train", size)], time.perf_counter()

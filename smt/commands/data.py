@@ -11,7 +11,7 @@ import click
 from smt.commands import pack
 from smt.commands.common import load, scale_option, warn_if_not_interruptible
 from smt.config.project import Project
-from smt.datasets import manifest, scan
+from smt.datasets import manifest, manifest_writer, scan
 from smt.datasets import verify as verification
 from smt.datasets.decoding import require_decodable
 from smt.datasets.demo import digits
@@ -101,7 +101,7 @@ def write_manifest(key: str, jobs: int | None, scale: str) -> None:
     project, layout = load(scale)
     warn_if_not_interruptible()
     with ProgressBar(key) as progress:
-        written = manifest.write(project, layout, key, jobs=jobs, progress=progress)
+        written = manifest_writer.write(project, layout, key, jobs=jobs, progress=progress)
     click.echo(f"{key}: {_summary(written)}: {manifest.manifest_path(layout, key)}")
     if isinstance(written, Manifest):
         _warn_of_what_is_left_out(written)
@@ -126,7 +126,7 @@ def verify(keys: tuple[str, ...], decode: bool, jobs: int | None, scale: str) ->
     def check_key(key: str) -> str:
         if key.startswith(CLASS_MAP):
             if not shared_folder.exists(manifest.manifest_path(layout, key)):
-                manifest.write(project, layout, key)
+                manifest_writer.write(project, layout, key)
             return _check_map(project, layout, key)
         with ProgressBar(key) as progress:
             decode_check = _decode if decode else None
@@ -196,7 +196,7 @@ def _each(
 
 
 def _check_map(project: Project, layout: Layout, key: str) -> str:
-    result = manifest.read_class_map(project, layout, key)
+    result = manifest_writer.read_class_map(project, layout, key)
     path = manifest.manifest_path(layout, key)
     if not shared_folder.exists(path):
         return f"{key}: {_summary(result)}; no manifest yet"

@@ -8,7 +8,7 @@ import click
 
 from smt.commands.common import load, scale_option, warn_if_not_interruptible
 from smt.config.project import Project
-from smt.datasets import manifest
+from smt.datasets import manifest, manifest_writer
 from smt.datasets.packs import pack as packing
 from smt.datasets.progress import ProgressBar
 from smt.errors import UserError
@@ -71,7 +71,7 @@ def command(
     packing.require_packable(project, layout, key)
     if not shared_folder.exists(manifest.manifest_path(layout, key)):
         with ProgressBar(f"{key}, manifest") as progress:
-            manifest.write(project, layout, key, jobs=jobs, progress=progress)
+            manifest_writer.write(project, layout, key, jobs=jobs, progress=progress)
     folder = folder or packing.default_folder(project, layout, key)
     with ProgressBar(key) as progress:
         result = packing.pack(

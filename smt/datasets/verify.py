@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from smt.config.datasets import Dataset
 from smt.config.project import Project
-from smt.datasets import file_lists, manifest, scan
+from smt.datasets import file_lists, manifest, manifest_writer, scan, validation_files
 from smt.datasets.differences import Differences
 from smt.datasets.file_lists import Line
 from smt.datasets.hashing import (
@@ -85,12 +85,12 @@ def verify(
     ):
         if decode_check is not None and scan.is_packed(project.datasets[key], root):
             decode_check = packs.decode_check(root, every_split=True)
-        default = manifest.validation_decode_check(project.datasets[key], root)
+        default = validation_files.decode_check(project.datasets[key], root)
         hasher = FileHasher(
             root, cache, jobs=jobs, decode_check=decode_check or default, progress=progress
         )
         if not manifest.manifest_path(layout, key).exists():
-            created = manifest.create(project, layout, key, hasher, differences, progress)
+            created = manifest_writer.create(project, layout, key, hasher, differences, progress)
             result = VerifyResult(created, True, differences, (), hasher.stats)
         else:
             result = _compare(project, layout, key, hasher, differences, progress)

@@ -12,7 +12,7 @@ from smt.config import fingerprint
 from smt.config.deviation import deviation
 from smt.config.experiments import Run
 from smt.config.project import Project
-from smt.datasets import manifest
+from smt.datasets import manifest, validation_files
 from smt.engine import cpus, rendezvous
 from smt.engine.determinism import NondeterminismRecorder
 from smt.engine.distributed import Ranks
@@ -115,7 +115,7 @@ class RunTraining:
                 changes = self._require_unchanged(options) if self.ranks.is_first else []
                 if self.ranks.is_first:
                     dataset = self.project.dataset_of(self.run.experiment)
-                    manifest.require_validation(self.project, self.layout, dataset)
+                    validation_files.require_unchanged(self.project, self.layout, dataset)
                 task = build_task(self.project, self.layout, self.run, self.ranks, workers=workers)
             set_recompute(task.model, self._recomputes)
             with explained(self.work_dir, RETRY, TrainingError):

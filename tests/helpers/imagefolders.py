@@ -10,7 +10,7 @@ from smt.config.load import load_project
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
 from smt.data.imagenet import ImageFolder
-from smt.datasets import manifest
+from smt.datasets import manifest, manifest_writer
 from smt.runs.paths import Layout
 from tests.helpers import ROOT
 
@@ -37,7 +37,7 @@ def project_of(root: Path, classes: int, train: int, val: int = 0) -> Project:
 def open_folder(root: Path, split: str, classes: int, train: int, val: int = 0) -> ImageFolder:
     """Write the manifest of the data set in `root`, and return a split."""
     layout = Layout("demo", results=root.parent / "results", data=root.parent)
-    manifest.write(project_of(root, classes, train, val), layout, "tiny")
+    manifest_writer.write(project_of(root, classes, train, val), layout, "tiny")
     return ImageFolder(root, split, manifest.read(layout, "tiny"))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from smt.config.project import Project
-from smt.datasets import manifest
+from smt.datasets import manifest_writer
 from smt.errors import DataError
 from smt.runs.paths import Layout
 
@@ -15,7 +15,7 @@ class TinyData:
     layout: Layout
 
     def manifest(self):
-        return manifest.write(self.project, self.layout, "tiny")
+        return manifest_writer.write(self.project, self.layout, "tiny")
 
     def refusal(self):
         """Return the error of a manifest of the data set, and assert that nothing was written."""

@@ -25,7 +25,7 @@ from pycocotools.cocoeval import COCOeval
 
 from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.datasets import manifest
+from smt.datasets import manifest_writer
 from smt.datasets.label_maps import NO_CLASS
 from smt.engine import optim
 from smt.engine.distributed import Ranks
@@ -227,7 +227,7 @@ def accepted_project(layout, name, counts, classes):
     for _ in range(2):
         project = project_with(name, counts, classes)
         try:
-            manifest.write(project, layout, name)
+            manifest_writer.write(project, layout, name)
         except DataError as error:
             assert "\n" not in str(error) and str(error).startswith(f"{name}: ")
             trained = re.search(r" has (\d+) images that show an object", str(error))

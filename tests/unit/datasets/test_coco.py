@@ -16,7 +16,7 @@ from smt.commands.data import _warn_of_what_is_left_out
 from smt.config.datasets import Dataset
 from smt.config.load import load_project
 from smt.data.coco import CocoSplit
-from smt.datasets import coco_json, manifest, masks, verify
+from smt.datasets import coco_json, manifest, manifest_writer, masks, verify
 from smt.errors import DataError
 from smt.runs.paths import Layout
 from tests.helpers import ROOT
@@ -572,7 +572,7 @@ def test_an_incomplete_copy_is_refused(coco):
     with pytest.raises(
         DataError, match="train2017 has 4 of 5 images, so the copy is incomplete"
     ) as e:
-        manifest.write(project, coco.layout, "tiny")
+        manifest_writer.write(project, coco.layout, "tiny")
     assert "ROOT/train2017/IMAGE and ROOT/annotations/instances_train2017.json and" in str(e.value)
 
 

@@ -13,7 +13,7 @@ from smt.commands.data import command
 from smt.config.experiments import Run
 from smt.config.load import load_project
 from smt.data.imagenet import ImageFolder
-from smt.datasets import manifest
+from smt.datasets import manifest, manifest_writer, validation_files
 from smt.errors import DataError, UserError
 from smt.runs.paths import Layout
 from tests.helpers import ROOT
@@ -34,7 +34,7 @@ def layout(tmp_path):
 
 
 def write(root, layout, classes=3, train=12, val=6):
-    return manifest.write(project_of(root, classes, train, val), layout, "tiny")
+    return manifest_writer.write(project_of(root, classes, train, val), layout, "tiny")
 
 
 def refusal(root, layout, **counts):
@@ -150,19 +150,19 @@ def test_the_published_count_of_another_copy_may_be_set_in_params(root, layout):
     tiny = project.datasets["tiny"].model_copy(update={"also_published": (13, 12)})
     project = project.model_copy(update={"datasets": {"tiny": tiny}})
     with pytest.raises(DataError, match="train has 12 images, as other copies of tiny do") as error:
-        manifest.write(project, layout, "tiny")
+        manifest_writer.write(project, layout, "tiny")
     assert "set datasets.tiny.train_images in params/data.yaml to 12" in str(error.value)
 
 
 def test_a_validation_file_of_changed_size_is_named_before_a_run(root, layout):
     project = project_of(root, 3, 12, 6)
     write(root, layout)
-    manifest.require_validation(project, layout, "tiny")
+    validation_files.require_unchanged(project, layout, "tiny")
     image = root / "val" / "c1" / "001.JPEG"
     image.write_bytes(image.read_bytes() + b"more")
     (root / "val" / "c2" / "001.JPEG").unlink()
     with pytest.raises(DataError, match=r"bytes, \d+ when its manifest was made \(2 such\)") as e:
-        manifest.require_validation(project, layout, "tiny")
+        validation_files.require_unchanged(project, layout, "tiny")
     assert str(image) in str(e.value) and "run smt data manifest tiny --scale demo" in str(e.value)
 
 
@@ -240,7 +240,7 @@ def class_map(layout, text):
     path = layout.data_file(project.class_maps["imagenet22k_to_1k"].path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    return manifest.write(project, layout, "class_map:imagenet22k_to_1k")
+    return manifest_writer.write(project, layout, "class_map:imagenet22k_to_1k")
 
 
 def test_a_class_map_is_read_with_any_spacing(layout):
@@ -280,7 +280,7 @@ def test_digests_refuse_a_manifest_of_other_params(root, layout):
     recipes = {**project.recipes, "imagenet1k": project.recipes["imagenet1k"].model_copy(
         update={"dataset": "tiny"})}  # fmt: skip
     run = Run(experiment="imagenet1k_smt_tiny", seed=0)
-    written = manifest.write(project, layout, "tiny")
+    written = manifest_writer.write(project, layout, "tiny")
     project = project.model_copy(update={"recipes": recipes})
     assert manifest.digests(project, layout, run) == {"tiny": written.digest}
     changed = {"tiny": tiny.model_copy(update={"train_images": 13})}
@@ -298,7 +298,7 @@ def test_a_damaged_manifest_is_an_error_of_one_line(root, layout):
 
 def test_a_mistyped_key_suggests_the_nearest(layout):
     with pytest.raises(UserError, match=r"no data set .*'imagenet1'.* did you mean imagenet1k"):
-        manifest.write(load_project(ROOT / "params", "demo"), layout, "imagenet1")
+        manifest_writer.write(load_project(ROOT / "params", "demo"), layout, "imagenet1")
 
 
 def test_check_names_the_error_of_each_data_set_and_exits_with_3(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from smt import dag
 from smt.config.load import load_project
 from smt.data.imagenet import ImageFolder
-from smt.datasets import manifest, verify
+from smt.datasets import manifest, manifest_writer, validation_files, verify
 from smt.datasets.decoding import decode
 from smt.datasets.packs import index, pack, write
 from smt.errors import DataError, UserError
@@ -37,7 +37,7 @@ class Packable:
         write_images(self.root / "val", CLASSES, VAL, seed=1)
         self.layout = Layout("demo", results=folder / "results", data=folder)
         self.project = project_of(self.root, CLASSES, CLASSES * TRAIN, CLASSES * VAL)
-        self.manifest = manifest.write(self.project, self.layout, "tiny")
+        self.manifest = manifest_writer.write(self.project, self.layout, "tiny")
 
     def pack(self, folder=None, **options):
         folder, options = folder or self.pack_folder, {"shard_size": SHARD, **options}
@@ -175,7 +175,7 @@ def test_the_manifest_of_a_pack_equals_that_of_the_folders(packed, tmp_path):
     """So runs on either have the same fingerprints."""
     shutil.rmtree(packed.root)
     own = Layout("demo", results=tmp_path / "other", data=tmp_path)
-    written = manifest.write(packed.packed, own, "tiny")
+    written = manifest_writer.write(packed.packed, own, "tiny")
     assert written.digest == packed.manifest.digest
     assert content(own.manifests) == content(packed.layout.manifests)
 
@@ -186,7 +186,7 @@ def test_names_with_dots_spaces_and_unicode_are_packed(data):
     (data.root / "val" / "c1").rename(data.root / "val" / folder.name)
     for old, new in (("000.JPEG", "a.b.jpg"), ("001.JPEG", "a.jpg"), ("002.JPEG", "a.PNG")):
         (folder / old).rename(folder / new)
-    data.manifest = manifest.write(data.project, data.layout, "tiny")
+    data.manifest = manifest_writer.write(data.project, data.layout, "tiny")
     data.pack()
     names = [name for name, _ in members(data.pack_folder, "train")]
     keys = [name.rpartition("/")[2].partition(".")[0] for name in names]
@@ -221,7 +221,7 @@ def test_a_truncated_shard_is_named_by_reading_verify_and_the_dag(packed):
     assert "cut off in or before train/c" in verified[0]
     assert "bytes, now 4000" in checked[0] and f"train/{path.name}" in checked[0]
     with pytest.raises(DataError, match=r"000001\.tar is changed .* smt data pack tiny --to"):
-        manifest.require_validation(packed.packed, packed.layout, "tiny")
+        validation_files.require_unchanged(packed.packed, packed.layout, "tiny")
     plan = dag.Plan(packed.packed, packed.layout, {})
     (phrase,) = plan.missing_data("tiny")
     assert str(path) in phrase and "now 4000" in phrase
@@ -297,7 +297,7 @@ def test_an_invalid_pack_record_is_refused_in_one_line(packed, change, expected_
 
 def test_a_pack_of_other_images_than_the_manifest_is_refused(packed):
     (packed.root / "train" / "c1" / "000.JPEG").write_bytes(b"\xff\xd8 other")
-    manifest.write(packed.project, packed.layout, "tiny")
+    manifest_writer.write(packed.project, packed.layout, "tiny")
     with pytest.raises(DataError, match=r"is a pack of other images than .*tiny\.json"):
         packed.images()
     for (difference,) in packed.verify():
@@ -308,7 +308,7 @@ def test_replace_writes_only_the_shards_of_changed_images(packed):
     inodes = {path: path.stat().st_ino for path in shards_of(packed)}
     last = packed.root / "train" / "c2" / "003.JPEG"
     last.write_bytes((packed.root / "val" / "c0" / "000.JPEG").read_bytes())
-    manifest.write(packed.project, packed.layout, "tiny")
+    manifest_writer.write(packed.project, packed.layout, "tiny")
     message = packed.refusal()
     assert (
         "is a pack of tiny as it was before: since then 1 changed, such as train/c2/003.JPEG"
@@ -403,7 +403,9 @@ def test_a_folder_in_use_by_another_process_is_refused(data):
 def test_a_pack_of_other_counts_than_params_is_refused(packed, tmp_path):
     project = project_of(packed.pack_folder, CLASSES, CLASSES * TRAIN + 1, CLASSES * VAL)
     with pytest.raises(DataError, match=r"is a pack of 3 classes .* params say .*13.*\(counted\)"):
-        manifest.write(project, Layout("demo", results=tmp_path / "r", data=tmp_path), "tiny")
+        manifest_writer.write(
+            project, Layout("demo", results=tmp_path / "r", data=tmp_path), "tiny"
+        )
 
 
 def test_an_undecodable_validation_image_is_refused(data, tmp_path):
@@ -420,4 +422,4 @@ def test_an_undecodable_validation_image_is_refused(data, tmp_path):
     data.pack()
     other = Layout("demo", results=tmp_path / "other", data=tmp_path)
     with pytest.raises(DataError, match=r"val/.*val/c1/001\.JPEG cannot be decoded"):
-        manifest.write(data.packed, other, "tiny")
+        manifest_writer.write(data.packed, other, "tiny")

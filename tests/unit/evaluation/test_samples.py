@@ -8,7 +8,7 @@ from PIL import Image
 
 from smt.config.experiments import Run
 from smt.data.ade20k import ADE20KSplit
-from smt.datasets import manifest
+from smt.datasets import manifest_writer
 from smt.datasets.demo import digits, scenes
 from smt.engine.distributed import Ranks
 from smt.errors import UserError
@@ -244,5 +244,5 @@ def two_scenes(layout, name):
     write = scenes.write_coco if name == "coco" else scenes.write_ade20k
     write(layout.dataset_root(dataset), {"train": 20, "val": 2}, digits.mnist())
     project = PROJECT.model_copy(update={"datasets": {**PROJECT.datasets, name: dataset}})
-    manifest.write(project, layout, name)
+    manifest_writer.write(project, layout, name)
     return project

@@ -5,7 +5,7 @@ import torch
 
 from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.datasets import manifest
+from smt.datasets import manifest_writer
 from smt.engine.distributed import Ranks
 from smt.runs.paths import Layout
 from smt.tasks.classify import Classification
@@ -34,7 +34,7 @@ def task(tmp_path_factory):
         }
     )  # fmt: skip
     layout = Layout("demo", results=folder / "results", data=folder)
-    manifest.write(project, layout, "imagenet1k")
+    manifest_writer.write(project, layout, "imagenet1k")
     return Classification(project, layout, RUN, Ranks(0, 1, torch.device("cpu")), workers=0)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smt.config.experiments import Run, Start
-from smt.datasets import manifest
+from smt.datasets import manifest_writer
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.errors import TrainingError
@@ -44,7 +44,7 @@ def test_a_classifier_starts_from_all_weights_of_its_parent(tmp_path):
         }
     )
     layout = ADE20K(tmp_path / "other").layout
-    manifest.write(project, layout, "imagenet1k")
+    manifest_writer.write(project, layout, "imagenet1k")
     exported = export(project, layout, TINY, 4)
     task = Classification(project, layout, Run(experiment="child", seed=0), ONE, workers=0)
     state = task.model.state_dict()
@@ -56,7 +56,7 @@ def test_a_segmenter_starts_from_the_backbone_of_a_classifier(tmp_path):
     data = ADE20K(tmp_path)
     dataset = data.project.datasets["tiny"]
     project = PROJECT.model_copy(update={"datasets": {**PROJECT.datasets, "ade20k": dataset}})
-    manifest.write(project, data.layout, "ade20k")
+    manifest_writer.write(project, data.layout, "ade20k")
     parent = project.parent(UPERNET)
     exported = export(project, data.layout, parent, project.datasets["imagenet1k"].classes)
     task = Segmentation(project, data.layout, UPERNET, ONE, workers=0)
