@@ -15,13 +15,13 @@ from smt.cluster import cost, queue, states
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.load import load_project
-from smt.config.project import Project
 from smt.config.yaml import YamlFile
 from smt.dag.report import EVERYTHING, ReportPlan, digest_of
+from smt.dag.selection import Selection
 from smt.datasets import manifest, scan
 from smt.datasets.packs import record
 from smt.errors import DataError, UserError
-from smt.report.build import FIXED, INDEX
+from smt.report.build import CLAIMS, FIXED, INDEX
 from smt.runs import rehearsals, source
 from smt.runs.paths import Layout, default_params
 from smt.runs.state import State
@@ -45,52 +45,13 @@ def pattern(names: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The DAG of one scale. Every path is a string, as Snakemake compares them."""
-
-    project: Project
-    layout: Layout
-    only_seeds: tuple[int, ...] | None = None
-    """Where given, runs of other seeds are left out."""
+class Plan(Selection):
+    """The DAG of one scale."""
 
     @cached_property
     def report(self) -> ReportPlan:
         """Tables, figures and the report."""
-        return ReportPlan(self)
-
-    # --- runs ----------------------------------------------------------------------------------
-
-    def group(self, name: str) -> tuple[str, ...]:
-        """Return the experiments of a group, parents before children."""
-        experiments = self.project.experiments
-        return tuple(
-            experiment for experiment in self.project.order if experiments[experiment].group == name
-        )
-
-    def with_head(self, has_head: bool) -> tuple[str, ...]:
-        """Return the detectors and segmenters, or the classifiers, which have no head of theirs."""
-        experiments = self.project.experiments
-        return tuple(
-            name for name in self.project.order if (experiments[name].head is not None) is has_head
-        )
-
-    def runs(self, experiments: Iterable[str] | None = None) -> tuple[Run, ...]:
-        """Return the chosen runs of `experiments` (default: all), parents before children."""
-        names = set(self.project.order if experiments is None else experiments)
-        return tuple(
-            run for run in self.project.runs if run.experiment in names and self._has_seed(run.seed)
-        )
-
-    def _has_seed(self, seed: int) -> bool:
-        return self.only_seeds is None or seed in self.only_seeds
-
-    def results(self, experiments: Iterable[str] | None = None) -> list[str]:
-        """Return the inputs of tables from each run: final numbers and independent evaluation."""
-        return [
-            str(path)
-            for run in self.runs(experiments)
-            for path in (self.layout.metrics(run), self.layout.evaluation(run))
-        ]
+        return ReportPlan(self.project, self.layout, self.only_seeds)
 
     def training_inputs(self, run: Run) -> list[str]:
         """Return the manifests of `run`, and its parent's numbers and weights."""
@@ -312,12 +273,15 @@ def forbid_names(plan: Plan, rule_names: Iterable[str]) -> None:
                 f"params/experiments.yaml: experiments.{name}: the DAG has a rule of this name; "
                 "give the experiment another"
             )
-    for name in plan.project.tables:
-        if name in (*FIXED, INDEX, EVERYTHING):
-            raise UserError(
-                f"params/tables.yaml: tables.{name}: this name has a meaning already; give the "
-                "table another"
-            )
+    taken = [*FIXED, CLAIMS, INDEX, EVERYTHING]
+    for file, section in (("tables", "tables"), ("peers", "peer_tables")):
+        for name in getattr(plan.project, section):
+            if name in taken:
+                raise UserError(
+                    f"params/{file}.yaml: {section}.{name}: this name has a meaning already; give "
+                    "the table another"
+                )
+            taken.append(name)
 
 
 def paths() -> Mapping[str, str]:

@@ -3,17 +3,14 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from smt.config.project import Project
+from smt.dag.selection import Selection
 from smt.report import figures
 from smt.report.build import FIXED, experiments_of, table_names
 from smt.report.peers import timm_names
 from smt.report.sizes import PAPER
 from smt.runs.paths import Layout
-
-if TYPE_CHECKING:
-    from smt.dag.plan import Plan
 
 EVERYTHING = "all"
 """The selection of all runs, in place of a table's name."""
@@ -25,20 +22,8 @@ def digest_of(content: Any) -> str:
 
 
 @dataclass(frozen=True)
-class ReportPlan:
+class ReportPlan(Selection):
     """What is made of the results of one scale."""
-
-    plan: "Plan"
-
-    @property
-    def project(self) -> Project:
-        """What `params/` says at the scale."""
-        return self.plan.project
-
-    @property
-    def layout(self) -> Layout:
-        """Where everything lies."""
-        return self.plan.layout
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -72,7 +57,7 @@ class ReportPlan:
         sizes = self._size_inputs(table)
         others = [self.synced(other) for other in self._pooled_with(table)] if among_all else []
         return [
-            *self.plan.results(self.table_experiments(table)),
+            *self.results(self.table_experiments(table)),
             self.synced(table),
             *others,
             *sizes,
@@ -94,7 +79,7 @@ class ReportPlan:
         pooled = {
             name
             for name in self.tabulated
-            if experiments[name].recipe in recipes and len(self.plan.runs([name])) > 1
+            if experiments[name].recipe in recipes and len(self.runs([name])) > 1
         }
         return tuple(
             other
@@ -119,8 +104,8 @@ class ReportPlan:
     def sync_inputs(self, selection: str) -> list[str]:
         """Return the results that a sync of a table's runs, or of all, sends."""
         if selection == EVERYTHING:
-            return self.plan.results()
-        return self.plan.results(self.table_experiments(selection))
+            return self.results()
+        return self.results(self.table_experiments(selection))
 
     def sync_options(self, selection: str) -> list[str]:
         """Return the options with which `smt sync` sends the runs of a table, or all."""
@@ -134,9 +119,7 @@ class ReportPlan:
     def report_inputs(self) -> list[str]:
         """Return the inputs of the report, and the files that it links."""
         images = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
-        images += [
-            str(self.layout.samples(run)) for run in self.plan.runs(self.plan.with_head(True))
-        ]
+        images += [str(self.layout.samples(run)) for run in self.runs(self.with_head(True))]
         files = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *images]
         return list(dict.fromkeys(files))
 
