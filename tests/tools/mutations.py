@@ -146,7 +146,7 @@ MUTATIONS = (
     Mutation(
         "a stopped training exits as a finished one", "engine",
         "smt/commands/train.py",
-        "        sys.exit(EXIT_RESUME)\n", "        sys.exit(0)\n",
+        "err=True)\n        sys.exit(EXIT_RESUME)\n", "err=True)\n        sys.exit(0)\n",
         TASKS,
     ),
     Mutation(
@@ -489,7 +489,7 @@ MUTATIONS = (
     # --- executor --------------------------------------------------------------------------------
     Mutation(
         "preemptions count as attempts without progress", "executor", f"{CODE}/attempts.py",
-        "        if attempt.end == TERMINATED:\n            continue\n", "",
+        "if attempt.end in (TERMINATED, BLOCKED):", "if attempt.end == BLOCKED:",
         EXECUTOR,
     ),
     Mutation(
