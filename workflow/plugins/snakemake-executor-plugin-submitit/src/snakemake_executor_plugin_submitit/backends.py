@@ -238,9 +238,12 @@ class DebugBackend:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # A job's id is the address of its submission: once freed, the next one may get the same.
+        self._jobs: list[submitit.Job[Any]] = []
 
     def submit(self, step: JobStep, request: Request, name: str) -> str:
         job = submitit.DebugExecutor(self._folder).submit(step)
+        self._jobs.append(job)
         with result_path(self._folder, job.job_id).open("wb") as file:
             pickle.dump(("success", job.result()), file)
         return str(job.job_id)

@@ -2,6 +2,9 @@
 
 import pytest
 
+from snakemake_executor_plugin_submitit import resources
+from snakemake_executor_plugin_submitit.backends import DebugBackend
+from snakemake_executor_plugin_submitit.job_step import JobStep
 from testbed.toy_workflow import Toy, rule, training_rule
 
 JOB = """
@@ -31,6 +34,16 @@ def test_jobs_run_without_slurm(toy, place):
     toy.write("rule all:\n    input: expand('{i}.txt', i=range(2))\n" + JOB)
     toy.succeed("--resources", "download_slots=2", "gpu=4", cluster=place)
     assert [(toy.folder / f"{i}.txt").read_text() for i in range(2)] == ["True True\n"] * 2
+
+
+def test_jobs_inside_snakemakes_process_have_ids_of_their_own(tmp_path):
+    backend = DebugBackend(tmp_path)
+    request = resources.request({}, 1, 5)
+    ids = {
+        backend.submit(JobStep("true", tmp_path, f"key{n}", 120, 50, 2, True), request, "r")
+        for n in range(5)
+    }
+    assert len(ids) == 5
 
 
 @pytest.mark.parametrize("place", ["local", "debug"])
