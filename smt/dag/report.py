@@ -71,7 +71,10 @@ class ReportPlan(Selection):
         return [str(self.layout.sizes)] if own.sizes else []
 
     def _pooled_with(self, table: str) -> tuple[str, ...]:
-        """Return the other tables with seeds that intervals of `table` are pooled over."""
+        """Return the other tables of results with seeds that intervals of `table` are pooled over.
+
+        Others show the same experiments: the table of claims would wait for all of them.
+        """
         if self.project.scale.notice is not None:
             return ()  # no verdicts, and no intervals
         experiments = self.project.experiments
@@ -83,7 +86,7 @@ class ReportPlan(Selection):
         }
         return tuple(
             other
-            for other in self.tables
+            for other in self.project.tables
             if other != table and pooled.intersection(self.table_experiments(other))
         )
 

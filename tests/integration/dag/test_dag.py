@@ -247,7 +247,7 @@ def test_a_changed_learning_rate_trains_its_runs_and_their_children(finished_cop
     )
     plan = finished_copy.plan("all")
     assert plan.experiments == {LARGE, AT_224, AT_384}
-    assert plan.tables == {"imagenet22k"}
+    assert plan.tables == {"imagenet22k", "claims"}
     assert set(plan.pending.values()) == {
         "pretrain", "finetune", "evaluate", "export", "table", "index", "plot", "report_page",
     }  # fmt: skip

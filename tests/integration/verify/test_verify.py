@@ -130,7 +130,7 @@ def test_a_run_that_is_not_done_is_no_mismatch(project):
     shutil.rmtree(run_dir(project, T, 1))
     forget(project, "smt_tiny/imagenet1k/seed1")
     for suffix in ("md", "csv", "tex", "html"):
-        for name in ("imagenet1k", "ablation_heads"):  # where it stands
+        for name in ("imagenet1k", "ablation_heads", "peers_imagenet1k"):  # where it stands
             table(project, f"{name}.{suffix}").unlink()
         table(project, f"index.{suffix}").unlink(missing_ok=True)
     output = "\n".join(summary(audit(project)))

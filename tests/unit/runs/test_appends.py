@@ -10,6 +10,7 @@ EXECUTOR = "workflow/plugins/snakemake-executor-plugin-submitit/src"
 ONE_WRITER = {
     "smt/runs/journal.py": "rank 0 of the training that holds the run's lock",
     "smt/tasks/log_file.py": "rank 0 of the training that holds the run's lock",
+    "smt/cluster/doctor/file_agent.py": "a probe file, for what two writers lose is the question",
     "smt/datasets/hashing.py": "the process that holds the file's own lock",
     "smt/tracking/sender.py": "a log for each host; and a lock, never written",
     f"{EXECUTOR}/snakemake_executor_plugin_submitit/attempts.py": "a file for each host",
