@@ -624,7 +624,7 @@ MUTATIONS = (
     Mutation(
         "a prediction may grow without bound in height", "detection", "smt/detection/boxes.py",
         "height * dh.clamp(-LARGEST_GROWTH, LARGEST_GROWTH).exp()", "height * dh.exp()",
-        DETECTION[3:],
+        ("unit/detection/test_boxes.py", *DETECTION[3:]),
     ),
     Mutation(
         "boxes are scaled back by one ratio for both axes", "detection",

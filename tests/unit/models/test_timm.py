@@ -111,3 +111,14 @@ def test_drop_path_drops_whole_branches_in_training_only():
     first = model(images)
     torch.manual_seed(2)
     assert not torch.equal(first, model(images))
+
+
+def test_drop_path_decides_for_each_image_by_itself():
+    """A dropped branch leaves its image as it was; one that is kept counts 1 / (1 - rate)."""
+    block = demo(drop_path_rate=0.5).stages[-1].blocks[-1]
+    x, branch = torch.randn(2, 64, 2, 2, 5)
+    change = block.train()._add(x, branch, None) - x
+    kept = change.flatten(1).abs().amax(1) > 0
+    assert 0 < kept.sum() < len(x)
+    scaled = branch / (1 - block.drop_path_rate)
+    torch.testing.assert_close(change[kept], scaled[kept], rtol=1e-4, atol=1e-5)
