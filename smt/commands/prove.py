@@ -28,8 +28,16 @@ if TYPE_CHECKING:
 @click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...")
 @click.option("--seed", type=int, default=None, help="Seed of the runs [the first of the scale].")
 @click.option("--ranks", type=click.IntRange(min=1), help="Processes [1, or the scale's set].")
-@click.option("--kills", type=click.IntRange(min=1), help="Kills of each run [the scale's, or 6].")
-@click.option("--draw", type=int, default=0, show_default=True, help="Seed of the kills.")
+@click.option("--kills", type=click.IntRange(min=0), help="Kills of each run [the scale's, or 6].")
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    metavar="COMMAND",
+    help="Run COMMAND in a shell at a drawn step, in each run; can be repeated. SMT_PROOF_NODE, "
+    "_RANK, _PID and _STEP tell it of a rank, SMT_PROOF_JOB and _JOB_STEP of its job.",
+)
+@click.option("--draw", type=int, default=0, show_default=True, help="Seed of kills and events.")
 @click.option(
     "--launcher",
     type=click.Choice(("local", "slurm")),
@@ -53,6 +61,7 @@ def command(
     seed: int | None,
     ranks: int | None,
     kills: int | None,
+    events: tuple[str, ...],
     draw: int,
     launcher: str,
     nodes: int | None,
@@ -64,9 +73,11 @@ def command(
     """Train EXPERIMENTs undisturbed and killed, and compare weights and journals byte for byte.
 
     Without EXPERIMENT: the runs that params/scales.yaml names under `proof`. Kills are real
-    signals at steps that are drawn from --draw. A run needs its manifest, and its parent trained.
-    Exit code 4 if a pair is not equal.
+    signals at steps that are drawn from --draw, among them the events of --event. A run needs its
+    manifest, and its parent trained. Exit code 4 if a pair is not equal.
     """
+    if kills == 0 and not events:
+        raise UserError("--kills 0: nothing would interrupt the trainings; add: --event COMMAND")
     project, layout = load(scale)
     slurm = {"nodes": nodes, "partition": partition, "account": account}
     selected = [] if tables == "only" else _selected(project, experiments, seed, ranks)
@@ -83,8 +94,8 @@ def command(
     unequal = []
     for (run, processes), starter in zip(selected, launchers, strict=True):
         proof = Proof(
-            project, layout, run, starter, ranks=processes, draw=draw,
-            kills=kills or (proving.kills if proving else 6),
+            project, layout, run, starter, ranks=processes, draw=draw, events=events,
+            kills=kills if kills is not None else proving.kills if proving else 6,
         )  # fmt: skip
         result = proof.prove()
         click.echo(f"{proof.title}: {_summary(result, proof.path)}")
@@ -103,11 +114,13 @@ class _RunsDiffer(UserError):
 
 
 def _summary(result: "ProofRecord", path: Path) -> str:
-    """Return kills by signal, kills that came too late, and whether the pair is equal."""
+    """Return kills by signal, events, what came too late, and whether the pair is equal."""
     signals = sorted(Counter(kill.signal for kill in result.kills).items())
-    missed = result.kills_missed
+    by_signal = f" ({', '.join(f'{number} {name}' for name, number in signals)})" if signals else ""
+    missed = result.kills_missed + result.events_missed
     return (
-        f"{len(result.kills)} kills ({', '.join(f'{number} {name}' for name, number in signals)}); "
+        f"{len(result.kills)} kills{by_signal}; "
+        f"{f'{len(result.events)} events; ' if result.events_drawn else ''}"
         f"{f'for {missed} more no time was left; ' if missed else ''}"
         f"{'equal to the byte' if result.is_equal else f'NOT EQUAL, see {path}'}"
     )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,6 +32,14 @@ class Attempt(Protocol):
 
     def kill_worker(self, rank: int) -> bool:
         """Kill a data worker of a rank by SIGKILL; return whether it had one."""
+        ...
+
+    def place(self, rank: int) -> Mapping[str, str]:
+        """Return where a rank runs: variables for the command of an event.
+
+        SMT_PROOF_NODE and SMT_PROOF_PID there; with SLURM also SMT_PROOF_JOB and
+        SMT_PROOF_JOB_STEP.
+        """
         ...
 
     def close(self) -> None:
@@ -110,6 +119,13 @@ class LocalAttempt:
     def kill_worker(self, rank: int) -> bool:
         """Kill a data worker of a rank by SIGKILL; return whether it had one."""
         return kill_child(self._processes[rank].pid)
+
+    def place(self, rank: int) -> dict[str, str]:
+        """Return where a rank runs: this node, and the process."""
+        return {
+            "SMT_PROOF_NODE": socket.gethostname(),
+            "SMT_PROOF_PID": str(self._processes[rank].pid),
+        }
 
     def close(self) -> None:
         """End whatever of it still runs."""

@@ -1,7 +1,8 @@
-"""The schedule of kills of a proof, sampled from a seed, so that a proof can be repeated."""
+"""The schedule of kills and events of a proof, sampled from a seed, so that it can be repeated."""
 
 import random
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,23 @@ class Kill:
         return f"{self.signal.name}{who}{when}"
 
 
+@dataclass(frozen=True)
+class Event:
+    """One event during a running training: a command of the user's, which acts on the site."""
+
+    step: int
+    """Not before so many global steps are done."""
+    command: str
+    """For a shell."""
+    rank: int
+    """The one whose node, process and job the command is told."""
+    workers: int
+    """Data workers of each rank of an attempt that is started for it."""
+
+    def __str__(self) -> str:
+        return f"event {self.command!r}"
+
+
 _WORKERS = range(MOST_WORKERS + 1)
 
 _KINDS: tuple[tuple[signal.Signals, Target, Moment], ...] = (
@@ -64,21 +82,40 @@ _KINDS_OF_SEVERAL: tuple[tuple[signal.Signals, Target, Moment], ...] = (
 )
 
 
-def draw(name: str, seed: int, *, steps: int, ranks: int, kills: int) -> list[Kill]:
-    """Return `kills` kills of a training of `steps` global steps by `ranks` processes.
+def draw(
+    name: str, seed: int, *, steps: int, ranks: int, kills: int, events: Sequence[str] = ()
+) -> list[Kill | Event]:
+    """Return `kills` kills and an event of each command in `events`, in the order of their steps.
 
-    They are a function of the arguments alone. Every kind comes once before one comes twice.
+    They are for a training of `steps` global steps by `ranks` processes, and a function of the
+    arguments alone. Every kind of kill comes once before one comes twice. Events come in the order
+    of their commands, each at a step of its own; kills are the same with events and without.
 
     Raises:
         UserError: the training has too few steps for so many.
     """
-    if kills > steps - 2:
+    if kills + len(events) > steps - 2:
+        together = f" and {len(events)} of --event" if events else ""
         raise UserError(
-            f"--kills {kills}: {name} has {steps} steps; valid: 1 to {max(steps - 2, 1)}"
+            f"--kills {kills}{together}: {name} has {steps} steps; valid: 1 to "
+            f"{max(steps - 2, 1)}{' in all' if events else ''}"
         )
-    random_ = random.Random(f"{name}/{ranks}/{seed}")
+    drawn = _kills(random.Random(f"{name}/{ranks}/{seed}"), steps, ranks, kills)
+    free = sorted({*range(1, steps - 1)} - {kill.step for kill in drawn})
+    random_ = random.Random(f"{name}/{ranks}/{seed}/events")
+    schedule: list[Kill | Event] = [
+        *drawn,
+        *(
+            Event(step, command, random_.randrange(ranks), random_.choice(_WORKERS))
+            for step, command in zip(sorted(random_.sample(free, len(events))), events, strict=True)
+        ),
+    ]
+    return sorted(schedule, key=lambda each: each.step)
+
+
+def _kills(random_: random.Random, steps: int, ranks: int, count: int) -> list[Kill]:
     kinds: list[tuple[signal.Signals, Target, Moment]] = []
-    while len(kinds) < kills:
+    while len(kinds) < count:
         every = [*_KINDS, *(_KINDS_OF_SEVERAL if ranks > 1 else ())]
         kinds += random_.sample(every, len(every))
     return [
@@ -92,6 +129,6 @@ def draw(name: str, seed: int, *, steps: int, ranks: int, kills: int) -> list[Ki
             delay=random_.random(),
         )
         for step, (number, target, moment) in zip(
-            sorted(random_.sample(range(1, steps - 1), kills)), kinds, strict=False
+            sorted(random_.sample(range(1, steps - 1), count)), kinds, strict=False
         )
     ]

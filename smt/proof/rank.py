@@ -28,10 +28,11 @@ _FOR_THE_TRAINING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUS
 def main(log: Path, arguments: list[str]) -> None:
     """Run `smt ARGUMENTS` as the rank that SLURM says this is; it writes to its file beside `log`.
 
-    Says {"rank", "step", "address", "port"} first, where rank 0 could be met, and waits for
-    {"meet": [address, port]}. Obeys {"kill": signal, "rank": rank or null for all} and
-    {"kill_worker": rank}, to which it answers {"rank", "worker": whether there was one}. Says
-    {"rank", "code"} in the end, negative for a signal as in `subprocess`.
+    Says {"rank", "step", "address", "port"} first, where rank 0 could be met, waits for
+    {"meet": [address, port]}, and says {"rank", "node", "pid"} of the training. Obeys
+    {"kill": signal, "rank": rank or null for all} and {"kill_worker": rank}, to which it answers
+    {"rank", "worker": whether there was one}. Says {"rank", "code"} in the end, negative for a
+    signal as in `subprocess`.
 
     Raises:
         OSError: `log` cannot be written here, or the training cannot be started.
@@ -52,6 +53,7 @@ def main(log: Path, arguments: list[str]) -> None:
             stderr=subprocess.STDOUT,
             env={**os.environ, **_place(rank, *json.loads(first)["meet"])},
         )
+    _say(rank, node=os.environ["SLURMD_NODENAME"], pid=process.pid)
     threading.Thread(target=_obey, args=(commands, rank, process), daemon=True).start()
     _say(rank, code=process.wait())
 

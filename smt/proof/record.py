@@ -19,7 +19,7 @@ class KillRecord(Record):
     """Signal, target and moment, in words."""
     signal: str
     saves: bool
-    """Whether the training can save its state before it ends."""
+    """Whether the training can save its state before it ends; after an event, not for certain."""
     ends: bool
     """Whether the attempt is over after it."""
     workers: int
@@ -28,6 +28,25 @@ class KillRecord(Record):
     """Global steps done when it was sent."""
     resumed_at: int | None
     """Global steps done when the training went on."""
+    repeated: int
+    """Steps taken twice."""
+    exit_codes: Sequence[int]
+    """Of each rank; empty where the training went on."""
+
+
+class EventRecord(Record):
+    """One event: a command of the user's that was run while the interrupted training ran."""
+
+    command: str
+    rank: int
+    """The one whose node, process and job the command was told."""
+    node: str
+    at_step: int
+    """Global steps done when it was started."""
+    ended_at: int | None
+    """Global steps done when the attempt had ended by it; None where the training went on."""
+    resumed_at: int | None
+    """Global steps done when the training was resumed; None where it went on."""
     repeated: int
     """Steps taken twice."""
     exit_codes: Sequence[int]
@@ -63,6 +82,9 @@ class ProofRecord(Record):
     kills: Sequence[KillRecord]
     kills_drawn: int | None = None
     """Kills in the schedule; some can come too late."""
+    events: Sequence[EventRecord] = ()
+    events_drawn: int = 0
+    """Events in the schedule; some can come too late."""
     resumed_at: Sequence[int]
     weights_sha256: tuple[str, str]
     """Of the undisturbed training, and of the interrupted one."""
@@ -87,6 +109,11 @@ class ProofRecord(Record):
     def kills_missed(self) -> int:
         """Kills of the schedule that came too late."""
         return 0 if self.kills_drawn is None else self.kills_drawn - len(self.kills)
+
+    @property
+    def events_missed(self) -> int:
+        """Events of the schedule that came too late."""
+        return self.events_drawn - len(self.events)
 
 
 def read_all(layout: Layout) -> tuple[list[ProofRecord], list[DamagedRecord]]:

@@ -142,6 +142,8 @@ class SlurmAttempt:
         """JOB.STEP, once it runs."""
         self._meetings: dict[int, tuple[str, int]] = {}
         """Address and free port of each rank that has been started."""
+        self._places: dict[int, tuple[str, int]] = {}
+        """Node of each rank whose training has been started, and the training's process id."""
         self._codes: dict[int, int] = {}
         self._had_worker: bool | None = None
         self._over = False
@@ -188,6 +190,18 @@ class SlurmAttempt:
             self._receive(_ANSWER)
         return bool(self._had_worker)
 
+    def place(self, rank: int) -> dict[str, str]:
+        """Return where a rank whose training has been started runs: node, process, job and step."""
+        assert self._step is not None
+        node, pid = self._places[rank]
+        job, _, _ = self._step.partition(".")
+        return {
+            "SMT_PROOF_NODE": node,
+            "SMT_PROOF_PID": str(pid),
+            "SMT_PROOF_JOB": job,
+            "SMT_PROOF_JOB_STEP": self._step,
+        }
+
     def close(self) -> None:
         """End whatever of it still runs, and return when it is gone."""
         assert self._srun.stdin is not None
@@ -230,6 +244,8 @@ class SlurmAttempt:
             return  # something that the site's prolog prints
         if "step" in event:
             self._step, self._meetings[rank] = event["step"], (event["address"], event["port"])
+        elif "pid" in event:
+            self._places[rank] = event["node"], event["pid"]
         elif "worker" in event:
             self._had_worker = event["worker"]
         elif "code" in event:

@@ -1,4 +1,4 @@
-"""Proofs as tables: kills and equality of each; and several ranks compared with one."""
+"""Proofs as tables: kills and equality of each; events; and several ranks compared with one."""
 
 import json
 from collections import Counter
@@ -8,14 +8,14 @@ from pathlib import Path
 from smt.config.project import Project
 from smt.errors import UserError
 from smt.proof import record
-from smt.proof.record import ProofRecord, RankComparison
+from smt.proof.record import EventRecord, ProofRecord, RankComparison
 from smt.report import render
 from smt.report.grid import Cell, Column, Grid
 from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord
 
-PROOF, RANKS = "proof", "world_size"
-"""Names of the two tables."""
+PROOF, EVENTS, RANKS = "proof", "proof_events", "world_size"
+"""Names of the tables."""
 
 
 def write(project: Project, layout: Layout) -> tuple[list[Path], list[DamagedRecord]]:
@@ -35,6 +35,8 @@ def write(project: Project, layout: Layout) -> tuple[list[Path], list[DamagedRec
             f"{layout.scale}, or name runs in params/scales.yaml: {layout.scale}: proof"
         )
     grids = [_proof_grid(project, proofs, damages)]
+    if any(proof.events for proof in proofs):
+        grids.append(_events_grid(project, proofs))
     pairs = [(proof, proof.one_rank) for proof in proofs if proof.one_rank is not None]
     if pairs:
         grids.append(_ranks_grid(project, pairs))
@@ -75,6 +77,7 @@ def _proof_grid(
             "training goes on without a stop. Attempts differ in their number of data workers.",
             "A training that is killed without warning repeats the steps since its last "
             "checkpoint; its journal is cut back to there.",
+            *_notes_on_events(proofs),
             *(f"Not in this table: {damage}." for damage in damages),
         ),
         records=tuple(_csv_row(proof) for proof in proofs),
@@ -124,6 +127,19 @@ def _verdict(equal: bool, why: str | None) -> Cell:
     return Cell.of(f"NOT EQUAL{': ' + why if why else ''}", kind="failed")
 
 
+def _notes_on_events(proofs: Sequence[ProofRecord]) -> tuple[str, ...]:
+    drawn = sum(proof.events_drawn for proof in proofs)
+    if not drawn:
+        return ()
+    missed = sum(proof.events_missed for proof in proofs)
+    return (
+        f"Beside the kills there were {drawn - missed} events: see the table {EVENTS}. "
+        f"{f'For {missed} more no time was left. ' if missed else ''}"
+        "A signal after an event in the same attempt does not count as one at which no step is "
+        "lost.",
+    )
+
+
 def _csv_row(proof: ProofRecord) -> dict[str, str]:
     """Return every value of a record for machines, its kills as two lists."""
     own = dict(sorted(proof.as_json().items()))
@@ -132,11 +148,63 @@ def _csv_row(proof: ProofRecord) -> dict[str, str]:
         **{
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in values.items()
-            if key not in ("kills", "one_rank")
+            if key not in ("kills", "events", "events_drawn", "one_rank")
         },
         "kills": json.dumps([kill.kill for kill in proof.kills]),
         "at_step": json.dumps([kill.at_step for kill in proof.kills]),
     }
+
+
+def _events_grid(project: Project, proofs: Sequence[ProofRecord]) -> Grid:
+    events = [(proof, event) for proof in proofs for event in proof.events]
+    return Grid(
+        name=EVENTS,
+        title="Events during interrupted trainings",
+        caption=(
+            "Commands that were run while a training ran. Each was told a rank and its node. The "
+            f"table {PROOF} says whether the training ended as the undisturbed one."
+        ),
+        notice=project.scale.notice,
+        columns=(
+            Column("Run"),
+            Column("Processes", numeric=True),
+            Column("Command", prose=True),
+            Column("Rank", numeric=True),
+            Column("Node"),
+            Column("At step", numeric=True),
+            Column("Outcome"),
+            Column("Resumed at step", numeric=True),
+            Column("Steps repeated", numeric=True),
+        ),
+        rows=tuple(_event_row(*each) for each in events),
+        notes=(
+            "Exit code 75: the process has saved its state, or has lost another process and can be "
+            "resumed. A negative code is the signal that ended it; -9 also stands for a process "
+            "that ended with its node.",
+        ),
+        records=tuple(
+            {"experiment": proof.experiment, "seed": str(proof.seed), "ranks": str(proof.ranks),
+             **{key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in sorted(event.as_json().items())}}
+            for proof, event in events
+        ),
+    )  # fmt: skip
+
+
+def _event_row(proof: ProofRecord, event: EventRecord) -> tuple[Cell, ...]:
+    codes = ", ".join(map(str, event.exit_codes))
+    went_on = event.ended_at is None
+    return (
+        Cell.of(f"{proof.experiment}, seed {proof.seed}"),
+        Cell.of(f"{proof.ranks}{_where(proof)}"),
+        Cell.of(event.command),
+        Cell.of(str(event.rank)),
+        Cell.of(event.node),
+        Cell.of(str(event.at_step)),
+        Cell.of("went on" if went_on else f"ended at step {event.ended_at}: {codes}"),
+        Cell.of(_steps([event.resumed_at])),
+        Cell.of(str(event.repeated)),
+    )
 
 
 def _ranks_grid(project: Project, pairs: Sequence[tuple[ProofRecord, RankComparison]]) -> Grid:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from testbed.hosts import Host
 from testbed.slurm import HostsCluster
 from testbed.waiting import wait_for
 from tests.helpers.hold import Holds
@@ -21,6 +22,12 @@ def run_on_login(
         cluster.command(*command, folder=project), env={**cluster.environment(), **more},
         capture_output=True, text=True,
     )  # fmt: skip
+
+
+def sends_in_vain(host: Host, peer: Host) -> bool:
+    """Return whether a host has sent something that a peer has not acknowledged."""
+    lines = host.run("ss", "-Htn", "dst", peer.address).stdout.splitlines()
+    return any(int(line.split()[2]) > 0 for line in lines)
 
 
 class TrainingJob:

@@ -29,7 +29,11 @@ EXECUTOR = tuple(
     for name in ("unit/test_executor", "local/test_local", "cluster/test_job_failures",
                  "cluster/test_preemption", "cluster/test_reattach")
 )  # fmt: skip
-PROOF = ("integration/proof/test_proof.py", "cluster/proof/test_proof.py")
+PROOF = (
+    "integration/proof/test_proof.py",
+    "integration/proof/test_interrupt.py",
+    "cluster/proof/test_proof.py",
+)
 DVC = ("integration/versioning/test_dvc.py", "integration/versioning/test_remotes.py")
 RELEASE = ("integration/release/test_release.py",)
 DETECTION = (
@@ -570,6 +574,16 @@ MUTATIONS = (
     Mutation(
         "equal metrics count as equal weights", "proof", "smt/proof/run.py",
         "weights[0] == weights[1] and equal_numbers", "weights[0] == weights[1] or equal_numbers",
+        PROOF,
+    ),
+    Mutation(
+        "a failure after an event is taken for its effect", "proof", "smt/proof/trainings.py",
+        "by_signal and code < 0", "by_signal",
+        PROOF,
+    ),
+    Mutation(
+        "an event that came too late is run all the same", "proof", "smt/proof/interrupt.py",
+        "        return attempt.poll() is None  #", "        return True  #",
         PROOF,
     ),
     # --- DVC and release -------------------------------------------------------------------------

@@ -74,13 +74,22 @@ def alive(process):
 
 
 def test_a_proof_through_slurm_ends_equal(cluster, login_node):
-    result = smt(
-        login_node, "prove", RUN, "--launcher", "slurm", "--kills", "1", "--tables", "never"
+    """Its event cancels the job of an attempt; the next attempt is a job of its own."""
+    set_epochs(login_node, 8)
+    cancel = (
+        "scancel $SMT_PROOF_JOB; while squeue -hj $SMT_PROOF_JOB | grep -q .; do sleep 0.1; done"
     )
-    assert "1 kills" in result.stdout and "equal to the byte" in result.stdout
+    result = smt(
+        login_node, "prove", RUN, "--launcher", "slurm", "--kills", "1", "--draw", "1",
+        "--event", cancel, "--tables", "never",
+    )  # fmt: skip
+    assert "1 kills (1 SIGTERM); 1 events; equal to the byte" in result.stdout
     record = json.loads((login_node / f"results/demo/proof/{RUN}-seed0-ranks1.json").read_text())
     assert ProofRecord(**record).is_equal, record
     assert (record["launcher"], record["nodes"], record["ranks"]) == ("slurm", 1, 1)
+    (event,) = record["events"]
+    assert event["node"] in ("n1", "n2") and event["ended_at"] >= event["at_step"]
+    assert record["resumed_at"] == [event["resumed_at"], record["kills"][0]["resumed_at"]]
 
 
 @pytest.mark.slow

@@ -6,17 +6,12 @@ import re
 import signal
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 
-from smt.config.experiments import Run
 from smt.errors import UserError
 from smt.proof import plan
 from smt.proof.record import ProofRecord
-from smt.proof.run import Proof
-from smt.runs import heartbeat
-from smt.runs.paths import Layout
 from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.ranks import AS_FORKS
 from tests.helpers.trainings import (
@@ -145,34 +140,18 @@ def test_kills_that_were_not_sent_are_counted(proof_project):
         assert f"| {len(record['kills'])} of 9 |" in text
 
 
-def test_a_kill_waits_for_at_most_one_checkpoint(tmp_path):
-    layout = Layout("demo", tmp_path / "results", tmp_path / "data")
-    run = Run(experiment=RUN, seed=0)
-    proof = Proof(None, layout, run, None, ranks=1, kills=2, draw=0)
-    folder = proof._layout("interrupted").run_dir(run) / "work-0"
-    folder.mkdir(parents=True)
-    heartbeat.Heartbeat(folder).write(7)
-    planned = plan.Kill(
-        step=3, signal=signal.SIGKILL, target="all ranks", moment="checkpoint", rank=0, workers=0,
-        delay=0.0,
-    )  # fmt: skip
-    training = FakeTraining()
-    kill, step = proof._send(training, planned, step_seconds=0.0, latest=7)
-    assert (kill, step) == (replace(planned, moment="step"), 7)
-    assert training.killed == [(signal.SIGKILL, None)]
-
-
-class FakeTraining:
-    """A fake training that neither ends nor saves."""
-
-    def __init__(self):
-        self.killed = []
-
-    def poll(self):
-        return None
-
-    def kill(self, number, rank):
-        self.killed.append((number, rank))
+def test_events_have_a_table_beside_proofs_without_events(proof_project):
+    project, _ = proof_project
+    event = {
+        "command": "scancel $SMT_PROOF_JOB | cat", "rank": 1, "node": "n2", "at_step": 7,
+        "ended_at": 8, "resumed_at": 3, "repeated": 5, "exit_codes": [75, -9],
+    }  # fmt: skip
+    events = {"events": [event], "events_drawn": 2}
+    with another_proof(project, proof_record(project, 1) | events) as text:
+        assert "Beside the kills there were 1 events" in text and "For 1 more no time" in text
+        table = (project / "results/demo/proof/proof_events.md").read_text()
+    assert "| n2 | 7 | ended at step 8: 75, -9 | 3 | 5 |" in table
+    assert r"scancel $SMT_PROOF_JOB \| cat" in table
 
 
 def test_the_table_names_the_nodes_of_slurm(proof_project):
@@ -235,6 +214,24 @@ def test_kills_are_a_function_of_their_seed():
     assert {kill.target for kill in draw(3, 2)} == {"all ranks", "one rank", "data worker"}
 
 
+def test_events_are_drawn_among_the_kills_which_stay_the_same():
+    commands = [f"echo {number}" for number in range(9)]
+    for seed in range(20):
+        kills = plan.draw("run", seed, steps=30, ranks=2, kills=9)
+        schedule = plan.draw("run", seed, steps=30, ranks=2, kills=9, events=commands)
+        assert schedule == plan.draw("run", seed, steps=30, ranks=2, kills=9, events=commands)
+        assert [each for each in schedule if isinstance(each, plan.Kill)] == kills
+        events = [each for each in schedule if isinstance(each, plan.Event)]
+        assert [event.command for event in events] == commands
+        steps = [each.step for each in schedule]
+        assert steps == sorted(set(steps)) and steps[0] > 0 and steps[-1] < 29
+        assert {event.rank for event in events} <= {0, 1}
+
+
 def test_more_kills_than_steps_are_refused():
     with pytest.raises(UserError, match="--kills 9: run has 8 steps; valid: 1 to 6"):
         plan.draw("run", 0, steps=8, ranks=1, kills=9)
+    with pytest.raises(
+        UserError, match="6 and 1 of --event: run has 8 steps; valid: 1 to 6 in all"
+    ):
+        plan.draw("run", 0, steps=8, ranks=1, kills=6, events=["true"])
