@@ -8,7 +8,7 @@ from testbed.slurm import NODES
 from testbed.waiting import wait_for
 from tests.helpers.debian import require
 from tests.helpers.hold import HOLD_STEP, Holds
-from tests.helpers.host_jobs import TrainingJob
+from tests.helpers.host_jobs import TrainingJob, sends_in_vain
 from tests.helpers.trainings import RUN_OF_DEMO, outcome, provenance, work_dir
 
 pytestmark = pytest.mark.xdist_group("hosts")
@@ -39,12 +39,6 @@ def held_training(hosts_cluster, small_project, holds):
         hosts_cluster[node].plug()
     hosts_cluster.run("scontrol", "update", "nodename=n[1-2]", "state=resume", check=False)
     hosts_cluster.cancel_all()
-
-
-def sends_in_vain(host, peer):
-    """Return whether a host has sent something that a peer has not acknowledged."""
-    lines = host.run("ss", "-Htn", "dst", peer.address).stdout.splitlines()
-    return any(int(line.split()[2]) > 0 for line in lines)
 
 
 def test_a_training_goes_on_through_events_that_end_no_host(
