@@ -1,6 +1,7 @@
 """The table of claims: sentences of the paper, checked by published and by reproduced numbers."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -191,9 +192,9 @@ def claims_grid(results: Results) -> Grid:
         columns=(
             Column("Claim", prose=True),
             Column("Formula", prose=True),
-            Column("Numbers", "Published", prose=True),
+            Column("numbers", "Published", prose=True),
             Column("verdict", "Published"),
-            Column("Numbers", "Here", prose=True),
+            Column("numbers", "Here", prose=True),
             Column("verdict", "Here"),
             Column("What would decide", prose=True),
         ),
@@ -240,16 +241,27 @@ def _reasons(published: Outcome, here: Outcome) -> str:
 
 
 def _published_numbers(project: Project, claim: Claim) -> str:
-    values = ((name, evidence.published(project, name)) for name in claim.names)
-    return joined(f"{name} {value:g}" for name, value in values if value is not None)
+    values = {name: evidence.published(project, name) for name in claim.names}
+    return _filled(
+        claim, {name: f"{value:g}" for name, value in values.items() if value is not None}
+    )
 
 
 def _numbers_here(results: Results, claim: Claim, outcome: Outcome) -> str:
     if outcome.verdict == "not comparable":
         return ""
-    quantities = ((name, evidence.here(results, name)) for name in claim.names)
-    return joined(
-        f"{name} {quantity.value:.5g}{'' if quantity.is_exact else f' (n = {quantity.n})'}"
-        for name, quantity in quantities
+    quantities = {name: evidence.here(results, name) for name in claim.names}
+    texts = {
+        name: f"{quantity.value:.5g}{'' if quantity.is_exact else f' (n = {quantity.n})'}"
+        for name, quantity in quantities.items()
         if quantity is not None
-    )
+    }
+    return _filled(claim, texts)
+
+
+def _filled(claim: Claim, texts: Mapping[str, str]) -> str:
+    """Return the formula with numbers in place of names, ? where there is none."""
+    formula = " ".join(claim.formula.split())
+    for name in claim.names:
+        formula = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", texts.get(name, "?"), formula)
+    return formula

@@ -67,7 +67,7 @@ def test_published_numbers_agree_with_every_claim_that_they_decide():
     ("experiment", "metric", "value", "turned"),
     [
         (TINY, "top1", 82.1, {"smt_tiny_accuracy"}),
-        (TINY, "top1", 81.2, {"smt_tiny_accuracy", "better_than_swin_for_less"}),
+        (TINY, "top1", 81.2, {"smt_tiny_accuracy", "smt_tiny_over_swin_t"}),
         ("coco_mask_rcnn_3x_smt_base", "box_ap", 49.7, {"mask_rcnn_3x_over_swin"}),
         ("ade20k_upernet_smt_base", "miou_ms", 50.5, {"upernet_over_swin_multi_scale"}),
     ],
@@ -159,6 +159,17 @@ def test_wrong_verdicts_are_as_rare_as_the_notes_say(truth, wrong):
     assert count / tries < 0.025 + 4 * math.sqrt(0.025 / tries)
     if truth == 82.0:
         assert count / tries > 0.025 - 4 * math.sqrt(0.025 / tries)
+
+
+def test_the_table_shows_the_formula_with_numbers_in_place_of_names():
+    project = project_of()
+    grid = claims_grid(results({TINY: (82.3, 82.5)}))
+    rows = dict(
+        zip(project.claims, ([cell.text for cell in row] for row in grid.rows), strict=True)
+    )
+    assert rows["smt_tiny_accuracy"][2] == "82.2 >= 82.2"
+    assert rows["smt_tiny_accuracy"][4] == "82.4 (n = 2) >= 82.2"
+    assert rows["mask_rcnn_3x_over_swin"][2:6:2] == ["49.8 - 48.5 >= 1.3", "? - 48.5 >= 1.3"]
 
 
 def test_the_table_has_a_row_and_a_record_for_each_claim():
