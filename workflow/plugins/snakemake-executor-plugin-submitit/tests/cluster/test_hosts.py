@@ -148,10 +148,10 @@ def test_where_root_lacks_a_program_they_fail_in_ci(untried):
         require_hosts()
 
 
-def test_the_playground_is_several_hosts_with_a_shell_on_each(tmp_path):
+def test_the_playground_is_several_hosts_with_a_shell_on_each(tmp_path, tmp_path_factory):
     require_slurm()
     require_hosts()
-    folder = tmp_path / "playground"
+    folder = tmp_path_factory.mktemp("play")  # the path of a socket in it must not be long
 
     def testbed(*arguments, text=""):
         command = [sys.executable, "-m", "testbed.slurm", "--folder", folder, *arguments]
