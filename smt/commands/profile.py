@@ -162,8 +162,7 @@ def _table(project: Project, sizes: Mapping[str, ModelSize]) -> Table:
     for title in ("params M", *beside, "at", *conventions, *beside):
         table.add_column(title, justify="right", no_wrap=True)
     for name, size in sizes.items():
-        reported = project.reported.systems if name in project.systems else project.reported.models
-        published = reported.get(name, {}) if compared else {}
+        published = project.reported.sizes_of(name) if compared else {}
         for resolution, macs in size.macs.items():
             first = resolution == "224" or name in project.systems
             key = "gmacs" if first else f"gmacs_{resolution}"

@@ -1,5 +1,6 @@
 """What was published, and where it is compared: `reported.yaml`, `tables.yaml`, `drift.yaml`."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -35,6 +36,10 @@ class Reported(Strict):
     models: dict[Name, dict[Name, ReportedValue]]
     systems: dict[str, dict[Name, ReportedValue]] = {}
     """By head and model, as in `mask_rcnn.smt_small`."""
+
+    def sizes_of(self, name: str) -> Mapping[str, ReportedValue]:
+        """Return the published sizes of a model or system; empty where none are at hand."""
+        return {**self.models, **self.systems}.get(name, {})
 
 
 class Discrepancy(Strict):

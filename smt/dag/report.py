@@ -145,7 +145,9 @@ class ReportPlan(Selection):
             content["models"] = self.sizes_content()
         elif table in project.tables:
             content["table"] = project.tables[table].model_dump(mode="json")
-        else:
+        elif table in project.peer_tables:
+            content["table"] = project.peer_tables[table].model_dump(mode="json")
+        else:  # claims name numbers of every table
             peers, claims = project.peer_tables, project.claims
             content["peers"] = {name: it.model_dump(mode="json") for name, it in peers.items()}
             content["claims"] = {name: it.model_dump(mode="json") for name, it in claims.items()}

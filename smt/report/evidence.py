@@ -44,8 +44,7 @@ def published(project: Project, name: str) -> float | None:
     if experiment_of(project, name) is not None:
         value = project.reported_value(owner, key)
     elif owner in project.models or owner in project.systems:
-        reported = project.reported.models if owner in project.models else project.reported.systems
-        value = reported.get(owner, {}).get(key)
+        value = project.reported.sizes_of(owner).get(key)
     else:
         table, _, peer_name = owner.partition(".")
         peer = project.peer_tables[table].peers[peer_name]

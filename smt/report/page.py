@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from smt.report import claims, drift, figures, sizes
+from smt.report import drift, figures, sizes
 from smt.report.agreement import agreements, verdicts
-from smt.report.build import links
+from smt.report.build import CLAIMS, grid, links
 from smt.report.collect import Results, RunResult, by_reason
 from smt.report.grid import Grid
 from smt.report.index import Overview, state_summary
 from smt.report.inline import inline_svg
 from smt.report.notes import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
-from smt.report.peers import PeerGrid
 from smt.report.plots import PALETTE, plot
 from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
@@ -84,10 +83,10 @@ class Report:
             for name in project.tables
         ]
         self.explained = self._explained()
-        self.peers = [self._section(PeerGrid(name, results).grid()) for name in project.peer_tables]
-        self.claims = self._section(claims.claims_grid(results)) if project.claims else None
-        self.sizes = self._section(sizes.sizes_grid(project, results.sizes))
-        self.drift = self._section(drift.drift_grid(project, results.sizes[sizes.PAPER]))
+        self.peers = [self._section(grid(results, name)) for name in project.peer_tables]
+        self.claims = self._section(grid(results, CLAIMS)) if project.claims else None
+        self.sizes = self._section(grid(results, sizes.NAME))
+        self.drift = self._section(grid(results, drift.NAME))
         self.curves = [
             plot(results, name) for name in figures.titles(project) if figures.is_curves(name)
         ]

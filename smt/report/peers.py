@@ -67,13 +67,10 @@ class PeerGrid:
         )  # fmt: skip
 
     def _own_rows(self) -> Iterator[dict[str, str]]:
-        reported = self.project.reported
         for name in self.table.experiments:
             experiment = self.project.experiments[name]
             owner = experiment.model if experiment.head is None else experiment.system
-            sizes = (reported.models if experiment.head is None else reported.systems).get(
-                owner, {}
-            )
+            sizes = self.project.reported.sizes_of(owner)
             row = {"model": experiment.title, "experiment": name}
             for key in SIZES:
                 row[f"{key}_published"] = exact(sizes[key].value) if key in sizes else ""

@@ -158,12 +158,12 @@ class _SizesTable:
         """Add a row for each model and resolution."""
         reported = self.project.reported
         for model, spec in self.project.models.items():
-            own = reported.models.get(model, {}) if published else {}
+            own = reported.sizes_of(model) if published else {}
             for resolution in sizes.resolutions(model) or (None,):
                 self._add_row(sizes, model, spec.title, resolution, own)
         for name, system in self.project.systems.items():
             titles = self.project.heads[system.head].title, self.project.models[system.model].title
-            own = reported.systems.get(name, {}) if published else {}
+            own = reported.sizes_of(name) if published else {}
             self._add_row(sizes, name, ", ".join(titles), sizes.size_of_image(name), own)
 
     def _add_row(

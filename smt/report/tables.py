@@ -79,7 +79,7 @@ class ResultTable:
         return self.project.experiments[row.experiment].system
 
     def _reported_sizes(self, row: Row) -> Mapping[str, ReportedValue]:
-        return self.project.reported.systems.get(self._system(row), {})
+        return self.project.reported.sizes_of(self._system(row))
 
     def _measured(self, row: Row) -> dict[str, int]:
         """Return parameters and MACs of a row, as far as they have been measured, by convention."""
