@@ -107,6 +107,30 @@ def pytest_runtest_makereport(item, call):
 # --- fixtures -------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _same_torch_settings():
+    """Put back what a test changes of torch for its whole process.
+
+    A training sets them, its number of threads among them, and a test after it in the same process
+    would get other bits.
+    """
+    import torch  # which reads OMP_NUM_THREADS as it is imported
+
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    backends = ((torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "deterministic"),
+                (torch.backends.cudnn, "allow_tf32"),
+                (torch.backends.cuda.matmul, "allow_tf32"))  # fmt: skip
+    before = [getattr(backend, name) for backend, name in backends]
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    for (backend, name), value in zip(backends, before, strict=True):
+        setattr(backend, name, value)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system of 8 MB, so that a full disk is a full disk."""

@@ -3,13 +3,14 @@
 import http.client
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from sqlalchemy import create_engine, text
@@ -86,8 +87,9 @@ class MlflowServer:
         wait_for_answer(f"{self.uri}/health", self.process, self.folder / "server.log")
 
     def kill(self):
-        """Send SIGKILL to the server and its workers."""
-        os.killpg(self.process.pid, 9)
+        """Send SIGKILL to the server and its workers, unless they have ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def rename_experiments(self):

@@ -28,14 +28,10 @@ def test_the_gradient_equals_that_of_the_kernel(size):
 def test_deterministic_mode_is_the_same_after_the_backward_pass():
     maps = torch.randn(1, 2, 4, 4, requires_grad=True)
     grid = torch.zeros(1, 3, 1, 2, requires_grad=True)
-    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        grid_sample._GridSample.apply(maps, grid).sum().backward()
-        assert torch.are_deterministic_algorithms_enabled()
-        assert torch.is_deterministic_algorithms_warn_only_enabled()
-    finally:
-        torch.use_deterministic_algorithms(before)
+    grid_sample._GridSample.apply(maps, grid).sum().backward()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
     assert maps.grad is not None and grid.grad is not None
 
 

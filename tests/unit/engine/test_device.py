@@ -13,18 +13,12 @@ LOCK = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 
 
 @pytest.fixture(autouse=True)
-def restore_torch_settings(monkeypatch):
-    """No GPU and none granted; restore the settings of torch that a test changes."""
+def _no_gpu(monkeypatch):
+    """No GPU and none granted."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device, "DRIVER", device.DRIVER / "nowhere")
     for name in device._GPU_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    threads, enabled = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    tf32 = torch.backends.cudnn.allow_tf32
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(enabled)
-    device.allow_tf32(tf32)
 
 
 @pytest.mark.parametrize(

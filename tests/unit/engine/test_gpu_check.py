@@ -13,13 +13,6 @@ from smt.models.smt import SMT
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def restore_tf32():
-    allowed = torch.backends.cudnn.allow_tf32
-    yield
-    gpu_check.device_module.allow_tf32(allowed)
-
-
 def test_a_step_runs_in_every_precision():
     assert gpu_check.failing_step(CPU) is None
 

@@ -16,16 +16,12 @@ CPU = torch.device("cpu")
 
 
 def test_each_nondeterministic_operation_is_named_once():
-    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     operations = []
-    try:
-        with NondeterminismRecorder(operations.append):
-            for _ in range(3):
-                torch.zeros(5).put_(torch.tensor([1]), torch.tensor([2.0]))
-                torch.ones(5).cumsum(0)
-    finally:
-        torch.use_deterministic_algorithms(before)
+    with NondeterminismRecorder(operations.append):
+        for _ in range(3):
+            torch.zeros(5).put_(torch.tensor([1]), torch.tensor([2.0]))
+            torch.ones(5).cumsum(0)
     assert operations == [["put_"]]
 
 

@@ -16,10 +16,7 @@ from smt.models.blocks import MSA
 def as_on_gpu(monkeypatch):
     """Treat the CPU's kernel as a GPU's, in the warn-only mode of training."""
     monkeypatch.setattr(attention, "_needs_care", lambda attended: True)
-    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 def kernels(attended):
