@@ -107,27 +107,35 @@ def pytest_runtest_makereport(item, call):
 # --- fixtures -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _same_torch_settings():
-    """Put back what a test changes of torch for its whole process.
-
-    A training sets them, its number of threads among them, and a test after it in the same process
-    would get other bits.
-    """
+@pytest.fixture(scope="session", autouse=True)
+def _first_torch_settings():
+    """The settings of torch that a training changes, as this process has begun with them."""
     import torch  # which reads OMP_NUM_THREADS as it is imported
 
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    backends = ((torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "deterministic"),
-                (torch.backends.cudnn, "allow_tf32"),
-                (torch.backends.cuda.matmul, "allow_tf32"))  # fmt: skip
-    before = [getattr(backend, name) for backend, name in backends]
-    yield
+    backends = {
+        (backend, name): getattr(backend, name)
+        for backend, name in (
+            (torch.backends.cudnn, "benchmark"),
+            (torch.backends.cudnn, "allow_tf32"),
+            (torch.backends.cuda.matmul, "allow_tf32"),
+        )
+    }
+    return torch.get_num_threads(), torch.get_default_dtype(), backends
+
+
+@pytest.fixture(autouse=True)
+def _same_torch_settings(_first_torch_settings):
+    """Begin each test with the same settings of torch, whatever the test before has changed.
+
+    Another number of threads gives other bits, and is left behind by what trains in this process.
+    """
+    import torch
+
+    threads, dtype, backends = _first_torch_settings
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-    for (backend, name), value in zip(backends, before, strict=True):
+    torch.use_deterministic_algorithms(False)
+    for (backend, name), value in backends.items():
         setattr(backend, name, value)
 
 
