@@ -19,7 +19,7 @@ CLUSTER ?= .cluster
 # The second trains from nothing, the last two on the first one's backbone.
 FIRST_LOOK := imagenet1k_smt_small ablation_heads_1 coco_retinanet_smt_small ade20k_upernet_smt_small sizes
 # Tests wait for servers much of the time: more workers than the two cores that they are made for.
-WORKERS := -n 4 --dist loadgroup --no-fold-skipped $(ORDER)
+WORKERS := -n 5 --dist loadgroup --no-fold-skipped $(ORDER)
 # Whatever make runs finds this environment's commands first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 

@@ -37,7 +37,15 @@ CONTROLLER = "TESTS_CONTROLLER"
 COMMANDS = "TESTS_COMMANDS"
 """Environment variable: folder of programs that run as forks, first in the PATH of jobs."""
 
-PRELOADED = ("mlflow", "snakemake.cli", "dvc.cli", "dvc.repo", "dvc.commands.repro")
+PRELOADED = (
+    "mlflow",
+    # of Snakemake: its plugins, and what it imports as it reads a workflow
+    "snakemake.cli", "snakemake.report.html_reporter", "snakemake.profiles",
+    "snakemake_executor_plugin_submitit", "snakemake_logger_plugin_runs",
+    "snakemake_storage_plugin_fs", "smart_open", "jsonschema", "multiprocessing.pool",
+    # of DVC
+    "dvc.cli.parser", "dvc.repo", "dvc.repo.index", "dvc.commands.repro", "dvc.scm",
+)  # fmt: skip
 """Modules that the server imports beside those of `smt`."""
 
 

@@ -63,16 +63,26 @@ class ProjectCopy:
     def smt(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.module("smt", *arguments, **environment)
 
-    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.module("snakemake", "--profile", "local", *arguments)
+    def snakemake(
+        self, *arguments: str, new_processes: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        return self.module(
+            "snakemake", "--profile", "local", *arguments, new_processes=new_processes
+        )
 
     def module(
-        self, name: str, *arguments: str, **environment: str
+        self, name: str, *arguments: str, new_processes: bool = False, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python -m name` in this folder, as a fork of the tests' fork server."""
-        return forkserver.run(
-            name, *arguments, cwd=self.folder, env=self.environment(**environment)
-        )
+        """Run `python -m name` in this folder, as a fork of the tests' fork server.
+
+        So are the commands that it starts, unless they are to be `new_processes`.
+        """
+        if new_processes:
+            env = self.environment(**environment)
+        else:
+            env = self.environment(**{"SMT_FORKSERVER": "0", **environment})
+            env = forkserver.with_forked_commands(env)
+        return forkserver.run(name, *arguments, cwd=self.folder, env=env)
 
     def plan(self, *arguments: str) -> "Plan":
         """Return what Snakemake would run, without running it."""

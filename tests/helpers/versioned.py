@@ -7,7 +7,7 @@ import subprocess
 
 import yaml
 
-from tests.helpers import ROOT, forkserver
+from tests.helpers import ROOT
 from tests.helpers.project_copy import ProjectCopy
 
 SCALE = "smoke"
@@ -58,12 +58,8 @@ class Versioned(ProjectCopy):
             }
         )  # fmt: skip
 
-    def module(self, name, *arguments, **environment):
-        env = forkserver.with_forked_commands(self.environment(**environment))
-        return forkserver.run(name, *arguments, cwd=self.folder, env=env)
-
-    def snakemake(self, *arguments):
-        return super().snakemake(*arguments, "--config", f"scale={SCALE}")
+    def snakemake(self, *arguments, **how):
+        return super().snakemake(*arguments, "--config", f"scale={SCALE}", **how)
 
     def git(self, *arguments):
         done = self.run("git", *arguments)

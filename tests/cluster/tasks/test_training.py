@@ -51,7 +51,7 @@ def trained(project, gpus, cluster, tmp_path_factory):
     set_gpus(project, *gpus)
     result = project.module(
         "snakemake", "--profile", "slurm", f"{RUN}/metrics.json", "--config", "scale=demo",
-        "--submitit-keep-logs", "all", **cluster.environment(),
+        "--submitit-keep-logs", "all", new_processes=True, **cluster.environment(),
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     smt(one.folder, "train", RUN_OF_DEMO, "--scale", "demo")

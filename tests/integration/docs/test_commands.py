@@ -52,7 +52,7 @@ def needs_params(code: int = 0) -> Need:
 
 def needs_small_scales() -> Need:
     """Params of two experiments, whose scales are of smoke scale's size."""
-    return Need("small_scales", marks=())
+    return Need("small_scales")
 
 
 def needs_results(without: str | None = None) -> Need:
@@ -114,8 +114,8 @@ NEEDS = {
     "smt tables --frame results.parquet": needs_params(),
     "smt figures": needs_params(),
     "smt report": needs_params(),
-    "smt profile --scale paper": needs_params(),
-    "smt profile --update": needs_params(),
+    "smt profile --scale paper": Need("bare"),
+    "smt profile --update": Need("bare"),
     "smt data check --scale paper": needs_params(EXIT_DATA),
     "smt data pack imagenet22k --scale paper": needs_params(EXIT_DATA),
     "smt plan": needs_params(),

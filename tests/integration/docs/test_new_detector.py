@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from tests.helpers.documents import follow_detector_example
 from tests.helpers.project_copy import ProjectCopy
 
@@ -24,19 +26,29 @@ print(type(task.model).__module__)
 """
 
 
-def test_a_detector_is_one_record_one_module_and_one_entry(tmp_path):
+@pytest.fixture
+def python(tmp_path):
+    """Return a function that runs Python in a copy of the code with that detector."""
     project = ProjectCopy(tmp_path / "project")
     follow_detector_example(project)
 
-    def python(*arguments):
+    def run(*arguments):
         result = project.run(sys.executable, *arguments)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
+    return run
+
+
+def test_a_detector_is_one_record_one_module_and_one_entry(python):
+    assert python("-c", STEP) == "smt.detection.retinanet_giou\n"
+
+
+@pytest.mark.slow
+def test_a_new_detector_is_measured_and_planned_as_the_others(python):
     python("-m", "smt", "profile", "--update")
     rows = python("-m", "smt", "check", "--scale", "smoke").splitlines()
     assert any(row.startswith(EXPERIMENT) for row in rows)
-    assert python("-c", STEP) == "smt.detection.retinanet_giou\n"
     costs = python("-m", "smt", "plan", "--scale", "paper", "--csv").splitlines()
     macs = {row.split(",")[0]: row.split(",")[4] for row in costs}
     assert macs[EXPERIMENT] == macs["coco_retinanet_smt_small"]

@@ -54,7 +54,7 @@ def proof_project(request, tmp_path_factory):
         project.folder,
         lambda demo: (_proof(demo), demo["recipes"]["imagenet1k"]["schedule"].update(epochs)),
     )
-    result = project.snakemake("proof")
+    result = project.snakemake("proof", new_processes=True)
     assert result.returncode == 0, result.stderr
     logs = (project.folder / "results/demo/logs/prove").glob("*.log")
     return project.folder, "".join(log.read_text() for log in logs)
