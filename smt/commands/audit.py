@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from smt.runs.replays import Replay
 
 
+SEGMENTS = 5
+"""Stretches that are trained again unless the user says otherwise."""
+
+
 @click.command()
 @click.argument("experiment")
 @click.option("--seed", type=int, default=None, help="Seed of the run [the first of the scale].")
 @click.option(
     "--segments",
-    default="5",
     metavar="N|all",
-    show_default=True,
-    help="Stretches between milestones to train again, drawn at random.",
+    help=f"Stretches between milestones to train again, drawn at random [{SEGMENTS}, or all of "
+    "fewer].",
 )
 @click.option(
     "--draw", type=click.IntRange(0, 2**31 - 1), help="Seed of the draw, to repeat it [random]."
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 def command(
     experiment: str,
     seed: int | None,
-    segments: str,
+    segments: str | None,
     draw: int | None,
     workers: int | None,
     scale: str,
@@ -67,10 +70,12 @@ def command(
             _require_world_size(subject, ranks)
         draw = ranks.broadcast(secrets.randbelow(2**31) if draw is None else draw)
         with ranks.fail_together():
-            stretches = subjects.select(subject.stretches, segments, draw)
-            if stretches[0].start.step == 0:
-                subject.require_parent()
+            total = len(subject.stretches)
+            stretches = subjects.select(
+                subject.stretches, segments or str(min(SEGMENTS, total)), draw
+            )
             if ranks.is_first:
+                subject.require_inputs(start=stretches[0].start.step == 0)
                 _require_consistent(subject)
                 _announce(subject, stretches, draw)
         replays = _replay(subject, stretches, ranks, stop, workers)
@@ -89,9 +94,11 @@ def _require_world_size(subject: "Subject", ranks: "Ranks") -> None:
     environments = (attempt.environment for attempt in subject.provenance.attempts)
     sizes = sorted({each.world_size for each in environments if each is not None})
     if ranks.world_size not in sizes:
+        many = sizes[-1] > 1
+        program = f"torchrun --nproc-per-node {sizes[-1]} -m smt" if many else "smt"
         raise UserError(
-            f"{subject.run} was trained on {' and '.join(map(str, sizes))} processes, and this is "
-            f"{ranks.world_size}; run: torchrun --nproc-per-node {sizes[-1]} -m smt audit "
+            f"{subject.run} was trained on {' and '.join(map(str, sizes))} "
+            f"process{'es' if many else ''}, and this is {ranks.world_size}; run: {program} audit "
             f"{subject.run.experiment} --seed {subject.run.seed} --scale {subject.layout.scale}"
         )
 
@@ -108,9 +115,9 @@ def _require_consistent(subject: "Subject") -> None:
 
 
 def _announce(subject: "Subject", stretches: "list[Stretch]", draw: int) -> None:
-    steps, total = sum(each.steps for each in stretches), subject.final.steps
     from smt.engine.progress import duration
 
+    steps, total = sum(each.steps for each in stretches), subject.final.steps
     seconds = subject.final.wall_seconds * steps / total
     announce(
         f"{subject.run}: {len(stretches)} of {len(subject.stretches)} stretches, {steps:,} of "

@@ -10,7 +10,7 @@ from pathlib import Path
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
-from smt.datasets import manifest
+from smt.datasets import manifest, validation_files
 from smt.errors import EXIT_UNVERIFIED, UserError, listed
 from smt.runs import lock, milestones, provenance, record, workdir
 from smt.runs.atomic import sha256
@@ -65,10 +65,15 @@ class Subject:
             if attempt.resumed_at_step < min(end, stretch.end.step) and end > stretch.start.step
         ]
 
-    def require_parent(self) -> None:
-        """Raise a UserError unless the run's parent has the weights that it started from."""
+    def require_inputs(self, *, start: bool) -> None:
+        """Raise a UserError unless data, and for the `start` the parent's weights, are the run's.
+
+        With others a stretch would differ, and the run be blamed for it.
+        """
+        dataset = self.project.dataset_of(self.run.experiment)
+        validation_files.require_unchanged(self.project, self.layout, dataset)
         recorded = self.provenance.parent
-        if recorded is None:
+        if recorded is None or not start:
             return
         parent = Run(experiment=recorded.experiment, seed=recorded.seed)
         path = self.layout.weights(parent)

@@ -23,12 +23,12 @@ def problems(
     log = work_dir / journal.JOURNAL
     if final.journal is not None and journal.extent(log)["sha256"] != final.journal.sha256:
         yield f"{log}: is not the file that metrics.json names: its SHA-256 differs"
-    last = chain[-1]
-    if (last.step, last.epochs) != (final.steps, final.epochs):
-        yield f"{log}: its last milestone is of step {last.step}, not of the end, {final.steps}"
-    for milestone in chain:
-        yield from filter(None, [problem_of(work_dir, milestone)])
-    yield from filter(None, [_problem_of_weights(weights, final, file_of(work_dir, last))])
+    step, is_end = chain[-1].step, (chain[-1].step, chain[-1].epochs) == (final.steps, final.epochs)
+    if not is_end:
+        yield f"{log}: its last milestone is of step {step}, not of the end, {final.steps}"
+    last = file_of(work_dir, chain[-1]) if is_end else None
+    every = [*(problem_of(work_dir, each) for each in chain), _problem_of(weights, final, last)]
+    yield from (problem for problem in every if problem is not None)
 
 
 def file_of(work_dir: Path, milestone: Milestone) -> Path | None:
@@ -73,8 +73,11 @@ def _digest(path: Path) -> str:
         )
 
 
-def _problem_of_weights(path: Path, final: RunMetrics, last: Path | None) -> str | None:
-    """Return how the exported weights differ from the record and the last checkpoint, or None."""
+def _problem_of(path: Path, final: RunMetrics, last: Path | None) -> str | None:
+    """Return how the exported weights differ from the record and the last checkpoint, or None.
+
+    `last` is None where that is not there, which is a problem of its own.
+    """
     if not shared_folder.exists(path):
         return f"{path}: is not there, but the run is done"
     if sha256(path) != final.weights_sha256:
