@@ -93,7 +93,7 @@ def _require_world_size(subject: "Subject", ranks: "Ranks") -> None:
     """Refuse another number of processes than the run had: sums would differ for certain."""
     environments = (attempt.environment for attempt in subject.provenance.attempts)
     sizes = sorted({each.world_size for each in environments if each is not None})
-    if ranks.world_size not in sizes:
+    if sizes and ranks.world_size not in sizes:
         many = sizes[-1] > 1
         program = f"torchrun --nproc-per-node {sizes[-1]} -m smt" if many else "smt"
         raise UserError(

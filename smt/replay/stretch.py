@@ -5,7 +5,7 @@ import math
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +136,7 @@ class Replayer:
             seed=subject.run.seed,
             ranks=self.ranks,
             settings=Settings(
-                log_every=_log_every(subject.attempts(stretch)[0], subject.project.scale.log_every),
+                log_every=_log_every(subject.attempts(stretch), subject.project.scale.log_every),
                 checkpoint_seconds=math.inf,
                 stall_seconds=60 * subject.project.scale.stall_minutes,
                 milestones=frozenset(each.end.epochs for each in subject.stretches),
@@ -193,9 +193,10 @@ class Replayer:
         return (self.subject.work_dir / JOURNAL).read_bytes()
 
 
-def _log_every(attempt: Attempt, default: int) -> int:
-    """Return the steps between two records of an attempt, which provenance has as one more key."""
-    return int((attempt.model_extra or {}).get("log_every", default))
+def _log_every(attempts: Sequence[Attempt], default: int) -> int:
+    """Return the steps between two records of attempts, which provenance has as one more key."""
+    recorded = [(attempt.model_extra or {}).get("log_every") for attempt in attempts]
+    return next((int(steps) for steps in recorded if steps is not None), default)
 
 
 def _first_difference(recorded: bytes, again: bytes) -> str:

@@ -21,7 +21,7 @@ def problems(
     exported, and `final` its record.
     """
     log = work_dir / journal.JOURNAL
-    if final.journal is not None and journal.extent(log)["sha256"] != final.journal.sha256:
+    if final.journal is None or journal.extent(log)["sha256"] != final.journal.sha256:
         yield f"{log}: is not the file that metrics.json names: its SHA-256 differs"
     step, is_end = chain[-1].step, (chain[-1].step, chain[-1].epochs) == (final.steps, final.epochs)
     if not is_end:
