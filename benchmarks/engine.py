@@ -137,7 +137,7 @@ def pauses(model: str, rounds: int) -> None:
         for round_ in range(rounds + 1):
             state.step += 1
             start = time.perf_counter()
-            writer.submit(state.snapshot(), None, before=lambda: None, after=lambda: None)
+            writer.submit(state.snapshot(), None, (), before=lambda: None, after=lambda: None)
             copied = time.perf_counter()
             writer.wait()
             on_disk = time.perf_counter()

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("smt.commands.report", "One page with tables, curves, failures and provenance."),
     "dvc": ("smt.commands.dvc", "Record what was made in DVC; bring it back from there."),
     "verify": ("smt.commands.verify", "Is every printed number consistent with its run?"),
+    "audit": ("smt.commands.audit", "Train parts of a run again; compare them byte for byte."),
     "why": ("smt.commands.why", "Trace a table's row to its runs, code, params, data, parents."),
     "release": ("smt.commands.release", "Pack final weights, model cards and results to publish."),
     "ui": ("smt.commands.ui", "Open the MLflow UI on this project's runs."),
@@ -69,7 +70,8 @@ def cli(params: Path | None, results: Path | None, data: Path | None) -> None:
     """Reproduce "Scale-Aware Modulation Meet Transformer" (ICCV 2023).
 
     Exit codes: 0 done; 2 bad input; 3 data missing or unreadable; 4 training failed;
-    5 a recorded value is inconsistent with its source (smt verify); 75 stopped on request with its
+    5 a recorded value is inconsistent with its source (smt verify, smt audit); 6 not comparable on
+    this machine (smt audit); 75 stopped on request with its
     state saved (run the same command again to resume).
     """
     for variable, value in (("SMT_PARAMS", params), ("SMT_RESULTS", results), ("SMT_DATA", data)):

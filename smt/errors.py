@@ -15,6 +15,9 @@ EXIT_TRAINING = 4
 EXIT_UNVERIFIED = 5
 """A recorded value is inconsistent with its sources."""
 
+EXIT_UNDECIDED = 6
+"""Bytes differ, and so does the machine or the code: nothing is proved either way."""
+
 EXIT_RESUME = 75
 """Stopped on request with its state saved: run the same command again to resume."""
 

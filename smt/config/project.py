@@ -84,6 +84,9 @@ class Scale(Strict):
     """Longest time between two checkpoints."""
     checkpoint_steps: Positive | None
     """Most steps between two checkpoints, or null; each epoch ends in one in any case."""
+    keep_milestones: Annotated[int, Field(ge=0)]
+    """Checkpoints of a run that are kept for `smt audit`: the last one, and others at the ends of
+    epochs, evenly spaced."""
     stall_minutes: PositiveFloat
     """Time without a step after which a training writes its stacks to the log and ends as
     resumable."""

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from smt.errors import EXIT_TRAINING, TrainingError, UserError
+from smt.runs import milestones
 from smt.runs.atomic import Permit, publish, sha256
 from smt.runs.checkpoint_files import CheckpointName, checkpoints_in
 
@@ -41,30 +42,55 @@ class Checkpoint:
     facts: Mapping[str, Any]
     """All that is not a tensor, as JSON values."""
 
+    @property
+    def all_facts(self) -> dict[str, Any]:
+        """The facts as a file holds them: with the position."""
+        return {**self.facts, "step": self.step, "epochs": self.epochs}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the state, which a milestone records."""
+        tensors = (
+            milestones.TensorBytes(name, _DTYPES[value.dtype], tuple(value.shape), _bytes(value))
+            for name, value in self.tensors.items()
+        )
+        return milestones.state_digest(tensors, self.all_facts)
+
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""Types of tensors, as safetensors names them."""
+
+
+def _bytes(value: torch.Tensor) -> Any:
+    return value.reshape(-1).view(torch.uint8).numpy()
+
 
 def write(
     folder: Path,
     checkpoint: Checkpoint,
     best_step: int | None = None,
     permit: Permit | None = None,
+    kept: Collection[tuple[int, int]] = (),
 ) -> Path:
-    """Write a checkpoint, then remove those older than the last `KEEP`, save that of `best_step`.
+    """Write a checkpoint, then remove those older than the last `KEEP`.
 
-    It gets its name unless `permit` raises: see `atomic.publish`.
+    That of `best_step` stays, and so do those `kept`, by their steps and closed epochs. It gets its
+    name unless `permit` raises: see `atomic.publish`.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; older checkpoints stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".step-{checkpoint.step:010d}.{os.getpid()}.tmp"
-    position = {"step": checkpoint.step, "epochs": checkpoint.epochs}
     try:
-        _save(checkpoint.tensors, temporary, {**checkpoint.facts, **position})
+        _save(checkpoint.tensors, temporary, checkpoint.all_facts)
         path = folder / str(CheckpointName(checkpoint.step, checkpoint.epochs, sha256(temporary)))
         publish(temporary, path, permit)
     finally:
         temporary.unlink(missing_ok=True)
-    _prune(folder, best_step)
+    _prune(folder, best_step, kept)
     return path
 
 
@@ -79,12 +105,14 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path, facts: Mapping[str, A
         raise OSError(int(cause[1]), os.strerror(int(cause[1])), str(path)) from None
 
 
-def _prune(folder: Path, best_step: int | None) -> None:
-    paths = checkpoints_in(folder)
-    newest_paths = set(paths[:KEEP])
-    best = [path for path in paths if CheckpointName.of(path).step == best_step]
-    for path in set(paths) - newest_paths - set(best[:1]):
-        path.unlink()
+def _prune(folder: Path, best_step: int | None, kept: Collection[tuple[int, int]]) -> None:
+    names = {path: CheckpointName.of(path) for path in checkpoints_in(folder)}
+    paths = list(names)
+    best = [path for path in paths if names[path].step == best_step]
+    stay = {*paths[:KEEP], *best[:1]}
+    for path, name in names.items():
+        if path not in stay and (name.step, name.epochs) not in kept:
+            path.unlink()
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -109,6 +137,7 @@ class Writer:
         self,
         checkpoint: Checkpoint,
         best_step: int | None,
+        kept: Collection[tuple[int, int]],
         before: Callable[[], object],
         after: Callable[[], object],
     ) -> None:
@@ -122,7 +151,7 @@ class Writer:
 
         def work() -> Path:
             before()
-            path = write(self._folder, checkpoint, best_step, self._permit)
+            path = write(self._folder, checkpoint, best_step, self._permit, kept)
             after()
             return path
 

@@ -1,6 +1,7 @@
 """Process group of a training: this rank, collectives, and what the loss of a peer means."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from smt.config.recipes import Recipe
 from smt.engine import device as device_module
@@ -201,6 +203,18 @@ def cause_of_loss(error: Exception) -> str:
     """Return the few words that say why an exchange failed."""
     match = _CAUSE.search(str(error))
     return match[0] if match else first_line(error)
+
+
+def data_parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Return the model with gradients that are summed over ranks; itself where there is one."""
+    if ranks.world_size == 1:
+        return model
+    # The strides of a depthwise kernel (n, 1, 3, 3) are ambiguous; torch warns of the one it took.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(
+        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
 
 
 class BatchNormBuffers:

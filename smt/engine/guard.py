@@ -100,6 +100,14 @@ def problem_of_end(statistics: LossStatistics, weights: Iterable[Tensor]) -> str
     return None
 
 
+def problem_of_metrics(metrics: Mapping[str, float]) -> str | None:
+    """Return what is wrong with the last evaluation, or None: JSON and tables hold no NaN."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            return f"the last evaluation gives {name} {value}"
+    return None
+
+
 def skip(
     recipe: Recipe, statistics: LossStatistics, problem: str, step: int, where: str
 ) -> LossStatistics:

@@ -24,20 +24,20 @@ class ResourceMonitor:
         self._folder, self._bytes, self._device = folder, checkpoint_bytes, device
         self._warned: set[str] = set()
 
-    def check(self) -> None:
-        """Warn of each shortage the first time."""
-        for kind, warning in self._shortages():
+    def check(self, milestones: int = 0) -> None:
+        """Warn of each shortage the first time; so many `milestones` are still to be kept."""
+        for kind, warning in self._shortages(_CHECKPOINTS_ON_DISK + milestones):
             if kind not in self._warned:
                 self._warned.add(kind)
                 log.warning("%s", warning)
 
-    def _shortages(self) -> Iterator[tuple[str, str]]:
+    def _shortages(self, checkpoints: int) -> Iterator[tuple[str, str]]:
         if self._folder is not None:
-            free, needed = shutil.disk_usage(self._folder).free, _CHECKPOINTS_ON_DISK * self._bytes
+            free, needed = shutil.disk_usage(self._folder).free, checkpoints * self._bytes
             if free < needed:
                 yield (
                     "disk",
-                    f"{self._folder}: {_format_mb(free)} free, less than {_CHECKPOINTS_ON_DISK} "
+                    f"{self._folder}: {_format_mb(free)} free, less than {checkpoints} "
                     f"checkpoints take ({_format_mb(needed)}); make room before the disk is full",
                 )
         used, limit = memory()

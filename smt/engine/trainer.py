@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smt.data.rng import reseed
 from smt.engine import checkpoint, guard, optim, requeue
-from smt.engine.distributed import BatchNormBuffers, PeerFailed, Ranks
+from smt.engine.distributed import BatchNormBuffers, PeerFailed, Ranks, data_parallel
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
 from smt.engine.protocol import EvaluationInterrupted, MicroBatch, Task
@@ -25,7 +23,7 @@ from smt.engine.resources import ResourceMonitor
 from smt.engine.training_state import TrainingState
 from smt.engine.watchdog import Watchdog
 from smt.errors import TrainingError
-from smt.runs import checkpoint_files, journal
+from smt.runs import checkpoint_files, journal, milestones
 from smt.runs.atomic import Permit, explained
 from smt.runs.heartbeat import Heartbeat
 from smt.runs.journal import Journal, Position
@@ -50,6 +48,8 @@ class Settings:
     """Most steps between two checkpoints; there is one at the end of every epoch in any case."""
     stall_seconds: float = 3600.0
     """Time without a step after which the process ends, to be started again."""
+    milestones: frozenset[int] = frozenset()
+    """Closed epochs at which a checkpoint is kept, and recorded in the journal; nothing else."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,13 @@ class Trainer:
         folder = work_dir if ranks.is_first else None
         self.writer = checkpoint.Writer(self.checkpoints, permit)
         self.journal = Journal(work_dir, self.state.journal) if ranks.is_first else None
+        recorded = milestones.read(work_dir) if ranks.is_first else []
+        self.kept = {(each.step, each.epochs) for each in recorded}
+        """Positions of the milestones so far, on rank 0."""
         self.heartbeat = Heartbeat(work_dir) if ranks.is_first else None
         self.watchdog = Watchdog(work_dir, ranks.rank, settings.stall_seconds)
         self.resources = ResourceMonitor(folder, self.state.bytes, ranks.device)
-        self.model = _wrap_ddp(task.model, ranks)
+        self.model = data_parallel(task.model, ranks)
         self.batch_norm = BatchNormBuffers(task.model)
         self.parameters = [p for p in task.model.parameters() if p.requires_grad]
         self.buckets_settled = ranks.world_size == 1
@@ -129,8 +132,10 @@ class Trainer:
         """Global steps of the whole run."""
         return self.epochs * self.task.steps_per_epoch
 
-    def train(self, progress: Progress) -> dict[str, float]:
+    def train(self, progress: Progress, until: int | None = None) -> dict[str, float]:
         """Train to the end and return the metrics of the last epoch.
+
+        `until`: train until so many epochs are closed, of all.
 
         Raises:
             TrainingStopped: a signal asked for it; the state is saved.
@@ -140,13 +145,14 @@ class Trainer:
             PeerFailed: rank 0 could not write.
         """
         metrics: dict[str, float] | None = None
-        self.resources.check()
+        self._check_resources()
         with self.watchdog:
             try:
-                while self.state.epochs < self.epochs:
+                while self.state.epochs < (until or self.epochs):
                     self._finish_steps(progress)
                     if self.state.epochs + 1 == self.epochs:
-                        self._require_trained()
+                        statistics = self.state.loss_statistics
+                        self._refuse(guard.problem_of_end(statistics, self.parameters))
                     metrics = self._close_epoch(progress)
                 self.writer.wait()
                 return metrics if metrics is not None else self._evaluate(progress)
@@ -291,22 +297,11 @@ class Trainer:
             skipped = {"train/skipped_steps": float(state.loss_statistics.skipped)}
             self.journal.append(state.step, state.epochs, skipped, progress.system())
 
-    def _require_trained(self) -> None:
-        """Stop where no step was of use, or weights are not finite."""
-        problem = guard.problem_of_end(self.state.loss_statistics, self.parameters)
+    def _refuse(self, problem: str | None) -> None:
+        """Raise TrainingDiverged if there is a problem with the end of the training."""
         if problem is not None:
-            raise self._diverged(problem)
-
-    def _require_finite(self, metrics: Mapping[str, float]) -> None:
-        """Stop where the last evaluation gives a NaN or infinity: JSON and tables hold none."""
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise self._diverged(f"the last evaluation gives {name} {value}")
-
-    def _diverged(self, problem: str) -> guard.TrainingDiverged:
-        step = self.state.step
-        where = f"at step {step} of {self.total_steps}"
-        return guard.diverged(self.task.recipe, f"{problem}, {where}", step)
+            where = f"at step {self.state.step} of {self.total_steps}"
+            raise guard.diverged(self.task.recipe, f"{problem}, {where}", self.state.step)
 
     def _close_epoch(self, progress: Progress) -> dict[str, float]:
         """Evaluate if it is this epoch's turn, write it down, save."""
@@ -316,16 +311,21 @@ class Trainer:
                 self._save(progress)  # killed in the evaluation, a run repeats little more than it
             metrics = self._evaluate(progress, final=done == self.epochs)
             if done == self.epochs:
-                self._require_finite(metrics)
+                self._refuse(guard.problem_of_metrics(metrics))
         self.state.epochs = done
         value = metrics.get(self.task.headline)
         if value is not None and (self.state.best is None or value > self.state.best):
             self.state.best, self.state.best_step = value, self.state.step
-        self._record({f"eval/{name}": value for name, value in metrics.items()}, progress)
+        evaluation = {f"eval/{name}": value for name, value in metrics.items()}
+        self._record(evaluation, progress, is_milestone=done in self.settings.milestones)
         progress.epoch(done, metrics)
         self._save(progress)
-        self.resources.check()
+        self._check_resources()
         return metrics
+
+    def _check_resources(self) -> None:
+        left = sum(epoch > self.state.epochs for epoch in self.settings.milestones)
+        self.resources.check(milestones=left)
 
     def _evaluate(self, progress: Progress, *, final: bool = True) -> dict[str, float]:
         """Return the metrics; on a stop meanwhile save, and leave them to the next attempt."""
@@ -341,16 +341,25 @@ class Trainer:
             self._stop()
             raise AssertionError("unreachable") from None
 
-    def _record(self, metrics: dict[str, float], progress: Progress) -> None:
-        """Add to the journal the mean loss since the last record, and `metrics`."""
+    def _record(
+        self, metrics: dict[str, float], progress: Progress, *, is_milestone: bool = False
+    ) -> None:
+        """Add to the journal the mean loss since the last record, `metrics`, and the milestone."""
         state = self.state
         if state.loss_steps:
             loss = state.loss_sum / state.loss_steps
             metrics = {"train/loss": loss, **metrics}
             progress.loss(loss)
         state.loss_sum, state.loss_steps = 0.0, 0
-        if self.journal is not None and metrics:
-            self.journal.append(state.step, state.epochs, metrics, progress.system())
+        if self.journal is not None and (metrics or is_milestone):
+            digest = self._digest() if is_milestone else None
+            self.journal.append(state.step, state.epochs, metrics, progress.system(), digest)
+
+    def _digest(self) -> str:
+        """Return the digest of the state as it is now, whose checkpoint is to be kept."""
+        self.kept.add((self.state.step, self.state.epochs))
+        self.writer.wait()  # the snapshot takes the memory of the one that is being written
+        return self.state.snapshot().digest()
 
     def _report_alive(self) -> None:
         """Report progress to the watchdog, and to who watches the run."""
@@ -376,6 +385,7 @@ class Trainer:
             self.writer.submit(
                 self.state.snapshot(),
                 self.state.best_step,
+                frozenset(self.kept),
                 before=self.journal.sync,
                 after=partial(requeue.report_progress, self.state.step),
             )
@@ -388,14 +398,3 @@ class Trainer:
         raise TrainingStopped(
             f"stopped after step {self.state.step} of {self.total_steps}; state saved"
         )
-
-
-def _wrap_ddp(model: nn.Module, ranks: Ranks) -> nn.Module:
-    if ranks.world_size == 1:
-        return model
-    # The strides of a depthwise kernel (n, 1, 3, 3) are ambiguous; torch warns of the one it took.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )

@@ -23,6 +23,8 @@ JOURNAL = "journal.jsonl"
 TIMES = "times.jsonl"
 EVALUATION = "eval/"
 """What the names of metrics of an evaluation begin with."""
+MILESTONE = "milestone"
+"""Key of a line that records a milestone."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,22 @@ class Journal:
         self.position = Position(position.bytes, position.lines, self._hash.hexdigest())
 
     def append(
-        self, step: int, epoch: int, metrics: Mapping[str, float], system: Mapping[str, float]
+        self,
+        step: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        system: Mapping[str, float],
+        state_sha256: str | None = None,
     ) -> None:
         """Add one line after `step` global steps and `epoch` whole epochs.
 
         `system` (throughput, memory) goes to the times: it may differ from one try to another.
+        `state_sha256` makes it the line of a milestone, see `smt.runs.milestones`.
         """
-        line = _line({"step": step, "epoch": epoch, "metrics": dict(metrics)})
+        content: dict[str, Any] = {"step": step, "epoch": epoch, "metrics": dict(metrics)}
+        if state_sha256 is not None:
+            content[MILESTONE] = {"state": state_sha256, "journal": self.position.sha256}
+        line = _line(content)
         _write(self._journal, line)
         entry = {"line": self.position.lines, "time": time.time(), "metrics": dict(system)}
         _write(self._times, _line(entry))

@@ -109,6 +109,14 @@ class Layout:
         """Samples and predictions of the evaluation of a detector or segmenter."""
         return EvaluationOutputs(self.samples(run), self.predictions(run))
 
+    def audit(self, run: Run) -> Path:
+        """Stretches of a run that were trained again, and what came of them."""
+        return self.run_dir(run) / "audit.json"
+
+    def audit_dir(self, run: Run) -> Path:
+        """Folder of a stretch while it is trained again."""
+        return self.run_dir(run) / "audit"
+
     def work_dir(self, run: Run, fingerprint: str) -> Path:
         return self.run_dir(run) / f"work-{fingerprint[:12]}"
 

@@ -24,7 +24,7 @@ from smt.errors import TrainingError
 from smt.models import weights
 from smt.models.compiled import explained_compilation
 from smt.models.smt import set_recompute
-from smt.runs import journal, provenance, record, shared_folder, source
+from smt.runs import journal, milestones, provenance, record, shared_folder, source
 from smt.runs.atomic import explained, sha256
 from smt.runs.checkpoint_files import checkpoints
 from smt.runs.claim import Claim, claimed
@@ -173,6 +173,7 @@ class RunTraining:
                 options.checkpoint_seconds,
                 options.checkpoint_steps,
                 options.stall_seconds,
+                milestones.epochs(task.recipe.schedule.epochs, self.project.scale.keep_milestones),
             ),
             stop=stop,
             identity=self.names,

@@ -74,6 +74,7 @@ class RunAudit:
         weights.check_evaluation()
         if derived is not None:
             weights.check_checkpoint()
+            weights.check_milestones()
         return derived
 
     # --- journal and numbers -------------------------------------------------------------------

@@ -100,7 +100,7 @@ def copy(source: Path, metadata: Mapping[str, str], target: BinaryIO) -> None:
     in an order that differs from one process to another.
     """
     content: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    with _mapped(source) as mapped:
+    with mapped(source) as tensor_bytes:
         tensors = sorted(read(source).tensors.items(), key=lambda item: item[1].start)
         position = 0
         for name, tensor in tensors:
@@ -114,11 +114,12 @@ def copy(source: Path, metadata: Mapping[str, str], target: BinaryIO) -> None:
         header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of 8
         target.write(len(header).to_bytes(_LENGTH, "little") + header)
         for _, tensor in tensors:
-            target.write(mapped[tensor.start : tensor.end])
+            target.write(tensor_bytes[tensor.start : tensor.end])
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """Give the bytes of a file, mapped into memory."""
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -130,7 +131,7 @@ def differing(one: Path, other: Path, prefix: str) -> list[str]:
     """Return the tensors of `one` that `other` has otherwise, or not, under `prefix` + name."""
     tensors, other_tensors = read(one).tensors, read(other).tensors
     names = []
-    with _mapped(one) as left, _mapped(other) as right:
+    with mapped(one) as left, mapped(other) as right:
         for name, tensor in tensors.items():
             counterpart = other_tensors.get(prefix + name)
             if (

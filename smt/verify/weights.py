@@ -11,16 +11,19 @@ from typing import Any
 from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
 from smt.config.project import Project
-from smt.runs import journal, record, shared_folder
+from smt.runs import journal, milestones, record, replays, shared_folder
 from smt.runs.atomic import sha256
 from smt.runs.checkpoint_files import CheckpointName, checkpoints
+from smt.runs.milestones import BrokenChain
 from smt.runs.paths import Layout
 from smt.runs.provenance import flatten
 from smt.runs.record import Provenance, RunEvaluation, RunMetrics
 from smt.verify import tensors
 from smt.verify.ledger import NOTHING, OLDER, Ledger, equal, reason
+from smt.verify.milestones import file_of, problem_of
 
 WEIGHTS, EVALUATIONS, CHECKPOINTS = "weights", "evaluations", "checkpoints"
+MILESTONES = "milestones"
 
 
 class WeightsAudit:
@@ -126,6 +129,46 @@ class WeightsAudit:
         self._facts(path, facts)
         self._best(path, facts["best"])
         self._same_weights(path)
+
+    def check_milestones(self) -> None:
+        """Compare the milestones that are here with the journal; note what was trained again."""
+        ledger = self.ledger
+        try:
+            chain = milestones.read(self.work_dir)
+        except BrokenChain as error:
+            where, _, what = str(error).partition(": ")
+            ledger.add_mismatch(MILESTONES, where, what)
+            return
+        here = [each for each in chain if file_of(self.work_dir, each) is not None]
+        for milestone in here:
+            ledger.add_item(MILESTONES, (self.run, milestone))
+            problem = problem_of(self.work_dir, milestone)
+            if problem is None:
+                ledger.comparisons[MILESTONES] += 1
+            else:
+                where, _, what = problem.partition(": ")
+                ledger.add_mismatch(MILESTONES, where, what)
+        if len(here) < len(chain):
+            missing = len(chain) - len(here)
+            ledger.add_note(MILESTONES, f"{missing} of {len(chain)} of {self.run} are not here")
+        if chain:
+            self._replays()
+
+    def _replays(self) -> None:
+        read = partial(replays.read, self.layout, self.run, self.final)
+        known = self.ledger.load(MILESTONES, read)
+        if known is None:
+            return
+        for replay in known.replays:
+            if replay.outcome == "differs":
+                where = f"{self.layout.audit(self.run)}: steps {replay.start_step} to "
+                what = f"trained again, it differs: {replay.difference}"
+                self.ledger.add_mismatch(MILESTONES, f"{where}{replay.end_step}", what)
+        self.ledger.add_note(
+            MILESTONES,
+            f"{self.run}: {len(known.replays)} of {known.stretches} stretches trained again, "
+            f"{known.count('equal')} equal to the byte",
+        )
 
     def _facts(self, path: Path, facts: Mapping[str, Any]) -> None:
         recorded = dict(flatten(self.final.as_json()))

@@ -77,7 +77,7 @@ MUTATIONS = (
     Mutation(
         "the oldest checkpoints are kept in place of the newest", "checkpoints",
         "smt/engine/checkpoint.py",
-        "newest_paths = set(paths[:KEEP])", "newest_paths = set(paths[-KEEP:])",
+        "stay = {*paths[:KEEP], *best[:1]}", "stay = {*paths[-KEEP:], *best[:1]}",
         ENGINE[::-1],
     ),
     Mutation(
@@ -87,9 +87,24 @@ MUTATIONS = (
     ),
     Mutation(
         "the best checkpoint is removed", "checkpoints", "smt/engine/checkpoint.py",
-        "for path in set(paths) - newest_paths - set(best[:1]):",
-        "for path in set(paths) - newest_paths:",
+        "stay = {*paths[:KEEP], *best[:1]}", "stay = set(paths[:KEEP])",
         ENGINE,
+    ),
+    Mutation(
+        "milestones are removed as others are", "checkpoints", "smt/engine/checkpoint.py",
+        "if path not in stay and (name.step, name.epochs) not in kept:", "if path not in stay:",
+        ENGINE,
+    ),
+    Mutation(
+        "a milestone does not commit to the lines before it", "checkpoints",
+        "smt/runs/milestones.py",
+        'if digests["journal"] != before:', "if False:",
+        ("unit/runs/test_milestones.py", "integration/replay/test_audit.py"),
+    ),
+    Mutation(
+        "an audit compares nothing", "checkpoints", "smt/replay/stretch.py",
+        "is_equal = recorded == again", "is_equal = True",
+        ("integration/replay/test_audit.py",),
     ),
     Mutation(
         "the guard's loss statistics are lost at an interruption", "checkpoints",

@@ -55,7 +55,7 @@ def assert_mismatch(project, *words):
 
 
 KINDS = ("runs ", "numbers ", "journals ", "provenance ", "weights ", "evaluations ", "tables ",
-         "checkpoints ", "data ", "sizes ", "MLflow  ")  # fmt: skip
+         "checkpoints ", "milestones ", "data ", "sizes ", "MLflow  ")  # fmt: skip
 
 
 def database(project, statement, *values):
@@ -80,6 +80,7 @@ def test_unchanged_files_are_consistent(finished):
     for kind, files in (*((kind, len(RUNS)) for kind in runs), ("data", 5), ("sizes", 2),
                         ("tables", formats)):  # fmt: skip
         assert re.search(rf"[1-9][\d,]* values of {files} (files|runs)", counts[kind]), kind
+    assert re.search(r"[1-9][\d,]* values of [1-9]\d* files", counts["milestones"])
     assert "not compared" not in done.stdout
 
 
@@ -569,11 +570,28 @@ def test_the_digest_of_the_journal_forged_as_well_is_found_by_the_checkpoint(pro
     assert_mismatch(project, "journal.jsonl: best eval/top1: 99.0", "checkpoints/step-")
 
 
+def forge_chain(path):
+    """Let every milestone of a journal agree with the lines before it."""
+    before = hashlib.sha256()
+    lines = [json.loads(line) for line in path.open()]
+    for line in lines:
+        if "milestone" in line:
+            line["milestone"]["journal"] = before.hexdigest()
+        before.update((json.dumps(line, separators=(",", ":")) + "\n").encode())
+    path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+
+
 def test_weights_do_not_give_forged_numbers_though_all_files_agree(project):
-    """Without checkpoints nothing but the weights themselves is left to tell."""
-    for seed in (0, 1):
+    """Without checkpoints the chain of milestones is left to tell, and then only the weights."""
+    journals = {seed: forge_journal(project, seed) for seed in (0, 1)}
+    for seed, path in journals.items():
         shutil.rmtree(work_dir(project, T, seed) / "checkpoints")
-        forge_digest(project, seed, forge_journal(project, seed))
+        forge_digest(project, seed, path)
+    forge(project)
+    assert_mismatch(project, "journal.jsonl: line ", "the chain of milestones is broken")
+    for seed, path in journals.items():
+        forge_chain(path)
+        forge_digest(project, seed, path)
     forge(project)
     done = verify(project)
     assert done.returncode == 0, done.stdout  # docs/verify.md says so

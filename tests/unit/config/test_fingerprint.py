@@ -69,6 +69,7 @@ def test_every_run_has_its_own_fingerprint(project, scale, least):
         ("recipes.yaml", "      lr: 1e-3\n", "      lr: 0.001\n"),
         ("scales.yaml", "  workers: null", "  workers: 3"),
         ("scales.yaml", "  log_every: 50\n", "  log_every: 1\n"),
+        ("scales.yaml", "  keep_milestones: 10", "  keep_milestones: 0"),
         ("tables.yaml", "    title: ImageNet-1K\n", "    title: Results\n"),
         ("reported.yaml", "value: 82.2, source: release", "value: 82.3, source: release"),
         ("models.yaml", "    stem_kernel: 3\n    layer_scale: null\n",

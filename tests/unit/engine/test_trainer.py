@@ -1,5 +1,6 @@
 """The training loop on a small regression task, with a real model, optimizer and files."""
 
+import json
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ from smt.engine.progress import Progress
 from smt.engine.protocol import EvaluationInterrupted, MicroBatch, never
 from smt.engine.trainer import Settings, Trainer, TrainingStopped
 from smt.errors import TrainingError
-from smt.runs import journal
+from smt.runs import journal, milestones
 from smt.runs.checkpoint_files import CheckpointName, checkpoints_in
 from smt.runs.paths import bundled_params
 from smt.runs.progress import DATA_WAIT
@@ -84,13 +85,14 @@ class Regression:
 
 
 def make_trainer(
-    task, folder, stop=None, log_every=2, seconds=1e9, steps=None, stall=3600.0, **more
-):
+    task, folder, stop=None, log_every=2, seconds=1e9, steps=None, stall=3600.0,
+    milestones=frozenset(), **more
+):  # fmt: skip
     folder.mkdir(exist_ok=True)
+    settings = Settings(log_every, seconds, steps, stall, milestones)
     return Trainer(
-        task, folder, seed=3, ranks=ONE, settings=Settings(log_every, seconds, steps, stall),
-        stop=stop or StopRequest(), **more,
-    )  # fmt: skip
+        task, folder, seed=3, ranks=ONE, settings=settings, stop=stop or StopRequest(), **more
+    )
 
 
 def run(task, folder, **options):
@@ -225,9 +227,9 @@ def checkpoint_steps(folder, epochs=1, **options):
     steps = []
     original = checkpoint.write
 
-    def record_step(folder, state, best_step, permit):
+    def record_step(folder, state, *arguments):
         steps.append((state.step, state.epochs))
-        return original(folder, state, best_step, permit)
+        return original(folder, state, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write", record_step)
@@ -242,6 +244,71 @@ def test_checkpoints_are_written_after_some_seconds(tmp_path):
 def test_checkpoints_are_written_every_few_steps(tmp_path):
     steps = checkpoint_steps(tmp_path, epochs=2, steps=3)
     assert steps == [(3, 0), (5, 1), (6, 1), (9, 1), (10, 2)]
+
+
+def positions(trainer):
+    """Return step and closed epochs of the checkpoints that are left, oldest first."""
+    names = map(CheckpointName.of, checkpoints_in(trainer.checkpoints))
+    return sorted((name.step, name.epochs) for name in names)
+
+
+def test_milestones_are_kept_and_recorded_and_change_nothing_else(tmp_path):
+    plain, kept = Regression(epochs=6), Regression(epochs=6)
+    run(plain, tmp_path / "plain")
+    trainer, _ = run(kept, tmp_path / "kept", milestones=frozenset({2, 3, 6}))
+    assert positions(trainer) == [(10, 2), (15, 3), (25, 5), (30, 6)]
+    assert equal_weights(plain.model, kept.model)
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / journal.JOURNAL).open()]
+        for name in ("plain", "kept")
+    ]
+    recorded = [line.pop("milestone", None) for line in lines[1]]
+    assert lines[0] == lines[1]
+    assert sum(each is not None for each in recorded) == 3
+    chain = milestones.read(tmp_path / "kept")
+    files = {CheckpointName.of(path).step: path for path in checkpoints_in(trainer.checkpoints)}
+    assert [(each.step, each.epochs) for each in chain] == [(10, 2), (15, 3), (30, 6)]
+    for milestone in chain:
+        assert checkpoint.read(files[milestone.step]).digest() == milestone.state_sha256
+
+
+@pytest.mark.parametrize("stop_at", [4, 7, 9, 12])
+def test_a_resumed_training_records_the_same_milestones_and_keeps_them(tmp_path, stop_at):
+    options = {"milestones": frozenset({1, 2, 4})}
+    run(Regression(epochs=4), tmp_path / "whole", **options)
+    stop, first = StopRequest(), Regression(epochs=4)
+
+    def request_stop(step):
+        if step == stop_at:
+            stop.signal = 15
+
+    first.before_step = request_stop
+    with pytest.raises(TrainingStopped):
+        run(first, tmp_path / "cut", stop=stop, **options)
+    resumed, _ = run(Regression(epochs=4), tmp_path / "cut", **options)
+    assert positions(resumed) == [(5, 1), (10, 2), (15, 3), (20, 4)]
+    journals = [tmp_path / name / journal.JOURNAL for name in ("whole", "cut")]
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+
+
+def test_a_milestone_stays_where_fewer_are_asked_for_later(tmp_path):
+    stop, first = StopRequest(), Regression(epochs=5)
+    first.before_step = lambda step: setattr(stop, "signal", 15 if step == 7 else stop.signal)
+    with pytest.raises(TrainingStopped):
+        run(first, tmp_path, stop=stop, milestones=frozenset({1, 2, 3, 4, 5}))
+    trainer, _ = run(Regression(epochs=5), tmp_path)
+    assert positions(trainer) == [(5, 1), (20, 4), (25, 5)]
+
+
+def test_a_part_of_a_training_ends_after_so_many_epochs_as_the_whole_was_then(tmp_path):
+    options = {"milestones": frozenset({1, 2, 4})}
+    run(Regression(epochs=4), tmp_path / "whole", **options)
+    trainer = make_trainer(Regression(epochs=4), tmp_path / "part", **options)
+    with Progress("test", epochs=4, epoch_images=80, ranks=ONE) as progress:
+        trainer.train(progress, until=2)
+    part, whole = (milestones.read(tmp_path / name) for name in ("part", "whole"))
+    assert part == whole[:2]
+    assert trainer.state.epochs == 2 and trainer.state.step == 10
 
 
 def test_an_evaluation_interrupted_by_a_signal_is_repeated(tmp_path):
