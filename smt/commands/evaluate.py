@@ -199,7 +199,7 @@ def _print(project: Project, layout: "Layout", result: "ReleasedEvaluation") -> 
         if low is not None and high is not None:
             text += f" ({low:.{metric.decimals}f} to {high:.{metric.decimals}f})"
         reported = project.reported_value(result.experiment, name)
-        if reported is not None:
+        if reported is not None and project.scale.notice is None:
             text += f", published {reported.value}"
         numbers.append(text)
     data = result.data
@@ -215,4 +215,6 @@ def _print(project: Project, layout: "Layout", result: "ReleasedEvaluation") -> 
     if result.is_estimate:
         click.echo(f"  interval  {result.interval}; sample of seed {result.sample_seed}")
     click.echo(f"  record  {layout.released(result.experiment)}, {result.predictions}")
+    if project.scale.notice is not None:
+        click.echo(project.scale.notice)
     click.echo(f"tables have it after: smt tables --scale {layout.scale}")

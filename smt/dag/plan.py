@@ -129,6 +129,12 @@ class Plan(Selection):
             ]
         )
 
+    def released_inputs(self, experiment: str) -> list[str]:
+        """Return the manifest of images that the scale makes itself; [] for the user's."""
+        key = self.project.dataset_of(experiment)
+        own = self.project.released[experiment].data is None
+        return [self.manifest(key)] if own and self.is_generated(key) else []
+
     def missing_released(self, experiment: str) -> list[str]:
         """Return one phrase for each file or folder that an evaluation of a file would lack."""
         entry, dataset = self.project.released[experiment], self.project.dataset_of(experiment)
@@ -137,7 +143,9 @@ class Plan(Selection):
             folder = self.layout.data_file(entry.data)
         elif Path(self.manifest(dataset)).exists():
             folder = folder.parent  # a pack has no val/
-        places = {"file": self.released_file(experiment), "data": folder}
+        places = {"file": self.released_file(experiment)}
+        if not self.released_inputs(experiment):
+            places["data"] = folder
         if entry.labels is not None:
             places["labels"] = self.layout.data_file(entry.labels)
         return [

@@ -41,6 +41,8 @@ use rule evaluate as evaluate_downstream with:
 rule evaluate_released:
     # Weights of others, from the files that params/released.yaml names. Predictions are kept beside
     # the output and not declared: what was interrupted goes on from them.
+    input:
+        lambda w: plan(w.scale).released_inputs(w.experiment),
     output:
         PATHS["released"],
     log:
