@@ -7,6 +7,7 @@ from smt.config.numbers import valid_names
 from smt.config.project import Project
 from smt.config.published import ReportedValue
 from smt.config.recipes import Recipe
+from smt.config.released import RELEASE
 from smt.config.sections import RECIPES, SECTIONS
 from smt.config.types import divisors
 from smt.config.yaml import KeyPath, YamlFile
@@ -48,6 +49,7 @@ class ConsistencyChecker:
         for index, proved in enumerate(proof.runs if proof else ()):
             path = (self.project.scale_name, "proof", "runs", index, "experiment")
             self._require_entry("scales", path, proved.experiment, "experiments")
+        self._released()
         self._tables()
         self._reported()
         self._peers()
@@ -156,6 +158,31 @@ class ConsistencyChecker:
                 f"{start.class_map} goes from {class_map.source} to {class_map.target}, "
                 f"this experiment from {source} to {target}",
             )
+
+    def _released(self) -> None:
+        """Refuse released weights of an experiment without classes, or an unknown preprocessing."""
+        project = self.project
+        if RELEASE in project.preprocessings:
+            raise self._fail(
+                "released", ("preprocessings", RELEASE),
+                "this name stands for the recipe's own; give it another",
+            )  # fmt: skip
+        for name, entry in project.released.items():
+            path: KeyPath = ("released", name)
+            self._require_entry("released", path, name, "experiments")
+            valid = project.evaluated_classifiers
+            if name not in valid:
+                raise self._fail(
+                    "released", path,
+                    f"{name} has no validation images to classify; {suggest(name, valid)}",
+                )  # fmt: skip
+            valid_keys = (RELEASE, *project.preprocessings)
+            if entry.preprocessing not in valid_keys:
+                raise self._fail(
+                    "released", (*path, "preprocessing"),
+                    f"no preprocessing {entry.preprocessing!r}; "
+                    f"{suggest(entry.preprocessing, valid_keys)}",
+                )  # fmt: skip
 
     def _require_distinct(self) -> None:
         """Refuse two names of one training: the fingerprint names a run, so both would be one."""

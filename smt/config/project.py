@@ -16,6 +16,7 @@ from smt.config.models import Model
 from smt.config.peers import PeerTable
 from smt.config.published import Discrepancy, Reported, ReportedValue, Table
 from smt.config.recipes import ClassificationRecipe, DownstreamRecipe, PolySchedule, Recipe
+from smt.config.released import Preprocessing, ReleasedWeights
 from smt.config.trajectory import Trajectory
 from smt.config.types import Name, Positive, PositiveFloat, Strict
 
@@ -116,6 +117,9 @@ class Project(Strict):
     datasets: dict[Name, Dataset]
     class_maps: dict[Name, ClassMap]
     experiments: dict[Name, Experiment]
+    released: dict[Name, ReleasedWeights]
+    """By the experiment in whose row they stand."""
+    preprocessings: dict[Name, Preprocessing]
     reported: Reported
     tables: dict[Name, Table]
     peer_tables: dict[Name, PeerTable]
@@ -202,6 +206,15 @@ class Project(Strict):
     def dataset_of(self, name: str) -> str:
         """Return the name of the data set that an experiment trains on."""
         return self.recipe_of(name).dataset
+
+    @property
+    def evaluated_classifiers(self) -> tuple[str, ...]:
+        """Names of the experiments that classify, and whose data set has validation images."""
+        return tuple(
+            name
+            for name, experiment in self.experiments.items()
+            if experiment.task == "classify" and self.datasets[self.dataset_of(name)].val_images
+        )
 
     def steps_per_epoch(self, name: str) -> int:
         """Return the global batches of an epoch of an experiment; an incomplete one is dropped."""

@@ -50,6 +50,8 @@ class Discrepancy(Strict):
     release: str
     ours: str
     """May name a measured size as {model.metric}, filled in from `smt profile`."""
+    released: str = ""
+    """What released weights give here; may name a result as {imagenet1k_smt_tiny.top1}."""
     kind: Literal["size", "recipe", "code", "missing", "protocol"]
     """protocol: how numbers are taken that are the same in name."""
 
@@ -83,6 +85,8 @@ class Table(Strict):
     """Experiment whose result the gain column is measured from."""
     tolerance: Annotated[float, Field(ge=0)]
     """Distance from the reported value, in the metric's unit, that counts as reproduced."""
+    released: bool = False
+    """Whether released weights that were evaluated here have a column."""
     sizes: bool = False
     """Whether parameters and MACs of each row's head and model stand beside its results."""
 

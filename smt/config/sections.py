@@ -11,6 +11,7 @@ from smt.config.models import Model
 from smt.config.peers import PeerTable
 from smt.config.published import Table
 from smt.config.recipes import ClassificationRecipe, DetectionRecipe, SegmentationRecipe
+from smt.config.released import Preprocessing, ReleasedWeights
 
 SECTIONS: Mapping[str, tuple[str, type | Callable[[Any], type]]] = {
     "models": ("models", Model),
@@ -21,6 +22,8 @@ SECTIONS: Mapping[str, tuple[str, type | Callable[[Any], type]]] = {
     "datasets": ("data", Dataset),
     "class_maps": ("data", ClassMap),
     "experiments": ("experiments", Experiment),
+    "released": ("released", ReleasedWeights),
+    "preprocessings": ("released", Preprocessing),
     "tables": ("tables", Table),
     "peer_tables": ("peers", PeerTable),
     "claims": ("claims", Claim),

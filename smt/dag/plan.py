@@ -15,6 +15,7 @@ from smt.cluster import cost, queue, states
 from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.load import load_project
+from smt.config.recipes import ClassificationRecipe
 from smt.config.yaml import YamlFile
 from smt.dag.report import EVERYTHING, ReportPlan, digest_of
 from smt.dag.selection import Selection
@@ -23,6 +24,7 @@ from smt.datasets.packs import record
 from smt.errors import DataError, UserError
 from smt.report.build import CLAIMS, FIXED, INDEX
 from smt.runs import rehearsals, source
+from smt.runs.atomic import sha256
 from smt.runs.paths import Layout, default_params
 from smt.runs.state import State
 
@@ -101,6 +103,56 @@ class Plan(Selection):
             for run in self.runs()
             if run_states[run].state is State.FAILED
         }
+
+    def released_file(self, experiment: str) -> Path:
+        """Return the file of released weights that params name."""
+        file = self.project.released[experiment].file
+        assert file is not None
+        return self.layout.data_file(file)
+
+    def released_content(self, experiment: str) -> str:
+        """Return a digest of what decides an evaluation of released weights: params and the file.
+
+        The file is no input: Snakemake would look at its time, and name it in many lines where it
+        is missing.
+        """
+        project, file = self.project, self.released_file(experiment)
+        entry, recipe = project.released[experiment], project.recipe_of(experiment)
+        assert isinstance(recipe, ClassificationRecipe)
+        return digest_of(
+            [
+                _sha256(file, file.stat().st_mtime_ns) if file.is_file() else None,
+                entry.model_dump(mode="json"),
+                [recipe.resolution, recipe.evaluation.model_dump(mode="json")],
+                {name: it.model_dump(mode="json") for name, it in project.preprocessings.items()},
+                project.models[project.experiments[experiment].model].model_dump(mode="json"),
+            ]
+        )
+
+    def released_inputs(self, experiment: str) -> list[str]:
+        """Return the manifest of images that the scale makes itself; [] for the user's."""
+        key = self.project.dataset_of(experiment)
+        own = self.project.released[experiment].data is None
+        return [self.manifest(key)] if own and self.is_generated(key) else []
+
+    def missing_released(self, experiment: str) -> list[str]:
+        """Return one phrase for each file or folder that an evaluation of a file would lack."""
+        entry, dataset = self.project.released[experiment], self.project.dataset_of(experiment)
+        folder = self.layout.dataset_root(self.project.datasets[dataset]) / "val"
+        if entry.data is not None:
+            folder = self.layout.data_file(entry.data)
+        elif Path(self.manifest(dataset)).exists():
+            folder = folder.parent  # a pack has no val/
+        places = {"file": self.released_file(experiment)}
+        if not self.released_inputs(experiment):
+            places["data"] = folder
+        if entry.labels is not None:
+            places["labels"] = self.layout.data_file(entry.labels)
+        return [
+            f"{path} of released.{experiment}.{key}"
+            for key, path in places.items()
+            if not path.exists()
+        ]
 
     def proofs(self) -> list[str]:
         """Return the record of each proof of the scale."""
@@ -244,11 +296,17 @@ def missing_data(jobs: Iterable[Any], plan: Callable[[str], Plan]) -> str | None
         if (scale, key) not in generated
         for phrase in plan(scale).missing_data(key)
     ]
+    missing += [
+        phrase
+        for job in jobs
+        if job.rule.name == "evaluate_released"
+        for phrase in plan(job.wildcards.scale).missing_released(job.wildcards.experiment)
+    ]
     if not missing:
         return None
     return (
         f"data not found: {', '.join(missing)}; give the folder that holds them as SMT_DATA, or "
-        "their places in params/data.yaml"
+        "their places in params/data.yaml, of released weights in params/released.yaml"
     )
 
 
@@ -295,6 +353,7 @@ def paths() -> Mapping[str, str]:
         "metrics": str(layout.metrics(run)),
         "weights": str(layout.weights(run)),
         "evaluation": str(layout.evaluation(run)),
+        "released": str(layout.released("{experiment}")),
         "samples": str(layout.samples(run)),
         "proof": str(layout.proof),
         "proved": str(layout.proof_record(run, "{ranks}")),
@@ -306,6 +365,11 @@ def paths() -> Mapping[str, str]:
         "rehearsals": str(layout.rehearsals),
         "rehearsal": str(layout.rehearsal("{experiment}")),
     }
+
+
+@cache
+def _sha256(path: Path, _mtime_ns: int) -> str:
+    return sha256(path)
 
 
 def _digest(manifest: str) -> str:

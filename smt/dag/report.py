@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smt.dag.selection import Selection
-from smt.report import figures
+from smt.report import drift, figures
 from smt.report.build import FIXED, experiments_of, table_names
 from smt.report.peers import timm_names
 from smt.report.sizes import PAPER
@@ -52,8 +52,9 @@ class ReportPlan(Selection):
         `among_all` tables, it also waits for all seeds that its intervals rest on, those of
         experiments in other tables too. Asked for alone, it is made of what is done by then.
         """
+        released = self.released_results(self._released_in(table))
         if table in FIXED:
-            return list(dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))))
+            return [*dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))), *released]
         sizes = self._size_inputs(table)
         others = [self.synced(other) for other in self._pooled_with(table)] if among_all else []
         return [
@@ -61,7 +62,15 @@ class ReportPlan(Selection):
             self.synced(table),
             *others,
             *sizes,
+            *released,
         ]
+
+    def _released_in(self, table: str) -> tuple[str, ...]:
+        """Return the experiments whose released weights stand in `table`."""
+        if table == drift.NAME:  # it is about the paper's own models, whatever the scale
+            return self.released if self.project.scale_name == PAPER else ()
+        own = self.project.tables.get(table)
+        return own.experiments if own is not None and own.released else ()
 
     def _size_inputs(self, table: str) -> list[str]:
         """Return the measured sizes that stand in `table`."""
@@ -140,6 +149,13 @@ class ReportPlan(Selection):
             "seeds": {name: project.seeds(name) for name in names},
             "reported": project.reported.model_dump(mode="json"),
         }
+        released = {
+            name: self.project.released[name].model_dump(mode="json")
+            for name in self._released_in(table)
+            if name in self.released
+        }
+        if released:
+            content["released"] = released
         if table in FIXED:
             content["findings"] = [row.model_dump(mode="json") for row in project.discrepancies]
             content["models"] = self.sizes_content()

@@ -41,6 +41,16 @@ class Selection:
     def _has_seed(self, seed: int) -> bool:
         return self.only_seeds is None or seed in self.only_seeds
 
+    @property
+    def released(self) -> tuple[str, ...]:
+        """Experiments for which params name a file of released weights."""
+        return tuple(name for name, entry in self.project.released.items() if entry.file)
+
+    def released_results(self, experiments: Iterable[str] | None = None) -> list[str]:
+        """Return the evaluations of released weights for `experiments` (default: all)."""
+        names = set(self.released if experiments is None else experiments)
+        return [str(self.layout.released(name)) for name in self.released if name in names]
+
     def results(self, experiments: Iterable[str] | None = None) -> list[str]:
         """Return the inputs of tables from each run: final numbers and independent evaluation."""
         return [

@@ -1,9 +1,9 @@
 """Batches for training and evaluation, read in this process or in workers, with the same bytes."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,16 @@ from smt.datasets.decoding import EncodedImage, decode
 
 if TYPE_CHECKING:
     from smt.data.transforms.classification import TrainTransform
+
+
+class ImageSamples(Protocol):
+    """What an evaluation reads: images, each with its class number."""
+
+    @property
+    def samples(self) -> Sequence[tuple[Path | EncodedImage, int]]:
+        """Each image, for `decode`, and its class number."""
+
+    def __len__(self) -> int: ...
 
 
 class ClassificationBatch(NamedTuple):
@@ -87,7 +97,7 @@ class TrainLoader(Loader[ClassificationBatch]):
 
 
 def eval_batches(
-    folder: ImageFolder, recipe: ClassificationRecipe, *, rank: int, world_size: int, workers: int
+    folder: ImageSamples, recipe: ClassificationRecipe, *, rank: int, world_size: int, workers: int
 ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
     """Yield images (B, 3, R, R) uint8 and labels (B,) int64 of this process.
 
@@ -161,7 +171,7 @@ class _TrainReader(Dataset[Any]):
 class _EvalReader(Dataset[Any]):
     """Reads the images of a batch for evaluation."""
 
-    def __init__(self, folder: ImageFolder, recipe: ClassificationRecipe) -> None:
+    def __init__(self, folder: ImageSamples, recipe: ClassificationRecipe) -> None:
         self._folder, self._resolution = folder, recipe.resolution
         self._transform = EvalTransform(recipe)
 

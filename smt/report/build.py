@@ -46,7 +46,9 @@ def grid(results: Results, name: str) -> Grid:
     if name == sizes.NAME:
         return sizes.sizes_grid(results.project, results.sizes)
     if name == drift.NAME:
-        return drift.drift_grid(results.project, results.sizes[sizes.PAPER])
+        return drift.drift_grid(
+            results.project, results.sizes[sizes.PAPER], results.released[sizes.PAPER]
+        )
     if name == CLAIMS:
         return claims.claims_grid(results)
     if name in results.project.peer_tables:

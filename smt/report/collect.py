@@ -15,6 +15,7 @@ from smt.config.experiments import Run
 from smt.config.metrics import HEADLINES, METRICS
 from smt.config.project import Project
 from smt.errors import UserError
+from smt.report.released import ReleasedResults, read_released
 from smt.report.sizes import Sizes, read_sizes
 from smt.report.spread import Spread, by_recipe
 from smt.report.status import warn
@@ -80,6 +81,8 @@ class Results:
     """Records that cannot be read; their runs, and sizes, count as failed."""
     sizes: Mapping[str, Sizes]
     """Measured sizes by scale: of the paper's and of this one."""
+    released: Mapping[str, ReleasedResults] = field(default_factory=dict)
+    """Released weights that were evaluated here, likewise."""
 
     def of(self, experiment: str) -> list[RunResult]:
         """Return the results of an experiment's runs, by seed as params give them."""
@@ -138,9 +141,14 @@ def assemble(
     run_states = states.read(project, layout, elsewhere=sent)
     collector = _Collector(project, layout, server, remote, run_states, checked)
     sizes = read_sizes(project, layout)
-    damages = (scale.damage for scale in sizes.values() if scale.damage is not None)
+    released = read_released(project, layout)
+    damages = [
+        *run_states.damages,
+        *(scale.damage for scale in sizes.values() if scale.damage is not None),
+        *(damage for scale in released.values() for damage in scale.damages.values()),
+    ]
     runs = {run: collector.result(run) for run in run_states}
-    return Results(project, server, runs, (*run_states.damages, *damages), sizes)
+    return Results(project, server, runs, tuple(damages), sizes, released)
 
 
 class _Collector:

@@ -25,6 +25,7 @@ from smt.report.notes import (
     best_epoch,
     chance_notes,
 )
+from smt.report.released import COLUMN, ReleasedResults
 from smt.report.sizes import Sizes
 from smt.report.verdict import delta
 
@@ -44,6 +45,7 @@ class ResultTable:
         shows_sizes = with_sizes and self.table.sizes
         self.sizes = results.sizes[self.project.scale_name] if shows_sizes else None
         self.comparable = self.project.scale.notice is None
+        self.released = self._released()
         self.extra = tuple(dict.fromkeys(key for row in self.table.rows for key in row.columns))
         self.sources = tuple(
             dict.fromkeys(
@@ -63,6 +65,19 @@ class ResultTable:
             notes=self._notes(),
             records=tuple(self._record(row) for row in self.table.rows),
         )
+
+    def _released(self) -> ReleasedResults | None:
+        """Return what stands in the column of released weights; None where there is no column.
+
+        Released weights are the paper's own models, so at another scale it is there only once one
+        was evaluated.
+        """
+        found = self.results.released.get(self.project.scale_name)
+        if not self.table.released or found is None:
+            return None
+        names = self.table.experiments
+        evaluated = any(name in found.evaluations or name in found.damages for name in names)
+        return found if self.comparable or evaluated else None
 
     # --- numbers -------------------------------------------------------------------------------
 
@@ -137,7 +152,7 @@ class ResultTable:
 
     def _metric_columns(self, metric: str) -> list[Column]:
         heading = METRICS[metric].heading
-        titles = ["reported", "reproduced"]
+        titles = ["reported", *([COLUMN] if self.released else []), "reproduced"]
         titles += ["best epoch"] if has_best(metric) else []
         titles.append("delta")
         if self.comparable:
@@ -166,6 +181,7 @@ class ResultTable:
         result, decimals = self.result(row.experiment, metric), METRICS[metric].decimals
         cells = [
             self._published(result.reported),
+            *([self.released.cell(row.experiment, metric)] if self.released else []),
             self._reproduced_cell(result, runs),
             *([_best_cell(result)] if has_best(metric) else []),
             Cell.of(signed(result.delta, decimals)),
@@ -240,6 +256,8 @@ class ResultTable:
                 table.baseline,
             )
             notes.append(f"Gain: over the row {label}.")
+        if self.released is not None:
+            notes += self.released.notes(table.rows)
         notes += self._deviations()
         notes += self._reasons()
         return tuple(note.replace("..", ".") for note in notes)
@@ -281,6 +299,8 @@ class ResultTable:
             }
         for metric in self.table.metrics:
             record |= self._metric_record(row, metric)
+        if self.released is not None:
+            record |= self.released.file_record(row.experiment)
         return record | {
             "seeds": joined(run.run.seed for run in runs),
             "states": joined(run.state for run in runs),
@@ -306,6 +326,8 @@ class ResultTable:
             f"{metric}_pooled_df": str(result.spread.df if result.spread else ""),
             f"{metric}_verdict": result.verdict if self._is_measured(row, metric) else "",
         }
+        if self.released is not None:
+            record |= self.released.record(row.experiment, metric)
         if self.table.baseline is not None:
             gain_reported, gain = self._gains(row, metric)
             record[f"{metric}_gain_reported"] = exact(gain_reported)

@@ -78,7 +78,7 @@ class Journal:
         # be in the journal twice.
         self._journal.truncate(position.bytes)
         self._journal.seek(position.bytes)
-        self._times = _open_after_whole_line(folder / TIMES)
+        self._times = open_after_whole_line(folder / TIMES)
         self.position = Position(position.bytes, position.lines, self._hash.hexdigest())
 
     def append(
@@ -237,7 +237,7 @@ def _write(file: Any, line: bytes) -> None:
     file.flush()
 
 
-def _open_after_whole_line(path: Path) -> Any:
+def open_after_whole_line(path: Path) -> Any:
     """Open for appending; drop a last line that a crash left without its end."""
     file = path.open("a+b")
     file.seek(0)

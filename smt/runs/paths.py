@@ -97,6 +97,10 @@ class Layout:
         """The exported weights evaluated again, on their own."""
         return self.run_dir(run) / "evaluation.json"
 
+    def released(self, experiment: str) -> Path:
+        """Released weights, evaluated here: their numbers in the place of an experiment's."""
+        return self.root / "released" / experiment / "evaluation.json"
+
     def samples(self, run: Run) -> Path:
         """Some validation images, as annotated and as a detector or segmenter predicts them."""
         return self.run_dir(run) / "samples.jpg"

@@ -12,18 +12,19 @@ from torch import nn
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
-from smt.data.classification import TrainLoader, eval_batches
+from smt.data.classification import TrainLoader
 from smt.data.imagenet import ImageFolder
 from smt.data.rng import derive_seed
 from smt.data.transforms.image import Normalise
 from smt.datasets import manifest
-from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import EvaluationInterrupted, MicroBatch, never
+from smt.evaluation.top_k import score
 from smt.models import weights
 from smt.models.compiled import compile_blocks
 from smt.runs.paths import Layout
 from smt.tasks.network import network
+from smt.tasks.predict import predict
 
 if TYPE_CHECKING:
     from smt.data.transforms.classification import Mix
@@ -130,38 +131,20 @@ class Classification:
             raise EvaluationInterrupted
         return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images}
 
-    @torch.inference_mode()
     def _count_correct(
         self, folder: ImageFolder, interrupted: Callable[[], bool]
     ) -> tuple[int, int, float, int, bool]:
         """Return this rank's right in one guess, in five, losses, images; and if interrupted."""
         top1 = top5 = images = 0
         loss = 0.0
-        ranks = self._ranks
-        batches = eval_batches(
-            folder,
-            self.recipe,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            workers=self._workers,
-        )
+        batches = predict(self.model, folder, self.recipe, self._ranks, workers=self._workers)
         with closing(batches):
-            for batch, labels in batches:
+            for logits, labels in batches:
                 if interrupted():
                     return 0, 0, 0.0, 0, True
-                labels = labels.to(ranks.device, non_blocking=True)
-                logits = self._logits(batch)
-                loss += F.cross_entropy(logits, labels, reduction="none").double().sum().item()
-                best = logits.topk(min(5, self._classes), dim=1).indices
-                hits = best == labels[:, None]
-                top1 += int(hits[:, 0].sum())
-                top5 += int(hits.sum())
+                scores = score(logits, labels)
+                loss += scores.losses.sum().item()
+                top1 += int(scores.hits[:, 0].sum())
+                top5 += int(scores.hits.sum())
                 images += len(labels)
         return top1, top5, loss, images, False
-
-    def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, classes) of images (B, 3, R, R) uint8, on this device."""
-        inputs = self._normalise(images, torch.channels_last)
-        with optim.autocast(self.recipe, self._ranks.device):
-            logits: torch.Tensor = self.model(inputs)
-        return logits.float()

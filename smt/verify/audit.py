@@ -20,7 +20,7 @@ from smt.runs.paths import Layout
 from smt.runs.record import DamagedRecord, Environment
 from smt.tracking.client import RemoteRun
 from smt.tracking.view import RunView, read_views
-from smt.verify import data, tables, tracking
+from smt.verify import data, released, tables, tracking
 from smt.verify.derive import Derived
 from smt.verify.ledger import Ledger
 from smt.verify.records import NUMBERS, RunAudit
@@ -98,6 +98,7 @@ class Audit:
         data.check(layout, keys, ledger)
         if not experiments:
             self._check_sizes(measure)
+            released.check(project, layout, ledger)
         self._check_outputs(names, experiments)
         return ledger
 

@@ -26,11 +26,14 @@ def keep(params: Path, names):
     cuts = {
         "experiments": lambda content: content.update(experiments=remaining),
         "tables": lambda content: _cut_tables(content, names),
+        "released": lambda content: content.update(released=_only(content["released"], names)),
         "reported": lambda content: _cut_reported(content, names, systems),
         "scales": lambda content: _cut_scales(content, names),
         "cluster": lambda content: _cut_cluster(content, names),
         "trajectory": lambda content: _cut_points(content, names),
-        "drift": lambda content: _cut_discrepancies(content, all_systems - systems),
+        "drift": lambda content: _cut_discrepancies(
+            content, all_systems - systems | experiments.keys() - names
+        ),
         "peers": lambda content: _cut_peers(content, names),
         "claims": lambda content: _cut_claims(
             content, experiments.keys() - names, all_systems - systems
@@ -208,7 +211,8 @@ def _cut_points(content, names):
 
 def _cut_discrepancies(content, removed):
     def refers_to_removed(discrepancy):
-        places = re.findall(r"\{([\w.]+)\.\w+\}", discrepancy["ours"])
+        text = discrepancy["ours"] + discrepancy.get("released", "")
+        places = re.findall(r"\{([\w.]+)\.\w+\}", text)
         return any(place in removed for place in places)
 
     content["discrepancies"] = [it for it in content["discrepancies"] if not refers_to_removed(it)]

@@ -62,6 +62,15 @@ def are_all_tables_requested():
     return not settings.targets or not dag.MAKE_EVERY_TABLE.isdisjoint(settings.targets)
 
 
+def released_results():
+    if not PLAN.released:
+        stop(
+            "params/released.yaml: no entry of released names a file; set the file of one, such as "
+            "released.imagenet1k_smt_tiny.file"
+        )
+    return PLAN.released_results()
+
+
 def require_data(jobs):
     missing = dag.missing_data(jobs, plan)
     if missing:

@@ -37,6 +37,11 @@ rule evaluation:
         PLAN.results(),
 
 
+rule released:
+    input:
+        lambda w: released_results(),
+
+
 rule sizes:
     input:
         PLAN.layout.sizes,
@@ -106,6 +111,7 @@ localrules:
     detection,
     segmentation,
     evaluation,
+    released,
     sizes,
     sync,
     tables,

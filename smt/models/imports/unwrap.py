@@ -1,7 +1,7 @@
 """From what people save to a state under an SMT's own names: wrappers, prefixes, averages."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,11 @@ def unwrap(
 def is_smt(state: Mapping[str, Any]) -> bool:
     """Return whether names of a state are those of an SMT, released or ours."""
     return "" in _prefixes(list(state))
+
+
+def has_smt_names(names: Iterable[str]) -> bool:
+    """Return whether some of these names have that of an SMT's tensor in them, after any prefix."""
+    return bool(_prefixes(list(names)))
 
 
 def _prefix(names: list[str], source: Path) -> str:

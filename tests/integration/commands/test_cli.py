@@ -85,14 +85,14 @@ def test_check_prints_what_each_experiment_trains_without_data(project):
     assert "data missing: imagenet1k" in rows["imagenet1k_smt_tiny"]
     assert "0,1,2" in rows["imagenet1k_smt_tiny"]
     assert "data missing: coco, imagenet1k" in rows["coco_dino_smt_small"]
-    assert "30 experiments, 62 runs" in done.stdout
+    assert "31 experiments, 63 runs" in done.stdout
 
 
 def test_check_prints_fingerprints_once_the_data_are_there(project, demo_data):
     done = project.smt("--results", str(demo_data / "results"), "check")
     assert done.returncode == 0 and "data missing" not in done.stdout
     prints = [line.split()[-1] for line in done.stdout.splitlines() if "smt_" in line]
-    assert len(prints) == len(set(prints)) == 30
+    assert len(prints) == len(set(prints)) == 31
     assert all(len(each) == 12 and int(each, 16) for each in prints)
 
 

@@ -51,7 +51,7 @@ def test_paper_scale_plans_every_run_without_data(fresh_clone):
     project = load_project(fresh_clone.folder / "params", "paper")
     plan = fresh_clone.plan("all", *PAPER)
     assert set(plan.trainings) == {(run.experiment, run.seed) for run in project.runs}
-    assert len(plan.trainings) == 62
+    assert len(plan.trainings) == 63
     assert {f"results/paper/runs/{run.experiment}/seed{run.seed}/evaluation.json"
             for run in project.runs} <= set(plan.pending)  # fmt: skip
     pictures = {path for path in plan.pending if path.endswith("/samples.jpg")}

@@ -232,7 +232,7 @@ def test_a_table_of_unfinished_runs_shows_their_states(paper):
     text = (paper.layout.tables / "imagenet1k.md").read_text()
     assert f"{S}-seed1: failed: the loss is not finite at step 7" in text
     assert "| 1 of 3 |" in text
-    assert f"{B}-seed0, {B}-seed1, {B}-seed2: not started: no attempt yet." in text
+    assert f"{B}-seed0, {B}-seed1, {B}-seed2, imagenet1k_smt_large-seed0: not started" in text
     assert "Rows of one seed have none: SMT-S." in text
 
 
@@ -614,7 +614,7 @@ def test_the_command_makes_tables_without_torch(files):
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "imagenet1k  1 done, 2 not started" in done.stdout
+    assert "imagenet1k  1 done, 3 not started" in done.stdout
     assert str(files.layout.tables) in done.stdout
     assert not (files.layout.tables / "sizes.md").exists()
 
