@@ -72,6 +72,8 @@ def _rung_results(project: Project) -> Results | None:
 
 
 def _names(project: Project, text: str) -> tuple[str, ...]:
+    if not project.claims:
+        raise UserError("--claims, --gpu-hours: params/claims.yaml has no claim")
     if text == EVERY:
         return tuple(project.claims)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
