@@ -43,7 +43,7 @@ def _experiments(budget: Budget) -> str:
         part = budget.experiment(name)
         rows.append(
             (name, _count(cost.macs), _count(cost.images), str(cost.epochs), f"{nodes}x{per_node}",
-             _span(cost.wall_hours), str(cost.requeues), *_progress(part), _hours(part.gpu_hours))
+             _span(cost.wall_hours), str(cost.requeues), *_progress(part), as_hours(part.gpu_hours))
         )  # fmt: skip
     legend = (
         "Per run: MACs of an image forward, images of an epoch, nodes x GPUs, wall time, requeues "
@@ -68,7 +68,7 @@ def _tables(budget: Budget) -> str:
     for name, part in {**parts, "all, each run once": budget.total}.items():
         rows.append(
             (name, str(len({run.experiment for run in part.runs})), *_progress(part),
-             _hours(part.gpu_hours), _hours(part.gpu_hours_to_do), _span(part.longest_hours))
+             as_hours(part.gpu_hours), as_hours(part.gpu_hours_to_do), _span(part.longest_hours))
         )  # fmt: skip
     notes = ["A table has what its rows start from as well."]
     if budget.shared:
@@ -100,7 +100,7 @@ def _assumed(budget: Budget) -> str:
         "jobs": f"{cluster.scales[project.scale_name].startup_minutes:g} min to the first step, "
         f"{cluster.tail_minutes:g} min lost where one is cut off; asked for: {cluster.margin:g} "
         f"times the estimate, {cluster.floor_minutes} min at least; no waiting in the queue",
-        "evaluation": f"after each training on 1 GPU, {_hours(evaluating)} GPU-h in all, counted "
+        "evaluation": f"after each training on 1 GPU, {as_hours(evaluating)} GPU-h in all, counted "
         "above",
     }
     width = max(map(len, facts)) + 4
@@ -152,7 +152,8 @@ def _span(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
 
 
-def _hours(hours: float) -> str:
+def as_hours(hours: float) -> str:
+    """Return GPU-hours to as many digits as an estimate has."""
     if hours >= 10:
         return f"{hours:,.0f}"
     return f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from smt.cluster.budget import Budget
 
 
+EVERY = "all"
+"""Stands for the names of all claims."""
+
+
 @click.command()
 @click.option("--gpu", metavar="KIND", help="Kind of GPU in params/cluster.yaml [the one in use].")
 @click.option("--gpus-per-node", type=click.IntRange(min=1), help="GPUs of a node.")
@@ -31,8 +35,34 @@ if TYPE_CHECKING:
     help="Rehearse each experiment on a fake GPU, where that was not done yet, and compare its "
     "memory with the GPU's. Exit 4 if one does not fit.",
 )
+@click.option(
+    "--claims",
+    is_flag=False,
+    flag_value=EVERY,
+    metavar="[NAME,NAME...]",
+    help="What it takes to decide claims of params/claims.yaml [all]: seeds, runs, GPU-hours.",
+)
+@click.option(
+    "--gpu-hours",
+    metavar="N",
+    help="The most claims that N GPU-hours decide, in order, and what is left.",
+)
+@click.option(
+    "--spread",
+    "spreads",
+    multiple=True,
+    metavar="[METRIC=]STD",
+    help="Standard deviation over seeds, with --claims or --gpu-hours [seen, else "
+    "params/claims.yaml].",
+)
+@click.option(
+    "--power",
+    metavar="P",
+    help="Least probability of a verdict that seeds are planned for, with --claims or "
+    "--gpu-hours [0.8].",
+)
 @click.option("--json", "form", flag_value="json", help="Print JSON.")
-@click.option("--csv", "form", flag_value="csv", help="Print CSV, a line an experiment.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV, a line an experiment or claim.")
 @scale_option
 def command(
     gpu: str | None,
@@ -41,13 +71,17 @@ def command(
     efficiency: float | None,
     seeds: str | None,
     memory: bool,
+    claims: str | None,
+    gpu_hours: str | None,
+    spreads: tuple[str, ...],
+    power: str | None,
     form: str | None,
     scale: str,
 ) -> None:
     """Estimate GPU-hours, wall time and requeues of every experiment and table.
 
     Options take the place of figures of params/cluster.yaml. What `smt status` calls done is left
-    out of what is to do.
+    out of what is to do. With --claims or --gpu-hours: of the claims, and what decides them.
     """
     from smt.cluster import plan, states
     from smt.cluster.budget import Budget
@@ -55,6 +89,20 @@ def command(
 
     project, layout = load(scale)
     project = on_cluster(project, gpu, gpus_per_node, wall_hours, efficiency)
+    if claims is not None or gpu_hours is not None:
+        from smt.commands import plan_claims
+
+        if memory or seeds is not None:
+            option = "--memory" if memory else "--seeds"
+            raise UserError(f"{option}: not with --claims or --gpu-hours, which choose the runs")
+        wishes = plan_claims.Wishes(EVERY if claims is None else claims, gpu_hours, spreads, power)
+        has_own_rate = not (gpu or efficiency)
+        text = plan_claims.planned(project, layout, wishes, form, measured=has_own_rate)
+        click.echo(text, nl=False)
+        return
+    if spreads or power is not None:
+        option = "--spread" if spreads else "--power"
+        raise UserError(f"{option}: only with --claims or --gpu-hours")
     every = states.read(project, layout)
     warn_of(every.damages)
     chosen = {run: each.state for run, each in every.items()}

@@ -1,4 +1,4 @@
-"""What `params/claims.yaml` holds: sentences of the paper as formulas over the tables' numbers."""
+"""What `params/claims.yaml` holds: sentences of the paper as formulas, and assumed spreads."""
 
 from functools import cached_property
 from typing import Annotated
@@ -6,12 +6,21 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from smt.config.formula import Comparison, parse
-from smt.config.types import Name, Strict
+from smt.config.types import Name, PositiveFloat, Strict
 
 
 def _require_formula(text: str) -> str:
     parse(text)
     return text
+
+
+class AssumedSpread(Strict):
+    """By how much a metric differs from seed to seed, for plans made before any seed is done."""
+
+    std: PositiveFloat
+    """Standard deviation over seeds, in the metric's unit."""
+    source: str
+    """What it follows from."""
 
 
 class Claim(Strict):

@@ -3,6 +3,7 @@
 from smt.config import fingerprint
 from smt.config.cluster import ScaleShare
 from smt.config.experiments import Experiment, Run
+from smt.config.metrics import METRICS
 from smt.config.numbers import valid_names
 from smt.config.project import Project
 from smt.config.published import ReportedValue
@@ -49,6 +50,11 @@ class ConsistencyChecker:
         for index, proved in enumerate(proof.runs if proof else ()):
             path = (self.project.scale_name, "proof", "runs", index, "experiment")
             self._require_entry("scales", path, proved.experiment, "experiments")
+        rung = self.project.scale.first_rung
+        if rung is not None and rung not in self.files["scales"].data:
+            valid = suggest(rung, self.files["scales"].data)
+            where: KeyPath = (self.project.scale_name, "first_rung")
+            raise self._fail("scales", where, f"no scale {rung!r}; {valid}")
         self._released()
         self._tables()
         self._reported()
@@ -253,6 +259,12 @@ class ConsistencyChecker:
                         "claims", ("claims", name, "formula"),
                         f"no number {number!r}; {suggest(number, valid)}",
                     )  # fmt: skip
+        for metric in self.project.assumed_spreads:
+            if metric not in METRICS:
+                raise self._fail(
+                    "claims", ("assumed_spreads", metric),
+                    f"no metric {metric!r}; {suggest(metric, METRICS)}",
+                )  # fmt: skip
 
     def _require_measured(self, name: str, metric: str) -> None:
         """Refuse a published number of a metric that the experiment's evaluation does not give."""

@@ -45,6 +45,12 @@ class Comparison:
         """
         return round(self.sign * (_value(self.left, values) - _value(self.right, values)), 9)
 
+    def slope(self, name: str, values: Mapping[str, float]) -> float:
+        """Return how the margin changes with a number, by a difference of 1e-3 of its unit."""
+        step = 1e-3
+        moved = {**values, name: values[name] + step}
+        return (self.margin(moved) - self.margin(values)) / step
+
     def holds(self, values: Mapping[str, float]) -> bool:
         """Return whether the comparison is true of these numbers."""
         margin = self.margin(values)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from smt.config.claims import Claim
+from smt.config.claims import AssumedSpread, Claim
 from smt.config.cluster import Cluster
 from smt.config.datasets import ClassMap, Dataset
 from smt.config.experiments import Experiment, Run, Seeds, system_name
@@ -92,6 +92,11 @@ class Scale(Strict):
     """Time without a step after which a training writes its stacks to the log and ends as
     resumable."""
     proof: ProofSettings | None = None
+    reported: bool = True
+    """Whether published numbers stand beside results of this scale. Not where trainings are other
+    ones than the paper's and their results look as if they could be compared."""
+    first_rung: Name | None = None
+    """A scale of shorter trainings, which `smt plan --claims` proposes to begin with."""
 
     @property
     def cpus(self) -> int:
@@ -124,6 +129,8 @@ class Project(Strict):
     tables: dict[Name, Table]
     peer_tables: dict[Name, PeerTable]
     claims: dict[Name, Claim]
+    assumed_spreads: dict[Name, AssumedSpread]
+    """By metric."""
     discrepancies: tuple[Discrepancy, ...]
     cluster: Cluster
     forward_macs: dict[str, Positive]
@@ -174,6 +181,10 @@ class Project(Strict):
         return self.recipes[experiment.recipe].drop_path
 
     def reported_value(self, name: str, metric: str, table: str = "") -> ReportedValue | None:
+        """Return the published number to show beside an experiment's results at this scale."""
+        return self.published_value(name, metric, table) if self.scale.reported else None
+
+    def published_value(self, name: str, metric: str, table: str = "") -> ReportedValue | None:
         """Return the published number of an experiment, or the one derived for `table`.
 
         Without a table that is what its source prints, and nothing else.
@@ -223,6 +234,10 @@ class Project(Strict):
             return recipe.schedule.interval
         dataset = self.datasets[recipe.dataset]
         return max(dataset.trained_images // recipe.global_batch, 1)
+
+    def table_title(self, title: str) -> str:
+        """Return the title of a table, which names a scale whose numbers look like the paper's."""
+        return title if self.scale.reported else f"{title}, {self.scale.title}"
 
     @cached_property
     def systems(self) -> dict[str, System]:

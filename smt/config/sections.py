@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from smt.config.claims import Claim
+from smt.config.claims import AssumedSpread, Claim
 from smt.config.datasets import ClassMap, Dataset
 from smt.config.experiments import Experiment
 from smt.config.heads import record_of
@@ -27,10 +27,11 @@ SECTIONS: Mapping[str, tuple[str, type | Callable[[Any], type]]] = {
     "tables": ("tables", Table),
     "peer_tables": ("peers", PeerTable),
     "claims": ("claims", Claim),
+    "assumed_spreads": ("claims", AssumedSpread),
 }
 """File of each section, and what its entries are."""
 
-OF_EVERY_SCALE = ("tables", "peer_tables", "claims")
+OF_EVERY_SCALE = ("tables", "peer_tables", "claims", "assumed_spreads")
 """Sections that a scale cannot overlay."""
 
 RECIPES = {

@@ -2,28 +2,26 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from smt.config.claims import Claim
-from smt.config.formula import Comparison
 from smt.config.numbers import experiment_of
 from smt.config.project import Project
 from smt.report import evidence
+from smt.report.claim_seeds import MOST_SEEDS, POWER, Trial
 from smt.report.collect import Results
+from smt.report.comparison import ComparisonTest, verdict
 from smt.report.evidence import Quantity
 from smt.report.format import css_class, joined, source_mark, source_notes
 from smt.report.grid import Cell, Column, Grid
-from smt.report.spread import COVERAGE, student_t
+from smt.report.spread import COVERAGE
 
 NAME = "claims"
 TITLE = "Claims"
 
 Verdict = Literal["consistent", "reproduced", "contradicted", "undecided", "not comparable"]
-
-MOST_SEEDS = 100
-"""More seeds are not asked for."""
 
 _NOTES = (
     "Published numbers: consistent if the formula is true of the numbers as their sources print "
@@ -36,6 +34,8 @@ _NOTES = (
     "100. Contradicted: some comparison fails by more than it, as often at most. Undecided: "
     "neither. The uncertainty is t * s * sqrt(sum of 1/n) with s and t as in the tables of results "
     "and n the seeds of each mean.",
+    f"Seeds that would decide: so many of each give a verdict {100 * POWER:.3g} times in 100 if "
+    "the true numbers are those seen; smt plan --claims has what they cost.",
 )
 
 
@@ -71,102 +71,26 @@ def check_here(results: Results, claim: Claim) -> Outcome:
         return Outcome("undecided", f"to be trained or measured: {joined(missing)}")
     known = {name: quantity for name, quantity in quantities.items() if quantity is not None}
     tests = [ComparisonTest(comparison, known, claim.tolerance) for comparison in claim.comparisons]
-    return combined(tests)
+    decision = verdict(tests)
+    return _undecided(results, claim, known) if decision == "undecided" else Outcome(decision)
 
 
-@dataclass(frozen=True)
-class ComparisonTest:
-    """A comparison of numbers with spread, by the margin that it holds by."""
-
-    comparison: Comparison
-    quantities: Mapping[str, Quantity]
-    tolerance: float
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether none of its numbers has a spread."""
-        return all(self.quantities[name].is_exact for name in self.comparison.names)
-
-    @property
-    def margin(self) -> float:
-        """By how much it holds, the tolerance included if a number was trained here."""
-        margin = self.comparison.margin(self._means)
-        return margin if self.is_exact else margin + self.tolerance
-
-    def error(self, n: int | None = None) -> float:
-        """Return the standard error of the margin, as if every mean were of `n` seeds if given.
-
-        NaN where the spread of a number is not known.
-        """
-        variance = 0.0
-        for name in self.comparison.names:
-            quantity = self.quantities[name]
-            scale = 1.0 if n is None or quantity.n is None else quantity.n / n
-            # 0 * NaN is NaN: what the margin does not depend on has no say.
-            if slope := self._slope(name):
-                variance += slope**2 * quantity.variance * scale
-        return math.sqrt(variance) if not math.isnan(variance) else math.nan
-
-    @property
-    def df(self) -> int:
-        """Degrees of freedom of the spread that is known least."""
-        spreads = (self.quantities[name].spread for name in self.comparison.names)
-        return min((spread.df for spread in spreads if spread is not None), default=1)
-
-    def holds(self) -> bool:
-        """Return whether it is true, by more than chance if chance has a say."""
-        if self.is_exact:
-            return self.comparison.holds(self._means)
-        return self.margin - student_t(self.df, _TAIL) * self.error() > 0
-
-    def fails(self, tests: int) -> bool:
-        """Return whether it is false, by more than chance where so many tests are made."""
-        if self.is_exact:
-            return not self.comparison.holds(self._means)
-        return self.margin + student_t(self.df, _TAIL / tests) * self.error() < 0
-
-    @property
-    def seeds_needed(self) -> int | None:
-        """Seeds of each mean at which this margin would decide; None if more than MOST_SEEDS."""
-        quantile = student_t(self.df, _TAIL)
-        for n in range(2, MOST_SEEDS + 1):
-            if quantile * self.error(n) < abs(self.margin):
-                return n
-        return None
-
-    @property
-    def _means(self) -> dict[str, float]:
-        return {name: self.quantities[name].value for name in self.comparison.names}
-
-    def _slope(self, name: str) -> float:
-        """Return how the margin changes with a number, by a difference of 1e-3 of its unit."""
-        means, step = self._means, 1e-3
-        moved = {**means, name: means[name] + step}
-        return (self.comparison.margin(moved) - self.comparison.margin(means)) / step
-
-
-_TAIL = (1 - COVERAGE) / 2
-"""Probability of a wrong verdict."""
-
-
-def combined(tests: Sequence[ComparisonTest]) -> Outcome:
-    """Return the outcome of a claim whose comparisons are all to hold."""
-    if all(test.holds() for test in tests):
-        return Outcome("reproduced")
-    if any(test.fails(len(tests)) for test in tests):
-        return Outcome("contradicted")
-    unknown = [
-        name
-        for test in tests
-        for name in test.comparison.names
-        if math.isnan(test.quantities[name].variance)
-    ]
+def _undecided(results: Results, claim: Claim, known: Mapping[str, Quantity]) -> Outcome:
+    """Return what would decide a claim if the true numbers were those seen so far."""
+    unknown = [name for name in claim.names if math.isnan(known[name].variance)]
     if unknown:
-        return Outcome("undecided", f"one seed: train more of {joined(dict.fromkeys(unknown))}")
-    needed = [test.seeds_needed for test in tests if not test.holds()]
-    if None in needed:
+        return Outcome("undecided", f"one seed: train more of {joined(unknown)}")
+
+    def std_of(experiment: str, metric: str) -> float:
+        spread = results.spread(experiment, metric)
+        assert spread is not None
+        return spread.std
+
+    values = {name: quantity.value for name, quantity in known.items()}
+    needed = Trial(results, claim, values, std_of).seeds_to_decide(POWER)
+    if needed is None:
         return Outcome("undecided", f"too close for {MOST_SEEDS} seeds of each")
-    return Outcome("undecided", f"{max(filter(None, needed))} seeds of each would decide")
+    return Outcome("undecided", f"{needed} seeds of each would decide")
 
 
 def experiments(project: Project) -> tuple[str, ...]:

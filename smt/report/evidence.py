@@ -42,7 +42,7 @@ def published(project: Project, name: str) -> float | None:
     """
     owner, _, key = name.rpartition(".")
     if experiment_of(project, name) is not None:
-        value = project.reported_value(owner, key)
+        value = project.published_value(owner, key)
     elif owner in project.models or owner in project.systems:
         value = project.reported.sizes_of(owner).get(key)
     else:

@@ -135,7 +135,7 @@ class Report:
         project = self.project
         names = {name for table in project.tables.values() for name in table.experiments}
         return sum(
-            not any(project.reported_value(name, metric) for metric in project.metrics_of(name))
+            not any(project.published_value(name, metric) for metric in project.metrics_of(name))
             for name in names
         )
 

@@ -51,7 +51,7 @@ class PeerGrid:
         notice = self.project.scale.notice
         return Grid(
             name=self.name,
-            title=self.table.title,
+            title=self.project.table_title(self.table.title),
             caption=self.table.caption,
             notice=notice,
             columns=tuple(columns),

@@ -325,7 +325,7 @@ def agreement(title: str, rows: Sequence[Agreement]) -> Plot:
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.tick_params(axis="y", labelcolor=_colour("ink"))
     axes.set(
-        xlabel="reproduced less reported, in points", ylim=(len(rows) - 0.5, -0.5),
+        xlabel="reproduced less reported, in points", ylim=(max(len(rows), 1) - 0.5, -0.5),
         xlim=(low, high),
     )  # fmt: skip
     if not rows:

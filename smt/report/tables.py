@@ -46,6 +46,7 @@ class ResultTable:
         self.sizes = results.sizes[self.project.scale_name] if shows_sizes else None
         self.comparable = self.project.scale.notice is None
         self.released = self._released()
+        self.shows_reported = self.project.scale.reported
         self.extra = tuple(dict.fromkeys(key for row in self.table.rows for key in row.columns))
         self.sources = tuple(
             dict.fromkeys(
@@ -57,7 +58,7 @@ class ResultTable:
         """Return the table; cells of runs that are not done show their state."""
         return Grid(
             name=self.name,
-            title=self.table.title,
+            title=self.project.table_title(self.table.title),
             caption=self.table.caption,
             notice=self.project.scale.notice,
             columns=self._columns(),
@@ -152,16 +153,18 @@ class ResultTable:
 
     def _metric_columns(self, metric: str) -> list[Column]:
         heading = METRICS[metric].heading
-        titles = ["reported", *([COLUMN] if self.released else []), "reproduced"]
+        titles = ["reported"] if self.shows_reported else []
+        titles += [*([COLUMN] if self.released else []), "reproduced"]
         titles += ["best epoch"] if has_best(metric) else []
-        titles.append("delta")
+        titles += ["delta"] if self.shows_reported else []
         if self.comparable:
             titles.append(INTERVAL_TITLE)
         columns = [Column(title, heading, numeric=True) for title in titles]
-        columns.append(Column("verdict", heading))
+        if self.shows_reported:
+            columns.append(Column("verdict", heading))
         if self.table.baseline is not None:
             group = f"Gain, {heading}"
-            columns += [Column(title, group, numeric=True) for title in ("reported", "reproduced")]
+            columns += [Column(title, group, numeric=True) for title in (*published, "reproduced")]
         return columns
 
     def _cells(self, row: Row) -> tuple[Cell, ...]:
@@ -179,17 +182,19 @@ class ResultTable:
         if not self._is_measured(row, metric):
             return [Cell.of("")] * len(self._metric_columns(metric))
         result, decimals = self.result(row.experiment, metric), METRICS[metric].decimals
+        shown = self.shows_reported
         cells = [
-            self._published(result.reported),
+            *([self._published(result.reported)] if shown else []),
             *([self.released.cell(row.experiment, metric)] if self.released else []),
             self._reproduced_cell(result, runs),
             *([_best_cell(result)] if has_best(metric) else []),
-            Cell.of(signed(result.delta, decimals)),
+            *([Cell.of(signed(result.delta, decimals))] if shown else []),
             *([_interval_cell(result)] if self.comparable else []),
-            Cell.of(result.verdict, kind=css_class(result.verdict)),
+            *([Cell.of(result.verdict, kind=css_class(result.verdict))] if shown else []),
         ]
         if self.table.baseline is not None:
-            cells += [Cell.of(signed(gain, decimals)) for gain in self._gains(row, metric)]
+            gains = self._gains(row, metric)
+            cells += [Cell.of(signed(gain, decimals)) for gain in gains[0 if shown else 1 :]]
         return cells
 
     def _size_cells(self, row: Row, sizes: Sizes) -> list[Cell]:
@@ -245,7 +250,10 @@ class ResultTable:
             for metric in table.metrics
         ]
         notes += [best_epoch(metric) for metric in table.metrics if has_best(metric)]
-        notes += chance_notes(self.project, table, results) if self.comparable else [NOT_COMPARED]
+        if self.comparable:
+            notes += chance_notes(self.project, table, results)
+        elif self.shows_reported:
+            notes.append(NOT_COMPARED)
         if self.sizes is not None:
             notes.append(COUNTED)
             if not all(self._measured(row) for row in table.rows):

@@ -47,16 +47,17 @@ def finished_copy(finished, tmp_path):
 # --- targets -----------------------------------------------------------------------------------
 
 
-def test_paper_scale_plans_every_run_without_data(fresh_clone):
-    project = load_project(fresh_clone.folder / "params", "paper")
-    plan = fresh_clone.plan("all", *PAPER)
+@pytest.mark.parametrize("scale", ["paper", "short"])
+def test_paper_scale_plans_every_run_without_data(fresh_clone, scale):
+    project = load_project(fresh_clone.folder / "params", scale)
+    plan = fresh_clone.plan("all", "--config", f"scale={scale}")
     assert set(plan.trainings) == {(run.experiment, run.seed) for run in project.runs}
     assert len(plan.trainings) == 63
-    assert {f"results/paper/runs/{run.experiment}/seed{run.seed}/evaluation.json"
+    assert {f"results/{scale}/runs/{run.experiment}/seed{run.seed}/evaluation.json"
             for run in project.runs} <= set(plan.pending)  # fmt: skip
     pictures = {path for path in plan.pending if path.endswith("/samples.jpg")}
     assert pictures == {
-        f"results/paper/runs/{run.experiment}/seed{run.seed}/samples.jpg"
+        f"results/{scale}/runs/{run.experiment}/seed{run.seed}/samples.jpg"
         for run in project.runs
         if project.experiments[run.experiment].head is not None
     }

@@ -49,7 +49,9 @@ def changed(before, after):
     return {name for name in before if before[name] != after[name]}
 
 
-@pytest.mark.parametrize(("scale", "least"), [("paper", 62), ("demo", 24), ("smoke", 24)])
+@pytest.mark.parametrize(
+    ("scale", "least"), [("paper", 62), ("short", 62), ("demo", 24), ("smoke", 24)]
+)
 def test_every_run_has_its_own_fingerprint(project, scale, least):
     """Otherwise two experiments would be one run of MLflow."""
     loaded = load_project(project.folder / "params", scale)

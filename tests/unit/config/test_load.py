@@ -204,6 +204,23 @@ MISTAKES = {
         "scales.yaml", "  log_every: 5\n", "  log_evry: 5\n",
         "smoke.log_evry", "unknown key; did you mean log_every", scale="smoke",
     ),
+    "first rung that is not there": Mistake(
+        "scales.yaml", "  first_rung: short ", "  first_rung: shrt ",
+        "paper.first_rung", "no scale 'shrt'; did you mean short",
+    ),
+    "spread of what is not measured": Mistake(
+        "claims.yaml", "  miou_ms:\n", "  miou_mss:\n",
+        "assumed_spreads.miou_mss", "no metric 'miou_mss'; did you mean miou_ms",
+    ),
+    "spread of 0": Mistake(
+        "claims.yaml", "    std: 0.15\n", "    std: 0\n",
+        "assumed_spreads.box_ap.std", "input should be greater than 0, found 0",
+    ),
+    "claim about a cell that is not there": Mistake(
+        "claims.yaml", "    formula: imagenet1k_smt_tiny.top1 >= 82.2\n",
+        "    formula: imagenet1k_smt_tiny.top11 >= 82.2\n",
+        "claims.smt_tiny_accuracy.formula", "no number 'imagenet1k_smt_tiny.top11'; did you mean",
+    ),
     "row of an unknown experiment": Mistake(
         "tables.yaml", "experiment: ablation_heads_8}", "experiment: ablation_head_8}",
         "tables.ablation_heads.rows.4.experiment", "did you mean ablation_heads_8",

@@ -10,8 +10,9 @@ from smt.config.claims import Claim
 from smt.config.load import load_project
 from smt.config.project import Project
 from smt.config.published import ReportedValue
-from smt.report.claims import ComparisonTest, check_here, check_published, claims_grid, combined
+from smt.report.claims import check_here, check_published, claims_grid
 from smt.report.collect import Results, RunResult
+from smt.report.comparison import ComparisonTest, verdict
 from smt.report.evidence import Quantity
 from smt.report.peers import PeerGrid
 from smt.report.sizes import Macs, ModelSize, Sizes
@@ -132,15 +133,10 @@ def test_another_scale_is_not_compared():
     assert outcome.verdict == "not comparable"
 
 
-def test_seeds_that_would_decide_by_hand():
-    """t of 10 degrees of freedom is 2.228: 2.228 * 0.2 / sqrt(n) < 0.1 from n = 20 on."""
-    (comparison,) = claim(f"{TOP1} >= 82.2").comparisons
-    quantity = Quantity(82.3, 2, Spread(0.2, 10, (TINY,)))
-    test = ComparisonTest(comparison, {TOP1: quantity}, 0.0)
-    assert test.seeds_needed == 20
-    assert combined([test]).reason == "20 seeds of each would decide"
-    close = ComparisonTest(comparison, {TOP1: Quantity(82.201, 2, Spread(0.2, 10, (TINY,)))}, 0.0)
-    assert close.seeds_needed is None
+def test_numbers_too_close_to_the_claim_are_said_to_be_so():
+    top1 = (82.19, 82.21, 82.203)
+    outcome = check_here(results({TINY: top1}), claim(f"{TOP1} >= 82.2"))
+    assert outcome.reason == "too close for 100 seeds of each"
 
 
 @pytest.mark.parametrize(("truth", "wrong"), [(82.0, "reproduced"), (81.99, "reproduced"),
@@ -154,8 +150,7 @@ def test_wrong_verdicts_are_as_rare_as_the_notes_say(truth, wrong):
         mean = rng.gauss(truth, std / math.sqrt(n))
         pooled = std * math.sqrt(sum(rng.gauss(0, 1) ** 2 for _ in range(df)) / df)
         quantity = Quantity(mean, n, Spread(pooled, df, (TINY,)))
-        outcome = combined([ComparisonTest(comparison, {TOP1: quantity}, 0.2)])
-        count += outcome.verdict == wrong
+        count += verdict([ComparisonTest(comparison, {TOP1: quantity}, 0.2)]) == wrong
     assert count / tries < 0.025 + 4 * math.sqrt(0.025 / tries)
     if truth == 82.0:
         assert count / tries > 0.025 - 4 * math.sqrt(0.025 / tries)
