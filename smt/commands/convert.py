@@ -106,10 +106,7 @@ def _import(
     expected = _expected(model, checkpoint.classes)
     if released.is_ours(checkpoint.state):
         click.echo(f"{source}: its names are this project's own already")
-        released.check(checkpoint.state, expected, source)
-        state = dict(checkpoint.state)
-    else:
-        state = released.from_released(checkpoint.state, expected, source)
+    state = released.to_ours(checkpoint.state, expected, source)
     metadata: dict[str, Any] = {"converted_from": source.name}
     if checkpoint.key:
         metadata["state"] = checkpoint.key

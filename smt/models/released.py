@@ -163,6 +163,20 @@ def from_released(
     return {name: _find(name, released, ours) for name in ours}
 
 
+def to_ours(
+    state: Mapping[str, Tensor], ours: Mapping[str, Tensor], source: Path
+) -> dict[str, Tensor]:
+    """Return a state of either naming in that of `ours`, the state of the model it is meant for.
+
+    Raises:
+        UserError: as `from_released`.
+    """
+    if not is_ours(state):
+        return from_released(state, ours, source)
+    check(state, ours, source)
+    return dict(state)
+
+
 def check(state: Mapping[str, Tensor], model: Mapping[str, Tensor], source: Path) -> None:
     """Check that names, shapes and values of a file can be those of `model`, in its naming.
 

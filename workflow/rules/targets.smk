@@ -68,10 +68,16 @@ rule figures:
         ),
 
 
+rule pictures:
+    input:
+        PLAN.report.pictured(),
+
+
 rule report:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.pictures.input,
         PLAN.layout.report,
 
 
@@ -110,6 +116,7 @@ localrules:
     sync,
     tables,
     figures,
+    pictures,
     report,
     rehearse,
     proof,
