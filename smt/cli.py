@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rehearse": ("smt.commands.rehearse", "Training steps at full size on a fake GPU."),
     "plan": ("smt.commands.plan", "GPU-hours, wall time and requeues before a launch."),
     "status": ("smt.commands.status", "The state of every run, and why it is not done."),
+    "look": ("smt.commands.look", "Pictures of what a classifier computes, as in the paper."),
+    "export": ("smt.commands.export", "Export a classifier for torch.export or ONNX."),
     "convert": ("smt.commands.convert", "Convert weights from and to the released naming."),
     "sync": ("smt.commands.sync", "Send journals to MLflow: only what is new."),
     "tables": ("smt.commands.tables", "Make the paper's tables again, without torch."),

@@ -47,6 +47,9 @@ EXTRAS = {
     "dvc": "dvc",
     "matplotlib": "report",
     "mlxtend": "demo",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
     "skimage": "demo",
     "psycopg2": "postgres",
 }

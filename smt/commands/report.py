@@ -20,6 +20,7 @@ def command(scale: str) -> None:
     project, layout = load(scale)
     results = collect(project, layout)
     report = Report(results, layout)
-    warn_of((*results.damages, *(report.predictions.damages if report.predictions else ())))
+    predicted = report.predictions.damages if report.predictions else ()
+    warn_of((*results.damages, *predicted, *report.pictures.damages))
     write_text(layout.report, report.html())
     click.echo(f"{report.summary} {layout.report}")

@@ -25,7 +25,7 @@ from smt.errors import DataError, UserError
 from smt.report.build import CLAIMS, FIXED, INDEX
 from smt.runs import rehearsals, source
 from smt.runs.atomic import sha256
-from smt.runs.paths import Layout, default_params
+from smt.runs.paths import PICTURES_RECORD, Layout, default_params
 from smt.runs.state import State
 
 TRAINING_RULES = ("pretrain", "finetune", "ablation", "detect", "segment")
@@ -361,6 +361,8 @@ def paths() -> Mapping[str, str]:
         "synced": str(layout.root / "sync" / "{selection}.done"),
         "tables": str(layout.tables),
         "figures": str(layout.figures),
+        "pictures": str(layout.pictures(run)),
+        "pictured": str(layout.pictures(run) / PICTURES_RECORD),
         "report": str(layout.report),
         "rehearsals": str(layout.rehearsals),
         "rehearsal": str(layout.rehearsal("{experiment}")),

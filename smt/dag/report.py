@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from smt.dag.selection import Selection
-from smt.report import drift, figures
+from smt.report import drift, figures, pictures
 from smt.report.build import FIXED, experiments_of, table_names
 from smt.report.peers import timm_names
 from smt.report.sizes import PAPER
-from smt.runs.paths import Layout
+from smt.runs.paths import PICTURES_RECORD, Layout
 
 EVERYTHING = "all"
 """The selection of all runs, in place of a table's name."""
@@ -128,10 +128,17 @@ class ReportPlan(Selection):
         """Return the inputs of the figures."""
         return [str(self.layout.sizes), self.synced(EVERYTHING)]
 
+    def pictured(self) -> list[str]:
+        """Return the record of the pictures of each of the paper's models: of its first run."""
+        names = [name for group in pictures.GROUPS for name in self.group(group)]
+        first = [run for name in names for run in self.runs([name])[:1]]
+        return [str(self.layout.pictures(run) / PICTURES_RECORD) for run in first]
+
     def report_inputs(self) -> list[str]:
         """Return the inputs of the report, and the files that it links."""
         images = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
         images += [str(self.layout.samples(run)) for run in self.runs(self.with_head(True))]
+        images += self.pictured()
         files = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *images]
         return list(dict.fromkeys(files))
 

@@ -166,7 +166,11 @@ def from_released(
 def to_ours(
     state: Mapping[str, Tensor], ours: Mapping[str, Tensor], source: Path
 ) -> dict[str, Tensor]:
-    """Return a state of either naming in that of `ours`; see `from_released`."""
+    """Return a state of either naming in that of `ours`, the state of the model it is meant for.
+
+    Raises:
+        UserError: as `from_released`.
+    """
     if not is_ours(state):
         return from_released(state, ours, source)
     check(state, ours, source)

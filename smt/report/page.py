@@ -11,6 +11,7 @@ from smt.report.grid import Grid
 from smt.report.index import Overview, state_summary
 from smt.report.inline import inline_svg
 from smt.report.notes import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
+from smt.report.pictures import pictures
 from smt.report.plots import PALETTE, plot
 from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
@@ -91,6 +92,7 @@ class Report:
             plot(results, name) for name in figures.titles(project) if figures.is_curves(name)
         ]
         self.predictions = predictions(results, layout)
+        self.pictures = pictures(results, layout)
         self.accuracy = plot(results, figures.ACCURACY)
         self.warnings = [(str(run.run), run.warning.text) for run in runs if run.warning]
         self.groups = list(_groups(runs, layout))

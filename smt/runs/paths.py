@@ -8,6 +8,9 @@ from pathlib import Path
 from smt.config.datasets import Dataset
 from smt.config.experiments import Run
 
+PICTURES_RECORD = "pictures.json"
+"""Beside the pictures of a run: what they are of."""
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -150,8 +153,8 @@ class Layout:
     def derived_outputs(self) -> tuple[Path, ...]:
         """All outputs derived from finished runs, and the receipt of MLflow."""
         return (
-            self.tables, self.figures, self.report, self.sizes, self.root / "sync",
-            self.sync_receipt,
+            self.tables, self.figures, self.all_pictures, self.report, self.sizes,
+            self.root / "sync", self.sync_receipt,
         )  # fmt: skip
 
     @property
@@ -180,6 +183,15 @@ class Layout:
     @property
     def figures(self) -> Path:
         return self.root / "figures"
+
+    @property
+    def all_pictures(self) -> Path:
+        """Folder of the pictures of what classifiers compute, a folder a run."""
+        return self.root / "pictures"
+
+    def pictures(self, run: Run) -> Path:
+        """Folder of the pictures of a classifier, and of their record."""
+        return self.all_pictures / f"{run.experiment}-seed{run.seed}"
 
     @property
     def report(self) -> Path:

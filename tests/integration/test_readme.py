@@ -5,6 +5,7 @@ import subprocess
 from typing import Any
 
 import pytest
+import torch
 
 from smt.cli import COMMANDS
 from tests.helpers import ROOT
@@ -47,11 +48,32 @@ def test_commands_in_documents_exist(document):
             subprocess.run(["make", "--dry-run", name], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_python_example_runs():
-    ((_, block),) = blocks(ROOT / "docs" / "weights.md", "python")
+def names_of(document, number=0):
+    """Run a block of Python of a document, and return the names that it leaves."""
+    _, block = blocks(ROOT / "docs" / document, "python")[number]
     names: dict[str, Any] = {}
-    exec(compile(block, "weights.md", "exec"), names)
-    assert names["backbone"].feature_info.reduction() == [4, 8, 16, 32]
+    exec(compile(block, document, "exec"), names)
+    return names
+
+
+def test_the_python_example_runs():
+    backbone = names_of("weights.md")["backbone"]
+    assert backbone.feature_info.reduction() == [4, 8, 16, 32]
+
+
+def test_the_page_on_backbones_has_examples_that_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(blocks(ROOT / "docs" / "backbone.md", "python")) == 3
+    features = names_of("backbone.md")
+    assert features["strides"] == [4, 8, 16, 32]
+    row = " | ".join(" x ".join(map(str, shape[1:])) for shape in features["shapes"])
+    assert f"| 384 x 384 | {row} |" in (ROOT / "docs" / "backbone.md").read_text()
+    assert all(stage.grad_checkpointing for stage in names_of("backbone.md", 1)["model"].stages)
+    loaded = names_of("backbone.md", 2)
+    ours, theirs = loaded["backbone"].state_dict(), torch.load("smt_tiny.pth")["model"]
+    name = "stages.0.blocks.0.mlp.expand.weight"
+    (actual,) = (tensor for key, tensor in ours.items() if key.endswith(name))
+    assert torch.equal(actual, theirs["block1.0.mlp.fc1.weight"])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-# Sizes, export to MLflow, tables, figures and the report. Each table needs only its own experiments;
+# Sizes, export to MLflow, tables, figures, pictures and the report. Each table needs only its own experiments;
 # where all are made, it also waits for the other seeds that its intervals rest on.
 
 
@@ -120,6 +120,32 @@ rule plot:
         "Plot figures"
     shell:
         "smt figures --scale {wildcards.scale:q} > {log:q} 2>&1"
+
+
+rule look:
+    # What a classifier computes, in pictures. Their record is the output: which pictures there are
+    # depends on the model, and the report takes only those of the weights that it is about.
+    input:
+        lambda w: plan(w.scale).training_manifests(run_of(w)),
+        metrics=PATHS["metrics"],
+        weights=PATHS["weights"],
+    output:
+        PATHS["pictured"],
+    log:
+        f"{LOGS}/look/{{experiment}}-seed{{seed}}.log",
+    wildcard_constraints:
+        experiment=dag.pattern(PLAN.with_head(False)),
+    conda:
+        "../envs/smt.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        folder=PATHS["pictures"],
+    message:
+        "Picture what {wildcards.experiment}, seed {wildcards.seed}, computes"
+    shell:
+        "smt look {input.weights:q} -o {params.folder:q} --format jpg > {log:q} 2>&1"
 
 
 rule report_page:

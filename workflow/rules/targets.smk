@@ -73,10 +73,16 @@ rule figures:
         ),
 
 
+rule pictures:
+    input:
+        PLAN.report.pictured(),
+
+
 rule report:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.pictures.input,
         PLAN.layout.report,
 
 
@@ -116,6 +122,7 @@ localrules:
     sync,
     tables,
     figures,
+    pictures,
     report,
     rehearse,
     proof,

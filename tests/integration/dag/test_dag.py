@@ -115,6 +115,22 @@ def test_detectors_are_evaluated_by_a_rule_with_sample_sheets(
     assert set(fresh_clone.plan("imagenet1k_smt_base").pending.values()) >= {"pretrain", "evaluate"}
 
 
+def test_pictures_are_of_the_first_run_of_each_of_the_papers_models(fresh_clone):
+    project = load_project(fresh_clone.folder / "params", "paper")
+    models = {
+        name
+        for name, experiment in project.experiments.items()
+        if experiment.group in ("pretrain", "finetune")
+    }
+    plan = fresh_clone.plan("pictures", *PAPER)
+    pictured = {path for path, rule in plan.pending.items() if rule == "look"}
+    assert pictured == {f"results/paper/pictures/{name}-seed0/pictures.json" for name in models}
+    assert set(plan.trainings) == {(name, 0) for name in models}
+    assert pictured <= set(fresh_clone.plan("report", *PAPER).pending)
+    other = "results/demo/pictures/ablation_heads_1-seed0/pictures.json"
+    assert fresh_clone.plan(other).pending[other] == "look"
+
+
 def test_rehearsals_run_only_on_request_and_without_data(fresh_clone):
     names = load_project(fresh_clone.folder / "params", "paper").order
     pending = fresh_clone.plan("rehearse", *PAPER).pending
@@ -250,7 +266,8 @@ def test_a_changed_learning_rate_trains_its_runs_and_their_children(finished_cop
     assert plan.experiments == {LARGE, AT_224, AT_384}
     assert plan.tables == {"imagenet22k", "claims"}
     assert set(plan.pending.values()) == {
-        "pretrain", "finetune", "evaluate", "export", "table", "index", "plot", "report_page",
+        "pretrain", "finetune", "evaluate", "export", "table", "index", "plot", "look",
+        "report_page",
     }  # fmt: skip
 
 

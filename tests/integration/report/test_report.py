@@ -159,6 +159,67 @@ def test_outside_of_its_table_a_detector_is_labelled_with_the_table(parts):
     assert "COCO, Mask R-CNN: SMT-S, 3x, mask AP" in labels
 
 
+# --- pictures of what classifiers compute -------------------------------------------------------
+
+
+def add_pictures(files, run, weights_sha256="ab" * 32, names=("modulators", "class_activation")):
+    """Write pictures of a run as `smt look` does; return their contents in base64."""
+    folder = files.layout.pictures(run)
+    folder.mkdir(parents=True)
+    contents = []
+    for shade, name in enumerate(names):
+        Image.new("RGB", (30, 40), (shade, 0, 0)).save(folder / f"{name}.jpg")
+        contents.append(base64.b64encode((folder / f"{name}.jpg").read_bytes()).decode())
+    record = {"weights_sha256": weights_sha256, "images": 16, "resolution": 224}
+    write_json(folder / "pictures.json", {**record, "files": [f"{name}.jpg" for name in names]})
+    return contents
+
+
+def sources(page):
+    return [value for tag, name, value in page.attributes if tag == "img" and name == "src"]
+
+
+def test_pictures_of_the_papers_models_are_in_the_page_and_of_others_are_not(files):
+    shown, ablation = (Run(experiment=name, seed=0) for name in (T, "ablation_heads_1"))
+    for run in (shown, ablation):
+        files.finish(run, 82.0)
+    contents = add_pictures(files, shown)
+    add_pictures(files, ablation, names=("receptive_field",))
+    sync(files.project, files.layout)
+    page = Page(report(files).html())
+    assert sources(page) == [f"data:image/jpeg;base64,{content}" for content in contents]
+    alts = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
+    assert alts == [f"Modulator by stage of {shown}", f"Class activation of {shown}"]
+    assert "#pictures" in page.hrefs and "pictures" in page.ids
+    assert "No pictures yet of 5 models, none of whose runs is done." in page.words
+
+
+@pytest.mark.parametrize("fault", ["other weights", "a missing file", "no pictures"])
+def test_pictures_of_other_weights_or_that_are_missing_are_named_with_their_command(files, fault):
+    run = Run(experiment=T, seed=0)
+    files.finish(run, 82.0)
+    if fault != "no pictures":
+        add_pictures(files, run, "cd" * 32 if fault == "other weights" else "ab" * 32)
+    if fault == "a missing file":
+        (files.layout.pictures(run) / "modulators.jpg").unlink()
+    sync(files.project, files.layout)
+    page = Page(report(files).html())
+    assert not sources(page)
+    command = f"snakemake pictures --config scale={files.scale}"
+    assert f"of {run}, which {command} makes" in page.words
+
+
+def test_a_damaged_record_of_pictures_is_one_line_and_the_page_is_made(files):
+    run = Run(experiment=T, seed=0)
+    files.finish(run, 82.0)
+    add_pictures(files, run)
+    (files.layout.pictures(run) / "pictures.json").write_text('{"files": ')
+    sync(files.project, files.layout)
+    done = files.smt("report", "--scale", files.scale)
+    assert "pictures.json: is cut off" in done.stderr and "Traceback" not in done.stderr
+    assert "pictures.json: is cut off" in files.layout.report.read_text()
+
+
 # --- predictions -------------------------------------------------------------------------------
 
 

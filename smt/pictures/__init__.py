@@ -1,0 +1,1 @@
+"""Pictures of what a trained SMT computes, as the paper shows them."""

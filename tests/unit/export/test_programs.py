@@ -1,0 +1,142 @@
+"""Exported programs compute what the network does, at sizes other than their own."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from smt.config.load import load_project
+from smt.export import check, programs
+from smt.models import weights, zoo
+from smt.runs.paths import bundled_params
+from tests.helpers.in_process import smt
+
+SMOKE = load_project(bundled_params(), "smoke").models["smt_small"]
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    model = zoo.build(SMOKE, num_classes=10)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def file(network, tmp_path_factory):
+    """The network as a run exports it."""
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    names = {"experiment": "imagenet1k_smt_small", "scale": "smoke", "seed": "0"}
+    weights.save(network.state_dict(), path, names)
+    return path
+
+
+def export(file, form, target, *options):
+    return smt("export", file, "--format", form, "-o", target, "--size", SIZE, *options)
+
+
+def test_torch_export_takes_other_batches_and_sizes(file, network, tmp_path):
+    target = tmp_path / "model.pt2"
+    result = export(file, "torch_export", target)
+    assert result.returncode == 0, result.stderr
+    assert "tolerance 0.0001" in result.stdout
+    for shape in ("1 × 64 × 64", "3 × 64 × 64", "3 × 128 × 128", "1 × 77 × 69"):
+        assert shape in result.stdout
+    module = torch.export.load(target).module()
+    images = torch.randn(5, 3, 96, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(module(images), network(images), rtol=1e-4, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_onnx_takes_other_batches_and_sizes(file, network, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    target = tmp_path / "model.onnx"
+    result = export(file, "onnx", target)
+    assert result.returncode == 0, result.stderr
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert given.name == "images" and given.shape[1] == 3
+    images = torch.randn(5, 3, 96, 160)
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), network(images), rtol=1e-4, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("change", [1e-3, float("nan")])
+def test_a_program_that_computes_something_else_is_refused_and_not_written(
+    file, tmp_path, monkeypatch, change
+):
+    def wrong(program, path):
+        path.touch()
+        run = programs.save_torch(program, path)
+        return lambda images: run(images) * (1 + change)
+
+    monkeypatch.setitem(programs.WRITERS, "torch_export", wrong)
+    result = export(file, "torch_export", tmp_path / "model.pt2")
+    assert result.returncode == 2
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("smt: error: ") and "a logit differs" in line
+    assert "nothing was written" in line and not list(tmp_path.iterdir())
+
+
+def test_sizes_that_a_program_does_not_take_are_named(network):
+    def only_square(images):
+        if images.shape[2] != images.shape[3]:
+            raise ValueError("not square\nand more")
+        with torch.no_grad():
+            return network(images)
+
+    found = check.compare(network, only_square, [(64, 64), (64, 96)])
+    assert [(str(it), it.agrees, it.reason) for it in found] == [
+        ("1 × 64 × 64", True, ""), ("3 × 64 × 64", True, ""),
+        ("1 × 64 × 96", False, "not square"), ("3 × 64 × 96", False, "not square"),
+    ]  # fmt: skip
+
+
+def test_a_wrong_ending_and_a_missing_file_are_one_line(file, tmp_path):
+    for source, target, message in (
+        (file, tmp_path / "model.onnx", "a file of torch_export ends in .pt2"),
+        (tmp_path / "absent.pth", tmp_path / "model.pt2", "absent.pth cannot be read"),
+    ):
+        result = export(source, "torch_export", target)
+        assert result.returncode == 2 and result.stderr.count("\n") == 1
+        assert message in result.stderr and not target.exists()
+
+
+WITHOUT_ONNX = """
+    import sys
+    sys.modules.update(dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "onnx_ir")))
+    from smt.cli import main
+    main()
+"""
+
+
+def test_without_onnx_its_extra_is_named_and_torch_export_works(file, tmp_path):
+    def run(form, target):
+        arguments = ["export", str(file), "--format", form, "-o", str(target), "--size", str(SIZE)]
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(WITHOUT_ONNX), *arguments],
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    refused = run("onnx", tmp_path / "model.onnx")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "pip install 'smt-reproduction[export]'" in refused.stderr
+    done = run("torch_export", tmp_path / "model.pt2")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.pt2").exists()
+
+
+def test_below_64_pixels_the_size_of_images_is_fixed_and_the_batch_free(file, tmp_path):
+    target = tmp_path / "model.pt2"
+    arguments = ("export", file, "--format", "torch_export", "-o", target)
+    result = smt(*arguments)  # at the recipe's 32 pixels
+    assert result.returncode == 0, result.stderr
+    assert "height × width: 1 × 32 × 32; 3 × 32 × 32\n" in result.stdout
+    assert result.stdout.count("\nnot taken: ") == 6
