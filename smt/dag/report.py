@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smt.dag.selection import Selection
-from smt.report import figures
+from smt.report import figures, throughput
 from smt.report.build import FIXED, experiments_of, table_names
 from smt.report.peers import timm_names
 from smt.report.sizes import PAPER
@@ -53,7 +53,9 @@ class ReportPlan(Selection):
         experiments in other tables too. Asked for alone, it is made of what is done by then.
         """
         if table in FIXED:
-            return list(dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))))
+            speeds = throughput.files(self.layout) if table == throughput.NAME else []
+            inputs = (str(self.layout.sizes), self.sizes_of(PAPER), *map(str, speeds))
+            return list(dict.fromkeys(inputs))
         sizes = self._size_inputs(table)
         others = [self.synced(other) for other in self._pooled_with(table)] if among_all else []
         return [
@@ -143,15 +145,21 @@ class ReportPlan(Selection):
         if table in FIXED:
             content["findings"] = [row.model_dump(mode="json") for row in project.discrepancies]
             content["models"] = self.sizes_content()
+            if table == throughput.NAME:
+                content["peers"] = self._peers_content()
         elif table in project.tables:
             content["table"] = project.tables[table].model_dump(mode="json")
         elif table in project.peer_tables:
             content["table"] = project.peer_tables[table].model_dump(mode="json")
         else:  # claims name numbers of every table
-            peers, claims = project.peer_tables, project.claims
-            content["peers"] = {name: it.model_dump(mode="json") for name, it in peers.items()}
+            claims = project.claims
+            content["peers"] = self._peers_content()
             content["claims"] = {name: it.model_dump(mode="json") for name, it in claims.items()}
         return digest_of(content)
+
+    def _peers_content(self) -> dict[str, Any]:
+        tables = self.project.peer_tables
+        return {name: table.model_dump(mode="json") for name, table in tables.items()}
 
     def figures_content(self) -> str:
         """Return a digest of everything in `params/` that the figures print."""
