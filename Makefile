@@ -55,7 +55,7 @@ demo: env  ## a first look, in two minutes: four runs at demo scale, in the tabl
 reproduce: env  ## every variant and ablation at demo scale, then tables, figures and a report
 	@echo "make: every experiment at demo scale, on this machine; what is done already is kept"
 	@snakemake --profile local all --logger runs
-	$(call show_results,smt ui  (every run and its curves side by side))
+	$(call show_results,smt ui  (the classifiers and their curves side by side))
 
 # What was made, where it is, and in $(1) what to do next.
 define show_results

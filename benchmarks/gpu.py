@@ -12,7 +12,8 @@ as it goes; a failure of one does not end the others; what was measured is writt
 - roi_align, sampling: their deterministic gradients beside the kernels';
 - steps: four training steps and a prediction of every experiment at paper scale, each of the
   largest batch that can come, with their memory;
-- training, inference: images a second of SMT-T, S, B and L;
+- training, inference: images a second of SMT-T, S, B and L; those of inference go to
+  results/benchmarks/ as well, for the table `throughput`;
 - resume: trainings killed and gone on with, against undisturbed ones, byte for byte (`smt prove`).
 
 On a machine without a GPU it runs on the CPU with `--small`, which takes the smoke scale's models
@@ -62,7 +63,8 @@ from smt.engine.trainer import Settings, Trainer
 from smt.models import blocks
 from smt.models.compiled import compile_blocks
 from smt.models.smt import set_recompute
-from smt.runs.paths import bundled_params
+from smt.report import throughput
+from smt.runs.paths import Layout, bundled_params
 from smt.tasks.synthetic import Synthetic
 
 HEADS = (
@@ -75,9 +77,6 @@ HEADS = (
 VARIANTS = (
     "imagenet1k_smt_tiny", "imagenet1k_smt_small", "imagenet1k_smt_base", "imagenet22k_smt_large",
 )  # fmt: skip
-
-PUBLISHED = (636, 356, 237, 158)
-"""Images a second of the released code at batch 64 on one A800, for T, S, B and L (its README)."""
 
 PROVED = (
     "imagenet1k_smt_tiny", "coco_mask_rcnn_1x_smt_small", "coco_sparse_rcnn_smt_small",
@@ -488,10 +487,12 @@ def training_speed(
 
 
 def inference(bench: Bench) -> dict[str, Any]:
-    """At batch 64, as the released code's speeds are published."""
+    """At batch 64, as most speeds are published."""
     found: dict[str, Any] = {}
     images = 4 if bench.small else 64
-    for experiment, published in zip(VARIANTS, PUBLISHED, strict=True):
+    for experiment in VARIANTS:
+        model = bench.project.experiments[experiment].model
+        published = bench.project.reported.throughput[model]
         for precision in ("fp32", "fp16", "bf16"):
             task = Synthetic(
                 bench.project, experiment, bench.device, images=images, precision=precision,
@@ -519,11 +520,31 @@ def inference(bench: Bench) -> dict[str, Any]:
                     continue
                 name = ", ".join([precision, *[form] * bool(form)])
                 found.setdefault(experiment, {})[name] = speed
-                beside = "" if bench.small else f" ({speed / published:.2f} of the release's A800)"
+                rate = f"{published.images_per_second:g} on {published.setting}"
+                beside = "" if bench.small else f" (published: {rate})"
                 say(f"{experiment:24} {name:20} {speed:7.0f} images/s{beside}")
             del task, batch
             bench.forget()
+    if not bench.small:
+        write_rates(bench, found, images)
     return found
+
+
+def write_rates(bench: Bench, found: dict[str, Any], images: int) -> None:
+    """Write the speeds of eager inference where the table `throughput` reads them."""
+    for precision in ("fp32", "fp16", "bf16"):
+        rates = {
+            bench.project.experiments[experiment].model: speeds[precision]
+            for experiment, speeds in found.items()
+            if precision in speeds
+        }
+        if not rates:
+            continue
+        measured = throughput.ThroughputRecord(
+            machine=torch.cuda.get_device_name(), device="cuda", threads=None, precision=precision,
+            batch=images, resolution=224, torch=torch.__version__, rates=rates,
+        )  # fmt: skip
+        say(f"written: {throughput.write(Layout.from_environment('paper'), measured)}")
 
 
 def resume(bench: Bench) -> dict[str, Any]:

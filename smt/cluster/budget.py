@@ -72,6 +72,11 @@ class Budget:
         """Return the runs of one experiment alone."""
         return self._part(run for run in self.runs if run.experiment == name)
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Tables without those that show further metrics of another's runs."""
+        return tuple(name for name, table in self.project.tables.items() if not table.brief)
+
     def table(self, name: str) -> Part:
         """Return the runs whose results stand in a table, and those that they start from."""
         rows = {row.experiment for row in self.project.tables[name].rows}
@@ -82,7 +87,7 @@ class Budget:
         """Experiments that more than one table needs."""
         counts = Counter(
             experiment
-            for table in self.project.tables
+            for table in self.tables
             for experiment in {run.experiment for run in self.table(table).runs}
         )
         return tuple(name for name in self.estimates if counts[name] > 1)

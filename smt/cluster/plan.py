@@ -64,7 +64,7 @@ def _deviation(budget: Budget, name: str) -> str | None:
 
 def _tables(budget: Budget) -> str:
     rows = [("table", "experiments", "runs", "to do", "GPU-h", "GPU-h to do", "longest chain")]
-    parts = {name: budget.table(name) for name in budget.project.tables}
+    parts = {name: budget.table(name) for name in budget.tables}
     for name, part in {**parts, "all, each run once": budget.total}.items():
         rows.append(
             (name, str(len({run.experiment for run in part.runs})), *_progress(part),
@@ -175,7 +175,7 @@ def as_csv(budget: Budget) -> str:
 def as_json(budget: Budget) -> str:
     """Return experiments, tables, total and the figures of the cluster."""
     project, cluster = budget.project, budget.project.cluster
-    parts = {name: budget.table(name) for name in project.tables}
+    parts = {name: budget.table(name) for name in budget.tables}
     document = {
         "scale": project.scale_name,
         "notice": project.scale.notice,

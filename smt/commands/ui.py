@@ -3,47 +3,54 @@
 import os
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from smt.commands.common import load, scale_option
+from smt.config.project import Project
 from smt.errors import UserError
-from smt.runs import record
+
+if TYPE_CHECKING:
+    from smt.tracking.client import TrackingClient
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @click.command()
+@click.argument("names", nargs=-1, metavar="[TABLE | RUN...]")
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @scale_option
-def command(port: int, host: str, scale: str) -> None:
+def command(names: tuple[str, ...], port: int, host: str, scale: str) -> None:
     """Serve MLflow's UI on this project's runs until it is stopped (Ctrl-C).
 
-    With an MLFLOW_TRACKING_URI that is a server already, only say where it is.
+    The link that it prints opens the runs of TABLE, with the curves of its metric and of the loss
+    first [the first table that has a run]; or those of each RUN: EXPERIMENT-seedN, or EXPERIMENT
+    for all its seeds. With an MLFLOW_TRACKING_URI that is a server already, only say where it is.
     """
-    from smt.tracking import client
+    from smt.tracking import client, comparison
 
-    _, layout = load(scale)
+    project, layout = load(scale)
+    comparison.require_names(project, names)
     uri = layout.tracking_uri()
-    receipt = record.read_receipt(layout)
-    here = receipt is not None and receipt.tracking_uri == client.redact_password(uri)
-    synced = list(receipt.experiments.values()) if receipt and here else []
     if client.is_http(uri):
-        click.echo(f"MLflow runs already; open {client.runs_url(client.web_url(uri), synced)}")
+        server = client.TrackingClient.from_layout(layout)
+        link = _link(project, server, names, client.web_url(uri))
+        click.echo(f"MLflow runs already; open {link}")
         return
     _require_free(host, port)
     if host not in LOOPBACK:
         click.echo(
             f"smt: warning: whoever reaches {host}:{port} can read and change all runs", err=True
         )
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     with client.locked(layout, "smt: waiting for a sync of this results folder"):
         client.prepare(layout, uri)
-    client.configure()
+        link = _link(project, client.TrackingClient.from_layout(layout), names, address)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else 15 processes and 2 GB
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # as an argument its password would show in ps
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    click.echo(f"MLflow UI, until Ctrl-C: {client.runs_url(address, synced)}")
+    click.echo(f"MLflow UI, until Ctrl-C: {link}")
     sys.stdout.flush()
     options = {
         "--artifacts-destination": layout.artifacts.resolve().as_uri(),
@@ -54,6 +61,19 @@ def command(port: int, host: str, scale: str) -> None:
     words = [word for pair in options.items() for word in pair]
     # The server takes this process's place: its pid, its signals.
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *words])
+
+
+def _link(project: Project, server: "TrackingClient", names: tuple[str, ...], address: str) -> str:
+    """Return the link to one comparison; to all experiments while there is no run at all."""
+    from smt.tracking import comparison
+    from smt.tracking.client import runs_url
+
+    if names:
+        return comparison.named(project, server, names).publish(server, address)
+    first = comparison.default(project, server)
+    if first is None:
+        return runs_url(address, list(server.experiments().values()))
+    return first.publish(server, address)
 
 
 def _require_free(host: str, port: int) -> None:

@@ -235,6 +235,17 @@ class ConsistencyChecker:
                         "reported", (section, name, metric, "source"), entry.source
                     )
 
+        for name, rate in reported.throughput.items():
+            path: KeyPath = ("throughput", name)
+            table, _, peer = name.partition(".")
+            others = self.project.peer_tables.get(table)
+            if name not in self.project.models and (others is None or peer not in others.peers):
+                peers = (f"{each}.{key}" for each, content in self.project.peer_tables.items()
+                         for key in content.peers)  # fmt: skip
+                close = suggest(name, [*self.project.models, *peers])
+                raise self._fail("reported", path, f"no model or peer {name!r}; {close}")
+            self._require_source("reported", (*path, "source"), rate.source)
+
     def _require_source(self, file: str, path: KeyPath, name: str) -> None:
         sources = self.project.reported.sources
         if name not in sources:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from smt.config.metrics import METRICS
-from smt.config.types import Name, Strict
+from smt.config.types import Name, Positive, PositiveFloat, Strict
 from smt.errors import suggest
 
 
@@ -28,6 +28,22 @@ class ReportedValue(Strict):
     number that the source prints, which stands in every table."""
 
 
+class PublishedRate(Strict):
+    """A published speed of inference."""
+
+    images_per_second: PositiveFloat
+    hardware: str
+    """What it was measured on, as the source names it."""
+    batch: Positive | None
+    """Images of a batch; null where the source does not say."""
+    source: Name
+
+    @property
+    def setting(self) -> str:
+        """Hardware and batch in a phrase."""
+        return self.hardware if self.batch is None else f"{self.hardware}, batch {self.batch}"
+
+
 class Reported(Strict):
     """Every published number, by experiment, by model or by system, then by metric."""
 
@@ -36,6 +52,8 @@ class Reported(Strict):
     models: dict[Name, dict[Name, ReportedValue]]
     systems: dict[str, dict[Name, ReportedValue]] = {}
     """By head and model, as in `mask_rcnn.smt_small`."""
+    throughput: dict[str, PublishedRate] = {}
+    """By model, or by table and name of another's, as in `peers_imagenet1k.cmt_s`."""
 
     def sizes_of(self, name: str) -> Mapping[str, ReportedValue]:
         """Return the published sizes of a model or system; empty where none are at hand."""
@@ -89,6 +107,9 @@ class Table(Strict):
     """Whether released weights that were evaluated here have a column."""
     sizes: bool = False
     """Whether parameters and MACs of each row's head and model stand beside its results."""
+    brief: bool = False
+    """Whether it shows published and reproduced numbers alone: further metrics of runs that another
+    table has. Its CSV file has differences and verdicts."""
 
     @property
     def experiments(self) -> tuple[str, ...]:

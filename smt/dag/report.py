@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smt.dag.selection import Selection
-from smt.report import drift, figures, pictures
+from smt.report import drift, figures, pictures, throughput
 from smt.report.build import FIXED, experiments_of, table_names
 from smt.report.peers import timm_names
 from smt.report.sizes import PAPER
@@ -54,7 +54,9 @@ class ReportPlan(Selection):
         """
         released = self.released_results(self._released_in(table))
         if table in FIXED:
-            return [*dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER))), *released]
+            speeds = throughput.files(self.layout) if table == throughput.NAME else []
+            inputs = (str(self.layout.sizes), self.sizes_of(PAPER), *map(str, speeds))
+            return [*dict.fromkeys(inputs), *released]
         sizes = self._size_inputs(table)
         others = [self.synced(other) for other in self._pooled_with(table)] if among_all else []
         return [
@@ -166,15 +168,21 @@ class ReportPlan(Selection):
         if table in FIXED:
             content["findings"] = [row.model_dump(mode="json") for row in project.discrepancies]
             content["models"] = self.sizes_content()
+            if table == throughput.NAME:
+                content["peers"] = self._peers_content()
         elif table in project.tables:
             content["table"] = project.tables[table].model_dump(mode="json")
         elif table in project.peer_tables:
             content["table"] = project.peer_tables[table].model_dump(mode="json")
         else:  # claims name numbers of every table
-            peers, claims = project.peer_tables, project.claims
-            content["peers"] = {name: it.model_dump(mode="json") for name, it in peers.items()}
+            claims = project.claims
+            content["peers"] = self._peers_content()
             content["claims"] = {name: it.model_dump(mode="json") for name, it in claims.items()}
         return digest_of(content)
+
+    def _peers_content(self) -> dict[str, Any]:
+        tables = self.project.peer_tables
+        return {name: table.model_dump(mode="json") for name, table in tables.items()}
 
     def figures_content(self) -> str:
         """Return a digest of everything in `params/` that the figures print."""

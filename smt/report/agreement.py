@@ -37,13 +37,14 @@ def agreements(results: Results) -> list[Agreement]:
     Numbers that were derived from published ones are not among them.
     """
     rows: dict[tuple[str, str], Agreement] = {}
+    names = places(results.project)
     for name, table in results.project.tables.items():
         for row in table.rows:
             for metric in table.metrics:
                 result = metric_result(results, row.experiment, metric, name)
                 reported = result.reported
                 if reported and not reported.derived_for and METRICS[metric].percent:
-                    label = f"{_place(results.project, table, row)}, {METRICS[metric].name}"
+                    label = f"{names[row.experiment]}, {METRICS[metric].name}"
                     entry = _agreement(results, row.experiment, label, table.tolerance, result)
                     rows.setdefault((row.experiment, metric), entry)
     return list(rows.values())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from smt.config.project import Project
 from smt.errors import UserError, suggest
-from smt.report import claims, drift, sizes
+from smt.report import claims, drift, sizes, throughput, throughput_grid
 from smt.report.collect import Results
 from smt.report.grid import Grid
 from smt.report.index import Link, Overview, state_summary
@@ -14,7 +14,9 @@ from smt.report.render import write, write_text
 from smt.report.tables import ResultTable
 from smt.runs.paths import Layout
 
-FIXED = {sizes.NAME: "Sizes", drift.NAME: "Drift"}
+FIXED = {
+    sizes.NAME: "Sizes", throughput.NAME: throughput_grid.TITLE, drift.NAME: "Drift"
+}  # fmt: skip
 """Tables of measured sizes: no run is behind them."""
 
 CLAIMS = claims.NAME
@@ -45,6 +47,8 @@ def grid(results: Results, name: str) -> Grid:
     """Return one table."""
     if name == sizes.NAME:
         return sizes.sizes_grid(results.project, results.sizes)
+    if name == throughput.NAME:
+        return throughput_grid.ThroughputGrid(results).grid()
     if name == drift.NAME:
         return drift.drift_grid(
             results.project, results.sizes[sizes.PAPER], results.released[sizes.PAPER]

@@ -19,6 +19,7 @@ from smt.report.released import ReleasedResults, read_released
 from smt.report.sizes import Sizes, read_sizes
 from smt.report.spread import Spread, by_recipe
 from smt.report.status import warn
+from smt.report.throughput import Throughput
 from smt.report.trajectory import OffTrack
 from smt.runs.journal import Evaluation, best_evaluation
 from smt.runs.paths import Layout
@@ -78,11 +79,13 @@ class Results:
     """None where nothing was ever sent."""
     runs: dict[Run, RunResult]
     damages: tuple[DamagedRecord, ...]
-    """Records that cannot be read; their runs, and sizes, count as failed."""
+    """Records that cannot be read; their runs, and sizes, count as failed, speeds as not there."""
     sizes: Mapping[str, Sizes]
     """Measured sizes by scale: of the paper's and of this one."""
+    throughput: Throughput
+    """Measured speeds of inference, by machine and setting."""
     released: Mapping[str, ReleasedResults] = field(default_factory=dict)
-    """Released weights that were evaluated here, likewise."""
+    """Released weights that were evaluated here, by scale, likewise."""
 
     def of(self, experiment: str) -> list[RunResult]:
         """Return the results of an experiment's runs, by seed as params give them."""
@@ -141,14 +144,15 @@ def assemble(
     run_states = states.read(project, layout, elsewhere=sent)
     collector = _Collector(project, layout, server, remote, run_states, checked)
     sizes = read_sizes(project, layout)
-    released = read_released(project, layout)
-    damages = [
+    released, throughput = read_released(project, layout), Throughput.read(layout)
+    damages = (
         *run_states.damages,
         *(scale.damage for scale in sizes.values() if scale.damage is not None),
         *(damage for scale in released.values() for damage in scale.damages.values()),
-    ]
+        *throughput.damages,
+    )
     runs = {run: collector.result(run) for run in run_states}
-    return Results(project, server, runs, tuple(damages), sizes, released)
+    return Results(project, server, runs, damages, sizes, throughput, released)
 
 
 class _Collector:

@@ -92,6 +92,11 @@ def measured_sizes(results: Results, name: str) -> dict[str, float]:
     }
 
 
+def peer_sizes(results: Results, timm_name: str | None) -> dict[str, float]:
+    """Return the measured sizes of a model of timm, as `measured_sizes` does; empty without one."""
+    return {} if timm_name is None else measured_sizes(results, peer_size_name(timm_name))
+
+
 def _size(results: Results, name: str, key: str) -> Quantity | None:
     value = measured_sizes(results, name).get(key)
     return None if value is None else Quantity(value)

@@ -63,7 +63,8 @@ def titles(project: Project) -> dict[str, str]:
     others = {
         f"{CURVES}_{name}": f"Learning curves: {table.title}"
         for name, table in project.tables.items()
-        if not all(_is_variant(project.experiments[row.experiment]) for row in table.rows)
+        if not table.brief
+        and not all(_is_variant(project.experiments[row.experiment]) for row in table.rows)
     }
     return {
         CURVES: "Learning curves: variants",

@@ -45,6 +45,25 @@ def best_epoch(metric: str) -> str:
     )
 
 
+NOT_MEASURED = "not measured"
+"""What stands in place of a number that a run lacks though it is done."""
+
+
+def unmeasured(metrics: Sequence[str], runs: Sequence[str]) -> str:
+    """Return the note on metrics that are not among the numbers of runs that are done."""
+    by_size = any(metric.endswith(_SIZES) for metric in metrics)
+    undefined = " AP of a size is undefined where no object to detect has it." if by_size else ""
+    return (
+        f"{NOT_MEASURED.capitalize()}: {joined(METRICS[metric].name for metric in metrics)} of "
+        f"{joined(runs)}: metrics.json of these runs does not have it.{undefined} smt evaluate "
+        "EXPERIMENT tells whether their weights give it."
+    )
+
+
+_SIZES = ("_small", "_medium", "_large")
+
+BRIEF = "Differences from published numbers, intervals and verdicts are in the CSV file."
+
 NOT_COMPARED = "Verdict: none, because results at this scale cannot be compared with the paper's."
 
 

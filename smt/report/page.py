@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from smt.report import drift, figures, sizes
+from smt.report import drift, figures, sizes, throughput
 from smt.report.agreement import agreements, verdicts
 from smt.report.build import CLAIMS, grid, links
 from smt.report.collect import Results, RunResult, by_reason
@@ -87,6 +87,7 @@ class Report:
         self.peers = [self._section(grid(results, name)) for name in project.peer_tables]
         self.claims = self._section(grid(results, CLAIMS)) if project.claims else None
         self.sizes = self._section(grid(results, sizes.NAME))
+        self.throughput = self._section(grid(results, throughput.NAME))
         self.drift = self._section(grid(results, drift.NAME))
         self.curves = [
             plot(results, name) for name in figures.titles(project) if figures.is_curves(name)

@@ -17,13 +17,16 @@ from smt.report.format import (
 from smt.report.grid import Cell, Column, Grid, Span
 from smt.report.metric_result import MetricResult, has_best, metric_result, reported_kind
 from smt.report.notes import (
+    BRIEF,
     COUNTED,
     DERIVED,
     INTERVAL_TITLE,
     NOT_COMPARED,
+    NOT_MEASURED,
     REPRODUCED,
     best_epoch,
     chance_notes,
+    unmeasured,
 )
 from smt.report.released import COLUMN, ReleasedResults
 from smt.report.sizes import Sizes
@@ -151,20 +154,37 @@ class ResultTable:
             columns += self._metric_columns(metric)
         return (*columns, Column("Seeds", numeric=True), Column("Runs", provenance=True))
 
+    def _result_titles(self, metric: str) -> list[str]:
+        """Return the titles of a metric's columns, without those of gains.
+
+        Of a metric that has no published number in any row, there is nothing to compare with.
+        """
+        is_published = self.shows_reported and any(
+            self.reported(row.experiment, metric) for row in self.table.rows
+        )
+        is_judged = is_published and not self.table.brief
+        is_spread_shown = is_judged or not (self.shows_reported or self.table.brief)
+        titles = {
+            "reported": is_published,
+            COLUMN: self.released is not None,
+            "reproduced": True,
+            "best epoch": has_best(metric),
+            "delta": is_judged,
+            INTERVAL_TITLE: is_spread_shown and self.comparable,
+            "verdict": is_judged,
+        }
+        return [title for title, is_shown in titles.items() if is_shown]
+
     def _metric_columns(self, metric: str) -> list[Column]:
         heading = METRICS[metric].heading
-        titles = ["reported"] if self.shows_reported else []
-        titles += [*([COLUMN] if self.released else []), "reproduced"]
-        titles += ["best epoch"] if has_best(metric) else []
-        titles += ["delta"] if self.shows_reported else []
-        if self.comparable:
-            titles.append(INTERVAL_TITLE)
-        columns = [Column(title, heading, numeric=True) for title in titles]
-        if self.shows_reported:
-            columns.append(Column("verdict", heading))
+        columns = [
+            Column(title, heading, numeric=title != "verdict")
+            for title in self._result_titles(metric)
+        ]
         if self.table.baseline is not None:
             group = f"Gain, {heading}"
-            columns += [Column(title, group, numeric=True) for title in (*published, "reproduced")]
+            titles = ["reported", "reproduced"][0 if self.shows_reported else 1 :]
+            columns += [Column(title, group, numeric=True) for title in titles]
         return columns
 
     def _cells(self, row: Row) -> tuple[Cell, ...]:
@@ -182,19 +202,21 @@ class ResultTable:
         if not self._is_measured(row, metric):
             return [Cell.of("")] * len(self._metric_columns(metric))
         result, decimals = self.result(row.experiment, metric), METRICS[metric].decimals
-        shown = self.shows_reported
-        cells = [
-            *([self._published(result.reported)] if shown else []),
-            *([self.released.cell(row.experiment, metric)] if self.released else []),
-            self._reproduced_cell(result, runs),
-            *([_best_cell(result)] if has_best(metric) else []),
-            *([Cell.of(signed(result.delta, decimals))] if shown else []),
-            *([_interval_cell(result)] if self.comparable else []),
-            *([Cell.of(result.verdict, kind=css_class(result.verdict))] if shown else []),
-        ]
+        by_title = {
+            "reported": self._published(result.reported),
+            "reproduced": self._reproduced_cell(result, runs),
+            "best epoch": _best_cell(result),
+            "delta": Cell.of(signed(result.delta, decimals)),
+            INTERVAL_TITLE: _interval_cell(result),
+            "verdict": Cell.of(result.verdict, kind=css_class(result.verdict)),
+        }
+        if self.released is not None:
+            by_title[COLUMN] = self.released.cell(row.experiment, metric)
+        cells = [by_title[title] for title in self._result_titles(metric)]
         if self.table.baseline is not None:
             gains = self._gains(row, metric)
-            cells += [Cell.of(signed(gain, decimals)) for gain in gains[0 if shown else 1 :]]
+            gains = gains[0 if self.shows_reported else 1 :]
+            cells += [Cell.of(signed(gain, decimals)) for gain in gains]
         return cells
 
     def _size_cells(self, row: Row, sizes: Sizes) -> list[Cell]:
@@ -220,8 +242,8 @@ class ResultTable:
     def _reproduced_cell(self, result: MetricResult, runs: Sequence[RunResult]) -> Cell:
         if result.summary is None:
             states = tuple(dict.fromkeys(run.lack for run in runs if not run.has_numbers))
-            # A run that is done can lack a metric: a data set without a validation split.
-            state = " and ".join(states) or "not measured"
+            # A run that is done can lack a metric: `unmeasured` has the reasons.
+            state = " and ".join(states) or NOT_MEASURED
             warned = [run.warning.text for run in runs if run.warning]
             # One is enough for a cell; the notes have every one.
             state = ", ".join((state, *warned[:1]))
@@ -250,7 +272,9 @@ class ResultTable:
             for metric in table.metrics
         ]
         notes += [best_epoch(metric) for metric in table.metrics if has_best(metric)]
-        if self.comparable:
+        if table.brief:
+            notes.append(BRIEF)
+        elif self.comparable:
             notes += chance_notes(self.project, table, results)
         elif self.shows_reported:
             notes.append(NOT_COMPARED)
@@ -267,6 +291,7 @@ class ResultTable:
         if self.released is not None:
             notes += self.released.notes(table.rows)
         notes += self._deviations()
+        notes += self._unmeasured()
         notes += self._reasons()
         return tuple(note.replace("..", ".") for note in notes)
 
@@ -278,6 +303,22 @@ class ResultTable:
                 runs.setdefault(deviation, []).append(str(each.run))
         for deviation, names in runs.items():
             yield f"{joined(names)}: {deviation}."
+
+    def _unmeasured(self) -> Iterator[str]:
+        """Yield which metrics runs lack that are done, once for all metrics of the same runs."""
+        metrics: dict[tuple[str, ...], list[str]] = {}
+        for metric in self.table.metrics:
+            runs = tuple(
+                str(run.run)
+                for row in self.table.rows
+                if self._is_measured(row, metric)
+                for run in self.results.of(row.experiment)
+                if run.has_numbers and metric not in run.metrics
+            )
+            if runs:
+                metrics.setdefault(runs, []).append(metric)
+        for runs, lacking in metrics.items():
+            yield unmeasured(lacking, runs)
 
     def _reasons(self) -> Iterator[str]:
         """Yield why runs are not done, once for all runs that share a reason."""

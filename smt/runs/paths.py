@@ -163,6 +163,11 @@ class Layout:
         return self.root / "sizes.json"
 
     @property
+    def benchmarks(self) -> Path:
+        """Folder of measured speeds, a file a machine and setting; of no scale."""
+        return self.results / "benchmarks"
+
+    @property
     def rehearsals(self) -> Path:
         """Folder of what was rehearsed on a fake GPU, a file an experiment, and its table."""
         return self.root / "rehearsal"

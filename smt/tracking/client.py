@@ -289,6 +289,11 @@ class TrackingClient:
         points = (Point(m.key, m.value, m.timestamp, m.step) for m in metrics)
         return sorted(points, key=lambda point: (point.step, point.milliseconds))
 
+    def set_experiment_tag(self, experiment_id: str, key: str, value: str) -> None:
+        """Set a tag of an MLflow experiment."""
+        with _user_errors(self.uri):
+            self._client.set_experiment_tag(experiment_id, key, value)
+
     def create_run(
         self, table: str, name: str, start_milliseconds: int, tags: Mapping[str, str]
     ) -> RemoteRun:

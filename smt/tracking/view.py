@@ -170,7 +170,7 @@ class RunView:
             "seed": self.run.seed,
             "scale": provenance.scale,
             "task": provenance.names.task,
-            "tables": " ".join(self.tables) or None,
+            **{f"table.{name}": True for name in self.tables},
             "state": self.status.lower(),
             "git.commit": git.commit,
             "git.dirty": git.dirty,

@@ -26,7 +26,8 @@ DOWNSTREAM = (*DETECTORS, SEGMENTER)
 RUNS = {(T, 1), *((name, 0) for name in (*CLASSIFIERS, *DOWNSTREAM))}
 TABLES = ("imagenet1k", "imagenet22k", "ablation_heads", "coco_mask_rcnn", "coco_detectors",
           "ade20k")  # fmt: skip
-BESIDE = ("peers_imagenet1k", "peers_coco", "peers_ade20k", "claims", "sizes", "drift")
+BESIDE = ("peers_imagenet1k", "peers_coco", "peers_ade20k", "claims", "sizes", "throughput",
+          "drift")  # fmt: skip
 """Tables that are not in tables.yaml."""
 
 

@@ -43,6 +43,7 @@ def keep(params: Path, names):
         content = _read(params, file)
         cut(content)
         _write(params, file, content)
+    _cut_throughput(params)
 
 
 RECIPES = {"recipes": "recipes", "detection": "detection_recipes",
@@ -169,6 +170,18 @@ def _cut_peers(content, names):
         table["experiments"] = [it for it in table["experiments"] if it in names]
         if not table["experiments"]:
             del tables[name]
+
+
+def _cut_throughput(params):
+    """Remove the speeds of others whose table was removed."""
+    tables, reported = _read(params, "peers")["peer_tables"], _read(params, "reported")
+    speeds = reported["throughput"]
+    reported["throughput"] = {
+        name: speed
+        for name, speed in speeds.items()
+        if "." not in name or name.partition(".")[0] in tables
+    }
+    _write(params, "reported", reported)
 
 
 def _cut_claims(content, *removed):

@@ -137,6 +137,8 @@ NEEDS = {
     f"smt train {SMT_T} --seed 0": needs_results(without=SMT_T),
     f"smt evaluate {SMT_T} --seed 0": needs_results(),
     "smt ui": needs_a_server(),
+    "smt ui ablation_heads": needs_a_server(),
+    f"smt ui {SMT_T}-seed0 imagenet1k_smt_small-seed0": needs_a_server(),
     "snakemake --profile local proof": replace(needs_a_checkout(), kills=True),
     f"smt prove {SMT_T} --kills 20": Need("longer_runs", kills=True),
     "smt checkpoint results/demo/runs": reads_results(),

@@ -24,6 +24,7 @@ from tests.helpers.run_files import CHILD, PARENT, B, S, T, remote
 from tests.integration.report.test_trajectory import finish
 
 TINY = Run(experiment=T, seed=0)
+MASK_RCNN = "coco_mask_rcnn_1x_smt_small"
 LEARNING_RATE = ("demo", "recipes", "imagenet1k", "optimizer", "lr")
 
 
@@ -385,6 +386,47 @@ def test_the_best_epoch_of_detectors_and_segmenters_is_by_their_own_metric(files
     }
     best = {table: [each for each in every if "best" in each] for table, every in titles.items()}
     assert best == {"coco_mask_rcnn": ["Box AP (%) best epoch"], "ade20k": ["mIoU (%) best epoch"]}
+
+
+# --- AP by IoU and by size ----------------------------------------------------------------------
+
+
+def test_ap_by_iou_and_size_stands_in_a_table_of_its_own_and_its_csv_has_verdicts(make_files):
+    files = make_files(scale="paper")
+    files.finish(Run(experiment=MASK_RCNN, seed=0), 47.6, epochs=1)
+    detail = grid(synced(files), "coco_mask_rcnn_detail")
+    shown = cells(detail, "SMT-S, 1x")
+    published = {"AP50": ("69.5", "66.6"), "AP75": ("52.1", "46.1")}
+    for name, values in published.items():
+        for kind, value in zip(("Box", "Mask"), values, strict=True):
+            assert shown[f"{kind} {name} (%) reported"].split()[0] == value
+            assert shown[f"{kind} {name} (%) reproduced"] == "73.8"
+    for size in ("small", "medium", "large"):
+        assert shown[f"Box AP {size} (%) reproduced"] == "73.8"
+        assert f"Box AP {size} (%) reported" not in shown  # no table at hand prints any
+    assert len(detail.columns) == 1 + 4 * 2 + 6 + 2
+    row = made(files, "coco_mask_rcnn_detail")["SMT-S, 1x"]
+    assert float(row["box_ap75_delta"]) == pytest.approx(73.8 - 52.1)
+    assert row["box_ap75_verdict"] == "no verdict"
+    assert row["box_ap_small_verdict"] == "not reported"
+
+
+def test_a_metric_that_a_finished_run_lacks_is_missing_with_the_reason(files):
+    run = Run(experiment=MASK_RCNN, seed=0)
+    files.finish(run, 47.6, epochs=1)
+    for path in (files.layout.metrics(run), files.layout.evaluation(run)):
+        document = read_json(path)
+        for name in ("box_ap75", "mask_ap_large"):
+            del document["metrics"][name]
+        write_json(path, document)
+    detail = grid(synced(files), "coco_mask_rcnn_detail")
+    shown = cells(detail, "SMT-S, 1x")
+    assert shown["Box AP75 (%) reproduced"] == shown["Mask AP large (%) reproduced"]
+    assert shown["Box AP75 (%) reproduced"] == "not measured"
+    assert shown["Box AP small (%) reproduced"] == "73.8"
+    (note,) = [note for note in detail.notes if note.startswith("Not measured")]
+    assert f"box AP75; mask AP large of {run}: metrics.json of these runs" in note
+    assert "undefined where no object to detect has it" in note
 
 
 # --- the cross-check ---------------------------------------------------------------------------

@@ -94,8 +94,9 @@ def test_the_ui_shows_this_projects_runs_and_takes_a_sync(ui, monkeypatch):
     assert (tiny.metrics["top1"], second.metrics["top1"]) == (96.0, 92.0)
     page, training = f"{ui.url}/#/experiments/1/runs", "?workflowType=machine_learning"
     assert tiny.url == f"{page}/{run_ids[NAMES[0]]}{training}"
+    link = f"{page}{training}&compareRunsMode=CHART&viewStateShareKey=imagenet1k"
     done = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui.url})
-    assert done.stdout == f"MLflow runs already; open {page}{training}&compareRunsMode=CHART\n"
+    assert done.stdout == f"MLflow runs already; open {link}\n"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     prefixes = ("final/", "evaluation/")
     journal = expected_rows(files.lines(TINY, 4), CREATED)
@@ -109,24 +110,70 @@ def test_the_ui_shows_this_projects_runs_and_takes_a_sync(ui, monkeypatch):
 @pytest.mark.servers
 @pytest.mark.browser
 def test_a_browser_compares_two_runs_and_plots_both_curves(ui, monkeypatch):
-    """From the link that `smt ui` prints, and from a cell of a table with two seeds."""
+    """From a cell of a table with two seeds, and from the link that `smt ui` prints."""
     files = ui.files
     monkeypatch.setenv("MLFLOW_TRACKING_URI", ui.url)
     build(collect(files.project, files.layout), files.layout, ["imagenet1k"])
     cell = (files.layout.tables / "imagenet1k.md").read_text()
     (curves,) = set(re.findall(r"\[94\.00 .*?\]\((\S+?)\)", cell))
-    overview = files.smt("ui", env={**os.environ, "MLFLOW_TRACKING_URI": ui.url}).stdout.split()[-1]
+    tables, second = opened(ui), opened(ui, str(SECOND))
     with browser() as chromium:
         page = chromium.page(curves, lambda page: len(curve_paths(page)) == 2)
         assert all(f"{name} (eval/top1)" in page for name in NAMES)
         heights = sorted(float(path.split(",")[-1]) for path in curve_paths(page))
         assert heights[0] < heights[1]  # the better run ends higher up
-        chromium.page(
-            overview,
-            lambda page: (
-                all(name in page for name in NAMES) and ("js-line" in page or "<canvas" in page)
-            ),
-        )
+        page = chromium.page(tables, lambda page: len(curve_paths(page)) >= 4)
+        assert all(name in page for name in NAMES)
+        assert page.index("ImageNet-1K") < page.index("eval/top1") < page.index("train/loss")
+        assert "train/grad_norm" not in page  # in a section that is closed
+        page = chromium.page(second, lambda page: len(curve_paths(page)) >= 2)
+        assert NAMES[1] in page and NAMES[0] not in page
+
+
+def opened(ui, *names):
+    """Return the link that `smt ui` prints where a server runs already."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ui.url}
+    return ui.files.smt("ui", *names, env=environment).stdout.split()[-1]
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(
+    ("names", "runs"), [(["imagenet1k"], [0, 1]), ([T], [0, 1]), ([f"{T}-seed1"], [1])]
+)
+def test_a_link_leads_to_the_runs_of_a_table_or_to_those_that_are_named(ui, names, runs):
+    key = opened(ui, *names).rpartition("viewStateShareKey=")[2]
+    experiment = json.loads(get(f"{ui.url}/api/2.0/mlflow/experiments/get?experiment_id=1"))
+    tags = {tag["key"]: tag["value"] for tag in experiment["experiment"]["tags"]}
+    view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
+    charts = [chart["metricKey"] for chart in view["compareRunCharts"]]
+    assert charts == ["eval/top1", "train/loss", "eval/loss"]
+    request = {"experiment_ids": ["1"], "max_results": 10, "filter": view["searchFilter"]}
+    found = json.loads(get(f"{ui.url}/api/2.0/mlflow/runs/search", request))["runs"]
+    assert sorted(run["info"]["run_name"] for run in found) == [NAMES[seed] for seed in runs]
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("names", [["coco_mask_rcnn"], [f"{T}-seed0", "imagenet1k_smt_small"]])
+def test_runs_that_were_not_sent_are_one_line_with_the_next_command(ui, names):
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ui.url}
+    done = ui.files.smt("ui", *names, env=environment, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is in MLflow at demo scale" in done.stderr and "smt sync" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["imagnet1k"], "no table or run 'imagnet1k'; did you mean imagenet1k or "),
+        (["drift"], "no table or run 'drift'; valid: a table (imagenet1k, imagenet22k, "),
+        ([T, f"{T}-seed7"], f"no run '{T}-seed7'; did you mean {T}-seed0 or {T}"),
+        ([T, "imagenet22k"], "imagenet22k is a table, and is shown alone: smt ui imagenet22k"),
+    ],
+)
+def test_an_unknown_name_is_one_line_with_the_nearest_and_starts_nothing(files, names, message):
+    done = files.smt("ui", *names, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr and not done.stdout
 
 
 def curve_paths(page):

@@ -1,5 +1,6 @@
 """Mistakes in params/: each is one line with file, line, key and what is valid, and exit code 2."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,11 @@ MISTAKES = {
         "peers.yaml", "results: {top1: 78.7}, source", "results: {top_1: 78.7}, source",
         "peer_tables.peers_imagenet1k.peers.pvt_v2_b1.results.top_1",
         "no such metric; did you mean top1",
+    ),
+    "a speed of a model that does not exist": Mistake(
+        "reported.yaml", "  peers_imagenet1k.cmt_s: {", "  peers_imagenet1k.cmt_x: {",
+        "throughput.peers_imagenet1k.cmt_x",
+        "no model or peer 'peers_imagenet1k.cmt_x'; did you mean peers_imagenet1k.cmt_s",
     ),
     "notation of RandAugment": Mistake(
         "recipes.yaml", "rand_augment: rand-m9-mstd0.5-inc1\n", "rand_augment: randaug-9\n",
@@ -348,3 +354,11 @@ def test_a_scale_overlays_its_base():
     assert smoke.recipes["imagenet22k"].optimizer == demo.recipes["imagenet22k"].optimizer
     places = {dataset.root for project in (demo, smoke) for dataset in project.datasets.values()}
     assert len(places) == 2 * len(demo.datasets)  # of other counts, so apart
+
+
+def test_every_detector_of_the_demo_is_evaluated_often_enough_for_a_curve():
+    demo = load_project(ROOT / "params", "demo")
+    for name, experiment in demo.experiments.items():
+        if experiment.task == "detect":
+            recipe = demo.recipe_of(name)
+            assert math.ceil(recipe.schedule.epochs / recipe.eval_every) >= 2, name

@@ -17,6 +17,7 @@ from smt.report.evidence import Quantity
 from smt.report.peers import PeerGrid
 from smt.report.sizes import Macs, ModelSize, Sizes
 from smt.report.spread import Spread
+from smt.report.throughput import Throughput
 from smt.runs.state import State
 from tests.helpers import ROOT
 
@@ -39,7 +40,7 @@ def results(accuracies=(), *, scale="paper", sizes=()):
         state = State.DONE if metrics else State.NOT_STARTED
         runs[run] = RunResult(run, state, "", None, None, None, metrics)
     measured = Sizes("paper", {name: size_of(*counts) for name, counts in dict(sizes).items()})
-    return Results(project, None, runs, (), {"paper": measured, scale: measured})
+    return Results(project, None, runs, (), {"paper": measured, scale: measured}, Throughput())
 
 
 def size_of(params_m, gmacs):
