@@ -159,7 +159,7 @@ def test_without_slurm_there_is_one_line_of_warning_and_a_summary(files, no_slur
     assert hours.startswith("to go: about 0.") and hours.endswith(
         " GPU-hours on NVIDIA A100 SXM4 80 GB"
     )
-    assert summary == "30 runs: 1 done, 29 to go (1 stopped, 28 not started)"
+    assert summary == "31 runs: 1 done, 30 to go (1 stopped, 29 not started)"
 
 
 def test_hours_left_shrink_by_what_is_done(files, no_slurm):
