@@ -73,7 +73,7 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"valid: {', '.join(names) or 'none'}"
+    return f"valid: {listed(names, shown=60) or 'none'}"
 
 
 def first_line(error: Exception) -> str:

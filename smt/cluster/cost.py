@@ -9,6 +9,7 @@ from math import ceil
 
 from smt.config import macs
 from smt.config.cluster import Cluster
+from smt.config.models import Model
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe, Precision, Recipe, SegmentationRecipe
 from smt.errors import UserError
@@ -146,13 +147,23 @@ def forward_macs(project: Project, experiment: str) -> int:
     if isinstance(recipe, ClassificationRecipe):
         classes = project.datasets[recipe.dataset].classes
         model = project.models[entry.model]
-        return macs.forward(model, recipe.resolution, num_classes=classes).total
-    if entry.system not in project.forward_macs:
-        raise UserError(
-            f"params/sizes.yaml: {project.scale_name}.{entry.system} is missing, which "
-            f"{experiment} trains; count it: smt profile --update"
-        )
-    return project.forward_macs[entry.system]
+        if isinstance(model, Model):
+            return macs.forward(model, recipe.resolution, num_classes=classes).total
+        counted = model.sized_text(recipe.resolution, classes)
+        if counted not in project.timm_sizes:
+            raise _uncounted(f"timm.{counted}", experiment)
+        return project.timm_sizes[counted].macs
+    counted = project.counted_as(project.systems[entry.system])
+    if counted not in project.forward_macs:
+        raise _uncounted(f"{project.scale_name}.{counted}", experiment)
+    return project.forward_macs[counted]
+
+
+def _uncounted(key: str, experiment: str) -> UserError:
+    return UserError(
+        f"params/sizes.yaml: {key} is missing, which {experiment} trains; count it: "
+        "smt profile --update"
+    )
 
 
 def flops_per_second(cluster: Cluster, precision: Precision, model: str) -> float:

@@ -10,7 +10,7 @@ from smt.config import fingerprint
 from smt.config.experiments import Run
 from smt.config.project import Project
 from smt.datasets import manifest
-from smt.errors import DataError
+from smt.errors import DataError, UserError
 from smt.runs import shared_folder
 from smt.runs.paths import Layout
 
@@ -26,7 +26,7 @@ def command(scale: str) -> None:
     """
     project, layout = load(scale)
     for name in project.order:
-        cost.forward_macs(project, name)
+        _require_counted(project, name)
     click.echo(_aligned([HEADINGS, *(_row(project, layout, name) for name in project.order)]))
     click.echo(
         f"params are valid at {project.scale.title}: {len(project.order)} experiments, "
@@ -34,6 +34,17 @@ def command(scale: str) -> None:
     )
     if project.scale.notice:
         click.echo(project.scale.notice)
+
+
+def _require_counted(project: Project, experiment: str) -> None:
+    """Refuse an experiment without MACs: first for what is wrong with it, if anything is."""
+    try:
+        cost.forward_macs(project, experiment)
+    except UserError:
+        from smt.tasks.sizes import require_trainable  # torch, which what was counted does not need
+
+        require_trainable(project, experiment)
+        raise
 
 
 def _row(project: Project, layout: Layout, name: str) -> tuple[str, ...]:

@@ -64,8 +64,8 @@ def command(
     weights (epoch, accuracy, learning rate, configuration) goes with them: smt checkpoint shows it.
     """
     project, _ = load(scale)
-    if model not in project.models:
-        valid = suggest(model, project.models)
+    if model not in project.smt_models:
+        valid = suggest(model, project.smt_models)
         raise UserError(f"--model: no model {model!r} in params/models.yaml; {valid}")
     for option, value in (("--class-map", class_map), ("--state", state), ("--prefix", prefix)):
         if value is not None and form == "released":
@@ -73,9 +73,9 @@ def command(
     _check_target(source, target, form)
     with explained(target, "give a file that can be written"):
         if form == "released":
-            tensors = _export(source, target, project.models[model])
+            tensors = _export(source, target, project.smt_models[model])
         else:
-            tensors = _import(source, target, project.models[model], state, prefix, class_map)
+            tensors = _import(source, target, project.smt_models[model], state, prefix, class_map)
     click.echo(f"{target}: {model}, {tensors} tensors of {source}")
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from smt.commands.common import load, scale_option
-from smt.config.load import load_project
+from smt.config.load import TIMM_SIZES, load_project
+from smt.config.models import TimmModel
 from smt.config.peers import peer_size_name
 from smt.config.project import Project, System
 from smt.config.published import ReportedValue
@@ -29,6 +30,7 @@ _HEADER = """\
 # Written by: smt profile --update
 # MACs of a forward pass of one image, attention included, by scale, head and model, at the size
 # that the recipe counts at: `smt plan` estimates costs from them. Not part of a fingerprint.
+# Under timm: MACs and parameters of classifiers of timm, by arguments, resolution and classes.
 
 """
 
@@ -64,20 +66,51 @@ def command(target: Path | None, update: bool, scale: str) -> None:
 
 def _update(params: Path) -> None:
     path = params / "sizes.yaml"
-    macs = {
-        scale: forward_macs(load_project(params, scale))
-        for scale in YamlFile(params / "scales.yaml").data
-    }
+    projects = [load_project(params, scale) for scale in YamlFile(params / "scales.yaml").data]
+    macs = {project.scale_name: forward_macs(project) for project in projects}
+    of_timm = {name: size for project in projects for name, size in timm_sizes(project).items()}
+    content = {**macs, TIMM_SIZES: of_timm} if of_timm else macs
     with explained(path, "make it writable"), replacing(path) as file:
-        file.write(f"{_HEADER}{yaml.safe_dump(macs, sort_keys=False)}".encode())
-    click.echo(f"MACs of {sum(map(len, macs.values()))} heads on models: {path}")
+        file.write(f"{_HEADER}{yaml.safe_dump(content, sort_keys=False)}".encode())
+    click.echo(
+        f"MACs of {sum(map(len, macs.values()))} heads on models and of {len(of_timm)} models of "
+        f"timm: {path}"
+    )
 
 
 def forward_macs(project: Project) -> dict[str, int]:
     """Return, by head and model, the MACs of an image, as params/sizes.yaml holds them."""
+    _require_trainable(project)
     return {
-        name: _counts(project, system).counts.attention for name, system in project.systems.items()
+        project.counted_as(system): _counts(project, system).counts.attention
+        for system in project.systems.values()
     }
+
+
+def timm_sizes(project: Project) -> dict[str, dict[str, int | bool]]:
+    """Return the sizes of classifiers of timm, as params/sizes.yaml holds them."""
+    from smt.models import profile, timm_network
+
+    sizes: dict[str, dict[str, int | bool]] = {}
+    for name in project.order:
+        model, recipe = project.models[project.experiments[name].model], project.recipe_of(name)
+        if not isinstance(model, TimmModel) or project.experiments[name].head is not None:
+            continue
+        resolution, classes = recipe.resolution, project.datasets[recipe.dataset].classes
+        sizes[model.sized_text(resolution, classes)] = {
+            "macs": profile.count(model, resolution, num_classes=classes).attention,
+            "params": profile.parameters(model, num_classes=classes, resolution=resolution),
+            "drop_path": timm_network.has_drop_path(model),
+        }
+    return sizes
+
+
+def _require_trainable(project: Project) -> None:
+    """Refuse models of timm that cannot be trained as experiments say, before any is counted."""
+    from smt.tasks.sizes import require_trainable
+
+    for name in project.order:
+        require_trainable(project, name)
 
 
 def measure(project: Project) -> dict[str, ModelSize]:
@@ -85,6 +118,7 @@ def measure(project: Project) -> dict[str, ModelSize]:
 
     The classifier is that of the data set that the model is evaluated on last.
     """
+    _require_trainable(project)
     sizes = {name: _classifier(project, name) for name in project.models}
     sizes |= {name: _system(project, system) for name, system in project.systems.items()}
     if project.scale_name != PAPER:
@@ -112,7 +146,8 @@ def _classifier(project: Project, name: str) -> ModelSize:
         str(resolution): _macs(profile.count(model, resolution, num_classes=classes))
         for resolution in sorted({recipe.resolution for recipe in recipes})
     }
-    parameters = profile.parameters(model, num_classes=classes)
+    last = recipes[-1].resolution
+    parameters = profile.parameters(model, num_classes=classes, resolution=last)
     return ModelSize(title=model.title, params=parameters, macs=macs)
 
 
@@ -139,7 +174,9 @@ def _counts(project: Project, system: System) -> "Sizes":
     from smt.tasks.sizes import downstream_counts
 
     model, head = project.models[system.model], project.heads[system.head]
-    return downstream_counts(model, head, system.classes, system.size)
+    start = next(name for name, entry in project.experiments.items() if entry.system == system.name)
+    resolution = project.trunk_resolution(start)
+    return downstream_counts(model, head, system.classes, system.size, resolution)
 
 
 def _macs(counts: "Counts") -> Macs:

@@ -4,6 +4,7 @@ from smt.config import fingerprint
 from smt.config.cluster import ScaleShare
 from smt.config.experiments import Experiment, Run
 from smt.config.metrics import METRICS
+from smt.config.models import TimmModel
 from smt.config.numbers import valid_names
 from smt.config.project import Project
 from smt.config.published import ReportedValue
@@ -44,6 +45,7 @@ class ConsistencyChecker:
                 "experiments", ("experiments", name, "recipe"), experiment.recipe, "recipes"
             )
             self._task(name, experiment)
+            self._timm(name, experiment)
         for name in self.project.experiments:
             self._start(name)
         proof = self.project.scale.proof
@@ -106,6 +108,26 @@ class ConsistencyChecker:
                 "experiments", (*path, "recipe"),
                 f"{experiment.recipe} trains on {recipe.dataset}, whose layout is "
                 f"{dataset.layout}; the task {experiment.task} needs {LAYOUTS[experiment.task]}",
+            )  # fmt: skip
+
+    def _timm(self, name: str, experiment: Experiment) -> None:
+        """Refuse what only an SMT can do, and a drop path that was seen not to be there."""
+        project, model = self.project, self.project.models[experiment.model]
+        if not isinstance(model, TimmModel):
+            return
+        recipe = project.recipes[experiment.recipe]
+        asked = [key for key in ("compile", "recompute") if getattr(recipe, f"{key}", False)]
+        size = project.timm_size(model, recipe)
+        if asked:
+            raise self._fail(
+                "experiments", ("experiments", name, "recipe"),
+                f"{experiment.recipe} has {asked[0]}: true, which only an SMT can do; valid: a "
+                f"recipe based on it with {asked[0]}: false",
+            )  # fmt: skip
+        if size is not None and not size.drop_path and project.drop_path(name):
+            raise self._fail(
+                "experiments", ("experiments", name, "drop_path"),
+                f"{model.timm} of timm has no branches that could be dropped; valid: 0",
             )  # fmt: skip
 
     def _start(self, name: str) -> None:
@@ -259,6 +281,9 @@ class ConsistencyChecker:
                 self._require_entry("peers", (*path, "experiments", index), name, "experiments")
             for name, peer in content.peers.items():
                 self._require_source("peers", (*path, "peers", name, "source"), peer.source)
+                if peer.experiment is not None:
+                    place = (*path, "peers", name, "experiment")
+                    self._require_entry("peers", place, peer.experiment, "experiments")
 
     def _claims(self) -> None:
         valid = frozenset(valid_names(self.project))
@@ -315,6 +340,10 @@ class ConsistencyChecker:
             for index, name in enumerate(gpu.recompute):
                 path = ("kinds", kind, "recompute", index)
                 self._require_entry("cluster", path, name, "experiments")
+                if self.project.experiments[name].model not in self.project.smt_models:
+                    raise self._fail(
+                        "cluster", path, f"{name}: only an SMT can be computed again; remove it"
+                    )
                 if self.project.recipe_of(name).compiles:
                     raise self._fail(
                         "cluster", path, f"{name}: its recipe has compile: true; valid: one of both"

@@ -47,7 +47,7 @@ def content(project: Project, run: Run, digests: Mapping[str, str]) -> dict[str,
         "code": CODE_VERSION,
         "task": experiment.task,
         **head,
-        "model": project.models[experiment.model].model_dump(mode="json", exclude={"title"}),
+        "model": _architecture(project, experiment.model),
         "recipe": recipe.model_dump(mode="json", exclude=_NOT_MATHEMATICS),
         "drop_path": project.drop_path(run.experiment),
         "classes": project.datasets[recipe.dataset].classes,
@@ -56,6 +56,18 @@ def content(project: Project, run: Run, digests: Mapping[str, str]) -> dict[str,
         "seed": run.seed,
         "parent": fingerprint(project, parent, digests) if parent else None,
     }
+
+
+def _architecture(project: Project, model: str) -> dict[str, Any]:
+    """Return what a model is, without what it is called.
+
+    timm's version is not in it, as torch's is not: requirements.lock pins both, and provenance has
+    them. The fingerprint can so be worked out where neither is installed.
+    """
+    content: dict[str, Any] = project.models[model].model_dump(
+        mode="json", exclude={"title", "name"}
+    )
+    return content
 
 
 def _without_title(project: Project, head: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from smt.config.cluster import Cluster
 from smt.config.consistency import ConsistencyChecker
+from smt.config.models import TimmModel, TimmSize
 from smt.config.project import Project, Scale
 from smt.config.published import Discrepancy, Reported
 from smt.config.sections import OF_EVERY_SCALE, RECIPES, SECTIONS
@@ -22,6 +23,8 @@ from smt.errors import UserError, suggest
 T = TypeVar("T")
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_]{0,79}$")
+TIMM_SIZES = "timm"
+"""Key of sizes.yaml under which models of timm stand, of every scale."""
 _OVERLAY_SECTIONS = tuple(name for name in SECTIONS if name not in OF_EVERY_SCALE)
 
 
@@ -50,6 +53,7 @@ def load_project(params: Path, scale: str) -> Project:
     sections = {
         name: reader.section(files[file], name, kind) for name, (file, kind) in SECTIONS.items()
     }
+    sections["models"] |= reader.timm_models
     project = Project(
         scale_name=scale,
         scale=_validate(
@@ -67,6 +71,9 @@ def load_project(params: Path, scale: str) -> Project:
         ),
         cluster=_validate(Cluster, cluster.data, [(cluster, ())]),
         forward_macs=_validate(dict[str, Positive], sizes.data.get(scale, {}), [(sizes, (scale,))]),
+        timm_sizes=_validate(
+            dict[str, TimmSize], sizes.data.get(TIMM_SIZES, {}), [(sizes, (TIMM_SIZES,))]
+        ),
         trajectory=_validate(Trajectory, trajectory.data, [(trajectory, ())]),
     )
     ConsistencyChecker(project, {**files, "cluster": cluster, "trajectory": trajectory}).check()
@@ -115,8 +122,13 @@ def _merge_sections(
 
 
 def _merge(base: Any, over: Any) -> Any:
-    """Return `base` with `over` laid on it: mappings key by key, everything else replaced."""
+    """Return `base` with `over` laid on it: mappings key by key, everything else replaced.
+
+    Another model of timm takes over neither title nor arguments.
+    """
     if isinstance(base, dict) and isinstance(over, dict):
+        if "timm" in base and over.get("timm", base["timm"]) != base["timm"]:
+            return over
         return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}
     return over
 
@@ -130,6 +142,10 @@ class _SectionReader:
     def __init__(self, scales: YamlFile, layers: tuple[str, ...]) -> None:
         self.scales = scales
         self.layers = layers
+        self.timm_models: dict[str, TimmModel] = {}
+        """Models that experiments take from timm, by name."""
+        self.smt_models: frozenset[str] = frozenset()
+        """Names of the models of models.yaml."""
 
     def section(
         self, file: YamlFile, section: str, kind: type | Callable[[Any], type]
@@ -138,6 +154,8 @@ class _SectionReader:
         entries = file.data.get(section)
         if not isinstance(entries, dict):
             raise UserError(f"{file.path}: missing key {section}: expected a mapping of names")
+        if section == "models":
+            self.smt_models = frozenset(entries)
         for key in file.data:
             if key not in SECTIONS:
                 raise UserError(f"{file.where((key,))}: unknown key; valid: {section}")
@@ -158,6 +176,8 @@ class _SectionReader:
         records: dict[str, Any] = {}
         for name in entries:
             data = self._resolve(file, section, name, ())
+            if section == "experiments" and isinstance(data.get("model"), dict):
+                data["model"] = self._timm_model(file, name, data["model"])
             record = kind if isinstance(kind, type) else kind(data)
             records[name] = _validate(record, data, self._sources(file, section, name))
             for location, problem in problems_within(records[name]):
@@ -165,6 +185,29 @@ class _SectionReader:
                 where = file.where((section, name, *location))
                 raise UserError(f"{where}: {problem} (at scale {self.layers[-1]})")
         return records
+
+    def _timm_model(self, file: YamlFile, experiment: str, data: dict[str, Any]) -> str:
+        """Add the model of timm that an experiment describes to `timm_models`; return its name."""
+        sources = self._sources(file, "experiments", experiment)
+        places: list[tuple[YamlFile, KeyPath]] = [
+            (file, (*path, "model")) for file, path in sources
+        ]
+        named = {key: data["timm"] for key in ("title", "name") if "timm" in data}
+        model = _validate(TimmModel, named | data, places)
+        for location, problem in model.problems():
+            raise UserError(f"{_where(location, places)}: {problem}")
+        if model.name in self.smt_models:
+            raise UserError(
+                f"{_where((), places)}: models.yaml has a model {model.name}; give this one "
+                "another `name`"
+            )
+        other = self.timm_models.setdefault(model.name, model)
+        if other != model:
+            raise UserError(
+                f"{_where((), places)}: another experiment has a model {model.name} with other "
+                f"keys; write model: {model.name} here to share it, or give this one a `name`"
+            )
+        return model.name
 
     def _resolve(
         self, file: YamlFile, section: str, name: str, visited: tuple[str, ...]

@@ -1,9 +1,11 @@
-"""What `params/models.yaml` holds: architectures, the paper's variants and ablations."""
+"""Architectures: the variants and ablations of `params/models.yaml`, and models of timm."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
-from smt.config.types import Positive, PositiveFloat, Problem, Strict, divisors
+from pydantic import JsonValue, StringConstraints
+
+from smt.config.types import Name, Positive, PositiveFloat, Problem, Strict, divisors
 
 Mixer = Literal["sam", "msa", "alternate", "half"]
 
@@ -67,3 +69,62 @@ class Model(Strict):
                     f"stage {stage + 1} has {self.depths[stage]} block, too few to be "
                     f"{self.mixers[stage]}; valid: 2 blocks or more, or the mixer sam or msa",
                 )
+
+
+SET_BY_EXPERIMENT = {
+    "num_classes": "the data set",
+    "in_chans": "the data, which are RGB images",
+    "img_size": "the recipe's resolution",
+    "drop_path_rate": "drop_path of the experiment or of its recipe",
+    "features_only": "a head",
+    "out_indices": "a head",
+}
+"""Keyword arguments of timm's models that other keys of params decide, and which."""
+
+FILES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
+                    "cache_dir")  # fmt: skip
+"""Keyword arguments that would load weights which no run of the DAG has trained."""
+
+
+class TimmModel(Strict):
+    """A model of timm, trained from scratch as SMT is: `model: {timm: NAME}` of an experiment."""
+
+    timm: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,79}$")]
+    """Its name in timm, without the tag of pretrained weights."""
+    title: str
+    """How tables call it [the name in timm]."""
+    name: Name
+    """What stands for it among the models of the project [the name in timm]."""
+    arguments: dict[str, JsonValue] = {}
+    """Keyword arguments of timm.create_model, such as `embed_dim: 64`."""
+
+    @property
+    def text(self) -> str:
+        """Name and arguments as a call: the same text is the same architecture."""
+        given = ", ".join(f"{key}={value}" for key, value in sorted(self.arguments.items()))
+        return f"{self.timm}({given})" if given else self.timm
+
+    def sized_text(self, resolution: int, classes: int) -> str:
+        """Return what stands in params/sizes.yaml for it as a classifier."""
+        return f"{self.text} at {resolution}, {classes} classes"
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield the arguments that are not its own to give."""
+        for key in self.arguments:
+            if key in SET_BY_EXPERIMENT:
+                yield ("arguments", key), f"decided by {SET_BY_EXPERIMENT[key]}; remove it"
+            if key in FILES_OF_WEIGHTS:
+                yield (
+                    ("arguments", key),
+                    "weights come from no file: give the experiment a `start`, or none; remove it",
+                )
+
+
+class TimmSize(Strict):
+    """What `smt profile --update` found of a classifier of timm."""
+
+    macs: Positive
+    """MACs of a forward pass of one image, attention included."""
+    params: Positive
+    drop_path: bool
+    """Whether it has branches that can be dropped."""

@@ -22,6 +22,8 @@ class Peer(Strict):
     """One of the sources of reported.yaml."""
     timm: str | None = None
     """Name of the model in timm, whose size is measured by `smt profile`."""
+    experiment: Name | None = None
+    """Experiment that trains it here, by SMT's recipe."""
 
 
 class PeerTable(Strict):
@@ -32,6 +34,12 @@ class PeerTable(Strict):
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
     experiments: Annotated[tuple[Name, ...], Field(min_length=1)]
     peers: Annotated[dict[Name, Peer], Field(min_length=1)]
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """All experiments whose results stand in the table, SMT's first."""
+        of_peers = (peer.experiment for peer in self.peers.values())
+        return (*self.experiments, *(name for name in of_peers if name is not None))
 
 
 def peer_size_name(timm_name: str) -> str:

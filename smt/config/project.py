@@ -12,7 +12,7 @@ from smt.config.datasets import ClassMap, Dataset
 from smt.config.experiments import Experiment, Run, Seeds, system_name
 from smt.config.heads import Head, TwoStage
 from smt.config.metrics import METRICS, TASK_METRICS
-from smt.config.models import Model
+from smt.config.models import Model, TimmModel, TimmSize
 from smt.config.peers import PeerTable
 from smt.config.published import Discrepancy, Reported, ReportedValue, Table
 from smt.config.recipes import ClassificationRecipe, DownstreamRecipe, PolySchedule, Recipe
@@ -114,7 +114,8 @@ class Project(Strict):
 
     scale_name: Name
     scale: Scale
-    models: dict[Name, Model]
+    models: dict[Name, Model | TimmModel]
+    """Those of models.yaml, and those that experiments take from timm."""
     heads: dict[Name, Head]
     """Instances of its subclasses, one a kind."""
     recipes: dict[Name, Recipe]
@@ -136,6 +137,8 @@ class Project(Strict):
     forward_macs: dict[str, Positive]
     """MACs of a forward pass of an image by head and model (`mask_rcnn.smt_small`), at the size
     that the recipe counts at. Heads have no formula: `smt profile --update` counts them."""
+    timm_sizes: dict[str, TimmSize]
+    """Sizes of classifiers of timm, by `TimmModel.sized_text`: they too have no formula."""
     trajectory: Trajectory
 
     @cached_property
@@ -240,6 +243,11 @@ class Project(Strict):
         return title if self.scale.reported else f"{title}, {self.scale.title}"
 
     @cached_property
+    def smt_models(self) -> dict[str, Model]:
+        """The variants and ablations of SMT, without models of timm."""
+        return {name: model for name, model in self.models.items() if isinstance(model, Model)}
+
+    @cached_property
     def systems(self) -> dict[str, System]:
         """Every head on every model that an experiment trains, by its name."""
         by_name: dict[str, System] = {}
@@ -252,6 +260,29 @@ class Project(Strict):
             system = System(experiment.head, experiment.model, classes, size)
             by_name.setdefault(system.name, system)
         return by_name
+
+    def counted_as(self, system: System) -> str:
+        """Return what stands for a head on a model in params/sizes.yaml.
+
+        A model of timm stands there with its arguments, so that other ones are counted again.
+        """
+        model = self.models[system.model]
+        return system_name(
+            system.head, model.text if isinstance(model, TimmModel) else system.model
+        )
+
+    def timm_size(self, model: TimmModel, recipe: Recipe) -> TimmSize | None:
+        """Return the size of a classifier of timm by a recipe; None before it was counted."""
+        classes = self.datasets[recipe.dataset].classes
+        return self.timm_sizes.get(model.sized_text(recipe.resolution, classes))
+
+    def trunk_resolution(self, experiment: str) -> int | None:
+        """Return the resolution of the classifier that a head's trunk starts from, if from one."""
+        start = self.experiments[experiment].start
+        if start is None:
+            return None
+        recipe = self.recipe_of(start.experiment)
+        return recipe.resolution
 
     def metrics_of(self, name: str) -> tuple[str, ...]:
         """Return what an evaluation of an experiment measures."""

@@ -128,7 +128,8 @@ class ReportPlan(Selection):
 
     def figure_inputs(self) -> list[str]:
         """Return the inputs of the figures."""
-        return [str(self.layout.sizes), self.synced(EVERYTHING)]
+        sizes = dict.fromkeys((str(self.layout.sizes), self.sizes_of(PAPER)))
+        return [*sizes, self.synced(EVERYTHING)]
 
     def pictured(self) -> list[str]:
         """Return the record of the pictures of each of the paper's models: of its first run."""
@@ -141,7 +142,7 @@ class ReportPlan(Selection):
         images = [str(self.layout.figures / f"{figure}.svg") for figure in self.figures]
         images += [str(self.layout.samples(run)) for run in self.runs(self.with_head(True))]
         images += self.pictured()
-        files = [*self.index_inputs(), *self.figure_inputs(), self.sizes_of(PAPER), *images]
+        files = [*self.index_inputs(), *self.figure_inputs(), *images]
         return list(dict.fromkeys(files))
 
     def report_content(self) -> str:
@@ -192,6 +193,7 @@ class ReportPlan(Selection):
                 "titles": figures.titles(self.project),
                 "labels": {name: entry.title for name, entry in self.project.experiments.items()},
                 "tables": [entry.model_dump(mode="json") for entry in self.project.tables.values()],
+                "peers": [it.model_dump(mode="json") for it in self.project.peer_tables.values()],
                 "reported": self.project.reported.model_dump(mode="json"),
             }
         )

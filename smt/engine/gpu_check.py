@@ -54,7 +54,7 @@ def check() -> dict[str, Any]:
 def failing_step(device: torch.device) -> str | None:
     """Return why a training step fails on `device`, with its precision, or None."""
     project = load_project(bundled_params(), "smoke")
-    model, recipe = project.models["smt_tiny"], project.recipes["imagenet1k"]
+    model, recipe = project.smt_models["smt_tiny"], project.recipes["imagenet1k"]
     for precision in PRECISIONS:
         device_module.allow_tf32(precision == "tf32")
         variant = recipe.model_copy(update={"precision": precision})

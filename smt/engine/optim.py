@@ -29,7 +29,7 @@ def adamw(model: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
     groups = (
         _downstream_groups(model, named, optimizer)
         if isinstance(optimizer, DownstreamOptimizer)
-        else _matrices_decay(named, optimizer.weight_decay)
+        else _matrices_decay(model, named, optimizer.weight_decay)
     )
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -43,28 +43,42 @@ def adamw(model: nn.Module, optimizer: Optimizer) -> torch.optim.AdamW:
 Named = list[tuple[str, nn.Parameter]]
 
 
-def _matrices_decay(named: Named, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: parameters of two or more dimensions decay, biases and norms do not."""
+def _matrices_decay(model: nn.Module, named: Named, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups: parameters of two or more dimensions decay, biases and norms do not.
+
+    Nor do those that a network of timm names, such as embedded positions.
+    """
+    fixed = _no_weight_decay(model)
+    decaying = [value for name, value in named if value.ndim > 1 and name not in fixed]
+    others = [value for name, value in named if value.ndim <= 1 or name in fixed]
     return [
-        {"params": [value for _, value in named if value.ndim > 1], "weight_decay": weight_decay},
-        {"params": [value for _, value in named if value.ndim <= 1], "weight_decay": 0.0},
+        {"params": decaying, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
+
+
+def _no_weight_decay(network: nn.Module) -> set[str]:
+    """Return the parameters that a network or trunk names as never decaying."""
+    names: set[str] = getattr(network, "no_weight_decay", set)()
+    return names
 
 
 def _downstream_groups(
     model: nn.Module, named: Named, optimizer: DownstreamOptimizer
 ) -> list[dict[str, Any]]:
     """Return four groups: those that decay and those that do not, of the head and the backbone."""
-    norm_ids = set()
+    fixed_ids = set()
     if optimizer.decay == "all_but_layer_norm":
         norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-        norm_ids = {id(value) for norm in norms for value in norm.parameters()}
+        fixed_ids = {id(value) for norm in norms for value in norm.parameters()}
+    trunk_names = _no_weight_decay(model.get_submodule(BACKBONE.rstrip(".")))
+    fixed_ids |= {id(value) for name, value in named if name.removeprefix(BACKBONE) in trunk_names}
     return [
         {
             "params": [
                 value
                 for name, value in named
-                if name.startswith(BACKBONE) == backbone and (id(value) in norm_ids) == fixed
+                if name.startswith(BACKBONE) == backbone and (id(value) in fixed_ids) == fixed
             ],
             "weight_decay": 0.0 if fixed else optimizer.weight_decay,
             "lr_scale": optimizer.backbone_rate if backbone else 1.0,

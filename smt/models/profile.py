@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smt.config.models import Model
+from smt.config.models import Model, TimmModel
+from smt.models import timm_network
 from smt.models.blocks import MHMC
 from smt.models.smt import SMT
 
@@ -75,15 +76,16 @@ Calls = Mapping[str, Sequence[tuple[nn.Module, tuple[Any, ...]]]]
 _FIELDS = fields(Counts)
 
 
-def parameters(model: Model, *, num_classes: int = 1000) -> int:
-    """Return the number of parameters of `model`."""
-    return sum(parameter.numel() for parameter in _on_meta(model, num_classes).parameters())
+def parameters(model: Model | TimmModel, *, num_classes: int = 1000, resolution: int = 224) -> int:
+    """Return the number of parameters of `model`, made for images of that resolution."""
+    network = _on_meta(model, num_classes, resolution)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
-def count(model: Model, resolution: int, *, num_classes: int = 1000) -> Counts:
+def count(model: Model | TimmModel, resolution: int, *, num_classes: int = 1000) -> Counts:
     """Return what one image of `resolution` x `resolution` pixels costs `model`."""
     images = torch.empty(1, 3, resolution, resolution, device="meta")
-    return count_forward(_on_meta(model, num_classes), images)
+    return count_forward(_on_meta(model, num_classes, resolution), images)
 
 
 def count_timm(name: str, resolution: int) -> tuple[Counts, int]:
@@ -95,9 +97,13 @@ def count_timm(name: str, resolution: int) -> tuple[Counts, int]:
     return count_forward(network, images), parameters
 
 
-def _on_meta(model: Model, num_classes: int) -> SMT:
+def _on_meta(model: Model | TimmModel, num_classes: int, resolution: int) -> nn.Module:
     with torch.device("meta"):
-        return SMT(model, num_classes=num_classes).eval()
+        if isinstance(model, Model):
+            return SMT(model, num_classes=num_classes).eval()
+        return timm_network.classifier(
+            model, num_classes=num_classes, resolution=resolution, drop_path_rate=0.0
+        ).eval()
 
 
 def count_forward(

@@ -12,7 +12,22 @@ from smt.models.layers import image
 from smt.models.smt import SMT
 
 
-class Pyramid(nn.Module):
+class Trunk(nn.Module):
+    """A network that gives images (B, C_i, H_i, W_i) at strides 4, 8, 16, 32 of (B, 3, H, W)."""
+
+    widths: tuple[int, int, int, int]
+    """Channels of each level."""
+
+    def names_of(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the trunk takes over of a classifier's state, under the trunk's names."""
+        return {name: value for name, value in state.items() if name not in weights.HEAD}
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that never decay, beside those of the recipe."""
+        return set()
+
+
+class Pyramid(Trunk):
     """The trunk of an SMT; a level is the output of a stage's closing LayerNorm.
 
     Its tensors are named as in a classifier, which therefore starts it with all but its head.
@@ -43,11 +58,10 @@ class Pyramid(nn.Module):
         return levels
 
 
-def start_from_classifier(pyramid: nn.Module, path: Path) -> None:
-    """Load the weights of a classifier in `path` but for its head into a Pyramid: all, or none.
+def start_from_classifier(trunk: Trunk, path: Path) -> None:
+    """Load the weights of a classifier in `path` but for its head into a trunk: all, or none.
 
     Raises:
         UserError: as `weights.load` does.
     """
-    state = {name: value for name, value in weights.read(path).items() if name not in weights.HEAD}
-    weights.load_state(pyramid, state, path)
+    weights.load_state(trunk, trunk.names_of(weights.read(path)), path)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from smt.config.models import Model
+from smt.errors import UserError
 from smt.models.blocks import BLOCK_NORM_EPS, PatchEmbedding, Stem, block
 from smt.models.layers import image
 from smt.models.mixed_precision import pre_norm
@@ -158,6 +159,22 @@ class SMT(nn.Module):
         self.head = head.to(next(self.parameters())).apply(_initialise)
         self.num_classes, self.global_pool = num_classes, pool
 
+    def no_weight_decay(self) -> set[str]:
+        """Return no names: what must not decay, norms and biases, has one dimension."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return how timm tells layers by their names: stem, blocks (coarse: stages), closing norm.
+
+        A stage's embedding and its closing LayerNorm are of the layer of the block after or before.
+        """
+        stages: Any = [
+            (r"^stages\.(\d+)\.embed", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),
+        ]
+        return {"stem": r"^stages\.0\.embed", "blocks": r"^stages\.(\d+)" if coarse else stages}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only each block's input in training, and compute the rest again for gradients."""
         set_recompute(self, enable)
@@ -168,10 +185,15 @@ def set_recompute(network: nn.Module, enable: bool) -> None:
 
     Losses, gradients and running statistics stay the same bits: random numbers are restored, and
     BatchNorms are kept from counting a batch twice.
+
+    Raises:
+        UserError: it is to, and it is not an SMT.
     """
-    for module in network.modules():
-        if isinstance(module, Stage):
-            module.grad_checkpointing = enable
+    stages = [module for module in network.modules() if isinstance(module, Stage)]
+    if enable and not stages:
+        raise UserError("recomputation: only an SMT can be computed again, not a model of timm")
+    for stage in stages:
+        stage.grad_checkpointing = enable
 
 
 def _feature_indices(stages: int, indices: int | list[int] | None) -> tuple[list[int], int]:

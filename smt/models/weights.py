@@ -15,7 +15,7 @@ from smt.models.imports import file_kind
 from smt.runs.atomic import Permit, replacing, sha256
 
 HEAD = ("head.weight", "head.bias")
-"""The classifier's tensors, one row a class."""
+"""The tensors of an SMT's classifier, one row a class."""
 
 
 def save(
@@ -96,21 +96,25 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> N
     model.load_state_dict(state)
 
 
-def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+def select_head_rows(
+    state: Mapping[str, Tensor], rows: Sequence[int], head: Sequence[str] = HEAD
+) -> dict[str, Tensor]:
     """Return `state` with a classifier of len(rows) classes: class i is the old class rows[i].
+
+    `head` names the classifier's tensors.
 
     Raises:
         UserError: `state` has no classifier, or not all of the rows.
     """
-    for name in HEAD:
+    for name in head:
         if name not in state:
             raise UserError(f"weights without {name}: there is no classifier to take classes from")
-    classes = len(state[HEAD[0]])
+    classes = len(state[head[0]])
     wrong = [row for row in rows if not 0 <= row < classes]
     if wrong:
         raise UserError(f"class map: row {wrong[0]} of a classifier of {classes} classes")
     index = torch.tensor(rows)
-    return {name: value[index] if name in HEAD else value for name, value in state.items()}
+    return {name: value[index] if name in head else value for name, value in state.items()}
 
 
 def classes(state: Mapping[str, Tensor]) -> int:

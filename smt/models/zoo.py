@@ -42,7 +42,7 @@ def skeleton(model: Model, *, num_classes: int) -> SMT:
 @cache
 def registered_models() -> Mapping[str, Model]:
     """Return the models that timm knows by name: those of the bundled params, at paper scale."""
-    return load_project(bundled_params(), "paper").models
+    return load_project(bundled_params(), "paper").smt_models
 
 
 def _pretrained_cfg(name: str) -> dict[str, Any]:

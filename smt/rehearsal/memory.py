@@ -119,8 +119,8 @@ def fit(rehearsed: Rehearsed, experiment: str) -> Fit:
 
 def _remedies(rehearsed: Rehearsed, now: Rehearsal, limit: int) -> Iterator[str]:
     name, kind = now.experiment, rehearsed.project.cluster.gpu
-    best = now
-    if not now.recompute:
+    best, is_smt = now, rehearsed.project.experiments[name].model in rehearsed.project.smt_models
+    if not now.recompute and is_smt:
         best = rehearsed.peak(name, recompute=True)
         if best.peak_bytes <= limit:
             yield (
@@ -128,7 +128,7 @@ def _remedies(rehearsed: Rehearsed, now: Rehearsal, limit: int) -> Iterator[str]
                 f"params/cluster.yaml: {gib(best.peak_bytes)}; the same numbers, more slowly"
             )
     # What does not fit recomputed is made smaller as well; else either of them is enough.
-    recompute = best.peak_bytes > limit or now.recompute
+    recompute = (best.peak_bytes > limit and is_smt) or now.recompute
     smaller = _smaller(rehearsed, best if recompute else now, limit)
     if smaller is not None:
         yield _in_words(rehearsed.project, smaller, with_recompute=recompute and not now.recompute)

@@ -105,7 +105,7 @@ def is_registered_in_timm(release: ModelRelease) -> bool:
 
 @cache
 def _paper_models() -> dict[str, Model]:
-    return load_project(bundled_params(), PAPER).models
+    return load_project(bundled_params(), PAPER).smt_models
 
 
 def _spec(model: Model) -> dict[str, Any]:

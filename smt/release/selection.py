@@ -58,7 +58,7 @@ class ModelRelease:
 
     @property
     def model(self) -> Model:
-        return self.project.models[self.architecture]
+        return self.project.smt_models[self.architecture]
 
     @property
     def recipe(self) -> ClassificationRecipe:
@@ -93,11 +93,8 @@ def select_models(
     """
     require_experiments(project, experiments)
     _require_classifiers(project, experiments)
-    names = [
-        name
-        for name in project.order
-        if (name in experiments if experiments else project.experiments[name].task == "classify")
-    ]
+    releasable = _releasable(project)
+    names = [name for name in releasable if not experiments or name in experiments]
     run_states = states.read(project, layout)
     _require_readable(run_states, names)
     finals = {name: _final_metrics(run_states, name) for name in names}
@@ -112,13 +109,28 @@ def select_models(
 
 
 def _require_classifiers(project: Project, experiments: Sequence[str]) -> None:
+    valid = _releasable(project)
     for name in experiments:
         if project.experiments[name].task != "classify":
-            valid = (it for it in project.order if project.experiments[it].task == "classify")
             raise UserError(
                 f"{name}: only classifiers are released, for timm loads no other models; valid: "
                 f"{', '.join(valid)}"
             )
+        if name not in valid:
+            raise UserError(
+                f"{name}: only models of SMT are released, and this one is of timm itself; valid: "
+                f"{', '.join(valid)}"
+            )
+
+
+def _releasable(project: Project) -> list[str]:
+    """Return the experiments that train classifiers of SMT."""
+    return [
+        name
+        for name in project.order
+        if project.experiments[name].task == "classify"
+        and project.experiments[name].model in project.smt_models
+    ]
 
 
 def _require_readable(run_states: States, experiments: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ def experiments_of(project: Project, name: str) -> tuple[str, ...]:
     if name == CLAIMS:
         return claims.experiments(project)
     if name in project.peer_tables:
-        return project.peer_tables[name].experiments
+        return project.peer_tables[name].trained
     return project.tables[name].experiments
 
 

@@ -1,14 +1,16 @@
 """The data of the figures, from MLflow. `smt.report.plots` plots them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from smt.config.experiments import Experiment
 from smt.config.metrics import HEADLINES, METRICS, Metric
+from smt.config.peers import PeerTable
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
 from smt.report.collect import Results, RunResult
 from smt.report.metric_result import summary_of
+from smt.report.peers import PeerGrid
 from smt.report.sizes import Sizes
 from smt.report.trajectory import epoch_means
 from smt.report.verdict import summarise
@@ -16,6 +18,8 @@ from smt.report.verdict import summarise
 CURVES = "learning_curves"
 ACCURACY = "accuracy_vs_macs"
 AGREEMENT = "reported_vs_reproduced"
+COST = "cost"
+"""Of models of others beside SMT: the name of their table follows."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,27 @@ def titles(project: Project) -> dict[str, str]:
         **others,
         ACCURACY: "Accuracy against multiply-accumulates",
         AGREEMENT: "Reported against reproduced",
+        **{cost_name(name): _cost_title(table) for name, table in project.peer_tables.items()},
     }
+
+
+def cost_name(peer_table: str) -> str:
+    """Return the name of the figure that goes with a table of `params/peers.yaml`."""
+    return f"{COST}_{peer_table}"
+
+
+def _cost_title(table: PeerTable) -> str:
+    return f"{table.title}: published {METRICS[table.metrics[0]].name} against MACs"
+
+
+def cost_heading(project: Project, figure: str) -> str:
+    """Return the heading of the metric that such a figure shows."""
+    return METRICS[project.peer_tables[figure.removeprefix(f"{COST}_")].metrics[0]].heading
+
+
+def is_cost(figure: str) -> bool:
+    """Return whether a figure is one of models of others beside SMT."""
+    return figure.startswith(f"{COST}_")
 
 
 def _is_variant(experiment: Experiment) -> bool:
@@ -176,3 +200,42 @@ def _marker(results: Results, sizes: Sizes, name: str) -> Marker | None:
         # What is reported of the paper's models does not belong on another scale's axis.
         reported=reported.value if reported and project.scale.notice is None else None,
     )
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model by what was published of it, and by its cost."""
+
+    label: str
+    is_smt: bool
+    score: float
+    """Published, in percent."""
+    gmacs: float
+    is_measured: bool
+    """Whether `gmacs` were counted here; else they are the published ones."""
+
+
+def published_models(results: Results, figure: str) -> list[PublishedModel]:
+    """Return the models of a table of `params/peers.yaml` that have a score, the cheapest first."""
+    grid = PeerGrid(figure.removeprefix(f"{COST}_"), results)
+    models = [
+        PublishedModel(
+            label=_short_label(results.project, row),
+            is_smt=row["experiment"] in grid.table.experiments,
+            score=float(row[f"{grid.table.metrics[0]}_published"]),
+            gmacs=float(row["gmacs_measured"] or row["gmacs_published"]),
+            is_measured=bool(row["gmacs_measured"]),
+        )
+        for row in grid.rows
+        if row[f"{grid.table.metrics[0]}_published"]
+        and (row["gmacs_measured"] or row["gmacs_published"])
+    ]
+    return sorted(models, key=lambda model: model.gmacs)
+
+
+def _short_label(project: Project, row: Mapping[str, str]) -> str:
+    """Return what stands beside a marker: of a classifier of SMT the title of its model."""
+    experiment = project.experiments.get(row["experiment"])
+    if experiment is None or experiment.model not in project.smt_models or experiment.head:
+        return row["model"]
+    return project.models[experiment.model].title

@@ -84,7 +84,10 @@ class Report:
             for name in project.tables
         ]
         self.explained = self._explained()
-        self.peers = [self._section(grid(results, name)) for name in project.peer_tables]
+        self.peers = [
+            (self._section(grid(results, name)), plot(results, figures.cost_name(name)))
+            for name in project.peer_tables
+        ]
         self.claims = self._section(grid(results, CLAIMS)) if project.claims else None
         self.sizes = self._section(grid(results, sizes.NAME))
         self.throughput = self._section(grid(results, throughput.NAME))

@@ -1,6 +1,6 @@
 """Tables of published models beside SMT: sizes published and measured, results with sources."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from smt.config.metrics import METRICS
 from smt.config.numbers import SIZES
@@ -17,8 +17,8 @@ _MEASURED = (
     "models, those that timm has."
 )
 _REPRODUCED = (
-    "Reproduced: mean over the seeds of SMT that are done here ± their sample standard deviation. "
-    "Nothing of others is trained here."
+    "Reproduced: mean over the seeds that are done here ± their sample standard deviation. A peer "
+    "is trained here by SMT's recipe, not by its own."
 )
 
 
@@ -78,25 +78,40 @@ class PeerGrid:
             row |= self._measured(owner)
             for metric in self.table.metrics:
                 published = self.project.reported_value(name, metric)
-                summary = summary_of(self.results.of(name), metric)
                 row[f"{metric}_published"] = exact(published.value) if published else ""
                 row[f"{metric}_source"] = published.source if published else ""
-                row[f"{metric}_mean"] = exact(summary.mean if summary else None)
-                row[f"{metric}_std"] = exact(summary.std if summary else None)
-                row[f"{metric}_lack"] = "" if summary else self._lack(name)
+                row |= self._reproduced(name, metric)
             yield row
 
     def _peer_rows(self) -> Iterator[dict[str, str]]:
         for peer in self.table.peers.values():
-            row = {"model": peer.title, "experiment": ""}
+            row = {"model": peer.title, "experiment": peer.experiment or ""}
             row |= {f"{key}_published": exact(getattr(peer, key)) for key in SIZES}
             row["size_source"] = peer.source
             row |= self._measured(peer_size_name(peer.timm) if peer.timm is not None else None)
             for metric in self.table.metrics:
                 row[f"{metric}_published"] = exact(peer.results.get(metric))
                 row[f"{metric}_source"] = peer.source if metric in peer.results else ""
-                row |= {f"{metric}_{key}": "" for key in ("mean", "std", "lack")}
+                row |= self._reproduced(peer.experiment, metric)
             yield row
+
+    def _title(self, row: Mapping[str, str]) -> str:
+        """Return the title of a model, and of a peer that of the experiment which trains it."""
+        experiment = row["experiment"]
+        if not experiment or experiment in self.table.experiments:
+            return row["model"]
+        return f"{row['model']} (here: {self.project.experiments[experiment].title})"
+
+    def _reproduced(self, experiment: str | None, metric: str) -> dict[str, str]:
+        """Return mean and deviation over the seeds of an experiment, or why there are none."""
+        if experiment is None:
+            return {f"{metric}_{key}": "" for key in ("mean", "std", "lack")}
+        summary = summary_of(self.results.of(experiment), metric)
+        return {
+            f"{metric}_mean": exact(summary.mean if summary else None),
+            f"{metric}_std": exact(summary.std if summary else None),
+            f"{metric}_lack": "" if summary else self._lack(experiment),
+        }
 
     def _lack(self, experiment: str) -> str:
         """Return the states of runs that have no numbers."""
@@ -113,7 +128,7 @@ class PeerGrid:
     def _cells(self, row: dict[str, str]) -> tuple[Cell, ...]:
         size_mark = self._mark(row["size_source"])
         cells = [
-            Cell.of(row["model"]),
+            Cell.of(self._title(row)),
             Cell.of(_number(row["params_m_published"], "g", size_mark)),
             Cell.of(_number(row["params_m_measured"], ".2f")),
             Cell.of(_number(row["gmacs_published"], "g", size_mark)),

@@ -15,7 +15,8 @@ from smt.config.metrics import METRICS
 from smt.report import figures
 from smt.report.agreement import Agreement, agreements, axis_range
 from smt.report.collect import Results
-from smt.report.figures import Band, Curve, Marker, metric_of
+from smt.report.cost_labels import write_labels
+from smt.report.figures import Band, Curve, Marker, PublishedModel, metric_of
 from smt.report.format import plus_minus, signed
 from smt.runs.atomic import RESULTS_REMEDY, explained, replacing
 from smt.runs.paths import Layout
@@ -117,6 +118,9 @@ def plot(results: Results, name: str) -> Plot:
             return accuracy(title, figures.markers(results), scale)
         if name == figures.AGREEMENT:
             return agreement(title, agreements(results))
+        if figures.is_cost(name):
+            models = figures.published_models(results, name)
+            return cost(name, title, models, figures.cost_heading(results.project, name))
         return learning_curves(name, title, figures.curves(results, name))
 
 
@@ -306,6 +310,57 @@ def _logarithmic(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+# --- models of others -------------------------------------------------------------------------
+
+
+def cost(name: str, title: str, models: Sequence[PublishedModel], heading: str) -> Plot:
+    """Plot what was published of models against their MACs.
+
+    A marker is full where the MACs were counted here, and empty where they are published ones.
+    """
+    plot = _new(name, title, 10, 7)
+    axes = plot.figure.subplots()
+    for model in models:
+        colour, shape = _colour("s1" if model.is_smt else "s0"), "D" if model.is_smt else "o"
+        face = colour if model.is_measured else _colour("page")
+        (point,) = axes.plot(
+            model.gmacs, model.score, shape, color=colour, markerfacecolor=face, markersize=6
+        )
+        counted = "counted here" if model.is_measured else "published"
+        plot.lines.append(f"{model.label}: {model.score:g}, {model.gmacs:.3g} GMACs {counted}")
+        plot.add_hover(point, plot.lines[-1:])
+    axes.set(xlabel="multiply-accumulates of one image (G)", ylabel=f"published {heading}")
+    _logarithmic(axes)
+    axes.margins(0.08)
+    _key_of_cost(axes)
+    smt_first = sorted(models, key=lambda model: not model.is_smt)
+    write_labels(
+        plot.figure, axes,
+        [(model.gmacs, model.score) for model in smt_first],
+        [model.label for model in smt_first],
+        [
+            {"color": _colour("s1"), "fontsize": 8.5, "fontweight": "bold"} if model.is_smt
+            else {"color": _colour("ink"), "fontsize": 7.5}
+            for model in smt_first
+        ],
+    )  # fmt: skip
+    return plot
+
+
+def _key_of_cost(axes: "Axes") -> None:
+    page = _colour("page")
+    for shape, colour, face, text in (
+        ("D", "s1", _colour("s1"), "SMT"),
+        ("o", "s0", _colour("s0"), "others"),
+        ("o", "faint", _colour("faint"), "full: MACs counted here, as those of SMT"),
+        ("o", "faint", page, "empty: MACs as published"),
+    ):
+        axes.plot(
+            [], [], shape, color=_colour(colour), markerfacecolor=face, markersize=6, label=text
+        )
+    axes.legend(loc="lower right", fontsize=8)
 
 
 # --- reported against reproduced -------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from smt.config import heads
 from smt.datasets.label_maps import NO_CLASS
 from smt.models.profile import Calls
-from smt.models.pyramid import Pyramid
+from smt.models.pyramid import Trunk
 from smt.models.sync_norm import SyncBatchNorm
 from smt.segmentation.resample import average, resize
 
@@ -102,7 +102,7 @@ class UPerNet(nn.Module):
     torch's global generator.
     """
 
-    def __init__(self, backbone: Pyramid, *, head: heads.UPerNet, classes: int) -> None:
+    def __init__(self, backbone: Trunk, *, head: heads.UPerNet, classes: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.decoder = Decoder(backbone.widths, head, classes)

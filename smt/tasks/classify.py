@@ -1,4 +1,4 @@
-"""Image classification: an SMT with its classifier on images in ImageNet's layout."""
+"""Image classification: a network with its classifier on images in ImageNet's layout."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,7 +23,7 @@ from smt.evaluation.top_k import score
 from smt.models import weights
 from smt.models.compiled import compile_blocks
 from smt.runs.paths import Layout
-from smt.tasks.network import network
+from smt.tasks.network import head_names, network
 from smt.tasks.predict import predict
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Classification:
             state = weights.read(source)
             if experiment.start.class_map is not None:
                 rows = manifest.rows(layout, experiment.start.class_map)
-                state = weights.select_head_rows(state, rows)
+                state = weights.select_head_rows(state, rows, head_names(model))
             weights.load_state(model, state, source)
         model = model.to(self._ranks.device).to(memory_format=torch.channels_last)
         if self.recipe.compile:

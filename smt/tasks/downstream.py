@@ -15,7 +15,7 @@ from smt.data.transforms.image import Normalise
 from smt.datasets import manifest
 from smt.engine.distributed import Ranks
 from smt.engine.protocol import EvaluationInterrupted, MicroBatch
-from smt.models.pyramid import start_from_classifier
+from smt.models.pyramid import Trunk, start_from_classifier
 from smt.runs.paths import Layout
 from smt.tasks.network import network
 
@@ -29,7 +29,7 @@ class LoaderArguments(TypedDict):
 
 
 class Downstream:
-    """A head on an SMT trunk, data with annotations, and a sum of named losses.
+    """A head on a trunk, data with annotations, and a sum of named losses.
 
     The trunk starts from the parent's weights, the head from the run's seed; with `inherit` off
     both start from the seed, for weights that are loaded into them afterwards. `workers` is the
@@ -60,6 +60,7 @@ class Downstream:
         parent = project.parent(run)
         if parent is not None and inherit:
             trunk = self.model.get_submodule("backbone")
+            assert isinstance(trunk, Trunk)
             start_from_classifier(trunk, layout.weights(parent))
         self.model.to(ranks.device)
 

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from smt.config.heads import Detector, Head, UPerNet
+from smt.config.models import TimmModel
 from smt.config.project import Project
 from smt.config.recipes import DownstreamRecipe
-from smt.models.pyramid import Pyramid
+from smt.models import weights
+from smt.models.pyramid import Pyramid, Trunk
 from smt.models.smt import SMT
 
 if TYPE_CHECKING:
@@ -20,18 +22,56 @@ def network(project: Project, experiment: str, *, classes: int) -> nn.Module:
 
     A classifier takes images (B, 3, H, W) to logits (B, classes). A detector or segmenter has its
     trunk under `backbone`; the trunk's weights are initialised first, then the head's.
+
+    Raises:
+        UserError: timm refuses what the experiment asks of it.
     """
     entry = project.experiments[experiment]
+    if entry.head is not None:
+        head = project.heads[entry.head]
+        return on_trunk(backbone(project, experiment), head, classes)
     model, drop_path = project.models[entry.model], project.drop_path(experiment)
-    if entry.head is None:
-        return SMT(model, num_classes=classes, drop_path_rate=drop_path)
-    recipe = project.recipes[entry.recipe]
+    if isinstance(model, TimmModel):
+        from smt.models import timm_network  # timm takes seconds, and SMT does without
+
+        with timm_network.explained(experiment):
+            return timm_network.classifier(
+                model, num_classes=classes, drop_path_rate=drop_path,
+                resolution=project.recipe_of(experiment).resolution,
+            )  # fmt: skip
+    return SMT(model, num_classes=classes, drop_path_rate=drop_path)
+
+
+def head_names(classifier: nn.Module) -> tuple[str, ...]:
+    """Return the tensors of a classifier that have a row for each class."""
+    if isinstance(classifier, SMT):
+        return weights.HEAD
+    from smt.models import timm_network
+
+    return timm_network.head_names(classifier)
+
+
+def backbone(project: Project, experiment: str) -> Trunk:
+    """Return the trunk of an experiment with a head.
+
+    Raises:
+        UserError: as `network`.
+    """
+    recipe = project.recipe_of(experiment)
     assert isinstance(recipe, DownstreamRecipe)
-    trunk = Pyramid(model, drop_path, recipe.drop_path_mode)
-    return on_trunk(trunk, project.heads[entry.head], classes)
+    model = project.models[project.experiments[experiment].model]
+    drop_path = project.drop_path(experiment)
+    if isinstance(model, TimmModel):
+        from smt.models import timm_network
+
+        with timm_network.explained(experiment):
+            return timm_network.TimmPyramid(
+                model, drop_path, recipe.drop_path_mode, project.trunk_resolution(experiment)
+            )
+    return Pyramid(model, drop_path, recipe.drop_path_mode)
 
 
-def on_trunk(trunk: Pyramid, head: Head, classes: int) -> "DetectionModel | upernet.UPerNet":
+def on_trunk(trunk: Trunk, head: Head, classes: int) -> "DetectionModel | upernet.UPerNet":
     """Return the detector or segmenter that a head makes of a trunk."""
     # Imported only when needed: all heads together take seconds.
     if isinstance(head, UPerNet):

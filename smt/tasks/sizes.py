@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from smt.config.heads import Head
-from smt.config.models import Model
+from smt.config.models import Model, TimmModel
+from smt.config.project import Project
 from smt.detection.structures import Size
+from smt.models import timm_network
 from smt.models.profile import Counts, count_forward
 from smt.models.pyramid import Pyramid
-from smt.tasks.network import on_trunk
+from smt.tasks.network import backbone, network, on_trunk
 
 _NORMS_NOT_COUNTED = "box_heads"
 """Part whose norms the tool of the published counts leaves out: they are synchronised ones."""
@@ -47,23 +49,52 @@ class Sizes:
         return _sum(part.counts for part in self.parts.values() if part.counts is not None)
 
 
-def downstream_counts(model: Model, head: Head, classes: int, size: Size) -> Sizes:
-    """Return the sizes of `head` on the backbone `model`, for an image of `size`."""
+def downstream_counts(
+    model: Model | TimmModel, head: Head, classes: int, size: Size, resolution: int | None = None
+) -> Sizes:
+    """Return the sizes of `head` on the backbone `model`, for an image of `size`.
+
+    `resolution` is that of the classifier which the backbone starts from, where that matters.
+    """
     images = torch.empty(1, 3, *size, device="meta")
     with torch.device("meta"):
-        backbone = Pyramid(model, 0.0)
-        network = on_trunk(backbone, head, classes)
-    network.eval().requires_grad_(False)
+        trunk = (
+            Pyramid(model, 0.0)
+            if isinstance(model, Model)
+            else timm_network.TimmPyramid(model, 0.0, resolution=resolution)
+        )
+        whole = on_trunk(trunk, head, classes)
+    whole.eval().requires_grad_(False)
     with torch.no_grad():
-        calls = network.calls(backbone(images), size)
-    costs = {"backbone": count_forward(backbone, images)} | {
+        calls = whole.calls(trunk(images), size)
+    costs = {"backbone": count_forward(trunk, images)} | {
         part: _sum(count_forward(module, *inputs) for module, inputs in modules)
         for part, modules in calls.items()
     }
     if (uncounted := costs.get(_NORMS_NOT_COUNTED)) is not None:
         costs[_NORMS_NOT_COUNTED] = replace(uncounted, norm_elements=0)
-    parts = dict.fromkeys(name.split(".")[0] for name, _ in network.named_parameters())
-    return Sizes({name: Part(_parameters(network, name), costs.get(name)) for name in parts})
+    parts = dict.fromkeys(name.split(".")[0] for name, _ in whole.named_parameters())
+    return Sizes({name: Part(_parameters(whole, name), costs.get(name)) for name in parts})
+
+
+def require_trainable(project: Project, experiment: str) -> None:
+    """Refuse a model of timm that cannot be trained as an experiment says. Nothing is computed.
+
+    Raises:
+        UserError: names file and key.
+    """
+    entry, recipe = project.experiments[experiment], project.recipe_of(experiment)
+    if not isinstance(project.models[entry.model], TimmModel):
+        return
+    size = (recipe.resolution, getattr(recipe, "resolution_long", recipe.resolution))
+    with torch.device("meta"):
+        if entry.head is not None:
+            part: nn.Module = backbone(project, experiment)
+        else:
+            classes = project.datasets[recipe.dataset].classes
+            part = network(project, experiment, classes=classes)
+        with timm_network.explained(experiment):
+            timm_network.refuse_image(part, torch.empty(2, 3, *size))
 
 
 def _parameters(network: nn.Module, part: str) -> int:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from smt.config import macs
 from smt.config.experiments import Run
+from smt.config.models import TimmModel
 from smt.config.peers import peer_size_name
 from smt.config.project import Project, System
 from smt.errors import UserError
@@ -180,10 +181,16 @@ def check_sizes(
 
 
 def _macs(project: Project, name: str, size: ModelSize, where: str, ledger: Ledger) -> None:
-    classes = _classes(project, name)
+    classes, model = _classes(project, name), project.models[name]
     for resolution in size.resolutions:
         recorded = size.macs[str(resolution)]
-        count = macs.forward(project.models[name], resolution, num_classes=classes)
+        if isinstance(model, TimmModel):
+            counted = project.timm_sizes.get(model.sized_text(resolution, classes))
+            if counted is not None:
+                place = f"{where}.macs.{resolution}.attention"
+                ledger.compare(SIZES, place, recorded.attention, counted.macs, "params/sizes.yaml")
+            continue
+        count = macs.forward(model, resolution, num_classes=classes)
         expected = {"conv_linear": count.convolution + count.linear, "attention": count.total}
         for convention, value in expected.items():
             place = f"{where}.macs.{resolution}.{convention}"

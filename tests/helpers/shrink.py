@@ -58,7 +58,7 @@ def keep_used(params: Path):
     """
     experiments = _read(params, "experiments")["experiments"]
     entries = [_merged(experiments, name) for name in experiments]
-    models = {*(entry["model"] for entry in entries), *_read(params, "reported")["models"]}
+    models = {str(entry["model"]) for entry in entries} | {*_read(params, "reported")["models"]}
     heads, recipes = ({it[key] for it in entries if key in it} for key in ("head", "recipe"))
     scales, removed = _read(params, "scales"), set()
     sections = {"models": ("models", models), "heads": ("heads", heads)}
@@ -170,6 +170,9 @@ def _cut_peers(content, names):
         table["experiments"] = [it for it in table["experiments"] if it in names]
         if not table["experiments"]:
             del tables[name]
+        for peer in table["peers"].values():
+            if peer.get("experiment") not in names:
+                peer.pop("experiment", None)
 
 
 def _cut_throughput(params):

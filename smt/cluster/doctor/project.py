@@ -11,7 +11,7 @@ from smt.cluster import states
 from smt.cluster.doctor.check_result import CheckResult, CheckResults, error, ok, warning
 from smt.config import macs
 from smt.config.experiments import Experiment, Run
-from smt.config.models import Model
+from smt.config.models import Model, TimmModel
 from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import first_line
@@ -103,9 +103,22 @@ def run_bytes(project: Project, run: Run) -> int:
     """Return about how many bytes a run's checkpoints and weights take, once it is done."""
     experiment = project.experiments[run.experiment]
     classes = project.datasets[project.dataset_of(run.experiment)].classes
-    backbone = weights(project.models[experiment.model], classes)
+    model = project.models[experiment.model]
+    backbone = weights(model, classes) if isinstance(model, Model) else _counted(project, run)
     values = max(backbone, _published(project, experiment))
     return values * _VALUE_BYTES * (_CHECKPOINTS * _STATE + 1)
+
+
+def _counted(project: Project, run: Run) -> int:
+    """Return the parameters of a model of timm at the size that a run was counted at; 0 if never.
+
+    A head's trunk counts as the classifier that it starts from.
+    """
+    name = next(iter(project.ancestors(run.experiment)), run.experiment)
+    model = project.models[project.experiments[name].model]
+    assert isinstance(model, TimmModel)
+    size = project.timm_size(model, project.recipe_of(name))
+    return size.params if size is not None else 0
 
 
 def _published(project: Project, experiment: Experiment) -> int:

@@ -334,7 +334,7 @@ def test_the_demo_changes_sizes_of_models_but_not_their_structure():
     paper, demo = (load_project(ROOT / "params", scale) for scale in ("paper", "demo"))
     assert set(paper.experiments) == set(demo.experiments)
     assert demo.models["smt_tiny_heads_8"].widths == demo.models["smt_tiny"].widths
-    for name, model in paper.models.items():
+    for name, model in paper.smt_models.items():
         changed = {
             key for key, value in model.model_dump().items()
             if value != getattr(demo.models[name], key)

@@ -45,7 +45,7 @@ LARGER = ("smt_small", "smt_base", "smt_large")
         pytest.param(
             scale, name, marks=[pytest.mark.slow] * ((scale, name in LARGER) == ("paper", True))
         )
-        for name in PROJECTS["paper"].models
+        for name in PROJECTS["paper"].smt_models
         for scale in PROJECTS
     ],
 )

@@ -15,7 +15,7 @@ from smt.runs.paths import bundled_params
 from tests.helpers import golden_fill
 
 GOLDEN = Path(__file__).parent / "golden"
-MODELS = load_project(bundled_params(), "paper").models
+MODELS = load_project(bundled_params(), "paper").smt_models
 VARIANTS = {"t": "smt_tiny", "s": "smt_small", "b": "smt_base", "l": "smt_large"}
 RTOL = 1e-9
 ATOL = 1e-12

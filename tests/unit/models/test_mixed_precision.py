@@ -11,7 +11,7 @@ from smt.models.blocks import block
 from smt.models.smt import SMT
 from smt.runs.paths import bundled_params
 
-MODELS = load_project(bundled_params(), "demo").models
+MODELS = load_project(bundled_params(), "demo").smt_models
 HALVES = [torch.bfloat16, torch.float16]
 
 

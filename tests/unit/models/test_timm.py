@@ -8,7 +8,7 @@ from smt.config.load import load_project
 from smt.models import released, zoo
 from smt.runs.paths import bundled_params
 
-DEMO = load_project(bundled_params(), "demo").models
+DEMO = load_project(bundled_params(), "demo").smt_models
 
 
 def demo(name="smt_tiny", **options):
@@ -17,7 +17,7 @@ def demo(name="smt_tiny", **options):
 
 
 def test_every_model_of_params_has_its_name_in_timm():
-    paper = load_project(bundled_params(), "paper").models
+    paper = load_project(bundled_params(), "paper").smt_models
     assert set(paper) <= set(timm.list_models("smt_*"))
 
 
