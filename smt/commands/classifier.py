@@ -79,12 +79,17 @@ def load_classifier(path: Path, model: str | None, scale: str | None) -> Classif
     file = classifier_file.read(path)
     project, layout = load(scale or str(file.metadata.get("scale", RELEASED_SCALE)))
     experiment = project.experiments.get(str(file.metadata.get("experiment", "")))
-    if model is not None and model not in project.models:
-        valid = suggest(model, project.models)
+    if model is not None and model not in project.smt_models:
+        valid = suggest(model, project.smt_models)
         raise UserError(f"--model: no model {model!r} in params/models.yaml; {valid}")
     if model is None:
-        model = experiment.model if experiment else file.find_model(project.models)
+        model = experiment.model if experiment else file.find_model(project.smt_models)
+    if model not in project.smt_models:
+        raise UserError(
+            f"{path}: the weights of {model} are no SMT's, and this command is for SMT alone; use "
+            "timm's own tools for them"
+        )
     run = None
     if experiment is not None:
         run = str(file.metadata["experiment"]), str(file.metadata.get("seed", "unknown"))
-    return Classifier(file.build(project.models[model]), model, project, layout, run)
+    return Classifier(file.build(project.smt_models[model]), model, project, layout, run)

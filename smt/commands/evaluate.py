@@ -166,7 +166,7 @@ def _experiment_of(project: Project, experiment: str | None, model: str | None) 
         require_experiments(project, (experiment,))
         if experiment not in valid:
             raise UserError(
-                f"{experiment} has no validation images to classify; {suggest(experiment, valid)}"
+                f"{experiment} is no SMT that classifies validation images; {suggest(experiment, valid)}"
             )
         own = project.experiments[experiment].model
         if model not in (None, own):
@@ -174,10 +174,9 @@ def _experiment_of(project: Project, experiment: str | None, model: str | None) 
         return experiment
     if model is None:
         raise UserError("--released: name the EXPERIMENT that FILE is of, or its --model")
-    if model not in project.models:
-        raise UserError(
-            f"--model: no model {model!r} in params/models.yaml; {suggest(model, project.models)}"
-        )
+    if model not in project.smt_models:
+        valid_models = suggest(model, project.smt_models)
+        raise UserError(f"--model: no model {model!r} in params/models.yaml; {valid_models}")
     of_model = [name for name in valid if project.experiments[name].model == model]
     released = [name for name in of_model if name in project.released]
     candidates = released or of_model

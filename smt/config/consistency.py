@@ -202,7 +202,7 @@ class ConsistencyChecker:
             if name not in valid:
                 raise self._fail(
                     "released", path,
-                    f"{name} has no validation images to classify; {suggest(name, valid)}",
+                    f"{name} is no SMT that classifies validation images; {suggest(name, valid)}",
                 )  # fmt: skip
             valid_keys = (RELEASE, *project.preprocessings)
             if entry.preprocessing not in valid_keys:

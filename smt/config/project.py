@@ -223,11 +223,13 @@ class Project(Strict):
 
     @property
     def evaluated_classifiers(self) -> tuple[str, ...]:
-        """Names of the experiments that classify, and whose data set has validation images."""
+        """Names of the experiments in which an SMT classifies the validation images of its data."""
         return tuple(
             name
             for name, experiment in self.experiments.items()
-            if experiment.task == "classify" and self.datasets[self.dataset_of(name)].val_images
+            if experiment.task == "classify"
+            and experiment.model in self.smt_models
+            and self.datasets[self.dataset_of(name)].val_images
         )
 
     def steps_per_epoch(self, name: str) -> int:

@@ -133,7 +133,7 @@ class ReportPlan(Selection):
 
     def pictured(self) -> list[str]:
         """Return the record of the pictures of each of the paper's models: of its first run."""
-        names = [name for group in pictures.GROUPS for name in self.group(group)]
+        names = pictures.pictured(self.project)
         first = [run for name in names for run in self.runs([name])[:1]]
         return [str(self.layout.pictures(run) / PICTURES_RECORD) for run in first]
 

@@ -82,7 +82,7 @@ class Results:
     """Records that cannot be read; their runs, and sizes, count as failed, speeds as not there."""
     sizes: Mapping[str, Sizes]
     """Measured sizes by scale: of the paper's and of this one."""
-    throughput: Throughput
+    throughput: Throughput = field(default_factory=Throughput)
     """Measured speeds of inference, by machine and setting."""
     released: Mapping[str, ReleasedResults] = field(default_factory=dict)
     """Released weights that were evaluated here, by scale, likewise."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smt.config.experiments import Run
+from smt.config.project import Project
 from smt.report.collect import Results, RunResult
 from smt.runs import record, shared_folder
 from smt.runs.paths import PICTURES_RECORD, Layout
@@ -77,10 +78,20 @@ class Pictures:
     """Records of pictures that cannot be read."""
 
 
+def pictured(project: Project) -> list[str]:
+    """Return the experiments whose first run is in pictures: the paper's models."""
+    return [
+        name
+        for name in project.order
+        if project.experiments[name].group in GROUPS
+        and project.experiments[name].model in project.smt_models
+    ]
+
+
 def pictures(results: Results, layout: Layout) -> Pictures:
     """Return the pictures of the first run of each of the paper's models that has some."""
     project = results.project
-    names = [name for name in project.order if project.experiments[name].group in GROUPS]
+    names = pictured(project)
     models, missing, damages = [], [], []
     unfinished = 0
     for name in names:

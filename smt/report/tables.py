@@ -214,8 +214,7 @@ class ResultTable:
             by_title[COLUMN] = self.released.cell(row.experiment, metric)
         cells = [by_title[title] for title in self._result_titles(metric)]
         if self.table.baseline is not None:
-            gains = self._gains(row, metric)
-            gains = gains[0 if self.shows_reported else 1 :]
+            gains = self._gains(row, metric)[0 if self.shows_reported else 1 :]
             cells += [Cell.of(signed(gain, decimals)) for gain in gains]
         return cells
 
