@@ -166,7 +166,8 @@ def _experiment_of(project: Project, experiment: str | None, model: str | None) 
         require_experiments(project, (experiment,))
         if experiment not in valid:
             raise UserError(
-                f"{experiment} is no SMT that classifies validation images; {suggest(experiment, valid)}"
+                f"{experiment} is no SMT that classifies validation images; "
+                f"{suggest(experiment, valid)}"
             )
         own = project.experiments[experiment].model
         if model not in (None, own):
