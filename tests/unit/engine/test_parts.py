@@ -72,6 +72,14 @@ def test_a_nearly_full_disk_is_warned_of_once(small_disk, caplog):
     )
 
 
+def test_room_for_the_milestones_to_come_is_counted(small_disk, caplog):
+    free = shutil.disk_usage(small_disk).free
+    ResourceMonitor(small_disk, free // 6, CPU).check(milestones=1)
+    assert caplog.messages == []
+    ResourceMonitor(small_disk, free // 6, CPU).check(milestones=3)
+    assert "less than 7 checkpoints take" in caplog.text
+
+
 def fake_cgroup(folder, files):
     for name, content in files.items():
         path = folder / name
