@@ -72,13 +72,24 @@ def unnamed_blocks() -> list[str]:
     ]
 
 
+TIMM = "## A model of timm"
+"""Heading of the part of the worked example that takes another's model."""
 DETECTOR = "## A new detector"
 """Heading of the part of the worked example that changes code."""
 
 
+def follow_timm_example(project: ProjectCopy) -> None:
+    """Apply the worked example of a model of timm to a project's params."""
+    first, last = (WORKED_EXAMPLE.read_text().split(it)[0].count("\n") for it in (TIMM, DETECTOR))
+    for line, block in blocks(WORKED_EXAMPLE, "yaml"):
+        if first < line < last:
+            place, text = block.split("\n", 1)
+            _insert(project.folder, *place.removeprefix("# ").partition(", ")[::2], text)
+
+
 def follow_example(project: ProjectCopy) -> ProjectCopy:
     """Apply the worked example of a variant to a project's params; return the project."""
-    heading = WORKED_EXAMPLE.read_text().split(DETECTOR)[0].count("\n")
+    heading = WORKED_EXAMPLE.read_text().split(TIMM)[0].count("\n")
     for line, block in blocks(WORKED_EXAMPLE, "yaml"):
         if line > heading:
             break

@@ -16,8 +16,10 @@ from tests.helpers.documents import (
     WORKED_EXAMPLE,
     blocks,
     follow_example,
+    follow_timm_example,
 )
 from tests.helpers.project_copy import ProjectCopy
+from tests.helpers.shrink import keep
 
 MAX_LINES = 150
 """Of the README: the rest has pages of its own."""
@@ -29,7 +31,7 @@ def project(tmp_path_factory):
 
 
 def test_the_worked_example_adds_one_run_and_its_row(tmp_path):
-    assert len(blocks(WORKED_EXAMPLE, "yaml")) == 5, "three of a variant, two of a detector"
+    assert len(blocks(WORKED_EXAMPLE, "yaml")) == 6, "of a variant 3, of timm 1, of a detector 2"
     project = follow_example(ProjectCopy(tmp_path / "project"))
     assert project.plan("ablation_heads_3").trainings == {("ablation_heads_3", 0): "ablation"}
     table = project.plan("results/demo/tables/ablation_heads.md")
@@ -37,6 +39,20 @@ def test_the_worked_example_adds_one_run_and_its_row(tmp_path):
     assert project.smt("tables", "ablation_heads").returncode == 0
     text = (project.folder / "results/demo/tables/ablation_heads.md").read_text()
     assert re.search(r"^\| 3 \|.*not started", text, re.M)
+
+
+def test_the_worked_example_of_a_model_of_timm_is_counted_and_planned(tmp_path):
+    project = ProjectCopy(tmp_path / "project")
+    keep(project.folder / "params", ("imagenet1k_smt_tiny",))
+    follow_timm_example(project)
+    refused = project.smt("check")
+    assert "timm.convnext_tiny at 32, 10 classes is missing" in refused.stderr
+    assert refused.stderr.rstrip().endswith("count it: smt profile --update")
+    for command in (("profile", "--update"), ("check",)):
+        done = project.smt(*command)
+        assert done.returncode == 0, done.stderr
+    name = "imagenet1k_convnext_tiny"
+    assert (name, 0) in project.plan(name).trainings
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
