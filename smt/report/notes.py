@@ -34,15 +34,15 @@ INTERVAL = (
 )
 
 
-def best_epoch(metric: str) -> str:
-    """Return the note on the best epoch by a metric."""
-    return (
+def best_epoch(metric: str, *, is_judged: bool = True) -> str:
+    """Return the note on the best epoch by a metric; `is_judged`: there are deltas and verdicts."""
+    note = (
         f"Best epoch: mean over the same seeds of the highest {METRICS[metric].name} that any "
         "evaluation gave, where a run was evaluated more than once and its journal is here. The "
         "release's training of classifiers prints that. Because it is "
-        "selected on the validation images it is biased upwards, so delta and verdict are of the "
-        "last."
+        "selected on the validation images it is biased upwards"
     )
+    return f"{note}, so delta and verdict are of the last." if is_judged else f"{note}."
 
 
 NOT_MEASURED = "not measured"

@@ -270,7 +270,11 @@ class ResultTable:
             for row in table.rows
             for metric in table.metrics
         ]
-        notes += [best_epoch(metric) for metric in table.metrics if has_best(metric)]
+        notes += [
+            best_epoch(metric, is_judged=self.shows_reported)
+            for metric in table.metrics
+            if has_best(metric)
+        ]
         if table.brief:
             notes.append(BRIEF)
         elif self.comparable:
