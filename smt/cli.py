@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("smt.commands.check", "Validate params/ and print what each experiment trains."),
     "data": ("smt.commands.data", "Make demo data; check a data set, write its manifest, pack it."),
     "train": ("smt.commands.train", "Train one run, or resume it."),
-    "evaluate": ("smt.commands.evaluate", "Evaluate the exported weights of a run on their own."),
+    "evaluate": ("smt.commands.evaluate", "Evaluate a run's weights, or released ones, anew."),
     "checkpoint": ("smt.commands.checkpoint", "Show the content of a checkpoint, and verify it."),
     "prove": ("smt.commands.prove", "Kill trainings at random; show that they end the same."),
     "profile": ("smt.commands.profile", "Parameters and MACs of every model."),

@@ -102,7 +102,8 @@ def number(evaluation: ReleasedEvaluation, metric: str) -> str:
         low, high = evaluation.intervals[metric]
         text += f" ({low:.{decimals}f} to {high:.{decimals}f})"
     data = evaluation.data
-    return text if data.images == data.expected else f"{text} on {data.images:,} images"
+    others = data.images != data.expected
+    return f"{text} on {evaluation.images:,} other images" if others else text
 
 
 def source(evaluation: ReleasedEvaluation) -> str:

@@ -190,7 +190,7 @@ def test_tables_of_unfinished_runs_do_not_count_as_up_to_date(tmp_path):
 def test_seeds_in_the_configuration_select_runs(fresh_clone):
     plan = fresh_clone.plan("all", "--config", "scale=paper", "seeds=[0,2]")
     assert {seed for _, seed in plan.trainings} == {0, 2}
-    assert len(plan.trainings) == 16 * 2 + 3 + 11
+    assert len(plan.trainings) == 16 * 2 + 4 + 11
 
 
 def test_among_all_tables_one_waits_for_the_seeds_of_its_intervals(monkeypatch):
@@ -199,6 +199,9 @@ def test_among_all_tables_one_waits_for_the_seeds_of_its_intervals(monkeypatch):
     inputs = {
         f"results/paper/runs/imagenet1k_smt_{variant}/seed{seed}/{name}.json"
         for variant in ("tiny", "small", "base") for seed in (0, 1, 2)
+        for name in ("metrics", "evaluation")
+    } | {
+        f"results/paper/runs/imagenet1k_smt_large/seed0/{name}.json"
         for name in ("metrics", "evaluation")
     } | {"results/paper/sync/imagenet1k.done"}  # fmt: skip
     pooled = {

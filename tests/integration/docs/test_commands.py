@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from smt.errors import EXIT_DATA
+from smt.errors import EXIT_BAD_INPUT, EXIT_DATA
 from testbed.waiting import PATIENCE, wait_for_answer
 from tests.helpers import ROOT, forkserver
 from tests.helpers.documents import Command, commands, follow_example, unnamed_blocks
@@ -141,6 +141,17 @@ NEEDS = {
     f"smt ui {SMT_T}-seed0 imagenet1k_smt_small-seed0": needs_a_server(),
     "snakemake --profile local proof": replace(needs_a_checkout(), kills=True),
     f"smt prove {SMT_T} --kills 20": Need("longer_runs", kills=True),
+    # The authors' files are not at hand: it says so in one line, before anything runs.
+    "smt evaluate --released smt_tiny.pth --model smt_tiny": needs_params(EXIT_BAD_INPUT),
+    "smt evaluate --released smt_tiny.pth --model smt_tiny --data FOLDER": needs_params(
+        EXIT_BAD_INPUT
+    ),
+    "smt evaluate imagenet1k_smt_large_384 --released smt_large_384.pth": needs_params(
+        EXIT_BAD_INPUT
+    ),
+    "smt evaluate --released smt_tiny.pth --model smt_tiny --images 2000": needs_params(
+        EXIT_BAD_INPUT
+    ),
     "smt checkpoint results/demo/runs": reads_results(),
     f"smt sync --register --experiment {SMT_T}": reads_results(),
     "smt verify": needs_results(),
