@@ -53,7 +53,7 @@ def activation_figure(title: str, inputs: Inputs, found: ClassActivation) -> "Fi
             _image(axes[0, column], inputs, column)
             label = inputs.class_name(int(found.classes[column]))
             panel = axes[1, column]
-            panel.set_title(f"{label}, {found.probabilities[column]:.0%}", fontsize=10)
+            panel.set_title(f"{label}, {found.probabilities[column]:.1%}", fontsize=10)
             shown = _overlay(panel, inputs.pixels[column], found.maps[column])
         positions = " × ".join(map(str, found.maps.shape[1:]))
         label = f"evidence, as a part of the image's largest, at {positions} positions"
