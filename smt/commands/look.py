@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from smt.pictures.inputs import Inputs
     from smt.pictures.receptive_field import ReceptiveField
 
-FORMATS = ("png", "jpg", "pdf", "svg")
+FORMATS = ("png", "webp", "pdf", "svg")
 
 
 @click.command()
@@ -166,6 +166,6 @@ def _save(figure: "Figure", path: Path) -> None:
     if form in dates:
         options["metadata"] = {dates[form]: None}
     else:
-        options["pil_kwargs"] = {"quality": 88, "subsampling": 0}  # text stays sharp
+        options["pil_kwargs"] = {"quality": 85}  # webp: a fifth of a JPEG of the same sharpness
     with style(path.stem), replacing(path) as file:
         figure.savefig(file, **options)

@@ -53,7 +53,7 @@ def activation_figure(title: str, inputs: Inputs, found: ClassActivation) -> "Fi
             _image(axes[0, column], inputs, column)
             label = inputs.class_name(int(found.classes[column]))
             panel = axes[1, column]
-            panel.set_title(f"{label}, {found.probabilities[column]:.0%}", fontsize=10)
+            panel.set_title(f"{label}, {found.probabilities[column]:.1%}", fontsize=10)
             shown = _overlay(panel, inputs.pixels[column], found.maps[column])
         positions = " × ".join(map(str, found.maps.shape[1:]))
         label = f"evidence, as a part of the image's largest, at {positions} positions"
@@ -123,6 +123,7 @@ def _grid(
     with _figure(title, rows, len(maps) + 1) as (figure, axes):
         for row in range(rows):
             _image(axes[row, 0], inputs, row)
+        axes[0, 0].set_title("image", fontsize=10)
         for column, (label, values, (low, high)) in enumerate(
             zip(labels, maps, ranges, strict=True), start=1
         ):
@@ -166,8 +167,6 @@ def _image(panel: "Axes", inputs: Inputs, row: int) -> None:
     name = inputs.names[row]
     short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
     panel.set_ylabel(short, fontsize=9, color=PALETTE["ink"][0])
-    if row == 0:
-        panel.set_title("image", fontsize=10)
 
 
 def _scale(figure: "Figure", shown: "AxesImage", axes: Any, label: str) -> None:

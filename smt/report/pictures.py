@@ -38,8 +38,8 @@ EXPLANATIONS = {
     ),
     "receptive_field": (
         "Effective receptive field by stage: gradient of the central position of each stage's "
-        "output with respect to the image. Half of it lies within the solid square, 95 % within "
-        "the dashed one."
+        "last block with respect to the image, averaged over images. Half of it lies within the "
+        "solid square, 95 % within the dashed one."
     ),
     "class_activation": (
         "Class activation (Grad-CAM) of the class that each image is taken for, with the "
@@ -129,7 +129,7 @@ def _picture(path: Path, run: Run) -> Picture:
     content = base64.b64encode(path.read_bytes()).decode("ascii")
     caption = EXPLANATIONS.get(path.stem, path.stem)
     alt = f"{caption.partition(':')[0].partition(' (')[0]} of {run}"
-    return Picture(path.stem, caption, alt, f"data:image/jpeg;base64,{content}")
+    return Picture(path.stem, caption, alt, f"data:image/{path.suffix[1:]};base64,{content}")
 
 
 def _title(results: Results, run: RunResult) -> str:

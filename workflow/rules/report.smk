@@ -145,7 +145,7 @@ rule look:
     message:
         "Picture what {wildcards.experiment}, seed {wildcards.seed}, computes"
     shell:
-        "smt look {input.weights:q} -o {params.folder:q} --format jpg > {log:q} 2>&1"
+        "smt look {input.weights:q} -o {params.folder:q} --format webp > {log:q} 2>&1"
 
 
 rule report_page:

@@ -169,10 +169,10 @@ def add_pictures(files, run, weights_sha256="ab" * 32, names=("modulators", "cla
     folder.mkdir(parents=True)
     contents = []
     for shade, name in enumerate(names):
-        Image.new("RGB", (30, 40), (shade, 0, 0)).save(folder / f"{name}.jpg")
-        contents.append(base64.b64encode((folder / f"{name}.jpg").read_bytes()).decode())
+        Image.new("RGB", (30, 40), (shade, 0, 0)).save(folder / f"{name}.webp")
+        contents.append(base64.b64encode((folder / f"{name}.webp").read_bytes()).decode())
     record = {"weights_sha256": weights_sha256, "images": 16, "resolution": 224}
-    write_json(folder / "pictures.json", {**record, "files": [f"{name}.jpg" for name in names]})
+    write_json(folder / "pictures.json", {**record, "files": [f"{name}.webp" for name in names]})
     return contents
 
 
@@ -188,7 +188,7 @@ def test_pictures_of_the_papers_models_are_in_the_page_and_of_others_are_not(fil
     add_pictures(files, ablation, names=("receptive_field",))
     sync(files.project, files.layout)
     page = Page(report(files).html())
-    assert sources(page) == [f"data:image/jpeg;base64,{content}" for content in contents]
+    assert sources(page) == [f"data:image/webp;base64,{content}" for content in contents]
     alts = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
     assert alts == [f"Modulator by stage of {shown}", f"Class activation of {shown}"]
     assert "#pictures" in page.hrefs and "pictures" in page.ids
@@ -202,7 +202,7 @@ def test_pictures_of_other_weights_or_that_are_missing_are_named_with_their_comm
     if fault != "no pictures":
         add_pictures(files, run, "cd" * 32 if fault == "other weights" else "ab" * 32)
     if fault == "a missing file":
-        (files.layout.pictures(run) / "modulators.jpg").unlink()
+        (files.layout.pictures(run) / "modulators.webp").unlink()
     sync(files.project, files.layout)
     page = Page(report(files).html())
     assert not sources(page)
