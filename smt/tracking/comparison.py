@@ -21,6 +21,9 @@ from smt.tracking.client import RemoteRun, TrackingClient, runs_url
 VIEW_TAG = "mlflow.sharedViewState."
 """Prefix of the tag of an MLflow experiment that holds a shared view."""
 
+MAX_VIEW_LENGTH = 20_000
+"""Characters that MLflow accepts in the value of a tag of an experiment."""
+
 TABLE_TAG = "smt.table."
 """Prefix of the tags of a run that say in which tables it stands."""
 
@@ -44,10 +47,20 @@ class Comparison:
     """Whose curves stand first, by their keys in MLflow."""
 
     def publish(self, client: TrackingClient, address: str) -> str:
-        """Write the view to MLflow; return the link that opens it at `address`."""
+        """Write the view to MLflow; return the link that opens it at `address`.
+
+        Raises:
+            UserError: MLflow does not answer, or the runs are more than a view can name.
+        """
         experiments = list(dict.fromkeys(run.experiment_id for run in self.runs))
+        view = json.dumps(self._state(), separators=(",", ":"))
+        if len(view) > MAX_VIEW_LENGTH:
+            raise UserError(
+                f"smt ui: {len(self.runs)} runs are more than a view of MLflow can name; name "
+                "fewer, or a table"
+            )
         # MLflow looks for the tag of a link to several experiments at the first of them.
-        client.set_experiment_tag(experiments[0], VIEW_TAG + self.key, json.dumps(self._state()))
+        client.set_experiment_tag(experiments[0], VIEW_TAG + self.key, view)
         return f"{runs_url(address, experiments)}&viewStateShareKey={self.key}"
 
     def _state(self) -> dict[str, Any]:

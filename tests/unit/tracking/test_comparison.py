@@ -2,7 +2,10 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from smt.config.load import load_project
+from smt.errors import UserError
 from smt.runs.paths import bundled_params
 from smt.tracking import comparison
 from smt.tracking.client import RemoteRun
@@ -32,6 +35,14 @@ def test_a_run_that_was_started_again_with_other_params_is_not_compared():
     assert comparison.named(DEMO, client(old, new), ["imagenet1k"]).runs == (new,)
     assert comparison.named(DEMO, client(old, new), ["imagenet1k_smt_tiny-seed0"]).runs == (new,)
     assert comparison.default(DEMO, client(old)) is None
+
+
+def test_more_runs_than_a_view_of_mlflow_can_name_are_an_error():
+    names = [str(run) for run in DEMO.runs]
+    every = client(*(remote(f"{run}".ljust(700), "any", run=run.experiment) for run in DEMO.runs))
+    named = [name for name in names if name.endswith("seed0")]
+    with pytest.raises(UserError, match="runs are more than a view of MLflow can name"):
+        comparison.named(DEMO, every, named).publish(every, "http://127.0.0.1:5000")
 
 
 def test_each_task_has_its_own_metric_before_the_losses():
