@@ -134,7 +134,7 @@ def test_every_state_from_files_alone(files, no_slurm):
     checkpoint(files.run(run(B)), 62)
     files.run(run(HEADS))
     output = lines(files)
-    assert len(output) == 30
+    assert len(output) == 31
     assert output[T] == "done top1 95.25"
     assert output[S] == "failed loss is not finite at step 7 of 372"
     assert output[B] == "stopped step 62 of 372"
