@@ -156,9 +156,7 @@ def test_without_slurm_there_is_one_line_of_warning_and_a_summary(files, no_slur
     assert hint.startswith("stopped: goes on with")
     assert hint.endswith(": smt train EXPERIMENT --seed N --scale demo")
     assert "not comparable with the paper" in notice
-    assert hours.startswith("to go: about 0.") and hours.endswith(
-        " GPU-hours on NVIDIA A100 SXM4 80 GB"
-    )
+    assert hours == "to go: about 1 GPU-hours on NVIDIA A100 SXM4 80 GB"
     assert summary == "31 runs: 1 done, 30 to go (1 stopped, 29 not started)"
 
 
