@@ -85,7 +85,7 @@ def test_check_prints_what_each_experiment_trains_without_data(project):
     assert "data missing: imagenet1k" in rows["imagenet1k_smt_tiny"]
     assert "0,1,2" in rows["imagenet1k_smt_tiny"]
     assert "data missing: coco, imagenet1k" in rows["coco_dino_smt_small"]
-    assert "31 experiments, 63 runs" in done.stdout
+    assert "32 experiments, 64 runs" in done.stdout
 
 
 def test_check_prints_fingerprints_once_the_data_are_there(project, demo_data):

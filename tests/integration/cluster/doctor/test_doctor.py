@@ -40,7 +40,7 @@ def test_a_disk_too_small_for_the_runs_is_an_error(project, small_disk, tmp_path
     report = doctor(project, "--scale", "demo", PATH=str(tmp_path), SMT_RESULTS=str(small_disk))
     level, text = report.result("disk")
     assert level == "error"
-    assert re.match(rf"0\.008\d+ GB free in {small_disk}, where 33 runs take about 0\.\d+ GB", text)
+    assert re.match(rf"0\.008\d+ GB free in {small_disk}, where 34 runs take about 0\.\d+ GB", text)
 
 
 def test_too_few_inodes_for_the_runs_are_an_error(project, small_disk, tmp_path):
@@ -51,7 +51,7 @@ def test_too_few_inodes_for_the_runs_are_an_error(project, small_disk, tmp_path)
     )  # fmt: skip
     level, text = report.result("inodes")
     assert level == "error"
-    assert text.startswith(f"99 free in {small_disk}, where 33 runs take 660 at least")
+    assert text.startswith(f"99 free in {small_disk}, where 34 runs take 660 at least")
     assert report.result("data disk") == (
         "ok", f"0.00839 GB, 99 inodes free in {small_disk}"
     )  # fmt: skip
