@@ -183,8 +183,6 @@ def test_a_damaged_record_is_one_line_in_every_command_and_other_runs_are_served
         why = command(files, "why", "imagenet1k", T)
         assert why.returncode == EXIT_BAD_INPUT
         one_line(why, words, remedy)
-    if name == "mlflow":
-        one_line(command(files, "ui"), words, remedy)
     verified = command(files, "verify")
     assert verified.returncode == EXIT_UNVERIFIED
     one_line(verified, words, remedy)
