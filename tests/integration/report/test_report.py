@@ -31,7 +31,7 @@ from tests.helpers.run_files import PARENT, B, RunFiles, S, T
 from tests.integration.report.test_figures import DETECTOR, finish_detector
 from tests.integration.report.test_trajectory import begin, finish
 
-SHOWN = 7
+SHOWN = 10
 """Figures of the report below that show something: the others say why they do not."""
 
 pytestmark = pytest.mark.xdist_group("report")  # what they share is made once
@@ -127,9 +127,8 @@ def test_it_has_every_table_discrepancy_and_figure(parts):
     for discrepancy in parts.project.discrepancies:
         assert " ".join(discrepancy.subject.split()) in words
     titles = figures.titles(parts.project)
-    assert {each.title for each in (*made.curves, made.accuracy, made.agreement)} == set(
-        titles.values()
-    )
+    plots = (*made.curves, made.accuracy, *(plot for _, plot in made.peers), made.agreement)
+    assert {each.title for each in plots} == set(titles.values())
     assert "sample standard deviation (n - 1 in its denominator)" in words
     assert "no more than 0.2" in words
 
@@ -192,7 +191,7 @@ def test_pictures_of_the_papers_models_are_in_the_page_and_of_others_are_not(fil
     alts = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
     assert alts == [f"Modulator by stage of {shown}", f"Class activation of {shown}"]
     assert "#pictures" in page.hrefs and "pictures" in page.ids
-    assert "No pictures yet of 5 models, none of whose runs is done." in page.words
+    assert "No pictures yet of 6 models, none of whose runs is done." in page.words
 
 
 @pytest.mark.parametrize("fault", ["other weights", "a missing file", "no pictures"])
