@@ -45,8 +45,8 @@ def test_a_repeated_step_of_every_head_has_the_same_bits(measurements):
 
 def test_steps_of_every_experiment_give_every_parameter_a_gradient(measurements):
     steps = measurements["steps"]
-    assert len(steps) == 17
-    assert [step.get("failed") for step in steps.values()] == [None] * 17
+    assert len(steps) == 19
+    assert [step.get("failed") for step in steps.values()] == [None] * 19
     assert not any(step["without_gradient"] for step in steps.values())
 
 
