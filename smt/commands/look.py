@@ -158,7 +158,7 @@ def _title(classifier: Classifier, what: str) -> str:
 
 def _save(figure: "Figure", path: Path) -> None:
     """Write a figure without dates and versions: the same weights give the same bytes."""
-    from smt.report.plots import style
+    from smt.report.plot_style import style
 
     dates = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
     form = path.suffix.removeprefix(".")

@@ -10,7 +10,7 @@ from smt.models.smt import STRIDES
 from smt.pictures.class_activation import ClassActivation
 from smt.pictures.inputs import SHOWN, Inputs
 from smt.pictures.receptive_field import ReceptiveField
-from smt.report.plots import PALETTE, style
+from smt.report.plot_style import PALETTE, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

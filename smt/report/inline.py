@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 
 from markupsafe import Markup
 
-from smt.report.plots import PALETTE, Plot, style
+from smt.report.plot_style import PALETTE, Plot, style
 
 _NAMES = {light: name for name, (light, _) in PALETTE.items()}
 _NO_METADATA: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -12,7 +12,8 @@ from smt.report.index import Overview, state_summary
 from smt.report.inline import inline_svg
 from smt.report.notes import INTERVAL, NOT_COMPARED, REPRODUCED, explain_verdict
 from smt.report.pictures import pictures
-from smt.report.plots import PALETTE, plot
+from smt.report.plot_style import PALETTE
+from smt.report.plots import plot
 from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable

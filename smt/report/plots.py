@@ -4,9 +4,7 @@ The same numbers give the same bytes. Matplotlib is imported where a figure is m
 second.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,33 +16,14 @@ from smt.report.collect import Results
 from smt.report.cost_labels import write_labels
 from smt.report.figures import Band, Curve, Marker, PublishedModel, metric_of
 from smt.report.format import plus_minus, signed
+from smt.report.plot_style import Plot, hex_of, new_plot, set_empty, style
 from smt.runs.atomic import RESULTS_REMEDY, explained, replacing
 from smt.runs.paths import Layout
 from smt.runs.state import State
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-PALETTE: Mapping[str, tuple[str, str]] = {
-    "page": ("#ffffff", "#14181d"),
-    "card": ("#f6f7f9", "#1d232b"),
-    "ink": ("#1c2530", "#e4e9ef"),
-    "faint": ("#5b6673", "#9ba7b4"),
-    "edge": ("#d9dee4", "#333c47"),
-    "good": ("#00795a", "#4cc9a4"),
-    "near": ("#0b6aa8", "#6bb8f0"),
-    "bad": ("#b83a00", "#ff9560"),
-    "s0": ("#0072b2", "#5aaef0"),
-    "s1": ("#d55e00", "#ff8a4c"),
-    "s2": ("#008c68", "#3fcf9f"),
-    "s3": ("#b3598d", "#e79cc8"),
-    "s4": ("#2a95cf", "#8fd0f5"),
-    "s5": ("#b87a00", "#f0b840"),
-}
-"""Colours by their names in the page's style sheet: on white, and in dark mode. s0 to s5 are Okabe
-and Ito's, which readers of every kind of colour vision can tell apart, darkened for white."""
 LINES = ("s0", "s1", "s2", "s3", "s4", "s5", "ink")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 VERDICTS = {
@@ -59,51 +38,6 @@ GROUPS = {
 """Colour, marker and title of each group of classifiers."""
 HOVERS = 40
 """Points of a line that show their values under a mouse, at most."""
-
-_STYLE: Any = {
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
-    "font.size": 10,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "legend.labelcolor"), PALETTE["ink"][0]),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), PALETTE["faint"][0]),
-    "grid.color": PALETTE["edge"][0],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.dpi": 100,
-}
-
-
-@dataclass
-class Plot:
-    """A figure, with its legend and tooltips for a page."""
-
-    name: str
-    title: str
-    figure: "Figure"
-    lines: list[str] = field(default_factory=list)
-    """Its legend as text, for screen readers."""
-    hovers: dict["Artist", list[str]] = field(default_factory=dict)
-    """Text of each mark of an artist, shown under a mouse."""
-    empty: str = ""
-    """Why there is nothing to show; empty where there is something."""
-
-    def add_hover(self, artist: "Artist", texts: Iterable[str]) -> None:
-        artist.set_gid(f"hover{len(self.hovers)}")
-        self.hovers[artist] = list(texts)
-
-
-@contextmanager
-def style(name: str, **settings: Any) -> Iterator[None]:
-    """Use this project's style while a figure is made or written."""
-    import matplotlib
-
-    # Element ids come from the content and from the name, so a page can hold several figures.
-    settings = {**_STYLE, "svg.hashsalt": name, **settings}
-    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
-        yield
 
 
 def plot(results: Results, name: str) -> Plot:
@@ -157,34 +91,18 @@ def _save(plot: Plot, stem: Path, notice: str | None) -> list[Path]:
     return paths
 
 
-def _new(name: str, title: str, width: float, height: float) -> Plot:
-    from matplotlib.figure import Figure
-
-    return Plot(name, title, Figure(figsize=(width, height), layout="constrained"))
-
-
-def _colour(name: str) -> str:
-    return PALETTE[name][0]
-
-
-def _set_empty(plot: Plot, axes: Iterable["Axes"], text: str) -> None:
-    plot.empty = text
-    for ax in axes:
-        ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
-
-
 # --- learning curves -------------------------------------------------------------------------
 
 
 def learning_curves(name: str, title: str, curves: Sequence[Curve]) -> Plot:
     """Plot training loss and validation scores over epochs, a line each experiment."""
     rows = ceil(len(curves) / 2)
-    plot = _new(name, title, 10, 4.3 + 0.2 * rows)
+    plot = new_plot(name, title, 10, 4.3 + 0.2 * rows)
     loss, score = plot.figure.subplots(1, 2)
     metric = metric_of(curves)
     for index, curve in enumerate(curves):
         style = {
-            "color": _colour(LINES[index % len(LINES)]), "linestyle": DASHES[index % len(DASHES)],
+            "color": hex_of(LINES[index % len(LINES)]), "linestyle": DASHES[index % len(DASHES)],
         }  # fmt: skip
         plot.lines.append(_curve_label(curve))
         loss.plot([], [], label=plot.lines[-1], **style)
@@ -198,7 +116,7 @@ def learning_curves(name: str, title: str, curves: Sequence[Curve]) -> Plot:
     loss.set(xlabel="epoch", ylabel="training loss (mean of the epoch)")
     score.set(xlabel="epoch", ylabel=f"validation {metric.name} (%)")
     if not any(curve.loss.epochs or curve.score.epochs for curve in curves):
-        _set_empty(plot, (loss, score), "No run has begun.")
+        set_empty(plot, (loss, score), "No run has begun.")
     handles, labels = loss.get_legend_handles_labels()
     plot.figure.legend(
         handles, labels, loc="outside lower center", ncols=2, fontsize=9,
@@ -250,12 +168,12 @@ def _line(
 
 def accuracy(title: str, markers: Sequence[Marker], scale: str) -> Plot:
     """Plot top-1 against multiply-accumulates, a numbered marker each experiment."""
-    plot = _new(figures.ACCURACY, title, 10, 6.5)
+    plot = new_plot(figures.ACCURACY, title, 10, 6.5)
     axes = plot.figure.subplots()
     if not markers:
         axes.set_axis_off()
         command = f"smt profile --scale {scale} measures models."
-        _set_empty(plot, (axes,), f"No run is done and measured yet: {command}")
+        set_empty(plot, (axes,), f"No run is done and measured yet: {command}")
         return plot
     unit, factor = ("G", 1.0) if max(marker.gmacs for marker in markers) >= 1 else ("M", 1e3)
     for number, marker in enumerate(markers, start=1):
@@ -291,14 +209,14 @@ def _numbered(
     label = f"{number}  {marker.label}: {value}"
     if marker.reported is not None:
         label += f", reported {marker.reported}"
-        axes.plot(macs, marker.reported, "x", color=_colour(colour), markersize=7)
+        axes.plot(macs, marker.reported, "x", color=hex_of(colour), markersize=7)
     plot.lines.append(label)
-    axes.errorbar(macs, marker.top1, yerr=marker.std or None, color=_colour(colour), capsize=6)
-    (point,) = axes.plot(macs, marker.top1, shape, color=_colour(colour), markersize=13)
+    axes.errorbar(macs, marker.top1, yerr=marker.std or None, color=hex_of(colour), capsize=6)
+    (point,) = axes.plot(macs, marker.top1, shape, color=hex_of(colour), markersize=13)
     plot.add_hover(point, [f"{marker.label}: top-1 {value}, {macs:.3g} {unit}MACs"])
-    axes.plot([], [], shape, color=_colour(colour), label=label)
+    axes.plot([], [], shape, color=hex_of(colour), label=label)
     axes.text(
-        macs, marker.top1, str(number), color=_colour("page"), fontsize=7.5, fontweight="bold",
+        macs, marker.top1, str(number), color=hex_of("page"), fontsize=7.5, fontweight="bold",
         ha="center", va="center_baseline",
     )  # fmt: skip
 
@@ -320,11 +238,11 @@ def cost(name: str, title: str, models: Sequence[PublishedModel], heading: str) 
 
     A marker is full where the MACs were counted here, and empty where they are published ones.
     """
-    plot = _new(name, title, 10, 7)
+    plot = new_plot(name, title, 10, 7)
     axes = plot.figure.subplots()
     for model in models:
-        colour, shape = _colour("s1" if model.is_smt else "s0"), "D" if model.is_smt else "o"
-        face = colour if model.is_measured else _colour("page")
+        colour, shape = hex_of("s1" if model.is_smt else "s0"), "D" if model.is_smt else "o"
+        face = colour if model.is_measured else hex_of("page")
         (point,) = axes.plot(
             model.gmacs, model.score, shape, color=colour, markerfacecolor=face, markersize=6
         )
@@ -341,8 +259,8 @@ def cost(name: str, title: str, models: Sequence[PublishedModel], heading: str) 
         [(model.gmacs, model.score) for model in smt_first],
         [model.label for model in smt_first],
         [
-            {"color": _colour("s1"), "fontsize": 8.5, "fontweight": "bold"} if model.is_smt
-            else {"color": _colour("ink"), "fontsize": 7.5}
+            {"color": hex_of("s1"), "fontsize": 8.5, "fontweight": "bold"} if model.is_smt
+            else {"color": hex_of("ink"), "fontsize": 7.5}
             for model in smt_first
         ],
     )  # fmt: skip
@@ -350,15 +268,15 @@ def cost(name: str, title: str, models: Sequence[PublishedModel], heading: str) 
 
 
 def _key_of_cost(axes: "Axes") -> None:
-    page = _colour("page")
+    page = hex_of("page")
     for shape, colour, face, text in (
-        ("D", "s1", _colour("s1"), "SMT"),
-        ("o", "s0", _colour("s0"), "others"),
-        ("o", "faint", _colour("faint"), "full: MACs counted here, as those of SMT"),
+        ("D", "s1", hex_of("s1"), "SMT"),
+        ("o", "s0", hex_of("s0"), "others"),
+        ("o", "faint", hex_of("faint"), "full: MACs counted here, as those of SMT"),
         ("o", "faint", page, "empty: MACs as published"),
     ):
         axes.plot(
-            [], [], shape, color=_colour(colour), markerfacecolor=face, markersize=6, label=text
+            [], [], shape, color=hex_of(colour), markerfacecolor=face, markersize=6, label=text
         )
     axes.legend(loc="lower right", fontsize=8)
 
@@ -371,20 +289,20 @@ def agreement(title: str, rows: Sequence[Agreement]) -> Plot:
 
     With the prediction interval as a whisker, dashed where it rests on other experiments alone.
     """
-    plot = _new(figures.AGREEMENT, title, 11, 1.5 + 0.3 * max(len(rows), 4))
+    plot = new_plot(figures.AGREEMENT, title, 11, 1.5 + 0.3 * max(len(rows), 4))
     axes = plot.figure.subplots()
     low, high = axis_range(rows) if rows else (-1.0, 1.0)
     for place, row in enumerate(rows):
         _agreement_row(plot, axes, row, place, (low, high))
-    axes.axvline(0, color=_colour("faint"), linestyle=":", linewidth=1)
+    axes.axvline(0, color=hex_of("faint"), linestyle=":", linewidth=1)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.tick_params(axis="y", labelcolor=_colour("ink"))
+    axes.tick_params(axis="y", labelcolor=hex_of("ink"))
     axes.set(
         xlabel="reproduced less reported, in points", ylim=(max(len(rows), 1) - 0.5, -0.5),
         xlim=(low, high),
     )  # fmt: skip
     if not rows:
-        _set_empty(plot, (axes,), "No number is reported of any row.")
+        set_empty(plot, (axes,), "No number is reported of any row.")
     elif all(row.delta is None for row in rows):
         axes.set_title("No run is done yet.", fontsize=10)
     plot.figure.supxlabel(
@@ -398,9 +316,9 @@ def agreement(title: str, rows: Sequence[Agreement]) -> Plot:
 def _agreement_row(
     plot: Plot, axes: "Axes", row: Agreement, place: int, limits: tuple[float, float]
 ) -> None:
-    tolerance, colour = row.tolerance, _colour(VERDICTS.get(row.kind, "faint"))
+    tolerance, colour = row.tolerance, hex_of(VERDICTS.get(row.kind, "faint"))
     (band,) = axes.barh(
-        place, 2 * tolerance, left=-tolerance, height=0.6, color=_colour("good"), alpha=0.2
+        place, 2 * tolerance, left=-tolerance, height=0.6, color=hex_of("good"), alpha=0.2
     )
     plot.add_hover(band, [f"{row.label}: reported {row.reported} ± {tolerance:g}"])
     beside = axes.get_yaxis_transform()  # x as a fraction of the width, y in rows

@@ -14,7 +14,7 @@ from smt.report.format import (
     source_mark,
     source_notes,
 )
-from smt.report.grid import Cell, Column, Grid, Span
+from smt.report.grid import Cell, Column, Grid
 from smt.report.metric_result import MetricResult, has_best, metric_result, reported_kind
 from smt.report.notes import (
     BRIEF,
@@ -29,6 +29,14 @@ from smt.report.notes import (
     unmeasured,
 )
 from smt.report.released import COLUMN, ReleasedResults
+from smt.report.result_cells import (
+    best_cell,
+    best_record,
+    interval_cell,
+    link_of,
+    run_span,
+    run_title,
+)
 from smt.report.sizes import Sizes
 from smt.report.verdict import delta
 
@@ -196,7 +204,7 @@ class ResultTable:
             cells += self._metric_cells(row, metric, runs)
         done = self._n(row.experiment)
         seeds = str(done) if done == len(runs) else f"{done} of {len(runs)}"
-        return (*cells, Cell.of(seeds), Cell(tuple(_run_span(run) for run in runs)))
+        return (*cells, Cell.of(seeds), Cell(tuple(run_span(run) for run in runs)))
 
     def _metric_cells(self, row: Row, metric: str, runs: Sequence[RunResult]) -> list[Cell]:
         if not self._is_measured(row, metric):
@@ -205,9 +213,9 @@ class ResultTable:
         by_title = {
             "reported": self._published(result.reported),
             "reproduced": self._reproduced_cell(result, runs),
-            "best epoch": _best_cell(result),
+            "best epoch": best_cell(result),
             "delta": Cell.of(signed(result.delta, decimals)),
-            INTERVAL_TITLE: _interval_cell(result),
+            INTERVAL_TITLE: interval_cell(result),
             "verdict": Cell.of(result.verdict, kind=css_class(result.verdict)),
         }
         if self.released is not None:
@@ -246,13 +254,13 @@ class ResultTable:
             warned = [run.warning.text for run in runs if run.warning]
             # One is enough for a cell; the notes have every one.
             state = ", ".join((state, *warned[:1]))
-            link = _link(self.results, runs, result.metric)
+            link = link_of(self.results, runs, result.metric)
             return Cell.of(state, link, kind=css_class(states[0]) if states else "")
         summary = result.summary
         text = plus_minus(summary.mean, summary.std, METRICS[result.metric].decimals)
         done = [run for run in runs if run.has_numbers]
-        title = "; ".join(_run_title(run) for run in done)
-        return Cell.of(text, _link(self.results, done, result.metric), title=title)
+        title = "; ".join(run_title(run) for run in done)
+        return Cell.of(text, link_of(self.results, done, result.metric), title=title)
 
     # --- notes and records ---------------------------------------------------------------------
 
@@ -370,7 +378,7 @@ class ResultTable:
             f"{metric}_source": reported.source if reported else "",
             f"{metric}_mean": exact(summary.mean if summary else None),
             f"{metric}_std": exact(summary.std if summary else None),
-            **_best_record(result),
+            **best_record(result),
             f"{metric}_delta": exact(result.delta),
             f"{metric}_interval": exact(result.interval),
             f"{metric}_interval_of": result.basis,
@@ -385,49 +393,3 @@ class ResultTable:
             record[f"{metric}_gain_reported"] = exact(gain_reported)
             record[f"{metric}_gain"] = exact(gain)
         return record
-
-
-def _best_cell(result: MetricResult) -> Cell:
-    if result.best_mean is None:
-        return Cell.of("")
-    return Cell.of(f"{result.best_mean:.{METRICS[result.metric].decimals}f}")
-
-
-def _best_record(result: MetricResult) -> dict[str, str]:
-    if not has_best(result.metric):
-        return {}
-    return {
-        f"{result.metric}_best": exact(result.best_mean),
-        f"{result.metric}_best_epochs": joined(evaluation.epoch for evaluation in result.best),
-    }
-
-
-def _interval_cell(result: MetricResult) -> Cell:
-    """Return half the width of the prediction interval; a star where it is of other experiments."""
-    if result.summary is None:
-        return Cell.of("")
-    if result.interval is None:
-        return Cell.of("unknown")
-    mark = " *" if result.is_of_others else ""
-    return Cell.of(f"± {result.interval:.{METRICS[result.metric].decimals}f}{mark}")
-
-
-def _run_title(run: RunResult) -> str:
-    remote = run.remote.run_id if run.remote else "none"
-    return f"seed {run.run.seed}: MLflow run {remote}, fingerprint {run.fingerprint}"
-
-
-def _run_span(run: RunResult) -> Span:
-    if run.url is None or run.fingerprint is None:
-        return Span(f"seed {run.run.seed}: {run.state}")
-    return Span(f"seed {run.run.seed}: {run.fingerprint[:12]}", run.url, _run_title(run))
-
-
-def _link(results: Results, runs: Sequence[RunResult], metric: str) -> str | None:
-    """Return the page of one run, or the curves of several."""
-    remote = [run.remote for run in runs if run.remote is not None]
-    if not remote or results.server is None:
-        return None
-    if len(remote) == 1:
-        return results.server.run_url(remote[0])
-    return results.server.curves_url(remote, f"eval/{metric}")
