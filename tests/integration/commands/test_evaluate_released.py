@@ -143,7 +143,7 @@ def test_the_dag_evaluates_the_files_that_params_name(project):
         (("--released", "data/smt.pth", "--model", "smt_tny"), 2, ["did you mean", "smt_tiny"]),
         (("--released", "data/smt.pth", "--model", "smt_large"), 2,
          ["imagenet1k_smt_large_224", "imagenet1k_smt_large_384"]),
-        (("coco_dino_smt_small", "--released", "data/smt.pth"), 2, ["no validation images"]),
+        (("coco_dino_smt_small", "--released", "data/smt.pth"), 2, ["is no SMT that classifies"]),
         ((TINY, "--released", "data/smt.pth", "--model", "smt_base"), 2, ["leave one"]),
         ((TINY, "--released", "data/smt.pth", "--seed", "0"), 2, ["--seed"]),
         ((TINY, "--released", "data/smt.pth", "--preprocessing", "centre_90"), 2,

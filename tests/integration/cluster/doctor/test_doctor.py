@@ -51,7 +51,7 @@ def test_too_few_inodes_for_the_runs_are_an_error(project, small_disk, tmp_path)
     )  # fmt: skip
     level, text = report.result("inodes")
     assert level == "error"
-    assert text.startswith(f"99 free in {small_disk}, where 34 runs take 660 at least")
+    assert text.startswith(f"99 free in {small_disk}, where 34 runs take 680 at least")
     assert report.result("data disk") == (
         "ok", f"0.00839 GB, 99 inodes free in {small_disk}"
     )  # fmt: skip
