@@ -111,19 +111,11 @@ class ConsistencyChecker:
             )  # fmt: skip
 
     def _timm(self, name: str, experiment: Experiment) -> None:
-        """Refuse what only an SMT can do, and a drop path that was seen not to be there."""
+        """Refuse a drop path of a model of timm that was seen not to be there."""
         project, model = self.project, self.project.models[experiment.model]
         if not isinstance(model, TimmModel):
             return
-        recipe = project.recipes[experiment.recipe]
-        asked = [key for key in ("compile", "recompute") if getattr(recipe, f"{key}", False)]
-        size = project.timm_size(model, recipe)
-        if asked:
-            raise self._fail(
-                "experiments", ("experiments", name, "recipe"),
-                f"{experiment.recipe} has {asked[0]}: true, which only an SMT can do; valid: a "
-                f"recipe based on it with {asked[0]}: false",
-            )  # fmt: skip
+        size = project.timm_size(model, project.recipe_of(name))
         if size is not None and not size.drop_path and project.drop_path(name):
             raise self._fail(
                 "experiments", ("experiments", name, "drop_path"),

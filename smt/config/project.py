@@ -198,8 +198,17 @@ class Project(Strict):
         return value
 
     def recipe_of(self, experiment: str) -> Recipe:
-        """Return how an experiment is trained."""
-        return self.recipes[self.experiments[experiment].recipe]
+        """Return how an experiment is trained.
+
+        `recompute` and `compile` are of SMT's blocks: for a model of timm they are off, so that a
+        recipe can have them while other models share it.
+        """
+        entry = self.experiments[experiment]
+        recipe = self.recipes[entry.recipe]
+        if entry.model in self.smt_models:
+            return recipe
+        keys = {"recompute", "compile"} & type(recipe).model_fields.keys()
+        return recipe.model_copy(update=dict.fromkeys(keys, False))
 
     def recomputes(self, experiment: str, *, on_gpu: bool) -> bool:
         """Return whether a training keeps only the input of each block and computes the rest again.

@@ -206,7 +206,7 @@ class Recipe(Strict):
     recompute: bool
     """Gradient checkpointing: of each block of the trunk only the input is kept for the backward
     pass, which computes the rest again. It saves memory, takes time, and changes no number; not
-    part of the fingerprint."""
+    part of the fingerprint. Of SMT alone: a model of timm is trained without."""
     optimizer: Optimizer
     schedule: Schedule | StepSchedule | PolySchedule
     guard: Guard
@@ -251,7 +251,7 @@ class ClassificationRecipe(Recipe):
     compile: bool
     """Whether torch.compile fuses the operations of each block. Weights differ in their last bits
     from those without it; not part of the fingerprint, recorded for each attempt. Detectors and
-    segmenters have no such key: each size of image would be compiled anew."""
+    segmenters have no such key: each size of image would be compiled anew. Of SMT alone."""
     augment: Augment
     evaluation: Evaluation
 

@@ -46,7 +46,7 @@ class Classification:
         workers: int,
     ) -> None:  # fmt: skip
         experiment = project.experiments[run.experiment]
-        recipe = project.recipes[experiment.recipe]
+        recipe = project.recipe_of(run.experiment)
         assert isinstance(recipe, ClassificationRecipe)
         self.recipe = recipe
         self._run, self._ranks = run, ranks

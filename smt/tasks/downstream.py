@@ -46,7 +46,7 @@ class Downstream:
         workers: int,
     ) -> None:  # fmt: skip
         experiment = project.experiments[run.experiment]
-        recipe = project.recipes[experiment.recipe]
+        recipe = project.recipe_of(run.experiment)
         assert isinstance(recipe, DownstreamRecipe) and experiment.head is not None
         self._ranks = ranks
         self._loader_arguments = LoaderArguments(

@@ -58,7 +58,7 @@ class Synthetic:
         images: int | None = None, size: Size | None = None, largest: bool = False, **changes: Any,
     ) -> None:  # fmt: skip
         entry = project.experiments[experiment]
-        self.recipe: Recipe = project.recipes[entry.recipe].model_copy(update=changes)
+        self.recipe: Recipe = project.recipe_of(experiment).model_copy(update=changes)
         self.images = images or self.recipe.device_batch
         self.largest = largest
         self.sizes = self._sizes(size)

@@ -244,7 +244,7 @@ class RunTraining:
     def _facts(self, parent: Parent | None) -> dict[str, Any]:
         """Return what provenance says of the run and does not change between attempts."""
         experiment = self.project.experiments[self.run.experiment]
-        recipe = self.project.recipes[experiment.recipe]
+        recipe = self.project.recipe_of(self.run.experiment)
         gpus = [torch.cuda.get_device_name()] if self.ranks.device.type == "cuda" else []
         return {
             **self.names,

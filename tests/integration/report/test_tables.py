@@ -494,14 +494,15 @@ def test_the_same_results_make_the_same_bytes(files):
 def test_the_notice_is_on_every_table_in_every_format(files):
     notice = files.project.scale.notice
     for path in build(results(files), files.layout):
-        assert notice in path.read_text(), path
+        # Speeds are of the paper's models, at every scale.
+        assert (notice in path.read_text()) is not path.stem.startswith("throughput"), path
 
 
 def test_before_any_run_tables_are_there_and_no_database(files):
     (files.layout.results / "mlflow.db").unlink()
     paths = build(results(files), files.layout)
     pages = {path.stem: path.read_text() for path in paths if path.suffix == ".html"}
-    del pages["claims"]  # at this scale no training decides any
+    del pages["claims"], pages["throughput"]  # at this scale no training decides any
     assert all("not started" in text for text in pages.values())
     assert not (files.layout.results / "mlflow.db").exists()
 

@@ -78,14 +78,15 @@ def test_a_wrong_model_of_timm_is_named_with_file_line_and_key(params, model, ke
 
 
 @pytest.mark.parametrize("key", ["compile", "recompute"])
-def test_what_only_an_smt_can_do_is_refused(params, key):
+def test_what_only_an_smt_can_do_is_off_for_a_model_of_timm_in_the_same_recipe(params, key):
     folder = params()
     path = folder / "recipes.yaml"
     text = path.read_text()
     assert text.count(f"{key}: false") == 1
     path.write_text(text.replace(f"{key}: false", f"{key}: true"))
-    with pytest.raises(UserError, match=f"imagenet1k has {key}: true, which only an SMT can do"):
-        load_project(folder, "paper")
+    project = load_project(folder, "paper")
+    assert getattr(project.recipe_of("imagenet1k_smt_tiny"), key) is True
+    assert getattr(project.recipe_of(PEER), key) is False
 
 
 def test_a_model_that_was_not_counted_costs_nothing_that_is_known(params):
