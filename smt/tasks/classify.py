@@ -45,7 +45,6 @@ class Classification:
         self, project: Project, layout: Layout, run: Run, ranks: Ranks, *, inherit: bool = True,
         workers: int,
     ) -> None:  # fmt: skip
-        experiment = project.experiments[run.experiment]
         recipe = project.recipe_of(run.experiment)
         assert isinstance(recipe, ClassificationRecipe)
         self.recipe = recipe
