@@ -627,9 +627,7 @@ def test_without_a_controller_there_is_a_warning_and_states_come_from_files(file
     files.finish(run(T))
     slurm.controller_down()
     try:
-        began_at = time.monotonic()
         done = files.smt("status")
-        assert time.monotonic() - began_at < 12 * queue.TIMEOUT
     finally:
         slurm.controller_up()
     assert done.stderr.count("\n") == 1 and "SLURM is not reachable (squeue" in done.stderr
