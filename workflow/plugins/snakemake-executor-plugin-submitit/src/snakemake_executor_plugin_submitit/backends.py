@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -242,7 +243,7 @@ class DebugBackend:
         self._jobs: list[submitit.Job[Any]] = []
 
     def submit(self, step: JobStep, request: Request, name: str) -> str:
-        job = submitit.DebugExecutor(self._folder).submit(step)
+        job = submitit.DebugExecutor(self._folder).submit(replace(step, in_process=True))
         self._jobs.append(job)
         with result_path(self._folder, job.job_id).open("wb") as file:
             pickle.dump(("success", job.result()), file)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +63,8 @@ class JobStep:
     resumable: bool = False
     """Whether the command saves on SIGUSR2 and resumes when it is started again. Others are not
     signalled, and requeued only by SLURM: after preemption or a node failure."""
+    in_process: bool = False
+    """Whether it runs in Snakemake's own process, whose signals and other children are not its."""
     inputs: tuple[str, ...] = ()
     """Files for which the command waits. If there are many, it reads them from `KEY.inputs`."""
     marks: tuple[tuple[str, str], ...] = ()
@@ -127,7 +128,7 @@ class _Supervisor:
     # --- the command ---------------------------------------------------------------------------
 
     def _run_command(self) -> int:
-        if threading.current_thread() is not threading.main_thread():  # submitit's debug executor
+        if self._step.in_process:
             command = ["/bin/bash", "-c", self._step.command]
             return subprocess.run(command, env=self._environment(), check=False).returncode
         processes.become_subreaper()

@@ -1,5 +1,8 @@
 """The executor plugin without SLURM: jobs in local processes, or in Snakemake's own process."""
 
+import signal
+import subprocess
+
 import pytest
 
 from snakemake_executor_plugin_submitit import resources
@@ -44,6 +47,16 @@ def test_jobs_inside_snakemakes_process_have_ids_of_their_own(tmp_path):
         for n in range(5)
     }
     assert len(ids) == 5
+
+
+def test_a_job_inside_snakemakes_process_leaves_its_signals_and_other_children_alone(tmp_path):
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with subprocess.Popen(["sleep", "600"]) as other:
+        step = JobStep("true", tmp_path, "key", 120, 50, 2, True)
+        DebugBackend(tmp_path).submit(step, resources.request({}, 1, 5), "r")
+        assert other.poll() is None
+        other.kill()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
 
 
 @pytest.mark.parametrize("place", ["local", "debug"])

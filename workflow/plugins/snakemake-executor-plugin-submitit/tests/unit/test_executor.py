@@ -4,7 +4,6 @@ import dataclasses
 import re
 import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -236,10 +235,10 @@ def test_an_attempt_that_is_superseded_ends_without_a_result(tmp_path):
         f"Attempts(Path({str(tmp_path)!r}), 'key').begin('unknown', 'n2')"
     )
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(later)}; exit 75"
-    step = JobStep(command, tmp_path, "key", 120, 50, 2, True, resumable=True)
-    with ThreadPoolExecutor() as pool:  # signals are of the main thread, and stay as they are
-        error = pool.submit(step).exception()
-    assert isinstance(error, SystemExit) and error.code == 1
+    # In this process, whose signals and other children stay as they are.
+    step = JobStep(command, tmp_path, "key", 120, 50, 2, True, resumable=True, in_process=True)
+    with pytest.raises(SystemExit, match="1"):
+        step()
     first, second = Attempts(tmp_path, "key").read()
     assert (first.end, second.end, second.node) == (LOST, LOST, "n2")
 
