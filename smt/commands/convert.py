@@ -168,13 +168,8 @@ def _expected(model: Model, classes: int) -> Mapping[str, "Tensor"]:
 def _rows(path: Path, source_classes: int) -> tuple[int, ...]:
     """Return the rows of a class map file; it has as many lines as the new head has classes."""
     from smt.datasets import class_map
+    from smt.datasets.text_file import text_lines
 
-    try:
-        lines = len(path.read_text().rstrip().splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(
-            f"--class-map {path} cannot be read ({reason}); give a text file with the old class "
-            "number (from 0) of each new class, a line each"
-        ) from None
+    advice = "give a text file with the old class number (from 0) of each new class, a line each"
+    lines = len(text_lines(path, "--class-map", advice))
     return class_map.read(path, source_classes=source_classes, target_classes=lines, remedy=None)

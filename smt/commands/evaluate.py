@@ -15,6 +15,7 @@ from smt.config.project import Project
 from smt.engine import requeue
 from smt.engine.preempt import StopRequest
 from smt.errors import EXIT_RESUME, UserError, suggest
+from smt.report.released import with_interval
 
 if TYPE_CHECKING:
     from smt.runs.paths import Layout
@@ -192,12 +193,8 @@ def _experiment_of(project: Project, experiment: str | None, model: str | None) 
 
 def _print(project: Project, layout: "Layout", result: "ReleasedEvaluation") -> None:
     numbers = []
-    for name, value in result.metrics.items():
-        low, high = result.intervals.get(name, (None, None))
-        metric = METRICS[name]
-        text = f"{metric.name} {value:.{metric.decimals}f}"
-        if low is not None and high is not None:
-            text += f" ({low:.{metric.decimals}f} to {high:.{metric.decimals}f})"
+    for name in result.metrics:
+        text = f"{METRICS[name].name} {with_interval(result, name)}"
         reported = project.reported_value(result.experiment, name)
         if reported is not None and project.scale.notice is None:
             text += f", published {reported.value}"

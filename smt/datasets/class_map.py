@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from smt.datasets.text_file import text_lines
 from smt.errors import DataError
 
 
@@ -29,11 +30,7 @@ def read(
         else f"bring a text file of {target_classes} lines, line i the source class (from 0, "
         "classes sorted by folder name) of target class i, or set its path in params/data.yaml"
     )
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise DataError(f"class map {path} cannot be read ({reason}); {advice}") from None
+    lines = text_lines(path, "class map", advice, DataError)
     if len(lines) != target_classes:
         raise DataError(
             f"class map {path} has {len(lines)} lines, expected {target_classes}; {advice}"

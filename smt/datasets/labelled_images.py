@@ -14,6 +14,7 @@ from typing import Literal
 
 from smt.datasets.decoding import EncodedImage
 from smt.datasets.scan import InvalidDataset, class_folders, listings
+from smt.datasets.text_file import text_lines
 from smt.errors import DataError, UserError, listed
 
 _UNPADDED = re.compile(r"0|[1-9]\d*")
@@ -99,14 +100,8 @@ def _listed(
 
 def _class_order(path: Path) -> tuple[str, ...]:
     """Return the names of class folders in the order of a file."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(
-            f"--labels {path} cannot be read ({reason}); give a text file with the name of a class "
-            "folder a line, that of class 0 first"
-        ) from None
+    advice = "give a text file with the name of a class folder a line, that of class 0 first"
+    lines = text_lines(path, "--labels", advice)
     line_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         words = line.split()

@@ -96,14 +96,19 @@ def number(evaluation: ReleasedEvaluation, metric: str) -> str:
 
     Other images are any that are not as many as the data set has.
     """
+    text, data = with_interval(evaluation, metric), evaluation.data
+    others = data.images != data.expected
+    return f"{text} on {evaluation.images:,} other images" if others else text
+
+
+def with_interval(evaluation: ReleasedEvaluation, metric: str) -> str:
+    """Return a metric as text; of an estimate with its interval."""
     decimals = METRICS[metric].decimals
     text = f"{evaluation.metrics[metric]:.{decimals}f}"
     if metric in evaluation.intervals:
         low, high = evaluation.intervals[metric]
         text += f" ({low:.{decimals}f} to {high:.{decimals}f})"
-    data = evaluation.data
-    others = data.images != data.expected
-    return f"{text} on {evaluation.images:,} other images" if others else text
+    return text
 
 
 def source(evaluation: ReleasedEvaluation) -> str:
