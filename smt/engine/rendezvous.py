@@ -9,6 +9,7 @@ from collections.abc import MutableMapping
 from datetime import timedelta
 
 import psutil
+import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
@@ -39,6 +40,8 @@ _PORTS = range(15000, 29000)
 def connect(backend: str) -> None:
     """Join the process group of `process_rank()`; says every 30 s which ranks are missing.
 
+    Returns once every rank is connected with every other.
+
     `backend` is as for `torch.distributed.init_process_group`.
 
     Raises:
@@ -53,6 +56,8 @@ def connect(backend: str) -> None:
         backend, store=store, rank=process.rank, world_size=process.world_size,
         timeout=CONNECT_TIMEOUT,
     )  # fmt: skip
+    # A rank may end right after this, and closes its connections: first, every other has its own.
+    dist.all_reduce(torch.zeros(1))
     dist.set_timeout(START_TIMEOUT)
 
 
