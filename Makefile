@@ -22,6 +22,8 @@ FIRST_LOOK := imagenet1k_smt_small ablation_heads_1 coco_retinanet_smt_small ade
 WORKERS := -n 5 --dist loadgroup --no-fold-skipped $(ORDER)
 # Whatever make runs finds this environment's commands first.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Images of containers set it: hundreds of processes would each compile the same modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"

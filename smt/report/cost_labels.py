@@ -14,6 +14,8 @@ _DISTANCES = (8, 14, 22, 32, 44, 58)
 """From a marker, in points, in the order in which they are tried."""
 _ANGLES = (0, 12, 1, 11, 13, 23, 6, 18, 3, 9, 15, 21)
 """In 24ths of a turn: beside the marker first, then above and below."""
+_SHARE_LEFT = {"left": 0.0, "center": 0.5, "right": 1.0}
+"""Of a text's width, how much lies to the left of its place, by horizontal alignment."""
 _MARKER = 5
 """Half of a marker's side, in points."""
 
@@ -40,19 +42,20 @@ def write_labels(
         taken.append(Bbox.from_extents(x - side, y - side, x + side, y + side))
     for point, text, style in zip(points, texts, styles, strict=True):
         label = axes.annotate(
-            text, point, xytext=(0, 0), textcoords="offset points", va="center",
+            text, point, xytext=(0, 0), textcoords="offset points", ha="left", va="center",
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 1, "shrinkB": 4,
                         "color": style["color"]},
             **style,
         )  # fmt: skip
         label.set_in_layout(False)
+        label.get_window_extent()  # moves it; the extent with the line is of no use here
+        at_point = Text.get_window_extent(label).padded(2 * pixel)
+        width = at_point.width - 4 * pixel
         for x, y, alignment in _places():
-            label.set_position((x, y))
-            label.set_horizontalalignment(alignment)
-            label.get_window_extent()  # moves it; the extent with the line is of no use here
-            box = Text.get_window_extent(label).padded(2 * pixel)
+            box = at_point.translated(x * pixel - _SHARE_LEFT[alignment] * width, y * pixel)
             if _is_inside(box, axes.bbox) and not any(box.overlaps(other) for other in taken):
                 break
+        label.set(position=(x, y), horizontalalignment=alignment)
         taken.append(box)
 
 

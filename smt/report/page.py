@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from smt.config.experiments import Run
 from smt.report import drift, figures, sizes, throughput
 from smt.report.agreement import agreements, verdicts
 from smt.report.build import CLAIMS, grid, links
@@ -17,9 +18,10 @@ from smt.report.plots import plot
 from smt.report.predictions import predictions
 from smt.report.render import FORMATS, page
 from smt.report.tables import ResultTable
-from smt.runs import shared_folder
+from smt.runs import record, replays, shared_folder
 from smt.runs.paths import Layout
 from smt.runs.provenance import LOG
+from smt.runs.record import DamagedRecord
 from smt.runs.state import State, counts
 from smt.tracking.client import runs_url, web_url
 
@@ -103,7 +105,9 @@ class Report:
         self.groups = list(_groups(runs, layout))
         overview = Overview(results, links(results))
         self.columns, self.rows = overview.columns, overview.rows
-        self.provenance = [*overview.provenance, *self._effort(), *self._data()]
+        self.provenance = [
+            *overview.provenance, *self._effort(), *self._data(), *self._trained_again()
+        ]  # fmt: skip
         self.mlflow = self._mlflow()
 
     def states_count(self, state: str) -> int:
@@ -169,6 +173,14 @@ class Report:
                     digests.setdefault(key.removeprefix("smt.data."), set()).add(value[:12])
         return [(f"Data: {name}", ", ".join(sorted(digests[name]))) for name in sorted(digests)]
 
+    def _trained_again(self) -> list[tuple[str, str]]:
+        """Return what came of the audits of each run that is done."""
+        done = [run.run for run in self.results.runs.values() if run.has_numbers]
+        audits = [(str(run), text) for run in done if (text := _audit(self.layout, run))]
+        if not audits:
+            return [("Trained again", "no part of any run; smt audit RUN does it and compares")]
+        return [(f"Trained again: {run}", text) for run, text in audits]
+
     def _mlflow(self) -> str | None:
         """Return the address of MLflow's pages, or None while nothing was sent."""
         server = self.results.server
@@ -217,6 +229,16 @@ def _logs(runs: Iterable[RunResult], layout: Layout) -> Iterator[tuple[str, str]
             path = layout.work_dir(run.run, run.fingerprint) / LOG
             if shared_folder.exists(path):
                 yield str(run.run), path.relative_to(layout.root).as_posix()
+
+
+def _audit(layout: Layout, run: Run) -> str | None:
+    """Return what came of the stretches of a run that were trained again; None if none were."""
+    try:
+        final = record.read_metrics(layout, run)
+        known = replays.read(layout, run, final) if final is not None else None
+    except DamagedRecord as damage:
+        return str(damage)
+    return known and known.summary
 
 
 def _tag(run: RunResult, name: str) -> str | None:

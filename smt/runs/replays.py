@@ -45,6 +45,19 @@ class Replays(Record):
         """Return how many stretches had this outcome."""
         return sum(replay.outcome == outcome for replay in self.replays)
 
+    @property
+    def summary(self) -> str:
+        """As in `3 of 4 stretches trained again, 2 equal to the byte, 1 differs`."""
+        others = [
+            f", {count} {outcome}"
+            for outcome in ("differs", "undecided")
+            if (count := self.count(outcome))
+        ]
+        return (
+            f"{len(self.replays)} of {self.stretches} stretches trained again, "
+            f"{self.count('equal')} equal to the byte{''.join(others)}"
+        )
+
 
 def read(layout: Layout, run: Run, final: RunMetrics) -> Replays | None:
     """Return what was trained again of a run; None if nothing was, or it was of other files.

@@ -164,11 +164,7 @@ class WeightsAudit:
                 where = f"{self.layout.audit(self.run)}: steps {replay.start_step} to "
                 what = f"trained again, it differs: {replay.difference}"
                 self.ledger.add_mismatch(MILESTONES, f"{where}{replay.end_step}", what)
-        self.ledger.add_note(
-            MILESTONES,
-            f"{self.run}: {len(known.replays)} of {known.stretches} stretches trained again, "
-            f"{known.count('equal')} equal to the byte",
-        )
+        self.ledger.add_note(MILESTONES, f"{self.run}: {known.summary}")
 
     def _facts(self, path: Path, facts: Mapping[str, Any]) -> None:
         recorded = dict(flatten(self.final.as_json()))

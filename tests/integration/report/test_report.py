@@ -159,6 +159,54 @@ def test_outside_of_its_table_a_detector_is_labelled_with_the_table(parts):
     assert "COCO, Mask R-CNN: SMT-S, 3x, mask AP75" in labels  # of a table that is not the first
 
 
+# --- what was trained again -------------------------------------------------------------------
+
+
+def add_audit(files, run, outcomes, stretches=4):
+    """Write what `smt audit` does of stretches with these outcomes."""
+    common = {"experiment": run.experiment, "seed": run.seed, "scale": files.scale}
+    final = read_json(files.layout.metrics(run)) | {
+        "journal": {"sha256": "cd" * 32, "bytes": 1, "lines": 1}
+    }
+    write_json(files.layout.metrics(run), final)
+    environment = {"world_size": 1, "threads": 1, "device": "cpu", "precision": "fp32"}
+    replays = [
+        {"start_step": step, "end_step": step + 1, "outcome": outcome, "host": "node1", "at": 1.0,
+         "environment": environment}
+        for step, outcome in enumerate(outcomes)
+    ]  # fmt: skip
+    audited = {
+        **common, "fingerprint": final["fingerprint"], "weights_sha256": final["weights_sha256"],
+        "journal_sha256": "cd" * 32, "stretches": stretches, "replays": replays,
+    }  # fmt: skip
+    write_json(files.layout.audit(run), audited)
+
+
+def test_what_was_trained_again_of_a_run_is_said(files):
+    run, other = (Run(experiment=name, seed=0) for name in (T, S))
+    for each in (run, other):
+        files.finish(each, 82.0)
+    name, text = report(files).provenance[-1]
+    assert name == "Trained again" and text.startswith("no part of any run")
+    add_audit(files, run, ["equal", "equal", "differs"])
+    sync(files.project, files.layout)
+    said = "3 of 4 stretches trained again, 2 equal to the byte, 1 differs"
+    assert report(files).provenance[-1] == (f"Trained again: {run}", said)
+    assert f"Trained again: {run}" in Page(report(files).html()).words
+
+
+def test_an_audit_of_former_weights_is_not_said_and_a_damaged_one_is_named(files):
+    run = Run(experiment=T, seed=0)
+    files.finish(run, 82.0)
+    add_audit(files, run, ["equal"])
+    sync(files.project, files.layout)
+    path = files.layout.audit(run)
+    write_json(path, read_json(path) | {"weights_sha256": "ef" * 32})
+    assert report(files).provenance[-1][0] == "Trained again"
+    path.write_text("{")
+    assert "audit.json: is cut off" in report(files).provenance[-1][1]
+
+
 # --- pictures of what classifiers compute -------------------------------------------------------
 
 
