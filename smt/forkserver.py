@@ -42,7 +42,9 @@ _PRELOADED = (
     "smt.tasks.training", "smt.tasks.classify", "smt.tasks.detect", "smt.tasks.segment",
     "smt.data.transforms.classification", "smt.detection.two_stage", "smt.detection.retinanet",
     "smt.detection.atss", "smt.detection.sparse_rcnn", "smt.detection.dino",
-    "smt.tracking.sync", "mlflow", "torch._dynamo",
+    "smt.tracking.sync", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "torch._dynamo",
+    "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg",
+    "jinja2",
 )  # fmt: skip
 """Modules that commands import on first use; torch's optimizers import torch._dynamo."""
 

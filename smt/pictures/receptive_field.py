@@ -15,6 +15,8 @@ from smt.models.layers import image as channels_first
 from smt.models.smt import SMT
 from smt.pictures.maps import recorded
 
+_IMAGES_AT_ONCE = 8
+
 
 @dataclass(frozen=True)
 class ReceptiveField:
@@ -66,11 +68,11 @@ def stage_fields(network: SMT, images: Tensor) -> list[ReceptiveField]:
 
 
 def _fields(features_of: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[ReceptiveField]:
-    """Return a field for each of the outputs; one image at a time, for the sake of memory."""
+    """Return a field for each of the outputs; few images at a time, for the sake of memory."""
     sums: list[Tensor] = []
     sizes: list[torch.Size] = []
-    for image in images.split(1):
-        leaf = image.clone().requires_grad_()
+    for batch in images.split(_IMAGES_AT_ONCE):
+        leaf = batch.clone().requires_grad_()
         outputs = features_of(leaf)
         gradients = [_centre_gradient(output, leaf) for output in outputs]
         sums = [*map(torch.add, sums, gradients)] if sums else gradients
@@ -81,12 +83,15 @@ def _fields(features_of: Callable[[Tensor], list[Tensor]], images: Tensor) -> li
     ]
 
 
-def _centre_gradient(output: Tensor, image: Tensor) -> Tensor:
-    """Return (H, W): the gradient of the central position, summed over its channels."""
+def _centre_gradient(output: Tensor, images: Tensor) -> Tensor:
+    """Return (H, W): the gradient of the channels' sum at the central position, over all images.
+
+    An image's output depends on no other image: the gradient of all outputs' sum has its own.
+    """
     height, width = output.shape[2:]
     position = output[:, :, height // 2, width // 2].sum()
-    (gradient,) = torch.autograd.grad(position, image, retain_graph=True)
-    return gradient[0].abs().mean(0)
+    (gradient,) = torch.autograd.grad(position, images, retain_graph=True)
+    return gradient.abs().mean(1).sum(0)
 
 
 def _centre(output: torch.Size, image: torch.Size) -> tuple[float, float]:

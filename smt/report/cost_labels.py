@@ -31,10 +31,13 @@ def write_labels(
 
     A text without a free place goes to the last one that was tried.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()  # places are in pixels, which the layout decides
+    # By itself each text makes another renderer.
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     pixel = figure.dpi / 72
     taken = []
     for x, y in axes.transData.transform(points):
@@ -48,8 +51,8 @@ def write_labels(
             **style,
         )  # fmt: skip
         label.set_in_layout(False)
-        label.get_window_extent()  # moves it; the extent with the line is of no use here
-        at_point = Text.get_window_extent(label).padded(2 * pixel)
+        label.get_window_extent(renderer)  # moves it; the extent with the line is of no use here
+        at_point = Text.get_window_extent(label, renderer).padded(2 * pixel)
         width = at_point.width - 4 * pixel
         for x, y, alignment in _places():
             box = at_point.translated(x * pixel - _SHARE_LEFT[alignment] * width, y * pixel)
