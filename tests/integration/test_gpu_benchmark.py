@@ -14,10 +14,15 @@ pytestmark = pytest.mark.xdist_group("gpu-benchmark")  # measured once
 
 @pytest.fixture(scope="module")
 def measurements(tmp_path_factory):
-    """Return the measurements of all parts but the long one, by part."""
+    """Return the measurements of the short parts, by part."""
     folder = tmp_path_factory.mktemp("gpu")
-    return measure(folder, "facts", "agreement", "normalisation", "repeat", "roi_align",
-                   "sampling", "steps", "training", "inference")  # fmt: skip
+    return measure(folder, "facts", "agreement", "normalisation", "roi_align")
+
+
+@pytest.fixture(scope="module")
+def long_measurements(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu")
+    return measure(folder, "repeat", "sampling", "steps", "training", "inference")
 
 
 def measure(folder, *parts):
@@ -37,23 +42,26 @@ def test_cpu_against_cpu_has_no_difference(measurements):
     assert measurements["normalisation"]["differ"] == 0
 
 
-def test_a_repeated_step_of_every_head_has_the_same_bits(measurements):
+@pytest.mark.slow
+def test_a_repeated_step_of_every_head_has_the_same_bits(long_measurements):
     expected = {"same": True, "recomputed": True, "named": []}
-    assert len(measurements["repeat"]) == HEADS
-    assert all(value == expected for value in measurements["repeat"].values())
+    assert len(long_measurements["repeat"]) == HEADS
+    assert all(value == expected for value in long_measurements["repeat"].values())
 
 
-def test_steps_of_every_experiment_give_every_parameter_a_gradient(measurements):
-    steps = measurements["steps"]
+@pytest.mark.slow
+def test_steps_of_every_experiment_give_every_parameter_a_gradient(long_measurements):
+    steps = long_measurements["steps"]
     assert len(steps) == 19
     assert [step.get("failed") for step in steps.values()] == [None] * 19
     assert not any(step["without_gradient"] for step in steps.values())
 
 
-def test_every_variant_is_timed(measurements):
+@pytest.mark.slow
+def test_every_variant_is_timed(long_measurements):
     for part in ("training", "inference"):
-        assert len(measurements[part]) == 4
-        assert all(value for times in measurements[part].values() for value in times.values())
+        assert len(long_measurements[part]) == 4
+        assert all(value for times in long_measurements[part].values() for value in times.values())
 
 
 @pytest.mark.slow
