@@ -73,6 +73,16 @@ def parts(tmp_path_factory, empty_database):
         yield fill(files)
 
 
+@pytest.fixture(scope="module")
+def made(parts):
+    return report(parts)
+
+
+@pytest.fixture(scope="module")
+def html(made):
+    return made.html()
+
+
 def fill(files):
     for seed, top1 in enumerate((82.0, 82.2, 82.4)):
         finish(files, Run(experiment=T, seed=seed), {29: 53.0, 30: 53.0 + seed, 300: top1})
@@ -95,16 +105,15 @@ def fill(files):
 # --- what it says ------------------------------------------------------------------------------
 
 
-def test_it_counts_runs_and_published_numbers_on_top(parts):
-    words = Page(report(parts).html()).words
+def test_it_counts_runs_and_published_numbers_on_top(html):
+    words = Page(html).words
     assert "5 of 64 done" in words
     assert "5 done 1 stopped 2 failed 1 outdated 55 not started" in words
     assert "2 of 43 reproduced or within noise" in words  # top-1 of SMT-T and SMT-S
     assert "2 failed 1 off track" in words
 
 
-def test_it_lists_unfinished_runs_with_reasons(parts):
-    html = report(parts).html()
+def test_it_lists_unfinished_runs_with_reasons(html):
     words = Page(html).words
     assert "1 failed: the loss is not finite at step 7 <b>&_%#</b> imagenet1k_smt_base, seed 1" in (
         words
@@ -119,9 +128,8 @@ def test_it_lists_unfinished_runs_with_reasons(parts):
     assert "ablation_heads_2, seeds 0, 1, 2" in words
 
 
-def test_it_has_every_table_discrepancy_and_figure(parts):
-    made = report(parts)
-    words = Page(made.html()).words
+def test_it_has_every_table_discrepancy_and_figure(parts, made, html):
+    words = Page(html).words
     for table in parts.project.tables.values():
         assert table.caption in words
     for discrepancy in parts.project.discrepancies:
@@ -133,8 +141,8 @@ def test_it_has_every_table_discrepancy_and_figure(parts):
     assert "no more than 0.2" in words
 
 
-def test_it_shows_the_provenance_of_results(parts):
-    words = Page(report(parts).html()).words
+def test_it_shows_the_provenance_of_results(html):
+    words = Page(html).words
     assert "Code c0ffee" in words
     assert "Machines node1" in words
     assert "Training time 0.09 h of 5 runs" in words  # 61.5 s each
@@ -356,8 +364,7 @@ def test_the_same_results_make_the_same_page(parts):
     assert report(parts).html() == report(parts).html()
 
 
-def test_figures_have_labels_and_the_colours_of_the_page(parts):
-    html = report(parts).html()
+def test_figures_have_labels_and_the_colours_of_the_page(html):
     shown = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
     assert len(shown) == SHOWN
     assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in shown)
@@ -458,7 +465,7 @@ def test_whiskers_are_prediction_intervals_dashed_where_they_are_of_others():
     assert "own: own, +0.10, 95 % interval ± 0.30" in titles
 
 
-def test_a_seed_under_way_has_a_thin_line_of_its_own_and_no_part_in_the_mean(parts):
+def test_a_seed_under_way_has_a_thin_line_of_its_own_and_no_part_in_the_mean(parts, html):
     curves = figures.curves(collect(parts.project, parts.layout), figures.CURVES)
     small = curves[1]
     assert (small.seeds, [each.label for each in small.apart]) == (
@@ -466,7 +473,6 @@ def test_a_seed_under_way_has_a_thin_line_of_its_own_and_no_part_in_the_mean(par
     )  # fmt: skip
     assert small.score.mean[:2] == (54.0, 54.5)
     assert small.apart[0].score.mean == (41.0, 41.2)
-    html = report(parts).html()
     assert "SMT-S on ImageNet-1K, seed 2, stopped, validation top-1 (%) at epoch 30: 41.20" in html
 
 
