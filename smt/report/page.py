@@ -238,7 +238,7 @@ def _audit(layout: Layout, run: Run) -> str | None:
         known = replays.read(layout, run, final) if final is not None else None
     except DamagedRecord as damage:
         return str(damage)
-    return known and known.summary
+    return known.summary if known is not None else None
 
 
 def _tag(run: RunResult, name: str) -> str | None:
