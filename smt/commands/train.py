@@ -109,6 +109,7 @@ def command(
         sys.exit(EXIT_RESUME)
     except distributed.PeerLost:
         requeue.request_requeue()
+        distributed.stop(wait=False)
         raise
     except ClaimLost:
         # Exit 0 where the other has finished: a failed job's outputs are removed by Snakemake.

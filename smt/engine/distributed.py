@@ -152,9 +152,14 @@ def start(threads: int, recipe: Recipe | None = None) -> Ranks:
     return Ranks(rank, world_size, device)
 
 
-def stop() -> None:
-    """Leave the process group."""
+def stop(*, wait: bool = True) -> None:
+    """Leave the process group, if there is one; after every rank has come here, unless one is lost.
+
+    With `wait` false, right away.
+    """
     if dist.is_initialized():
+        if wait:
+            rendezvous.leave()
         dist.destroy_process_group()
 
 

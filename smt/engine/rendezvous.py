@@ -9,7 +9,6 @@ from collections.abc import MutableMapping
 from datetime import timedelta
 
 import psutil
-import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
@@ -22,6 +21,8 @@ CONNECT_TIMEOUT = timedelta(minutes=10)
 """For every process to connect to rank 0: nodes start at different times."""
 START_TIMEOUT = timedelta(hours=1)
 """Of a collective before the first step: rank 0 may be reading a large dataset's file list."""
+LEAVE_TIMEOUT = timedelta(seconds=10)
+"""For the other ranks to end their last exchange, which this one has ended."""
 _AFTER_WATCHDOG = timedelta(minutes=2)
 """A collective waits longer than the watchdog, which ends every rank that waits, with its stacks.
 
@@ -35,12 +36,12 @@ _BEYOND = "192.0.2.1"
 """An address of no host (RFC 5737): the way to it is the default route."""
 _PORTS = range(15000, 29000)
 """Below those that Linux gives to outgoing connections (32768 and above)."""
+_stores: list[Store] = []
+"""That of the process group, while there is one."""
 
 
 def connect(backend: str) -> None:
     """Join the process group of `process_rank()`; says every 30 s which ranks are missing.
-
-    Returns once every rank is connected with every other.
 
     `backend` is as for `torch.distributed.init_process_group`.
 
@@ -56,9 +57,35 @@ def connect(backend: str) -> None:
         backend, store=store, rank=process.rank, world_size=process.world_size,
         timeout=CONNECT_TIMEOUT,
     )  # fmt: skip
-    # A rank may end right after this, and closes its connections: first, every other has its own.
-    dist.all_reduce(torch.zeros(1))
     dist.set_timeout(START_TIMEOUT)
+    _stores[:] = [store]
+
+
+def leave() -> None:
+    """Wait until no rank is in an exchange any more, for LEAVE_TIMEOUT at most.
+
+    Each rank calls it once, before it closes its connections. In gloo the end of a connection
+    hides what came through it before from a rank that has yet to look: one that has all it needs
+    would take a rank that finished first for lost.
+    """
+    process, store = process_rank(), _stores.pop()
+    others = range(1, process.world_size)
+    try:
+        store.set(f"rank {process.rank} ends", "")
+        _wait_briefly(store, [f"rank {rank} ends" for rank in (0, *others)])
+        if process.rank > 0:
+            store.set(f"rank {process.rank} has left", "")
+        else:  # it serves the store, which the others read
+            _wait_briefly(store, [f"rank {rank} has left" for rank in others])
+    except (dist.DistError, RuntimeError):
+        pass  # rank 0 is lost
+
+
+def _wait_briefly(store: Store, keys: list[str]) -> None:
+    """Wait for these keys, LEAVE_TIMEOUT at most; torch's own wait prints those it misses."""
+    deadline = time.monotonic() + LEAVE_TIMEOUT.total_seconds()
+    while not store.check(keys) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def limit_steps(stall_seconds: float) -> None:

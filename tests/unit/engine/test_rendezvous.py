@@ -11,6 +11,7 @@ import pytest
 
 from smt.engine import distributed, rendezvous
 from smt.engine.launch import free_port
+from testbed.waiting import wait_for
 from tests.helpers import ROOT, forkserver
 
 STEP = {
@@ -89,25 +90,34 @@ def test_a_single_process_needs_no_variables():
     assert variables == {"SLURM_JOB_ID": "812"}
 
 
+AWAITED, LOST, TIMEOUT = "TEST_AWAITED", "TEST_LOST_RANK", "TEST_LEAVE_SECONDS"
+
+
 def connect(timeout: timedelta) -> None:
-    """Run one rank; print whether it connected."""
+    """Run one rank; print whether it connected. Rank 0 ends once its file to wait for is there."""
     rendezvous._REPORT_INTERVAL = timedelta(seconds=1)
     rendezvous.CONNECT_TIMEOUT = timeout
+    rendezvous.LEAVE_TIMEOUT = timedelta(seconds=float(os.environ.get(TIMEOUT, "300")))
     logging.basicConfig(format="%(message)s")
     try:
         rendezvous.connect("gloo")
-        print("connected")
+        print("connected", flush=True)
     except RuntimeError as error:
         print(type(error).__name__)
+    if os.environ["RANK"] == "0" and AWAITED in os.environ:
+        wait_for(Path(os.environ[AWAITED]).exists)
+    if os.environ["RANK"] == os.environ.get(LOST):
+        os._exit(1)
     distributed.stop()
+    print("left", flush=True)
 
 
-def output_of(ranks: list[int], world_size: int, folder: Path, timeout: float = 300) -> list[str]:
-    """Start these ranks of a training, and return the output of each; timeout in seconds."""
+def start(ranks: list[int], world_size: int, folder: Path, timeout: float = 300, **more: str):
+    """Start these ranks of a training, each with its output in a file; timeout in seconds."""
     port, processes = str(free_port()), []
     for rank in ranks:
         variables = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0",
-                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **more}  # fmt: skip
         with (folder / str(rank)).open("wb") as file:
             processes.append(
                 forkserver.start(
@@ -115,7 +125,12 @@ def output_of(ranks: list[int], world_size: int, folder: Path, timeout: float = 
                     env={**os.environ, **variables}, stdout=file, stderr=file,
                 )
             )  # fmt: skip
-    for process in processes:
+    return processes
+
+
+def output_of(ranks: list[int], world_size: int, folder: Path, timeout: float = 300, **more: str):
+    """Return the output of each of these ranks, once all have ended."""
+    for process in start(ranks, world_size, folder, timeout, **more):
         process.wait()
     return [(folder / str(rank)).read_text() for rank in ranks]
 
@@ -124,7 +139,7 @@ def test_a_rank_that_has_not_started_is_named(tmp_path):
     """Rank 1 never starts: rank 0 names it while it waits, and fails after the timeout."""
     (output,) = output_of([0], 2, tmp_path, timeout=3)
     assert "waits for 1 of 2 processes: ranks 1 have not started" in output
-    assert output.endswith("DistStoreError\n")
+    assert output.endswith("DistStoreError\nleft\n")
 
 
 def test_a_rank_0_that_does_not_answer_is_named_with_its_address(tmp_path):
@@ -136,7 +151,28 @@ def test_a_rank_0_that_does_not_answer_is_named_with_its_address(tmp_path):
 def test_ranks_connect_and_none_by_ending_then_breaks_off_what_others_still_open(tmp_path):
     """Each ends right after it connected; with so many, some do while others still connect."""
     for output in output_of(list(range(12)), 12, tmp_path):
-        assert output.endswith("connected\n")
+        assert output.endswith("connected\nleft\n")
+
+
+def test_a_rank_keeps_its_connections_until_every_other_has_ended_its_exchanges(tmp_path):
+    awaited = tmp_path / "awaited"
+    processes = start([0, 1], 2, tmp_path, **{AWAITED: str(awaited), TIMEOUT: "300"})
+    wait_for(lambda: all((tmp_path / rank).read_text().endswith("connected\n") for rank in "01"))
+    assert processes[1].poll() is None
+    awaited.touch()
+    for process in processes:
+        process.wait()
+    assert all((tmp_path / rank).read_text().endswith("left\n") for rank in "01")
+
+
+def test_a_lost_rank_is_waited_for_until_the_timeout_at_most(tmp_path):
+    output, _ = output_of([0, 1], 2, tmp_path, **{LOST: "1", TIMEOUT: "1"})
+    assert output.endswith("connected\nleft\n")
+
+
+def test_rank_0_which_serves_the_store_may_be_lost(tmp_path):
+    _, output = output_of([0, 1], 2, tmp_path, **{LOST: "0"})
+    assert output.startswith("connected\n") and output.endswith("left\n")
 
 
 if __name__ == "__main__":
