@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from smt.engine import distributed
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import TrainingDiverged
 from smt.engine.trainer import TrainingStopped
-from smt.errors import EXIT_TRAINING, UserError, first_line
+from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.runs import provenance, record
 from smt.runs.claim import Claim, ClaimLost
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 PEER_FAILURE_TIMEOUT = 3.0
 """Seconds to wait for the failure record of a rank whose connection was lost."""
+_FULL = 1 << 20
+"""Free bytes of a file system on which a checkpoint has no room, and a record may have none."""
 
 
 class Failures:
@@ -74,7 +77,10 @@ class Failures:
 
     @contextmanager
     def detect_peer_loss(self) -> Iterator[None]:
-        """Turn a failed collective into PeerFailed if the other recorded why, else PeerLost."""
+        """Turn a failed collective into PeerFailed if the other recorded why, else PeerLost.
+
+        Where the disk is full, so that nobody can record anything, it is a TrainingError.
+        """
         try:
             yield
         except Exception as error:
@@ -84,6 +90,13 @@ class Failures:
             code = self._failure_of_peer()
             if code is not None:
                 raise PeerFailed(code) from None
+            if _is_full(self._work_dir):
+                raise TrainingError(
+                    f"{self._run}: rank {self._ranks.rank} of {self._ranks.world_size} lost the "
+                    f"connection to another, which could not record why: the disk of "
+                    f"{self._work_dir} is full; fix that and run the same command again: it "
+                    "resumes from its last checkpoint"
+                ) from None
             raise PeerLost(
                 f"{self._run}: rank {self._ranks.rank} of {self._ranks.world_size} lost the "
                 f"connection to another ({distributed.cause_of_loss(error)}): killed, or its node "
@@ -102,3 +115,10 @@ class Failures:
             if failure is not None or time.monotonic() > deadline:
                 return failure.exit_code if failure else None
             time.sleep(0.1)
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _FULL
+    except OSError:
+        return False
