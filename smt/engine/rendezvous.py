@@ -181,12 +181,14 @@ def _store(process: ProcessRank) -> Store:
             )
             return store
         except dist.DistNetworkError:
-            if serves or time.monotonic() > deadline:
+            if serves:
                 raise
             log.warning(
                 "rank %d on %s waits for rank 0: nothing answers at %s port %d",
                 process.rank, socket.gethostname(), address, port,
             )  # fmt: skip
+            if time.monotonic() > deadline:
+                raise
 
 
 def _wait_for_all(store: Store, process: ProcessRank) -> None:
@@ -200,10 +202,10 @@ def _wait_for_all(store: Store, process: ProcessRank) -> None:
             return
         except (dist.DistStoreError, RuntimeError):
             missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
-            if missing and time.monotonic() > deadline:
-                raise
             log.warning(
                 "rank %d on %s waits for %d of %d processes: ranks %s have not started",
                 process.rank, socket.gethostname(), len(missing), len(keys),
                 ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else ""),
             )  # fmt: skip
+            if missing and time.monotonic() > deadline:
+                raise
