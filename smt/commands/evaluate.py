@@ -15,7 +15,6 @@ from smt.config.project import Project
 from smt.engine import requeue
 from smt.engine.preempt import StopRequest
 from smt.errors import EXIT_RESUME, UserError, suggest
-from smt.report.released import with_interval
 
 if TYPE_CHECKING:
     from smt.runs.paths import Layout
@@ -192,6 +191,8 @@ def _experiment_of(project: Project, experiment: str | None, model: str | None) 
 
 
 def _print(project: Project, layout: "Layout", result: "ReleasedEvaluation") -> None:
+    from smt.report.released import with_interval
+
     numbers = []
     for name in result.metrics:
         text = f"{METRICS[name].name} {with_interval(result, name)}"

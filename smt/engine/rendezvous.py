@@ -70,20 +70,20 @@ def leave() -> None:
     """
     process, store = process_rank(), _stores.pop()
     others = range(1, process.world_size)
+    deadline = time.monotonic() + LEAVE_TIMEOUT.total_seconds()
     try:
         store.set(f"rank {process.rank} ends", "")
-        _wait_briefly(store, [f"rank {rank} ends" for rank in (0, *others)])
+        _wait_until(deadline, store, [f"rank {rank} ends" for rank in (0, *others)])
         if process.rank > 0:
             store.set(f"rank {process.rank} has left", "")
         else:  # it serves the store, which the others read
-            _wait_briefly(store, [f"rank {rank} has left" for rank in others])
+            _wait_until(deadline, store, [f"rank {rank} has left" for rank in others])
     except (dist.DistError, RuntimeError):
         pass  # rank 0 is lost
 
 
-def _wait_briefly(store: Store, keys: list[str]) -> None:
-    """Wait for these keys, LEAVE_TIMEOUT at most; torch's own wait prints those it misses."""
-    deadline = time.monotonic() + LEAVE_TIMEOUT.total_seconds()
+def _wait_until(deadline: float, store: Store, keys: list[str]) -> None:
+    """Wait for these keys; torch's own wait prints those it misses. `deadline` is monotonic."""
     while not store.check(keys) and time.monotonic() < deadline:
         time.sleep(0.02)
 

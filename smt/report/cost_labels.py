@@ -52,10 +52,10 @@ def write_labels(
         )  # fmt: skip
         label.set_in_layout(False)
         label.get_window_extent(renderer)  # moves it; the extent with the line is of no use here
-        at_point = Text.get_window_extent(label, renderer).padded(2 * pixel)
-        width = at_point.width - 4 * pixel
+        extent = Text.get_window_extent(label, renderer)
         for x, y, alignment in _places():
-            box = at_point.translated(x * pixel - _SHARE_LEFT[alignment] * width, y * pixel)
+            right = x * pixel - _SHARE_LEFT[alignment] * extent.width
+            box = extent.translated(right, y * pixel).padded(2 * pixel)
             if _is_inside(box, axes.bbox) and not any(box.overlaps(other) for other in taken):
                 break
         label.set(position=(x, y), horizontalalignment=alignment)

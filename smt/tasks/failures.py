@@ -12,7 +12,7 @@ from smt.config.experiments import Run
 from smt.engine import distributed
 from smt.engine.distributed import PeerFailed, PeerLost, Ranks
 from smt.engine.guard import TrainingDiverged
-from smt.engine.trainer import TrainingStopped
+from smt.engine.trainer import RETRY, TrainingStopped
 from smt.errors import EXIT_TRAINING, TrainingError, UserError, first_line
 from smt.runs import provenance, record
 from smt.runs.claim import Claim, ClaimLost
@@ -90,18 +90,18 @@ class Failures:
             code = self._failure_of_peer()
             if code is not None:
                 raise PeerFailed(code) from None
+            lost = (
+                f"{self._run}: rank {self._ranks.rank} of {self._ranks.world_size} lost the "
+                "connection to another"
+            )
             if _is_full(self._work_dir):
                 raise TrainingError(
-                    f"{self._run}: rank {self._ranks.rank} of {self._ranks.world_size} lost the "
-                    f"connection to another, which could not record why: the disk of "
-                    f"{self._work_dir} is full; fix that and run the same command again: it "
-                    "resumes from its last checkpoint"
+                    f"{lost}, which could not record why: the disk of {self._work_dir} is full; "
+                    f"{RETRY}"
                 ) from None
             raise PeerLost(
-                f"{self._run}: rank {self._ranks.rank} of {self._ranks.world_size} lost the "
-                f"connection to another ({distributed.cause_of_loss(error)}): killed, or its node "
-                "is down; "
-                "the same command resumes from the last checkpoint"
+                f"{lost} ({distributed.cause_of_loss(error)}): killed, or its node is down; the "
+                "same command resumes from the last checkpoint"
             ) from None
 
     def _is_loss_of_peer(self, error: Exception) -> bool:

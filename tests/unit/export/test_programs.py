@@ -1,6 +1,8 @@
 """Exported programs compute what the network does, at sizes other than their own."""
 
+import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -113,8 +115,22 @@ def test_a_wrong_ending_and_a_missing_file_are_one_line(file, tmp_path):
         assert message in result.stderr and not target.exists()
 
 
-def test_without_onnx_its_extra_is_named(file, tmp_path, without_onnx):
-    refused = export(file, "onnx", tmp_path / "model.onnx")
+WITHOUT_ONNX = """
+    import sys
+    sys.modules.update(dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "onnx_ir")))
+    import smt.export.check, smt.export.programs  # which torch.export takes as well
+    from smt.cli import main
+    main()
+"""
+
+
+def test_without_onnx_its_extra_is_named(file, tmp_path):
+    """In a process of its own, which has imported nothing of it before."""
+    arguments = ["export", file, "--format", "onnx", "-o", tmp_path / "model.onnx", "--size", SIZE]
+    refused = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WITHOUT_ONNX), *map(str, arguments)],
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert "pip install 'smt-reproduction[export]'" in refused.stderr
 
