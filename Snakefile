@@ -20,7 +20,7 @@ include: "workflow/rules/targets.smk"
 
 
 onstart:
-    begin(workflow.dag.needrun_jobs())
+    begin(list(workflow.dag.needrun_jobs()))
 
 
 onsuccess:

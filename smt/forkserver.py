@@ -34,7 +34,9 @@ starts, such as the trainings of `smt prove`, do not use the server."""
 DISABLED = "0"
 """Value of the variable with which no server is started."""
 
-COMMANDS = ("data", "train", "evaluate", "profile", "sync", "tables", "figures", "report")
+COMMANDS = (
+    "data", "train", "evaluate", "profile", "look", "sync", "tables", "figures", "report",
+)  # fmt: skip
 """Commands of the workflow's jobs, which run as forks."""
 
 _PRELOADED = (

@@ -92,6 +92,32 @@ def test_a_run_ends_with_the_same_bytes_as_in_new_processes(server, project, tmp
     assert weights(project) == weights(other)
 
 
+def test_snakemake_starts_a_server_for_its_jobs_and_the_sender_of_metrics(project, tmp_path):
+    slow_down(project)
+    snakemake = project.start(
+        "snakemake", "--profile", "local", EXPERIMENT, "--config", "scale=smoke",
+        log=tmp_path / "log",
+    )  # fmt: skip
+    try:
+        wait_for(
+            lambda: (
+                snakemake.poll() is not None
+                or any(path.stat().st_size for path in project.folder.rglob("journal.jsonl"))
+            ),
+            (tmp_path / "log").read_text,
+        )
+        children = psutil.Process(snakemake.pid).children()
+        (started,) = [child for child in children if "smt.forkserver" in child.cmdline()]
+        (sender,) = [child for child in children if "--watch" in child.cmdline()]
+        trainings = forks(started)
+        assert trainings
+    finally:
+        snakemake.kill()
+        snakemake.wait()
+    ours = (started, sender, *trainings)
+    wait_for(lambda: not any(process.is_running() for process in ours), lambda: str(ours))
+
+
 def test_a_user_error_has_the_exit_code_and_the_line_of_a_new_process(server, project):
     code, stdout, stderr = run(project, server[1], "train", "imagenet1k_smt_tinny")
     expected = new_process(project, "train", "imagenet1k_smt_tinny")

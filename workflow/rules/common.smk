@@ -96,10 +96,13 @@ def end():
 
 
 def preload(jobs):
-    """Import torch once for all jobs, if these run on this machine and in this environment."""
+    """Import torch once for all jobs, if these run on this machine and in this environment.
+
+    That takes as long as the imports of two or three jobs.
+    """
     global FORKSERVER
     ours = workflow.local_exec and not workflow.deployment_settings.deployment_method
-    if ours and any(job.rule.name in dag.TRAINING_RULES for job in jobs):
+    if ours and len(jobs) > 3:
         FORKSERVER = forkserver.start()
 
 
