@@ -192,6 +192,7 @@ class Executor(RemoteExecutor):
         self._wake.set()
         with contextlib.suppress(OSError):  # of Snakemake's temporary folder, which is not used
             super().shutdown()
+        self._tracker.close()
 
     # --- the command line within a job ------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from snakemake_executor_plugin_submitit import shared_folder
 from snakemake_executor_plugin_submitit.job_step import JobStep
 from snakemake_executor_plugin_submitit.registry import Record
 from snakemake_executor_plugin_submitit.resources import Request
@@ -74,6 +75,13 @@ class TrackedJob:
     def job_id(self) -> str | None:
         """Its id in SLURM, or None before its submission."""
         return self.record.job_id if self.phase is Phase.MONITOR else None
+
+    def is_marked_incomplete(self) -> bool:
+        """Return whether Snakemake has yet to record outputs of this job, which has succeeded.
+
+        A Snakemake that starts meanwhile requests the job again.
+        """
+        return any(shared_folder.exists(path) for path, _ in self.step.marks)
 
     def enter(self, phase: Phase) -> None:
         """Begin another phase."""

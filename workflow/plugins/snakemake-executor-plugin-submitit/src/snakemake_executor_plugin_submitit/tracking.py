@@ -57,6 +57,8 @@ class Tracker:
         self._poller = StatusPoller(backend, folder, settings.status_interval or 10.0, logger)
         self._reattachment = Reattachment(folder, registry, backend, self._poller, triggers, logger)
         self._jobs: list[TrackedJob] = []
+        self._succeeded: list[TrackedJob] = []
+        """Reported, and kept on record until Snakemake has recorded their outputs."""
 
     def track(
         self,
@@ -100,10 +102,19 @@ class Tracker:
                     self._registry.update(job.record, cancelled=True)
         return accepted
 
+    def close(self) -> None:
+        """Forget all jobs that have succeeded: Snakemake is about to end."""
+        self._forget(self._succeeded)
+
     # --- once a cycle, for all jobs ---------------------------------------------------------------
 
     def poll(self) -> None:
         """Look for results, and poll SLURM if it is time to."""
+        again = {job.record.key for job in self._jobs}  # as Snakemake's own checks have failed
+        self._forget([
+            job for job in self._succeeded
+            if job.record.key in again or not job.is_marked_incomplete()
+        ])  # fmt: skip
         if not self._jobs:
             return
         self._poller.list_results()
@@ -151,7 +162,7 @@ class Tracker:
         try:
             job_id = self._backend.submit(job.step, job.request, job.record.name)
         except SubmissionRejected as error:
-            self._finish(job, keep_log=True)
+            self._fail(job)
             return Outcome(f"rejected by sbatch: {error}")
         except SubmissionUnconfirmed as error:
             return self._retry_later(job, str(error))
@@ -172,7 +183,7 @@ class Tracker:
         assert job.first_try is not None
         elapsed = time.monotonic() - job.first_try
         if elapsed > (self._settings.submit_timeout or 0):
-            self._finish(job, keep_log=True)
+            self._fail(job)
             return Outcome(
                 f"not submitted within {elapsed:.0f} s (submitit-submit-timeout): {error}"
             )
@@ -241,10 +252,11 @@ class Tracker:
     def _finish_with_result(self, job: TrackedJob, result: dict[str, Any]) -> Outcome:
         log = self._log_path(job)
         if result["exit_code"] == 0:
-            self._finish(job, keep_log=self._settings.keep_logs == "all")
+            self._stop_tracking(job)
+            self._succeeded.append(job)
             return Outcome()
         message = self._explain(job, diagnosis.result_status(result, log), result["message"])
-        self._finish(job, keep_log=True)
+        self._fail(job)
         return Outcome(message, log)
 
     def _handle_end_without_result(
@@ -255,7 +267,7 @@ class Tracker:
         assert job_id is not None
         log = self._log_path(job)
         if job.reattached:  # it failed while no Snakemake ran: this run starts it afresh
-            self._forget(job.record, keep_log=True)
+            self._remove(job.record, keep_log=True)
             job.record, job.reattached = job.new_record, False
             job.enter(Phase.SUBMIT)
             return None
@@ -268,7 +280,7 @@ class Tracker:
         if failure is None:
             self._resubmit(job, status)
             return None
-        self._finish(job, keep_log=True)
+        self._fail(job)
         return Outcome(failure, log if shared_folder.exists(log) else None)
 
     def _failure(self, job: TrackedJob, status: Status, log: Path) -> str | None:
@@ -323,16 +335,20 @@ class Tracker:
         )
         job.enter(Phase.SUBMIT)
 
-    def _finish(self, job: TrackedJob, keep_log: bool) -> None:
-        """Stop tracking a job, whose end is reported next. Errors of the file system do not count.
-
-        The files of the folder are not needed any more, but the job's outputs are: Snakemake looks
-        for them next.
-        """
+    def _stop_tracking(self, job: TrackedJob) -> None:
+        """Stop tracking a job, whose end is reported next: Snakemake then looks for its outputs."""
         self._jobs.remove(job)
         shared_folder.refresh(*job.outputs, *job.rule_logs)
-        if not any(other.record.key == job.record.key for other in self._jobs):
-            self._forget(job.record, keep_log)
 
-    def _forget(self, record: Record, keep_log: bool) -> None:
+    def _fail(self, job: TrackedJob) -> None:
+        self._stop_tracking(job)
+        self._remove(job.record, keep_log=True)
+
+    def _forget(self, jobs: list[TrackedJob]) -> None:
+        """Remove the records and files of jobs that have succeeded."""
+        for job in list(jobs):
+            self._succeeded.remove(job)
+            self._remove(job.record, keep_log=self._settings.keep_logs == "all")
+
+    def _remove(self, record: Record, keep_log: bool) -> None:
         job_files.forget(self._registry, self._folder, record, self._logger, keep_log)

@@ -4,6 +4,7 @@ import logging
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,7 +32,8 @@ def succeeded(tmp_path):
     settings = ExecutorSettings(cluster="local")
     backend = create_backend(settings, registry.folder)
     tracker = Tracker(settings, registry.folder, registry, backend, logging.getLogger(), {"code"})
-    job = tracker.track(new_record, step=None, request=None, outputs=[str(output)], rule_logs=[])
+    step = SimpleNamespace(marks=[(str(tmp_path / "incomplete"), "{}")])
+    job = tracker.track(new_record, step, request=None, outputs=[str(output)], rule_logs=[])
     tracker.poll()
     return tracker, job, output
 
@@ -46,6 +48,46 @@ def test_a_job_whose_output_is_missing_is_run_again(succeeded):
     tracker, job, _ = succeeded
     assert tracker.advance(job) is None
     assert job.phase is Phase.AWAIT_CONFLICTS and not job.reattached
+
+
+def is_on_record(tracker):
+    return (tracker._registry.folder / "k.json").exists()
+
+
+def test_a_job_stays_on_record_until_snakemake_has_recorded_its_outputs(succeeded, tmp_path):
+    """Without its record, a Snakemake that starts after a kill in between runs it again."""
+    tracker, job, output = succeeded
+    marker = tmp_path / "incomplete"
+    output.touch()
+    marker.touch()
+    tracker.advance(job)
+    tracker.poll()
+    assert is_on_record(tracker)
+    marker.unlink()
+    tracker.poll()
+    assert not is_on_record(tracker)
+
+
+def test_no_job_stays_on_record_when_snakemake_ends(succeeded, tmp_path):
+    """With --keep-incomplete, the marker of a job whose outputs Snakemake refuses stays."""
+    tracker, job, output = succeeded
+    output.touch()
+    (tmp_path / "incomplete").touch()
+    tracker.advance(job)
+    tracker.close()
+    assert not is_on_record(tracker)
+
+
+def test_a_job_whose_outputs_snakemake_refuses_is_run_again(succeeded, tmp_path):
+    tracker, job, output = succeeded
+    output.touch()
+    (tmp_path / "incomplete").touch()
+    tracker.advance(job)
+    retry = tracker.track(job.new_record, job.step, None, [str(output)], [])
+    tracker.poll()
+    assert not is_on_record(tracker)
+    tracker._reattachment.match(retry)
+    assert retry.phase is Phase.SUBMIT
 
 
 # --- a file system that caches lookups ------------------------------------------------------------
@@ -99,6 +141,7 @@ def test_files_that_cannot_be_removed_end_nothing_and_are_reported_in_one_line(s
     for path in blocked:
         path.mkdir()
     assert tracker.advance(job) == Outcome()
+    tracker.poll()
     (line,) = [record.message for record in caplog.records]
     assert "not removed, and not needed any more" in line and "(and 1 others)" in line
     assert not (folder / "k.json").exists() and all(path.exists() for path in blocked)
