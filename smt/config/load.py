@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -251,6 +252,11 @@ class _SectionReader:
         return sources
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 def _validate(
     kind: type[T],
     data: Any,
@@ -259,7 +265,8 @@ def _validate(
 ) -> T:
     """Return `data` as a `kind`; on the first error, say where in `sources` it stands."""
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+        adapter: TypeAdapter[T] = _adapter(cast("Hashable", kind))
+        return adapter.validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         # A mistyped key is unknown, and the right one missing: the typing error says more.
         first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")

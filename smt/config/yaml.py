@@ -1,6 +1,9 @@
 """YAML files read strictly: duplicate keys refused, every key's line number known."""
 
+import copy
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,18 @@ def _collect_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) ->
             _collect_lines(value, (*path, index), lines)
 
 
+@lru_cache(maxsize=64)  # commands read the same params at their own scale and at the paper's
+def _parse(text: str) -> tuple[Any, Mapping[KeyPath, int]]:
+    """Return the data of a YAML text, and the line of each key. Others get the same objects."""
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    lines: dict[KeyPath, int] = {}
+    if node is None:
+        return None, lines
+    _collect_lines(node, (), lines)
+    return loader.construct_document(node), lines
+
+
 class YamlFile:
     """One YAML file: its data, and where each key stands.
 
@@ -69,9 +84,7 @@ class YamlFile:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
         try:
-            loader = _Loader(text)
-            node = loader.get_single_node()
-            data = None if node is None else loader.construct_document(node)
+            data, self._lines = _parse(text)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -79,10 +92,7 @@ class YamlFile:
             raise UserError(f"{where}: not valid YAML: {problem}") from None
         if not isinstance(data, dict):
             raise UserError(f"{path}: expected a mapping of names, found {type(data).__name__}")
-        self.data: dict[str, Any] = data
-        self._lines: dict[KeyPath, int] = {}
-        assert node is not None  # data is a mapping
-        _collect_lines(node, (), self._lines)
+        self.data: dict[str, Any] = copy.deepcopy(data)
 
     def has(self, key_path: KeyPath) -> bool:
         """Return whether the file itself has this key."""
