@@ -10,11 +10,10 @@ from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image, ImageDraw
 from torch import nn
 
-from smt.config.load import load_project
 from smt.detection.structures import Target
 from smt.models import profile
 from smt.models.pyramid import Pyramid
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -48,7 +47,7 @@ class SmallBackbone(nn.Module):
 
 def head(name, **changes):
     """Return the paper's head with `changes`."""
-    return load_project(ROOT / "params", "paper").heads[name].model_copy(update=changes)
+    return project_at("paper").heads[name].model_copy(update=changes)
 
 
 def small(detector, name, *, classes=3, seed=0, **changes):
@@ -65,7 +64,7 @@ def small(detector, name, *, classes=3, seed=0, **changes):
 
 def on_meta(detector, name):
     """Return the paper's detector on SMT-S with 80 classes, on the meta device."""
-    model = load_project(ROOT / "params", "paper").models["smt_small"]
+    model = project_at("paper").models["smt_small"]
     with torch.device("meta"):
         return detector(Pyramid(model, 0.2), head=head(name), classes=80).eval()
 

@@ -229,8 +229,11 @@ def _fill_caches() -> None:
     """Compute what would take each fork seconds: digests of the source, and installed packages."""
     from smt.datasets.demo import digits
     from smt.runs import provenance, source
+    from tests.helpers.params import project_at
 
     digits.mnist()
+    for scale in ("smoke", "demo", "paper"):  # which parses what copies of the params have as well
+        project_at(scale)
     source.digests = cache(source.digests)
     provenance.packages = cache(provenance.packages)
     source.digests(), provenance.packages()

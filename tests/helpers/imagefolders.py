@@ -6,13 +6,12 @@ import numpy as np
 from PIL import Image
 
 from smt.config.datasets import Dataset
-from smt.config.load import load_project
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
 from smt.data.imagenet import ImageFolder
 from smt.datasets import manifest, manifest_writer
 from smt.runs.paths import Layout
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
 
 def write_images(folder: Path, classes: int, per_class: int, seed: int = 0) -> None:
@@ -31,7 +30,7 @@ def project_of(root: Path, classes: int, train: int, val: int = 0) -> Project:
         title="tiny", root=str(root), classes=classes, train_images=train, val_images=val,
         source="counted", generator=None,
     )  # fmt: skip
-    return load_project(ROOT / "params", "demo").model_copy(update={"datasets": {"tiny": dataset}})
+    return project_at("demo").model_copy(update={"datasets": {"tiny": dataset}})
 
 
 def open_folder(root: Path, split: str, classes: int, train: int, val: int = 0) -> ImageFolder:
@@ -43,7 +42,7 @@ def open_folder(root: Path, split: str, classes: int, train: int, val: int = 0) 
 
 def recipe_of(**changes: object) -> ClassificationRecipe:
     """Return the paper's recipe for 32 pixels and global batches of 16 in micro-batches of 4."""
-    recipe = load_project(ROOT / "params", "paper").recipes["imagenet1k"]
+    recipe = project_at("paper").recipes["imagenet1k"]
     assert isinstance(recipe, ClassificationRecipe)
     small = {"resolution": 32, "global_batch": 16, "device_batch": 4}
     return recipe.model_copy(update={**small, **changes})

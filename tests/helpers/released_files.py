@@ -8,9 +8,8 @@ from unittest import mock
 
 import torch
 
-from smt.config.load import load_project
 from smt.models import released, zoo
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 
 SCALE = "smoke"
 """Scale with a small model; `--scale` of smt convert."""
@@ -21,7 +20,7 @@ STEPS_OF_IMAGENET1K = 1251
 
 def state(classes=1000, steps=300 * STEPS_OF_IMAGENET1K):
     """Return the released state dict of a small SMT-T, with `steps` in its BatchNorm counters."""
-    model = load_project(bundled_params(), SCALE).models["smt_tiny"]
+    model = project_at(SCALE).models["smt_tiny"]
     torch.manual_seed(0)
     tensors = released.to_released(zoo.build(model, num_classes=classes).state_dict())
     return {

@@ -10,14 +10,13 @@ from faster_coco_eval import COCO, mask
 from PIL import Image, ImageDraw
 
 from smt.config.heads import Sampling
-from smt.config.load import load_project
 from smt.detection.matching import BACKGROUND, LEFT_OUT
 from smt.detection.paste import paste
 from smt.detection.structures import Target
 from smt.detection.two_stage import TwoStageDetector
 from smt.models.pyramid import Pyramid
-from tests.helpers import ROOT
 from tests.helpers.dense_scenes import SmallBackbone, coco_ap, corners, head, iou
+from tests.helpers.params import project_at
 
 
 def small(name, *, classes=3, seed=0, boxes=64, spread=0.0, **changes):
@@ -52,7 +51,7 @@ def small(name, *, classes=3, seed=0, boxes=64, spread=0.0, **changes):
 
 def on_meta(name, backbone="smt_small"):
     """Return the paper's detector of 80 classes, on the meta device."""
-    model = load_project(ROOT / "params", "paper").models[backbone]
+    model = project_at("paper").models[backbone]
     with torch.device("meta"):
         return TwoStageDetector(Pyramid(model, 0.2), head=head(name), classes=80).eval()
 

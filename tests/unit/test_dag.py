@@ -5,17 +5,16 @@ import re
 import pytest
 
 from smt import dag
-from smt.config.load import load_project
 from smt.errors import UserError
 from smt.runs.paths import Layout
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
 TABLE = "imagenet1k"
 
 
 def plan_with_table(name):
     """Return the plan of a project in which the table of results has another name."""
-    project = load_project(ROOT / "params", "demo")
+    project = project_at("demo")
     tables = {name: project.tables[TABLE]}
     return dag.Plan(project.model_copy(update={"tables": tables}), Layout("demo"))
 

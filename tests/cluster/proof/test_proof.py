@@ -73,6 +73,7 @@ def alive(process):
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_a_proof_through_slurm_ends_equal(cluster, login_node):
     """Its event cancels the job of an attempt; the next attempt is a job of its own."""
     set_epochs(login_node, 8)

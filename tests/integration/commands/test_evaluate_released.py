@@ -7,11 +7,10 @@ import shutil
 import pytest
 import yaml
 
-from smt.config.load import load_project
 from smt.models import released, zoo
 from smt.runs.atomic import sha256
-from smt.runs.paths import bundled_params
 from tests.helpers import golden_fill, released_files
+from tests.helpers.params import project_at
 from tests.helpers.project_copy import ProjectCopy
 
 SCALE = ("--scale", "smoke")
@@ -25,7 +24,7 @@ def made(tmp_path_factory):
     project = ProjectCopy(tmp_path_factory.mktemp("released") / "project")
     done = project.smt("data", "make", "imagenet1k", *SCALE)
     assert done.returncode == 0, done.stderr
-    model = load_project(bundled_params(), "smoke").models["smt_tiny"]
+    model = project_at("smoke").models["smt_tiny"]
     ours = zoo.skeleton(model, num_classes=10).state_dict()
     shapes = {name: list(it.shape) for name, it in released.to_released(ours).items()}
     state = {n: it.float() if it.is_floating_point() else it

@@ -28,6 +28,7 @@ from smt.runs.paths import Layout
 from smt.runs.record import Attempt, Environment, Provenance, RunMetrics
 from smt.runs.state import RunState, State
 from tests.helpers import ROOT
+from tests.helpers.params import project_at
 from tests.helpers.project_copy import ProjectCopy
 
 TINY, SMALL, BASE = (f"imagenet1k_smt_{variant}" for variant in ("tiny", "small", "base"))
@@ -35,8 +36,8 @@ STAGE3, LARGE = "ablation_stage3_msa", "imagenet22k_smt_large"
 AT_384 = "imagenet1k_smt_large_384"
 DETECTOR, SEGMENTER = "coco_mask_rcnn_1x_smt_small", "ade20k_upernet_smt_small"
 SHARED = (TINY, SMALL, BASE, STAGE3)
-PAPER = load_project(ROOT / "params", "paper")
-DEMO = load_project(ROOT / "params", "demo")
+PAPER = project_at("paper")
+DEMO = project_at("demo")
 CLUSTER = PAPER.cluster
 
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from smt.commands.plan import command as plan_command
 from smt.commands.rehearse import command
-from smt.config.load import load_project
 from smt.detection import pooling
 from smt.detection.transfer import to_device
 from smt.errors import UserError
@@ -22,11 +21,12 @@ from smt.models import mixed_precision
 from smt.rehearsal import fake_gpu, memory
 from smt.rehearsal.run import rehearse
 from smt.runs import rehearsals
-from smt.runs.paths import Layout, bundled_params
+from smt.runs.paths import Layout
 from smt.tasks import synthetic
 from smt.tasks.network import network
+from tests.helpers.params import project_at
 
-SMOKE, PAPER = (load_project(bundled_params(), scale) for scale in ("smoke", "paper"))
+SMOKE, PAPER = (project_at(scale) for scale in ("smoke", "paper"))
 CLASSIFIER, DETECTOR = "imagenet1k_smt_tiny", "coco_mask_rcnn_1x_smt_small"
 GIB = 2**30
 
@@ -304,6 +304,7 @@ def only(names, monkeypatch):
     return layout
 
 
+@pytest.mark.slow
 def test_recomputed_a_network_takes_less_and_is_kept_beside_the_other(results):
     plain, less = (
         rehearse(PAPER, CLASSIFIER, images=16, recompute=recompute) for recompute in (False, True)
@@ -392,7 +393,7 @@ def test_a_detector_s_batch_is_as_large_as_its_recipe_s_augmentation_can_make_it
     assert sizes(images=2) == ([(800, 1333)] * 2, (800, 1344))
     recipe = PAPER.recipes["mask_rcnn_3x"]
     assert synthetic.largest_sizes(recipe) == ((800, 1333), (1333, 800))
-    demo = load_project(bundled_params(), "demo").recipes["mask_rcnn_3x"]
+    demo = project_at("demo").recipes["mask_rcnn_3x"]
     assert synthetic.largest_sizes(demo) == ((96, 160), (160, 96))
 
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from smt.config.load import load_project
 from smt.models import zoo
 from smt.rehearsal.traffic import Traffic, traffic
-from smt.runs.paths import bundled_params
 from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
-PAPER = load_project(bundled_params(), "paper").models
+PAPER = project_at("paper").models
 BATCH, INPUTS, OUTPUTS = 5, 7, 3
 
 
@@ -87,7 +86,13 @@ def benchmark(monkeypatch):
 
 # A block casts its parameters together, forward and backward, and the sum before each norm. Outside
 # of blocks autocast's own casts are left: of stem, embeddings and head.
-@pytest.mark.parametrize("name", ["smt_tiny", "smt_small", "smt_base", "smt_large"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smt_tiny",
+        *(pytest.param(f"smt_{it}", marks=pytest.mark.slow) for it in ("small", "base", "large")),
+    ],
+)
 def test_a_block_takes_few_casts(monkeypatch, name):
     model, images = PAPER[name], torch.randn(2, 3, 64, 64)
     script = benchmark(monkeypatch)
@@ -100,6 +105,7 @@ def test_a_block_takes_few_casts(monkeypatch, name):
     assert 0 < counted.casts <= 5 * blocks + 40
 
 
+@pytest.mark.slow
 def test_a_model_of_the_paper_moves_less_than_the_plain_baseline(monkeypatch, capsys):
     script = benchmark(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["model.py", "--only", "traffic", "--traffic-batch", "16"])

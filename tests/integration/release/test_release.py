@@ -344,6 +344,7 @@ def test_a_detector_is_refused_for_timm_loads_classifiers(tmp_path):
 # --- the paper's own models ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_of_the_papers_size_loads_by_its_name_in_timm(finished, tmp_path):
     """SMT-T at the paper's size, trained for one epoch on digits."""
     project = copy(finished, tmp_path / "project")

@@ -24,7 +24,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from smt.config.experiments import Run
-from smt.config.load import load_project
 from smt.datasets import manifest_writer
 from smt.datasets.label_maps import NO_CLASS
 from smt.engine import optim
@@ -34,7 +33,7 @@ from smt.evaluation.coco import PREFIX
 from smt.evaluation.predictions import ImageResult, entries, read
 from smt.runs.paths import Layout
 from smt.tasks.build import build_task
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
 # pycocotools 2.0 under numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -49,7 +48,7 @@ def in_small_batches(project):
     return project.model_copy(update={"recipes": recipes})
 
 
-PROJECT = in_small_batches(load_project(ROOT / "params", "smoke"))
+PROJECT = in_small_batches(project_at("smoke"))
 ONE = Ranks(0, 1, torch.device("cpu"))
 DETECTORS = {
     name: experiment

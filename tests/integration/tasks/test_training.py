@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from smt.config.load import load_project
 from smt.runs.lock import exclusive
 from smt.tasks import evaluation
 from tests.helpers import ROOT, pause
+from tests.helpers.params import project_at
 from tests.helpers.trained_fixtures import STDERR
 from tests.helpers.trainings import (
     IMAGES,
@@ -238,6 +238,6 @@ def test_the_demo_smt_tiny_reaches_93_percent_on_held_out_digits(tmp_path, demo_
     project = make_project(tmp_path, demo_data)
     shutil.copytree(ROOT / "params", project / "params", dirs_exist_ok=True)
     smt(project, "train", RUN)
-    numbers, demo = metrics(project), load_project(ROOT / "params", "demo")
+    numbers, demo = metrics(project), project_at("demo")
     assert numbers["epochs"] == demo.recipes["imagenet1k"].schedule.epochs
     assert numbers["metrics"]["top1"] >= 93

@@ -34,6 +34,7 @@ from tests.helpers.finished_project import (
     shrink,
     work_dir,
 )
+from tests.helpers.params import project_at
 from tests.helpers.project_copy import ProjectCopy
 from tests.helpers.run_files import RunFiles
 from tests.helpers.versioned import SCALE, Versioned
@@ -65,12 +66,12 @@ def trained(done):
 
 
 def test_the_stages_in_the_repository_are_those_of_the_params():
-    demo = load_project(ROOT / "params", "demo")
+    demo = project_at("demo")
     assert (ROOT / "dvc.yaml").read_text() == stages.text(demo, Layout("demo"))
 
 
 def test_only_the_stages_of_detectors_and_segmenters_have_sample_images():
-    demo = load_project(ROOT / "params", "demo")
+    demo = project_at("demo")
     templates = yaml.safe_load(stages.text(demo, Layout("demo")))["stages"]
     downstream, classifiers = templates["downstream"], templates["run"]
     runs = {str(run) for run in demo.runs if demo.experiments[run.experiment].head is not None}
@@ -168,6 +169,7 @@ def test_finished_runs_are_recorded_while_others_are_missing(project):
     assert not stages_to_run & {f"run@{T}-seed0", f"run@{T}-seed1", f"run@{CHILD}-seed0"}
 
 
+@pytest.mark.slow
 def test_dvc_repro_makes_everything_in_a_fresh_checkout(tmp_path):
     project = Versioned(tmp_path / "project")
     shrink(project.folder / "params", (CHILD, SEGMENTER))
@@ -218,7 +220,7 @@ def commit_process(project, recording):
         assert recording.poll() is None, "smt dvc record has ended"
         return next(filter(is_dvc, processes(project)), None)
 
-    return wait_for(find, lambda: "dvc commit did not start", every=0.01)
+    return wait_for(find, lambda: "dvc commit did not start", every=0.05)
 
 
 def kill(project, recording, commit):
@@ -239,7 +241,10 @@ def unrecorded(project):
     return project
 
 
-@pytest.mark.parametrize("objects", [0, 1, 60, 120])
+@pytest.mark.parametrize(
+    "objects",
+    [pytest.param(0, marks=pytest.mark.slow), 1, 60, pytest.param(120, marks=pytest.mark.slow)],
+)
 def test_killed_while_recording_nothing_is_lost_and_the_next_call_continues(
     unrecorded, recording, objects
 ):

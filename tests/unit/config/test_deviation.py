@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from smt.config.deviation import deviation
-from smt.config.load import load_project
 from smt.detection import atss, dino, sparse_rcnn
 from smt.models.sync_norm import SyncBatchNorm
-from smt.runs.paths import bundled_params
 from smt.tasks.synthetic import Synthetic
+from tests.helpers.params import project_at
 
-PAPER, SMOKE = (load_project(bundled_params(), scale) for scale in ("paper", "smoke"))
+PAPER, SMOKE = (project_at(scale) for scale in ("paper", "smoke"))
 HEADS = {entry.head: name for name, entry in PAPER.experiments.items() if entry.head}
 MODULES = (atss, dino, sparse_rcnn)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from smt.config.load import load_project
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 from tests.helpers.project_copy import ProjectCopy
 
 
@@ -307,7 +307,7 @@ def test_numbers_with_an_exponent_and_no_point_are_numbers(tmp_path):
 
 
 def test_an_entry_inherits_from_its_base():
-    recipes: dict[str, Any] = load_project(ROOT / "params", "paper").recipes
+    recipes: dict[str, Any] = project_at("paper").recipes
     recipe, base = recipes["imagenet22k"], recipes["imagenet1k"]
     assert (recipe.optimizer.lr, recipe.schedule.epochs) == (1.25e-4, 90)
     assert recipe.optimizer.betas == base.optimizer.betas
@@ -315,7 +315,7 @@ def test_an_entry_inherits_from_its_base():
 
 
 def test_a_derived_number_is_shown_only_in_its_table():
-    project = load_project(ROOT / "params", "paper")
+    project = project_at("paper")
     published = project.reported_value("ablation_stage3_msa", "top1")
     ladder = project.reported_value("ablation_stage3_msa", "top1", "ablation_components")
     assert published is None and (ladder.value, ladder.source) == (81.6, "summary_derived")
@@ -326,7 +326,7 @@ def test_a_derived_number_is_shown_only_in_its_table():
 
 
 def test_the_demo_changes_sizes_of_models_but_not_their_structure():
-    paper, demo = (load_project(ROOT / "params", scale) for scale in ("paper", "demo"))
+    paper, demo = (project_at(scale) for scale in ("paper", "demo"))
     assert set(paper.experiments) == set(demo.experiments)
     assert demo.models["smt_tiny_heads_8"].widths == demo.models["smt_tiny"].widths
     for name, model in paper.smt_models.items():
@@ -338,7 +338,7 @@ def test_the_demo_changes_sizes_of_models_but_not_their_structure():
 
 
 def test_a_scale_overlays_its_base():
-    demo, smoke = (load_project(ROOT / "params", scale) for scale in ("demo", "smoke"))
+    demo, smoke = (project_at(scale) for scale in ("demo", "smoke"))
     assert set(smoke.experiments) == set(demo.experiments)
     assert (smoke.scale.title, smoke.scale.log_every) == ("smoke scale", 5)
     assert smoke.scale.seeds == demo.scale.seeds
@@ -352,7 +352,7 @@ def test_a_scale_overlays_its_base():
 
 
 def test_every_detector_of_the_demo_is_evaluated_often_enough_for_a_curve():
-    demo = load_project(ROOT / "params", "demo")
+    demo = project_at("demo")
     for name, experiment in demo.experiments.items():
         if experiment.task == "detect":
             recipe = demo.recipe_of(name)

@@ -5,11 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smt.config import macs
-from smt.config.load import load_project
 from smt.models import profile
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 
-PROJECTS = {scale: load_project(bundled_params(), scale) for scale in ("paper", "demo")}
+PROJECTS = {scale: project_at(scale) for scale in ("paper", "demo")}
 TINY = PROJECTS["demo"].models["smt_tiny"]
 
 

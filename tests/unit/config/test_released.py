@@ -8,10 +8,10 @@ from smt.config.load import load_project
 from smt.config.recipes import ClassificationRecipe
 from smt.config.released import Preprocessing, recipe_for
 from smt.errors import UserError
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 from tests.helpers.project_copy import ProjectCopy
 
-RECIPE = cast(ClassificationRecipe, load_project(bundled_params(), "paper").recipes["imagenet1k"])
+RECIPE = cast(ClassificationRecipe, project_at("paper").recipes["imagenet1k"])
 
 
 @pytest.fixture

@@ -8,15 +8,14 @@ from PIL import Image
 
 from smt import dag
 from smt.config.datasets import Dataset
-from smt.config.load import load_project
 from smt.data.ade20k import ADE20KSplit
 from smt.datasets import manifest, verify
 from smt.errors import DataError
 from smt.runs.paths import Layout
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 from tests.helpers.tiny_data import TinyData
 
-PROJECT = load_project(ROOT / "params", "demo")
+PROJECT = project_at("demo")
 CLASSES, SIZE = 150, (20, 30)
 
 

@@ -14,15 +14,14 @@ from pycocotools.coco import COCO
 from smt import dag
 from smt.commands.data import _warn_of_what_is_left_out
 from smt.config.datasets import Dataset
-from smt.config.load import load_project
 from smt.data.coco import CocoSplit
 from smt.datasets import coco_json, manifest, manifest_writer, masks, verify
 from smt.errors import DataError
 from smt.runs.paths import Layout
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 from tests.helpers.tiny_data import TinyData
 
-PROJECT = load_project(ROOT / "params", "demo")
+PROJECT = project_at("demo")
 SIZES = {30: (40, 50), 10: (36, 33), 20: (60, 48), 5: (31, 64), 40: (50, 50)}
 """Height and width of each image, by id."""
 
@@ -591,7 +590,7 @@ def test_the_dag_names_missing_files_and_folders(coco):
 
 
 def test_the_dag_content_of_imagenet_has_no_layout():
-    project = load_project(ROOT / "params", "paper")
+    project = project_at("paper")
     plan = dag.Plan(project, Layout("paper"))
     assert plan.data_content("imagenet22k") == {
         "classes": 21841, "train_images": 14197122, "val_images": 0, "generator": None,

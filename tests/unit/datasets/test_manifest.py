@@ -11,13 +11,13 @@ from click.testing import CliRunner
 
 from smt.commands.data import command
 from smt.config.experiments import Run
-from smt.config.load import load_project
 from smt.data.imagenet import ImageFolder
 from smt.datasets import manifest, manifest_writer, validation_files
 from smt.errors import DataError, UserError
 from smt.runs.paths import Layout
 from tests.helpers import ROOT
 from tests.helpers.imagefolders import open_folder, project_of, write_images
+from tests.helpers.params import project_at
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_a_modified_file_list_is_refused(root, layout):
 
 def class_map(layout, text):
     """Return the rows of the demo class map (10 of 100) after writing `text` to its file."""
-    project = load_project(ROOT / "params", "demo")
+    project = project_at("demo")
     path = layout.data_file(project.class_maps["imagenet22k_to_1k"].path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -269,7 +269,7 @@ def test_an_invalid_class_map_is_refused(layout, lines, expected_error):
 
 
 def test_digests_name_the_command_that_makes_a_missing_manifest(layout):
-    project = load_project(ROOT / "params", "demo")
+    project = project_at("demo")
     with pytest.raises(DataError, match="run: smt data manifest imagenet1k --scale demo"):
         manifest.digests(project, layout, Run(experiment="imagenet1k_smt_tiny", seed=0))
 
@@ -298,7 +298,7 @@ def test_a_damaged_manifest_is_an_error_of_one_line(root, layout):
 
 def test_a_mistyped_key_suggests_the_nearest(layout):
     with pytest.raises(UserError, match=r"no data set .*'imagenet1'.* did you mean imagenet1k"):
-        manifest_writer.write(load_project(ROOT / "params", "demo"), layout, "imagenet1")
+        manifest_writer.write(project_at("demo"), layout, "imagenet1")
 
 
 def test_check_names_the_error_of_each_data_set_and_exits_with_3(tmp_path, monkeypatch):

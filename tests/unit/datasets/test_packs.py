@@ -13,15 +13,14 @@ import psutil
 import pytest
 
 from smt import dag
-from smt.config.load import load_project
 from smt.data.imagenet import ImageFolder
 from smt.datasets import manifest, manifest_writer, validation_files, verify
 from smt.datasets.decoding import decode
 from smt.datasets.packs import index, pack, write
 from smt.errors import DataError, UserError
 from smt.runs.paths import Layout
-from tests.helpers import ROOT
 from tests.helpers.imagefolders import project_of, write_images
+from tests.helpers.params import project_at
 
 CLASSES, TRAIN, VAL = 3, 4, 2
 SHARD = 9000
@@ -377,7 +376,7 @@ def test_invalid_target_folders_are_refused_before_writing(data, tmp_path, monke
 
 
 def test_only_unpacked_data_sets_of_imagenets_layout_can_be_packed(packed):
-    project, layout = load_project(ROOT / "params", "paper"), packed.layout
+    project, layout = project_at("paper"), packed.layout
     with pytest.raises(
         UserError, match=r"coco cannot be packed: .* valid: imagenet1k, imagenet22k$"
     ):

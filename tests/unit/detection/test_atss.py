@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from smt.config.load import load_project
 from smt.detection.atss import ATSSDetector, centerness
 from smt.detection.atss_assigner import assign
 from smt.detection.matching import BACKGROUND
 from smt.models.pyramid import Pyramid
-from tests.helpers import ROOT
 from tests.helpers.dense_scenes import (
     assert_every_parameter_has_a_gradient,
     batch,
@@ -30,6 +28,7 @@ from tests.helpers.dense_scenes import (
     train,
     without_objects,
 )
+from tests.helpers.params import project_at
 
 GROUPS = {"groups": 8}
 
@@ -347,7 +346,7 @@ def test_the_best_detection_is_an_anchor_decoded_with_its_offsets():
 def detector_on_smt():
     """Return an untrained detector on the demo's SMT-T."""
     torch.manual_seed(0)
-    backbone = Pyramid(load_project(ROOT / "params", "demo").models["smt_tiny"], 0.0)
+    backbone = Pyramid(project_at("demo").models["smt_tiny"], 0.0)
     spec = head("atss", channels=32, convolutions=1, **GROUPS)
     return ATSSDetector(backbone, head=spec, classes=3)
 

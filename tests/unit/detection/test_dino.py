@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smt.config.load import load_project
 from smt.detection import dino
 from smt.detection.deformable import DeformableAttention
 from smt.detection.dino import DINODetector
@@ -18,7 +17,6 @@ from smt.detection.dino_neck import levels_of
 from smt.detection.dino_transformer import Predictions, Queries, _proposals, logit, sine
 from smt.models import profile
 from smt.models.pyramid import Pyramid
-from tests.helpers import ROOT
 from tests.helpers.dense_scenes import (
     SmallBackbone,
     box_ap,
@@ -29,8 +27,9 @@ from tests.helpers.dense_scenes import (
     target,
     train,
 )
+from tests.helpers.params import project_at
 
-PAPER = load_project(ROOT / "params", "paper")
+PAPER = project_at("paper")
 SMALL = {
     "channels": 32,
     "encoder_layers": 1,

@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.detection.retinanet import RetinaNetDetector
 from smt.models.pyramid import Pyramid
-from tests.helpers import ROOT
 from tests.helpers.dense_scenes import (
     assert_every_parameter_has_a_gradient,
     batch,
@@ -26,6 +24,7 @@ from tests.helpers.dense_scenes import (
     train,
     without_objects,
 )
+from tests.helpers.params import project_at
 
 
 def test_parameter_count_equals_the_reference():
@@ -183,7 +182,7 @@ def test_detections_of_an_image_are_independent_of_the_batch():
 def detector_on_smt():
     """Return an untrained detector on the demo's SMT-T."""
     torch.manual_seed(0)
-    backbone = Pyramid(load_project(ROOT / "params", "demo").models["smt_tiny"], 0.0)
+    backbone = Pyramid(project_at("demo").models["smt_tiny"], 0.0)
     spec = head("retinanet", channels=32, convolutions=1)
     return RetinaNetDetector(backbone, head=spec, classes=3)
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.engine import device, distributed
 from smt.errors import UserError
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 
-RECIPE = load_project(bundled_params(), "paper").recipes["imagenet1k"]
+RECIPE = project_at("paper").recipes["imagenet1k"]
 LOCK = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 
 

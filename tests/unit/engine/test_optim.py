@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from smt.config.load import load_project
 from smt.engine import optim
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 
-PAPER = load_project(bundled_params(), "paper")
+PAPER = project_at("paper")
 RECIPE = PAPER.recipes["imagenet1k"]
 STEPS = 1251  # 1,281,167 // 1024
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smt.config.load import load_project
 from smt.config.recipes import Guard
 from smt.data.rng import derive_seed, seeded
 from smt.engine import checkpoint
@@ -26,12 +25,12 @@ from smt.engine.trainer import Settings, Trainer, TrainingStopped
 from smt.errors import TrainingError
 from smt.runs import journal, milestones
 from smt.runs.checkpoint_files import CheckpointName, checkpoints_in
-from smt.runs.paths import bundled_params
 from smt.runs.progress import DATA_WAIT
 from testbed.waiting import PATIENCE
 from tests.helpers import ROOT, forkserver
+from tests.helpers.params import project_at
 
-DEMO = load_project(bundled_params(), "demo").recipes["imagenet1k"]
+DEMO = project_at("demo").recipes["imagenet1k"]
 STOP = Guard(policy="stop", max_skips=0, spike=None)
 ONE = Ranks(0, 1, torch.device("cpu"))
 

@@ -7,13 +7,12 @@ import textwrap
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.export import check, programs
 from smt.models import weights, zoo
-from smt.runs.paths import bundled_params
 from tests.helpers.in_process import smt
+from tests.helpers.params import project_at
 
-SMOKE = load_project(bundled_params(), "smoke").models["smt_small"]
+SMOKE = project_at("smoke").models["smt_small"]
 SIZE = 64
 
 

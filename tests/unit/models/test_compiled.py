@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.errors import UserError
 from smt.models.blocks import Block
 from smt.models.compiled import compile_blocks, explained_compilation
 from smt.models.smt import SMT
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 
-MODEL = load_project(bundled_params(), "smoke").models["smt_tiny"]
+MODEL = project_at("smoke").models["smt_tiny"]
 
 
 def test_every_block_is_compiled_and_its_weights_keep_their_names():

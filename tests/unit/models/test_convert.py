@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.errors import UserError
 from smt.models import released, weights, zoo
-from smt.runs.paths import bundled_params
 from tests.helpers import golden_fill, released_files
 from tests.helpers.conversions import assert_refused
 from tests.helpers.in_process import smt
+from tests.helpers.params import project_at
 
 GOLDEN = Path(__file__).parent / "golden"
-TINY = load_project(bundled_params(), "paper").models["smt_tiny"]
+TINY = project_at("paper").models["smt_tiny"]
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smt.config.load import load_project
 from smt.models import released, zoo
 from smt.models.smt import SMT
-from smt.runs.paths import bundled_params
 from tests.helpers import golden_fill
+from tests.helpers.params import project_at
 
 GOLDEN = Path(__file__).parent / "golden"
-MODELS = load_project(bundled_params(), "paper").smt_models
+MODELS = project_at("paper").smt_models
 VARIANTS = {"t": "smt_tiny", "s": "smt_small", "b": "smt_base", "l": "smt_large"}
 RTOL = 1e-9
 ATOL = 1e-12

@@ -5,13 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smt.config.load import load_project
 from smt.models import mixed_precision
 from smt.models.blocks import block
 from smt.models.smt import SMT
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 
-MODELS = load_project(bundled_params(), "demo").smt_models
+MODELS = project_at("demo").smt_models
 HALVES = [torch.bfloat16, torch.float16]
 
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from smt.config.load import load_project
 from smt.models import profile, released, zoo
-from smt.runs.paths import bundled_params
 from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
-PAPER = load_project(bundled_params(), "paper").smt_models
-DEMO = load_project(bundled_params(), "demo").smt_models
+PAPER = project_at("paper").smt_models
+DEMO = project_at("demo").smt_models
 SAME_ARCHITECTURE = [  # what the plain baseline covers: SAA, heads that divide the channels
     "smt_tiny", "smt_large", "smt_tiny_heads_2", "smt_tiny_stage3_half", "smt_tiny_stage3_sam",
     "smt_tiny_stage3_msa",

@@ -5,15 +5,15 @@ import json
 import pytest
 
 from smt.commands import profile as profile_command
-from smt.config.load import load_project
 from smt.config.peers import peer_size_name
 from smt.config.project import Project
 from smt.models import profile
 from smt.report.peers import timm_names
-from smt.runs.paths import Layout, bundled_params
+from smt.runs.paths import Layout
 from tests.helpers.in_process import smt
+from tests.helpers.params import project_at
 
-PAPER = load_project(bundled_params(), "paper")
+PAPER = project_at("paper")
 MODELS = PAPER.models
 
 # Parameters M, conv + linear G, with attention G, thop G at 224. The reference has 2.3802 for the

@@ -4,11 +4,10 @@ import pytest
 import timm
 import torch
 
-from smt.config.load import load_project
 from smt.models import released, zoo
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 
-DEMO = load_project(bundled_params(), "demo").smt_models
+DEMO = project_at("demo").smt_models
 
 
 def demo(name="smt_tiny", **options):
@@ -17,7 +16,7 @@ def demo(name="smt_tiny", **options):
 
 
 def test_every_model_of_params_has_its_name_in_timm():
-    paper = load_project(bundled_params(), "paper").smt_models
+    paper = project_at("paper").smt_models
     assert set(paper) <= set(timm.list_models("smt_*"))
 
 

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.errors import UserError
 from smt.models import zoo
 from smt.pictures.class_activation import class_activation
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 
-DEMO = load_project(bundled_params(), "demo").models
+DEMO = project_at("demo").models
 
 
 def network(classes=10):

@@ -6,12 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from smt.config.load import load_project
 from smt.models import released, weights, zoo
 from smt.runs.atomic import sha256
-from smt.runs.paths import bundled_params
 from tests.helpers import released_files
 from tests.helpers.in_process import smt
+from tests.helpers.params import project_at
 
 NAMES = ["modulators", "mhmc_heads", "receptive_field", "class_activation"]
 SMOKE = ("--scale", released_files.SCALE)
@@ -27,7 +26,7 @@ def folder(tmp_path_factory):
         )
     state = released_files.state(classes=10)
     released_files.write(folder / "released.pth", state)
-    model = load_project(bundled_params(), released_files.SCALE).models["smt_tiny"]
+    model = project_at(released_files.SCALE).models["smt_tiny"]
     ours = released.from_released(
         state, zoo.skeleton(model, num_classes=10).state_dict(), folder / "released.pth"
     )

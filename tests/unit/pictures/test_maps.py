@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.errors import UserError
 from smt.models import released, zoo
 from smt.pictures import maps
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 from tests.unit.models.test_plain import plain
 
-DEMO = load_project(bundled_params(), "demo").models
+DEMO = project_at("demo").models
 
 
 def networks(name="smt_tiny"):

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.models import zoo
 from smt.models.blocks import MHMC
 from smt.models.layers import image, pixels
 from smt.pictures.receptive_field import receptive_field, stage_fields
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 
-DEMO = load_project(bundled_params(), "demo").models
+DEMO = project_at("demo").models
 HEADS = 6
 
 

@@ -17,7 +17,6 @@ from smt.cluster.cost import estimate
 from smt.config import fingerprint
 from smt.config.claims import Claim
 from smt.config.experiments import Run
-from smt.config.load import load_project
 from smt.report.claim_plan import Choice, ClaimPlan, ClaimPlanner, Spreads, most_claims
 from smt.report.claim_plan_text import Document, as_csv, as_json, text
 from smt.report.claim_rung import Rung
@@ -32,6 +31,7 @@ from smt.runs.paths import Layout
 from smt.runs.state import State
 from tests.helpers import ROOT
 from tests.helpers.in_process import smt
+from tests.helpers.params import project_at
 
 TINY, BASE = "imagenet1k_smt_tiny", "imagenet1k_smt_base"
 LARGE, PRETRAINED = "imagenet1k_smt_large_224", "imagenet22k_smt_large"
@@ -40,7 +40,7 @@ MASK_RCNN = "coco_mask_rcnn_1x_smt_base"
 
 @cache
 def project_of(scale="paper"):
-    return load_project(ROOT / "params", scale)
+    return project_at(scale)
 
 
 @cache

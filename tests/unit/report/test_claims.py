@@ -7,7 +7,6 @@ from functools import cache
 import pytest
 
 from smt.config.claims import Claim
-from smt.config.load import load_project
 from smt.config.project import Project
 from smt.config.published import ReportedValue
 from smt.report.claims import check_here, check_published, claims_grid
@@ -19,7 +18,7 @@ from smt.report.sizes import Macs, ModelSize, Sizes
 from smt.report.spread import Spread
 from smt.report.throughput import Throughput
 from smt.runs.state import State
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
 TINY, BASE = "imagenet1k_smt_tiny", "imagenet1k_smt_base"
 TOP1 = f"{TINY}.top1"
@@ -27,7 +26,7 @@ TOP1 = f"{TINY}.top1"
 
 @cache
 def project_of(scale: str = "paper") -> Project:
-    return load_project(ROOT / "params", scale)
+    return project_at(scale)
 
 
 def results(accuracies=(), *, scale="paper", sizes=()):

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from smt.config.load import load_project
 from smt.report.notes import INTERVAL, explain_verdict
 from smt.report.spread import COVERAGE, Spread, by_recipe, pooled, student_t
 from smt.report.verdict import Summary, judge, summarise
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
 DRAWS = 10_000
 MEAN, STD = 82.2, 0.15
@@ -63,7 +62,7 @@ def test_equal_seeds_give_an_interval_of_width_zero():
 
 
 def test_each_recipe_and_metric_is_pooled_for_itself():
-    project = load_project(ROOT / "params", "paper")
+    project = project_at("paper")
     large, detector = "imagenet1k_smt_large_224", "coco_retinanet_smt_small"
     found = by_recipe(
         project,

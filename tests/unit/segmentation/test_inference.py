@@ -9,15 +9,14 @@ from skimage.data import astronaut
 from torch import nn
 
 from smt.config.augment import FixedRescale, SegmentationEvaluation
-from smt.config.load import load_project
 from smt.data.transforms.image import Normalise
 from smt.data.transforms.segmentation import SegmentationEvalTransform
 from smt.models.pyramid import Pyramid
 from smt.segmentation.inference import predict, probabilities
 from smt.segmentation.upernet import UPerNet
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
-PAPER = load_project(ROOT / "params", "paper")
+PAPER = project_at("paper")
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 

@@ -11,16 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smt.config.load import load_project
 from smt.evaluation.semantic import confusion, scores
 from smt.models import profile
 from smt.models.pyramid import Pyramid
 from smt.models.sync_norm import SyncBatchNorm
 from smt.segmentation.resample import average, resize
 from smt.segmentation.upernet import ConvNorm, PixelClassifier, UPerNet, pixel_loss
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
-PAPER = load_project(ROOT / "params", "paper")
+PAPER = project_at("paper")
 HEAD: Any = PAPER.heads["upernet"]
 
 

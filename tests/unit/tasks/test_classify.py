@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from smt.config.experiments import Run
-from smt.config.load import load_project
 from smt.datasets import manifest_writer
 from smt.engine.distributed import Ranks
 from smt.runs.paths import Layout
 from smt.tasks.classify import Classification
-from tests.helpers import ROOT
 from tests.helpers.imagefolders import recipe_of, write_images
+from tests.helpers.params import project_at
 
 RUN = Run(experiment="imagenet1k_smt_tiny", seed=0)
 
@@ -21,7 +20,7 @@ def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classify")
     write_images(folder / "tiny" / "train", classes=4, per_class=4)
     write_images(folder / "tiny" / "val", classes=4, per_class=2, seed=1)
-    project, plain = load_project(ROOT / "params", "demo"), recipe_of(device_batch=16)
+    project, plain = project_at("demo"), recipe_of(device_batch=16)
     augment = plain.augment.model_copy(update={"mixup": 0.8, "cutmix": 0.0, "mix_prob": 1.0})
     counts = {"classes": 4, "train_images": 16, "val_images": 8}
     dataset = project.datasets["imagenet1k"].model_copy(update={"root": "tiny", **counts})

@@ -3,16 +3,15 @@
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
 from smt.engine.progress import Progress
 from smt.engine.trainer import Settings, Trainer
 from smt.models.smt import Stage
-from smt.runs.paths import bundled_params
 from smt.tasks.synthetic import Synthetic
+from tests.helpers.params import project_at
 
-PROJECT = load_project(bundled_params(), "smoke")
+PROJECT = project_at("smoke")
 CPU, STEPS = torch.device("cpu"), 3
 TINY, LARGE = "imagenet1k_smt_tiny", "imagenet22k_smt_large"
 

@@ -16,7 +16,6 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 from torchvision.transforms.functional import InterpolationMode
 
-from smt.config.load import load_project
 from smt.config.released import ReleasedWeights
 from smt.engine.distributed import Ranks
 from smt.errors import DataError, UserError
@@ -25,13 +24,14 @@ from smt.models import released as naming
 from smt.models import weights, zoo
 from smt.runs import released as record
 from smt.runs.atomic import sha256
-from smt.runs.paths import Layout, bundled_params
+from smt.runs.paths import Layout
 from smt.tasks.predict import predict
 from smt.tasks.released import EvaluationStopped, evaluate, prepare
 from tests.helpers import ROOT, golden_fill, released_files
+from tests.helpers.params import project_at
 
 SCALE = "smoke"
-PROJECT = load_project(bundled_params(), SCALE)
+PROJECT = project_at(SCALE)
 TINY = "imagenet1k_smt_tiny"
 MODEL = PROJECT.models["smt_tiny"]
 CLASSES, PER_CLASS = 10, 50

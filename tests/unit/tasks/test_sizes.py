@@ -8,15 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from smt.config.load import load_project
 from smt.detection.build import build
 from smt.models.profile import Counts, count_forward
 from smt.models.pyramid import Pyramid
-from smt.runs.paths import bundled_params
 from smt.segmentation.upernet import UPerNet
 from smt.tasks.sizes import downstream_counts
+from tests.helpers.params import project_at
 
-PAPER = load_project(bundled_params(), "paper")
+PAPER = project_at("paper")
 HEAD = PAPER.heads["upernet"]
 COCO, ADE20K = (80, (800, 1280)), (150, (512, 2048))
 

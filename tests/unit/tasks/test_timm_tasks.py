@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.config.models import TimmModel
 from smt.engine import optim
 from smt.engine.distributed import Ranks
@@ -14,12 +13,12 @@ from smt.engine.trainer import Settings, Trainer, TrainingStopped
 from smt.errors import UserError
 from smt.models import weights
 from smt.models.smt import set_recompute
-from smt.runs.paths import bundled_params
 from smt.tasks.network import head_names, network
 from smt.tasks.sizes import require_trainable
 from smt.tasks.synthetic import Synthetic
+from tests.helpers.params import project_at
 
-PROJECT = load_project(bundled_params(), "smoke")
+PROJECT = project_at("smoke")
 CPU = torch.device("cpu")
 PEER = "imagenet1k_swin_tiny"
 SWIN = PROJECT.models[PROJECT.experiments[PEER].model]

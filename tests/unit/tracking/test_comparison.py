@@ -4,13 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from smt.config.load import load_project
 from smt.errors import UserError
-from smt.runs.paths import bundled_params
 from smt.tracking import comparison
 from smt.tracking.client import RemoteRun
+from tests.helpers.params import project_at
 
-DEMO = load_project(bundled_params(), "demo")
+DEMO = project_at("demo")
 
 
 def client(*runs):

@@ -4,15 +4,14 @@ import pytest
 
 from smt.cluster.doctor.project import run_bytes, weights
 from smt.cluster.slurm import minutes
-from smt.config.load import load_project
-from tests.helpers import ROOT
+from tests.helpers.params import project_at
 
 
 @pytest.mark.parametrize("model", ["smt_tiny", "smt_small", "smt_base", "smt_large"])
 def test_the_estimate_of_a_models_weights_is_close(model):
     from smt.models import zoo
 
-    spec = load_project(ROOT / "params", "paper").models[model]
+    spec = project_at("paper").models[model]
     expected = sum(
         parameter.numel() for parameter in zoo.skeleton(spec, num_classes=1000).parameters()
     )
@@ -36,7 +35,7 @@ def test_the_disk_space_of_a_detector_includes_its_head():
     from smt.config.experiments import Run
     from smt.tasks import sizes
 
-    project = load_project(ROOT / "params", "paper")
+    project = project_at("paper")
     name = "coco_sparse_rcnn_smt_small"
     system = project.systems["sparse_rcnn.smt_small"]
     model, head = project.models[system.model], project.heads[system.head]

@@ -8,7 +8,6 @@ from skimage.data import astronaut
 from timm.data import create_transform
 from torchvision.transforms.functional import pil_to_tensor
 
-from smt.config.load import load_project
 from smt.config.recipes import Evaluation
 from smt.data.classification import TrainLoader
 from smt.data.rng import reseed, seeded
@@ -17,8 +16,8 @@ from smt.data.transforms.classification import Mix, TrainTransform
 from smt.data.transforms.classification_eval import EvalTransform
 from smt.data.transforms.erasing import Erasures
 from smt.data.transforms.image import Normalise
-from tests.helpers import ROOT
 from tests.helpers.imagefolders import open_folder, recipe_of, write_images
+from tests.helpers.params import project_at
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def timm_transform(recipe):
 
 
 def recipe_at_scale(scale):
-    return load_project(ROOT / "params", scale).recipes["imagenet1k"]
+    return project_at(scale).recipes["imagenet1k"]
 
 
 @pytest.mark.parametrize(

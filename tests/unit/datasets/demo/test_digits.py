@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 from smt.commands.data import command
-from smt.config.load import load_project
 from smt.datasets import manifest, manifest_writer
 from smt.datasets.demo import digits as demo
 from smt.datasets.demo.digits import _side_by_side, make_class_map, mnist, sample_pairs
@@ -23,9 +22,10 @@ from smt.runs.paths import Layout
 from testbed.waiting import PATIENCE, wait_for
 from tests.helpers import ROOT
 from tests.helpers.in_process import smt
+from tests.helpers.params import project_at
 
-PROJECT = load_project(ROOT / "params", "demo")
-SMALL = load_project(ROOT / "params", "smoke")
+PROJECT = project_at("demo")
+SMALL = project_at("smoke")
 
 
 def smt_data(data, *arguments, **options):

@@ -10,7 +10,6 @@ from PIL import Image
 from pycocotools import mask as reference
 from pycocotools.coco import COCO
 
-from smt.config.load import load_project
 from smt.data.ade20k import ADE20KSplit
 from smt.data.coco import CocoSplit
 from smt.datasets import manifest, scan
@@ -18,11 +17,11 @@ from smt.datasets.demo import mask_encoding, scenes
 from smt.datasets.demo.digits import make, mnist
 from smt.errors import DataError, UserError
 from smt.runs.paths import Layout
-from tests.helpers import ROOT
 from tests.helpers.in_process import smt
+from tests.helpers.params import project_at
 from tests.unit.datasets.demo.test_digits import contents, folder_options
 
-PROJECT = load_project(ROOT / "params", "demo")
+PROJECT = project_at("demo")
 KEYS = ("coco", "ade20k")
 COUNTS = {"train": 600, "val": 150}
 

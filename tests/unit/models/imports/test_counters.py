@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from smt.config.load import load_project
 from smt.models.imports import counters
 from smt.models.imports.metadata import TrainingMetadata
-from smt.runs.paths import bundled_params
+from tests.helpers.params import project_at
 from tests.helpers.released_files import configuration
 
-PAPER = load_project(bundled_params(), "paper")
+PAPER = project_at("paper")
 
 # 1,281,167 images // 1,024 = 1,251 steps, // 512 = 2,502; 14,197,122 // 1,024 = 13,864 passes.
 IMAGENET1K = 300 * 1_251

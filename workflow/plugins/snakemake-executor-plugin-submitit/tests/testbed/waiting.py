@@ -5,18 +5,25 @@ import urllib.error
 import urllib.request
 
 PATIENCE = 600.0  # seconds
+_REST = 4.0
+"""Pause after a call, in multiples of the time that it took."""
 
 
 def wait_for(condition, describe=lambda: "", every=0.05):
     """Call `condition` every so many seconds until its result is true, and return that.
 
+    Less often if a call takes long: waiting leaves the processor to what it waits for.
+
     Raises:
         AssertionError: it is not true within `PATIENCE`; with the text of `describe()`.
     """
-    deadline = time.monotonic() + PATIENCE
+    start = time.monotonic()
+    deadline = start + PATIENCE
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {describe()}"
-        time.sleep(every)
+        end = time.monotonic()
+        assert end < deadline, f"not within {PATIENCE:.0f} s: {describe()}"
+        time.sleep(max(every, _REST * (end - start)))
+        start = time.monotonic()
     return result
 
 
