@@ -20,8 +20,8 @@ class TimeLeft:
     def seconds(self, now: float) -> float | None:
         """Return the seconds until all jobs are done; None before the first job has ended.
 
-        A rule of which no job has ended is taken to last as long as the longest that has. Jobs go
-        on side by side as much as they have so far.
+        A job of a rule of which none has ended is taken to last as long as the mean of all that
+        have. Jobs go on side by side as much as they have so far.
         """
         worked = sum(map(sum, self._durations.values()))
         if not worked or now <= self._started:
@@ -29,7 +29,7 @@ class TimeLeft:
         means = {
             rule: sum(durations) / len(durations) for rule, durations in self._durations.items()
         }
-        unknown = max(means.values())
+        unknown = worked / sum(map(len, self._durations.values()))
         work = sum(count * means.get(rule, unknown) for rule, count in self._left.items())
         side_by_side = max(worked / (now - self._started), 1.0)
         return work / side_by_side
