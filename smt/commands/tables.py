@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def command(names: tuple[str, ...], frame: Path | None, scale: str) -> None:
     """Make the tables NAME of params/tables.yaml, sizes or drift; all by default.
 
-    Each as Markdown, CSV, LaTeX and HTML, and a page that leads to them (index: this alone).
+    Each as Markdown, CSV, LaTeX and HTML. The page that leads to them is made with all of them, or
+    by its own name, index.
     Runs that are not done show their state, by the word that `smt status` has for it, and why.
     """
     from smt.errors import UserError

@@ -94,7 +94,7 @@ def require_names(names: Sequence[str], project: Project) -> None:
 
 
 def build(results: Results, layout: Layout, names: Sequence[str] = ()) -> list[Path]:
-    """Write the named tables, or all, and the page that leads to them; return the files.
+    """Write the named tables, or all and the page that leads to them; return the files.
 
     Raises:
         UserError: a discrepancy that names an unknown size, or a folder that cannot be written.
@@ -105,6 +105,8 @@ def build(results: Results, layout: Layout, names: Sequence[str] = ()) -> list[P
         if name != INDEX
         for path in write(grid(results, name), layout.tables)
     ]
+    if names and INDEX not in names:
+        return paths
     overview = Overview(results, links(results))
     for suffix, text in (("md", overview.markdown()), ("html", overview.html())):
         paths.append(layout.tables / f"index.{suffix}")

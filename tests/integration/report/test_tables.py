@@ -536,12 +536,20 @@ def test_markdown_escapes_text(text, expected):
 
 def test_html_escapes_what_runs_and_params_say(paper):
     paper.change("tables.yaml", "<i>ImageNet</i>", "tables", "imagenet1k", "title")
-    build(results(paper), paper.layout, ["imagenet1k"])
+    build(results(paper), paper.layout, ["imagenet1k", "index"])
     for name in ("imagenet1k", "index"):
         text = (paper.layout.tables / f"{name}.html").read_text()
         assert "&lt;b&gt;&amp;_%#&lt;/b&gt;" in text
         assert "&lt;i&gt;ImageNet&lt;/i&gt;" in text
         assert "<b>" not in text and "<i>" not in text
+
+
+def test_a_table_alone_leaves_the_page_that_leads_to_all_of_them(files):
+    """In the DAG that page is an output of another job, which finds it missing."""
+    build(results(files), files.layout, ["imagenet1k"])
+    assert not list(files.layout.tables.glob("index.*"))
+    build(results(files), files.layout, ["index"])
+    assert {path.name for path in files.layout.tables.glob("index.*")} == {"index.md", "index.html"}
 
 
 def test_html_loads_nothing(files):
