@@ -222,10 +222,13 @@ def _numbered(
 
 
 def _logarithmic(axes: "Axes") -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    """Set out the x axis by logarithms, once everything is plotted."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter, StrMethodFormatter
 
+    low, high = axes.dataLim.intervalx
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    # Of 1, 2 and 5 times powers of ten there are too few in less than a decade.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else AutoLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
