@@ -56,9 +56,12 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ.pop(forkserver.FOLDER), ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups after it
 def pytest_collection_modifyitems(items):
     """Mark tests by where they lie and by what they ask for."""
     for item in items:
+        if "started_mlflow" in item.fixturenames and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("mlflow"))  # one server for all of them
         on_slurm = {"cluster", "hosts_cluster"} & set(item.fixturenames)
         if Path(__file__).parent / "cluster" in item.path.parents or on_slurm:
             item.add_marker(pytest.mark.cluster)

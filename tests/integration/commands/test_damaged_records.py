@@ -72,7 +72,15 @@ def damages(name):
 
 
 OF_RUNS = [name for name in WRONG if name not in ("index", "sizes", "proof")]
-CASES = [(name, how) for name in OF_RUNS for how in damages(name)]
+OF_EACH = ("cut off", "wrong type", "directory")
+"""What `make test` does to every record. Only the metrics get all of it there."""
+CASES = [
+    pytest.param(
+        name, how, marks=() if name == "metrics" or how in OF_EACH else pytest.mark.slow
+    )
+    for name in OF_RUNS
+    for how in damages(name)
+]  # fmt: skip
 REMEDY = {
     "metrics": f"smt train {T} --seed 0 --scale demo",
     "evaluation": f"smt evaluate {T} --seed 0 --scale demo",
@@ -83,6 +91,9 @@ REMEDY = {
     "sizes": "smt profile --scale demo",
     "proof": f"smt prove {T} --seed 0 --ranks 1 --scale demo",
 }
+
+
+pytestmark = pytest.mark.xdist_group("records")  # what they share is made once
 
 
 @pytest.fixture(scope="module")

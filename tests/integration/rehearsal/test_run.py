@@ -352,6 +352,7 @@ def test_other_params_are_another_rehearsal_and_a_title_is_not():
     assert key() != rehearsals.key(SMOKE, "imagenet1k_smt_small")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named_with_what_would_make_it_fit(monkeypatch):
     only([CLASSIFIER], monkeypatch)
     now, less, half, both = (

@@ -22,6 +22,8 @@ from testbed.waiting import PATIENCE, wait_for_answer
 from tests.helpers.browser import browser
 from tests.helpers.run_files import CREATED, RunFiles, T, expected_rows, remote, rows
 
+pytestmark = pytest.mark.xdist_group("ui")  # one server for all of them
+
 TINY, SECOND = (Run(experiment=T, seed=seed) for seed in (0, 1))
 NAMES = [f"smt_tiny/imagenet1k/seed{seed}" for seed in (0, 1)]
 

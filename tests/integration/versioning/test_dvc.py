@@ -295,15 +295,30 @@ def test_killed_while_dvc_writes_its_lock_file(project, recording):
     assert project.is_left_alone()
 
 
-def test_a_truncated_lock_file_without_a_backup_is_named_with_the_remedy(project):
+def at_the_last_command(lock):
+    return lock.rindex(b"\n    cmd:") + 1
+
+
+DAMAGES = {
+    "at a key": lambda lock: lock[: at_the_last_command(lock)],
+    "within a key": lambda lock: lock[: at_the_last_command(lock) + 10],
+    "at the beginning": lambda lock: lock[:700],
+    "no stages": lambda _: b"stages: 5\n",
+    "empty": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(how, marks=() if how == "at a key" else pytest.mark.slow) for how in DAMAGES],
+)
+def test_a_damaged_lock_file_without_a_backup_is_named_with_the_remedy(project, how):
     lock = project.folder / "dvc.lock"
-    content = lock.read_bytes()
-    name = content.rindex(b"\n    cmd:") + 1
-    for damaged in (content[:700], content[:name], content[: name + 10], b"stages: 5\n", b""):
-        lock.write_bytes(damaged)
-        done = project.smt("dvc", "record")
-        assert done.returncode == 2 and "git checkout dvc.lock" in done.stderr, damaged
-        assert lock.read_bytes() == damaged
+    damaged = DAMAGES[how](lock.read_bytes())
+    lock.write_bytes(damaged)
+    done = project.smt("dvc", "record")
+    assert done.returncode == 2 and "git checkout dvc.lock" in done.stderr
+    assert lock.read_bytes() == damaged
     project.git("checkout", "dvc.lock")
     assert project.record().startswith(RECORDED_ALL)
 

@@ -73,6 +73,7 @@ def test_a_clone_restored_from_s3_has_nothing_to_do(project, tmp_path, s3):
     assert clone.dvc("status", "--cloud").stdout == project.dvc("status", "--cloud").stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_push_is_resumed(project, s3):
     proxy = s3[0].proxy
     proxy.reset("PUT", limit=5)

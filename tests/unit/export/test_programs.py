@@ -58,6 +58,7 @@ def test_torch_export_takes_other_batches_and_sizes(file, network, tmp_path, wit
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
+@pytest.mark.slow
 def test_onnx_takes_other_batches_and_sizes(file, network, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     target = tmp_path / "model.onnx"

@@ -21,6 +21,8 @@ from tests.helpers.in_process import smt
 from tests.helpers.params import project_at
 from tests.unit.datasets.demo.test_digits import contents, folder_options
 
+pytestmark = pytest.mark.xdist_group("scenes")  # made once
+
 PROJECT = project_at("demo")
 KEYS = ("coco", "ade20k")
 COUNTS = {"train": 600, "val": 150}

@@ -29,7 +29,7 @@ GROUPED = [{"first", "second"}, {"piped", "counted"}, {"served", "asked"}]
 REQUIRED_PROGRAMS = {"Rscript": "r-base-core", "rsync": "rsync"}
 """Programs that its rules run -> their Debian packages."""
 
-pytestmark = pytest.mark.xdist_group("every_kind")  # run once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("every_kind")]  # run once
 
 
 class Run:

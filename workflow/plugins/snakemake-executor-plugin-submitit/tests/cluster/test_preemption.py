@@ -95,7 +95,8 @@ def test_a_preempted_job_resumes(toy, cluster, partition):
     driver = toy.start()
     toy.await_training(1, driver)
     preempt_all(cluster)
-    assert "resumes from 'step" in assert_resumes_once(toy, driver)
+    driver.await_that(lambda: "resumes from 'step" in driver.output())
+    assert_resumes_once(toy, driver)
 
 
 def test_a_job_cancelled_by_preemption_is_resubmitted(toy, cluster):
