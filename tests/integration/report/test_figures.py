@@ -140,3 +140,12 @@ def test_the_command_plots_the_named_figures(files):
     wrong = files.smt("figures", "accuracy", check=False)
     assert wrong.returncode == 2
     assert "no figure 'accuracy'; did you mean accuracy_vs_macs?" in wrong.stderr
+
+
+@pytest.mark.parametrize("costs", [(934.0, 1188.0), (258.0, 838.0), (2.0, 24.0), (0.5, 3000.0)])
+def test_an_axis_of_costs_has_several_ticks_whatever_its_range(costs):
+    models = [figures.PublishedModel(f"model {cost}", False, 80.0, cost, False) for cost in costs]
+    plot = plots.cost("cost", "Cost", models, "Top-1 (%)")
+    (axes,) = plot.figure.axes
+    low, high = axes.get_xlim()
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 3

@@ -263,14 +263,20 @@ class Toy:
         wait_for(lambda: self.jobs().get(job) == state, lambda: str(self.jobs()), every=0.1)
 
     def kill_batch(self, job):
-        """Kill a job's batch script with SIGKILL."""
+        """Kill a job's batch script and all that it has started with SIGKILL.
+
+        Without control groups SLURM leaves what has lost its parents to itself for a while, and a
+        trainer would go on beside the next attempt.
+        """
         (process,) = [
             process for process in psutil.process_iter(["cmdline", "cwd", "environ"])
             if "submitit.core._submit" in (process.info["cmdline"] or [])
             and process.info["cwd"] == str(self.folder)
             and (process.info["environ"] or {}).get("SLURM_JOB_ID") == job
         ]  # fmt: skip
-        process.kill()
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # it has ended with its parent
+                each.kill()
 
     def job_log(self, job):
         """Return a job's log, which has all its attempts."""
