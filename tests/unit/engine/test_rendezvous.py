@@ -94,7 +94,10 @@ AWAITED, LOST, TIMEOUT = "TEST_AWAITED", "TEST_LOST_RANK", "TEST_LEAVE_SECONDS"
 
 
 def connect(timeout: timedelta) -> None:
-    """Run one rank; print whether it connected. Rank 0 ends once its file to wait for is there."""
+    """Run one rank; print whether it connected.
+
+    The rank to be lost, or else rank 0, goes on once its file to wait for is there.
+    """
     rendezvous._REPORT_INTERVAL = timedelta(seconds=1)
     rendezvous.CONNECT_TIMEOUT = timeout
     rendezvous.LEAVE_TIMEOUT = timedelta(seconds=float(os.environ.get(TIMEOUT, "300")))
@@ -104,7 +107,7 @@ def connect(timeout: timedelta) -> None:
         print("connected", flush=True)
     except RuntimeError as error:
         print(type(error).__name__)
-    if os.environ["RANK"] == "0" and AWAITED in os.environ:
+    if os.environ["RANK"] == os.environ.get(LOST, "0") and AWAITED in os.environ:
         wait_for(Path(os.environ[AWAITED]).exists)
     if os.environ["RANK"] == os.environ.get(LOST):
         os._exit(1)
@@ -154,10 +157,14 @@ def test_ranks_connect_and_none_by_ending_then_breaks_off_what_others_still_open
         assert output.endswith("connected\nleft\n")
 
 
+def await_connected(folder):
+    wait_for(lambda: all("connected\n" in (folder / rank).read_text() for rank in "01"))
+
+
 def test_a_rank_keeps_its_connections_until_every_other_has_ended_its_exchanges(tmp_path):
     awaited = tmp_path / "awaited"
     processes = start([0, 1], 2, tmp_path, **{AWAITED: str(awaited), TIMEOUT: "300"})
-    wait_for(lambda: all((tmp_path / rank).read_text().endswith("connected\n") for rank in "01"))
+    await_connected(tmp_path)
     assert processes[1].poll() is None
     awaited.touch()
     for process in processes:
@@ -165,13 +172,24 @@ def test_a_rank_keeps_its_connections_until_every_other_has_ended_its_exchanges(
     assert all((tmp_path / rank).read_text().endswith("left\n") for rank in "01")
 
 
-def test_a_lost_rank_is_waited_for_until_the_timeout_at_most(tmp_path):
-    output, _ = output_of([0, 1], 2, tmp_path, **{LOST: "1", TIMEOUT: "1"})
-    assert output.endswith("connected\nleft\n")
+def output_without(lost, folder):
+    """Return the output of the other rank of two where one is lost once both are connected."""
+    awaited = folder / "awaited"
+    processes = start([0, 1], 2, folder, **{LOST: str(lost), AWAITED: str(awaited)})
+    await_connected(folder)
+    awaited.touch()
+    for process in processes:
+        process.wait()
+    return (folder / str(1 - lost)).read_text()
+
+
+def test_a_lost_rank_is_waited_for_until_the_timeout_at_most(tmp_path, monkeypatch):
+    monkeypatch.setenv(TIMEOUT, "1")
+    assert "connected\nleft\n" in output_without(1, tmp_path)
 
 
 def test_rank_0_which_serves_the_store_may_be_lost(tmp_path):
-    _, output = output_of([0, 1], 2, tmp_path, **{LOST: "0"})
+    output = output_without(0, tmp_path)
     assert output.startswith("connected\n") and output.endswith("left\n")
 
 
