@@ -99,16 +99,16 @@ def build(results: Results, layout: Layout, names: Sequence[str] = ()) -> list[P
     Raises:
         UserError: a discrepancy that names an unknown size, or a folder that cannot be written.
     """
+    names = names or (*table_names(results.project), INDEX)
     paths = [
         path
-        for name in names or table_names(results.project)
+        for name in names
         if name != INDEX
         for path in write(grid(results, name), layout.tables)
     ]
-    if names and INDEX not in names:
-        return paths
-    overview = Overview(results, links(results))
-    for suffix, text in (("md", overview.markdown()), ("html", overview.html())):
-        paths.append(layout.tables / f"index.{suffix}")
-        write_text(paths[-1], text)
+    if INDEX in names:
+        overview = Overview(results, links(results))
+        for suffix, text in (("md", overview.markdown()), ("html", overview.html())):
+            paths.append(layout.tables / f"index.{suffix}")
+            write_text(paths[-1], text)
     return paths

@@ -83,10 +83,8 @@ def await_journal(project, process):
 
 
 def test_a_run_ends_with_the_same_bytes_as_in_new_processes(server, project, tmp_path):
-    for arguments in (DATA, MANIFEST):
-        assert run(project, server[1], *arguments)[0] == 0
-    other = project.copy(tmp_path / "other")
-    for arguments in (TRAIN, EVALUATE):
+    other = ProjectCopy(tmp_path / "other")
+    for arguments in (DATA, MANIFEST, TRAIN, EVALUATE):
         code, stdout, stderr = run(project, server[1], *arguments)
         assert code == 0, stderr
         expected = new_process(other, *arguments)
@@ -101,13 +99,7 @@ def test_snakemake_starts_a_server_for_its_jobs_and_the_sender_of_metrics(projec
         log=tmp_path / "log",
     )  # fmt: skip
     try:
-        wait_for(
-            lambda: (
-                snakemake.poll() is not None
-                or any(path.stat().st_size for path in project.folder.rglob("journal.jsonl"))
-            ),
-            (tmp_path / "log").read_text,
-        )
+        await_journal(project, snakemake)
         children = psutil.Process(snakemake.pid).children()
         (started,) = [child for child in children if "smt.forkserver" in child.cmdline()]
         (sender,) = [child for child in children if "--watch" in child.cmdline()]

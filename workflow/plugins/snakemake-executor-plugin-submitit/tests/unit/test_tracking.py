@@ -50,17 +50,24 @@ def test_a_job_whose_output_is_missing_is_run_again(succeeded):
     assert job.phase is Phase.AWAIT_CONFLICTS and not job.reattached
 
 
-def is_on_record(tracker):
-    return (tracker._registry.folder / "k.json").exists()
-
-
-def test_a_job_stays_on_record_until_snakemake_has_recorded_its_outputs(succeeded, tmp_path):
-    """Without its record, a Snakemake that starts after a kill in between runs it again."""
+@pytest.fixture
+def reported(succeeded, tmp_path):
+    """The same once its success is reported, and the marker that its output is incomplete."""
     tracker, job, output = succeeded
     marker = tmp_path / "incomplete"
     output.touch()
     marker.touch()
     tracker.advance(job)
+    return tracker, job, marker
+
+
+def is_on_record(tracker):
+    return (tracker._registry.folder / "k.json").exists()
+
+
+def test_a_job_stays_on_record_until_snakemake_has_recorded_its_outputs(reported):
+    """Without its record, a Snakemake that starts after a kill in between runs it again."""
+    tracker, _, marker = reported
     tracker.poll()
     assert is_on_record(tracker)
     marker.unlink()
@@ -68,22 +75,16 @@ def test_a_job_stays_on_record_until_snakemake_has_recorded_its_outputs(succeede
     assert not is_on_record(tracker)
 
 
-def test_no_job_stays_on_record_when_snakemake_ends(succeeded, tmp_path):
+def test_no_job_stays_on_record_when_snakemake_ends(reported):
     """With --keep-incomplete, the marker of a job whose outputs Snakemake refuses stays."""
-    tracker, job, output = succeeded
-    output.touch()
-    (tmp_path / "incomplete").touch()
-    tracker.advance(job)
+    tracker, _, _ = reported
     tracker.close()
     assert not is_on_record(tracker)
 
 
-def test_a_job_whose_outputs_snakemake_refuses_is_run_again(succeeded, tmp_path):
-    tracker, job, output = succeeded
-    output.touch()
-    (tmp_path / "incomplete").touch()
-    tracker.advance(job)
-    retry = tracker.track(job.new_record, job.step, None, [str(output)], [])
+def test_a_job_whose_outputs_snakemake_refuses_is_run_again(reported):
+    tracker, job, _ = reported
+    retry = tracker.track(job.new_record, job.step, None, job.outputs, [])
     tracker.poll()
     assert not is_on_record(tracker)
     tracker._reattachment.match(retry)
