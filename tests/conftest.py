@@ -32,6 +32,15 @@ os.environ.setdefault("SMT_SEND", "0")  # but for the tests of sending while tra
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+FORKED_JOBS = (
+    "test_conditions.py", "test_every_kind.py", "test_job_failures.py", "test_local.py",
+    "test_reattach.py", "test_slurm.py",
+)  # fmt: skip
+"""Modules of the executor whose jobs start their Snakemake as a fork: it takes two CPU-seconds.
+
+The others are about signals to the processes of a job, among which a fork is not.
+"""
+
 LAST_LINES = 20
 """Of each log that a failed test shows."""
 
@@ -48,7 +57,15 @@ def pytest_configure(config):
         folder = tempfile.mkdtemp(prefix="smt-tests-")
         os.environ[forkserver.FOLDER] = folder  # workers, and all that they start, inherit it
         os.environ[forkserver.CONTROLLER] = str(os.getpid())
-    toy_workflow.launch = forkserver.start
+    toy_workflow.launch = launch
+
+
+def launch(module, *arguments, env, **settings):
+    """Start a Snakemake of the executor's tests as a fork."""
+    module_of_test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[0]
+    if Path(module_of_test).name in FORKED_JOBS:
+        env = forkserver.with_forked_commands(env)
+    return forkserver.start(module, *arguments, env=env, **settings)
 
 
 def pytest_unconfigure(config):

@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -68,6 +69,8 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # most calls: each look at a tensor's device
+            return func(*args)
         if torch.is_inference_mode_enabled() and _is_composite(func):
             # Without autograd nobody has taken composite operations apart before they come here.
             with self:
@@ -234,7 +237,8 @@ def _require_one_type(func: Any, args: tuple[Any, ...]) -> None:
 
 
 def _is_on_gpu(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.device.type == "cuda"
+    # Not its `device`, which is an operation of its own.
+    return isinstance(value, FakeTensor) and value.fake_device.type == "cuda"
 
 
 def _on_gpu(values: Any) -> list[Tensor]:
@@ -328,10 +332,16 @@ def package_line(file: str, number: int) -> str | None:
 
     The rehearsal's own lines, which are behind every operation, are other code.
     """
+    module = _module(file)
+    return None if module is None else f"{module}:{number}"
+
+
+@cache
+def _module(file: str) -> str | None:
     path = Path(file)
     if not path.is_relative_to(PACKAGE) or path.is_relative_to(PACKAGE / "rehearsal"):
         return None
-    return f"smt/{path.relative_to(PACKAGE)}:{number}"
+    return f"smt/{path.relative_to(PACKAGE)}"
 
 
 def _is_composite(func: Any) -> bool:

@@ -1,6 +1,6 @@
 """A command that a shell or a program starts, and that runs as a fork of the tests' fork server.
 
-    python -IS forked_command.py MODULE [ARGUMENT]...
+    python -IS forked_command.py MODULE|-c [ARGUMENT]...
 
 Folder, environment, standard files and exit code are the command's. Signals are not forwarded, but
 if this process is killed the fork is too. It starts in a few hundredths of a second.

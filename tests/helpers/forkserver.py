@@ -175,14 +175,15 @@ def _start(folder: Path) -> None:
 
 
 def _write_commands(folder: Path) -> None:
-    """Write the programs that run as forks, and a `python` whose `-m` does the same."""
+    """Write the programs that run as forks, and a `python` that runs them and `-c` as forks."""
     folder.mkdir()
     fork = f"exec {sys.executable} -IS {Path(__file__).with_name('forked_command.py')}"
     for name in ("smt", "snakemake", "dvc"):
         (folder / name).write_text(f'#!/bin/sh\n{fork} {name} "$@"\n')
     (folder / "python").write_text(
-        '#!/bin/sh\ncase "$1 $2" in "-m smt" | "-m snakemake" | "-m dvc")\n'
-        f'  shift; {fork} "$@" ;;\nesac\nexec {sys.executable} "$@"\n'
+        '#!/bin/sh\ncase "$1 $2" in\n'
+        f'"-m smt" | "-m snakemake" | "-m dvc") shift; {fork} "$@" ;;\n'
+        f'"-c "*) {fork} "$@" ;;\nesac\nexec {sys.executable} "$@"\n'
     )
     for path in folder.iterdir():
         path.chmod(0o755)
@@ -249,11 +250,13 @@ def _run_job(job: dict[str, Any]) -> int:
     if os.environ.get("PYTHONPATH") not in (None, pythonpath):
         _unload_package()
     sys.argv = [job["module"], *job["arguments"]]
+    if job["module"] == "-c":
+        del sys.argv[1]
     _customize(job["environment"])
     if job["prepare"]:
         module, function, *arguments = job["prepare"]
         getattr(importlib.import_module(module), function)(*arguments)
-    return _main(job["module"])
+    return _main(job["module"], job["arguments"])
 
 
 def _unload_package() -> None:
@@ -272,7 +275,10 @@ def _customize(environment: dict[str, str]) -> None:
             return
 
 
-def _main(module: str) -> int:
+def _main(module: str, arguments: list[str]) -> int:
+    if module == "-c":
+        exec(arguments[0], {"__name__": "__main__"})
+        return 0
     if module.endswith(".py"):
         sys.path.insert(0, str(Path(module).parent))
         runpy.run_path(module, run_name="__main__")

@@ -98,7 +98,8 @@ def failing(cluster, tmp_path_factory):
     with Toy(tmp_path_factory.mktemp("failing") / "toy", cluster) as toy:
         names = re.findall(r"rule (\w+):", WORKFLOW)
         toy.write(f"rule all:\n    input: {[f'{name}.txt' for name in names]}\n{WORKFLOW}")
-        output = toy.start("--keep-going").fail()
+        # New processes below each job: SLURM counts their memory.
+        output = toy.start_process("--keep-going").fail()
         by_rule = messages(output)
         assert set(by_rule) == set(names), output
         yield toy, by_rule
