@@ -79,7 +79,7 @@ def test_the_python_example_runs():
 
 def test_the_page_on_backbones_has_examples_that_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(blocks(ROOT / "docs" / "backbone.md", "python")) == 3
+    assert len(blocks(ROOT / "docs" / "backbone.md", "python")) == 4
     features = names_of("backbone.md")
     assert features["strides"] == [4, 8, 16, 32]
     row = " | ".join(" x ".join(map(str, shape[1:])) for shape in features["shapes"])
@@ -90,6 +90,8 @@ def test_the_page_on_backbones_has_examples_that_run(tmp_path, monkeypatch):
     name = "stages.0.blocks.0.mlp.expand.weight"
     (actual,) = (tensor for key, tensor in ours.items() if key.endswith(name))
     assert torch.equal(actual, theirs["block1.0.mlp.fc1.weight"])
+    rates = names_of("backbone.md", 3)["rates"]
+    assert (f"{rates[0]:.1e}", rates[-1]) == ("4.4e-05", 1e-3)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
