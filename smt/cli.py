@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from smt import __version__, forkserver
 from smt.errors import UserError, missing_package, suggest
@@ -90,6 +91,13 @@ def _run() -> Any:
         raise missing from None
 
 
+def _one_line(error: click.ClickException) -> str:
+    """Return click's own message, such as that of an option's value, and where help is."""
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return message if context is None else f"{message} ({context.command_path} --help)"
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
     code = forkserver.run(sys.argv[1:])
@@ -102,7 +110,10 @@ def main() -> None:
         click.echo(f"smt: error: {error}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        if isinstance(error, NoArgsIsHelpError):
+            error.show()
+        else:
+            click.echo(f"smt: error: {_one_line(error)}", err=True)
         sys.exit(error.exit_code)
     except click.Abort:
         click.echo("smt: stopped", err=True)

@@ -63,10 +63,21 @@ def test_an_unknown_experiment_is_one_line_with_the_nearest(project, command):
     assert "did you mean imagenet1k_smt_tiny" in done.stderr
 
 
-def test_an_unknown_option_is_refused_with_the_nearest(project):
-    done = project.smt("check", "--scael", "demo")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "--scael", "demo"],
+         "No such option '--scael'. (Did you mean one of: '--help', '--scale'?) (smt check --help)"),
+        (["look", "--size", "8", "w", "i"],
+         "Invalid value for '--size': 8 is not in the range x>=32 (smt look --help)"),
+        (["export", "w", "-o", "w.onnx"],
+         "Missing option '--format'. Choose from: torch_export, onnx (smt export --help)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_options_is_one_line(project, arguments, message):
+    done = project.smt(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "No such option '--scael'" in done.stderr and "--scale" in done.stderr
+    assert done.stderr == f"smt: error: {message}\n"
 
 
 def test_data_that_are_missing_have_their_own_exit_code_and_the_command_that_makes_them(project):
