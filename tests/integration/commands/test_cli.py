@@ -67,7 +67,8 @@ def test_an_unknown_experiment_is_one_line_with_the_nearest(project, command):
     ("arguments", "message"),
     [
         (["check", "--scael", "demo"],
-         "No such option '--scael'. (Did you mean one of: '--help', '--scale'?) (smt check --help)"),
+         "No such option '--scael'. "
+         "(Did you mean one of: '--help', '--scale'?) (smt check --help)"),
         (["look", "--size", "8", "w", "i"],
          "Invalid value for '--size': 8 is not in the range x>=32 (smt look --help)"),
         (["export", "w", "-o", "w.onnx"],
