@@ -166,7 +166,13 @@ def test_a_parent_that_was_trained_again_is_named(finished, tmp_path):
 # --- forgeries ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("forge", [forgeries.with_weights_edited, forgeries.with_another_rate])
+@pytest.mark.parametrize(
+    "forge",
+    [
+        forgeries.with_weights_edited,
+        pytest.param(forgeries.with_another_rate, marks=pytest.mark.slow),
+    ],
+)
 def test_a_forged_stretch_is_found_with_the_probability_that_the_segments_give(project, forge):
     forged = 2
     forge(project, forged)

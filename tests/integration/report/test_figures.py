@@ -112,9 +112,11 @@ def test_the_same_numbers_make_the_same_bytes(files):
     }
 
 
-def test_every_figure_is_plotted_before_any_run_with_a_notice(files):
-    paths = save_all(results(files), files.layout)
-    assert {path.stem for path in paths} == set(figures.titles(files.project))
+def test_figures_are_plotted_before_any_run_with_a_notice(files):
+    costs = next(name for name in figures.titles(files.project) if figures.is_cost(name))
+    names = [figures.CURVES, figures.ACCURACY, figures.AGREEMENT, costs]
+    paths = save_all(results(files), files.layout, names)
+    assert [path.stem for path in paths[::2]] == names
     for path in paths:
         if path.suffix == ".svg":
             text = path.read_text()  # matplotlib leaves the text of each label in a comment

@@ -63,6 +63,13 @@ def report(files):
     return Report(collect(files.project, files.layout), files.layout)
 
 
+def page_of(files):
+    """Return the page without learning curves and peers, whose figures take most of its time."""
+    content = report(files)
+    content.curves, content.peers = [], []
+    return Page(content.html())
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory, empty_database):
     """Paper scale: SMT-T done, SMT-S in parts, one off track, two failed, one outdated."""
@@ -200,7 +207,7 @@ def test_what_was_trained_again_of_a_run_is_said(files):
     sync(files.project, files.layout)
     said = "3 of 4 stretches trained again, 2 equal to the byte, 1 differs"
     assert report(files).provenance[-1] == (f"Trained again: {run}", said)
-    assert f"Trained again: {run}" in Page(report(files).html()).words
+    assert f"Trained again: {run}" in page_of(files).words
 
 
 def test_an_audit_of_former_weights_is_not_said_and_a_damaged_one_is_named(files):
@@ -242,7 +249,7 @@ def test_pictures_of_the_papers_models_are_in_the_page_and_of_others_are_not(fil
     contents = add_pictures(files, shown)
     add_pictures(files, ablation, names=("receptive_field",))
     sync(files.project, files.layout)
-    page = Page(report(files).html())
+    page = page_of(files)
     assert sources(page) == [f"data:image/webp;base64,{content}" for content in contents]
     alts = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
     assert alts == [f"Modulator by stage of {shown}", f"Class activation of {shown}"]
@@ -259,7 +266,7 @@ def test_pictures_of_other_weights_or_that_are_missing_are_named_with_their_comm
     if fault == "a missing file":
         (files.layout.pictures(run) / "modulators.webp").unlink()
     sync(files.project, files.layout)
-    page = Page(report(files).html())
+    page = page_of(files)
     assert not sources(page)
     command = f"snakemake pictures --config scale={files.scale}"
     assert f"of {run}, which {command} makes" in page.words
@@ -292,7 +299,7 @@ def test_pictures_of_detectors_are_in_the_page_itself(files):
     other = Run(experiment="coco_retinanet_smt_small", seed=0)
     finish_detector(files, other, 38.0)
     sync(files.project, files.layout)
-    page = Page(report(files).html())
+    page = page_of(files)
     assert [value for tag, name, value in page.attributes if tag == "img" and name == "src"] == [
         f"data:image/jpeg;base64,{content}"
     ]
@@ -310,14 +317,14 @@ def test_a_picture_of_former_weights_is_not_shown(files):
     former = read_json(files.layout.evaluation(run)) | {"fingerprint": "f" * 64}
     write_json(files.layout.evaluation(run), former)
     sync(files.project, files.layout)
-    page = Page(report(files).html())
+    page = page_of(files)
     assert "img" not in page.tags
     assert f"of {run}, which smt evaluate makes" in page.words
 
 
-def test_before_any_is_done_the_section_counts_unfinished_runs(parts):
+def test_before_any_is_done_the_section_counts_unfinished_runs(parts, html):
     runs = [run for run in parts.project.runs if has_head(parts.project, run)]
-    words = Page(report(parts).html()).words
+    words = Page(html).words
     assert f"Predictions No picture yet of {len(runs)} runs, which are not done." in words
 
 
@@ -357,7 +364,7 @@ def test_it_loads_nothing_and_its_links_lead_somewhere(parts):
 
 def test_files_that_are_not_there_are_not_linked(parts):
     shutil.rmtree(parts.layout.tables, ignore_errors=True)
-    assert not any("tables/" in href for href in Page(report(parts).html()).hrefs)
+    assert not any("tables/" in href for href in page_of(parts).hrefs)
 
 
 def test_the_same_results_make_the_same_page(parts):
@@ -392,7 +399,7 @@ def test_before_any_run_it_is_there(make_files):
 def test_at_a_scale_with_a_notice_nothing_is_compared(files):
     files.finish(Run(experiment=T, seed=0), 96.0)
     sync(files.project, files.layout)
-    words = Page(report(files).html()).words
+    words = page_of(files).words
     assert files.project.scale.notice in words
     assert "43 that this scale is not compared with" in words
     assert "reproduced or within noise" not in words

@@ -115,9 +115,18 @@ n=$(wc -l < started)
 """In the first two of three attempts, the lines that follow it end the command."""
 
 
-@pytest.mark.parametrize("name", ["ABRT", "KILL", "BUS"])
-@pytest.mark.parametrize("last", ["sh -c 'kill -{} $$'", "sh -c 'kill -{} $$'; echo not here"])
-def test_a_command_ended_by_a_signal_after_progress_resumes(toy, name, last):
+DIRECTLY, WITHIN = "sh -c 'kill -{} $$'", "sh -c 'kill -{} $$'; echo not here"
+
+
+@pytest.mark.parametrize(
+    ("last", "name"),
+    [
+        (DIRECTLY, "ABRT"), (WITHIN, "KILL"),
+        *(pytest.param(*each, marks=pytest.mark.slow)
+          for each in ((DIRECTLY, "KILL"), (DIRECTLY, "BUS"), (WITHIN, "ABRT"), (WITHIN, "BUS"))),
+    ],
+)  # fmt: skip
+def test_a_command_ended_by_a_signal_after_progress_resumes(toy, last, name):
     """NCCL's watchdog aborts the ranks that wait for a lost process."""
     command = ABORTS.replace("[ $n = REPORT ] && ", "")
     toy.write(rule(f"{command}{last.format(name)}", resumable=True))
