@@ -34,11 +34,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FORKED_JOBS = (
     "test_conditions.py", "test_every_kind.py", "test_job_failures.py", "test_local.py",
-    "test_reattach.py", "test_slurm.py",
+    "test_reattach.py", "test_resumable.py", "test_slurm.py",
 )  # fmt: skip
 """Modules of the executor whose jobs start their Snakemake as a fork: it takes two CPU-seconds.
 
-The others are about signals to the processes of a job, among which a fork is not.
+The others, and tests of what is signalled, are about the processes of a job, among which a fork is
+not.
 """
 
 LAST_LINES = 20
@@ -62,8 +63,8 @@ def pytest_configure(config):
 
 def launch(module, *arguments, env, **settings):
     """Start a Snakemake of the executor's tests as a fork."""
-    module_of_test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[0]
-    if Path(module_of_test).name in FORKED_JOBS:
+    module_of_test, _, test = os.environ["PYTEST_CURRENT_TEST"].partition("::")
+    if Path(module_of_test).name in FORKED_JOBS and "signalled" not in test:
         env = forkserver.with_forked_commands(env)
     return forkserver.start(module, *arguments, env=env, **settings)
 
