@@ -44,6 +44,7 @@ def without_onnx(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
 
 
+@pytest.mark.slow
 def test_torch_export_takes_other_batches_and_sizes(file, network, tmp_path, without_onnx):
     target = tmp_path / "model.pt2"
     result = export(file, "torch_export", target)
