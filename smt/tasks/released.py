@@ -140,14 +140,14 @@ def prepare(
             an unknown preprocessing.
         DataError: no such images, or their folders are not in the order of the classes.
     """
-    if not file.is_file():
+    if not file.is_file() and not file.is_dir():  # what a folder is, its reader says
         raise UserError(f"no released weights {file}; download them, and give their path")
     model_name = project.experiments[experiment].model
     recipe = _recipe(project, experiment, settings)
     weights = classifier.read(file, model_name, project.smt_models, settings.state)
     images = _images(project, layout, experiment, settings)
     dataset = project.datasets[project.dataset_of(experiment)]
-    _require_same_classes(file, weights.classes, images, dataset.classes)
+    _require_same_classes(file, weights.classes, images, dataset.classes, settings)
     model = network(project, experiment, classes=weights.classes)
     assert isinstance(model, SMT)
     model.load_state_dict(weights.state)
@@ -195,28 +195,41 @@ def _images(
             f"{images.root} has {len(images):,} of {dataset.val_images:,} images of {name}; copy "
             "the rest, or name the folder by --data if it is to be so"
         )
-    if labels is None:
-        _refuse_other_synsets(images)
     return images
 
 
-def _require_same_classes(file: Path, classes: int, images: LabelledImages, expected: int) -> None:
-    if classes == len(images.classes):
+def _require_same_classes(
+    file: Path, classes: int, images: LabelledImages, expected: int, settings: ReleasedWeights
+) -> None:
+    """Refuse images of other classes than a file's, and name the folders that differ."""
+    here = len(images.classes)
+    if settings.labels is not None:
+        if here != classes:
+            raise UserError(
+                f"{file} has {classes:,} classes, and --labels {settings.labels} names {here:,}; "
+                f"give a file of {classes:,} lines with the class folders in the order of the "
+                "weights' classes"
+            )
         return
-    what = f"{file} has {classes:,} classes, and {images.root} {len(images.classes):,}"
-    if classes == expected:
+    _refuse_other_synsets(classes, images)
+    if here == classes:
+        return
+    what = f"{file} has {classes:,} classes, and {images.root} {here:,}"
+    if classes == expected and here < classes:
         raise DataError(
             f"{what}; bring the folders of all classes, or give --labels a file of {classes:,} "
             "lines with the class folders in the order of the weights' classes"
         )
+    if classes == expected:
+        raise DataError(f"{what}; remove the folders that are none of the weights' classes")
     raise UserError(
-        f"{what}: give weights of {len(images.classes):,} classes, such as those that were "
+        f"{what}: give weights of {here:,} classes, such as those that were "
         "fine-tuned; the rows of a larger head are selected by: smt convert --class-map"
     )
 
 
-def _refuse_other_synsets(images: LabelledImages) -> None:
-    """Refuse 1,000 folders named by synsets that are not those of ImageNet-1K.
+def _refuse_other_synsets(classes: int, images: LabelledImages) -> None:
+    """Refuse folders named by synsets that are not those of ImageNet-1K, for as many classes.
 
     Its classes are numbered as the synsets are sorted, so that one other folder would move those
     behind it.
@@ -224,13 +237,21 @@ def _refuse_other_synsets(images: LabelledImages) -> None:
     from timm.data.imagenet_info import ImageNetInfo
 
     own = ImageNetInfo("imagenet-1k").label_names()
-    if len(images.classes) != len(own) or not set(own) & set(images.classes):
+    if classes != len(own) or not set(own) & set(images.classes):
         return
     others = sorted(set(images.classes) - set(own))
+    missing = sorted(set(own) - set(images.classes))
     if others:
+        lacks = f" and lacks {listed(missing, 3)}" if missing else ""
+        do = "bring ImageNet-1K's, or give --labels" if missing else "remove them"
         raise DataError(
-            f"{images.root} has class folders that ImageNet-1K has not: {listed(others, 3)}; the "
-            "folders behind them would be other classes: bring ImageNet-1K's, or give --labels"
+            f"{images.root} has class folders that ImageNet-1K has not: {listed(others, 3)}"
+            f"{lacks}; the folders behind them would be other classes: {do}"
+        )
+    if missing:
+        raise DataError(
+            f"{images.root} lacks class folders of ImageNet-1K: {listed(missing, 3)}; bring them, "
+            f"or give --labels a file of {classes:,} lines with every class folder, sorted by name"
         )
 
 

@@ -306,13 +306,34 @@ def test_an_unknown_preprocessing_is_one_line(tmp_path, file, root):
     assert "did you mean center_90" in message
 
 
-def test_synsets_that_are_not_those_of_imagenet_are_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("cut", "added", "words"),
+    [
+        (1, ["n99999999"], ["ImageNet-1K has not: n99999999", "lacks n01440764", "--labels"]),
+        (0, ["zz_extra"], ["ImageNet-1K has not: zz_extra", "remove them"]),
+        (10, [], ["lacks class folders", "n01440764, n01443537, n01484850 and 7 more", "--labels"]),
+    ],
+    ids=["another", "one more", "fewer"],
+)
+def test_synsets_that_are_not_those_of_imagenet_are_named(tmp_path, thousand, cut, added, words):
     from timm.data.imagenet_info import ImageNetInfo
 
-    names = ImageNetInfo("imagenet-1k").label_names()
-    for name in (*names[1:], "n99999999"):
+    for name in (*ImageNetInfo("imagenet-1k").label_names()[cut:], *added):
         (tmp_path / "val" / name).mkdir(parents=True)
         (tmp_path / "val" / name / "1.JPEG").write_bytes(b"x")
-    file = released_files.write(tmp_path / "smt.pth", released_state(classes=1000))
-    message = refused(tmp_path, file, tmp_path)
-    assert "ImageNet-1K has not: n99999999" in message
+    message = refused(tmp_path, thousand, tmp_path)
+    assert all(word in message for word in words), message
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory):
+    """Weights of 1,000 classes."""
+    path = tmp_path_factory.mktemp("thousand") / "smt.pth"
+    return released_files.write(path, released_state(classes=1000))
+
+
+def test_labels_of_fewer_classes_than_the_weights_are_named(tmp_path, file, root):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"n{label:08}\n" for label in range(CLASSES + 2)))
+    message = refused(tmp_path, file, root, labels=str(labels))
+    assert "has 10 classes" in message and f"--labels {labels} names 12" in message
