@@ -33,7 +33,8 @@ def classifier_options(command: Callable[..., Any]) -> Callable[..., Any]:
     scale = click.option(
         "--scale", help="Scale that the model is of [default: what the file says, or paper]."
     )
-    return model(scale(command))
+    state = click.option("--state", metavar="KEY", help="Which weights of a file with several.")
+    return model(scale(state(command)))
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,28 @@ class Classifier:
         return recipe if size is None else recipe.model_copy(update={"resolution": size})
 
 
-def load_classifier(path: Path, model: str | None, scale: str | None) -> Classifier:
+def load_classifier(
+    path: Path, model: str | None, scale: str | None, state: str | None
+) -> Classifier:
     """Return the classifier of a file: a run's model.safetensors, or a released checkpoint.
+
+    What was chosen in it, and changed in its names, is said on stderr.
 
     Raises:
         UserError: the file cannot be read or is no classifier's, or no model fits it.
     """
     from smt.models import classifier_file
 
-    file = classifier_file.read(path)
+    file = classifier_file.read(path, state)
     project, layout = load(scale or str(file.metadata.get("scale", RELEASED_SCALE)))
     experiment = project.experiments.get(str(file.metadata.get("experiment", "")))
     if model is not None and model not in project.smt_models:
         valid = suggest(model, project.smt_models)
         raise UserError(f"--model: no model {model!r} in params/models.yaml; {valid}")
     if model is None:
-        model = experiment.model if experiment else file.find_model(project.smt_models)
+        model = (
+            experiment.model if experiment else file.find_model(project.smt_models, layout.scale)
+        )
     if model not in project.smt_models:
         raise UserError(
             f"{path}: the weights of {model} are no SMT's, and this command is for SMT alone; use "
@@ -92,4 +99,7 @@ def load_classifier(path: Path, model: str | None, scale: str | None) -> Classif
     run = None
     if experiment is not None:
         run = str(file.metadata["experiment"]), str(file.metadata.get("seed", "unknown"))
-    return Classifier(file.build(project.smt_models[model]), model, project, layout, run)
+    network = file.build(model, project.smt_models, layout.scale)
+    for note in file.checkpoint.notes:
+        click.echo(f"{path}: {note}", err=True)
+    return Classifier(network, model, project, layout, run)

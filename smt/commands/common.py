@@ -14,9 +14,15 @@ from smt.errors import UserError
 from smt.runs.paths import Layout, default_params
 from smt.runs.record import DamagedRecord
 
+
+def default_scale() -> str:
+    """Return the scale of a command without --scale."""
+    return os.environ.get("SMT_SCALE", "demo")
+
+
 scale_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--scale",
-    default=lambda: os.environ.get("SMT_SCALE", "demo"),
+    default=default_scale,
     show_default="SMT_SCALE, else demo",
     help="Scale of params/scales.yaml.",
 )

@@ -1,14 +1,13 @@
 """`smt evaluate`: the exported weights of a run, or released weights, evaluated on their own."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
-from smt.commands.common import find_run, load, scale_option
+from smt.commands.classifier import RELEASED_SCALE
+from smt.commands.common import default_scale, find_run, load
 from smt.config.load import require_experiments
 from smt.config.metrics import METRICS
 from smt.config.project import Project
@@ -31,8 +30,7 @@ _FOR_RELEASED = "With --released: "
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Evaluate the weights of FILE, a released checkpoint, in place of a run's. Without "
-    "--scale at scale paper.",
+    help="Evaluate the weights of FILE, a released checkpoint, in place of a run's.",
 )
 @click.option("--model", help=_FOR_RELEASED + "its model, in place of EXPERIMENT.")
 @click.option(
@@ -67,15 +65,15 @@ _FOR_RELEASED = "With --released: "
 @click.option(
     "--state", metavar="KEY", help=_FOR_RELEASED + "which weights of a file with several."
 )
-@scale_option
-@click.pass_context
+@click.option(
+    "--scale",
+    help="Scale of params/scales.yaml [SMT_SCALE, else demo; with --released paper].",
+)
 def command(
-    context: click.Context,
-    /,
     experiment: str | None,
     seed: int | None,
     file: Path | None,
-    scale: str,
+    scale: str | None,
     **options: str | int | Path | None,
 ) -> None:
     """Evaluate model.safetensors of a run; exit 4 if it does not give what metrics.json says.
@@ -90,23 +88,16 @@ def command(
                 raise UserError(f"--{name}: valid only with --released FILE")
         if experiment is None:
             raise UserError("name an EXPERIMENT of params/experiments.yaml, or --released FILE")
-        _evaluate_run(experiment, seed, scale)
+        _evaluate_run(experiment, seed, scale or default_scale())
         return
     if seed is not None:
         raise UserError("--seed: released weights have none; leave it out")
-    if context.get_parameter_source("scale") is ParameterSource.DEFAULT:
-        scale = _default_scale()
     # Paths of the command line are below the working folder, those of params below the data folder.
     given = {
         name: str(value.absolute()) if isinstance(value, Path) else value
         for name, value in options.items()
     }
-    _evaluate_released(experiment, file, given, scale)
-
-
-def _default_scale() -> str:
-    """Released weights are of the paper's own models, unless the environment says otherwise."""
-    return os.environ.get("SMT_SCALE", "paper")
+    _evaluate_released(experiment, file, given, scale or RELEASED_SCALE)
 
 
 def _evaluate_run(experiment: str, seed: int | None, scale: str) -> None:

@@ -30,7 +30,13 @@ SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx"}
 )
 @classifier_options
 def command(
-    weights: Path, form: str, output: Path, size: int | None, model: str | None, scale: str | None
+    weights: Path,
+    form: str,
+    output: Path,
+    size: int | None,
+    model: str | None,
+    scale: str | None,
+    state: str | None,
 ) -> None:
     """Write the classifier WEIGHTS as a program for other software, and check what it computes.
 
@@ -45,7 +51,7 @@ def command(
         raise UserError(f"{output}: a file of {form} ends in {SUFFIXES[form]}")
     if form == "onnx":
         programs.require_onnx()
-    classifier = load_classifier(weights, model, scale)
+    classifier = load_classifier(weights, model, scale, state)
     network, side = classifier.network, classifier.recipe(size).resolution
     announce(f"exporting {classifier.title} at {side} x {side}; SMT-T takes about a minute")
     program = programs.export(network, side)

@@ -58,6 +58,7 @@ def command(
     size: int | None,
     model: str | None,
     scale: str | None,
+    state: str | None,
 ) -> None:
     """Show what a classifier computes: modulators, heads of MHMC, receptive fields, evidence.
 
@@ -69,7 +70,7 @@ def command(
     from smt.pictures.plots import SHARES
     from smt.pictures.receptive_field import stage_fields
 
-    classifier = load_classifier(weights, model, scale)
+    classifier = load_classifier(weights, model, scale, state)
     recipe = classifier.recipe(size)
     if images:
         inputs = sources.from_files(images, recipe)

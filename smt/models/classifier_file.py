@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from smt.config.models import Model
 from smt.errors import UserError, listed
 from smt.models import released, weights, zoo
@@ -29,14 +31,13 @@ class ClassifierFile:
         """Rows of the classifier; 0 without one."""
         return self.checkpoint.classes
 
-    def find_model(self, models: Mapping[str, Model]) -> str:
+    def find_model(self, models: Mapping[str, Model], scale: str) -> str:
         """Return the name of the one model whose tensors have these names and shapes.
 
         Raises:
             UserError: no model has, or several.
         """
-        actual = weights.shapes(self.checkpoint.state)
-        names = [name for name, model in models.items() if self._shapes_of(model) == actual]
+        names = self._fitting(models)
         if len(names) == 1:
             return names[0]
         if names:
@@ -46,8 +47,12 @@ class ClassifierFile:
             )
         raise UserError(
             f"weights {self.path} have the names and shapes of no model of params/models.yaml at "
-            "this scale; --model NAME says what differs from one, --scale chooses another scale"
+            f"scale {scale}; --model NAME says what differs from one, --scale chooses another scale"
         )
+
+    def _fitting(self, models: Mapping[str, Model]) -> list[str]:
+        actual = weights.shapes(self.checkpoint.state)
+        return [name for name, model in models.items() if self._shapes_of(model) == actual]
 
     def _shapes_of(self, model: Model) -> dict[str, tuple[int, ...]]:
         """Return names and shapes of a model's tensors, in the naming of this file."""
@@ -59,31 +64,75 @@ class ClassifierFile:
     def _is_ours(self) -> bool:
         return released.is_ours(self.checkpoint.state)
 
-    def build(self, model: Model) -> SMT:
-        """Return `model` with these weights in float32 on the CPU, set to evaluation.
+    def state_of(self, name: str, models: Mapping[str, Model], scale: str) -> dict[str, Tensor]:
+        """Return these weights in our naming, as those of the model `name` of `models` at `scale`.
 
         Raises:
-            UserError: names the tensors that are missing, extra, misshapen or not finite.
+            UserError: they are of another model or scale, or a tensor is missing, extra, misshapen
+                or not finite.
         """
-        expected = zoo.skeleton(model, num_classes=self.classes).state_dict()
-        state = released.to_ours(self.checkpoint.state, expected, self.path)
-        network = zoo.build(model, num_classes=self.classes)
+        expected = zoo.skeleton(models[name], num_classes=self.classes).state_dict()
+        try:
+            return released.to_ours(self.checkpoint.state, expected, self.path)
+        except weights.OtherModel as error:
+            recorded, fitting = self.metadata.get("scale", scale), self._fitting(models)
+            if recorded != scale:
+                differs = (
+                    f"the file says that they are of {self.metadata.get('experiment', 'a run')} at "
+                    f"scale {recorded}; give that model, and --scale {recorded}"
+                )
+            elif fitting:
+                differs = (
+                    f"they are of {' or '.join(fitting)}; give the file of {name}, or name the "
+                    "other model"
+                )
+            else:
+                differs = f"{error.differences}; check the model's name and --scale"
+            raise UserError(
+                f"weights {self.path} are not of {name} at scale {scale}: {differs}"
+            ) from None
+
+    def build(self, name: str, models: Mapping[str, Model], scale: str) -> SMT:
+        """Return a model with these weights in float32 on the CPU, set to evaluation.
+
+        Raises:
+            UserError: as `state_of`.
+        """
+        state = self.state_of(name, models, scale)
+        network = zoo.build(models[name], num_classes=self.classes)
         network.load_state_dict(state)
         return network.eval()
 
 
-def read(path: Path) -> ClassifierFile:
+def read(path: Path, state: str | None = None) -> ClassifierFile:
     """Return a file of weights: a run's model.safetensors or a released checkpoint.
 
-    The form is known by the content. No code of the file is run.
+    The form is known by the content. No code of the file is run. `state` is as for `released.read`.
 
     Raises:
-        UserError: no such file, no checkpoint, a damaged one, or one of a detector or segmenter.
+        UserError: no such file, no checkpoint, a damaged one, or one of no SMT, of a detector or of
+            a segmenter.
     """
     content = torch_file.read(path)
-    for state in unwrap.states(content.tree).values():
-        _refuse_detector(state, path)
-    return ClassifierFile(path, released.take(content, path), weights.parsed(content.metadata))
+    for tensors in unwrap.states(content.tree).values():
+        _refuse_detector(tensors, path)
+    return take(content, path, state)
+
+
+def take(content: torch_file.Content, path: Path, state: str | None = None) -> ClassifierFile:
+    """Return what `read` does, of a file that has been read; detectors are not looked for.
+
+    Raises:
+        UserError: as `read`.
+    """
+    checkpoint = released.take(content, path, state)
+    if not unwrap.has_smt_names(checkpoint.state):
+        parts = dict.fromkeys(name.partition(".")[0] for name in checkpoint.state)
+        raise UserError(
+            f"weights {path} are no SMT's: their parts are {listed(parts, 5)}; give a checkpoint "
+            "of an SMT, and use timm's own tools for others"
+        )
+    return ClassifierFile(path, checkpoint, weights.parsed(content.metadata))
 
 
 def _refuse_detector(state: Mapping[str, Any], path: Path) -> None:

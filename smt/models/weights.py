@@ -18,6 +18,17 @@ HEAD = ("head.weight", "head.bias")
 """The tensors of an SMT's classifier, one row a class."""
 
 
+class OtherModel(UserError):
+    """Weights whose names or shapes are not those of a model."""
+
+    def __init__(self, source: Path, differences: str) -> None:
+        super().__init__(
+            f"weights {source} are not of this model: {differences}; nothing was loaded, check the "
+            "model's name, its scale and its number of classes"
+        )
+        self.differences = differences
+
+
 def save(
     state: Mapping[str, Tensor],
     path: Path,
@@ -134,7 +145,7 @@ def check(
     """Check that names and shapes of a file are those of a model.
 
     Raises:
-        UserError: names what is missing, extra or of another shape (the first of each kind).
+        OtherModel: names what is missing, extra or of another shape (the first of each kind).
     """
     wrong = [
         f"{name} is {_shape(actual[name])}, not {_shape(shape)}"
@@ -142,7 +153,7 @@ def check(
         if name in actual and actual[name] != shape
     ]
     problems = [
-        f"{kind} {listed(names)}"
+        f"{kind} {listed(names, 2)}"
         for kind, names in (
             ("missing", [name for name in expected if name not in actual]),
             ("extra", [name for name in actual if name not in expected]),
@@ -151,10 +162,7 @@ def check(
         if names
     ]
     if problems:
-        raise UserError(
-            f"weights {source} are not of this model: {'; '.join(problems)}; nothing was loaded, "
-            "check the model's name and its number of classes"
-        )
+        raise OtherModel(source, "; ".join(problems))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

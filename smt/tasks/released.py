@@ -144,7 +144,8 @@ def prepare(
         raise UserError(f"no released weights {file}; download them, and give their path")
     model_name = project.experiments[experiment].model
     recipe = _recipe(project, experiment, settings)
-    weights = classifier.read(file, model_name, project.smt_models, settings.state)
+    models = project.smt_models
+    weights = classifier.read(file, model_name, models, layout.scale, settings.state)
     images = _images(project, layout, experiment, settings)
     dataset = project.datasets[project.dataset_of(experiment)]
     _require_same_classes(file, weights.classes, images, dataset.classes, settings)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smt.config.models import Model
 from smt.errors import UserError, listed
-from smt.models import released, weights, zoo
+from smt.models import classifier_file, weights
 from smt.models.imports import torch_file, unwrap
 from smt.models.released import Checkpoint
 
@@ -27,9 +27,9 @@ class ClassifierWeights(NamedTuple):
 
 
 def read(
-    path: Path, name: str, models: Mapping[str, Model], state: str | None = None
+    path: Path, name: str, models: Mapping[str, Model], scale: str, state: str | None = None
 ) -> ClassifierWeights:
-    """Return the weights in `path` of the model that `models` have as `name`.
+    """Return the weights in `path` of the model that `models`, those of `scale`, have as `name`.
 
     `state` is as for `released.read`.
 
@@ -38,21 +38,10 @@ def read(
     """
     content = torch_file.read(path)
     _require_head(unwrap.states(content.tree), path)
-    checkpoint = released.take(content, path, state)
-    if not checkpoint.classes:
-        raise UserError(_without_head(path, checkpoint.state))
-    expected = zoo.skeleton(models[name], num_classes=checkpoint.classes).state_dict()
-    try:
-        tensors = released.to_ours(checkpoint.state, expected, path)
-    except UserError:
-        fitting = [other for other in models if _fits(checkpoint, models[other])]
-        if not fitting or name in fitting:
-            raise
-        raise UserError(
-            f"{path} holds weights of {' or '.join(fitting)}, not of {name}; give the file of "
-            f"{name}, or name the other model"
-        ) from None
-    return ClassifierWeights(tensors, checkpoint)
+    file = classifier_file.take(content, path, state)
+    if not file.classes:
+        raise UserError(_without_head(path, file.checkpoint.state))
+    return ClassifierWeights(file.state_of(name, models, scale), file.checkpoint)
 
 
 def _require_head(states: Mapping[str, Mapping[str, object]], path: Path) -> None:
@@ -71,10 +60,3 @@ def _without_head(path: Path, names: Iterable[str]) -> str:
         f"its parts are {listed(parts, 5)}: a backbone, detector or segmenter. Give the "
         "checkpoint of the classifier"
     )
-
-
-def _fits(checkpoint: Checkpoint, model: Model) -> bool:
-    """Return whether a model has exactly the names and shapes of a file."""
-    ours = zoo.skeleton(model, num_classes=checkpoint.classes).state_dict()
-    own = ours if released.is_ours(checkpoint.state) else released.to_released(ours)
-    return weights.shapes(own) == weights.shapes(checkpoint.state)

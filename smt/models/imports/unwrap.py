@@ -173,7 +173,8 @@ def _prefix(names: list[str], source: Path) -> str:
             f"names; without it: {listed(unprefixed)}"
         )
     raise UserError(
-        f"checkpoint {source} {why}; to take those of one prefix alone: --prefix {listed([first])}"
+        f"checkpoint {source} {why}; to take those of one prefix alone: smt convert {source} "
+        f"OUT.safetensors --model NAME --prefix {listed([first])}"
     )
 
 

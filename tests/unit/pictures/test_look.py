@@ -37,6 +37,9 @@ def folder(tmp_path_factory):
     weights.save(detector, folder / "detector.safetensors", names)
     headless = {name: tensor for name, tensor in ours.items() if not name.startswith("head.")}
     weights.save(headless, folder / "trunk.safetensors", names)
+    torch.save({"conv1.weight": torch.ones(1), "fc.weight": torch.ones(1)}, folder / "resnet.pth")
+    torch.save({"a": state, "b": state}, folder / "several.pth")
+    torch.save({"model": state, "model_ema": state}, folder / "averaged.pth")
     (folder / "notes.txt").write_text("no weights\n")
     return folder
 
@@ -91,6 +94,17 @@ def test_weights_without_a_classifier_have_the_other_pictures(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "key"), [((), "model"), (("--state", "model_ema"), "model_ema")]
+)
+def test_which_of_several_weights_were_taken_is_said(folder, options, key):
+    # A stage that it has not: what is told of the file comes before any picture.
+    result = look(folder, "averaged.pth", folder / "red.png", *SMOKE, "--stage", 4, *options)
+    note, error = result.stderr.strip().splitlines()
+    assert f"averaged.pth: it holds model, model_ema: {key} was taken" in note
+    assert error.startswith("smt: error: ")
+
+
+@pytest.mark.parametrize(
     ("file", "options", "code", "message"),
     [
         ("ours.safetensors", ("notes.txt",), 3, "cannot read image"),
@@ -102,8 +116,39 @@ def test_weights_without_a_classifier_have_the_other_pictures(folder, tmp_path):
         ("ours.safetensors", ("red.png", "--stage", "4"), 2, "that have it: 1, 2, 3"),
         ("ours.safetensors", ("red.png", "--class", "10"), 2, "valid: 0 to 9"),
         ("ours.safetensors", ("red.png", "--model", "smt_tiy"), 2, "did you mean smt_tiny"),
-        ("ours.safetensors", ("red.png", "--model", "smt_small"), 2, "are not of this model"),
-        ("released.pth", ("red.png",), 2, "the names and shapes of no model"),
+        (
+            "ours.safetensors",
+            ("red.png", "--model", "smt_small"),
+            2,
+            "are not of smt_small at scale smoke: they are of smt_tiny;",
+        ),
+        (
+            "ours.safetensors",
+            ("red.png", "--scale", "paper"),
+            2,
+            "not of smt_tiny at scale paper: the file says that they are of imagenet1k_smt_tiny at "
+            "scale smoke; give that model, and --scale smoke",
+        ),
+        (
+            "released.pth",
+            ("red.png",),
+            2,
+            "the names and shapes of no model of params/models.yaml at scale paper",
+        ),
+        (
+            "released.pth",
+            ("red.png", "--model", "smt_tiny"),
+            2,
+            "are not of smt_tiny at scale paper: missing block",
+        ),
+        ("resnet.pth", ("red.png",), 2, "are no SMT's: their parts are conv1, fc;"),
+        (
+            "several.pth",
+            ("red.png", *SMOKE),
+            2,
+            "several states (a, b): name the one to take by --state KEY",
+        ),
+        ("several.pth", ("red.png", *SMOKE, "--state", "c"), 2, "valid: a, b"),
         ("released.pth", SMOKE, 2, "names no run of this project"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

@@ -266,7 +266,7 @@ def test_a_file_of_another_variant_is_named(tmp_path, root):
     other = PROJECT.models["smt_base"]
     file = released_files.write(tmp_path / "base.pth", released_state(other))
     message = refused(tmp_path, file, root)
-    assert "holds weights of smt_base, not of smt_tiny" in message
+    assert f"are not of smt_tiny at scale {SCALE}: they are of smt_base" in message
 
 
 def test_a_file_of_no_variant_names_its_tensors(tmp_path, root):
@@ -299,6 +299,13 @@ def test_a_file_of_detectors_is_one_line(tmp_path, root, others):
     torch.save({"state_dict": state}, tmp_path / "detector.pth")
     message = refused(tmp_path, tmp_path / "detector.pth", root)
     assert "has no classifier (head.weight)" in message
+
+
+def test_a_classifier_of_another_network_is_no_smt(tmp_path, root):
+    shapes = {"conv1.weight": (8, 3, 7, 7), "layer1.0.conv1.weight": (8, 8), "fc.weight": (10, 8)}
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "it.pth")
+    message = refused(tmp_path, tmp_path / "it.pth", root)
+    assert "are no SMT's: their parts are conv1, layer1, fc;" in message
 
 
 def test_an_unknown_preprocessing_is_one_line(tmp_path, file, root):
