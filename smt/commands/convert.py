@@ -9,7 +9,7 @@ import click
 from smt.commands.common import load
 from smt.config.models import Model
 from smt.errors import UserError, listed, suggest
-from smt.runs.atomic import explained, replacing
+from smt.runs.atomic import explained, replacing, require_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,9 @@ def command(
         if value is not None and form == "released":
             raise UserError(f"{option}: valid only with --to ours")
     _check_target(source, target, form)
-    with explained(target, "give a file that can be written"):
+    remedy = "give a file that can be written"
+    require_writable(target, remedy)
+    with explained(target, remedy):
         if form == "released":
             tensors = _export(source, target, project.smt_models[model])
         else:

@@ -1,6 +1,5 @@
 """`smt export`: a classifier for torch.export or ONNX, checked against the network."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ import click
 from smt.commands.classifier import classifier_options, load_classifier
 from smt.commands.common import announce
 from smt.errors import UserError
-from smt.runs.atomic import explained
+from smt.runs.atomic import explained, replacing, require_writable
 
 if TYPE_CHECKING:
     from smt.export.check import Comparison
@@ -43,27 +42,25 @@ def command(
     WEIGHTS is a run's model.safetensors or a released checkpoint. The program takes images
     (B, 3, H, W) in float32, normalised, to logits (B, classes); its batch is free, and so is the
     size of its images as far as the check says. It is compared with the network on random images of
-    several sizes, and removed again if it does not agree.
+    several sizes, and written only if it agrees.
     """
     from smt.export import check, programs
 
     if output.suffix != SUFFIXES[form]:
         raise UserError(f"{output}: a file of {form} ends in {SUFFIXES[form]}")
+    remedy = "give a file that can be written: -o FILE"
+    require_writable(output, remedy)
     if form == "onnx":
         programs.require_onnx()
     classifier = load_classifier(weights, model, scale, state)
     network, side = classifier.network, classifier.recipe(size).resolution
     announce(f"exporting {classifier.title} at {side} x {side}; SMT-T takes about a minute")
     program = programs.export(network, side)
-    trial = output.with_name(f".{output.stem}.{os.getpid()}{output.suffix}")
-    with explained(output, "give a file that can be written"):
-        try:
-            run = programs.WRITERS[form](program, trial)
-            found = check.compare(network, run, check.sizes(side))
-            _require_agreement(found, form)
-            trial.replace(output)
-        finally:
-            trial.unlink(missing_ok=True)
+    content, run = programs.WRITERS[form](program)
+    found = check.compare(network, run, check.sizes(side))
+    _require_agreement(found, form)
+    with explained(output, remedy), replacing(output) as file:
+        file.write(content)
     _report(output, f"{classifier.title}, {form}", found)
 
 

@@ -10,7 +10,7 @@ from smt.commands.classifier import Classifier, classifier_options, load_classif
 from smt.errors import UserError
 from smt.report.pictures import PicturesRecord
 from smt.runs import record
-from smt.runs.atomic import explained, replacing, sha256
+from smt.runs.atomic import explained, replacing, require_writable, sha256
 from smt.runs.paths import PICTURES_RECORD
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def command(
     from smt.pictures.plots import SHARES
     from smt.pictures.receptive_field import stage_fields
 
+    remedy = "give a folder that can be written: -o FOLDER"
+    require_writable(output / PICTURES_RECORD, remedy)
     classifier = load_classifier(weights, model, scale, state)
     recipe = classifier.recipe(size)
     if images:
@@ -82,7 +84,7 @@ def command(
         inputs = sources.from_data(classifier.project, classifier.layout, recipe)
     fields = stage_fields(classifier.network, inputs.normalised)
     figures = dict(_figures(classifier, inputs, fields, stage, label))
-    with explained(output, "give a folder that can be written: -o FOLDER"):
+    with explained(output, remedy):
         names = []
         for name, figure in figures.items():
             names.append(f"{name}.{form}")

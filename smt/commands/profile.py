@@ -19,7 +19,7 @@ from smt.config.published import ReportedValue
 from smt.config.yaml import YamlFile
 from smt.report.peers import timm_names
 from smt.report.sizes import CONVENTIONS, PAPER, Macs, ModelSize, PartSize, SizesRecord
-from smt.runs.atomic import explained, replacing, write_json
+from smt.runs.atomic import explained, replacing, require_writable, write_json
 from smt.runs.paths import default_params
 
 if TYPE_CHECKING:
@@ -55,9 +55,13 @@ def command(target: Path | None, update: bool, scale: str) -> None:
         _update(default_params())
         return
     project, layout = load(scale)
+    path, remedy = (
+        target or layout.sizes,
+        "give a file that can be written: smt profile --json FILE",
+    )
+    require_writable(path, remedy)
     sizes = measure(project)
-    path = target or layout.sizes
-    with explained(path, "give a file that can be written: smt profile --json FILE"):
+    with explained(path, remedy):
         write_json(path, SizesRecord(sizes).as_json())
     # Wider than the terminal it wraps there, which is better than figures cut short.
     Console(width=max(Console().width, WIDTH)).print(_table(project, sizes))

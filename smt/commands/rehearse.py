@@ -9,7 +9,7 @@ from smt.commands.common import announce, gpu_kind, load
 from smt.config.load import require_experiments
 from smt.config.project import Project
 from smt.errors import EXIT_TRAINING
-from smt.runs.atomic import explained, write_json
+from smt.runs.atomic import explained, require_writable, write_json
 from smt.runs.paths import Layout
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def command(
     require_experiments(project, experiments)
     project = project.on_gpu(gpu_kind(project, gpu))
     names = experiments or project.order
+    remedy = "give a file that can be written: smt rehearse --json FILE"
+    if target is not None:
+        require_writable(target, remedy)
     if tabulate:
         _write_table(project, layout, names)
         return
@@ -63,7 +66,7 @@ def command(
         fits.append(Fit(rehearsed.rehearse(name, recompute=recompute or None), room(card)))
         _print(fits[-1], waits)
     if target is not None:
-        with explained(target, "give a file that can be written: smt rehearse --json FILE"):
+        with explained(target, remedy):
             write_json(target, [fit.rehearsal.as_json() for fit in fits])
     refused = [fit for fit in fits if not fit.fits]
     click.echo(

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from smt.models.smt import SMT
-from smt.runs.atomic import replacing
 
 SMALLEST_FREE = 64
 """Pixels of a side from which on programs take other sizes: below, the last stage may be one
@@ -39,22 +37,23 @@ def export(network: SMT, size: int) -> ExportedProgram:
         return torch.export.export(network, (images,), dynamic_shapes={"images": free})
 
 
-def save_torch(program: ExportedProgram, path: Path) -> Program:
-    """Write a program for torch.export.load, and return it as it is read from the file."""
-    with replacing(path) as file:
-        torch.export.save(program, file)
-    module = torch.export.load(path).module()
+def to_torch(program: ExportedProgram) -> tuple[bytes, Program]:
+    """Return a program as torch.export.load takes it, and what that reads of it."""
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    module = torch.export.load(file).module()
 
     def run(images: Tensor) -> Tensor:
         with torch.no_grad():
             logits: Tensor = module(images)
         return logits
 
-    return run
+    return file.getvalue(), run
 
 
-def save_onnx(program: ExportedProgram, path: Path) -> Program:
-    """Write a program as ONNX, and return it as ONNX Runtime computes it on the CPU."""
+def to_onnx(program: ExportedProgram) -> tuple[bytes, Program]:
+    """Return a program as ONNX, and as ONNX Runtime computes it on the CPU."""
     import onnxruntime
 
     with torch.no_grad(), _quiet():
@@ -62,22 +61,21 @@ def save_onnx(program: ExportedProgram, path: Path) -> Program:
             program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
         )
     assert exported is not None
-    with replacing(path) as file:
-        file.write(exported.model_proto.SerializeToString())
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    content = exported.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
         (logits,) = session.run(None, {"images": images.numpy()})
         return torch.from_numpy(logits)
 
-    return run
+    return content, run
 
 
-WRITERS: dict[str, Callable[[ExportedProgram, Path], Program]] = {
-    "torch_export": save_torch,
-    "onnx": save_onnx,
+WRITERS: dict[str, Callable[[ExportedProgram], tuple[bytes, Program]]] = {
+    "torch_export": to_torch,
+    "onnx": to_onnx,
 }
-"""What writes a program in each format, and returns it as it is read from the file."""
+"""What gives the content of a file in each format, and the program as it is read from there."""
 
 
 def require_onnx() -> None:

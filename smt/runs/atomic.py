@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,8 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for writing; on success it takes the place of `path`.
 
-    The content is on disk before the rename. After an error `path` is as it was. With a
+    The content is on disk before the rename. After an error `path` is as it was, and an OSError of
+    the temporary file has the name `path`, the only one that a user knows. With a
     `single_writer` the temporary file always has the same name: what a killed process left behind,
     which may be a gigabyte, is overwritten. `permit` is as for `publish`.
     """
@@ -34,6 +36,10 @@ def replacing(
         with temporary.open("wb") as file:
             yield file
         publish(temporary, path, permit)
+    except OSError as problem:
+        if str(problem.filename) == str(temporary):
+            problem.filename, problem.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -132,6 +138,24 @@ def explained(path: Path, remedy: str, error: type[UserError] = UserError) -> It
     except OSError as problem:
         where = problem.filename or path
         raise error(f"{where}: {_cause(problem)}; {remedy}") from None
+
+
+def require_writable(path: Path, remedy: str) -> None:
+    """Check that a file can be written to `path`, before the work whose outcome it takes.
+
+    Nothing is made: `replacing` makes the folders that are missing.
+
+    Raises:
+        UserError: as `explained`.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise UserError(f"{path}: {_cause(problem)}; {remedy}") from None
 
 
 def _cause(problem: OSError) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from smt.export import check, programs
 from smt.models import weights, zoo
+from smt.runs.atomic import replacing
 from tests.helpers.in_process import smt
 from tests.helpers.params import project_at
 
@@ -79,9 +80,8 @@ def test_onnx_takes_other_batches_and_sizes(file, network, tmp_path):
 def test_a_program_that_computes_something_else_is_refused_and_not_written(
     file, network, tmp_path, monkeypatch, change
 ):
-    def wrong(program, path):
-        path.touch()
-        return lambda images: network(images).detach() * (1 + change)
+    def wrong(program):
+        return b"", lambda images: network(images).detach() * (1 + change)
 
     monkeypatch.setattr(programs, "export", lambda network, size: None)
     monkeypatch.setitem(programs.WRITERS, "torch_export", wrong)
@@ -90,6 +90,29 @@ def test_a_program_that_computes_something_else_is_refused_and_not_written(
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("smt: error: ") and "a logit differs" in line
     assert "nothing was written" in line and not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_named_before_the_export(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "export", None)
+    folder, below_file = tmp_path / "folder.pt2", file / "model.pt2"
+    folder.mkdir()
+    for target, cause in (
+        (folder, "Is a directory"), ("/proc/model.pt2", "No such file or directory"),
+        (below_file, "Not a directory"),
+    ):  # fmt: skip
+        result = export(file, "torch_export", target)
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert line == f"smt: error: {target}: {cause}; give a file that can be written: -o FILE"
+    assert not list(folder.iterdir())
+
+
+def test_an_error_of_the_temporary_file_has_the_name_that_the_user_gave(tmp_path):
+    (tmp_path / "model.pt2").mkdir()
+    with pytest.raises(IsADirectoryError) as error, replacing(tmp_path / "model.pt2") as content:
+        content.write(b"program")
+    assert (error.value.filename, error.value.filename2) == (str(tmp_path / "model.pt2"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
 def test_sizes_that_a_program_does_not_take_are_named(network):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from smt.commands import look as look_command
 from smt.models import released, weights, zoo
 from smt.runs.atomic import sha256
 from tests.helpers import released_files
@@ -91,6 +92,13 @@ def test_weights_without_a_classifier_have_the_other_pictures(folder, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "no classifier: no class activation" in result.stdout
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set(NAMES[:3])
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(folder, monkeypatch):
+    monkeypatch.setattr(look_command, "load_classifier", None)
+    result = look(folder, "ours.safetensors", folder / "red.png", "-o", folder / "red.png")
+    assert result.returncode == 2
+    assert "red.png/pictures.json: Not a directory; give a folder" in result.stderr
 
 
 @pytest.mark.parametrize(
