@@ -86,7 +86,11 @@ def _listed(
     lines: list[str] = []
     for listing in listings(root, folders):
         if not listing.files:
-            raise DataError(f"{root / listing.folder} has no images; copy them again")
+            within = class_folders(root / listing.folder)
+            why = "; copy them again"
+            if within:
+                why = f", but folders such as {within[0]}; give the one that holds a folder a class"
+            raise DataError(f"{root / listing.folder} has no images{why}")
         for file in listing.files:
             path = root / listing.folder / file.name
             if file.error is not None or not file.size:

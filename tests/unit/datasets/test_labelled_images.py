@@ -87,7 +87,11 @@ def test_folders_called_by_numbers_have_to_be_sorted_by_hand(tmp_path):
     [
         (None, "no folder"),
         ({}, "no class folders"),
-        ({"cat": ["1.jpg"], "dog": []}, "dog has no images"),
+        ({"cat": ["1.jpg"], "dog": []}, "dog has no images; copy them again"),
+        (
+            {"train/cat": ["1.jpg"], "train/dog": ["1.jpg"]},
+            "train has no images, but folders such as cat; give the one that holds",
+        ),
     ],
 )
 def test_a_folder_without_images_is_one_line(tmp_path, content, words):
