@@ -11,12 +11,15 @@ from smt.commands.common import load
 from smt.config.experiments import Experiment
 from smt.config.project import Project
 from smt.config.recipes import ClassificationRecipe
+from smt.config.released import LARGEST_SIDE, SMALLEST_SIDE
 from smt.errors import UserError, suggest
 from smt.runs.paths import Layout
 
 if TYPE_CHECKING:
     from smt.models.smt import SMT
 
+SIDE = click.IntRange(SMALLEST_SIDE, LARGEST_SIDE)
+"""Pixels of the side of a square that a model sees."""
 RELEASED_SCALE = "paper"
 """Scale of weights whose file names none."""
 RELEASED_RECIPE = "imagenet1k"

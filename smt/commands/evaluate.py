@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smt.commands.classifier import RELEASED_SCALE
+from smt.commands.classifier import RELEASED_SCALE, SIDE
 from smt.commands.common import default_scale, find_run, load
 from smt.config.load import require_experiments
 from smt.config.metrics import METRICS
@@ -54,7 +54,7 @@ _FOR_RELEASED = "With --released: "
 )
 @click.option(
     "--resolution",
-    type=click.IntRange(min=32),
+    type=SIDE,
     help=_FOR_RELEASED + "side of the square that the model sees, in pixels.",
 )
 @click.option(
@@ -184,11 +184,13 @@ def _experiment_of(project: Project, experiment: str | None, model: str | None) 
 def _print(project: Project, layout: "Layout", result: "ReleasedEvaluation") -> None:
     from smt.report.released import with_interval
 
+    dataset = project.datasets[project.dataset_of(result.experiment)]
+    own_classes = result.data.classes == dataset.classes
     numbers = []
     for name in result.metrics:
         text = f"{METRICS[name].name} {with_interval(result, name)}"
         reported = project.reported_value(result.experiment, name)
-        if reported is not None and project.scale.notice is None:
+        if reported is not None and project.scale.notice is None and own_classes:
             text += f", published {reported.value}"
         numbers.append(text)
     data = result.data

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smt.commands.classifier import classifier_options, load_classifier
+from smt.commands.classifier import SIDE, classifier_options, load_classifier
 from smt.commands.common import announce
 from smt.errors import UserError
 from smt.runs.atomic import explained, replacing, require_writable
@@ -24,7 +24,7 @@ SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx"}
 )
 @click.option(
     "--size",
-    type=click.IntRange(min=32),
+    type=SIDE,
     help="Pixels of the sides that it is made for [default: the recipe's].",
 )
 @classifier_options

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smt.commands.classifier import Classifier, classifier_options, load_classifier
+from smt.commands.classifier import SIDE, Classifier, classifier_options, load_classifier
 from smt.errors import UserError
 from smt.report.pictures import PicturesRecord
 from smt.runs import record
@@ -44,7 +44,7 @@ FORMATS = ("png", "webp", "pdf", "svg")
 )
 @click.option(
     "--size",
-    type=click.IntRange(min=32),
+    type=SIDE,
     help="Pixels of the images' sides [default: the recipe's].",
 )
 @classifier_options

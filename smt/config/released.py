@@ -7,7 +7,11 @@ from pydantic import Field
 from smt.config.recipes import ClassificationRecipe, Evaluation
 from smt.config.types import Name, Positive, Strict
 
-Resolution = Annotated[int, Field(ge=32)]
+SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
+"""Pixels of a square that a model sees: below it has no position left in its last stage; above,
+memory for one image ends, or what the decoder of images takes for an attack."""
+
+Resolution = Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE)]
 
 RELEASE = "release"
 """The preprocessing of the experiment's recipe, which is that of the authors' release."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from smt.datasets.scan import InvalidDataset
 from smt.errors import DataError, first_line
@@ -52,7 +52,7 @@ def decode(image: Path | EncodedImage, *, upright: bool = False) -> Image.Image:
         raise
     except Exception as error:
         # Decoders of damaged files raise nearly anything: OSError, SyntaxError, ValueError, ...
-        raise DataError(f"cannot read image {image} ({first_line(error)})") from None
+        raise DataError(f"cannot read image {image} ({_reason(error)})") from None
 
 
 def require_decodable(content: BinaryIO) -> None:
@@ -62,7 +62,14 @@ def require_decodable(content: BinaryIO) -> None:
     except MemoryError:
         raise
     except Exception as error:
-        raise DataError(f"cannot be decoded ({first_line(error)})") from None
+        raise DataError(f"cannot be decoded ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return what a decoder says, without the path that the message around it has."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no known format of images"
+    return (isinstance(error, OSError) and error.strerror) or first_line(error)
 
 
 def _decode(file: Path | BinaryIO, upright: bool) -> Image.Image:
@@ -84,7 +91,7 @@ def upright_size(path: Path) -> tuple[int, int]:
             is_rotated = _orientation(image) >= 5
             return (image.width, image.height) if is_rotated else (image.height, image.width)
     except Exception as error:
-        raise InvalidDataset(f"{path} is no image ({first_line(error)})") from None
+        raise InvalidDataset(f"{path} is no image ({_reason(error)})") from None
 
 
 def _orientation(image: Image.Image) -> int:

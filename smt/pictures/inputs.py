@@ -15,6 +15,7 @@ from smt.data.transforms.classification_eval import EvalTransform
 from smt.data.transforms.image import Normalise
 from smt.datasets import manifest
 from smt.datasets.decoding import EncodedImage, decode
+from smt.errors import DataError
 from smt.runs.paths import Layout
 
 IMAGES = 16
@@ -49,7 +50,10 @@ def from_files(paths: Sequence[Path], recipe: ClassificationRecipe) -> Inputs:
     Raises:
         DataError: a file is missing or no image.
     """
-    return Inputs(_pixels(paths, recipe), tuple(path.name for path in paths))
+    try:
+        return Inputs(_pixels(paths, recipe), tuple(path.name for path in paths))
+    except DataError as error:
+        raise DataError(f"{error}; give files of whole images, such as JPEG or PNG") from None
 
 
 def from_data(project: Project, layout: Layout, recipe: ClassificationRecipe) -> Inputs:

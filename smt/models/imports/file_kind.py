@@ -16,6 +16,8 @@ _ZIP = b"PK\x03\x04"
 
 _AGAIN = "copy or download it again"
 
+_IMAGE = "an image, not a checkpoint: give the file of weights, before any images"
+
 _SIGNATURES = {
     b"\x1f\x8b": "a gzip archive: unpack it first",
     b"BZh": "a bzip2 archive: unpack it first",
@@ -25,6 +27,9 @@ _SIGNATURES = {
     b"Rar!": "a rar archive: unpack it first",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes them: save it with PyTorch",
     b"\x93NUMPY": "an array of NumPy: save tensors under their names with torch.save",
+    **dict.fromkeys(
+        (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*"), _IMAGE
+    ),
 }
 
 

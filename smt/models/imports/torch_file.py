@@ -94,7 +94,7 @@ def read(path: Path) -> Content:
         if file_kind.is_safetensors(path):
             return _safetensors(path)
     except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error})") from None
+        raise _unreadable(path, error) from None
     return Content(_torch(path), {}, False)
 
 
@@ -119,13 +119,19 @@ def _torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # damaged bytes may read as an odd pickle protocol
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error})") from None
+        raise _unreadable(path, error) from None
     except UnpicklingError as error:
         raise UserError(f"checkpoint {path} {_refusal(path, error)}") from None
     except Exception:  # on damaged bytes torch's reader fails in a dozen ways
         raise UserError(
             f"checkpoint {path} is damaged or not of torch.save: copy it again"
         ) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    inside = path / "model.safetensors"
+    what = inside if inside.is_file() else "a run's model.safetensors or a released checkpoint"
+    return UserError(f"checkpoint {path} cannot be read ({error.strerror or error}); give {what}")
 
 
 def _refusal(path: Path, error: UnpicklingError) -> str:

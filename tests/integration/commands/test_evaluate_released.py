@@ -3,12 +3,15 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from smt.commands import evaluate
 from smt.models import released, zoo
 from smt.runs.atomic import sha256
+from smt.runs.paths import Layout
 from tests.helpers import golden_fill, released_files
 from tests.helpers.params import project_at
 from tests.helpers.project_copy import ProjectCopy
@@ -155,6 +158,19 @@ def test_the_dag_evaluates_the_files_that_params_name(project):
 def test_bad_input_is_one_line_before_anything_runs(made, arguments, code, words):
     one_line(made.smt("evaluate", *arguments, *SCALE), code, *words)
     assert not (made.folder / "results/smoke/released").exists()
+
+
+@pytest.mark.parametrize(("classes", "has"), [(1000, True), (10, False)])
+def test_the_published_number_is_printed_for_the_data_sets_own_classes_alone(capsys, classes, has):
+    data = SimpleNamespace(classes=classes, images=50_000, root="val")
+    result = SimpleNamespace(
+        experiment=TINY, metrics={"top1": 80.0}, intervals={}, data=data, images=50_000,
+        weights=SimpleNamespace(path="smt.pth", sha256="0"), is_estimate=False, predictions="p.csv",
+        preprocessing=SimpleNamespace(resize="squash", resolution=224, name="squash"),
+    )  # fmt: skip
+    evaluate._print(project_at("paper"), Layout.from_environment("paper"), result)
+    out = capsys.readouterr().out
+    assert "top-1 80.00" in out and ("published 82.2" in out) is has
 
 
 def test_without_a_scale_it_is_the_papers_whatever_the_environment_says(made):

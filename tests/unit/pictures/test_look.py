@@ -41,6 +41,8 @@ def folder(tmp_path_factory):
     torch.save({"conv1.weight": torch.ones(1), "fc.weight": torch.ones(1)}, folder / "resnet.pth")
     torch.save({"a": state, "b": state}, folder / "several.pth")
     torch.save({"model": state, "model_ema": state}, folder / "averaged.pth")
+    (folder / "run").mkdir()
+    (folder / "run" / "model.safetensors").touch()
     (folder / "notes.txt").write_text("no weights\n")
     return folder
 
@@ -94,6 +96,13 @@ def test_weights_without_a_classifier_have_the_other_pictures(folder, tmp_path):
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set(NAMES[:3])
 
 
+@pytest.mark.parametrize("command", ["look", "export", "evaluate"])
+def test_sides_have_an_upper_bound(folder, command):
+    option = "--resolution" if command == "evaluate" else "--size"
+    result = smt(command, folder / "ours.safetensors", option, "20000")
+    assert result.returncode == 2 and "32<=x<=4096" in result.stderr
+
+
 def test_a_folder_that_cannot_be_written_is_named_before_any_work(folder, monkeypatch):
     monkeypatch.setattr(look_command, "load_classifier", None)
     result = look(folder, "ours.safetensors", folder / "red.png", "-o", folder / "red.png")
@@ -115,11 +124,19 @@ def test_which_of_several_weights_were_taken_is_said(folder, options, key):
 @pytest.mark.parametrize(
     ("file", "options", "code", "message"),
     [
-        ("ours.safetensors", ("notes.txt",), 3, "cannot read image"),
-        ("ours.safetensors", ("absent.png",), 3, "No such file"),
-        ("absent.pth", ("red.png",), 2, "absent.pth cannot be read"),
+        ("ours.safetensors", ("notes.txt",), 3, "notes.txt (no known format of images); give"),
+        ("ours.safetensors", ("absent.png",), 3, "absent.png (No such file or directory); give"),
+        ("ours.safetensors", ("run",), 3, "run (Is a directory); give files of whole images"),
+        (
+            "absent.pth",
+            ("red.png",),
+            2,
+            "absent.pth cannot be read (No such file or directory); "
+            "give a run's model.safetensors or",
+        ),
+        ("run", ("red.png",), 2, "run/model.safetensors"),
         ("notes.txt", ("red.png",), 2, "is a text file"),
-        ("red.png", ("red.png",), 2, "is damaged or not of torch.save"),
+        ("red.png", ("red.png",), 2, "is an image, not a checkpoint"),
         ("detector.safetensors", ("red.png",), 2, "are of a detector or segmenter"),
         ("ours.safetensors", ("red.png", "--stage", "4"), 2, "that have it: 1, 2, 3"),
         ("ours.safetensors", ("red.png", "--class", "10"), 2, "valid: 0 to 9"),
@@ -162,7 +179,10 @@ def test_which_of_several_weights_were_taken_is_said(folder, options, key):
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_bad_input_is_one_line_and_writes_nothing(folder, tmp_path, file, options, code, message):
-    given = [folder / option if option.endswith((".png", ".txt")) else option for option in options]
+    given = [
+        folder / option if option.endswith((".png", ".txt", "run")) else option
+        for option in options
+    ]
     out = tmp_path / "out"
     result = look(folder, file, *given, "-o", out)
     assert result.returncode == code
