@@ -1,7 +1,9 @@
 """Formulas over numbers of the tables: comparisons of sums, products and the like."""
 
 import ast
+import math
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,8 +44,14 @@ class Comparison:
         """Return by how much the comparison holds, in the unit of its sides; below 0 it does not.
 
         `values` holds the number of each name. Decimal fractions lose their last bits.
+
+        Raises:
+            ArithmeticError: it divides by 0, or a result is too large; the message says which.
         """
-        return round(self.sign * (_value(self.left, values) - _value(self.right, values)), 9)
+        difference = _value(self.left, values) - _value(self.right, values)
+        if not math.isfinite(difference):
+            raise OverflowError(f"too large a result: {self.text}")
+        return round(self.sign * difference, 9)
 
     def slope(self, name: str, values: Mapping[str, float]) -> float:
         """Return how the margin changes with a number, by a difference of 1e-3 of its unit."""
@@ -83,18 +91,25 @@ def _comparison(node: ast.expr) -> Comparison:
     for side in (node.left, node.comparators[0]):
         _require_valid(side)
     symbol, sign = _SIGNS[type(node.ops[0])]
-    return Comparison(node.left, node.comparators[0], sign, symbol in (">", "<"), ast.unparse(node))
+    text = ast.unparse(node)
+    comparison = Comparison(node.left, node.comparators[0], sign, symbol in (">", "<"), text)
+    if not comparison.names:
+        raise ValueError(f"{text} is about no number of the tables; {VALID}")
+    return comparison
 
 
 def _require_valid(node: ast.expr) -> None:
     match node:
-        case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
-            return
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            if number > sys.float_info.max:
+                raise ValueError(f"a number above {sys.float_info.max:.2g}; {VALID}")
         case ast.Attribute() if _dotted(node):
             return
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
             _require_valid(left)
             _require_valid(right)
+            if isinstance(op, ast.Div) and not any(_names(right)) and not _value(right, {}):
+                raise ValueError(f"{ast.unparse(node)} divides by 0; {VALID}")
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             _require_valid(operand)
         case ast.Call(func=ast.Name(id=name), args=[_, *_] as arguments, keywords=[]) if (
@@ -128,7 +143,10 @@ def _value(node: ast.expr, values: Mapping[str, float]) -> float:
         case ast.Constant(value=int() | float() as number):
             return float(number)
         case ast.BinOp(left=left, op=op, right=right):
-            return _ARITHMETIC[type(op)](_value(left, values), _value(right, values))
+            operands = _value(left, values), _value(right, values)
+            if isinstance(op, ast.Div) and not operands[1]:
+                raise ZeroDivisionError(f"division by 0: {ast.unparse(node)}")
+            return _ARITHMETIC[type(op)](*operands)
         case ast.UnaryOp(operand=operand):
             return -_value(operand, values)
         case ast.Call(func=ast.Name(id=name), args=arguments):

@@ -292,7 +292,10 @@ def _explain(kind: type[Any], error: Any, location: KeyPath, skip: tuple[str, ..
         return f"unknown key; {suggest(str(location[-1]), valid)}"
     if error["type"] == "missing":
         return "this key is missing"
-    message = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "value_error":  # ours: pydantic puts words of its own before it
+        message = str(error["ctx"]["error"])
+    else:
+        message = error["msg"][0].lower() + error["msg"][1:]
     # What it is in YAML.
     message = message.replace("tuple should", "list should").replace("a valid array", "a list")
     return f"{message}, found {json.dumps(error['input'])}"

@@ -81,7 +81,8 @@ def summary(results: Results, name: str) -> str:
         for experiment in experiments_of(results.project, name)
         for run in results.of(experiment)
     )
-    return state_summary(runs)
+    states = state_summary(runs)
+    return f"{len(results.project.claims)} claims on runs: {states}" if name == CLAIMS else states
 
 
 def require_names(names: Sequence[str], project: Project) -> None:

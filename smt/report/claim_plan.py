@@ -25,9 +25,10 @@ from smt.report.comparison import probability_decided
 from smt.report.spread import Spread
 from smt.runs.state import State
 
-Kind = Literal["decided", "sizes", "published", "train", "too close"]
+Kind = Literal["decided", "sizes", "published", "train", "too close", "undefined"]
 """decided: here already. sizes: smt profile decides it, without a training. published: it is about
-numbers of others alone. train: seeds decide it. too close: no number of seeds in reach does."""
+numbers of others alone. train: seeds decide it. too close: no number of seeds in reach does.
+undefined: the formula has no value with the numbers that are assumed, as where it divides by 0."""
 
 Basis = Literal["published", "stated", "seen"]
 """What the true numbers are taken to be: the published ones; where some are not published, the
@@ -130,19 +131,33 @@ class ClaimPlanner:
             return ClaimPlan(name, claim, "published", outcome.verdict)
         if outcome.verdict in ("reproduced", "contradicted"):
             return ClaimPlan(name, claim, "decided", outcome.verdict)
+        try:
+            return self._by_seeds(name, claim, outcome.verdict)
+        except ArithmeticError:
+            return ClaimPlan(name, claim, "undefined", outcome.verdict)
+
+    def _by_seeds(self, name: str, claim: Claim, verdict: str) -> ClaimPlan:
+        """Return what it takes to decide a claim that is about trainings or sizes of ours.
+
+        Raises:
+            ArithmeticError: its formula has no value with the numbers that are assumed.
+        """
         values, basis = true_values(self.results, claim)
         trial = Trial(self.results, claim, values, self.spreads.std)
-        if not trial.experiments or values.keys() != set(claim.names):
-            return ClaimPlan(name, claim, "sizes", outcome.verdict)
+        is_known = values.keys() == set(claim.names)
+        if is_known:
+            for comparison in claim.comparisons:
+                comparison.margin(values)
+        if not trial.experiments or not is_known:
+            return ClaimPlan(name, claim, "sizes", verdict)
         seeds = trial.seeds_to_decide(self.power)
         tests = trial.tests(seeds or 2)
         margin = min((test.margin for test in tests if not test.is_exact), key=abs)
         if seeds is None:
-            return ClaimPlan(name, claim, "too close", outcome.verdict, basis, margin)
+            return ClaimPlan(name, claim, "too close", verdict, basis, margin)
         runs = self._runs(trial.experiments, seeds)
         return ClaimPlan(
-            name, claim, "train", outcome.verdict, basis, margin, seeds,
-            probability_decided(tests), runs,
+            name, claim, "train", verdict, basis, margin, seeds, probability_decided(tests), runs,
         )  # fmt: skip
 
     def is_done(self, run: Run) -> bool:

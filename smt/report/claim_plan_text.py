@@ -83,7 +83,7 @@ def decided_by(plan: ClaimPlan) -> str:
         return f"{plan.seeds} seeds"
     words = {
         "decided": plan.verdict, "sizes": "smt profile", "published": "no training",
-        "too close": "nothing here",
+        "too close": "nothing here", "undefined": "undefined",
     }  # fmt: skip
     return words[plan.kind]
 
@@ -97,6 +97,8 @@ def _kinds(plans: Sequence[ClaimPlan]) -> list[str]:
         "checks those.",
         "too close": f"nothing here: not decided by {MOST_SEEDS} seeds of each, so close are the "
         "numbers to the claim and its tolerance.",
+        "undefined": "undefined: the formula has no value with the numbers assumed, as where it "
+        "divides by 0.",
     }
     kinds = {plan.kind for plan in plans}
     return [meaning for kind, meaning in meanings.items() if kind in kinds]

@@ -55,7 +55,10 @@ def check_published(project: Project, claim: Claim) -> Outcome:
     if missing:
         return Outcome("undecided", f"not published: {joined(missing)}")
     known = {name: value for name, value in values.items() if value is not None}
-    is_true = all(comparison.holds(known) for comparison in claim.comparisons)
+    try:
+        is_true = all(comparison.holds(known) for comparison in claim.comparisons)
+    except ArithmeticError as error:
+        return Outcome("undecided", str(error))
     return Outcome("consistent" if is_true else "contradicted")
 
 
@@ -71,8 +74,11 @@ def check_here(results: Results, claim: Claim) -> Outcome:
         return Outcome("undecided", f"to be trained or measured: {joined(missing)}")
     known = {name: quantity for name, quantity in quantities.items() if quantity is not None}
     tests = [ComparisonTest(comparison, known, claim.tolerance) for comparison in claim.comparisons]
-    decision = verdict(tests)
-    return _undecided(results, claim, known) if decision == "undecided" else Outcome(decision)
+    try:
+        decision = verdict(tests)
+        return _undecided(results, claim, known) if decision == "undecided" else Outcome(decision)
+    except ArithmeticError as error:
+        return Outcome("undecided", str(error))
 
 
 def _undecided(results: Results, claim: Claim, known: Mapping[str, Quantity]) -> Outcome:

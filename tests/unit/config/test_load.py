@@ -126,7 +126,21 @@ MISTAKES = {
     "a claim that is no formula": Mistake(
         "claims.yaml", "formula: imagenet1k_smt_base.top1 >= 84.3",
         "formula: imagenet1k_smt_base.top1 => 84.3",
-        "claims.smt_base_accuracy.formula", "not a formula (invalid syntax); valid: comparisons",
+        "claims.smt_base_accuracy.formula", ".formula: not a formula (invalid syntax); valid: comp",
+    ),
+    "a claim that divides by 0": Mistake(
+        "claims.yaml", "formula: imagenet1k_smt_base.top1 >= 84.3",
+        "formula: imagenet1k_smt_base.top1 / 0 >= 84.3", "claims.smt_base_accuracy.formula",
+        ".formula: imagenet1k_smt_base.top1 / 0 divides by 0; valid: comparisons",
+    ),
+    "a claim about no number": Mistake(
+        "claims.yaml", "formula: imagenet1k_smt_base.top1 >= 84.3", "formula: 1 >= 84.3",
+        "claims.smt_base_accuracy.formula", ".formula: 1 >= 84.3 is about no number of the tables",
+    ),
+    "a claim with a number that is too large": Mistake(
+        "claims.yaml", "formula: imagenet1k_smt_base.top1 >= 84.3",
+        "formula: imagenet1k_smt_base.top1 >= 1e999", "claims.smt_base_accuracy.formula",
+        ".formula: a number above 1.8e+308; valid: comparisons",
     ),
     "another's number without a source": Mistake(
         "peers.yaml", "results: {top1: 78.7}, source: rmt_table_1,",

@@ -196,6 +196,19 @@ def test_a_claim_without_room_for_chance_is_decided_by_no_number_of_seeds():
     assert (plan.kind, plan.seeds, plan.runs) == ("too close", None, ())
 
 
+@pytest.mark.parametrize(
+    "formula",
+    [f"1 / ({TINY}.top1 - 82.2) > 0", "1 / (smt_tiny.gmacs - smt_tiny.gmacs) > 0",
+     f"1 / ablation_heads_8.top1 < {TINY}.top1"],
+)  # fmt: skip
+def test_a_formula_that_divides_by_0_is_planned_as_undefined(formula):
+    made = planner(claims={"undefined": claim(formula)})
+    plan = made.plan("undefined")
+    assert (plan.kind, plan.verdict, plan.runs) == ("undefined", "undecided", ())
+    printed = text(Document(made, (plan, made.plan("smt_tiny_accuracy")), None, None))
+    assert "undefined: the formula has no value with the numbers assumed" in printed
+
+
 def test_what_was_decided_needs_nothing_more():
     plan = planner(accuracies={TINY: (82.3, 82.4, 82.5)}).plan("smt_tiny_accuracy")
     assert (plan.kind, plan.verdict, plan.runs) == ("decided", "reproduced", ())

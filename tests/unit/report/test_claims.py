@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from smt.config.claims import Claim
 from smt.config.project import Project
 from smt.config.published import ReportedValue
+from smt.report import build
 from smt.report.claims import check_here, check_published, claims_grid
 from smt.report.collect import Results, RunResult
 from smt.report.comparison import ComparisonTest, verdict
@@ -126,6 +128,34 @@ def test_a_single_seed_decides_nothing_and_what_is_missing_is_named():
     outcome = check_here(results({TINY: (90.0,)}), formula)
     assert (outcome.verdict, outcome.reason) == ("undecided", f"one seed: train more of {TOP1}")
     assert check_here(results(), formula).reason == f"to be trained or measured: {TOP1}"
+
+
+def test_the_summary_counts_claims_apart_from_their_runs():
+    phrase, _, states = build.summary(results(), "claims").partition(": ")
+    assert phrase == f"{len(project_of().claims)} claims on runs" and states.endswith("not started")
+
+
+@pytest.mark.parametrize(
+    ("formula", "reason"),
+    [
+        (f"1 / ({TOP1} - 82.2) > 0", f"division by 0: 1 / ({TOP1} - 82.2)"),
+        (f"{TOP1} > 80 and {TOP1} / (smt_tiny.gmacs - smt_tiny.gmacs) > 0",
+         f"division by 0: {TOP1} / (smt_tiny.gmacs - smt_tiny.gmacs)"),
+        (f"{TOP1} * 1e308 > 0", f"too large a result: {TOP1} * 1e+308 > 0"),
+    ],
+)  # fmt: skip
+def test_a_formula_that_divides_by_0_leaves_its_claim_undecided_and_no_other(formula, reason):
+    done = results({TINY: (82.0, 82.4)}, sizes={"smt_tiny": (11.5, 2.4)})
+    project = done.project
+    claims = {**project.claims, "undefined": claim(formula)}
+    done = replace(done, project=project.model_copy(update={"claims": claims}))
+    for outcome in (
+        check_published(project, claims["undefined"]), check_here(done, claims["undefined"])
+    ):  # fmt: skip
+        assert (outcome.verdict, outcome.reason) == ("undecided", reason)
+    rows = claims_grid(done).records
+    assert rows[-1]["here_reason"] == rows[-1]["published_reason"] == reason
+    assert {row["published"] for row in rows[:-1]} == {"consistent", "undecided"}
 
 
 def test_another_scale_is_not_compared():
