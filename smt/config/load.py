@@ -81,6 +81,32 @@ def load_project(params: Path, scale: str) -> Project:
     return project
 
 
+def locate(params: Path, scale: str, experiment: str, key_path: KeyPath) -> str:
+    """Return `file:line: key` where a scale or an experiment gives a key of the experiment.
+
+    Keys of a model of timm stand in the experiment that describes it, which may be another one.
+    """
+    scales, file = (YamlFile(params / f"{name}.yaml") for name in ("scales", "experiments"))
+    reader = _SectionReader(scales, _layers(scales, scale))
+    models = {
+        name: reader._resolve(file, "experiments", name, ()).get("model")
+        for name in file.data["experiments"]
+    }
+    if key_path[0] == "model" and isinstance(models[experiment], str):
+        owners = (
+            name for name, model in models.items()
+            if isinstance(model, dict) and model.get("name", model["timm"]) == models[experiment]
+        )  # fmt: skip
+        experiment = next(owners, experiment)
+    given = (
+        (source, (*prefix, *key_path))
+        for source, prefix in reader._sources(file, "experiments", experiment)
+        if source.has((*prefix, *key_path))
+    )
+    source, path = next(given, (file, ("experiments", experiment, *key_path)))
+    return source.where(path)
+
+
 def require_experiments(project: Project, names: Iterable[str]) -> None:
     """Raise a UserError with the nearest valid names where there is no such experiment."""
     for name in names:

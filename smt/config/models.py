@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import JsonValue, StringConstraints
+from pydantic import BeforeValidator, JsonValue
+from pydantic_core import PydanticCustomError
 
 from smt.config.types import Name, Positive, PositiveFloat, Problem, Strict, divisors
 
@@ -86,11 +87,27 @@ FILES_OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "c
 """Keyword arguments that would load weights which no run of the DAG has trained."""
 
 
+def _require_plain_name(text: object) -> object:
+    """Refuse a name of timm as hubs show it, which pattern alone would not explain."""
+    plain = text.rpartition("/")[2].partition(".")[0] if isinstance(text, str) else text
+    if plain != text:
+        raise PydanticCustomError(
+            "timm",
+            "give timm's name without what stands before a slash, and without the tag of weights "
+            "after the dot: {name}",
+            {"name": plain},
+        )
+    return text
+
+
+TimmName = Annotated[Name, BeforeValidator(_require_plain_name)]
+"""Name of a model in timm, without the tag of pretrained weights."""
+
+
 class TimmModel(Strict):
     """A model of timm, trained from scratch as SMT is: `model: {timm: NAME}` of an experiment."""
 
-    timm: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,79}$")]
-    """Its name in timm, without the tag of pretrained weights."""
+    timm: TimmName
     title: str
     """How tables call it [the name in timm]."""
     name: Name

@@ -1,9 +1,11 @@
 """What `params/peers.yaml` holds: published models beside SMT, in tables of their own."""
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 from pydantic import Field
 
+from smt.config.models import TimmName
 from smt.config.published import MetricName
 from smt.config.types import Name, PositiveFloat, Strict
 
@@ -20,8 +22,8 @@ class Peer(Strict):
     """In percent."""
     source: Name
     """One of the sources of reported.yaml."""
-    timm: str | None = None
-    """Name of the model in timm, whose size is measured by `smt profile`."""
+    timm: TimmName | None = None
+    """The model in timm, whose size is measured by `smt profile`."""
     experiment: Name | None = None
     """Experiment that trains it here, by SMT's recipe."""
 
@@ -40,6 +42,14 @@ class PeerTable(Strict):
         """All experiments whose results stand in the table, SMT's first."""
         of_peers = (peer.experiment for peer in self.peers.values())
         return (*self.experiments, *(name for name in of_peers if name is not None))
+
+
+def timm_peers(tables: Mapping[str, PeerTable]) -> Iterator[tuple[str, str, str]]:
+    """Yield table, key and name in timm of each peer that timm has."""
+    for table, content in tables.items():
+        for key, peer in content.peers.items():
+            if peer.timm is not None:
+                yield table, key, peer.timm
 
 
 def peer_size_name(timm_name: str) -> str:

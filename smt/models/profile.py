@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -89,12 +88,16 @@ def count(model: Model | TimmModel, resolution: int, *, num_classes: int = 1000)
 
 
 def count_timm(name: str, resolution: int) -> tuple[Counts, int]:
-    """Return what one image costs a model of timm, and its parameters."""
-    with torch.device("meta"):
-        network = timm.create_model(name, pretrained=False).eval()
-        images = torch.empty(1, 3, resolution, resolution)
+    """Return what one image costs a classifier of timm of 1,000 classes, and its parameters.
+
+    Raises:
+        Refusal: timm has no such model, or it takes no images of this size.
+    """
+    network = _on_meta(TimmModel(timm=name, title=name, name=name), 1000, resolution)
+    images = torch.empty(1, 3, resolution, resolution, device="meta")
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return count_forward(network, images), parameters
+    with timm_network.refusing(images, "name a model that takes them, or none"):
+        return count_forward(network, images), parameters
 
 
 def _on_meta(model: Model | TimmModel, num_classes: int, resolution: int) -> nn.Module:

@@ -1,7 +1,10 @@
 """Networks of timm: classifiers, and backbones where they have maps of features at four strides."""
 
 import inspect
+import json
 import re
+import textwrap
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,11 +15,13 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from smt.config.models import TimmModel
-from smt.errors import UserError, first_line, listed, suggest
+from smt.errors import first_line, listed, suggest
 from smt.models.pyramid import Trunk
 from smt.models.smt import STRIDES
 
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+_LONGEST = 200
+"""Characters of what timm says that are told: it may repeat a wrong value many times."""
 
 
 class Refusal(ValueError):
@@ -25,20 +30,6 @@ class Refusal(ValueError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
-
-
-@contextmanager
-def explained(experiment: str) -> Iterator[None]:
-    """Turn a refusal into a line on the experiment whose model it is.
-
-    Raises:
-        UserError: names file and key.
-    """
-    try:
-        yield
-    except Refusal as error:
-        where = f"params/experiments.yaml: experiments.{experiment}.{error.key}"
-        raise UserError(f"{where}: {error}") from None
 
 
 def classifier(
@@ -58,6 +49,17 @@ def classifier(
     return network
 
 
+def require_model(name: str) -> None:
+    """Refuse the name of a model that timm does not have.
+
+    Raises:
+        Refusal: names the nearest.
+    """
+    if not timm.is_model(name):
+        close = suggest(name, timm.list_models())
+        raise Refusal("model.timm", f"timm {timm.__version__} has no model {name!r}; {close}")
+
+
 def has_drop_path(spec: TimmModel) -> bool:
     """Return whether the model takes a drop-path rate.
 
@@ -75,19 +77,25 @@ def refuse_image(network: nn.Module, images: Tensor) -> None:
     Raises:
         Refusal: the network cannot be trained on images of this size.
     """
-    height, width = images.shape[-2:]
-    try:
+    with refusing(images, "change the recipe's resolution, or the model's arguments"):
         outputs = network(images)
-    except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise Refusal(
-            "model.timm", f"refuses images of {height} x {width}: {first_line(error)}; change the "
-            "recipe's resolution, or the model's arguments",
-        ) from None  # fmt: skip
     outputs = outputs if isinstance(outputs, list) else [outputs]
     torch.stack([output.sum() for output in outputs]).sum().backward()
     unused = [name for name, value in network.named_parameters() if value.grad is None]
     if unused:
         raise Refusal("model.timm", f"has weights that would not be trained: {listed(unused, 3)}")
+
+
+@contextmanager
+def refusing(images: Tensor, remedy: str) -> Iterator[None]:
+    """Turn what fails of images in a network of timm into a refusal of their size."""
+    try:
+        yield
+    except Exception as error:
+        height, width = images.shape[-2:]
+        raise Refusal(
+            "model.timm", f"refuses images of {height} x {width}: {_reason(error)}; {remedy}"
+        ) from None
 
 
 class TimmPyramid(Trunk):
@@ -150,27 +158,18 @@ def _create(
 
     The rate is always given: some models of timm have another default than 0.
     """
-    if not timm.is_model(spec.timm):
-        names = timm.list_models()
-        raise Refusal(
-            "model.timm",
-            f"timm {timm.__version__} has no model {spec.timm!r}; {suggest(spec.timm, names)}",
-        )
+    require_model(spec.timm)
     given = optional | {"drop_path_rate": drop_path_rate}
     arguments = {key: _tuples(value) for key, value in spec.arguments.items()}
     while True:
         try:
-            network = timm.create_model(
-                spec.timm, pretrained=False, num_classes=num_classes, **{**given, **arguments}
-            )
+            network = _made(spec.timm, num_classes=num_classes, **{**given, **arguments})
             break
-        except TypeError as error:
+        except Exception as error:  # timm checks few arguments: its code fails anyhow on others
             refused = _UNEXPECTED.search(str(error))
             if refused is None or refused[1] in arguments or refused[1] not in given:
                 raise _refused_arguments(spec, error) from None
             del given[refused[1]]
-        except (AssertionError, RuntimeError, ValueError, IndexError, KeyError) as error:
-            raise _refused_arguments(spec, error) from None
     if drop_path_rate and "drop_path_rate" not in given:
         raise Refusal(
             "drop_path", f"{spec.timm} of timm has no branches that could be dropped; valid: 0"
@@ -182,7 +181,18 @@ def _refused_arguments(spec: TimmModel, error: Exception) -> Refusal:
     """Return why a model cannot be made, with the nearest arguments where one is unknown."""
     unknown = _UNEXPECTED.search(str(error))
     if unknown is None:
-        return Refusal("model", f"{spec.text} cannot be made: {first_line(error)}")
+        wrong = [key for key in spec.arguments if _is_made_without(spec, key)]
+        remedy = "give other ones, or leave them out for those of timm"
+        if len(wrong) != 1:
+            return Refusal(
+                "model.arguments" if spec.arguments else "model.timm",
+                f"{spec.text} cannot be made: {_reason(error)}; {remedy}",
+            )
+        return Refusal(
+            f"model.arguments.{wrong[0]}",
+            f"{spec.timm} cannot be made with {json.dumps(spec.arguments[wrong[0]])}: "
+            f"{_reason(error)}; give another value, or leave it out for that of timm",
+        )
     with torch.device("meta"):
         network = timm.create_model(spec.timm, pretrained=False)
     valid = [name for name in inspect.signature(type(network)).parameters if name != "kwargs"]
@@ -190,6 +200,29 @@ def _refused_arguments(spec: TimmModel, error: Exception) -> Refusal:
         f"model.arguments.{unknown[1]}",
         f"{spec.timm} takes no such argument; {suggest(unknown[1], valid)}",
     )
+
+
+def _is_made_without(spec: TimmModel, argument: str) -> bool:
+    """Return whether timm makes the model once one argument is left out."""
+    others = {key: _tuples(value) for key, value in spec.arguments.items() if key != argument}
+    try:
+        with torch.device("meta"):
+            _made(spec.timm, **others)
+    except Exception:
+        return False
+    return True
+
+
+def _made(name: str, **arguments: Any) -> Any:
+    """Return a network of timm without weights from a file."""
+    with warnings.catch_warnings():
+        # Whatever becomes of a width of 0 is said once it has failed.
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        return timm.create_model(name, pretrained=False, **arguments)
+
+
+def _reason(error: Exception) -> str:
+    return textwrap.shorten(first_line(error), _LONGEST, placeholder=" ...")
 
 
 def _tuples(value: Any) -> Any:

@@ -1,16 +1,21 @@
 """The network of an experiment, as it is before its first step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from smt.config.heads import Detector, Head, UPerNet
+from smt.config.load import locate
 from smt.config.models import TimmModel
 from smt.config.project import Project
 from smt.config.recipes import DownstreamRecipe
+from smt.errors import UserError
 from smt.models import weights
 from smt.models.pyramid import Pyramid, Trunk
 from smt.models.smt import SMT
+from smt.runs.paths import default_params
 
 if TYPE_CHECKING:
     from smt.detection.structures import DetectionModel
@@ -32,14 +37,31 @@ def network(project: Project, experiment: str, *, classes: int) -> nn.Module:
         return on_trunk(backbone(project, experiment), head, classes)
     model, drop_path = project.models[entry.model], project.drop_path(experiment)
     if isinstance(model, TimmModel):
-        from smt.models import timm_network  # timm takes seconds, and SMT does without
+        from smt.models import timm_network
 
-        with timm_network.explained(experiment):
+        with explained_refusal(project, experiment):
             return timm_network.classifier(
                 model, num_classes=classes, drop_path_rate=drop_path,
                 resolution=project.recipe_of(experiment).resolution,
             )  # fmt: skip
     return SMT(model, num_classes=classes, drop_path_rate=drop_path)
+
+
+@contextmanager
+def explained_refusal(project: Project, experiment: str) -> Iterator[None]:
+    """Turn what timm refuses into a line on the experiment whose model it is.
+
+    Raises:
+        UserError: names file and key.
+    """
+    from smt.models import timm_network  # timm takes seconds, and SMT does without
+
+    try:
+        yield
+    except timm_network.Refusal as error:
+        key_path = tuple(error.key.split("."))
+        where = locate(default_params(), project.scale_name, experiment, key_path)
+        raise UserError(f"{where}: {error}") from None
 
 
 def head_names(classifier: nn.Module) -> tuple[str, ...]:
@@ -64,7 +86,7 @@ def backbone(project: Project, experiment: str) -> Trunk:
     if isinstance(model, TimmModel):
         from smt.models import timm_network
 
-        with timm_network.explained(experiment):
+        with explained_refusal(project, experiment):
             return timm_network.TimmPyramid(
                 model, drop_path, recipe.drop_path_mode, project.trunk_resolution(experiment)
             )

@@ -4,7 +4,8 @@ Nothing is computed. Where a forward pass depends on what it finds, its largest 
 as published tables do: all proposals for box heads, all detections for mask heads.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,12 +13,16 @@ from torch import nn
 
 from smt.config.heads import Head
 from smt.config.models import Model, TimmModel
+from smt.config.peers import timm_peers
 from smt.config.project import Project
+from smt.config.yaml import YamlFile
 from smt.detection.structures import Size
+from smt.errors import UserError
 from smt.models import timm_network
 from smt.models.profile import Counts, count_forward
 from smt.models.pyramid import Pyramid
-from smt.tasks.network import backbone, network, on_trunk
+from smt.runs.paths import default_params
+from smt.tasks.network import backbone, explained_refusal, network, on_trunk
 
 _NORMS_NOT_COUNTED = "box_heads"
 """Part whose norms the tool of the published counts leaves out: they are synchronised ones."""
@@ -93,8 +98,34 @@ def require_trainable(project: Project, experiment: str) -> None:
         else:
             classes = project.datasets[recipe.dataset].classes
             part = network(project, experiment, classes=classes)
-        with timm_network.explained(experiment):
+        with explained_refusal(project, experiment):
             timm_network.refuse_image(part, torch.empty(2, 3, *size))
+
+
+@contextmanager
+def explained_peer(table: str, peer: str) -> Iterator[None]:
+    """Turn what timm refuses into a line on the peer whose model it is.
+
+    Raises:
+        UserError: names file and key.
+    """
+    try:
+        yield
+    except timm_network.Refusal as error:
+        peers = YamlFile(default_params() / "peers.yaml")
+        where = peers.where(("peer_tables", table, "peers", peer, "timm"))
+        raise UserError(f"{where}: {error}") from None
+
+
+def require_peers(project: Project) -> None:
+    """Refuse names of peers that timm does not have.
+
+    Raises:
+        UserError: names file and key.
+    """
+    for table, key, name in timm_peers(project.peer_tables):
+        with explained_peer(table, key):
+            timm_network.require_model(name)
 
 
 def _parameters(network: nn.Module, part: str) -> int:

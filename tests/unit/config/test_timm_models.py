@@ -6,7 +6,7 @@ import yaml
 from smt.cluster import cost
 from smt.config import fingerprint
 from smt.config.experiments import Run
-from smt.config.load import load_project
+from smt.config.load import load_project, locate
 from smt.config.models import TimmModel
 from smt.errors import UserError
 from tests.helpers import ROOT
@@ -56,7 +56,9 @@ def test_another_model_of_timm_inherits_neither_title_nor_arguments(params):
 @pytest.mark.parametrize(
     ("model", "key", "message"),
     [
-        ({"timm": "swin_tiny.ms_in1k"}, "model.timm", "string should match pattern"),
+        ({"timm": "timm/swin_tiny.ms_in1k"}, "model.timm",
+         "without the tag of weights after the dot: swin_tiny, found"),
+        ({"timm": "Swin"}, "model.timm", "string should match pattern"),
         ({"timm": SWIN, "titel": "x"}, "model.titel", "unknown key; did you mean title"),
         ({"title": "x", "name": "x"}, "model.timm", "this key is missing"),
         ({"timm": SWIN, "arguments": {"pretrained": True}}, "model.arguments.pretrained",
@@ -75,6 +77,36 @@ def test_a_wrong_model_of_timm_is_named_with_file_line_and_key(params, model, ke
         load_project(params(other=base), "paper")
     assert f"experiments.other.{key}: " in str(error.value)
     assert "experiments.yaml:" in str(error.value)
+
+
+def test_a_peer_is_named_without_the_tag_of_its_weights(params):
+    folder = params()
+    path = folder / "peers.yaml"
+    path.write_text(path.read_text().replace("timm: pvt_v2_b1}", "timm: pvt_v2_b1.in1k}"))
+    with pytest.raises(
+        UserError, match=r"peers\.yaml:14: .*\.pvt_v2_b1\.timm: .*: pvt_v2_b1, found"
+    ):
+        load_project(folder, "paper")
+
+
+@pytest.mark.parametrize(
+    ("scale", "experiment", "key", "place"),
+    [
+        ("smoke", PEER, "model.arguments.embed_dim", "scales.yaml smoke.experiments"),
+        ("smoke", PEER, "model.arguments.window_size", "scales.yaml demo.experiments"),
+        ("demo", PEER, "model.timm", "experiments.yaml experiments"),
+        ("smoke", "other", "model.arguments.embed_dim", "scales.yaml smoke.experiments"),
+        ("paper", "other", "drop_path", "experiments.yaml experiments"),
+    ],
+)
+def test_a_key_of_a_model_is_found_where_it_is_given(params, scale, experiment, key, place):
+    folder = params(other={"base": "imagenet1k_smt_small", "model": SWIN, "drop_path": 0.3})
+    found = locate(folder, scale, experiment, tuple(key.split(".")))
+    file, prefix = place.split()
+    owner = "other" if key == "drop_path" else PEER
+    path, line, dotted = found.split(":")
+    assert (path, dotted) == (f"{folder / file}", f" {prefix}.{owner}.{key}")
+    assert key.rpartition(".")[2] in (folder / file).read_text().splitlines()[int(line) - 1]
 
 
 @pytest.mark.parametrize("key", ["compile", "recompute"])

@@ -8,6 +8,7 @@ from smt.commands import profile as profile_command
 from smt.config.peers import peer_size_name
 from smt.config.project import Project
 from smt.models import profile
+from smt.models.timm_network import Refusal
 from smt.report.peers import timm_names
 from smt.runs.paths import Layout
 from tests.helpers.in_process import smt
@@ -103,6 +104,11 @@ def test_models_of_timm_have_their_published_size_with_attention(name, params_m,
     """Their own papers print these; MACs of attention's products are among them."""
     counts, parameters = profile.count_timm(name, 224)
     assert (round(parameters / 1e6, 1), round(counts.attention / 1e9, 1)) == (params_m, gmacs)
+
+
+def test_a_model_of_timm_that_takes_no_images_of_this_size_is_refused():
+    with pytest.raises(Refusal, match=r"refuses images of 100 x 100: .*; name a model that takes"):
+        profile.count_timm("maxvit_tiny_tf_224", 100)
 
 
 def test_profile_prints_the_published_figure_and_the_difference(tmp_path, monkeypatch):

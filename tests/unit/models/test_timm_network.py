@@ -69,13 +69,25 @@ def test_the_drop_path_rate_is_that_of_the_experiment_and_not_timms_default(rate
          "has no model 'swin_tinny_patch4_window7_224'; did you mean swin_tiny_patch4_window7_224"),
         ("resnet18", {"layer": [1, 1, 1, 1]}, "model.arguments.layer",
          "resnet18 takes no such argument; did you mean layers"),
-        ("swin_tiny_patch4_window7_224", {"num_heads": [1]}, "model", "cannot be made"),
+        ("swin_tiny_patch4_window7_224", SWIN | {"num_heads": [1]}, "model.arguments.num_heads",
+         r"cannot be made with \[1\]: tuple index out of range; give another value, or leave"),
+        ("swin_tiny_patch4_window7_224", SWIN | {"num_heads": [0] * 4}, "model.arguments.num_heads",
+         r"cannot be made with \[0, 0, 0, 0\]: integer division or modulo by zero"),
+        ("swin_tiny_patch4_window7_224", SWIN | {"embed_dim": 0}, "model.arguments.embed_dim",
+         "cannot be made with 0: "),
+        ("swin_tiny_patch4_window7_224", SWIN | {"embed_dim": "lots"}, "model.arguments.embed_dim",
+         'cannot be made with "lots": invalid literal'),
+        ("swin_tiny_patch4_window7_224", SWIN | {"num_heads": [1], "embed_dim": "lots"},
+         "model.arguments", "cannot be made: .*; give other ones, or leave them out"),
     ],
 )  # fmt: skip
-def test_what_timm_refuses_is_told_with_the_nearest_valid_name(name, arguments, key, message):
+def test_what_timm_refuses_is_told_with_its_key_and_the_nearest_valid_name(
+    name, arguments, key, message, recwarn
+):
     with pytest.raises(Refusal, match=message) as refusal:
         classifier(name, **arguments)
     assert refusal.value.key == key and "\n" not in str(refusal.value)
+    assert not recwarn.list
 
 
 def test_a_drop_path_rate_for_a_model_without_branches_is_refused():
@@ -91,6 +103,11 @@ def test_an_image_size_that_a_model_refuses_is_told_before_a_training():
         network = classifier("maxvit_tiny_tf_224", resolution=100)
         with pytest.raises(Refusal, match=r"refuses images of 100 x 100: .*change the recipe's"):
             timm_network.refuse_image(network, torch.empty(1, 3, 100, 100))
+        network = classifier(
+            "swin_tiny_patch4_window7_224", resolution=32, **SWIN | {"patch_size": 64}
+        )
+        with pytest.raises(Refusal, match=r"32 x 32: .* greater than actual input size; change"):
+            timm_network.refuse_image(network, torch.empty(1, 3, 32, 32))
         timm_network.refuse_image(classifier("resnet18", **RESNET), torch.empty(1, 3, 100, 100))
 
 
