@@ -1,6 +1,9 @@
 """`smt check`: validates params/ and lists the experiments."""
 
+import importlib.util
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -8,11 +11,15 @@ from smt.cluster import cost
 from smt.commands.common import load, scale_option
 from smt.config import fingerprint
 from smt.config.experiments import Run
+from smt.config.peers import timm_peers
 from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError, UserError
 from smt.runs import shared_folder
 from smt.runs.paths import Layout
+
+_FUNCTIONS = re.compile(r"^def (\w+)\(", re.MULTILINE)
+"""Names of functions in Python code: each model of timm is one."""
 
 HEADINGS = ("experiment", "model", "recipe", "data", "starts from", "seeds", "fingerprint")
 
@@ -27,6 +34,7 @@ def command(scale: str) -> None:
     project, layout = load(scale)
     for name in project.order:
         _require_counted(project, name)
+    _require_peers(project)
     click.echo(_aligned([HEADINGS, *(_row(project, layout, name) for name in project.order)]))
     click.echo(
         f"params are valid at {project.scale.title}: {len(project.order)} experiments, "
@@ -45,6 +53,22 @@ def _require_counted(project: Project, experiment: str) -> None:
 
         require_trainable(project, experiment)
         raise
+
+
+def _require_peers(project: Project) -> None:
+    """Refuse peers that timm does not have.
+
+    Its code shows a name at once; only one that is not there is worth the seconds to import it.
+    """
+    names = {name for _, _, name in timm_peers(project.peer_tables)}
+    timm = importlib.util.find_spec("timm")
+    for folder in (timm.submodule_search_locations or ()) if timm else ():
+        for path in Path(folder, "models").glob("*.py"):
+            names -= set(_FUNCTIONS.findall(path.read_text(encoding="utf-8")))
+    if names:
+        from smt.tasks.sizes import require_peers
+
+        require_peers(project)
 
 
 def _row(project: Project, layout: Layout, name: str) -> tuple[str, ...]:

@@ -13,11 +13,10 @@ from rich.table import Table
 from smt.commands.common import load, scale_option
 from smt.config.load import TIMM_SIZES, load_project
 from smt.config.models import TimmModel
-from smt.config.peers import peer_size_name
+from smt.config.peers import peer_size_name, timm_peers
 from smt.config.project import Project, System
 from smt.config.published import ReportedValue
 from smt.config.yaml import YamlFile
-from smt.report.peers import timm_names
 from smt.report.sizes import CONVENTIONS, PAPER, Macs, ModelSize, PartSize, SizesRecord
 from smt.runs.atomic import explained, replacing, require_writable, write_json
 from smt.runs.paths import default_params
@@ -111,8 +110,9 @@ def timm_sizes(project: Project) -> dict[str, dict[str, int | bool]]:
 
 def _require_trainable(project: Project) -> None:
     """Refuse models of timm that cannot be trained as experiments say, before any is counted."""
-    from smt.tasks.sizes import require_trainable
+    from smt.tasks.sizes import require_peers, require_trainable
 
+    require_peers(project)
     for name in project.order:
         require_trainable(project, name)
 
@@ -123,22 +123,27 @@ def measure(project: Project) -> dict[str, ModelSize]:
     The classifier is that of the data set that the model is evaluated on last.
     """
     _require_trainable(project)
+    peers = _peers(project) if project.scale_name == PAPER else {}  # first: timm may refuse one
     sizes = {name: _classifier(project, name) for name in project.models}
     sizes |= {name: _system(project, system) for name, system in project.systems.items()}
-    if project.scale_name != PAPER:
-        return sizes
-    return sizes | {
-        peer_size_name(name): _peer(name) for name in timm_names(project.peer_tables.values())
-    }
+    return sizes | peers
 
 
-def _peer(name: str) -> ModelSize:
-    """Return the size of a model of timm at 224, on the classes of ImageNet-1K."""
+def _peers(project: Project) -> dict[str, ModelSize]:
+    """Return the sizes of models of timm at 224, on the classes of ImageNet-1K."""
     from smt.models import profile
+    from smt.tasks.sizes import explained_peer
 
-    counts, parameters = profile.count_timm(name, PEER_RESOLUTION)
-    macs = {str(PEER_RESOLUTION): _macs(counts)}
-    return ModelSize(title=f"{name} of timm", params=parameters, macs=macs)
+    sizes: dict[str, ModelSize] = {}
+    for table, key, name in timm_peers(project.peer_tables):
+        if peer_size_name(name) in sizes:
+            continue
+        with explained_peer(table, key):
+            counts, parameters = profile.count_timm(name, PEER_RESOLUTION)
+        macs = {str(PEER_RESOLUTION): _macs(counts)}
+        title = f"{name} of timm"
+        sizes[peer_size_name(name)] = ModelSize(title=title, params=parameters, macs=macs)
+    return sizes
 
 
 def _classifier(project: Project, name: str) -> ModelSize:
