@@ -114,6 +114,7 @@ class RunTraining:
                 parent = self._require_parent()
                 changes = self._require_unchanged(options) if self.ranks.is_first else []
                 if self.ranks.is_first:
+                    self._require_trainable()
                     dataset = self.project.dataset_of(self.run.experiment)
                     validation_files.require_unchanged(self.project, self.layout, dataset)
                 task = build_task(self.project, self.layout, self.run, self.ranks, workers=workers)
@@ -161,6 +162,18 @@ class RunTraining:
     def _recomputes(self) -> bool:
         on_gpu = self.ranks.device.type == "cuda"
         return self.project.recomputes(self.run.experiment, on_gpu=on_gpu)
+
+    def _require_trainable(self) -> None:
+        """Refuse a model of timm whose first step would fail, as on an image that it cannot take.
+
+        Raises:
+            UserError: names file and key.
+        """
+        if self.project.experiments[self.run.experiment].model in self.project.smt_models:
+            return
+        from smt.tasks.sizes import require_trainable  # timm takes seconds
+
+        require_trainable(self.project, self.run.experiment)
 
     def _trainer(self, task: Task, stop: StopRequest, options: Options) -> Trainer:
         return Trainer(

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from smt.commands import check, profile
+from smt.config import fingerprint
+from smt.config.experiments import Run
 from smt.config.models import TimmModel
+from smt.datasets import manifest
 from smt.engine import optim
 from smt.engine.distributed import Ranks
 from smt.engine.preempt import StopRequest
@@ -13,9 +17,12 @@ from smt.engine.trainer import Settings, Trainer, TrainingStopped
 from smt.errors import UserError
 from smt.models import weights
 from smt.models.smt import set_recompute
+from smt.runs.paths import Layout
+from smt.tasks import sizes
 from smt.tasks.network import head_names, network
-from smt.tasks.sizes import require_trainable
+from smt.tasks.sizes import require_peers, require_trainable
 from smt.tasks.synthetic import Synthetic
+from smt.tasks.training import Options, RunTraining
 from tests.helpers.params import project_at
 
 PROJECT = project_at("smoke")
@@ -146,6 +153,41 @@ def test_what_cannot_be_trained_is_one_line_before_any_job(experiment, timm_name
     with pytest.raises(UserError, match=message) as error:
         require_trainable(with_model(experiment, model, drop_path=0.1), experiment)
     assert "\n" not in str(error.value)
+
+
+def test_a_training_refuses_images_that_its_model_cannot_take(tmp_path, monkeypatch):
+    arguments = SWIN.arguments | {"patch_size": 64}
+    project = with_model(PEER, SWIN.model_copy(update={"arguments": arguments}))
+    run = Run(experiment=PEER, seed=0)
+    digests = dict.fromkeys(fingerprint.inputs(project, run), "0")
+    monkeypatch.setattr(manifest, "digests", lambda *_: digests)
+    training = RunTraining(project, Layout("smoke", tmp_path), run, Ranks(0, 1, CPU))
+    with pytest.raises(UserError, match=f"{PEER}.model.timm: refuses images of 32 x 32: "):
+        training.train(StopRequest(), Options(60, 1000, 60, 0))
+
+
+def with_peer(project, timm_name):
+    """Return the project in which the first peer has another name in timm."""
+    table = project.peer_tables["peers_imagenet1k"]
+    peers = table.peers | {
+        "pvt_v2_b1": table.peers["pvt_v2_b1"].model_copy(update={"timm": timm_name})
+    }
+    tables = project.peer_tables | {
+        "peers_imagenet1k": table.model_copy(update={"peers": peers})
+    }  # fmt: skip
+    return project.model_copy(update={"peer_tables": tables})
+
+
+@pytest.mark.parametrize("require", [require_peers, check._require_peers, profile.measure])
+def test_a_peer_that_timm_does_not_have_is_one_line_before_anything_is_counted(require):
+    message = r"peers\.yaml:14: .*\.peers\.pvt_v2_b1\.timm: .* 'pvt_v2_bb1'; did you mean pvt_v2_b1"
+    with pytest.raises(UserError, match=message):
+        require(with_peer(PROJECT, "pvt_v2_bb1"))
+
+
+def test_names_of_peers_are_checked_without_an_import_of_timm(monkeypatch):
+    monkeypatch.setattr(sizes, "require_peers", None)
+    check._require_peers(PROJECT)
 
 
 def test_a_model_of_timm_is_not_computed_again():
