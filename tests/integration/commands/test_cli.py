@@ -70,7 +70,7 @@ def test_an_unknown_experiment_is_one_line_with_the_nearest(project, command):
          "No such option '--scael'. "
          "(Did you mean one of: '--help', '--scale'?) (smt check --help)"),
         (["look", "--size", "8", "w", "i"],
-         "Invalid value for '--size': 8 is not in the range x>=32 (smt look --help)"),
+         "Invalid value for '--size': 8 is not in the range 32<=x<=4096 (smt look --help)"),
         (["export", "w", "-o", "w.onnx"],
          "Missing option '--format'. Choose from: torch_export, onnx (smt export --help)"),
     ],
