@@ -38,8 +38,8 @@ FORKED_JOBS = (
 )  # fmt: skip
 """Modules of the executor whose jobs start their Snakemake as a fork: it takes two CPU-seconds.
 
-The others, and tests of what is signalled, are about the processes of a job, among which a fork is
-not.
+The others are about signals to the processes of a job, among which a fork is not. A test of these
+modules about such signals starts its Snakemake by `Toy.start_process`.
 """
 
 LAST_LINES = 20
@@ -63,8 +63,8 @@ def pytest_configure(config):
 
 def launch(module, *arguments, env, **settings):
     """Start a Snakemake of the executor's tests as a fork."""
-    module_of_test, _, test = os.environ["PYTEST_CURRENT_TEST"].partition("::")
-    if Path(module_of_test).name in FORKED_JOBS and "signalled" not in test:
+    module_of_test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[0]
+    if Path(module_of_test).name in FORKED_JOBS:
         env = forkserver.with_forked_commands(env)
     return forkserver.start(module, *arguments, env=env, **settings)
 

@@ -157,7 +157,7 @@ def test_failed_jobs_run_once_and_leave_only_their_logs(failing):
 
 def test_scancel_by_the_user(toy, cluster):
     toy.write(training_rule())
-    driver = toy.start()
+    driver = toy.start_process()
     job = toy.await_training(1, driver)
     cluster.run("scancel", job)
     line = message(driver.fail())
@@ -199,7 +199,7 @@ def test_temporary_failures_of_squeue_and_scontrol_only_delay(toy, cluster):
     """Snakemake polls with squeue; the job requeues itself with scontrol."""
     outage = Outage(toy, "squeue", "scontrol")
     toy.write(training_rule())
-    driver = toy.start()
+    driver = toy.start_process()
     job = toy.await_training(1, driver)
     cluster.run("scancel", "--batch", "--signal=USR2", job)
     driver.await_that(lambda: outage.calls("scontrol requeue") and outage.calls("squeue"))
@@ -316,7 +316,7 @@ def test_without_accounting(tmp_path, tmp_path_factory, cluster):
     ):
         toy.write("rule all:\n    input: 'r.txt', 'train.txt'\n"
                   + rule("touch {output}") + training_rule())  # fmt: skip
-        driver = toy.start("--keep-going")
+        driver = toy.start_process("--keep-going")
         job = toy.await_training(1, driver)
         plain.run("scontrol", "requeue", job)
         job = toy.await_training(2, driver)

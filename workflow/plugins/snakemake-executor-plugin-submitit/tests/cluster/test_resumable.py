@@ -34,7 +34,7 @@ def test_a_rule_that_is_not_resumable_is_not_signalled(toy, cluster):
     """A command without a handler writes its whole table."""
     (toy.folder / "rows.py").write_text(ROWS)
     toy.write(rule(f"{sys.executable} rows.py > rows; mv rows {{output}}"))
-    driver = toy.start()
+    driver = toy.start_process()
     job = job_of(toy, driver)
     driver.await_that(lambda: (toy.folder / "rows").exists())
     save_and_stop(cluster, job)
@@ -57,7 +57,7 @@ def test_only_processes_with_a_handler_are_signalled(toy, cluster):
         f" {sys.executable} handler.py one && kill -0 $child && kill $child && touch {{output}}",
         resumable=True,
     ))  # fmt: skip
-    driver = toy.start(keep_logs="all")
+    driver = toy.start_process(keep_logs="all")
     job = job_of(toy, driver)
     driver.await_that((toy.folder / "one.0.started").exists)
     save_and_stop(cluster, job)
@@ -76,7 +76,7 @@ def test_tasks_with_a_handler_are_signalled_on_all_nodes(toy, cluster):
         "srun --overlap -n 4 bash rank.sh && touch {output}",
         nodes=2, tasks_per_node=2, resumable=True,
     ))  # fmt: skip
-    driver = toy.start()
+    driver = toy.start_process()
     job = job_of(toy, driver)
     driver.await_that(lambda: all((toy.folder / f"rank.{n}.started").exists() for n in (2, 3)))
     save_and_stop(cluster, job)
@@ -89,7 +89,7 @@ def test_an_error_after_the_signal_without_progress_is_a_failure(toy, cluster):
     """A bug in the handler does not lead to endless requeues."""
     (toy.folder / "handler.py").write_text(HANDLER)
     toy.write(rule(f"{sys.executable} handler.py one; echo a bug; exit 7", resumable=True))
-    driver = toy.start()
+    driver = toy.start_process()
     job = job_of(toy, driver)
     driver.await_that((toy.folder / "one.0.started").exists)
     save_and_stop(cluster, job)
@@ -161,7 +161,7 @@ def test_a_rule_can_override_submitit_resumable(toy, cluster):
     command = f"{sys.executable} handler.py {{rule}}; touch {{output}}"
     toy.write("rule all:\n    input: 'one.txt', 'two.txt'\n"
               + rule(command, "one") + rule(command, "two", resumable=False))  # fmt: skip
-    driver = toy.start("--submitit-resumable")
+    driver = toy.start_process("--submitit-resumable")
     driver.await_that(lambda: all((toy.folder / f"{n}.0.started").exists() for n in ("one", "two")))
     for job in toy.jobs():
         save_and_stop(cluster, job)
@@ -176,7 +176,7 @@ def test_a_group_is_resumable_if_all_its_rules_are(toy, cluster):
     command = f"{sys.executable} handler.py {{rule}}; touch {{output}}"
     toy.write("rule all:\n    input: 'one.txt', 'two.txt'\n"
               + rule(command, "one", resumable=True) + rule(command, "two"))  # fmt: skip
-    driver = toy.start("--groups", "one=g", "two=g", "--group-components", "g=2")
+    driver = toy.start_process("--groups", "one=g", "two=g", "--group-components", "g=2")
     driver.await_that(lambda: all((toy.folder / f"{n}.0.started").exists() for n in ("one", "two")))
     (job,) = toy.jobs()
     save_and_stop(cluster, job)
