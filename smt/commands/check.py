@@ -11,7 +11,7 @@ from smt.cluster import cost
 from smt.commands.common import load, scale_option
 from smt.config import fingerprint
 from smt.config.experiments import Run
-from smt.config.peers import timm_peers
+from smt.config.peers import timm_names
 from smt.config.project import Project
 from smt.datasets import manifest
 from smt.errors import DataError, UserError
@@ -60,7 +60,7 @@ def _require_peers(project: Project) -> None:
 
     Its code shows a name at once; only one that is not there is worth the seconds to import it.
     """
-    names = {name for _, _, name in timm_peers(project.peer_tables)}
+    names = set(timm_names(project.peer_tables))
     timm = importlib.util.find_spec("timm")
     for folder in (timm.submodule_search_locations or ()) if timm else ():
         for path in Path(folder, "models").glob("*.py"):

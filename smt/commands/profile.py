@@ -54,10 +54,8 @@ def command(target: Path | None, update: bool, scale: str) -> None:
         _update(default_params())
         return
     project, layout = load(scale)
-    path, remedy = (
-        target or layout.sizes,
-        "give a file that can be written: smt profile --json FILE",
-    )
+    path = target or layout.sizes
+    remedy = "give a file that can be written: smt profile --json FILE"
     require_writable(path, remedy)
     sizes = measure(project)
     with explained(path, remedy):

@@ -52,6 +52,11 @@ def timm_peers(tables: Mapping[str, PeerTable]) -> Iterator[tuple[str, str, str]
                 yield table, key, peer.timm
 
 
+def timm_names(tables: Mapping[str, PeerTable]) -> tuple[str, ...]:
+    """Return the models of timm that stand in tables, each once."""
+    return tuple(dict.fromkeys(name for _, _, name in timm_peers(tables)))
+
+
 def peer_size_name(timm_name: str) -> str:
     """Return what stands for a model of timm among measured sizes."""
     return f"timm.{timm_name}"

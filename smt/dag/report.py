@@ -5,10 +5,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from smt.config.peers import timm_names
 from smt.dag.selection import Selection
 from smt.report import drift, figures, pictures, throughput
 from smt.report.build import FIXED, experiments_of, table_names
-from smt.report.peers import timm_names
 from smt.report.sizes import PAPER
 from smt.runs.paths import PICTURES_RECORD, Layout
 
@@ -206,7 +206,7 @@ class ReportPlan(Selection):
         }
         content: dict[str, Any] = {"models": models, "resolutions": resolutions}
         if self.project.scale_name == PAPER:
-            content["timm"] = timm_names(self.project.peer_tables.values())
+            content["timm"] = timm_names(self.project.peer_tables)
         if self.project.systems:
             heads = self.project.heads
             content["heads"] = {name: head.model_dump(mode="json") for name, head in heads.items()}

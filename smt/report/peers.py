@@ -1,10 +1,10 @@
 """Tables of published models beside SMT: sizes published and measured, results with sources."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from smt.config.metrics import METRICS
 from smt.config.numbers import SIZES
-from smt.config.peers import Peer, PeerTable, peer_size_name
+from smt.config.peers import PeerTable, peer_size_name
 from smt.report import evidence
 from smt.report.collect import Results
 from smt.report.format import css_class, exact, plus_minus, source_mark, source_notes
@@ -152,9 +152,3 @@ class PeerGrid:
 
 def _number(text: str, spec: str, mark: str = "") -> str:
     return f"{float(text):{spec}}{mark}" if text else ""
-
-
-def timm_names(tables: Iterable[PeerTable]) -> tuple[str, ...]:
-    """Return the models of timm that stand in tables, each once."""
-    peers: Iterable[Peer] = (peer for table in tables for peer in table.peers.values())
-    return tuple(dict.fromkeys(peer.timm for peer in peers if peer.timm is not None))

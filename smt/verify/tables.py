@@ -15,12 +15,11 @@ from tempfile import TemporaryDirectory
 from smt.config import macs
 from smt.config.experiments import Run
 from smt.config.models import TimmModel
-from smt.config.peers import peer_size_name
+from smt.config.peers import peer_size_name, timm_names
 from smt.config.project import Project, System
 from smt.errors import UserError
 from smt.report.build import build
 from smt.report.collect import Results
-from smt.report.peers import timm_names
 from smt.report.sizes import ModelSize, Sizes
 from smt.runs import shared_folder
 from smt.runs.paths import Layout
@@ -166,7 +165,7 @@ def check_sizes(
         )
         ledger.compare_all(SIZES, path, recorded, measured, "counting them again")
         return
-    peers = {peer_size_name(name) for name in timm_names(project.peer_tables.values())}
+    peers = {peer_size_name(name) for name in timm_names(project.peer_tables)}
     for name, size in sizes.models.items():
         where = f"{path}: {name}"
         if name in peers:

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from smt.commands import profile as profile_command
-from smt.config.peers import peer_size_name
+from smt.config.peers import peer_size_name, timm_names
 from smt.config.project import Project
 from smt.models import profile
 from smt.models.timm_network import Refusal
-from smt.report.peers import timm_names
 from smt.runs.paths import Layout
 from tests.helpers.in_process import smt
 from tests.helpers.params import project_at
@@ -130,7 +129,7 @@ def test_profile_prints_the_published_figure_and_the_difference(tmp_path, monkey
 @pytest.mark.slow
 def test_profile_counts_every_model_and_every_system(tmp_path):
     sizes = sizes_by_command(tmp_path / "sizes.json")
-    peers = {peer_size_name(name) for name in timm_names(PAPER.peer_tables.values())}
+    peers = {peer_size_name(name) for name in timm_names(PAPER.peer_tables)}
     assert (len(PAPER.systems), len(peers)) == (9, 10)
     assert set(sizes) == {*MODELS, *PAPER.systems, *peers}
     assert sizes["smt_large"]["params"] == 80_620_264
