@@ -6,6 +6,7 @@ new process would have had, and signals can be sent to its pid. A test of import
 process inherits, starts a real process. The protocol is that of smt/forkserver.py.
 """
 
+import ctypes
 import fcntl
 import importlib
 import os
@@ -36,6 +37,9 @@ CONTROLLER = "TESTS_CONTROLLER"
 
 COMMANDS = "TESTS_COMMANDS"
 """Environment variable: folder of programs that run as forks, first in the PATH of jobs."""
+
+MADV_COLLAPSE = 25
+"""Of linux/mman.h."""
 
 PRELOADED = (
     "mlflow",
@@ -223,6 +227,7 @@ def serve(folder: Path, controller: int) -> None:
     for module in PRELOADED:
         importlib.import_module(module)
     _fill_caches()
+    _use_huge_pages()
     forkserver.serve(listener, end, _run_job)
 
 
@@ -238,6 +243,20 @@ def _fill_caches() -> None:
     source.digests = cache(source.digests)
     provenance.packages = cache(provenance.packages)
     source.digests(), provenance.packages()
+
+
+def _use_huge_pages() -> None:
+    """Move the memory of this process to pages of 2 MB, if the kernel can (Linux 6.1).
+
+    A fork copies the table of all pages, and its end frees it: with 660 MB in pages of 4 KB, that
+    takes up to 80 ms.
+    """
+    madvise = ctypes.CDLL(None).madvise
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, mode, _, _, file, *_ = line.split()
+        if mode == "rw-p" and file == "0":
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_COLLAPSE)
 
 
 def _run_job(job: dict[str, Any]) -> int:

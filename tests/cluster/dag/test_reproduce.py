@@ -148,6 +148,7 @@ def files_of_runs(project, name):
     return {path.relative_to(runs): path for path in runs.glob(f"*/seed*/{name}")}
 
 
+@pytest.mark.slow
 def test_preempted_runs_and_a_restarted_driver_give_undisturbed_weights(
     finished, cluster, tmp_path
 ):

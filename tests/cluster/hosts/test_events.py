@@ -58,7 +58,8 @@ def test_a_training_goes_on_through_events_that_end_no_host(
     assert outcome(small_project) == undisturbed_pair
 
 
-@pytest.mark.parametrize("node", ["n2", pytest.param("n1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("node", ["n2", "n1"])
 def test_a_power_cut_requeues_the_job_which_resumes_from_its_checkpoint(
     hosts_cluster, small_project, holds, held_training, undisturbed_pair, node
 ):

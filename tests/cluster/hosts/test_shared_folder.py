@@ -59,6 +59,7 @@ def exit_codes(processes):
     return [process.wait(PATIENCE) for process in processes]
 
 
+@pytest.mark.slow
 def test_a_full_shared_folder_ends_both_hosts_in_one_line_and_they_resume(
     room, small_project, small_share, undisturbed_pair, tmp_path
 ):

@@ -91,12 +91,6 @@ def test_it_writes_nothing(finished):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_weights_and_sizes_can_be_evaluated_again(finished):
-    done = verify(finished, "--evaluate")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(rf"evaluated again +\d+ values of {len(RUNS)} runs", done.stdout)
-
-
 def test_one_experiment_alone(project):
     edit_json(run_dir(project) / "metrics.json", lambda it: it["metrics"].update(top1=99.0))
     done = verify(project, "--experiment", CHILD)
@@ -443,14 +437,17 @@ def test_measured_sizes(files):
     assert any("smt_large.macs.32.attention" in line and "the formula" in line for line in lines)
 
 
-def test_sizes_that_only_counting_again_can_tell(project):
+def test_weights_are_evaluated_and_sizes_counted_again(project):
     def change(sizes):
         sizes["smt_tiny"]["macs"]["224"]["reported"] += 1
 
     edit_json(project.folder / "results/paper/sizes.json", change)
     done = verify(project, "--evaluate")
     assert done.returncode == EXIT_UNVERIFIED
-    assert "results/paper/sizes.json: smt_tiny.macs.224.reported: " in done.stdout
+    assert re.search(rf"evaluated again +\d+ values of {len(RUNS)} runs", done.stdout)
+    wrong = [line for line in done.stdout.splitlines() if " is inconsistent with " in line]
+    assert any("results/paper/sizes.json: smt_tiny.macs.224.reported: " in line for line in wrong)
+    assert not any("evaluated again" in line for line in wrong), wrong
 
 
 # --- MLflow ------------------------------------------------------------------------------------
