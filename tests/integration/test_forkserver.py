@@ -83,10 +83,8 @@ def await_journal(project, process):
 
 
 def test_a_run_ends_with_the_same_bytes_as_in_new_processes(server, project, tmp_path):
-    for arguments in (DATA, MANIFEST):
-        assert run(project, server[1], *arguments)[0] == 0
-    other = project.copy(tmp_path / "other")
-    for arguments in (TRAIN, EVALUATE):
+    other = ProjectCopy(tmp_path / "other")
+    for arguments in (DATA, MANIFEST, TRAIN, EVALUATE):
         code, stdout, stderr = run(project, server[1], *arguments)
         assert code == 0, stderr
         expected = new_process(other, *arguments)

@@ -42,7 +42,6 @@ def test_the_benchmark_of_tracking_and_tables_runs(benchmark):
     assert len(re.findall(r"^tracking with a line every \d+ steps: ", output, re.M)) == 2
 
 
-@pytest.mark.slow
 def test_a_store_filled_by_sql_equals_one_filled_by_sync(benchmark):
     output = benchmark(
         "--only", "tables", "--rows", "--runs", "5", "--epochs", "2", "--rounds", "1"

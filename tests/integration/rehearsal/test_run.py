@@ -56,9 +56,8 @@ def most_waits(project, experiment):
         (CLASSIFIER, "fp32"), (CLASSIFIER, "bf16"), (CLASSIFIER, "fp16"), (DETECTOR, "bf16"),
         pytest.param("coco_cascade_mask_rcnn_smt_small", "fp32", marks=pytest.mark.slow),
         ("coco_retinanet_smt_small", "fp32"),
-        ("coco_atss_smt_small", "fp16"), ("ade20k_upernet_smt_small", "fp32"),
-        pytest.param("coco_sparse_rcnn_smt_small", "fp32", marks=pytest.mark.slow),
-        pytest.param("coco_dino_smt_small", "bf16", marks=pytest.mark.slow),
+        ("coco_atss_smt_small", "fp16"), ("coco_sparse_rcnn_smt_small", "fp32"),
+        ("coco_dino_smt_small", "bf16"), ("ade20k_upernet_smt_small", "fp32"),
     ],
 )  # fmt: skip
 def test_every_kind_of_network_trains_and_predicts(experiment, precision):
